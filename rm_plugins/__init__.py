@@ -1,0 +1,53 @@
+"""One reward, the same number everywhere in RLHF with TRL.
+
+Importing this package imports no torch: every name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rm_plugins.errors import RmPluginsError
+    from rm_plugins.hookspecs import hookimpl
+    from rm_plugins.registry import Registry
+    from rm_plugins.spec import load
+    from rm_plugins.types import Provider, Sample, Scores, Transform
+
+__all__ = [
+    "Provider",
+    "Registry",
+    "RmPluginsError",
+    "Sample",
+    "Scores",
+    "Transform",
+    "__version__",
+    "hookimpl",
+    "load",
+]
+
+try:
+    __version__ = version("rm-plugins")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+_HOMES = {
+    "Provider": "types",
+    "Registry": "registry",
+    "RmPluginsError": "errors",
+    "Sample": "types",
+    "Scores": "types",
+    "Transform": "types",
+    "hookimpl": "hookspecs",
+    "load": "spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,116 @@
+"""Every error that rm-plugins raises on purpose.
+
+Each error also inherits the built-in that fits, so that ``except ValueError`` keeps working::
+
+    RmPluginsError
+    ├── PluginError
+    │   ├── DuplicateNameError      (ValueError)   one name, two classes
+    │   ├── BrokenPluginError       (ImportError)  a plug-in that could not be loaded
+    │   └── UnknownNameError        (LookupError)  a name that nobody registered
+    ├── SpecError                   (ValueError)   a spec that cannot become a provider
+    ├── DataError                   (ValueError)   a row, a sample or a file that cannot be read
+    ├── ModelError                  (ValueError)   a folder that is no usable reward model
+    │   └── ManifestError                          a manifest that does not fit the model beside it
+    ├── ScoringError                (RuntimeError) a provider that could not score
+    ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
+    └── MissingDependencyError      (ImportError)  an optional package that is not installed
+"""
+
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "BrokenPluginError",
+    "DataError",
+    "DuplicateNameError",
+    "ManifestError",
+    "MissingDependencyError",
+    "ModelError",
+    "PluginError",
+    "RmPluginsError",
+    "ScoringError",
+    "SpecError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "did_you_mean",
+]
+
+
+class RmPluginsError(Exception):
+    """The root of the tree: catch it to catch everything that rm-plugins raises on purpose."""
+
+    def __str__(self) -> str:
+        # Some built-ins in the tree (LookupError's children) would quote the message.
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class PluginError(RmPluginsError):
+    """Something is wrong with a plug-in or with what plug-ins registered."""
+
+
+class DuplicateNameError(PluginError, ValueError):
+    """Two classes were registered under one name."""
+
+
+class BrokenPluginError(PluginError, ImportError):
+    """A plug-in could not be loaded; the original exception is its ``__cause__``."""
+
+
+class UnknownNameError(PluginError, LookupError):
+    """No plug-in registered this name."""
+
+
+class SpecError(RmPluginsError, ValueError):
+    """A spec cannot become a provider; the message names the path inside the spec."""
+
+
+class DataError(RmPluginsError, ValueError):
+    """A sample, a row or a file does not have the form that was asked for."""
+
+
+class ModelError(RmPluginsError, ValueError):
+    """A folder or hub id does not hold a usable reward model."""
+
+
+class ManifestError(ModelError):
+    """``reward_manifest.json`` does not fit the model or the tokenizer beside it."""
+
+
+class ScoringError(RmPluginsError, RuntimeError):
+    """A provider could not score.
+
+    Args:
+        message: What happened, to which provider, what to do.
+        rows: The positions of the batch that failed, where the others could still be scored; ``None`` for all.
+    """
+
+    def __init__(self, message: str, rows: Collection[int] | None = None) -> None:
+        super().__init__(message)
+        self.rows = None if rows is None else frozenset(rows)
+
+    def __reduce__(self) -> tuple[type["ScoringError"], tuple[str, Collection[int] | None]]:
+        return type(self), (str(self), self.rows)
+
+
+class UnsupportedError(RmPluginsError, TypeError):
+    """This provider, or this version of a library, does not do what was asked."""
+
+
+class MissingDependencyError(RmPluginsError, ImportError):
+    """An optional package is needed and absent; the message says how to install it."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the nearest match, if any, and everything that is allowed.
+
+    >>> did_you_mean("max_lenght", ["model", "max_length"])
+    "Did you mean 'max_length'? Allowed: max_length, model."
+    >>> did_you_mean("x", [])
+    'Nothing is allowed here.'
+    """
+    choices = sorted(allowed)
+    if not choices:
+        return "Nothing is allowed here."
+    nearest = get_close_matches(name, choices, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}Allowed: {', '.join(choices)}."

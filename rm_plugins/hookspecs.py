@@ -1,0 +1,68 @@
+"""The hooks through which everything is registered, rm-plugins' own parts included.
+
+A plug-in is a module or object whose functions carry `hookimpl`, announced under the entry-point group ``rm_plugins``::
+
+    from rm_plugins import hookimpl
+
+    @hookimpl
+    def rm_register_providers():
+        return [MyProvider]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from rm_plugins.losses import Loss, Regularizer
+    from rm_plugins.types import Provider, Sample, Scores, Transform
+
+__all__ = ["PROJECT", "HookSpecs", "hookimpl", "hookspec"]
+
+PROJECT = "rm_plugins"
+"""The pluggy project name and the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plug-in as the implementation of a hook."""
+
+
+class HookSpecs:
+    """Every hook, in one place. A class that is registered carries ``name: ClassVar[str]``, kebab-case."""
+
+    @hookspec
+    def rm_register_providers(self) -> Sequence[type[Provider]]:  # type: ignore[empty-body]
+        """Reward providers: subclasses of `rm_plugins.Provider`, used as ``provider: NAME``."""
+
+    @hookspec
+    def rm_register_losses(self) -> Sequence[type[Loss]]:  # type: ignore[empty-body]
+        """Reward-model losses: subclasses of `rm_plugins.losses.Loss`, used as ``RewardConfig(loss=NAME)``."""
+
+    @hookspec
+    def rm_register_regularizers(self) -> Sequence[type[Regularizer]]:  # type: ignore[empty-body]
+        """Terms added to a loss: `rm_plugins.losses.Regularizer`, used as ``RewardConfig(regularizers={NAME: WEIGHT})``."""
+
+    @hookspec
+    def rm_register_aggregates(self) -> Sequence[type[Any]]:  # type: ignore[empty-body]
+        """Combinations of an ensemble's members, used as ``aggregate: NAME``."""
+
+    @hookspec
+    def rm_register_transforms(self) -> Sequence[type[Transform]]:  # type: ignore[empty-body]
+        """Reshapings of scores: subclasses of `rm_plugins.Transform`, used as ``transform: NAME``."""
+
+    @hookspec
+    def rm_register_protocols(self) -> Sequence[type[Any]]:  # type: ignore[empty-body]
+        """Ways to speak to a remote scorer, used as ``protocol: NAME``."""
+
+    @hookspec
+    def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]
+        """Commands of the ``rm-plugins`` program. Import what is heavy inside the command, not beside it."""
+
+    @hookspec
+    def rm_scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
+        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring."""

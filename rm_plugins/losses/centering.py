@@ -1,0 +1,37 @@
+"""The centering regularizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rm_plugins.losses.batch import Regularizer, RewardBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Centering"]
+
+
+class Centering(Regularizer):
+    """Draws rewards to mean zero: mean of (r_winner + r_loser)^2; a usual weight is 0.01.
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser |
+
+    Source: arXiv 2312.09244, eq. 2; TRL's ``center_rewards_coefficient``.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0], [1.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
+    ... )
+    >>> Centering()(batch).item()
+    9.0
+    """
+
+    name: ClassVar[str] = "centering"
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        return (batch.winners + batch.losers).square().mean()

@@ -1,0 +1,136 @@
+"""Rewards from plain Python functions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.types import FloatArray, Provider, Sample, Scores
+
+__all__ = ["FunctionProvider"]
+
+_TRL_PARAMETERS = ("prompts", "completions")
+
+
+class FunctionProvider(Provider):
+    """A Python function, over samples or in the signature of TRL's reward functions.
+
+    Args:
+        function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts`` and
+            ``completions`` and any dataset columns it names (all of them if it has ``**kwargs``). It returns one number
+            per sample, ``None`` or NaN where it abstains. It may be ``async``.
+        arguments: Further keyword arguments of the function.
+
+    Raises:
+        SpecError: The function cannot be imported, or takes neither form of arguments.
+    """
+
+    name: ClassVar[str] = "function"
+
+    def __init__(self, *, function: str | Callable[..., Any], arguments: Mapping[str, Any] | None = None) -> None:
+        self.function: Callable[..., Any] = _imported(function) if isinstance(function, str) else function
+        self.arguments = dict(arguments or {})
+        self.label = getattr(self.function, "__name__", type(self.function).__name__)
+        self._columns = self._accepted_columns()
+
+    def _accepted_columns(self) -> frozenset[str] | None:
+        """The column names a function of TRL's form takes, `None` for all; raises for a function of no known form."""
+        parameters = dict(inspect.signature(self.function).parameters)
+        for name in self.arguments:
+            parameters.pop(name, None)
+        self._takes_samples = not all(name in parameters for name in _TRL_PARAMETERS)
+        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [found for found in parameters.values() if found.default is found.empty and found.kind not in optional]
+        if self._takes_samples and len(needed) != 1:
+            raise SpecError(
+                f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
+                "the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do."
+            )
+        takes_all = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
+        return None if takes_all else frozenset(parameters)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Call the function once with the whole batch."""
+        if self._takes_samples:
+            answer = self.function(list(samples), **self.arguments)
+        else:
+            columns = self._columns_of(samples)
+            answer = self.function(
+                prompts=[sample.prompt for sample in samples],
+                completions=[sample.completion for sample in samples],
+                **columns,
+                **self.arguments,
+            )
+        if inspect.isawaitable(answer):
+            answer = _awaited(answer)
+        return answer if isinstance(answer, Scores) else Scores(self._numbers(answer, len(samples)))
+
+    def _columns_of(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+        names = dict.fromkeys(name for sample in samples for name in sample.columns)
+        wanted = [name for name in names if self._columns is None or name in self._columns]
+        return {name: [sample.columns.get(name) for sample in samples] for name in wanted if name not in self.arguments}
+
+    def _numbers(self, answer: object, size: int) -> FloatArray:
+        if isinstance(answer, (str, bytes, Mapping)) or not hasattr(answer, "__len__"):
+            raise ScoringError(
+                f"The function {self.label!r} returned {answer!r:.80}; a list of one number per sample was expected."
+            )
+        items: list[Any] = list(answer)  # type: ignore[call-overload]  # sized, and not text
+        if len(items) != size:
+            raise ScoringError(
+                f"The function {self.label!r} returned {len(items)} rewards for {size} samples; it must return exactly one "
+                "per sample, None where it abstains."
+            )
+        values = np.empty(size)
+        for row, item in enumerate(items):
+            number = item.item() if hasattr(item, "item") else item
+            if number is not None and not isinstance(number, Real):
+                raise ScoringError(
+                    f"The function {self.label!r} returned {item!r:.80} for item {row}; a number or None was expected."
+                )
+            values[row] = np.nan if number is None else float(number)
+        return values
+
+
+def _imported(text: str) -> Callable[..., Any]:
+    module, _, path = text.partition(":")
+    if not path:
+        raise SpecError(f"{text!r} must have the form module:function.")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look where its user stands
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"The function {text!r} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise SpecError(f"{text!r} is {type(found).__name__}, not a function.")
+    return found  # type: ignore[no-any-return]  # anything callable
+
+
+def _awaited(answer: Any) -> Any:
+    async def wait() -> Any:
+        return await answer
+
+    return _run(wait())
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # Inside a running loop (a notebook), the answer is waited for in a loop of its own.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -1,0 +1,189 @@
+"""How a sample becomes the text and the token ids that a model scores.
+
+The same object renders for training and for scoring, which is what makes a reward the same number in both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rm_plugins.errors import DataError, ModelError, ScoringError
+from rm_plugins.types import Message, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Renderer", "Rendering", "Truncation"]
+
+Truncation: TypeAlias = Literal["left", "error"]
+
+PLAIN = "plain"
+"""The name of the template that writes messages as ``Role: content`` paragraphs."""
+
+_UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """The choices that turn samples into token ids; part of the manifest.
+
+    Args:
+        chat_template: ``tokenizer`` for the tokenizer's own chat template, ``plain`` for ``Role: content`` paragraphs.
+        append_eos: Whether a text (not a templated conversation) ends with the EOS token, as in TRL's training.
+        max_length: Most tokens of a row; None for no limit.
+        truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
+            and the leading special token; ``error`` refuses the row.
+        template_kwargs: Further arguments of the chat template.
+    """
+
+    chat_template: Literal["tokenizer", "plain"]
+    append_eos: bool
+    max_length: int | None
+    truncation: Truncation = "left"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
+        """What TRL's RewardTrainer does with this tokenizer, extended to tokenizers that it cannot train with.
+
+        Args:
+            tokenizer: The tokenizer.
+            position_limit: The model's own limit on positions, if it has one.
+        """
+        limits = [limit for limit in (tokenizer.model_max_length, position_limit) if limit and limit < _UNLIMITED]
+        return cls(
+            chat_template="tokenizer" if tokenizer.chat_template else "plain",
+            append_eos=tokenizer.eos_token is not None and not _closes_texts(tokenizer),
+            max_length=min(limits, default=None),
+        )
+
+
+def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself ends every text with its EOS or separator token, as encoders' tokenizers do."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+
+
+class Renderer:
+    """Renders and tokenizes samples one way.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        rendering: The choices; `Rendering.default` where there is no manifest.
+
+    Raises:
+        ModelError: The rendering needs a chat template and the tokenizer has none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
+        if rendering.chat_template == "tokenizer" and not tokenizer.chat_template:
+            raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
+        self.tokenizer = tokenizer
+        self.rendering = rendering
+        self._bos = tokenizer.bos_token if self._adds_bos() else None
+        self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+
+    def _adds_bos(self) -> bool:
+        ids = self.tokenizer("a")["input_ids"]
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id and ids[0] is not None
+
+    def text(self, sample: Sample) -> str:
+        """The text of a sample, before truncation.
+
+        A leading BOS that the tokenizer adds by itself is left out, so that any consumer that tokenizes this text the usual
+        way (``pipeline``, a server) gets the same ids.
+
+        Raises:
+            DataError: The chat template refuses the conversation.
+        """
+        if sample.is_conversational and self.rendering.chat_template == "tokenizer":
+            text = self._templated(sample)
+            return text.removeprefix(self._bos) if self._bos else text
+        if sample.is_conversational:
+            text = "\n\n".join(_paragraph(message) for message in sample.messages)
+        else:
+            text = f"{sample.prompt}{sample.completion}"
+        eos = self.tokenizer.eos_token
+        return text + eos if self.rendering.append_eos and not text.endswith(eos) else text
+
+    def _templated(self, sample: Sample) -> str:
+        tools = sample.columns.get("tools")
+        settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in sample.messages],
+                tools=json.loads(tools) if isinstance(tools, str) else tools,
+                tokenize=False,
+                **settings,
+            )
+        except Exception as error:  # a template is a program and raises whatever its author wrote
+            raise DataError(f"The chat template refused the conversation: {error}") from error
+        return str(rendered)
+
+    def token_ids(self, samples: Sequence[Sample]) -> tuple[list[list[int]], int]:
+        """The token ids of each sample, [N] lists, and how many rows were truncated.
+
+        Raises:
+            ScoringError: Rows exceed `max_length` and the rendering's truncation is ``error``.
+        """
+        ids = self.untruncated_ids(samples)
+        limit = self.rendering.max_length
+        long = [row for row, found in enumerate(ids) if limit is not None and len(found) > limit]
+        if not long or limit is None:
+            return ids, 0
+        if self.rendering.truncation == "error":
+            raise ScoringError(
+                f"{len(long)} of {len(ids)} samples are longer than max_length={limit} tokens (first: item {long[0]} with "
+                f"{len(ids[long[0]])}), and truncation is 'error'.",
+                rows=long,
+            )
+        for row in long:
+            ids[row] = self._truncated(ids[row], limit)
+        return ids, len(long)
+
+    def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token."""
+        # Templates write their special tokens themselves; only what surrounds a text or a stripped BOS is added here.
+        texts = [self.text(sample) for sample in samples]
+        templated = self.rendering.chat_template == "tokenizer"
+        ids: list[list[int]] = [[]] * len(samples)
+        for conversational in (False, True):
+            rows = [row for row, sample in enumerate(samples) if sample.is_conversational is conversational]
+            if rows:
+                special = not (conversational and templated) or self._bos is not None
+                found = self.tokenizer([texts[row] for row in rows], add_special_tokens=special, verbose=False)["input_ids"]
+                for row, row_ids in zip(rows, found, strict=True):
+                    ids[row] = list(row_ids) or [self._placeholder()]
+        return ids
+
+    def _placeholder(self) -> int:
+        # A text that no token stands for still needs a position to be scored at.
+        for token in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    def _truncated(self, ids: list[int], limit: int) -> list[int]:
+        kept = 1 if ids[0] in self._leading and limit > 1 else 0
+        return ids[:kept] + ids[len(ids) - (limit - kept) :]
+
+
+def _paragraph(message: Message) -> str:
+    content = message.get("content") or json.dumps(message.get("tool_calls"), ensure_ascii=False)
+    return f"{str(message['role']).capitalize()}: {content}"
+
+
+def read_chat_template(path: str) -> str:
+    """The Jinja template in a file.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"The chat template {path!r} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,330 @@
+"""Turns what a user wrote down into a provider: a path, a hub id, a URL, ``module:function``, a name, a mapping."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, Required, TypedDict
+
+from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
+from rm_plugins.providers.function import FunctionProvider
+from rm_plugins.registry import Registry, default_registry
+from rm_plugins.types import LocalPath, Provider, Transform
+
+__all__ = ["SPEC_VARIABLE", "component", "load", "named_rewards"]
+
+SPEC_VARIABLE = "RM_PLUGINS_SPEC"
+"""The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
+
+SHARED_KEYS = ("provider", "name", "transform", "on_error")
+"""Keys that every provider's spec has, beside its own."""
+
+_FILE_ENDINGS = (".yaml", ".yml", ".json")
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(
+    spec: str | Path | Mapping[str, Any] | Provider | Callable[..., Any],
+    *,
+    registry: Registry | None = None,
+    **settings: Any,
+) -> Provider:
+    """The provider that a spec describes.
+
+    Args:
+        spec: One of
+
+            - a model folder, or a ``.yaml``/``.json`` file that holds a mapping;
+            - ``http://...``, short for ``{provider: remote, url: ...}``;
+            - ``module:function``, or a callable, short for ``{provider: function, function: ...}``;
+            - the name of a registered provider, or of a reward in ``rm_plugins.yaml``;
+            - a model id of the hub, short for ``{provider: sequence-classifier, model: ...}``;
+            - a mapping with ``provider``, that provider's own keys, and the shared ones ``name``, ``transform`` and
+              ``on_error`` (``raise``, ``abstain`` or ``{fallback: SPEC}``);
+            - a provider, which is returned as it is.
+        registry: Where names are looked up; the installed plug-ins by default.
+        settings: Further keys of the mapping, which win over the spec's own.
+
+    Raises:
+        SpecError: The spec is wrong; the message names the path inside it, what is allowed, and the nearest match.
+        BrokenPluginError: The name might belong to a plug-in that failed to load.
+        ModelError: The folder or hub id holds no usable reward model.
+    """
+    registry = registry or default_registry()
+    provider = _Builder(registry, Path.cwd(), source="").provider(spec, "", settings)
+    if provider is not spec:
+        provider.observer = registry.scored
+    return provider
+
+
+def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Registry | None = None) -> Any:
+    """A loss, regularizer, transform or aggregate from its name, from ``{name: NAME, ...}``, or as it is.
+
+    Raises:
+        SpecError: An argument is unknown, missing or of the wrong type.
+        UnknownNameError: Nobody registered the name.
+    """
+    return _Builder(registry or default_registry(), Path.cwd(), source="").component(kind, spec, kind)
+
+
+def named_rewards() -> Mapping[str, Any]:
+    """Name to spec, from the file that ``RM_PLUGINS_SPEC`` names or else ``rm_plugins.yaml``; empty if there is none.
+
+    Raises:
+        SpecError: The file is named and absent, or is not a mapping.
+    """
+    path = _named_rewards_file()
+    return _read_mapping(path) if path is not None else {}
+
+
+def _named_rewards_file() -> Path | None:
+    named = os.environ.get(SPEC_VARIABLE)
+    path = Path(named or "rm_plugins.yaml")
+    if path.is_file():
+        return path
+    if named:
+        raise SpecError(f"The environment variable {SPEC_VARIABLE} names {named!r}, which is no file.")
+    return None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{path} must hold a mapping with text keys, such as `provider: ...`; it holds {content!r:.80}.")
+    return content
+
+
+class _Builder:
+    """Builds one spec and what is nested in it; `source` is the file it came from, for messages."""
+
+    def __init__(self, registry: Registry, folder: Path, source: str) -> None:
+        self.registry = registry
+        self.folder = folder
+        self.source = source
+
+    def error(self, path: str, message: str) -> SpecError:
+        where = ": ".join(part for part in (self.source, path) if part)
+        return SpecError(f"{where}: {message}" if where else message)
+
+    def provider(self, spec: object, path: str, settings: Mapping[str, Any] | None = None) -> Provider:
+        if isinstance(spec, Provider):
+            if settings:
+                raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
+            return spec
+        if isinstance(spec, Mapping):
+            return self.from_mapping({**spec, **(settings or {})}, path)
+        if isinstance(spec, (str, Path)):
+            return self.from_text(str(spec), path, settings or {})
+        if callable(spec):
+            return self.from_mapping({"provider": FunctionProvider.name, "function": spec, **(settings or {})}, path)
+        raise self.error(path, f"a spec is text, a path, a mapping, a callable or a provider, not {type(spec).__name__}.")
+
+    def from_text(self, text: str, path: str, settings: Mapping[str, Any]) -> Provider:
+        found = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
+        if _URL.match(text):
+            return self.from_mapping({"provider": "remote", "url": text, **settings}, path)
+        if found.is_dir():
+            return self.from_mapping({"provider": "sequence-classifier", "model": str(found), **settings}, path)
+        if found.suffix in _FILE_ENDINGS and found.is_file():
+            inner = _Builder(self.registry, found.resolve().parent, source=str(found))
+            content = _read_mapping(found)
+            if "provider" not in content and "provider" not in settings:
+                raise inner.error(
+                    "",
+                    f"the key 'provider' is missing. If the file names rewards ({', '.join(content)}), set {SPEC_VARIABLE} to "
+                    "it and load one by its name.",
+                )
+            return inner.from_mapping({**content, **settings}, "")
+        if text.startswith((".", "/", "~")) or found.suffix in _FILE_ENDINGS:
+            raise self.error(path, f"{text!r} does not exist (looked for {found}).")
+        if _OBJECT.fullmatch(text):
+            return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
+        if text.replace("_", "-") in self.registry.all("provider"):
+            return self.from_mapping({"provider": text, **settings}, path)
+        rewards = named_rewards()
+        if text in rewards:
+            file = _named_rewards_file()
+            inner = _Builder(self.registry, file.resolve().parent if file else self.folder, source=str(file))
+            return inner.provider(rewards[text], text, {"name": text, **settings})
+        known = [*self.registry.all("provider"), *rewards]
+        if not _HUB_ID.fullmatch(text):
+            raise self.error(
+                path,
+                f"{text!r} is no folder or file here, no URL, no module:function, no registered provider, no named reward and no "
+                f"model id (OWNER/NAME). {did_you_mean(text, known)}",
+            )
+        try:
+            return self.from_mapping({"provider": "sequence-classifier", "model": text, **settings}, path)
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise self.error(
+                path, f"{text!r} is no folder or file here, and no model of that id could be loaded: {reason}"
+            ) from error
+
+    def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
+        arguments = dict(spec)
+        if "provider" not in arguments:
+            known = ", ".join(sorted(self.registry.all("provider")))
+            raise self.error(path, f"the key 'provider' is missing. Allowed values: {known}.")
+        cls = self.lookup("provider", arguments.pop("provider"), _join(path, "provider"))
+        shared = {key: arguments.pop(key) for key in SHARED_KEYS if key in arguments}
+        label = shared.get("name")
+        if label is not None and not isinstance(label, str):
+            raise self.error(_join(path, "name"), f"must be text, not {label!r}.")
+        provider: Provider = self.construct(cls, arguments, path, also=SHARED_KEYS)
+        if label is not None:
+            provider.label = label
+        if shared.get("transform") is not None:
+            provider.transform = self.component("transform", shared["transform"], _join(path, "transform"))
+            provider.transform.bind(provider)
+        self.set_on_error(provider, shared.get("on_error", "raise"), _join(path, "on_error"))
+        return provider
+
+    def set_on_error(self, provider: Provider, policy: object, path: str) -> None:
+        if isinstance(policy, Mapping) and set(policy) == {"fallback"}:
+            provider.fallback = self.provider(policy["fallback"], _join(path, "fallback"))
+        elif policy in ("raise", "abstain"):
+            provider.on_error = policy  # type: ignore[assignment]  # narrowed by the line above
+        else:
+            raise self.error(path, f"must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}.")
+
+    def component(self, kind: str, spec: object, path: str) -> Any:
+        if isinstance(spec, str):
+            return self.construct(self.lookup(kind, spec, path), {}, path)
+        if isinstance(spec, Mapping):
+            arguments = dict(spec)
+            if "name" not in arguments:
+                known = ", ".join(sorted(self.registry.all(kind)))
+                raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
+            return self.construct(self.lookup(kind, arguments.pop("name"), _join(path, "name")), arguments, path, also=("name",))
+        if callable(spec):
+            return spec
+        raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
+
+    def lookup(self, kind: str, name: object, path: str) -> type[Any]:
+        if not isinstance(name, str):
+            raise self.error(path, f"must be the name of a {kind}, not {name!r}.")
+        try:
+            return self.registry.get(kind, name)
+        except PluginError as error:
+            raise type(error)(str(self.error(path, str(error)))) from error.__cause__
+
+    def construct(self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()) -> Any:
+        """`cls` called with `arguments`, which are checked against its constructor's annotations."""
+        schema = _schema(cls)
+        resolved = {
+            key: self.resolve(schema[key], value, _join(path, key)) if key in schema else value
+            for key, value in arguments.items()
+        }
+        try:
+            _validator(cls).validate_python(resolved)
+        except ValidationError as error:
+            what = f"{getattr(cls, 'name', cls.__name__)!r}"
+            raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
+        try:
+            return cls(**resolved)
+        except RmPluginsError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise self.error(path, f"{getattr(cls, 'name', cls.__name__)!r} was refused: {error}") from error
+
+    def problems(self, error: ValidationError, what: str, path: str, allowed: Sequence[str]) -> str:
+        """One line for every key that is wrong."""
+        messages: dict[str, list[str]] = {}
+        for found in error.errors(include_url=False):
+            key = str(found["loc"][0])
+            match found["type"]:
+                case "extra_forbidden":
+                    message = f"unknown key {key!r} for {what}. {did_you_mean(key, allowed)}"
+                case "missing":
+                    message = f"{what} needs the key {key!r}, which is missing."
+                case _:
+                    message = f"{found['msg'][:1].lower()}{found['msg'][1:]}, not {found['input']!r:.80}."
+            # Behind the key come positions and, for a union, one entry a branch.
+            positions = [part for part in found["loc"][1:] if isinstance(part, int)]
+            where = "".join([_join(path, key), *(f"[{position}]" for position in positions)])
+            messages.setdefault(where, []).append(message)
+        return "\n".join(str(self.error(where, " Or: ".join(found))) for where, found in messages.items())
+
+    def resolve(self, annotation: Any, value: Any, path: str) -> Any:
+        """`value` with the specs and local paths that its annotation announces made real."""
+        origin, parts = get_origin(annotation), get_args(annotation)
+        if value is None:
+            return None
+        if origin is Annotated:
+            return self.local(value, path) if LocalPath in parts[1:] else self.resolve(parts[0], value, path)
+        if origin in (Union, UnionType):
+            announced = [part for part in parts if part is not NoneType and _announces(part)]
+            return self.resolve(announced[0], value, path) if announced else value
+        if isinstance(annotation, type) and issubclass(annotation, Provider):
+            return self.provider(value, path)
+        if isinstance(annotation, type) and issubclass(annotation, Transform):
+            return self.component("transform", value, path)
+        if not _announces(annotation):
+            return value
+        if isinstance(value, Mapping) and len(parts) == 2:
+            return {key: self.resolve(parts[1], item, _join(path, key)) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.resolve(parts[0], item, _join(path, position)) for position, item in enumerate(value)]
+        return value
+
+    def local(self, value: Any, path: str) -> Any:
+        """A path relative to the spec's own file, where such a file or folder exists; else the value."""
+        if not isinstance(value, str):
+            return value
+        found = Path(value).expanduser() if value.startswith("~") else self.folder / value
+        if found.exists():
+            return str(found)
+        if value.startswith((".", "/", "~")):
+            raise self.error(path, f"{value!r} does not exist (looked for {found}).")
+        return value
+
+
+def _join(path: str, part: object) -> str:
+    if isinstance(part, int):
+        return f"{path}[{part}]"
+    return f"{path}.{part}" if path else str(part)
+
+
+def _announces(annotation: Any) -> bool:
+    """Whether a value of this annotation is, or contains, a spec or a local path."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return issubclass(annotation, (Provider, Transform, LocalPath))
+    return any(_announces(part) for part in get_args(annotation))
+
+
+@lru_cache
+def _schema(cls: type[Any]) -> dict[str, Any]:
+    """The annotations of a constructor's parameters, by name."""
+    parameters = inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__, vars(sys.modules[cls.__module__]), include_extras=True)
+    return {name: hints.get(name, Any) for name, found in parameters.items() if found.kind is not found.VAR_KEYWORD}
+
+
+@lru_cache
+def _validator(cls: type[Any]) -> TypeAdapter[Any]:
+    parameters = inspect.signature(cls).parameters
+    takes_more = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
+    fields = {
+        name: (Required if parameters[name].default is inspect.Parameter.empty else NotRequired)[annotation]
+        for name, annotation in _schema(cls).items()
+    }
+    config = ConfigDict(extra="allow" if takes_more else "forbid", strict=True, arbitrary_types_allowed=True)
+    return TypeAdapter(with_config(config)(TypedDict(cls.__name__, fields)))  # type: ignore[operator]

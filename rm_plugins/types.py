@@ -1,0 +1,299 @@
+"""Samples, scores and the two things that every plug-in author meets: `Provider` and `Transform`."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
+
+__all__ = ["FloatArray", "LocalPath", "Message", "ModelSource", "OnError", "Provider", "Sample", "Scores", "Transform"]
+
+logger = logging.getLogger(__name__)
+
+Message: TypeAlias = Mapping[str, Any]
+"""One turn of a conversation: ``{"role": ..., "content": ...}``."""
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+OnError: TypeAlias = Literal["raise", "abstain"]
+
+
+class LocalPath:
+    """Marks a constructor's text argument that may be a path, which a spec file gives relative to itself."""
+
+
+ModelSource: TypeAlias = Annotated[str, LocalPath]
+"""A model folder or a model id of the hub."""
+
+ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A completion to score.
+
+    Prompt and completion are both text, or both message lists, as in TRL's standard and conversational formats. A text
+    completion under a conversational prompt becomes one assistant message.
+
+    Args:
+        prompt: Text or messages; empty (``""`` or ``[]``) where there is none.
+        completion: Text or messages. An empty completion is a completion: it is scored like any other.
+        columns: The other columns of the dataset row, by name (``tools`` and ``chat_template_kwargs`` reach the chat
+            template).
+
+    Raises:
+        DataError: A part is neither text nor messages, a role is unknown, or a message has no text.
+
+    >>> Sample("Q: 2+2?\\n", "4").is_conversational
+    False
+    >>> Sample([{"role": "user", "content": "2+2?"}], "4").completion
+    [{'role': 'assistant', 'content': '4'}]
+    """
+
+    prompt: str | Sequence[Message]
+    completion: str | Sequence[Message]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_text_or_messages("prompt", self.prompt)
+        if isinstance(self.completion, str) and not isinstance(self.prompt, str):
+            object.__setattr__(self, "completion", [{"role": "assistant", "content": self.completion}])
+        _check_text_or_messages("completion", self.completion)
+        if isinstance(self.prompt, str) and not isinstance(self.completion, str):
+            raise DataError(
+                "A sample's prompt is text but its completion is a list of messages. Make both text or both messages."
+            )
+
+    @property
+    def is_conversational(self) -> bool:
+        """Whether prompt and completion are message lists."""
+        return not isinstance(self.prompt, str)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The whole conversation.
+
+        Raises:
+            UnsupportedError: The sample is text.
+        """
+        if isinstance(self.prompt, str) or isinstance(self.completion, str):
+            raise UnsupportedError("A text sample has no messages; look at `is_conversational` first.")
+        return [*self.prompt, *self.completion]
+
+
+def _check_text_or_messages(part: str, value: object) -> None:
+    if isinstance(value, str):
+        return
+    if not isinstance(value, Sequence):
+        raise DataError(f"A sample's {part} must be text or a list of messages, not {type(value).__name__}: {value!r}.")
+    for position, message in enumerate(value):
+        where = f"{part}[{position}]"
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise DataError(f"{where} is not a message with 'role' and 'content': {message!r}.")
+        if message["role"] not in ROLES:
+            raise DataError(f"{where} has the unknown role {message['role']!r}. Allowed: {', '.join(ROLES)}.")
+        content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            continue
+        if not isinstance(content, str):
+            raise DataError(f"{where} needs text as its content, not {type(content).__name__}: {content!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a provider says of a batch of N samples.
+
+    Args:
+        values: float64 [N], one reward per sample, NaN where the provider abstains.
+        details: Named per-sample extras, each float64 [N]: member scores, spread.
+        metadata: Facts about the batch as a whole, such as how many samples were truncated.
+    """
+
+    values: FloatArray
+    details: Mapping[str, FloatArray] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float64)
+        if values.ndim != 1:
+            raise ScoringError(f"Scores need one value per sample, [N]; got an array of shape {values.shape}.")
+        details = {name: np.asarray(column, dtype=np.float64) for name, column in self.details.items()}
+        for name, column in details.items():
+            if column.shape != values.shape:
+                raise ScoringError(f"The detail {name!r} has shape {column.shape}; {values.shape} was expected.")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "details", details)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def abstained(self) -> NDArray[np.bool_]:
+        """bool [N]: where the provider gave no reward."""
+        return np.isnan(self.values)
+
+    def scattered(self, rows: Sequence[int], size: int) -> Scores:
+        """These scores at positions `rows` of a batch of `size`, abstaining everywhere else."""
+
+        def spread(column: FloatArray) -> FloatArray:
+            out = np.full(size, np.nan)
+            out[list(rows)] = column
+            return out
+
+        details = {name: spread(column) for name, column in self.details.items()}
+        return Scores(spread(self.values), details, self.metadata)
+
+
+class Transform(ABC):
+    """Reshapes a provider's scores: z-score, clip, scale.
+
+    Its constructor's annotated keyword arguments are its schema in a spec.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
+
+    def bind(self, provider: Provider) -> None:  # noqa: B027 - most transforms need nothing of their provider
+        """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
+
+
+class Provider(ABC):
+    """Turns samples into scores.
+
+    A subclass sets `name` and implements `score_batch`; its constructor's annotated keyword arguments are its schema in a
+    spec. What every provider shares (`transform`, `on_error`, counting, checking) lives here, in `score`.
+    """
+
+    name: ClassVar[str]
+
+    label: str = ""
+    """What this reward is called in metrics and messages; the provider's name unless something better is known."""
+    on_error: OnError = "raise"
+    """What a failure becomes: the error itself, or NaN."""
+    fallback: Provider | None = None
+    """Scores the samples that failed, before `on_error` is asked."""
+    transform: Transform | None = None
+    observer: Callable[[Provider, Sequence[Sample], Scores], None] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "label" not in cls.__dict__ and isinstance(cls.__dict__.get("name"), str):
+            cls.label = cls.__dict__["name"]
+
+    @abstractmethod
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score a non-empty batch; NaN abstains.
+
+        Raises:
+            ScoringError: The batch, or the `rows` that the error names, could not be scored.
+        """
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often what happened so far: ``samples``, ``abstained``, ``errors``, ``fallbacks``."""
+        counts: Counter[str] = self.__dict__.setdefault("_counts", Counter())
+        return counts
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """One score per sample, in their order; an empty batch gives empty scores.
+
+        Raises:
+            DataError: Something in the batch is not a `Sample`.
+            ScoringError: The provider failed and `on_error` is ``raise``.
+        """
+        for position, sample in enumerate(samples):
+            if not isinstance(sample, Sample):
+                raise DataError(
+                    f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r}."
+                )
+        if not samples:
+            return Scores(np.empty(0))
+        scores = self._guarded(samples)
+        self.counts["samples"] += len(samples)
+        self.counts["abstained"] += int(scores.abstained.sum())
+        if self.observer is not None:
+            self.observer(self, samples, scores)
+        return scores
+
+    def render(self, sample: Sample) -> str:
+        """The exact text that is scored.
+
+        Raises:
+            UnsupportedError: The provider does not score a text of its own making.
+        """
+        raise UnsupportedError(f"The provider {self.label!r} ({self.name}) has no text of its own to render.")
+
+    def close(self) -> None:  # noqa: B027 - most providers hold nothing
+        """Give back what the provider holds: connections, processes."""
+
+    def _checked(self, samples: Sequence[Sample]) -> Scores:
+        # The one boundary at which a provider's foreign exceptions become ours.
+        try:
+            scores = self.score_batch(samples)
+        except RmPluginsError:
+            raise
+        except Exception as error:
+            raise ScoringError(f"The provider {self.label!r} failed: {type(error).__name__}: {error}") from error
+        if len(scores) != len(samples):
+            raise ScoringError(
+                f"The provider {self.label!r} returned {len(scores)} scores for {len(samples)} samples; it must return "
+                "exactly one per sample, NaN where it abstains."
+            )
+        infinite = np.flatnonzero(np.isinf(scores.values))
+        if len(infinite):
+            raise ScoringError(
+                f"The provider {self.label!r} returned an infinite score for {len(infinite)} of {len(samples)} samples "
+                f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
+                rows=infinite.tolist(),
+            )
+        if self.transform is None:
+            return scores
+        reshaped = self.transform(scores.values, samples)
+        return Scores(reshaped, {**scores.details, "raw": scores.values}, scores.metadata)
+
+    def _guarded(self, samples: Sequence[Sample]) -> Scores:
+        try:
+            return self._checked(samples)
+        except ScoringError as error:
+            if self.on_error == "raise" and self.fallback is None:
+                raise
+            failed = sorted(error.rows or range(len(samples)))
+            self.counts["errors"] += 1
+            remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
+            logger.warning("%d of %d samples failed, %s: %s", len(failed), len(samples), remedy, error)
+        parts = []
+        kept = [row for row in range(len(samples)) if row not in set(failed)]
+        if kept:
+            parts.append(self._guarded([samples[row] for row in kept]).scattered(kept, len(samples)))
+        if self.fallback is not None:
+            self.counts["fallbacks"] += len(failed)
+            parts.append(self.fallback.score([samples[row] for row in failed]).scattered(failed, len(samples)))
+        return _merged(parts, len(samples))
+
+
+def _merged(parts: Sequence[Scores], size: int) -> Scores:
+    """Scores of disjoint rows laid over each other."""
+
+    def first(columns: Sequence[FloatArray]) -> FloatArray:
+        out = np.full(size, np.nan)
+        for column in columns:
+            out = np.where(np.isnan(out), column, out)
+        return out
+
+    names = dict.fromkeys(name for part in parts for name in part.details)
+    details = {name: first([part.details[name] for part in parts if name in part.details]) for name in names}
+    metadata: dict[str, Any] = {}
+    for part in parts:
+        metadata.update(part.metadata)
+    return Scores(first([part.values for part in parts]), details, metadata)
