@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.types import Provider, Sample, Scores
 
-__all__ = ["KINDS", "BrokenPlugin", "Registration", "Registry", "default_registry"]
+__all__ = ["KINDS", "BrokenPlugin", "PluginCommand", "Registration", "Registry", "default_registry"]
 
 KINDS: Mapping[str, str] = {
     "provider": "rm_register_providers",
@@ -60,6 +60,21 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginCommand:
+    """A command that a plug-in adds to the ``rm-plugins`` program."""
+
+    name: str
+    command: click.Command
+    plugin: str
+    version: str
+
+    @property
+    def doc(self) -> str:
+        """The first sentence of the command's help."""
+        return self.command.get_short_help_str(limit=100)
+
+
+@dataclass(frozen=True, slots=True)
 class BrokenPlugin:
     """A plug-in that could not be loaded."""
 
@@ -90,6 +105,7 @@ class Registry:
         self._manager.add_hookspecs(HookSpecs)
         self._versions: dict[str, str] = {}
         self._registered: dict[str, dict[str, Registration]] = {}
+        self._discovered: dict[str, str] = {}
         self.broken: list[BrokenPlugin] = []
         own_version = _own_version()
         for module in BUILT_INS:
@@ -102,6 +118,8 @@ class Registry:
                 self._discover(entry_point)
 
     def _add(self, plugin: object, name: str, version: str) -> None:
+        if self._manager.has_plugin(name):
+            raise PluginError(f"The plug-in {name!r} was refused: another one of that name is there already.")
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
@@ -113,11 +131,13 @@ class Registry:
 
     def _discover(self, entry_point: EntryPoint) -> None:
         distribution = entry_point.dist
+        version = distribution.version if distribution else ""
+        origin = f"{distribution.name} {version} ({entry_point.value})" if distribution else entry_point.value
+        self._discovered[entry_point.name] = origin
         try:
-            self._add(entry_point.load(), entry_point.name, distribution.version if distribution else "")
+            self._add(entry_point.load(), entry_point.name, version)
         except Exception as error:  # somebody else's module may raise anything at all
-            origin = f"{distribution.name} {distribution.version}" if distribution else entry_point.value
-            self.broken.append(BrokenPlugin(entry_point.name, f"{origin} ({entry_point.value})", error))
+            self.broken.append(BrokenPlugin(entry_point.name, origin, error))
 
     def all(self, kind: str) -> Mapping[str, Registration]:
         """Everything registered of one kind, by name.
@@ -151,9 +171,16 @@ class Registry:
         return found
 
     def _call(self, hook: str) -> list[tuple[str, Sequence[Any]]]:
-        caller = getattr(self._manager.hook, hook)
-        implementations = [(found.plugin_name, found.function) for found in caller.get_hookimpls()]
-        return [(plugin, function() or ()) for plugin, function in implementations]
+        """What each plug-in answers to a hook; an installed one that fails is kept in `broken`."""
+        answers = []
+        for found in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                answers.append((found.plugin_name, found.function() or ()))
+            except Exception as error:
+                if found.plugin_name not in self._discovered:
+                    raise
+                self.broken.append(BrokenPlugin(found.plugin_name, self._discovered[found.plugin_name], error))
+        return answers
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The class registered under `name`; an underscore is read as a hyphen.
@@ -173,20 +200,21 @@ class Registry:
             ) from self.broken[0].error
         raise UnknownNameError(message)
 
-    def commands(self) -> dict[str, click.Command]:
+    def commands(self) -> dict[str, PluginCommand]:
         """The commands that plug-ins add to the ``rm-plugins`` program, by name.
 
         Raises:
             DuplicateNameError: Two plug-ins add one command.
         """
-        found: dict[str, click.Command] = {}
-        owner: dict[str, str] = {}
+        found: dict[str, PluginCommand] = {}
         for plugin, commands in self._call("rm_register_commands"):
             for command in commands:
                 name = str(command.name)
                 if name in found:
-                    raise DuplicateNameError(f"The command {name!r} is added by the plug-ins {owner[name]!r} and {plugin!r}.")
-                found[name], owner[name] = command, plugin
+                    raise DuplicateNameError(
+                        f"The command {name!r} is added by two plug-ins: {found[name].plugin!r} and {plugin!r}. Uninstall one."
+                    )
+                found[name] = PluginCommand(name, command, plugin, self._versions[plugin])
         return found
 
     def scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:

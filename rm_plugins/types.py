@@ -238,13 +238,28 @@ class Provider(ABC):
         """Give back what the provider holds: connections, processes."""
 
     def _checked(self, samples: Sequence[Sample]) -> Scores:
-        # The one boundary at which a provider's foreign exceptions become ours.
+        # The one boundary at which the foreign exceptions of a provider and its transform become ours.
         try:
             scores = self.score_batch(samples)
+            self._check(scores, samples)
+            if self.transform is None:
+                return scores
+            reshaped = Scores(self.transform(scores.values, samples))
         except RmPluginsError:
             raise
         except Exception as error:
             raise ScoringError(f"The provider {self.label!r} failed: {type(error).__name__}: {error}") from error
+        self._check(reshaped, samples)
+        revived = np.flatnonzero(scores.abstained & ~reshaped.abstained)
+        if len(revived):
+            raise ScoringError(
+                f"The transform {self.transform.name!r} of the provider {self.label!r} made a score of {len(revived)} "
+                f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
+                rows=revived.tolist(),
+            )
+        return Scores(reshaped.values, {**scores.details, "raw": scores.values}, scores.metadata)
+
+    def _check(self, scores: Scores, samples: Sequence[Sample]) -> None:
         if len(scores) != len(samples):
             raise ScoringError(
                 f"The provider {self.label!r} returned {len(scores)} scores for {len(samples)} samples; it must return "
@@ -257,10 +272,6 @@ class Provider(ABC):
                 f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
                 rows=infinite.tolist(),
             )
-        if self.transform is None:
-            return scores
-        reshaped = self.transform(scores.values, samples)
-        return Scores(reshaped, {**scores.details, "raw": scores.values}, scores.metadata)
 
     def _guarded(self, samples: Sequence[Sample]) -> Scores:
         try:
@@ -268,12 +279,14 @@ class Provider(ABC):
         except ScoringError as error:
             if self.on_error == "raise" and self.fallback is None:
                 raise
-            failed = sorted(error.rows or range(len(samples)))
+            everything = range(len(samples))
+            # Rows that the batch does not have say nothing about those that it has.
+            failed = sorted((error.rows or frozenset()).intersection(everything)) or list(everything)
             self.counts["errors"] += 1
             remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
             logger.warning("%d of %d samples failed, %s: %s", len(failed), len(samples), remedy, error)
         parts = []
-        kept = [row for row in range(len(samples)) if row not in set(failed)]
+        kept = sorted(set(everything).difference(failed))
         if kept:
             parts.append(self._guarded([samples[row] for row in kept]).scattered(kept, len(samples)))
         if self.fallback is not None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from numbers import Real
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import ScoringError, SpecError, did_you_mean
 from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
 __all__ = ["FunctionProvider"]
@@ -26,9 +26,9 @@ class FunctionProvider(Provider):
     """A Python function, over samples or in the signature of TRL's reward functions.
 
     Args:
-        function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts`` and
-            ``completions`` and any dataset columns it names (all of them if it has ``**kwargs``). It returns one number
-            per sample, ``None`` or NaN where it abstains. It may be ``async``.
+        function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
+            ``completions`` (or one of them) and any dataset columns it names (all of them if it has ``**kwargs``). It
+            returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
 
     Raises:
@@ -41,14 +41,20 @@ class FunctionProvider(Provider):
         self.function: Callable[..., Any] = _imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
         self.label = getattr(self.function, "__name__", type(self.function).__name__)
-        self._columns = self._accepted_columns()
+        self._accepted = self._accepted_parameters()
 
-    def _accepted_columns(self) -> frozenset[str] | None:
-        """The column names a function of TRL's form takes, `None` for all; raises for a function of no known form."""
+    def _accepted_parameters(self) -> frozenset[str] | None:
+        """What a function of TRL's form takes by name, `None` for everything; raises for a function of no known form."""
         parameters = dict(inspect.signature(self.function).parameters)
+        takes_all = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
         for name in self.arguments:
+            if name not in parameters and not takes_all:
+                raise SpecError(
+                    f"arguments.{name}: the function {self.label!r} takes no such argument. {did_you_mean(name, parameters)}"
+                )
             parameters.pop(name, None)
-        self._takes_samples = not all(name in parameters for name in _TRL_PARAMETERS)
+        # One of the two is enough: many of TRL's own rewards are `def reward(completions, **kwargs)`.
+        self._takes_samples = not any(name in parameters for name in _TRL_PARAMETERS)
         optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         needed = [found for found in parameters.values() if found.default is found.empty and found.kind not in optional]
         if self._takes_samples and len(needed) != 1:
@@ -56,7 +62,6 @@ class FunctionProvider(Provider):
                 f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
                 "the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do."
             )
-        takes_all = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
         return None if takes_all else frozenset(parameters)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
@@ -64,24 +69,24 @@ class FunctionProvider(Provider):
         if self._takes_samples:
             answer = self.function(list(samples), **self.arguments)
         else:
-            columns = self._columns_of(samples)
-            answer = self.function(
-                prompts=[sample.prompt for sample in samples],
-                completions=[sample.completion for sample in samples],
-                **columns,
-                **self.arguments,
-            )
+            answer = self.function(**self._by_name(samples), **self.arguments)
         if inspect.isawaitable(answer):
             answer = _awaited(answer)
         return answer if isinstance(answer, Scores) else Scores(self._numbers(answer, len(samples)))
 
-    def _columns_of(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    def _by_name(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for sample in samples for name in sample.columns)
-        wanted = [name for name in names if self._columns is None or name in self._columns]
-        return {name: [sample.columns.get(name) for sample in samples] for name in wanted if name not in self.arguments}
+        columns = {name: [sample.columns.get(name) for sample in samples] for name in names}
+        columns["prompts"] = [sample.prompt for sample in samples]
+        columns["completions"] = [sample.completion for sample in samples]
+        return {
+            name: values
+            for name, values in columns.items()
+            if name not in self.arguments and (self._accepted is None or name in self._accepted)
+        }
 
     def _numbers(self, answer: object, size: int) -> FloatArray:
-        if isinstance(answer, (str, bytes, Mapping)) or not hasattr(answer, "__len__"):
+        if isinstance(answer, (str, bytes, Mapping, Set)) or not hasattr(answer, "__len__"):
             raise ScoringError(
                 f"The function {self.label!r} returned {answer!r:.80}; a list of one number per sample was expected."
             )
@@ -112,8 +117,8 @@ def _imported(text: str) -> Callable[..., Any]:
         found: Any = import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"The function {text!r} cannot be imported: {error}.") from error
+    except Exception as error:  # a user's module may raise anything at all
+        raise SpecError(f"The function {text!r} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(found):
         raise SpecError(f"{text!r} is {type(found).__name__}, not a function.")
     return found  # type: ignore[no-any-return]  # anything callable

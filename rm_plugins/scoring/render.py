@@ -142,7 +142,7 @@ class Renderer:
                 rows=long,
             )
         for row in long:
-            ids[row] = self._truncated(ids[row], limit)
+            ids[row] = self.truncated(ids[row], limit)
         return ids, len(long)
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
@@ -167,7 +167,10 @@ class Renderer:
                 return token
         return 0
 
-    def _truncated(self, ids: list[int], limit: int) -> list[int]:
+    def truncated(self, ids: list[int], limit: int) -> list[int]:
+        """The leading special token and the end of a row, at most `limit` token ids in all."""
+        if len(ids) <= limit:
+            return ids
         kept = 1 if ids[0] in self._leading and limit > 1 else 0
         return ids[:kept] + ids[len(ids) - (limit - kept) :]
 

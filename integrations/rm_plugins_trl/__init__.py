@@ -1,0 +1,41 @@
+"""rm-plugins in TRL's trainers: the only package here that imports trl, and only when a name is used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rm_plugins_trl.ppo import PPOConfig, PPOTrainer
+    from rm_plugins_trl.reward_config import RewardConfig
+    from rm_plugins_trl.reward_function import RewardFunction, reward_func
+    from rm_plugins_trl.reward_model import RewardModel
+    from rm_plugins_trl.reward_trainer import RewardTrainer
+
+__all__ = [
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardConfig",
+    "RewardFunction",
+    "RewardModel",
+    "RewardTrainer",
+    "reward_func",
+]
+
+_HOMES = {
+    "PPOConfig": "ppo",
+    "PPOTrainer": "ppo",
+    "RewardConfig": "reward_config",
+    "RewardFunction": "reward_function",
+    "RewardModel": "reward_model",
+    "RewardTrainer": "reward_trainer",
+    "reward_func": "reward_function",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

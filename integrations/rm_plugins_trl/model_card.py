@@ -1,0 +1,52 @@
+"""What rm-plugins adds to TRL's model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["reward_section"]
+
+
+def reward_section(model: str, training: Mapping[str, Any]) -> str:
+    """The section of the model card on how the reward was trained and how it is used.
+
+    Args:
+        model: The folder's name or the hub id.
+        training: The facts that the manifest records.
+    """
+    rows = {
+        "Loss": training["loss"],
+        "Regularizers": ", ".join(f"{name} {weight}" for name, weight in training["regularizers"].items()) or "none",
+        "Pairs": ", ".join(f"{name} {count}" for name, count in training["pairs"].items()) or "streamed",
+        "Over-long pairs": ", ".join(f"{name} {count}" for name, count in training["overlong"].items()) or "none",
+        "Steps": training["steps"],
+        "Learning rate": training["learning_rate"],
+    }
+    shown = ("accuracy", "margin", "mean_reward", "loss")
+    for name, value in training["metrics"].items():
+        if name.removeprefix("eval_") in shown:
+            rows[f"`{name}`"] = f"{value:.4g}"
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""## Reward
+
+| | |
+|---|---|
+{table}
+
+The score is a raw reward: higher is better, and only differences mean something. `reward_manifest.json` records how text
+becomes token ids, so that the model scores the same everywhere:
+
+```python
+import rm_plugins as rm
+
+rewards = rm.load("{model}")
+rewards.score([rm.Sample("Question: 2+2?\\n", "4")]).values
+```
+
+```python
+from rm_plugins_trl import reward_func
+
+GRPOTrainer(..., reward_funcs=[reward_func("{model}")])
+```
+"""

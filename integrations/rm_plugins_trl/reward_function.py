@@ -1,0 +1,118 @@
+"""A provider as a reward function of GRPO, RLOO and Online DPO."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError
+
+__all__ = ["RewardFunction", "Spec", "reward_func"]
+
+Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any]
+"""Whatever `rm_plugins.load` takes."""
+
+_NOT_COLUMNS = ("trainer_state", "environments")
+
+
+def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
+    """A reward for ``reward_funcs`` of TRL's GRPO, RLOO and Online DPO trainers.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes; it is loaded now, so that what is wrong shows before training.
+        name: What the trainer calls it in its metrics, ``rewards/NAME/mean``; the provider's own label by default. Two
+            rewards of one trainer need two names.
+
+    Raises:
+        SpecError: The spec is wrong.
+    """
+    return RewardFunction(spec, name)
+
+
+class RewardFunction:
+    """What `reward_func` returns: a callable with TRL's reward signature.
+
+    It can be pickled: another process loads the same spec anew. An abstention is TRL's ``None``.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes.
+        name: The name in metrics.
+    """
+
+    def __init__(self, spec: Spec, name: str | None = None) -> None:
+        self.spec = spec
+        self.provider = rm.load(spec)
+        self.__name__ = name or self.provider.label
+        self._warned = False
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Score one batch of a trainer.
+
+        Args:
+            prompts: Text or message lists, [N].
+            completions: Text or message lists, [N].
+            log_extra: TRL's hook for columns of the completions table: gets every detail of the scores.
+            log_metric: TRL's hook for scalars: gets every detail's mean and the share of abstentions.
+            columns: The dataset's other columns, each a list [N], which become `Sample.columns`.
+
+        Returns:
+            One reward per sample, None where the provider abstains.
+
+        Raises:
+            DataError: A column or the completions differ in number from the prompts.
+            ScoringError: The provider failed and its `on_error` is ``raise``.
+        """
+        in_training = "trainer_state" in columns
+        samples = _samples(prompts, completions, columns)
+        scores = self.provider.score(samples)
+        # Every process must log the same names in every batch, or TRL's gathering waits for ever.
+        if log_metric is not None:
+            log_metric(f"rewards/{self.__name__}/abstained", float(scores.abstained.mean()))
+            for detail, values in scores.details.items():
+                log_metric(f"rewards/{self.__name__}/{detail}", float(np.nanmean(values)) if np.isfinite(values).any() else math.nan)
+        elif in_training and scores.abstained.any() and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The reward {self.__name__!r} abstained on {int(scores.abstained.sum())} of {len(samples)} samples, and this "
+                "trainer adds an abstention as 0 (Online DPO does). Give the spec `on_error: {fallback: ...}` to have a real "
+                "reward for every sample.",
+                stacklevel=2,
+            )
+        if log_extra is not None:
+            for detail, values in scores.details.items():
+                log_extra(f"{self.__name__}/{detail}", [None if math.isnan(value) else float(value) for value in values])
+        return [None if math.isnan(value) else float(value) for value in scores.values]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"spec": self.spec, "name": self.__name__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["spec"], state["name"])  # type: ignore[misc]  # load the spec in this process
+
+    def __repr__(self) -> str:
+        return f"<reward {self.__name__!r}: {self.provider.name}>"
+
+
+def _samples(prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]) -> list[rm.Sample]:
+    per_row = {name: values for name, values in columns.items() if name not in _NOT_COLUMNS}
+    for name, values in {"completions": completions, **per_row}.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(prompts):
+            raise DataError(f"{name!r} must be a list of {len(prompts)} items, one per prompt; got {values!r:.80}.")
+    return [
+        rm.Sample(prompt, completion, {name: values[row] for name, values in per_row.items()})
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]

@@ -1,0 +1,110 @@
+"""``rm-plugins train``: the flags and the YAML configuration of ``trl reward``, and ours. Importing it imports no trl."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+__all__ = ["run", "train"]
+
+
+@click.command(
+    "train",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train a reward model on preference data.
+
+    Takes the flags of `trl reward` and its --config FILE.yaml, plus --loss, --regularizers, --overlong, and
+    --eval_dataset_name; --dataset_name may be a JSON Lines or Parquet file. Arguments of `accelerate launch`
+    (--num_processes 2, --accelerate_config fsdp2) start it on several processes.
+    """
+    run(arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and train, under ``accelerate launch`` if they ask for it."""
+    parser = _parser()
+    *_, from_config, from_line = parser.parse_args_and_config(
+        list(arguments), return_remaining_strings=True, separate_remaining_strings=True
+    )
+    if from_config or from_line:
+        _launch([*from_config, *from_line], _without(list(arguments), from_line))
+    else:
+        _train(*parser.parse_args_and_config(list(arguments)))
+
+
+def _parser() -> Any:
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+
+    from rm_plugins_trl.reward_config import RewardConfig
+    from rm_plugins_trl.train_data import TrainScriptArguments
+
+    return TrlParser((TrainScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig), prog="rm-plugins train")
+
+
+def _launch(launcher: list[str], own: list[str]) -> None:
+    """Start this module on several processes."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    found = launch_command_parser().parse_args(
+        [*resolve_accelerate_config_argument(launcher), "--module", "rm_plugins_trl.train", *own]
+    )
+    launch_command(found)
+
+
+def _without(arguments: list[str], taken: list[str]) -> list[str]:
+    """The arguments without those that the launcher takes, which are an ordered part of them."""
+    left = iter(taken)
+    wanted = next(left, None)
+    kept = []
+    for argument in arguments:
+        if argument == wanted:
+            wanted = next(left, None)
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
+    from trl import get_peft_config, get_quantization_config
+
+    from rm_plugins_trl.reward_trainer import RewardTrainer
+    from rm_plugins_trl.train_data import training_data
+
+    train_dataset, eval_dataset = training_data(script, args, mixture)
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    trainer = RewardTrainer(
+        model=model.model_name_or_path,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.accelerator.print(f"Accuracy on the evaluation data: {metrics['eval_accuracy']:.4f}")
+    trainer.save_model()
+    trainer.create_model_card(dataset_name=script.dataset_name)
+    trainer.accelerator.print(f"Saved to {args.output_dir}; `rm-plugins verify {args.output_dir}` checks it.")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    if hasattr(trainer, "end"):
+        trainer.end()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,55 @@
+"""``rm-plugins list``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rm_plugins.errors import did_you_mean
+from rm_plugins.registry import KINDS, default_registry
+
+__all__ = ["command"]
+
+
+@click.command("list")
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(kind: str | None, as_json: bool) -> None:
+    """Show everything that is registered, where it comes from, and the plug-ins that failed to load.
+
+    KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols or commands.
+    """
+    registry = default_registry()
+    kinds = {_plural(name): name for name in (*KINDS, "command")}
+    if kind is not None and kind not in kinds:
+        raise click.UsageError(f"There is no kind {kind!r}. {did_you_mean(kind, kinds)}")
+    rows: list[dict[str, str]] = []
+    for plural, name in kinds.items():
+        if kind not in (None, plural):
+            continue
+        entries = registry.commands() if name == "command" else registry.all(name)
+        rows += [
+            {"kind": name, "name": found.name, "plugin": found.plugin, "version": found.version, "doc": found.doc}
+            for found in entries.values()
+        ]
+    broken = [{"name": found.name, "origin": found.origin, "reason": found.reason} for found in registry.broken]
+    if as_json:
+        click.echo(json.dumps({"registered": rows, "broken": broken}, indent=2))
+        return
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kind", "name", "plug-in", "version", ""):
+        table.add_column(heading, no_wrap=bool(heading))
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    console.print(table)
+    for failed in broken:
+        click.echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")
+
+
+def _plural(kind: str) -> str:
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"

@@ -1,0 +1,61 @@
+"""The command group: the built-in commands and those of plug-ins."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from rm_plugins import __version__
+from rm_plugins.errors import DuplicateNameError, RmPluginsError
+from rm_plugins.registry import default_registry
+
+__all__ = ["main"]
+
+_BUILT_IN = ("evaluate", "list", "rank", "score", "verify")
+
+
+class _Program(click.Group):
+    """Loads a command's module when the command is used, so that ``--help`` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*_BUILT_IN, *_plugin_commands()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _BUILT_IN:
+            command: click.Command = import_module(f"rm_plugins.cli.{cmd_name}").command
+            return command
+        commands = _plugin_commands()
+        if cmd_name not in commands and (broken := default_registry().broken):
+            failed = "; ".join(f"{plugin.name} from {plugin.origin}: {plugin.reason}" for plugin in broken)
+            raise click.UsageError(
+                f"No such command {cmd_name!r}. It might belong to a plug-in that could not be loaded: {failed}."
+            )
+        return commands.get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RmPluginsError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _plugin_commands() -> dict[str, click.Command]:
+    found = default_registry().commands()
+    for name in found.keys() & set(_BUILT_IN):
+        raise DuplicateNameError(f"The plug-in {found[name].plugin!r} adds the command {name!r}, which is built in. Uninstall it.")
+    return {name: plugin.command for name, plugin in found.items()}
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="rm-plugins")
+def main() -> None:
+    """One reward, the same number everywhere in RLHF with TRL.
+
+    A SPEC is a model folder, a hub id, a URL, module:function, a .yaml file, or a name in rm_plugins.yaml.
+    """
+    # A console script does not look for modules where its user stands, and specs such as rules:length do.
+    if "" not in sys.path:
+        sys.path.insert(0, "")

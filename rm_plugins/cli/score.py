@@ -1,0 +1,45 @@
+"""``rm-plugins score``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, write_rows
+from rm_plugins.data import row_samples
+
+__all__ = ["command"]
+
+
+@click.command("score")
+@click.argument("spec")
+@click.argument("file")
+@click.option("-o", "--output", help="Where to write (.jsonl or .parquet); FILE.scored.jsonl by default.")
+@click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
+@click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted.")
+@click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew.")
+def command(spec: str, file: str, output: str | None, split: str, batch_size: int, overwrite: bool) -> None:
+    """Score the rows of FILE with SPEC.
+
+    FILE is JSON Lines or Parquet, the name of a dataset, or - for standard input. Its rows have `prompt` with `completion` or
+    `completions`, `chosen` and `rejected`, or `messages`. The output has the same rows with `score`, `scores`, or
+    `chosen_score` and `rejected_score`; null where the reward abstained. An interrupted run goes on where it stopped.
+    """
+    out = output_path(file, output, "scored")
+    job = ScoringJob(spec, file, split, out, overwrite)
+    count = write_rows(_with_scores(job.run(batch_size)), out)
+    job.discard()
+    counts = job.provider.counts
+    click.echo(f"Wrote {count} rows to {out}: {counts['samples']} samples scored now, {counts['abstained']} abstained.", err=True)
+
+
+def _with_scores(rows: Iterable[ScoredRow]) -> Iterator[dict[str, Any]]:
+    for scored in rows:
+        found = row_samples(scored.row)
+        row = {**scored.row, **found.columns(scored.scores)}
+        for name, values in scored.details.items():
+            for column, value in found.columns(values).items():
+                row[f"{column}/{name}"] = value
+        yield row

@@ -1,0 +1,221 @@
+"""Scoring a file of rows, resumably: what ``score`` and ``rank`` share.
+
+Scored rows are appended to ``OUT.part``, one JSON line each. A job that finds this file goes on behind its last whole line,
+after checking that it was made by the same reward and of the same rows; the finished output replaces it in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import rm_plugins as rm
+from rm_plugins.data import is_data_file, read_rows, row_samples
+from rm_plugins.errors import DataError
+from rm_plugins.scoring.manifest import write_atomically
+
+__all__ = ["ScoredRow", "ScoringJob", "output_path", "progress_bar", "write_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """An input row, the scores of its samples, and their details (name to one value a sample); None is an abstention."""
+
+    row: dict[str, Any]
+    scores: list[float | None]
+    details: dict[str, list[float | None]]
+
+
+def output_path(source: str, out: str | None, ending: str) -> Path:
+    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``."""
+    if out is not None:
+        return Path(out)
+    if source == "-":
+        raise click.UsageError("Reading standard input needs an output file: -o FILE.")
+    path = Path(source)
+    stem = path.name.partition(".")[0] if is_data_file(source) else path.name
+    return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
+
+
+class ScoringJob:
+    """Scores every row of a source with one provider.
+
+    Args:
+        spec: The reward's spec, which is loaded once the output is known to be free.
+        source: A path, ``-`` for standard input, or the name of a dataset.
+        split: The dataset's split.
+        out: The finished output, beside which the unfinished one is kept.
+        overwrite: Whether to replace a finished output and to begin anew where an unfinished one is found.
+
+    Raises:
+        DataError: `out` exists, or the unfinished output is of another reward or other rows.
+    """
+
+    def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
+        if out.exists() and not overwrite:
+            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+        self.provider = rm.load(spec)
+        self.source = source
+        self.split = split
+        self.part = out.with_name(f"{out.name}.part")
+        self._identity_file = out.with_name(f"{out.name}.part.json")
+        self._identity = {"spec": spec, "source": source, "split": split, "manifest": _manifest_digest(self.provider)}
+        if overwrite:
+            self.discard()
+
+    def run(self, batch_size: int) -> Iterator[ScoredRow]:
+        """Score what is not scored yet, then give back every row in the order of the source.
+
+        Args:
+            batch_size: Samples handed to the provider at a time.
+        """
+        done = self._resume()
+        rows = read_rows(self.source, self.split)
+        for number, before in enumerate(self._finished(), start=1):
+            if _as_json(next(rows, None)) != before.row:
+                raise DataError(
+                    f"{self.part} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
+                )
+        if done:
+            click.echo(f"Going on behind {done} rows that were scored before.", err=True)
+        with progress_bar() as bar, self.part.open("a", encoding="utf-8") as file:
+            task = bar.add_task("Scoring", total=_row_count(self.source), completed=done)
+            for batch in _sample_batches(rows, batch_size, first=done + 1):
+                for scored in self._score(batch):
+                    line = {"row": scored.row, "scores": scored.scores, "details": scored.details}
+                    file.write(_json_line(line))
+                file.flush()
+                os.fsync(file.fileno())
+                bar.advance(task, len(batch))
+        return self._finished()
+
+    def _score(self, batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]) -> Iterator[ScoredRow]:
+        scores = self.provider.score([sample for _, samples in batch for sample in samples])
+        start = 0
+        for row, samples in batch:
+            end = start + len(samples)
+            details = {name: _numbers(column[start:end]) for name, column in scores.details.items()}
+            yield ScoredRow(row, _numbers(scores.values[start:end]), details)
+            start = end
+
+    def _resume(self) -> int:
+        """Cut a half-written last line off the unfinished output; returns how many rows it holds."""
+        if not self.part.exists():
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._identity_file, json.dumps(self._identity, indent=2) + "\n")
+            self.part.touch()
+            return 0
+        known = json.loads(self._identity_file.read_text(encoding="utf-8")) if self._identity_file.exists() else None
+        if known != self._identity:
+            raise DataError(
+                f"{self.part} was begun by another reward or from another source ({known}). Begin anew with --overwrite, or name "
+                "another output with -o."
+            )
+        whole = count = 0
+        with self.part.open("rb+") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    whole += len(line)
+                    count += 1
+            file.truncate(whole)
+        return count
+
+    def _finished(self) -> Iterator[ScoredRow]:
+        with self.part.open(encoding="utf-8") as file:
+            for line in file:
+                yield ScoredRow(**json.loads(line))
+
+    def discard(self) -> None:
+        """Delete the unfinished output."""
+        self.part.unlink(missing_ok=True)
+        self._identity_file.unlink(missing_ok=True)
+
+
+def _sample_batches(
+    rows: Iterable[dict[str, Any]], size: int, first: int
+) -> Iterator[list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]]:
+    """Rows with their samples, in lists of about `size` samples."""
+    batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]] = []
+    count = 0
+    for number, row in enumerate(rows, start=first):
+        samples = row_samples(row, f"row {number}").samples
+        batch.append((row, samples))
+        count += len(samples)
+        if count >= size:
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch
+
+
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]
+
+
+def _json_line(value: object) -> str:
+    # Datasets and Parquet files hold dates, bytes and decimals, which become text.
+    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+
+
+def _as_json(row: object) -> Any:
+    return json.loads(_json_line(row))
+
+
+def _manifest_digest(provider: rm.Provider) -> str | None:
+    manifest = getattr(provider, "manifest", None)
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest() if manifest is not None else None
+
+
+def _row_count(source: str) -> int | None:
+    """The number of rows, where it is cheap to know."""
+    if source == "-" or not is_data_file(source):
+        return None
+    return sum(1 for _ in islice(read_rows(source), None))
+
+
+def progress_bar() -> Progress:
+    """A progress bar on standard error, which disappears where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def write_rows(rows: Iterable[dict[str, Any]], out: Path) -> int:
+    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    count = 0
+    try:
+        if out.suffix == ".parquet":
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
+
+            table = arrow.Table.from_pylist(list(rows))
+            count = table.num_rows
+            parquet.write_table(table, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(_json_line(row))
+                    count += 1
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
