@@ -97,13 +97,13 @@ def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
 
 def _from_conversation(messages: Sequence[Message], columns: Mapping[str, Any]) -> Sample:
     sample = Sample([], messages, columns)
-    turns = list(sample.completion)
+    turns = [dict(turn) for turn in sample.messages]
     start = len(turns)
-    while start > 0 and isinstance(turns[start - 1], Mapping) and turns[start - 1]["role"] == "assistant":
+    while start > 0 and turns[start - 1]["role"] == "assistant":
         start -= 1
     if start == len(turns):
         raise DataError("'messages' must end with a turn of the assistant, which is what is scored.")
-    return Sample(turns[:start], turns[start:], columns)  # type: ignore[arg-type]  # messages, for the prompt is a list
+    return Sample(turns[:start], turns[start:], columns)
 
 
 _DATA_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz", ".parquet")
@@ -156,7 +156,9 @@ def _json_lines(lines: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{source}, line {number} is no JSON: {error}. The file must be JSON Lines, one row a line.") from error
+            raise DataError(
+                f"{source}, line {number} is no JSON: {error}. The file must be JSON Lines, one row a line."
+            ) from error
         if not isinstance(row, dict):
             raise DataError(f"{source}, line {number} is {type(row).__name__}; a mapping of column to value was expected.")
         yield row

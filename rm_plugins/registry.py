@@ -157,8 +157,7 @@ class Registry:
                 name = getattr(cls, "name", None)
                 if not isinstance(cls, type) or not isinstance(name, str):
                     raise PluginError(
-                        f"The plug-in {plugin!r} registered {cls!r} as a {kind}; a class with `name: ClassVar[str]` is "
-                        "needed."
+                        f"The plug-in {plugin!r} registered {cls!r} as a {kind}; a class with `name: ClassVar[str]` is needed."
                     )
                 if name in found:
                     other = found[name]

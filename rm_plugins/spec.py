@@ -8,14 +8,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import NotRequired, Required, TypedDict
+from typing_extensions import TypedDict
 
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.providers.function import FunctionProvider
@@ -201,7 +201,7 @@ class _Builder:
         if isinstance(policy, Mapping) and set(policy) == {"fallback"}:
             provider.fallback = self.provider(policy["fallback"], _join(path, "fallback"))
         elif policy in ("raise", "abstain"):
-            provider.on_error = policy  # type: ignore[assignment]  # narrowed by the line above
+            provider.on_error = policy
         else:
             raise self.error(path, f"must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}.")
 
@@ -213,7 +213,9 @@ class _Builder:
             if "name" not in arguments:
                 known = ", ".join(sorted(self.registry.all(kind)))
                 raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
-            return self.construct(self.lookup(kind, arguments.pop("name"), _join(path, "name")), arguments, path, also=("name",))
+            return self.construct(
+                self.lookup(kind, arguments.pop("name"), _join(path, "name")), arguments, path, also=("name",)
+            )
         if callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
@@ -228,13 +230,13 @@ class _Builder:
 
     def construct(self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()) -> Any:
         """`cls` called with `arguments`, which are checked against its constructor's annotations."""
-        schema = _schema(cls)
+        schema = _schema(cls)  # type: ignore[arg-type]  # a class is hashable
         resolved = {
             key: self.resolve(schema[key], value, _join(path, key)) if key in schema else value
             for key, value in arguments.items()
         }
         try:
-            _validator(cls).validate_python(resolved)
+            _validator(cls).validate_python(resolved)  # type: ignore[arg-type]
         except ValidationError as error:
             what = f"{getattr(cls, 'name', cls.__name__)!r}"
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
@@ -310,16 +312,16 @@ def _announces(annotation: Any) -> bool:
     return any(_announces(part) for part in get_args(annotation))
 
 
-@lru_cache
-def _schema(cls: type[Any]) -> dict[str, Any]:
+@cache
+def _schema(cls: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a constructor's parameters, by name."""
     parameters = inspect.signature(cls).parameters
     hints = get_type_hints(cls.__init__, vars(sys.modules[cls.__module__]), include_extras=True)
     return {name: hints.get(name, Any) for name, found in parameters.items() if found.kind is not found.VAR_KEYWORD}
 
 
-@lru_cache
-def _validator(cls: type[Any]) -> TypeAdapter[Any]:
+@cache
+def _validator(cls: Callable[..., Any]) -> TypeAdapter[Any]:
     parameters = inspect.signature(cls).parameters
     takes_more = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
     fields = {

@@ -33,9 +33,9 @@ class RewardConfig(TrlRewardConfig):
         SpecError: A JSON value cannot be read.
     """
 
-    loss: dict[str, Any] | str | None | Loss = field(
+    loss: dict[str, Any] | str | Loss | None = field(
         default="bradley-terry",
-        metadata={"help": "Loss: a registered name, or JSON such as '{\"name\": \"bradley-terry\"}'."},
+        metadata={"help": 'Loss: a registered name, or JSON such as \'{"name": "bradley-terry"}\'.'},
     )
     regularizers: dict[str, float] | str | None = field(
         default=None,
@@ -47,8 +47,8 @@ class RewardConfig(TrlRewardConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = bf16_by_default(self.fp16)
+        given: bool | None = vars(self)["bf16"]
+        self.bf16 = bf16_by_default(self.fp16) if given is None else given
         if isinstance(self.loss, str) and self.loss.lstrip().startswith("{"):
             self.loss = _from_json("loss", self.loss)
         if isinstance(self.regularizers, str):
@@ -62,7 +62,7 @@ class RewardConfig(TrlRewardConfig):
         Raises:
             SpecError: Centering was given twice, or a weight is no number.
         """
-        weights = dict(self.regularizers or {})
+        weights: dict[str, Any] = dict(self.regularizers or {})  # type: ignore[arg-type]  # text was read before
         if self.center_rewards_coefficient is not None:
             if "centering" in weights:
                 raise SpecError("Give the centering weight once: in `regularizers` or as `center_rewards_coefficient`.")

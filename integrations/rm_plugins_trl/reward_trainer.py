@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _REMEMBERED = 2_000  # training rewards whose statistics are saved where there is no evaluation data
 
 
-class RewardTrainer(TrlRewardTrainer):  # type: ignore[misc]  # trl's trainers are untyped
+class RewardTrainer(TrlRewardTrainer):
     """Trains a reward model on preference data, for every encoder and decoder that classifies sequences.
 
     It takes the arguments of TRL's ``RewardTrainer`` and differs in this:
@@ -135,7 +135,9 @@ class RewardTrainer(TrlRewardTrainer):  # type: ignore[misc]  # trl's trainers a
                 )
         self.overlong[dataset_name], self.pairs[dataset_name] = long, len(dataset)
         if long:
-            message = f"{long} of {total} pairs of the {dataset_name} dataset ({long / total:.1%}) are longer than {limit} tokens"
+            message = (
+                f"{long} of {total} pairs of the {dataset_name} dataset ({long / total:.1%}) are longer than {limit} tokens"
+            )
             if not self.pairs[dataset_name]:
                 raise DataError(f"{message}, so none is left. Raise max_length, or set overlong='truncate'.")
             if args.should_log:
@@ -236,7 +238,7 @@ class RewardTrainer(TrlRewardTrainer):  # type: ignore[misc]  # trl's trainers a
 
     def _plain_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[no-any-return]
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _training_facts(self) -> dict[str, Any]:
         return {
@@ -280,9 +282,7 @@ def _keep_head(peft_config: Any) -> None:
 
 
 def _trains_head(model: Any) -> bool:
-    return any(
-        found.requires_grad and ("score." in name or "classifier." in name) for name, found in model.named_parameters()
-    )
+    return any(found.requires_grad and ("score." in name or "classifier." in name) for name, found in model.named_parameters())
 
 
 def _map_settings(listed: bool, args: Any, description: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ __all__ = ["TrainScriptArguments", "training_data"]
 
 
 @dataclass
-class TrainScriptArguments(ScriptArguments):  # type: ignore[misc]  # trl's dataclasses are untyped
+class TrainScriptArguments(ScriptArguments):
     """TRL's script arguments; a data set may also be a JSON Lines or Parquet file."""
 
     eval_dataset_name: str | None = field(
@@ -50,7 +50,9 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     if script.eval_dataset_name is not None:
         return train, evaluation
     if wants_evaluation and test is None:
-        raise DataError(f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on: --eval_dataset_name.")
+        raise DataError(
+            f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on: --eval_dataset_name."
+        )
     return train, test if wants_evaluation else None
 
 

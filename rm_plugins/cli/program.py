@@ -45,7 +45,9 @@ class _Program(click.Group):
 def _plugin_commands() -> dict[str, click.Command]:
     found = default_registry().commands()
     for name in found.keys() & set(_BUILT_IN):
-        raise DuplicateNameError(f"The plug-in {found[name].plugin!r} adds the command {name!r}, which is built in. Uninstall it.")
+        raise DuplicateNameError(
+            f"The plug-in {found[name].plugin!r} adds the command {name!r}, which is built in. Uninstall it."
+        )
     return {name: plugin.command for name, plugin in found.items()}
 
 

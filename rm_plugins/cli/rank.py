@@ -23,9 +23,7 @@ __all__ = ["command"]
 @click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
 @click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted.")
 @click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew.")
-def command(
-    spec: str, file: str, output: str | None, best: int | None, split: str, batch_size: int, overwrite: bool
-) -> None:
+def command(spec: str, file: str, output: str | None, best: int | None, split: str, batch_size: int, overwrite: bool) -> None:
     """Order the completions of each prompt in FILE by SPEC, best first.
 
     A prompt's completions are a list (`completions`), or those of all rows with this prompt. A row of the output has `prompt`,
@@ -46,7 +44,7 @@ def _ranked(rows: Iterable[ScoredRow], best: int | None) -> Iterator[dict[str, A
         if not samples:
             continue
         key = json.dumps(samples[0].prompt, sort_keys=True)
-        first, completions, scores = groups.setdefault(key, (scored.row, [], []))
+        _, completions, scores = groups.setdefault(key, (scored.row, [], []))
         completions += [_as_written(scored.row, sample) for sample in samples]
         scores += scored.scores
     for row, completions, scores in groups.values():

@@ -32,7 +32,9 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
     count = write_rows(_with_scores(job.run(batch_size)), out)
     job.discard()
     counts = job.provider.counts
-    click.echo(f"Wrote {count} rows to {out}: {counts['samples']} samples scored now, {counts['abstained']} abstained.", err=True)
+    click.echo(
+        f"Wrote {count} rows to {out}: {counts['samples']} samples scored now, {counts['abstained']} abstained.", err=True
+    )
 
 
 def _with_scores(rows: Iterable[ScoredRow]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from rm_plugins.data import preference_samples
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.metrics import PairMetrics, pair_metrics
-from rm_plugins.types import Provider
+from rm_plugins.types import Provider, Sample
 
 __all__ = ["evaluate_pairs"]
 
@@ -39,7 +39,7 @@ def evaluate_pairs(
     first = 0
     remaining = iter(rows)
     while batch := list(islice(remaining, batch_size)):
-        samples = []
+        samples: list[Sample] = []
         for number, row in enumerate(batch, start=first + 1):
             try:
                 samples += preference_samples(row)

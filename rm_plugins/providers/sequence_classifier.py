@@ -78,14 +78,14 @@ class SequenceClassifier(Provider):
         self.max_batch_tokens = max_batch_tokens
         self._head = head
         self._chat_template = chat_template
-        self._rendering_settings = {
+        self._rendering_settings: dict[str, Any] = {
             "chat_template": None if chat_template is None else (PLAIN if chat_template == PLAIN else "tokenizer"),
             "append_eos": append_eos,
             "max_length": max_length,
             "truncation": truncation,
             "template_kwargs": template_kwargs,
         }
-        self._loading = {
+        self._loading: dict[str, Any] = {
             "tokenizer": tokenizer,
             "revision": revision,
             "dtype": dtype,
@@ -116,11 +116,13 @@ class SequenceClassifier(Provider):
             rendering = Rendering.default(tokenizer, limit)
         settings = {key: value for key, value in self._rendering_settings.items() if value is not None}
         self.renderer = Renderer(tokenizer, replace(rendering, **settings))
+        names = self.model.config.id2label
+        self._labels = [str(names[index]) for index in range(self.model.config.num_labels)]
         self._weights = self._head_weights()
 
     def _head_weights(self) -> FloatArray:
         """Weight of each label in the reward, float64 [num_labels]."""
-        labels = {int(index): str(name) for index, name in self.model.config.id2label.items()}
+        labels = dict(enumerate(self._labels))
         if self._head is None and len(labels) == 1:
             return np.ones(1)
         names = ", ".join(labels.values())
@@ -169,8 +171,8 @@ class SequenceClassifier(Provider):
                 rows=wrong.tolist(),
             )
         self.counts["truncated"] += truncated
-        names = self.model.config.id2label
-        details = {f"head/{names[index]}": outputs[:, index] for index in range(outputs.shape[1])} if len(names) > 1 else {}
+        labels = self._labels
+        details = {f"head/{label}": outputs[:, index] for index, label in enumerate(labels)} if len(labels) > 1 else {}
         return Scores(outputs @ self._weights, details, {"tokens": sum(map(len, ids)), "truncated": truncated})
 
     def _non_finite_weights(self) -> str:
@@ -211,7 +213,7 @@ class SequenceClassifier(Provider):
     def _golden_problems(self, manifest: Manifest, rows: Sequence[int]) -> list[str]:
         samples = [manifest.golden[row].as_sample() for row in rows]
         ids, _ = self.renderer.token_ids(samples)
-        values = self.score_batch(samples).values if samples else []
+        values = self.score_batch(samples).values if samples else np.empty(0)
         problems = []
         for row, row_ids, value in zip(rows, ids, values, strict=True):
             golden = manifest.golden[row]
@@ -222,7 +224,7 @@ class SequenceClassifier(Provider):
         return problems
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("model", "renderer", "manifest", "_weights")
+        dropped = ("model", "renderer", "manifest", "_labels", "_weights")
         return {key: value for key, value in self.__dict__.items() if key not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

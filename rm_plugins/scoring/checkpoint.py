@@ -78,7 +78,7 @@ def load_checkpoint(
         arguments["attn_implementation"] = attn_implementation
     adapter = _found(source, _ADAPTER_CONFIG, revision)
     model = _load_adapter(source, adapter, arguments) if adapter else _load_whole(source, arguments)
-    model = model.to(device).eval()  # type: ignore[arg-type]  # transformers annotates a decorator's wrapper
+    model = model.to(device).eval()
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else None
     manifest = _found(source, MANIFEST_NAME, revision)
     return Checkpoint(
@@ -116,7 +116,7 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
             f"{', '.join(missing[:3])}, which would be random and so would every score. Train it as a sequence classifier "
             "first (`rm-plugins train`), or name another folder."
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _load_adapter(source: str, config: Path, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -140,7 +140,7 @@ def _load_adapter(source: str, config: Path, arguments: dict[str, Any]) -> PreTr
             "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
         )
     # The adapter lives inside the base model's layers, so the base model by itself scores with it.
-    return PeftModel.from_pretrained(model, source, revision=arguments["revision"]).get_base_model()  # type: ignore[return-value]
+    return PeftModel.from_pretrained(model, source, revision=arguments["revision"]).get_base_model()
 
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:
@@ -159,7 +159,7 @@ def _load_tokenizer(sources: list[str | None], model: str, shared: dict[str, Any
     problem: Exception | None = None
     for source in filter(None, sources):
         try:
-            return AutoTokenizer.from_pretrained(source, **shared)  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(source, **shared)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = error
     raise ModelError(

@@ -62,9 +62,7 @@ def classifier_outputs(model: PreTrainedModel, ids: Sequence[Sequence[int]], max
     return outputs
 
 
-def _padded(
-    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, each int64 [rows, longest], padded on the right."""
     longest = max(len(row) for row in rows)
     ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
