@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -221,8 +220,7 @@ class Registry:
         self._manager.hook.rm_scored(provider=provider, samples=samples, scores=scores)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self is not default_registry():
-            raise PicklingError("Only the default registry can be pickled: another process finds the same plug-ins itself.")
+        # Plug-ins may be modules, which cannot be pickled: another process has the default registry in this one's place.
         return default_registry, ()
 
 

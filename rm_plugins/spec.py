@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -64,7 +63,7 @@ def load(
         ModelError: The folder or hub id holds no usable reward model.
     """
     registry = registry or default_registry()
-    provider = _Builder(registry, Path.cwd(), source="").provider(spec, "", settings)
+    provider = _Builder(registry, Path.cwd()).provider(spec, "", settings)
     if provider is not spec:
         provider.observer = registry.scored
     return provider
@@ -77,7 +76,7 @@ def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Re
         SpecError: An argument is unknown, missing or of the wrong type.
         UnknownNameError: Nobody registered the name.
     """
-    return _Builder(registry or default_registry(), Path.cwd(), source="").component(kind, spec, kind)
+    return _Builder(registry or default_registry(), Path.cwd()).component(kind, spec, kind)
 
 
 def named_rewards() -> Mapping[str, Any]:
@@ -112,12 +111,27 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 class _Builder:
-    """Builds one spec and what is nested in it; `source` is the file it came from, for messages."""
+    """Builds one spec and what is nested in it.
 
-    def __init__(self, registry: Registry, folder: Path, source: str) -> None:
+    Args:
+        registry: Where names are looked up.
+        folder: What paths are relative to.
+        source: The file that the spec came from, for messages.
+        within: The files and named rewards that this spec is inside of.
+    """
+
+    def __init__(self, registry: Registry, folder: Path, source: str = "", within: tuple[str, ...] = ()) -> None:
         self.registry = registry
         self.folder = folder
         self.source = source
+        self.within = within
+
+    def inside(self, file: Path, path: str, reward: str = "") -> _Builder:
+        """The builder of the spec in a file, or of one named reward in it."""
+        entered = (*self.within, f"{file.resolve()}:{reward}" if reward else str(file.resolve()))
+        if entered[-1] in self.within:
+            raise self.error(path, f"the spec contains itself: {' > '.join(entered)}.")
+        return _Builder(self.registry, file.resolve().parent, str(file), entered)
 
     def error(self, path: str, message: str) -> SpecError:
         where = ": ".join(part for part in (self.source, path) if part)
@@ -143,7 +157,7 @@ class _Builder:
         if found.is_dir():
             return self.from_mapping({"provider": "sequence-classifier", "model": str(found), **settings}, path)
         if found.suffix in _FILE_ENDINGS and found.is_file():
-            inner = _Builder(self.registry, found.resolve().parent, source=str(found))
+            inner = self.inside(found, path)
             content = _read_mapping(found)
             if "provider" not in content and "provider" not in settings:
                 raise inner.error(
@@ -158,11 +172,10 @@ class _Builder:
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
         if text.replace("_", "-") in self.registry.all("provider"):
             return self.from_mapping({"provider": text, **settings}, path)
-        rewards = named_rewards()
-        if text in rewards:
-            file = _named_rewards_file()
-            inner = _Builder(self.registry, file.resolve().parent if file else self.folder, source=str(file))
-            return inner.provider(rewards[text], text, {"name": text, **settings})
+        file = _named_rewards_file()
+        rewards = _read_mapping(file) if file else {}
+        if file and text in rewards:
+            return self.inside(file, path, text).provider(rewards[text], text, {"name": text, **settings})
         known = [*self.registry.all("provider"), *rewards]
         if not _HUB_ID.fullmatch(text):
             raise self.error(
@@ -170,13 +183,7 @@ class _Builder:
                 f"{text!r} is no folder or file here, no URL, no module:function, no registered provider, no named reward and no "
                 f"model id (OWNER/NAME). {did_you_mean(text, known)}",
             )
-        try:
-            return self.from_mapping({"provider": "sequence-classifier", "model": text, **settings}, path)
-        except OSError as error:
-            reason = str(error).partition("\n")[0]
-            raise self.error(
-                path, f"{text!r} is no folder or file here, and no model of that id could be loaded: {reason}"
-            ) from error
+        return self.from_mapping({"provider": "sequence-classifier", "model": text, **settings}, path)
 
     def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
         arguments = dict(spec)
@@ -244,8 +251,9 @@ class _Builder:
             return cls(**resolved)
         except RmPluginsError:
             raise
-        except (TypeError, ValueError) as error:
-            raise self.error(path, f"{getattr(cls, 'name', cls.__name__)!r} was refused: {error}") from error
+        except Exception as error:  # a constructor may be anybody's and raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise self.error(path, f"{getattr(cls, 'name', cls.__name__)!r} could not be made: {reason}") from error
 
     def problems(self, error: ValidationError, what: str, path: str, allowed: Sequence[str]) -> str:
         """One line for every key that is wrong."""
@@ -316,7 +324,13 @@ def _announces(annotation: Any) -> bool:
 def _schema(cls: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a constructor's parameters, by name."""
     parameters = inspect.signature(cls).parameters
-    hints = get_type_hints(cls.__init__, vars(sys.modules[cls.__module__]), include_extras=True)
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+    except NameError as error:
+        raise PluginError(
+            f"{cls.__module__}.{cls.__qualname__} cannot be built from a spec: its constructor's annotations name "
+            f"{error.name!r}, which is not there when the program runs. Import it outside `if TYPE_CHECKING`."
+        ) from error
     return {name: hints.get(name, Any) for name, found in parameters.items() if found.kind is not found.VAR_KEYWORD}
 
 

@@ -55,9 +55,9 @@ class Rollout:
         context = announced.shape[1]
         if not torch.equal(ids[:, :context], announced):
             raise ScoringError(
-                f"The trainer wants {len(ids)} rows scored that are not rows {rows.start} to {rows.stop - 1} of the "
-                f"{len(self.prompts)} it was last handed, so their prompts cannot be known. Score each batch of the data loader "
-                "once, in its order."
+                f"The trainer wants {len(ids)} rows scored that are not rows {rows.start} to {rows.stop - 1} of the batch of "
+                f"{len(self.prompts)} that it was handed last, so their prompts cannot be known. Score each batch of the data "
+                "loader once, in its order."
             )
         self.taken = rows.stop
         return self.prompts[rows], context
@@ -96,7 +96,7 @@ class RewardModel(nn.Module):
         super().__init__()
         if processing_class.pad_token_id is None:
             raise UnsupportedError(
-                "The policy's tokenizer has no padding token. Set one before, such as `tokenizer.pad_token = tokenizer.eos_token`."
+                "The policy's tokenizer has no padding token. Set one first, such as `tokenizer.pad_token = tokenizer.eos_token`."
             )
         self.provider = rm.load(spec)
         self.processing_class = processing_class
@@ -136,8 +136,8 @@ class RewardModel(nn.Module):
         if abstained:
             raise ScoringError(
                 f"The reward {self.provider.label!r} abstained on {len(abstained)} of {len(scores)} samples (first: item "
-                f"{abstained[0]}), and this trainer needs a number for each. Give the spec `on_error: {{fallback: SPEC}}` to have "
-                "failures scored by another reward; a reward that abstains by its own choice must give a number here.",
+                f"{abstained[0]}), and this trainer needs a number for each. Give the spec `on_error: {{fallback: SPEC}}` to "
+                "have failures scored by another reward; a reward that abstains by its own choice must give a number here.",
                 rows=abstained,
             )
         if self.rollout is not None:
@@ -195,8 +195,8 @@ def decoded_texts(ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBa
     marker = _generation_prompt(tokenizer)
     if marker and any(marker in text for text in tokenizer.batch_decode(ids)):
         raise UnsupportedError(
-            f"These token ids were made by the policy's chat template (they contain {marker!r}), and the conversation cannot be "
-            "read back from them. Keep the messages: a `prompt` column beside `input_ids` for PPOTrainer, or "
+            f"These token ids were made by the policy's chat template (they contain {marker!r}), and the conversation cannot "
+            "be read back from them. Keep the messages: a `prompt` column beside `input_ids` for PPOTrainer, or "
             "`RewardModel(..., prompts=dataset)` for Nash-MD and XPO."
         )
     pad = tokenizer.pad_token_id
@@ -227,9 +227,9 @@ class _KnownPrompts:
             ids = self._without_left_padding(_online_prompt_ids(row, tokenizer))
             if self._by_ids.setdefault(ids, prompt) != prompt:
                 raise DataError(
-                    f"Rows {numbers[ids]} and {number} of `prompts` are the same prompt to the policy but differ in what the reward "
-                    "sees. These trainers show a reward model only token ids, so which row it is cannot be known: leave out the "
-                    "columns that the reward does not need, such as ids, or keep one of the rows."
+                    f"Rows {numbers[ids]} and {number} of `prompts` are the same prompt to the policy but differ in what the "
+                    "reward sees. These trainers show a reward model only token ids, so which row it is cannot be known: leave "
+                    "out the columns that the reward does not need, such as ids, or keep one of the rows."
                 )
             numbers.setdefault(ids, number)
         self._lengths = sorted({len(ids) for ids in self._by_ids})
@@ -258,8 +258,8 @@ class _KnownPrompts:
         if not shared:
             unknown = next((number for number, found in enumerate(candidates) if not found), 0)
             raise DataError(
-                f"Row {unknown} of the batch begins with none of the {len(self._by_ids)} prompts that the RewardModel was given. "
-                "`prompts` must be the dataset that the trainer trains on, and `processing_class` the policy's tokenizer."
+                f"Row {unknown} of the batch begins with none of the {len(self._by_ids)} prompts that the RewardModel was "
+                "given. `prompts` must be the dataset that the trainer trains on, and `processing_class` the policy's tokenizer."
             )
         context = max(shared)
         return [found[context] for found in candidates], context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import click
 
 __all__ = ["run", "train"]
+
+_MODULE = "rm_plugins_trl.train"
 
 
 @click.command(
@@ -53,10 +56,15 @@ def _launch(launcher: list[str], own: list[str]) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-    found = launch_command_parser().parse_args(
-        [*resolve_accelerate_config_argument(launcher), "--module", "rm_plugins_trl.train", *own]
-    )
-    launch_command(found)
+    found = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
+    if found.cpu and (found.num_processes or 1) > 1 and found.mpirun_hostfile is None:
+        # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
+        from torch.distributed.run import main
+
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        main(["--standalone", "--nproc_per_node", str(found.num_processes), "--module", _MODULE, *own])
+    else:
+        launch_command(found)
 
 
 def _without(arguments: list[str], taken: list[str]) -> list[str]:

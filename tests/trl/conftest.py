@@ -1,0 +1,61 @@
+"""What the trainers' tests share: real preference data, and a real reward model trained on it once a run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+from trl import __version__ as trl_version
+
+HELD_OUT = 800
+MODELS_VARIABLE = "RM_PLUGINS_TEST_MODELS"
+
+newest_trl = pytest.mark.skipif(Version(trl_version) < Version("1.13"), reason="runs in the world of the newest TRL")
+last_trl_with_ppo = pytest.mark.skipif(Version(trl_version) >= Version("1.13"), reason="PPO left TRL in 1.13")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as JSON Lines; returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """Run a module or program of this environment; returns what it printed, and fails with it."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    found = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
+    return found.stdout + found.stderr
+
+
+@pytest.fixture(scope="session")
+def polarity_pairs(data_folder: Path) -> list[dict[str, Any]]:
+    """5,331 pairs of film-review sentences; the last 800 are held out."""
+    with gzip.open(data_folder / "rt_sentence_polarity_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="session")
+def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM trained by ``rm-plugins train`` on 4,531 pairs; kept for the other TRL world where the environment says where."""
+    keep = os.environ.get(MODELS_VARIABLE)
+    folder = Path(keep) if keep else tmp_path_factory.mktemp("models")
+    out = folder / "polarity-rm"
+    if not (out / "reward_manifest.json").exists():
+        train = write_jsonl(folder / "train.jsonl", polarity_pairs[:-HELD_OUT])
+        held_out = write_jsonl(folder / "held-out.jsonl", polarity_pairs[-HELD_OUT:])
+        run_program(
+            *("rm_plugins", "train", "--model_name_or_path", minilm_path, "--dataset_name", train),
+            *("--eval_dataset_name", held_out, "--output_dir", out, "--num_train_epochs", "1", "--learning_rate", "1e-4"),
+            *("--per_device_train_batch_size", "16", "--gradient_checkpointing", "false", "--save_strategy", "no"),
+            *("--report_to", "none", "--disable_tqdm", "true"),
+        )
+    return out

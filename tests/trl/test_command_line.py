@@ -1,0 +1,113 @@
+"""``rm-plugins train``, TRL's own command line with our rewards, and two processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+import rm_plugins as rm
+from rm_plugins.scoring import Manifest
+from tests.trl.conftest import run_program, write_jsonl
+
+ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
+QUIET = ("--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "false", "--use_cpu", "true")
+
+
+def test_flags(tiny_decoder: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 8)
+    printed = run_program(
+        *("rm_plugins", "train", "--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--eval_dataset_name", data),
+        *("--output_dir", tmp_path / "rm", "--max_steps", "12", "--learning_rate", "1e-3", *QUIET),
+        *("--regularizers", '{"centering": 0.01}', "--loss", "bradley-terry"),
+    )
+    assert "Accuracy on the evaluation data: 1.0000" in printed
+    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["regularizers"] == {"centering": 0.01}
+    assert "## Reward" in (tmp_path / "rm" / "README.md").read_text(encoding="utf-8")
+
+
+def test_yaml_configuration(tiny_decoder: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", [ROW] * 8)
+    settings = {
+        "model_name_or_path": str(tiny_decoder()),
+        "dataset_name": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "rm"),
+        "max_steps": 1,
+        "report_to": "none",
+        "loss": {"name": "bradley-terry"},
+        "use_peft": True,
+        "lora_target_modules": ["q_proj", "v_proj"],
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    run_program("rm_plugins", "train", "--config", tmp_path / "train.yaml", "--use_cpu", "true")
+    assert (tmp_path / "rm" / "adapter_config.json").is_file()
+    assert rm.load(tmp_path / "rm").verify() == []  # type: ignore[attr-defined]
+
+
+def test_help_has_trls_flags_and_ours() -> None:
+    printed = run_program("rm_plugins", "train", "--help")
+    for flag in ("--learning_rate", "--dataset_name", "--use_peft", "--loss", "--overlong", "--eval_dataset_name"):
+        assert flag in printed
+
+
+@pytest.fixture
+def policy(tiny_decoder: Any, tmp_path: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder())
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def test_trl_grpo_with_a_named_reward(policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", [{"prompt": "Name a colour."}] * 8)
+    (tmp_path / "rm_plugins.yaml").write_text(f"colours: {tiny_decoder()}\n", encoding="utf-8")
+    printed = run_program(
+        *("trl.cli.main", "grpo"),
+        *("--model_name_or_path", policy, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"),
+        *("--reward_funcs", "rm_plugins_trl.rewards.colours", "--max_steps", "1", "--num_generations", "2"),
+        *("--per_device_train_batch_size", "2", "--max_completion_length", "4", "--bf16", "false", "--logging_steps", "1"),
+        *QUIET,
+        cwd=tmp_path,
+    )
+    assert "rewards/colours/mean" in printed
+
+
+def test_two_processes_train_a_reward_and_a_policy(policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    run_program(
+        # By itself, accelerate's launcher starts one process on a CPU however many it is asked for.
+        *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(script, tiny_decoder(), policy, tmp_path),
+        OMP_NUM_THREADS="1",
+    )
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert found["processes"] == 2
+    assert found["pairs_per_step"] == 4
+    assert found["rewards/rm/std"] >= 0
+    # The mean over both processes' samples, each scored once.
+    assert found["rewards/rm/mean"] == pytest.approx(found["expected_mean"], abs=1e-4)
+    assert rm.load(tmp_path / "rm").verify() == []  # type: ignore[attr-defined]
+
+
+def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
+    """Arguments of ``accelerate launch`` start ``rm-plugins train`` on several processes, as with ``trl reward``."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)
+    run_program(
+        *("rm_plugins", "train", "--num_processes", "2", "--cpu"),
+        *("--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--output_dir", tmp_path / "rm"),
+        *("--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
+        OMP_NUM_THREADS="1",
+    )
+    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["pairs_per_step"] == 8

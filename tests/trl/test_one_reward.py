@@ -1,0 +1,94 @@
+"""The same 64 samples get the same number on every path, within 1e-4 in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from packaging.version import Version
+from transformers import AutoTokenizer, pipeline
+from trl import __version__ as trl_version
+
+import rm_plugins as rm
+from rm_plugins.data import preference_samples
+from rm_plugins_trl import RewardConfig, RewardModel, RewardTrainer, reward_func
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+]
+
+PAIRS = 32
+
+
+def in_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A conversational preference row as text."""
+    return {name: row[name][0]["content"] + ("\n" if name == "prompt" else "") for name in ("prompt", "chosen", "rejected")}
+
+
+def by_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> list[float]:
+    """The rewards that TRL's PPO reads off our module, one policy's token ids a sample."""
+    from trl.experimental.utils import get_reward
+
+    model = RewardModel(provider, tokenizer, prompts=Dataset.from_list([{"prompt": sample.prompt} for sample in samples]))
+    values = []
+    for sample in samples:
+        if sample.is_conversational:
+            query = tokenizer.apply_chat_template(sample.prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+            response = tokenizer(sample.completion[0]["content"])["input_ids"]  # type: ignore[index]
+        else:
+            query, response = tokenizer(sample.prompt)["input_ids"], tokenizer(sample.completion)["input_ids"]
+        pad = [tokenizer.pad_token_id] * 3
+        ids = torch.tensor([[*pad, *query, *response, *pad]])
+        _, reward, _ = get_reward(model, ids, tokenizer.pad_token_id, len(pad) + len(query))
+        values.append(reward.item())
+    return values
+
+
+@pytest.mark.parametrize("form", ["text", "conversation"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_every_path_agrees(
+    kind: str,
+    form: str,
+    minilm_path: Path,
+    smollm2_path: Path,
+    polarity_pairs: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in polarity_pairs[:PAIRS]]
+    rows = [in_text(row) for row in rows] if form == "text" else rows
+    data = Dataset.from_list(rows)
+    trainer = RewardTrainer(
+        str(minilm_path if kind == "encoder" else smollm2_path),
+        RewardConfig(
+            output_dir=str(tmp_path), report_to="none", disable_tqdm=True, per_device_eval_batch_size=PAIRS, use_cpu=True
+        ),
+        train_dataset=data,
+        eval_dataset=data,
+    )
+    trainer.save_model()
+    in_training = trainer.predict(trainer.eval_dataset).predictions.reshape(2, PAIRS).T.reshape(-1)
+
+    provider = rm.load(tmp_path)
+    samples = [sample for row in rows for sample in preference_samples(row)]
+    values = provider.score(samples).values
+    prompts, completions = [sample.prompt for sample in samples], [sample.completion for sample in samples]
+    classify = pipeline("text-classification", model=str(tmp_path), dtype=torch.float32)
+    paths = {
+        "reward_func": reward_func(provider)(prompts, completions),
+        "RewardTrainer's evaluation": in_training,
+        "pipeline": [found["score"] for found in classify([provider.render(sample) for sample in samples], batch_size=1)],
+    }
+    if Version(trl_version) < Version("1.13"):
+        paths["PPO"] = by_ppo(provider, samples, AutoTokenizer.from_pretrained(smollm2_path))
+    differences = {name: float(np.abs(np.asarray(found, dtype=float) - values).max()) for name, found in paths.items()}
+    with capsys.disabled():
+        shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+        print(f"\n{kind}, {form}: largest difference from the provider on {len(samples)} samples: {shown}")
+    assert max(differences.values()) < 1e-4
+    assert values.std() > 1e-3

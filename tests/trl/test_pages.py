@@ -1,0 +1,197 @@
+"""The README and the documentation tell the truth: their code runs, and their tables match what is there.
+
+Models and datasets of the hub are replaced by small ones of the same form; the code is otherwise run as it is printed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from packaging.version import Version
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
+from trl import __version__ as trl_version
+
+from rm_plugins.cli import main
+from rm_plugins.hookspecs import HookSpecs
+from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.spec import component
+from rm_plugins_trl import RewardConfig, RewardTrainer
+from tests.trl.conftest import write_jsonl
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HAS_PPO = Version(trl_version) < Version("1.13")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = ("rm-plugins", "trl")
+# What a page leaves out to stay readable, and what keeps a run small; trainers read the latter from their configuration.
+SMALL: dict[str, Any] = {"max_steps": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+@pytest.fixture
+def world(tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A working directory with everything that pages name; returns what a page's names stand for here."""
+    monkeypatch.chdir(tmp_path)
+    classifier = tiny_decoder()
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    set_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
+    )
+    Qwen2ForCausalLM(config).save_pretrained("policy")
+    tokenizer.save_pretrained("policy")
+    row = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
+    for split in ("train", "test"):
+        for folder, rows in {"preferences": [row] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
+            Path(folder).mkdir(exist_ok=True)
+            write_jsonl(Path(folder) / f"{split}.jsonl", rows)
+    write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 2)
+    Path("rm_plugins.yaml").write_text("helpful: ./Qwen2.5-Reward\n", encoding="utf-8")
+    from datasets import load_dataset
+
+    trainer = RewardTrainer(
+        str(classifier),
+        RewardConfig(output_dir="Qwen2.5-Reward", gradient_checkpointing=False, **SMALL),
+        train_dataset=load_dataset("preferences", split="train"),
+    )
+    trainer.train()
+    two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
+    Path(two).rename("two-labels")
+    return {
+        "Qwen/Qwen2.5-0.5B-Instruct": "policy",
+        "trl-lib/ultrafeedback_binarized": "preferences",
+        "trl-lib/tldr": "prompts",
+    }
+
+
+def replaced(code: str, names: dict[str, str]) -> str:
+    for name, stand_in in names.items():
+        code = code.replace(name, stand_in)
+    return code
+
+
+def kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every trainer's configuration the settings that keep a run small, beneath those that a page sets."""
+    from transformers import TrainingArguments
+
+    original = TrainingArguments.__post_init__
+
+    def small(self: Any) -> None:
+        for name, value in SMALL.items():
+            setattr(self, name, value)
+        self.gradient_checkpointing = False
+        self.bf16 = False
+        for name, value in {"max_completion_length": 8, "num_generations": 2, "response_length": 8}.items():
+            if hasattr(self, name):
+                setattr(self, name, value)
+        if hasattr(self, "response_length"):
+            self.total_episodes, self.num_sample_generations = 8, 0
+        original(self)
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", small)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [code for code in blocks(page, "python") if HAS_PPO or "PPOTrainer" not in code]
+    if not found:
+        pytest.skip("the page has no Python that runs with this TRL")
+    kept_small(monkeypatch)
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
+    for code in found:
+        exec(compile(replaced(code, world), str(page), "exec"), vars(module))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_run(page: Path, world: dict[str, str]) -> None:
+    """Every ``rm-plugins`` and ``trl`` line of a page; pip and make belong to the set-up."""
+    lines = [
+        shlex.split(replaced(line.removeprefix("$ "), world))
+        for code in blocks(page, "console")
+        for line in code.splitlines()
+        if line.startswith("$ ") and line.split()[1] in PROGRAMS
+    ]
+    if not lines:
+        pytest.skip("the page has no commands to run")
+    quick = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--gradient_checkpointing", "false"]
+    for program, command, *arguments in lines:
+        more = quick if command in ("train", "grpo") else []
+        if command == "grpo":
+            more = [*quick, "--bf16", "false", "--num_generations", "2", "--max_completion_length", "4"]
+            more += ["--per_device_train_batch_size", "2"]
+        module = {"rm-plugins": "rm_plugins", "trl": "trl.cli.main"}[program]
+        run = subprocess.run(
+            [sys.executable, "-m", module, command, *arguments, *more], capture_output=True, text=True, env=os.environ, check=False
+        )
+        assert run.returncode == 0, f"{program} {command} {arguments}\n{run.stdout}\n{run.stderr}"
+
+
+def test_local_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_command_is_documented() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `rm-plugins ([a-z]+)([^`]*)` \|", page, re.MULTILINE))
+    listed = json.loads(CliRunner().invoke(main, ["list", "commands", "--json"]).output)["registered"]
+    assert set(documented) == {"evaluate", "list", "rank", "score", "verify"} | {found["name"] for found in listed}
+    for name, arguments in documented.items():
+        usage = CliRunner().invoke(main, [name, "--help"]).output if name != "train" else ""
+        for argument in arguments.split():
+            assert argument in usage
+
+
+def test_every_hook_is_documented() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    hooks = {name for name in vars(HookSpecs) if name.startswith("rm_")}
+    assert set(re.findall(r"^\| `(rm_\w+)` \|", page, re.MULTILINE)) == hooks
+    for name in hooks:
+        assert getattr(HookSpecs, name).__doc__
+
+
+def test_every_key_of_the_classifier_is_documented() -> None:
+    import inspect
+
+    page = (ROOT / "docs" / "providers" / "sequence-classifier.md").read_text(encoding="utf-8")
+    keys = page.partition("## Keys")[2].partition("A model with several labels")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == set(inspect.signature(SequenceClassifier).parameters)
+
+
+def test_every_transform_is_documented() -> None:
+    import inspect
+
+    page = (ROOT / "docs" / "specs.md").read_text(encoding="utf-8").partition("## Transforms")[2]
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]*) \|", page, re.MULTILINE))
+    listed = json.loads(CliRunner().invoke(main, ["list", "transforms", "--json"]).output)["registered"]
+    assert set(rows) == {found["name"] for found in listed if found["plugin"] == "rm_plugins.transforms"}
+    for name, arguments in rows.items():
+        cls = type(component("transform", {"name": name, **({"low": 0.0} if name == "clip" else {})}))
+        assert re.findall(r"`(\w+)`", arguments) == list(inspect.signature(cls).parameters)
+
+
+def test_the_program_is_installed() -> None:
+    scripts = importlib.metadata.distribution("rm-plugins").entry_points.select(group="console_scripts")
+    assert [(found.name, found.value) for found in scripts] == [("rm-plugins", "rm_plugins.cli:main")]

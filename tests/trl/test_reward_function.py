@@ -1,0 +1,199 @@
+"""A provider as a reward function: what real trainers hand it, and what they make of its answer."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, ScoringError
+from rm_plugins_trl import RewardFunction, reward_func
+
+pytestmark = [
+    # TRL's, accelerate's and transformers' own, on a machine without an accelerator.
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning"),
+    pytest.mark.filterwarnings("ignore::trl.experimental.TRLExperimentalWarning")
+    if hasattr(__import__("trl.experimental").experimental, "TRLExperimentalWarning")
+    else pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
+]
+
+ROWS = [
+    {"prompt": "Name a colour.", "answer": "blue"},
+    {"prompt": "Count.", "answer": "one"},
+]
+
+
+class Recorder(rm.Provider):
+    """Scores the completion's length, abstains where the answer is ``one``, and keeps what it saw."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.seen: list[rm.Sample] = []
+
+    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+        self.seen += samples
+        lengths = np.array([len(str(sample.completion)) for sample in samples], dtype=float)
+        abstains = [sample.columns.get("answer") == "one" for sample in samples]
+        return rm.Scores(np.where(abstains, np.nan, lengths), {"spread": lengths / 2})
+
+
+def length_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+@pytest.fixture
+def policy(tiny_decoder: Any, tmp_path: Path) -> str:
+    """A random causal model with the tiny decoder's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder())
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    found = {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+    }
+    return {**found, **more}
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+@pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+def test_in_a_group_trainer(trainer_class: Any, config_class: Any, conversational: bool, policy: str, tmp_path: Path) -> None:
+    rows = [
+        {**row, "prompt": [{"role": "user", "content": row["prompt"]}] if conversational else row["prompt"]} for row in ROWS
+    ]
+    recorder = Recorder()
+    arguments = config_class(**settings(tmp_path, num_generations=2, max_completion_length=8, log_completions=True))
+    trainer = trainer_class(
+        model=policy,
+        reward_funcs=[reward_func(recorder, name="mine"), reward_func(length_reward)],
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+    )
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "rewards/mine/mean" in entry)
+    assert logged["rewards/mine/std"] >= 0
+    assert logged["rewards/length_reward/mean"] >= 0
+    assert logged["rewards/mine/abstained"] == 0.5
+    assert logged["rewards/mine/spread"] > 0
+    assert {"mine/spread"} <= set(trainer._logs["extra"])
+    seen = recorder.seen[0]
+    assert seen.is_conversational is conversational
+    assert [seen.prompt] == [row["prompt"] for row in rows if row["answer"] == seen.columns["answer"]]
+    assert "completion_ids" in seen.columns
+    assert "trainer_state" not in seen.columns
+
+
+def test_in_online_dpo(policy: str, tmp_path: Path) -> None:
+    """Online DPO adds an abstention as 0, of which it must not do silently."""
+    recorder = Recorder()
+    arguments = OnlineDPOConfig(**settings(tmp_path, per_device_train_batch_size=2, max_new_tokens=8))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    trainer = OnlineDPOTrainer(
+        model=model,
+        reward_funcs=[reward_func(recorder)],
+        args=arguments,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+    )
+    with pytest.warns(UserWarning, match="this trainer adds an abstention as 0"):
+        trainer.train()
+    assert {sample.prompt for sample in recorder.seen} == {"Name a colour.", "Count."}
+
+
+class TestCall:
+    def test_abstention_is_none(self) -> None:
+        found = reward_func(Recorder())(["a", "b"], ["xy", "z"], answer=["blue", "one"])
+        assert found == [2.0, None]
+
+    def test_details_are_logged_under_the_same_names_always(self) -> None:
+        """A name that only some processes log would make TRL's gathering wait for ever."""
+        metrics: dict[str, float] = {}
+        extra: dict[str, list[Any]] = {}
+        reward = reward_func(Recorder(), name="mine")
+        reward(["a"], ["xy"], answer=["blue"], log_metric=metrics.__setitem__, log_extra=extra.__setitem__)
+        assert metrics == {"rewards/mine/abstained": 0.0, "rewards/mine/spread": 1.0}
+        assert extra == {"mine/spread": [1.0]}
+
+    def test_columns_of_another_length(self) -> None:
+        with pytest.raises(DataError, match="'answer' must be a list of 2 items"):
+            reward_func(Recorder())(["a", "b"], ["x", "y"], answer=["blue"])
+        with pytest.raises(DataError, match="'completions' must be a list of 2 items"):
+            reward_func(Recorder())(["a", "b"], ["x"])
+
+    def test_a_failure_is_never_a_number(self) -> None:
+        def broken(samples: list[rm.Sample]) -> list[float]:
+            raise RuntimeError("no network")
+
+        with pytest.raises(ScoringError, match="'broken' failed: RuntimeError: no network"):
+            reward_func(broken)(["a"], ["x"])
+        assert reward_func({"provider": "function", "function": broken, "on_error": "abstain"})(["a"], ["x"]) == [None]
+
+    def test_names(self) -> None:
+        assert reward_func(length_reward).__name__ == "length_reward"
+        assert reward_func(length_reward, name="other").__name__ == "other"
+        assert "other" in repr(reward_func(length_reward, name="other"))
+
+    @pytest.mark.parametrize("form", ["function", "spec", "model"])
+    def test_pickles(self, form: str, tiny_decoder: Any) -> None:
+        spec: Any = {"function": length_reward, "spec": {"provider": "function", "function": length_reward}}.get(form)
+        reward = reward_func(spec if spec is not None else str(tiny_decoder()), name="mine")
+        copy: RewardFunction = pickle.loads(pickle.dumps(reward))
+        assert copy.__name__ == "mine"
+        assert copy(["a"], ["xyz"]) == reward(["a"], ["xyz"])
+
+    def test_pickles_a_provider_with_its_settings(self, tiny_decoder: Any) -> None:
+        provider = rm.load(str(tiny_decoder()), transform={"name": "scale", "factor": 2.0}, on_error="abstain")
+        copy = pickle.loads(pickle.dumps(reward_func(provider)))
+        assert copy.provider.on_error == "abstain"
+        sample = [rm.Sample("a", "b")]
+        assert math.isclose(copy.provider.score(sample).values[0], provider.score(sample).values[0])
+
+
+class TestNamedRewards:
+    def test_resolve_lazily(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import rm_plugins_trl.rewards as rewards
+
+        (tmp_path / "rules.py").write_text("def short(samples):\n    return [-len(s.completion) for s in samples]\n")
+        (tmp_path / "rm_plugins.yaml").write_text("brief: 'rules:short'\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        rewards._loaded.clear()
+        assert rewards.brief.__name__ == "brief"
+        assert rewards.brief(["a"], ["xyz"]) == [-3.0]
+        assert dir(rewards) == ["brief"]
+        with pytest.raises(AttributeError, match="Did you mean 'brief'"):
+            _ = rewards.breif
