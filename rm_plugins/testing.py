@@ -36,9 +36,7 @@ class FixedProvider(Provider):
         return Scores(np.array([np.nan if value is None else value for value in values], dtype=np.float64))
 
 
-def check_provider(
-    provider: Provider, samples: Sequence[Sample], *, tolerance: float = 1e-4, pickles: bool = True
-) -> Scores:
+def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: float = 1e-4, pickles: bool = True) -> Scores:
     """Check what every consumer of a provider relies on.
 
     Args:

@@ -27,7 +27,7 @@ from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
 from rm_plugins.spec import component
 from rm_plugins_trl import RewardConfig, RewardTrainer
-from tests.trl.conftest import write_jsonl
+from tests.trl.conftest import newest_trl, write_jsonl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -123,6 +123,7 @@ def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.Monk
         exec(compile(replaced(code, world), str(page), "exec"), vars(module))
 
 
+@newest_trl
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run(page: Path, world: dict[str, str]) -> None:
     """Every ``rm-plugins`` and ``trl`` line of a page; pip and make belong to the set-up."""
@@ -142,7 +143,11 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
             more += ["--per_device_train_batch_size", "2"]
         module = {"rm-plugins": "rm_plugins", "trl": "trl.cli.main"}[program]
         run = subprocess.run(
-            [sys.executable, "-m", module, command, *arguments, *more], capture_output=True, text=True, env=os.environ, check=False
+            [sys.executable, "-m", module, command, *arguments, *more],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=False,
         )
         assert run.returncode == 0, f"{program} {command} {arguments}\n{run.stdout}\n{run.stderr}"
 

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, ScoringError, SpecError, UnsupportedError
-from rm_plugins_trl.reward_model import RewardModel
+from rm_plugins_trl.reward_model import RewardModel, Rollout
 
 HAS_PPO = Version(version("trl")) < Version("1.13")
 
@@ -617,7 +617,10 @@ def length(samples: list[rm.Sample]) -> list[float]:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
 def test_a_reward_model_can_be_copied_and_moved(copied: Callable[[Any], Any], tiny_tokenizer: Any) -> None:
     model = RewardModel({"provider": "function", "function": length, "name": "length"}, tiny_tokenizer, prompts=TEXTS)
+    model.rollout = Rollout(torch.empty(0, 0), [], observe=lambda scores: None)  # a batch of some trainer's
     other = copied(model).to("cpu").eval()
+    model.rollout = None
+    assert other.rollout is None
     assert list(other.parameters()) == []
     assert other.config._name_or_path == "length"
     ids = torch.tensor([tiny_tokenizer("one, two, three").input_ids])

@@ -1,4 +1,5 @@
 """Replaced shortly by the real command."""
+
 import click
 
 

@@ -1,0 +1,75 @@
+"""Somebody's own preference data as a world in which the true reward is not known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from rm_plugins.data import preference_samples, read_rows
+from rm_plugins.errors import DataError
+from rm_plugins_trl.demo.world import Row, World
+
+__all__ = ["read_world"]
+
+LONGEST_PROMPT = 2_000
+"""In characters, counted as JSON; sampling for longer prompts takes too long for a demonstration."""
+HELD_OUT_SHARE = 0.1
+
+
+def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
+    """A world made of preference pairs: their prompts, and both answers of each pair as demonstrations.
+
+    A tenth of the prompts, chosen by the seed, is held out with its pairs.
+
+    Args:
+        source: A JSON Lines or Parquet file, or the name of a dataset, whose split ``train`` is read.
+        pairs: How many pairs are read at most, from the beginning.
+        seed: The seed of what is held out, and of the order.
+
+    Raises:
+        DataError: A row is no preference pair, has no prompt, or there are fewer than two usable prompts.
+    """
+    by_prompt: dict[str, list[Row]] = {}
+    for number, row in enumerate(islice(read_rows(source), pairs), start=1):
+        try:
+            found = _plain_row(row)
+        except DataError as error:
+            raise DataError(f"{source}, row {number}: {error}") from error
+        key = json.dumps(found["prompt"])
+        if len(key) <= LONGEST_PROMPT:
+            by_prompt.setdefault(key, []).append(found)
+    if len(by_prompt) < 2:
+        raise DataError(
+            f"{source} has {len(by_prompt)} different prompts of at most {LONGEST_PROMPT:,} characters; at least 2 are needed, "
+            "one to learn from and one to measure on."
+        )
+    groups = list(by_prompt.values())
+    random.Random(seed).shuffle(groups)
+    held_out = max(1, round(HELD_OUT_SHARE * len(groups)))
+    train = [row for group in groups[held_out:] for row in group]
+    return World(
+        pairs=train,
+        held_out_pairs=[row for group in groups[:held_out] for row in group],
+        demonstrations=[{"prompt": row["prompt"], "completion": row[side]} for row in train for side in ("chosen", "rejected")],
+        prompts=_prompts(groups[held_out:]),
+        held_out_prompts=_prompts(groups[:held_out]),
+        has_gold=False,
+    )
+
+
+def _plain_row(row: Row) -> Row:
+    chosen, rejected = preference_samples(row)
+    if not chosen.prompt:
+        raise DataError("there is no prompt, and a policy cannot be trained without prompts.")
+    return {"prompt": _plain(chosen.prompt), "chosen": _plain(chosen.completion), "rejected": _plain(rejected.completion)}
+
+
+def _plain(part: Any) -> Any:
+    return part if isinstance(part, str) else [{"role": turn["role"], "content": turn["content"]} for turn in part]
+
+
+def _prompts(groups: Sequence[list[Row]]) -> list[Row]:
+    return [{"prompt": group[0]["prompt"]} for group in groups]
