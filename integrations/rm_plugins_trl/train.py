@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
+
+from rm_plugins.data import is_data_file
 
 __all__ = ["run", "train"]
 
@@ -56,6 +59,12 @@ def _launch(launcher: list[str], own: list[str]) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
+    known = [option for action in launch_command_parser()._actions for option in action.option_strings]
+    for argument in launcher:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in (*known, "--accelerate_config"):
+            own_names = [option for action in _parser()._actions for option in action.option_strings]
+            raise click.UsageError(f"There is no argument {name}. {_nearest(name, [*own_names, *known])}")
     found = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
     if found.cpu and (found.num_processes or 1) > 1 and found.mpirun_hostfile is None:
         # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
@@ -65,6 +74,13 @@ def _launch(launcher: list[str], own: list[str]) -> None:
         main(["--standalone", "--nproc_per_node", str(found.num_processes), "--module", _MODULE, *own])
     else:
         launch_command(found)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    found = get_close_matches(name, known, n=1)
+    return (
+        f"Did you mean {found[0]}?" if found else "`rm-plugins train --help` lists ours, `accelerate launch --help` the others."
+    )
 
 
 def _without(arguments: list[str], taken: list[str]) -> list[str]:
@@ -106,12 +122,18 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         metrics = trainer.evaluate()
         trainer.accelerator.print(f"Accuracy on the evaluation data: {metrics['eval_accuracy']:.4f}")
     trainer.save_model()
-    trainer.create_model_card(dataset_name=script.dataset_name)
+    dataset_name = script.dataset_name if _is_hub_id(script.dataset_name) else None
+    trainer.create_model_card(dataset_name=dataset_name)
     trainer.accelerator.print(f"Saved to {args.output_dir}; `rm-plugins verify {args.output_dir}` checks it.")
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub(dataset_name=dataset_name)
     if hasattr(trainer, "end"):
         trainer.end()
+
+
+def _is_hub_id(name: str | None) -> bool:
+    """Whether a model card may name this dataset: a local path means nothing to others."""
+    return name is not None and not is_data_file(name) and not os.path.exists(name)
 
 
 if __name__ == "__main__":

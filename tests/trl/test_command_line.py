@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import rm_plugins as rm
+from rm_plugins.cli import main
 from rm_plugins.scoring import Manifest
 from tests.trl.conftest import run_program, write_jsonl
 
@@ -48,6 +50,12 @@ def test_yaml_configuration(tiny_decoder: Any, tmp_path: Path) -> None:
     run_program("rm_plugins", "train", "--config", tmp_path / "train.yaml", "--use_cpu", "true")
     assert (tmp_path / "rm" / "adapter_config.json").is_file()
     assert rm.load(tmp_path / "rm").verify() == []  # type: ignore[attr-defined]
+
+
+def test_a_misspelt_flag_is_not_handed_to_the_launcher() -> None:
+    found = CliRunner().invoke(main, ["train", "--output_dir", "rm", "--learning_rat", "1e-5"])
+    assert found.exit_code == 2
+    assert "There is no argument --learning_rat. Did you mean --learning_rate?" in found.output
 
 
 def test_help_has_trls_flags_and_ours() -> None:

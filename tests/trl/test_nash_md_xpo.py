@@ -18,14 +18,6 @@ import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
 from rm_plugins_trl.reward_model import RewardModel
 
-# TRL's and transformers' own, on a machine without an accelerator.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`logging_dir` is deprecated"),
-]
-
 HAS_BOTH = Version(version("trl")) < Version("1.14")
 TRAINERS = {"nash_md": "NashMD", "xpo": "XPO"}
 

@@ -29,14 +29,6 @@ from rm_plugins_trl.reward_model import RewardModel, Rollout
 
 HAS_PPO = Version(version("trl")) < Version("1.13")
 
-# TRL's and transformers' own, on a machine without an accelerator.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore:`logging_dir` is deprecated"),
-]
-
 USER = [{"role": "user", "content": "Name a colour."}]
 LONGER = [{"role": "system", "content": "Count."}, {"role": "user", "content": "one, two"}]
 

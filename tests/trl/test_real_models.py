@@ -94,7 +94,7 @@ def test_ppo_of_smollm2(polarity_model: Path, smollm2_path: Path, polarity_pairs
             response_length=12,
             stop_token="eos",
             num_sample_generations=0,
-            num_ppo_epochs=1,
+            num_ppo_epochs=2,
             logging_steps=1,
             report_to="none",
             gradient_checkpointing=False,
