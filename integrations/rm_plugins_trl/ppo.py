@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, SpecError, UnsupportedError
 from rm_plugins_trl.precision import bf16_by_default
+from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
 try:
@@ -209,8 +210,7 @@ class PPOTrainer(TrlPPOTrainer):
             column = np.concatenate([found.details[detail] for found in scored if detail in found.details])
             known = column[~np.isnan(column)]
             if len(known):
-                # An ensemble's detail "std", the members' spread, is not the spread of the rewards.
-                metrics[f"{detail}/mean" if detail in _STATISTICS else detail] = float(known.mean())
+                metrics[detail_metric(detail)] = float(known.mean())
         return {f"rewards/{self._label}/{name}": value for name, value in metrics.items()}
 
 

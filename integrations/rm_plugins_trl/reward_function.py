@@ -13,11 +13,13 @@ import numpy as np
 import rm_plugins as rm
 from rm_plugins.errors import DataError
 
-__all__ = ["RewardFunction", "Spec", "reward_func"]
+__all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func"]
 
 Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any]
 """Whatever `rm_plugins.load` takes."""
 
+_TAKEN = ("mean", "std", "min", "max", "abstained")
+"""Names of the trainers' own metrics of a reward."""
 _NOT_COLUMNS = ("trainer_state", "environments")
 
 
@@ -90,8 +92,8 @@ class RewardFunction:
             self._warned = True
             warnings.warn(
                 f"The reward {self.__name__!r} abstained on {int(scores.abstained.sum())} of {len(samples)} samples, and this "
-                "trainer adds an abstention as 0 (Online DPO does). Give the spec `on_error: {fallback: ...}` to have a real "
-                "reward for every sample.",
+                "trainer adds an abstention as 0 (Online DPO does). A reward that always gives a number, and "
+                "`on_error: {fallback: SPEC}` for failures, keep made-up ones out.",
                 stacklevel=2,
             )
         if log_extra is not None:
@@ -107,6 +109,17 @@ class RewardFunction:
 
     def __repr__(self) -> str:
         return f"<reward {self.__name__!r}: {self.provider.name}>"
+
+
+def detail_metric(detail: str) -> str:
+    """What the mean of a detail is called in metrics, under ``rewards/NAME/``.
+
+    An ensemble's detail ``std``, the spread of its members, is not the spread of the rewards, which has that name already.
+
+    >>> detail_metric("member/0"), detail_metric("std")
+    ('member/0', 'std/mean')
+    """
+    return f"{detail}/mean" if detail in _TAKEN else detail
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]) -> list[rm.Sample]:

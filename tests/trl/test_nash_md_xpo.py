@@ -86,6 +86,7 @@ def test_the_reward_sees_prompt_columns_and_completion(
         "logging_steps": 1,
         "bf16": False,
         "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "learning_rate": 0.0,
     }

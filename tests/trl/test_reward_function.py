@@ -47,7 +47,7 @@ class Recorder(rm.Provider):
         self.seen += samples
         lengths = np.array([len(str(sample.completion)) for sample in samples], dtype=float)
         abstains = [sample.columns.get("answer") == "one" for sample in samples]
-        return rm.Scores(np.where(abstains, np.nan, lengths), {"spread": lengths / 2})
+        return rm.Scores(np.where(abstains, np.nan, lengths), {"spread": lengths / 2, "std": np.full(len(samples), 7.0)})
 
 
 def length_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
@@ -105,7 +105,8 @@ def test_in_a_group_trainer(trainer_class: Any, config_class: Any, conversationa
     )
     trainer.train()
     logged = next(entry for entry in trainer.state.log_history if "rewards/mine/mean" in entry)
-    assert logged["rewards/mine/std"] >= 0
+    assert 0 <= logged["rewards/mine/std"] != 7.0
+    assert logged["rewards/mine/std/mean"] == 7.0
     assert logged["rewards/length_reward/mean"] >= 0
     assert logged["rewards/mine/abstained"] == 0.5
     assert logged["rewards/mine/spread"] > 0
@@ -145,8 +146,8 @@ class TestCall:
         extra: dict[str, list[Any]] = {}
         reward = reward_func(Recorder(), name="mine")
         reward(["a"], ["xy"], answer=["blue"], log_metric=metrics.__setitem__, log_extra=extra.__setitem__)
-        assert metrics == {"rewards/mine/abstained": 0.0, "rewards/mine/spread": 1.0}
-        assert extra == {"mine/spread": [1.0]}
+        assert metrics == {"rewards/mine/abstained": 0.0, "rewards/mine/spread": 1.0, "rewards/mine/std/mean": 7.0}
+        assert extra == {"mine/spread": [1.0], "mine/std": [7.0]}
 
     def test_columns_of_another_length(self) -> None:
         with pytest.raises(DataError, match="'answer' must be a list of 2 items"):

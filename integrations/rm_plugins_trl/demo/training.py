@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -136,6 +137,7 @@ def optimize_policy(
             learning_rate=recipe.policy_learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=10,
+            beta=float(__import__("os").environ.get("BETA","0.0")),
             reward_weights=[1.0] + [0.0] * (len(rewards) - 1),
         )
         trainer = GRPOTrainer(
@@ -161,6 +163,7 @@ def _shared(scratch: str, seed: int, recipe: Recipe) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         "bf16": bf16_by_default(fp16=False),
         "gradient_checkpointing": recipe.checkpointing,
     }
