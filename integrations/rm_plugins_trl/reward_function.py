@@ -85,9 +85,8 @@ class RewardFunction:
         if log_metric is not None:
             log_metric(f"rewards/{self.__name__}/abstained", float(scores.abstained.mean()))
             for detail, values in scores.details.items():
-                log_metric(
-                    f"rewards/{self.__name__}/{detail}", float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-                )
+                mean = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+                log_metric(f"rewards/{self.__name__}/{detail_metric(detail)}", mean)
         elif in_training and scores.abstained.any() and not self._warned:
             self._warned = True
             warnings.warn(
