@@ -55,7 +55,7 @@ def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_
         run_program(
             *("rm_plugins", "train", "--model_name_or_path", minilm_path, "--dataset_name", train),
             *("--eval_dataset_name", held_out, "--output_dir", out, "--num_train_epochs", "1", "--learning_rate", "1e-4"),
-            *("--per_device_train_batch_size", "16", "--gradient_checkpointing", "false", "--save_strategy", "no"),
-            *("--report_to", "none", "--disable_tqdm", "true"),
+            *("--warmup_steps", "0.1", "--per_device_train_batch_size", "8", "--disable_dropout", "false"),
+            *("--gradient_checkpointing", "false", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"),
         )
     return out

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["Stage", "Stages", "quiet_libraries"]
 
 
-class Stage(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class Stage(TrainerCallback):
     """One stage, which is also the trainer callback that draws its bar.
 
     Args:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-__all__ = ["make_language_model", "make_tokenizer"]
+__all__ = ["make_language_model", "make_tokenizer", "one_thread"]
 
 PAD, EOS = "<pad>", "<eos>"
 CHAT_TEMPLATE = (
@@ -62,3 +64,14 @@ def make_language_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2F
             bos_token_id=None,
         )
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: for models this small several only wait for each other, for minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -45,7 +45,7 @@ class Recipe:
     checkpointing: bool
 
 
-TINY = Recipe(reward_learning_rate=1e-3, policy_learning_rate=1e-3, completions=64, checkpointing=False)
+TINY = Recipe(reward_learning_rate=1e-3, policy_learning_rate=3e-4, completions=64, checkpointing=False)
 WHOLE = Recipe(reward_learning_rate=2e-5, policy_learning_rate=5e-6, completions=16, checkpointing=True)
 
 
@@ -137,7 +137,7 @@ def optimize_policy(
             learning_rate=recipe.policy_learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=10,
-            beta=float(__import__("os").environ.get("BETA","0.0")),
+            beta=0.04,  # what keeps the policy from text that only fools the reward model
             reward_weights=[1.0] + [0.0] * (len(rewards) - 1),
         )
         trainer = GRPOTrainer(

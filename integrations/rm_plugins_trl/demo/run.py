@@ -1,0 +1,223 @@
+"""The demonstration from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, ManifestError
+from rm_plugins.evaluation import PairMetrics, evaluate_pairs
+from rm_plugins.scoring.manifest import write_atomically
+from rm_plugins_trl.demo.preference_world import read_world
+from rm_plugins_trl.demo.progress import Stages, quiet_libraries
+from rm_plugins_trl.demo.report import Measure, draw_curves, summary
+from rm_plugins_trl.demo.sampling import load_policy, sampled_completions
+from rm_plugins_trl.demo.tiny_models import make_language_model, make_tokenizer, one_thread
+from rm_plugins_trl.demo.training import TINY, WHOLE, optimize_policy, start_policy, train_reward_model
+from rm_plugins_trl.demo.world import Row, World, gold, make_world
+from rm_plugins_trl.reward_function import reward_func
+
+__all__ = ["REWARD_NAME", "run_demo"]
+
+REWARD_NAME = "demo_reward"
+"""What ``rm_plugins.yaml`` in the output folder calls the trained reward."""
+GOLD = "rm_plugins_trl.demo.world:gold_reward"
+COMPLETION_TOKENS = 48
+MEASURED_PROMPTS = 192
+FOLDERS = ("data", "reward-model", "policy-before", "policy-after")
+FILES = ("rm_plugins.yaml", "completions.jsonl", "curves.json", "curves.png", "summary.md")
+
+
+def run_demo(
+    output_dir: Path,
+    *,
+    overwrite: bool = False,
+    steps: int = 150,
+    seed: int = 0,
+    dataset: str | None = None,
+    pairs: int = 2_000,
+    model: str | None = None,
+    policy: str | None = None,
+    world: World | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Train a reward model and a policy against it, measure both, and write everything down.
+
+    Args:
+        output_dir: Where to.
+        overwrite: Whether to replace what an earlier run wrote there.
+        steps: Steps of GRPO.
+        seed: The seed of everything.
+        dataset: Preference data instead of the generated world.
+        pairs: Pairs read of it at most.
+        model: What the reward is trained from; a tiny model made on the spot by default.
+        policy: The policy; a tiny one by default.
+        world: A world that was made before, instead of `dataset` and the default one.
+        console: Where progress is shown; the terminal by default.
+
+    Returns:
+        The path of the summary.
+
+    Raises:
+        DataError: The output folder is not empty, or a row of `dataset` is no preference pair with a prompt.
+        ManifestError: The trained model does not score as it did when it was trained.
+    """
+    console = console or Console()
+    _prepare(output_dir, overwrite)
+    needs_tiny = model is None or policy is None
+    stages = Stages(console, 4 + needs_tiny)
+    threads = nullcontext() if model or policy else one_thread()
+    with quiet_libraries(), threads, TemporaryDirectory() as scratch:
+        with stages.stage("World", "preference pairs, prompts, and what is held out") as stage:
+            if world is None:
+                world = make_world(seed) if dataset is None else read_world(dataset, pairs=pairs, seed=seed)
+            _write_world(world, output_dir / "data")
+            stage.result = f"{len(world.pairs)} pairs, {len(world.held_out_pairs)} held out; {len(world.prompts)} prompts"
+
+        tiny = Path(scratch) / "language-model" if policy is not None else output_dir / "policy-before"
+        if needs_tiny:
+            with stages.stage(
+                "Language model", "a tiny one learns to write as the answers do, good and bad", loss="loss"
+            ) as stage:
+                tokenizer = make_tokenizer(_texts(world.demonstrations))
+                language_model = make_language_model(tokenizer, seed)
+                start_policy(language_model, tokenizer, world.demonstrations, stage, seed)
+                _save_model(language_model, tokenizer, tiny)
+                stage.result = f"{language_model.num_parameters():,} parameters"
+
+        reward_folder = output_dir / "reward-model"
+        with stages.stage("Reward model", "learns from the noisy pairs", accuracy="accuracy", loss="loss") as stage:
+            train_reward_model(
+                model or str(tiny),
+                world.pairs,
+                world.held_out_pairs,
+                reward_folder,
+                TINY if model is None else WHOLE,
+                stage,
+                seed,
+            )
+            write_atomically(output_dir / "rm_plugins.yaml", yaml.safe_dump(_names(world), sort_keys=False))
+            rewards = rm.load(reward_folder)
+            if problems := rewards.verify():  # type: ignore[attr-defined]  # it is a SequenceClassifier
+                raise ManifestError(f"The trained reward does not score as it did in training: {'; '.join(problems)}.")
+            held_out = evaluate_pairs(rewards, world.held_out_pairs)
+            stage.result = f"held out: {held_out}; verified, and named {REWARD_NAME}"
+
+        learner, tokenizer = load_policy(policy or str(tiny))
+        before = _measured(learner, tokenizer, world, rewards, seed)
+        metrics = {"learned": "rewards/learned/mean", "gold": "rewards/gold/mean"}
+        with stages.stage("GRPO", "the policy is trained against the learned reward", **metrics) as stage:
+            functions = [reward_func(rewards, name="learned")]
+            if world.has_gold:
+                functions.append(reward_func(GOLD, name="gold"))  # measured, with weight 0
+            curves = optimize_policy(
+                learner,
+                tokenizer,
+                world.prompts,
+                functions,
+                steps=steps,
+                completion_tokens=COMPLETION_TOKENS,
+                recipe=TINY if policy is None else WHOLE,
+                stage=stage,
+                seed=seed,
+            )
+            _save_model(learner, tokenizer, output_dir / "policy-after")
+            stage.result = f"{steps} steps"
+
+        with stages.stage("Report", "the policy before and after, on prompts that no training saw") as stage:
+            after = _measured(learner, tokenizer, world, rewards, seed)
+            _write_completions(output_dir, world, before, after)
+            found = _report(output_dir, world, curves, before, after, held_out, stages.seconds)
+            stage.result = f"written to {output_dir}"
+    console.print()
+    console.print(found.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def _prepare(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise DataError(f"{folder} is not empty. Name another --output-dir, or replace what is there with --overwrite.")
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_world(world: World, folder: Path) -> None:
+    for name in ("pairs", "held_out_pairs", "demonstrations", "prompts", "held_out_prompts"):
+        _write_rows(folder / f"{name}.jsonl", getattr(world, name))
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _names(world: World) -> dict[str, str]:
+    """The rewards of the output folder, by name."""
+    return {REWARD_NAME: "./reward-model", **({"gold": GOLD} if world.has_gold else {})}
+
+
+def _texts(rows: Sequence[Row]) -> list[str]:
+    """What a tokenizer for these rows must know."""
+    parts = [part for row in rows for part in (row["prompt"], row["completion"])]
+    return [part if isinstance(part, str) else "\n".join(turn["content"] for turn in part) for part in parts]
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _measured(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, rewards: rm.Provider, seed: int
+) -> Measure:
+    """What a policy writes for held-out prompts, and its rewards."""
+    prompts = world.held_out_prompts[:MEASURED_PROMPTS]
+    texts = sampled_completions(model, tokenizer, prompts, COMPLETION_TOKENS, seed)
+    learned = rewards.score([rm.Sample(row["prompt"], text) for row, text in zip(prompts, texts, strict=True)]).values
+    true = [gold(row["prompt"], text) for row, text in zip(prompts, texts, strict=True)] if world.has_gold else None
+    return Measure(texts, learned, None if true is None else np.array(true, dtype=float))
+
+
+def _write_completions(folder: Path, world: World, before: Measure, after: Measure) -> None:
+    """Both policies' completions of each prompt, for ``rm-plugins rank`` and ``score``."""
+    rows = zip(world.held_out_prompts, before.completions, after.completions, strict=False)
+    _write_rows(
+        folder / "completions.jsonl",
+        ({"prompt": row["prompt"], "completions": [first, second]} for row, first, second in rows),
+    )
+
+
+def _report(
+    folder: Path,
+    world: World,
+    curves: Sequence[Mapping[str, float]],
+    before: Measure,
+    after: Measure,
+    held_out: PairMetrics,
+    seconds: Mapping[str, float],
+) -> Path:
+    figures = {
+        "before": before.figures(),
+        "after": after.figures(),
+        "held_out_pairs": asdict(held_out),
+        "seconds": dict(seconds),
+        "steps": list(curves),
+    }
+    write_atomically(folder / "curves.json", json.dumps(figures, indent=2) + "\n")
+    draw_curves(curves, before, after, folder / "curves.png")
+    text = summary(folder, REWARD_NAME, [row["prompt"] for row in world.held_out_prompts], before, after, held_out)
+    return write_atomically(folder / "summary.md", text)
