@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 from packaging.version import Version
+from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import __version__ as trl_version
+
+from tests.conftest import make_tokenizer
 
 HELD_OUT = 800
 MODELS_VARIABLE = "RM_PLUGINS_TEST_MODELS"
@@ -34,6 +37,28 @@ def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: 
     found = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
     return found.stdout + found.stderr
+
+
+@pytest.fixture
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random causal language model of one layer, with the tokenizer of the tiny classifiers."""
+    tokenizer = make_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("policy")
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

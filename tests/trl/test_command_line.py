@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import rm_plugins as rm
 from rm_plugins.cli import main
@@ -64,25 +63,13 @@ def test_help_has_trls_flags_and_ours() -> None:
         assert flag in printed
 
 
-@pytest.fixture
-def policy(tiny_decoder: Any, tmp_path: Path) -> Path:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder())
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    return tmp_path / "policy"
-
-
-def test_trl_grpo_with_a_named_reward(policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+def test_trl_grpo_with_a_named_reward(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"prompt": "Name a colour."}] * 8)
     (tmp_path / "rm_plugins.yaml").write_text(f"colours: {tiny_decoder()}\n", encoding="utf-8")
     printed = run_program(
         *("trl.cli.main", "grpo"),
-        *("--model_name_or_path", policy, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"),
+        *("--model_name_or_path", tiny_policy, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"),
         *("--reward_funcs", "rm_plugins_trl.rewards.colours", "--max_steps", "1", "--num_generations", "2"),
         *("--per_device_train_batch_size", "2", "--max_completion_length", "4", "--bf16", "false", "--logging_steps", "1"),
         *QUIET,
@@ -91,13 +78,13 @@ def test_trl_grpo_with_a_named_reward(policy: Path, tiny_decoder: Any, tmp_path:
     assert "rewards/colours/mean" in printed
 
 
-def test_two_processes_train_a_reward_and_a_policy(policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
     run_program(
         # By itself, accelerate's launcher starts one process on a CPU however many it is asked for.
         *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python"),
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *(script, tiny_decoder(), policy, tmp_path),
+        *(script, tiny_decoder(), tiny_policy, tmp_path),
         OMP_NUM_THREADS="1",
     )
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))

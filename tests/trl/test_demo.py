@@ -91,21 +91,12 @@ def test_the_whole_demonstration_in_small(tmp_path: Path) -> None:
 
 
 @newest_trl
-def test_with_a_model_a_policy_and_data_of_ones_own(tiny_decoder: Any, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder())
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
+def test_with_a_model_a_policy_and_data_of_ones_own(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path) -> None:
     said = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Blue."), ("rejected", "two"))}
     rows = [{"prompt": [{"role": "user", "content": f"Name a colour, number {number}."}], **said} for number in range(12)]
     data = write_jsonl(tmp_path / "mine.jsonl", rows)
     arguments = ["--output-dir", tmp_path / "out", "--steps", 1, "--dataset", data]
-    arguments += ["--model", tiny_decoder(), "--policy", tmp_path / "policy"]
+    arguments += ["--model", tiny_decoder(), "--policy", tiny_policy]
     found = CliRunner().invoke(main, ["demo", *map(str, arguments)], catch_exceptions=False)
     assert found.exit_code == 0
     assert "gold" not in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")

@@ -59,24 +59,15 @@ def test_training_then_pipeline(tiny_decoder: Any, working_directory: Path) -> N
 
 
 @last_trl_with_ppo
-def test_ppo(tiny_decoder: Any, working_directory: Path) -> None:
+def test_ppo(tiny_decoder: Any, tiny_policy: Path, working_directory: Path) -> None:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+    from transformers import AutoModelForCausalLM
     from rm_plugins_trl import RewardConfig, RewardTrainer
 
-    folder = tiny_decoder()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     row = {"prompt": "Q", "chosen": "Better response", "rejected": "Worse response"}
     arguments = RewardConfig(output_dir="Qwen2.5-Reward", max_steps=1, report_to="none")
-    RewardTrainer(str(folder), arguments, train_dataset=Dataset.from_list([row] * 8)).train()
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    AutoModelForCausalLM.from_config(
-        Qwen2Config(
-            vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
-        )
-    ).save_pretrained("policy")
-    tokenizer.save_pretrained("policy")
-    policy_model = AutoModelForCausalLM.from_pretrained("policy")
+    RewardTrainer(str(tiny_decoder()), arguments, train_dataset=Dataset.from_list([row] * 8)).train()
+    policy_model = AutoModelForCausalLM.from_pretrained(tiny_policy)
 
     from rm_plugins_trl import PPOTrainer, PPOConfig
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from packaging.version import Version
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import __version__ as trl_version
 
 from rm_plugins.cli import main
@@ -48,18 +47,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def world(tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def world(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A working directory with everything that pages name; returns what a page's names stand for here."""
     monkeypatch.chdir(tmp_path)
     classifier = tiny_decoder()
-    tokenizer = AutoTokenizer.from_pretrained(classifier)
-    set_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), num_key_value_heads=1, pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape
-    )
-    Qwen2ForCausalLM(config).save_pretrained("policy")
-    tokenizer.save_pretrained("policy")
     row = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
     for split in ("train", "test"):
         for folder, rows in {"preferences": [row] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
@@ -78,7 +69,7 @@ def world(tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
     return {
-        "Qwen/Qwen2.5-0.5B-Instruct": "policy",
+        "Qwen/Qwen2.5-0.5B-Instruct": str(tiny_policy),
         "trl-lib/ultrafeedback_binarized": "preferences",
         "trl-lib/tldr": "prompts",
     }

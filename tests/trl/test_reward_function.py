@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
@@ -54,26 +54,6 @@ def length_reward(prompts: list[Any], completions: list[Any], **columns: Any) ->
     return [float(len(completion)) for completion in completions]
 
 
-@pytest.fixture
-def policy(tiny_decoder: Any, tmp_path: Path) -> str:
-    """A random causal model with the tiny decoder's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder())
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    return str(tmp_path / "policy")
-
-
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
     found = {
         "output_dir": str(folder / "out"),
@@ -91,14 +71,16 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("conversational", [False, True])
 @pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
-def test_in_a_group_trainer(trainer_class: Any, config_class: Any, conversational: bool, policy: str, tmp_path: Path) -> None:
+def test_in_a_group_trainer(
+    trainer_class: Any, config_class: Any, conversational: bool, tiny_policy: Path, tmp_path: Path
+) -> None:
     rows = [
         {**row, "prompt": [{"role": "user", "content": row["prompt"]}] if conversational else row["prompt"]} for row in ROWS
     ]
     recorder = Recorder()
     arguments = config_class(**settings(tmp_path, num_generations=2, max_completion_length=8, log_completions=True))
     trainer = trainer_class(
-        model=policy,
+        model=str(tiny_policy),
         reward_funcs=[reward_func(recorder, name="mine"), reward_func(length_reward)],
         args=arguments,
         train_dataset=Dataset.from_list(rows),
@@ -118,11 +100,11 @@ def test_in_a_group_trainer(trainer_class: Any, config_class: Any, conversationa
     assert "trainer_state" not in seen.columns
 
 
-def test_in_online_dpo(policy: str, tmp_path: Path) -> None:
+def test_in_online_dpo(tiny_policy: Path, tmp_path: Path) -> None:
     """Online DPO adds an abstention as 0, of which it must not do silently."""
     recorder = Recorder()
     arguments = OnlineDPOConfig(**settings(tmp_path, per_device_train_batch_size=2, max_new_tokens=8))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_policy), AutoTokenizer.from_pretrained(tiny_policy)
     trainer = OnlineDPOTrainer(
         model=model,
         reward_funcs=[reward_func(recorder)],
