@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trl import __version__ as trl_version
 import rm_plugins as rm
 from rm_plugins.data import preference_samples
 from rm_plugins_trl import RewardConfig, RewardModel, RewardTrainer, reward_func
+from rm_plugins_trl.reward_model import Rollout
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -34,7 +36,7 @@ def by_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> l
     """The rewards that TRL's PPO reads off our module, one policy's token ids a sample."""
     from trl.experimental.utils import get_reward
 
-    model = RewardModel(provider, tokenizer, prompts=Dataset.from_list([{"prompt": sample.prompt} for sample in samples]))
+    model = RewardModel(provider, tokenizer)
     values = []
     for sample in samples:
         if sample.is_conversational:
@@ -44,7 +46,10 @@ def by_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> l
             query, response = tokenizer(sample.prompt)["input_ids"], tokenizer(sample.completion)["input_ids"]
         pad = [tokenizer.pad_token_id] * 3
         ids = torch.tensor([[*pad, *query, *response, *pad]])
-        _, reward, _ = get_reward(model, ids, tokenizer.pad_token_id, len(pad) + len(query))
+        context = len(pad) + len(query)
+        # As PPOTrainer announces each batch that it hands out.
+        model.rollout = Rollout(ids[:, :context], [replace(sample, completion="")], lambda scores: None)
+        _, reward, _ = get_reward(model, ids, tokenizer.pad_token_id, context)
         values.append(reward.item())
     return values
 
