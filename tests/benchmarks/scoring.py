@@ -69,8 +69,8 @@ def contenders(folder: Path, samples: list[rm.Sample]) -> dict[str, Callable[[],
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=120, help="texts scored at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="times each contender runs, in turn")
+    parser.add_argument("--samples", type=int, default=60, help="texts scored at a time")
+    parser.add_argument("--rounds", type=int, default=5, help="times each contender runs, in turn")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page that is written")
     arguments = parser.parse_args()
     if not DATA.is_file():
