@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from rm_plugins.errors import DataError
+from rm_plugins.files import replacing
 from rm_plugins.types import Message, Sample
 
-__all__ = ["RowSamples", "is_data_file", "preference_samples", "read_rows", "row_samples"]
+__all__ = ["RowSamples", "is_data_file", "json_line", "preference_samples", "read_rows", "row_samples", "write_rows"]
 
 _ROLES = ("prompt", "completion", "completions", "chosen", "rejected", "messages")
 
@@ -179,3 +180,27 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
             f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be loaded: {error}"
         ) from error
     yield from found
+
+
+def json_line(row: object) -> str:
+    """A row as a line of JSON Lines; dates, bytes and decimals, which Parquet files hold, become text."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
+    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number."""
+    count = 0
+    with replacing(out) as temporary:
+        if out.suffix == ".parquet":
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
+
+            table = arrow.Table.from_pylist(list(rows))
+            count = table.num_rows
+            parquet.write_table(table, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json_line(row))
+                    count += 1
+    return count

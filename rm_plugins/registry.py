@@ -192,11 +192,13 @@ class Registry:
             return found[kebab].cls
         message = f"There is no {kind} called {name!r}. {did_you_mean(name, found)}"
         if self.broken:
-            failed = "; ".join(f"{plugin.name} from {plugin.origin}: {plugin.reason}" for plugin in self.broken)
-            raise BrokenPluginError(
-                f"{message} It might belong to a plug-in that could not be loaded: {failed}."
-            ) from self.broken[0].error
+            raise BrokenPluginError(f"{message} {self.suspects()}") from self.broken[0].error
         raise UnknownNameError(message)
+
+    def suspects(self) -> str:
+        """What to say of a name that nobody registered while some plug-ins are broken."""
+        failed = "; ".join(f"{plugin.name} from {plugin.origin}: {plugin.reason}" for plugin in self.broken)
+        return f"It might belong to a plug-in that could not be loaded: {failed}."
 
     def commands(self) -> dict[str, PluginCommand]:
         """The commands that plug-ins add to the ``rm-plugins`` program, by name.

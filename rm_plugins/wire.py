@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.types import Sample, Scores
+from rm_plugins.types import Sample
 
-__all__ = ["sample_from_json", "sample_to_json", "scores_to_json"]
+__all__ = ["sample_from_json", "sample_to_json", "values_to_json"]
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -38,21 +38,10 @@ def sample_from_json(value: Mapping[str, Any]) -> Sample:
     return Sample(value["prompt"], value["completion"], value.get("columns") or {})
 
 
-def scores_to_json(scores: Scores) -> list[dict[str, Any]]:
-    """One mapping a sample: ``{"score": 0.5, "details": {...}}``, null where the provider abstained.
+def values_to_json(values: Iterable[float]) -> list[float | None]:
+    """Scores as JSON has them: null where the provider abstained.
 
-    >>> import numpy as np
-    >>> scores_to_json(Scores(np.array([0.5, np.nan])))
-    [{'score': 0.5}, {'score': None}]
+    >>> values_to_json([0.5, math.nan])
+    [0.5, None]
     """
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else float(value)
-
-    rows = []
-    for row, value in enumerate(scores.values):
-        found: dict[str, Any] = {"score": number(value)}
-        if scores.details:
-            found["details"] = {name: number(column[row]) for name, column in scores.details.items()}
-        rows.append(found)
-    return rows
+    return [None if math.isnan(value) else float(value) for value in values]

@@ -12,6 +12,7 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
+from rm_plugins.wire import values_to_json
 
 __all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func"]
 
@@ -97,8 +98,8 @@ class RewardFunction:
             )
         if log_extra is not None:
             for detail, values in scores.details.items():
-                log_extra(f"{self.__name__}/{detail}", [None if math.isnan(value) else float(value) for value in values])
-        return [None if math.isnan(value) else float(value) for value in scores.values]
+                log_extra(f"{self.__name__}/{detail}", values_to_json(values))
+        return values_to_json(scores.values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"spec": self.spec, "name": self.__name__}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -28,11 +27,8 @@ class _Program(click.Group):
             command: click.Command = import_module(f"rm_plugins.cli.{cmd_name}").command
             return command
         commands = _plugin_commands()
-        if cmd_name not in commands and (broken := default_registry().broken):
-            failed = "; ".join(f"{plugin.name} from {plugin.origin}: {plugin.reason}" for plugin in broken)
-            raise click.UsageError(
-                f"No such command {cmd_name!r}. It might belong to a plug-in that could not be loaded: {failed}."
-            )
+        if cmd_name not in commands and default_registry().broken:
+            raise click.UsageError(f"No such command {cmd_name!r}. {default_registry().suspects()}")
         return commands.get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -58,6 +54,3 @@ def main() -> None:
 
     A SPEC is a model folder, a hub id, a URL, module:function, a .yaml file, or a name in rm_plugins.yaml.
     """
-    # A console script does not look for modules where its user stands, and specs such as rules:length do.
-    if "" not in sys.path:
-        sys.path.insert(0, "")

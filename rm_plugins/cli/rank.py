@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, write_rows
+from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, scoring_options
 from rm_plugins.data import row_samples
 
 __all__ = ["command"]
@@ -20,9 +20,7 @@ __all__ = ["command"]
 @click.argument("file")
 @click.option("-o", "--output", help="Where to write (.jsonl or .parquet); FILE.ranked.jsonl by default.")
 @click.option("--best", default=None, type=click.IntRange(min=1), help="Keep only the N best completions of a prompt.")
-@click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
-@click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted.")
-@click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew.")
+@scoring_options
 def command(spec: str, file: str, output: str | None, best: int | None, split: str, batch_size: int, overwrite: bool) -> None:
     """Order the completions of each prompt in FILE by SPEC, best first.
 
@@ -32,8 +30,7 @@ def command(spec: str, file: str, output: str | None, best: int | None, split: s
     """
     out = output_path(file, output, "ranked")
     job = ScoringJob(spec, file, split, out, overwrite)
-    count = write_rows(_ranked(job.run(batch_size), best), out)
-    job.discard()
+    count = job.write(lambda rows: _ranked(rows, best), batch_size)
     click.echo(f"Wrote {count} prompts to {out}.", err=True)
 
 

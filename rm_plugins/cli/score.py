@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, write_rows
+from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, scoring_options
 from rm_plugins.data import row_samples
 
 __all__ = ["command"]
@@ -17,9 +17,7 @@ __all__ = ["command"]
 @click.argument("spec")
 @click.argument("file")
 @click.option("-o", "--output", help="Where to write (.jsonl or .parquet); FILE.scored.jsonl by default.")
-@click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
-@click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted.")
-@click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew.")
+@scoring_options
 def command(spec: str, file: str, output: str | None, split: str, batch_size: int, overwrite: bool) -> None:
     """Score the rows of FILE with SPEC.
 
@@ -29,8 +27,7 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
     """
     out = output_path(file, output, "scored")
     job = ScoringJob(spec, file, split, out, overwrite)
-    count = write_rows(_with_scores(job.run(batch_size)), out)
-    job.discard()
+    count = job.write(_with_scores, batch_size)
     counts = job.provider.counts
     click.echo(
         f"Wrote {count} rows to {out}: {counts['samples']} samples scored now, {counts['abstained']} abstained.", err=True

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import rm_plugins as rm
-from rm_plugins.data import is_data_file, read_rows, row_samples
+from rm_plugins.data import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.errors import DataError
-from rm_plugins.scoring.manifest import write_atomically
+from rm_plugins.files import write_atomically
+from rm_plugins.wire import values_to_json
 
-__all__ = ["ScoredRow", "ScoringJob", "output_path", "progress_bar", "write_rows"]
+__all__ = ["ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,17 @@ def output_path(source: str, out: str | None, ending: str) -> Path:
     return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
 
 
+def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that is a scoring job."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
+        click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted."),
+        click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
+    ):
+        command = option(command)
+    return command
+
+
 class ScoringJob:
     """Scores every row of a source with one provider.
 
@@ -66,6 +76,7 @@ class ScoringJob:
         if out.exists() and not overwrite:
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         self.provider = rm.load(spec)
+        self.out = out
         self.source = source
         self.split = split
         self.part = out.with_name(f"{out.name}.part")
@@ -73,6 +84,17 @@ class ScoringJob:
         self._identity = {"spec": spec, "source": source, "split": split, "manifest": _manifest_digest(self.provider)}
         if overwrite:
             self.discard()
+
+    def write(self, shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]], batch_size: int) -> int:
+        """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
+
+        Args:
+            shape: Makes the rows of the output.
+            batch_size: Samples handed to the provider at a time.
+        """
+        count = write_rows(shape(self.run(batch_size)), self.out)
+        self.discard()
+        return count
 
     def run(self, batch_size: int) -> Iterator[ScoredRow]:
         """Score what is not scored yet, then give back every row in the order of the source.
@@ -83,18 +105,18 @@ class ScoringJob:
         done = self._resume()
         rows = read_rows(self.source, self.split)
         for number, before in enumerate(self._finished(), start=1):
-            if _as_json(next(rows, None)) != before.row:
+            if _json_row(next(rows, None)) != before.row:
                 raise DataError(
                     f"{self.part} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
                 )
         if done:
             click.echo(f"Going on behind {done} rows that were scored before.", err=True)
         with progress_bar() as bar, self.part.open("a", encoding="utf-8") as file:
-            task = bar.add_task("Scoring", total=_row_count(self.source), completed=done)
+            task = bar.add_task("Scoring", total=None if bar.disable else _row_count(self.source), completed=done)
             for batch in _sample_batches(rows, batch_size, first=done + 1):
                 for scored in self._score(batch):
                     line = {"row": scored.row, "scores": scored.scores, "details": scored.details}
-                    file.write(_json_line(line))
+                    file.write(json_line(line))
                 file.flush()
                 os.fsync(file.fileno())
                 bar.advance(task, len(batch))
@@ -105,8 +127,8 @@ class ScoringJob:
         start = 0
         for row, samples in batch:
             end = start + len(samples)
-            details = {name: _numbers(column[start:end]) for name, column in scores.details.items()}
-            yield ScoredRow(row, _numbers(scores.values[start:end]), details)
+            details = {name: values_to_json(column[start:end]) for name, column in scores.details.items()}
+            yield ScoredRow(row, values_to_json(scores.values[start:end]), details)
             start = end
 
     def _resume(self) -> int:
@@ -159,17 +181,9 @@ def _sample_batches(
         yield batch
 
 
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [None if math.isnan(value) else float(value) for value in values]
-
-
-def _json_line(value: object) -> str:
-    # Datasets and Parquet files hold dates, bytes and decimals, which become text.
-    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
-
-
-def _as_json(row: object) -> Any:
-    return json.loads(_json_line(row))
+def _json_row(row: object) -> Any:
+    """The row as it comes back from the unfinished output."""
+    return json.loads(json_line(row))
 
 
 def _manifest_digest(provider: rm.Provider) -> str | None:
@@ -179,9 +193,7 @@ def _manifest_digest(provider: rm.Provider) -> str | None:
 
 def _row_count(source: str) -> int | None:
     """The number of rows, where it is cheap to know."""
-    if source == "-" or not is_data_file(source):
-        return None
-    return sum(1 for _ in islice(read_rows(source), None))
+    return sum(1 for _ in read_rows(source)) if source != "-" and is_data_file(source) else None
 
 
 def progress_bar() -> Progress:
@@ -196,26 +208,3 @@ def progress_bar() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def write_rows(rows: Iterable[dict[str, Any]], out: Path) -> int:
-    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    count = 0
-    try:
-        if out.suffix == ".parquet":
-            import pyarrow as arrow
-            import pyarrow.parquet as parquet
-
-            table = arrow.Table.from_pylist(list(rows))
-            count = table.num_rows
-            parquet.write_table(table, temporary)
-        else:
-            with temporary.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(_json_line(row))
-                    count += 1
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count

@@ -36,11 +36,11 @@ def evaluate_pairs(
         ScoringError: The provider failed.
     """
     chosen, rejected = [np.empty(0)], [np.empty(0)]
-    first = 0
+    seen = 0
     remaining = iter(rows)
     while batch := list(islice(remaining, batch_size)):
         samples: list[Sample] = []
-        for number, row in enumerate(batch, start=first + 1):
+        for number, row in enumerate(batch, start=seen + 1):
             try:
                 samples += preference_samples(row)
             except DataError as error:
@@ -48,9 +48,9 @@ def evaluate_pairs(
         values = provider.score(samples).values
         chosen.append(values[0::2])
         rejected.append(values[1::2])
-        first += len(batch)
+        seen += len(batch)
         if progress is not None:
             progress(len(batch))
-    if not first:
+    if not seen:
         raise DataError("There is no row to evaluate.")
     return pair_metrics(np.concatenate(chosen), np.concatenate(rejected))

@@ -77,8 +77,9 @@ def load_checkpoint(
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     adapter = _found(source, _ADAPTER_CONFIG, revision)
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else None
     try:
-        model = _load_adapter(source, adapter, arguments) if adapter else _load_whole(source, arguments)
+        model = _load_adapter(source, base, arguments) if base else _load_whole(source, arguments)
         model = model.to(device).eval()
     except RmPluginsError:
         raise
@@ -86,7 +87,6 @@ def load_checkpoint(
         what = source if folder.exists() else f"{source!r} is no folder here, and as a model id it"
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else None
     manifest = _found(source, MANIFEST_NAME, revision)
     return Checkpoint(
         model,
@@ -126,12 +126,11 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_adapter(source: str, config: Path, arguments: dict[str, Any]) -> PreTrainedModel:
+def _load_adapter(source: str, base: str, arguments: dict[str, Any]) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError as error:
         raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     head_labels = _adapter_head_labels(source, arguments["revision"])
     shared = {**arguments, "revision": None}
     try:

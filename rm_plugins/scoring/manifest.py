@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rm_plugins.errors import ManifestError
+from rm_plugins.files import write_atomically
 from rm_plugins.scoring.render import Rendering
 from rm_plugins.types import Sample
 from rm_plugins.wire import sample_from_json
@@ -25,7 +24,6 @@ __all__ = [
     "ScoreStatistics",
     "file_digests",
     "token_digest",
-    "write_atomically",
 ]
 
 MANIFEST_NAME = "reward_manifest.json"
@@ -173,18 +171,3 @@ def file_digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             digests[name] = FileDigest(size=path.stat().st_size, sha256=digest)
     return digests
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import rm_plugins as rm
 from rm_plugins.data import preference_samples
-from rm_plugins.scoring.manifest import write_atomically
+from rm_plugins.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "llmbar.jsonl.gz"

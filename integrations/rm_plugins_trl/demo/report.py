@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.evaluation import PairMetrics
+from rm_plugins.files import replacing
 from rm_plugins.types import FloatArray
 
 __all__ = ["Measure", "draw_curves", "summary"]
@@ -95,9 +95,8 @@ def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: M
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="lower right", frameon=False, fontsize=9)
     figure.supxlabel(f"GRPO step; points: {len(before.completions)} held-out prompts, two standard errors", fontsize=10)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=140)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=140)
 
 
 def _smoothed(values: FloatArray) -> FloatArray:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import yaml
@@ -17,9 +16,10 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rm_plugins as rm
+from rm_plugins.data import write_rows
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
-from rm_plugins.scoring.manifest import write_atomically
+from rm_plugins.files import write_atomically
 from rm_plugins_trl.demo.preference_world import read_world
 from rm_plugins_trl.demo.progress import Stages, quiet_libraries
 from rm_plugins_trl.demo.report import Measure, draw_curves, summary
@@ -158,11 +158,7 @@ def _prepare(folder: Path, overwrite: bool) -> None:
 
 def _write_world(world: World, folder: Path) -> None:
     for name in ("pairs", "held_out_pairs", "demonstrations", "prompts", "held_out_prompts"):
-        _write_rows(folder / f"{name}.jsonl", getattr(world, name))
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_rows(getattr(world, name), folder / f"{name}.jsonl")
 
 
 def _names(world: World) -> dict[str, str]:
@@ -195,9 +191,9 @@ def _measured(
 def _write_completions(folder: Path, world: World, before: Measure, after: Measure) -> None:
     """Both policies' completions of each prompt, for ``rm-plugins rank`` and ``score``."""
     rows = zip(world.held_out_prompts, before.completions, after.completions, strict=False)
-    _write_rows(
-        folder / "completions.jsonl",
+    write_rows(
         ({"prompt": row["prompt"], "completions": [first, second]} for row, first, second in rows),
+        folder / "completions.jsonl",
     )
 
 
