@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -127,8 +128,11 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
     trainer.accelerator.print(f"Saved to {args.output_dir}; `rm-plugins verify {args.output_dir}` checks it.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
-    if hasattr(trainer, "end"):
-        trainer.end()
+    if trainer.accelerator.num_processes > 1:
+        # Leave together, and not before gloo's threads have let go of their tensors, which takes them a moment of Python's
+        # lock: where they still wait for it when Python ends, the process aborts or blocks.
+        trainer.accelerator.wait_for_everyone()
+        time.sleep(1)
 
 
 def _is_hub_id(name: str | None) -> bool:

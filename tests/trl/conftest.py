@@ -34,7 +34,9 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """Run a module or program of this environment; returns what it printed, and fails with it."""
     command = [sys.executable, "-m", *map(str, arguments)]
-    found = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=600
+    )
     assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
     return found.stdout + found.stderr
 

@@ -309,7 +309,7 @@ def test_a_trained_model_gives_ppo_the_number_that_it_gives_everywhere(
 
 
 TWO_PROCESSES = """
-import json, sys
+import json, os, sys
 import torch
 from datasets import Dataset
 import rm_plugins as rm
@@ -341,6 +341,9 @@ record = {
 }
 with open(f"{out}-{trainer.accelerator.process_index}.json", "w") as file:
     json.dump(record, file)
+trainer.accelerator.wait_for_everyone()
+# Not the usual end: where gloo's threads still hold a tensor, Python's tearing down aborts or blocks the process.
+os._exit(0)
 """
 
 

@@ -1,6 +1,7 @@
 """Started by ``accelerate launch`` on two processes: trains a reward model, then GRPO with it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def main() -> None:
                 }
             )
         )
+    grpo.accelerator.wait_for_everyone()
+    # Not the usual end: where gloo's threads still hold a tensor, Python's tearing down aborts or blocks the process.
+    os._exit(0)
 
 
 if __name__ == "__main__":
