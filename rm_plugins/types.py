@@ -177,6 +177,8 @@ class Provider(ABC):
 
     name: ClassVar[str]
 
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
     label: str = ""
     """What this reward is called in metrics and messages; the provider's name unless something better is known."""
     on_error: OnError = "raise"

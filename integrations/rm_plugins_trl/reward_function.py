@@ -69,7 +69,7 @@ class RewardFunction:
             prompts: Text or message lists, [N].
             completions: Text or message lists, [N].
             log_extra: TRL's hook for columns of the completions table: gets every detail of the scores.
-            log_metric: TRL's hook for scalars: gets every detail's mean and the share of abstentions.
+            log_metric: TRL's hook for scalars: gets every detail's mean, the share of abstentions, and the provider's own `metrics`.
             columns: The dataset's other columns, each a list [N], which become `Sample.columns`.
 
         Returns:
@@ -88,6 +88,8 @@ class RewardFunction:
             for detail, values in scores.details.items():
                 mean = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
                 log_metric(f"rewards/{self.__name__}/{detail_metric(detail)}", mean)
+            for metric in self.provider.metrics:
+                log_metric(f"rewards/{self.__name__}/{metric}", float(scores.metadata.get(metric, math.nan)))
         elif in_training and scores.abstained.any() and not self._warned:
             self._warned = True
             warnings.warn(

@@ -15,7 +15,7 @@ import rm_plugins
 from rm_plugins.errors import DataError
 from rm_plugins.scoring import GoldenScore, Manifest, Renderer, ScoreStatistics
 from rm_plugins.scoring.manifest import GOLDEN_SAMPLES, file_digests, token_digest
-from rm_plugins.scoring.run import classifier_outputs
+from rm_plugins.scoring.engine import ScoringEngine
 from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _golden_scores(model: PreTrainedModel, renderer: Renderer) -> list[GoldenSco
     model.eval()
     try:
         with torch.autocast(model.device.type, enabled=False):
-            outputs = classifier_outputs(model, ids, _GOLDEN_BATCH_TOKENS)
+            outputs, _ = ScoringEngine(model, _GOLDEN_BATCH_TOKENS, share_prefixes=False).outputs(ids)
     finally:
         model.train(training)
     return [

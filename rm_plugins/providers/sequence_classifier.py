@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SequenceClassifier"]
 
-DEFAULT_BATCH_TOKENS = {"cpu": 2_048}
-"""Padded tokens of a micro-batch by device type; `ACCELERATOR_BATCH_TOKENS` elsewhere."""
-ACCELERATOR_BATCH_TOKENS = 16_384
-
 
 class SequenceClassifier(Provider):
     """A trained sequence-classification model: a folder, a LoRA adapter folder, or a hub id.
@@ -42,8 +38,10 @@ class SequenceClassifier(Provider):
         chat_template: ``plain``, or a file with a Jinja template.
         append_eos: Whether text ends with EOS.
         template_kwargs: Further arguments of the chat template.
-        max_batch_tokens: Padded tokens of a micro-batch; 2,048 on a CPU and 16,384 elsewhere by default.
+        max_batch_tokens: Padded tokens of a micro-batch; by default 2,048 on a CPU, and on an accelerator 16,384 or what fits.
         attn_implementation: Handed to transformers.
+        compile: Whether whole rows run through ``torch.compile``.
+        cache: ``memory``, or an SQLite file, to keep scores in and find them again, as long as the model is the same.
         trust_remote_code: Whether code in the checkpoint may run.
         verify: Whether loading compares the manifest with the weights (file sizes and one golden score).
 
@@ -53,6 +51,7 @@ class SequenceClassifier(Provider):
     """
 
     name: ClassVar[str] = "sequence-classifier"
+    metrics: ClassVar[tuple[str, ...]] = ("tokens_per_second", "duplicate_share", "cached")
 
     def __init__(
         self,
@@ -70,12 +69,13 @@ class SequenceClassifier(Provider):
         template_kwargs: Mapping[str, Any] | None = None,
         max_batch_tokens: int | None = None,
         attn_implementation: str | None = None,
+        compile: bool = False,
+        cache: str | None = None,
         trust_remote_code: bool = False,
         verify: bool = True,
     ) -> None:
         self.source = model
         self.label = Path(model).name or self.name
-        self.max_batch_tokens = max_batch_tokens
         self._head = head
         self._chat_template = chat_template
         self._rendering_settings: dict[str, Any] = {
@@ -93,6 +93,8 @@ class SequenceClassifier(Provider):
             "trust_remote_code": trust_remote_code,
         }
         self._device = device
+        self._running: dict[str, Any] = {"max_tokens": max_batch_tokens, "compile": compile}
+        self._cache = cache
         self._load()
         if verify and self.manifest is not None:
             self._verify_cheaply(self.manifest)
@@ -101,6 +103,8 @@ class SequenceClassifier(Provider):
         import torch
 
         from rm_plugins.scoring.checkpoint import default_device, load_checkpoint
+        from rm_plugins.scoring.engine import ScoringEngine
+        from rm_plugins.scoring.score_cache import ScoreCache, model_fingerprint
 
         device = default_device() if self._device == "auto" else torch.device(self._device)
         checkpoint = load_checkpoint(self.source, device=device, **self._loading)
@@ -108,6 +112,8 @@ class SequenceClassifier(Provider):
         if self._chat_template not in (None, PLAIN):
             tokenizer.chat_template = read_chat_template(str(self._chat_template))
         self.model: PreTrainedModel = checkpoint.model
+        cache = ScoreCache(self._cache, model_fingerprint(checkpoint.model)) if self._cache is not None else None
+        self.engine = ScoringEngine(checkpoint.model, **self._running, cache=cache)
         self.manifest: Manifest | None = checkpoint.manifest
         if self.manifest is not None:
             rendering = self.manifest.rendering
@@ -156,13 +162,9 @@ class SequenceClassifier(Provider):
         return self.renderer.text(sample)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score in length-sorted micro-batches under the token budget."""
-        from rm_plugins.scoring.run import classifier_outputs
-
+        """Score each different row once, in micro-batches under the token budget; what rows begin with is shared where it pays."""
         ids, truncated = self.renderer.token_ids(samples)
-        device = self.model.device.type
-        budget = self.max_batch_tokens or DEFAULT_BATCH_TOKENS.get(device, ACCELERATOR_BATCH_TOKENS)
-        outputs = classifier_outputs(self.model, ids, budget)
+        outputs, work = self.engine.outputs(ids)
         wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
         if len(wrong):
             raise ScoringError(
@@ -170,10 +172,10 @@ class SequenceClassifier(Provider):
                 f"{wrong[0]}). {self._non_finite_weights()}",
                 rows=wrong.tolist(),
             )
-        self.counts["truncated"] += truncated
+        self.counts.update(truncated=truncated, cached=work.cached, duplicates=work.duplicates)
         labels = self._labels
         details = {f"head/{label}": outputs[:, index] for index, label in enumerate(labels)} if len(labels) > 1 else {}
-        return Scores(outputs @ self._weights, details, {"tokens": sum(map(len, ids)), "truncated": truncated})
+        return Scores(outputs @ self._weights, details, {"truncated": truncated, **work.as_metadata()})
 
     def _non_finite_weights(self) -> str:
         for name, parameter in self.model.named_parameters():
@@ -224,7 +226,7 @@ class SequenceClassifier(Provider):
         return problems
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("model", "renderer", "manifest", "_labels", "_weights")
+        dropped = ("model", "engine", "renderer", "manifest", "_labels", "_weights")
         return {key: value for key, value in self.__dict__.items() if key not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,13 +1,159 @@
-"""Which rows run together. Pure: lengths in, row numbers out."""
+"""Which tokens run together, and which run once for many rows. Pure: token ids in, a `Plan` out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-__all__ = ["micro_batches"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Costs", "MicroBatch", "Plan", "Segment", "micro_batches", "plan_batches"]
+
+CONTEXT_FACTOR = 4
+"""A micro-batch that continues cached tokens holds at most this many times the token budget in cached and new tokens."""
+MAX_LEVELS = 16
+"""Prefixes within prefixes are shared up to this depth."""
+MAX_PIECES = 128
+"""A row longer than the budget is cut into at most this many pieces."""
+
+TokenArray: TypeAlias = NDArray[np.uintc]
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What sharing costs, in units of computing one token.
+
+    Args:
+        launch: One micro-batch, however little is in it.
+        read: One row's reading of one cached token.
+    """
+
+    launch: float
+    read: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The tokens ``start`` to ``stop`` of a row. What comes before them is cached by ``parent``.
+
+    Args:
+        row: The row, by number.
+        start: Its first token here.
+        stop: The token behind its last one here.
+        parent: The segment of the micro-batch before, by position, that this one continues; None at the start of a row.
+    """
+
+    row: int
+    start: int
+    stop: int
+    parent: int | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Segments that run together, padded to the longest of them.
+
+    Args:
+        segments: Either all of them end their rows, which are scored here, or all of them are continued.
+        continuations: The micro-batches that continue the segments; empty where the segments end their rows.
+    """
+
+    segments: tuple[Segment, ...]
+    continuations: tuple[MicroBatch, ...] = ()
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that are computed, padding included."""
+        return len(self.segments) * max(map(len, self.segments))
+
+    def walk(self) -> Iterator[MicroBatch]:
+        """This micro-batch and all that continue it, each before its continuations."""
+        yield self
+        for batch in self.continuations:
+            yield from batch.walk()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a batch of N rows is computed.
+
+    Args:
+        batches: Micro-batches that start rows; their continuations hang below them. Longest first, so that the peak memory
+            shows early.
+        computed_as: The row that each row is computed as, [N]: itself, or the first one with the same tokens.
+    """
+
+    batches: tuple[MicroBatch, ...]
+    computed_as: list[int]
+
+    def walk(self) -> Iterator[MicroBatch]:
+        """Every micro-batch, each before its continuations."""
+        return (found for batch in self.batches for found in batch.walk())
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a micro-batch continues another."""
+        return any(batch.continuations for batch in self.batches)
+
+    @property
+    def pads_prefixes(self) -> bool:
+        """Whether rows of a micro-batch continue beginnings of different lengths."""
+        return any(batch.continuations and len({*map(len, batch.segments)}) > 1 for batch in self.walk())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, without padding."""
+        return sum(len(segment) for batch in self.walk() for segment in batch.segments)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that are computed, padding included."""
+        return sum(batch.padded_tokens for batch in self.walk())
+
+    def cost(self, costs: Costs) -> float:
+        """The estimated cost of running the plan, in units of computing one token."""
+        read = sum(segment.start for batch in self.walk() for segment in batch.segments)
+        return self.padded_tokens + costs.read * read + costs.launch * sum(1 for _ in self.walk())
+
+
+def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs | None = None) -> Plan:
+    """Plan the computation of every row, each once.
+
+    Args:
+        rows: Token ids per row, [N] lists, none of them empty.
+        max_tokens: The budget for the padded tokens of a micro-batch. A longer row runs by itself: in pieces of the budget
+            that continue each other where prefixes can be cached, else whole.
+        costs: What sharing costs; None if the model cannot continue cached tokens.
+
+    >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01))
+    >>> plan.computed_as
+    [0, 1, 0]
+    >>> for batch in plan.walk():
+    ...     print([(segment.row, segment.start, segment.stop) for segment in batch.segments])
+    [(0, 0, 3)]
+    [(1, 3, 5), (0, 3, 4)]
+    """
+    # Any order of the tokens' bytes puts rows with a common prefix beside each other.
+    keys = [array("I", row).tobytes() for row in rows]
+    first: dict[bytes, int] = {}
+    computed_as = [first.setdefault(key, row) for row, key in enumerate(keys)]
+    whole = [_Node(row, 0, len(rows[row])) for row in first.values()]
+    plain = Plan(_batches([(node, None) for node in whole], max_tokens), computed_as)
+    if costs is None:
+        return plain
+    tree = _worth_sharing(_prefix_tree(sorted(first.items())), max_tokens, costs)
+    shared = Plan(_batches([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens), computed_as)
+    too_long = any(batch.padded_tokens > max_tokens for batch in plain.batches)
+    return shared if too_long or shared.cost(costs) < plain.cost(costs) else plain
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, contexts: Sequence[int] | None = None) -> list[list[int]]:
     """Rows grouped by length, so that a padded micro-batch holds at most `max_tokens` tokens.
 
     Every row appears exactly once; a row longer than the budget runs alone. Longest first, so that the peak memory of a
@@ -16,18 +162,119 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     Args:
         lengths: Tokens per row, [N].
         max_tokens: The budget for rows x longest row of a micro-batch.
+        contexts: Cached tokens before each row, [N]; rows x (longest row + longest context) stays within
+            `CONTEXT_FACTOR` budgets.
 
     >>> micro_batches([3, 9, 4, 3], max_tokens=10)
     [[1], [2, 0], [3]]
     """
     batches: list[list[int]] = []
     batch: list[int] = []
-    longest = 0
+    longest = context = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * longest > max_tokens:
+        if contexts is not None:
+            context = max(context, contexts[row])
+        size = len(batch) + 1
+        if batch and (size * longest > max_tokens or (context and size * (longest + context) > CONTEXT_FACTOR * max_tokens)):
             batches.append(batch)
             batch = []
         if not batch:
             longest = lengths[row]
+            context = contexts[row] if contexts is not None else 0
         batch.append(row)
     return [*batches, batch] if batch else batches
+
+
+def _batches(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int) -> tuple[MicroBatch, ...]:
+    """Micro-batches of nodes, each with the position of the segment that it continues: continued ones first, then row ends."""
+    batches = []
+    for ends in (False, True):
+        kept = [(node, parent) for node, parent in nodes if ends is not bool(node.children)]
+        lengths, contexts = [len(node) for node, _ in kept], [node.start for node, _ in kept]
+        for group in micro_batches(lengths, max_tokens, contexts):
+            segments = tuple(Segment(kept[at][0].row, kept[at][0].start, kept[at][0].stop, kept[at][1]) for at in group)
+            below = [(child, position) for position, at in enumerate(group) for child in kept[at][0].children]
+            batches.append(MicroBatch(segments, _batches(below, max_tokens)))
+    return tuple(batches)
+
+
+@dataclass(slots=True)
+class _Node:
+    """A stretch of tokens that the rows below have in common; without children, the end of one row."""
+
+    row: int
+    start: int
+    stop: int
+    children: list[_Node] = field(default_factory=list)
+    below: int = 0
+    dissolved: bool = False
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def _prefix_tree(keys: Sequence[tuple[bytes, int]]) -> _Node:
+    """The prefix tree of different rows, given by their tokens as sorted bytes and their numbers.
+
+    A row's end is always a node of its own with at least one token, even where the whole row is another one's prefix.
+    """
+    tokens = [np.frombuffer(key, dtype=np.uintc) for key, _ in keys]
+    root = _Node(-1, 0, 0)
+    path = [root]  # down to the end of the row before, every node ending later than the one above
+    for position, (_, row) in enumerate(keys):
+        common = _common_prefix(tokens[position - 1], tokens[position]) if position else 0
+        branch = root
+        while path[-1].stop > common:
+            branch = path.pop()
+        if path[-1].stop < common:  # the row leaves the one before inside of `branch`: what both share goes above it
+            path[-1].children[-1] = _Node(branch.row, path[-1].stop, common, [branch])
+            path.append(path[-1].children[-1])
+            branch.start = common
+        leaf = _Node(row, path[-1].stop, len(tokens[position]))
+        path[-1].children.append(leaf)
+        path.append(leaf)
+    return root
+
+
+def _common_prefix(one: TokenArray, other: TokenArray) -> int:
+    """Leading tokens that two rows share, short of the last token of either."""
+    length = min(len(one), len(other)) - 1
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
+    """Dissolve the nodes whose sharing costs more than it saves, which hands their tokens to the nodes below."""
+    levels = [[root]]
+    while below := [child for node in levels[-1] for child in node.children if child.children]:
+        levels.append(below)
+    for level in range(len(levels) - 1, 0, -1):
+        gain = 0.0
+        for node in levels[level]:
+            _take_up_dissolved(node)
+            saved = len(node) * (len(node.children) - 1) - costs.read * len(node) * node.below
+            node.dissolved = saved <= 0 or level > MAX_LEVELS
+            gain += 0 if node.dissolved else saved
+        tokens = sum(len(node) for node in levels[level] if not node.dissolved)
+        if gain <= costs.launch * max(1, tokens / max_tokens):
+            for node in levels[level]:
+                node.dissolved = True
+    _take_up_dissolved(root)
+    for node in (node for level in levels for node in level if not node.dissolved):
+        for child in node.children:
+            child.start = node.stop
+    return root
+
+
+def _take_up_dissolved(node: _Node) -> None:
+    node.children = [kept for child in node.children for kept in (child.children if child.dissolved else [child])]
+    node.below = sum(1 + child.below for child in node.children)
+
+
+def _in_pieces(node: _Node, max_tokens: int) -> _Node:
+    """The node as a chain of nodes within the budget, and so all below it."""
+    children = [_in_pieces(child, max_tokens) for child in node.children]
+    size = max(max_tokens, -(-len(node) // MAX_PIECES))
+    for start in reversed(range(node.start, node.stop, size)):
+        children = [_Node(node.row, start, min(start + size, node.stop), children)]
+    return children[0]

@@ -1,0 +1,284 @@
+"""Runs a sequence classifier over token ids: the one scoring loop of this code base.
+
+Equal rows run once, what rows have in common at their beginnings runs once where that pays (`rm_plugins.scoring.plan`), and
+everything else in length-sorted micro-batches under a token budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rm_plugins.errors import ScoringError
+from rm_plugins.scoring.plan import Costs, MicroBatch, Plan, plan_batches
+from rm_plugins.scoring.prefix_cache import PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.types import FloatArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rm_plugins.scoring.score_cache import ScoreCache
+
+__all__ = ["ScoringEngine", "Work", "read_position"]
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 2_048
+ACCELERATOR_BATCH_TOKENS = 16_384
+SMALLEST_BATCH_TOKENS = 64
+"""The budget is not halved below this."""
+
+# A forward pass takes a while to launch, in which an accelerator could compute many more tokens than a CPU.
+_COSTS = {"cpu": Costs(launch=64, read=0.02)}
+_ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
+
+_TOLERANCE = 1e-4
+_HALF_TOLERANCE = 5e-2
+
+IndexArray: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class Work:
+    """What scoring a batch took.
+
+    Args:
+        rows: Rows that were asked for.
+        duplicates: Rows with the same token ids as another one, which were not computed.
+        cached: Rows whose scores came from the score cache.
+        tokens: Tokens of all rows.
+        unique_tokens: Tokens that the model ran over, without padding: duplicates and shared beginnings count once.
+        padded_tokens: The same with padding.
+        seconds: Wall time.
+    """
+
+    rows: int = 0
+    duplicates: int = 0
+    cached: int = 0
+    tokens: int = 0
+    unique_tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def as_metadata(self) -> dict[str, float]:
+        """The fields by name, with ``tokens_per_second`` and ``duplicate_share``, both 0 where nothing was scored."""
+        return {
+            **asdict(self),
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "duplicate_share": self.duplicates / self.rows if self.rows else 0.0,
+        }
+
+
+def read_position(ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Where a decoder's score is read: at the last token that is not the padding token; without a padding token, the last.
+
+    This is transformers' rule for one row by itself, which a batch must not change: with ``pad == eos`` it is the token
+    before the closing EOS, whatever side the padding is on. A row of nothing but padding tokens is read at its first.
+
+    >>> read_position([5, 6, 2], pad_token_id=2), read_position([5, 6, 2], pad_token_id=None)
+    (1, 2)
+    """
+    if pad_token_id is not None:
+        for position in range(len(ids) - 1, -1, -1):
+            if ids[position] != pad_token_id:
+                return position
+        return 0
+    return len(ids) - 1
+
+
+class ScoringEngine:
+    """A model with its token budget.
+
+    Args:
+        model: A ``*ForSequenceClassification`` model in evaluation mode.
+        max_tokens: The budget for the padded tokens of a micro-batch; by default what suits the model's device. Halved for
+            good when the device runs out of memory.
+        share_prefixes: Whether a decoder may compute what rows begin with only once.
+        compile: Whether whole rows run through ``torch.compile``.
+        cache: Where scores are kept for later calls.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_tokens: int | None = None,
+        *,
+        share_prefixes: bool = True,
+        compile: bool = False,
+        cache: ScoreCache | None = None,
+    ) -> None:
+        self.model = model
+        self.max_tokens = max_tokens or _default_max_tokens(model)
+        self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
+        self._decoder = is_decoder(model)
+        self._causal = self._decoder and is_causal(model)
+        self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self._decoder else model
+        self._whole: Callable[..., Any] = torch.compile(self._backbone, dynamic=True) if compile else self._backbone
+        self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
+        self._sharing_checked: set[bool] = set()
+        self._cache = cache
+
+    @torch.inference_mode()
+    def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
+        """The classification head's outputs, float64 [N, num_labels], in the rows' order, and what they took.
+
+        Args:
+            ids: Token ids per row, [N] lists without padding, none of them empty.
+
+        Raises:
+            ScoringError: The device has not enough memory even for the smallest micro-batch.
+        """
+        started = time.perf_counter()
+        # What follows the token that the score is read at changes nothing in a causal model.
+        rows = [row[: read_position(row, self._pad_token_id) + 1] for row in ids] if self._causal else ids
+        outputs = np.full((len(rows), self.model.config.num_labels), np.nan)
+        work = Work(rows=len(rows), tokens=sum(map(len, ids)))
+        pending = np.arange(len(rows))
+        if self._cache is not None:
+            pending = self._cache.read(rows, outputs)
+            work.cached = len(rows) - len(pending)
+        while len(pending):
+            pending = self._compute(pending, rows, outputs, work)
+        work.seconds = time.perf_counter() - started
+        return outputs, work
+
+    def _compute(self, pending: IndexArray, rows: Sequence[Sequence[int]], outputs: FloatArray, work: Work) -> IndexArray:
+        """Fill in the outputs of the pending rows; returns those that are still pending.
+
+        Rows stay behind where the device ran out of memory, and all of them where sharing prefixes turned out not to work.
+        """
+        subset = [rows[row] for row in pending]
+        plan = self._plan(subset)
+        found = np.empty((len(subset), outputs.shape[1]))
+        done = np.zeros(len(subset), dtype=np.bool_)
+        kind = plan.pads_prefixes
+        trusted = kind in self._sharing_checked or not plan.shares_prefixes
+        problem = None
+        try:
+            for batch, logits in self._run(plan.batches, subset, None):
+                numbers = [segment.row for segment in batch.segments]
+                found[numbers], done[numbers] = logits, True
+            if not trusted:
+                problem = self._difference(plan, subset, found)
+                self._sharing_checked.add(kind)
+        except torch.OutOfMemoryError as error:
+            self._halve_budget(error)
+        except Exception as error:  # whether a model takes a cache, and how, shows only when it is tried
+            if trusted:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            self._stop_sharing(problem)
+            return pending
+        finished = done[plan.computed_as]
+        outputs[pending[finished]] = found[plan.computed_as][finished]
+        work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
+        work.unique_tokens += plan.tokens
+        work.padded_tokens += plan.padded_tokens
+        if self._cache is not None:
+            fresh = pending[done]
+            self._cache.write([rows[row] for row in fresh], outputs[fresh])
+        return pending[~finished]
+
+    def _plan(self, rows: Sequence[Sequence[int]]) -> Plan:
+        # Without padding, an encoder can only be given one row at a time; a decoder reads nothing behind a row's end.
+        max_tokens = self.max_tokens if self._decoder or self._pad_token_id is not None else 0
+        costs = _COSTS.get(self.model.device.type, _ACCELERATOR_COSTS) if self.shares_prefixes else None
+        return plan_batches(rows, max_tokens, costs)
+
+    def _run(
+        self, batches: Sequence[MicroBatch], rows: Sequence[Sequence[int]], before: PrefixCache | None
+    ) -> Iterator[tuple[MicroBatch, FloatArray]]:
+        """Run micro-batches and all that continue them; gives those that end rows, with their outputs [segments, num_labels]."""
+        for batch in batches:
+            ids, mask = self._padded([rows[segment.row][segment.start : segment.stop] for segment in batch.segments])
+            if not batch.continuations and before is None:
+                yield batch, self._whole_rows(batch, rows, ids, mask)
+                continue
+            cache = PrefixCache(before, batch.segments, mask, keep=bool(batch.continuations))
+            hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
+            if batch.continuations:
+                yield from self._run(batch.continuations, rows, cache)
+            else:
+                yield batch, self._scores(batch, rows, hidden)
+
+    def _whole_rows(
+        self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
+    ) -> FloatArray:
+        if not self._decoder:
+            return _numpy(self._whole(input_ids=ids, attention_mask=mask).logits)
+        # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
+        arguments = {} if self._causal else {"attention_mask": mask}
+        return self._scores(batch, rows, self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state)
+
+    def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> FloatArray:
+        """The head's outputs where each row is read, [segments, num_labels]; `hidden` is [segments, longest, size]."""
+        at = [read_position(rows[segment.row], self._pad_token_id) - segment.start for segment in batch.segments]
+        return _numpy(self.model.score(hidden[torch.arange(len(at), device=hidden.device), at]))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask, each int64 [rows, longest], padded on the right."""
+        longest = max(map(len, rows))
+        ids = np.full((len(rows), longest), self._pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        for position, row in enumerate(rows):
+            ids[position, : len(row)] = row
+            mask[position, : len(row)] = 1
+        return torch.from_numpy(ids).to(self.model.device), torch.from_numpy(mask).to(self.model.device)
+
+    def _difference(self, plan: Plan, rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
+        """What is wrong with the outputs of a plan that shares prefixes, seen by running some of its rows whole."""
+        continued = max((batch for batch in plan.batches if batch.continuations), key=lambda batch: len({*map(len, batch.segments)}))
+        ends = [segment.row for batch in continued.walk() if not batch.continuations for segment in batch.segments]
+        step = -(-sum(len(rows[row]) for row in ends) // self.max_tokens)
+        # The last segment is the shortest, whose rows have the most padding before their continuation.
+        chosen = sorted({*ends[::step], continued.segments[-1].row})
+        subset = [rows[row] for row in chosen]
+        whole = np.empty((len(subset), found.shape[1]))
+        for batch, logits in self._run(plan_batches(subset, self.max_tokens).batches, subset, None):
+            whole[[segment.row for segment in batch.segments]] = logits
+        difference = np.abs(found[chosen] - whole)
+        exact = self.model.dtype in (torch.float32, torch.float64)
+        allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(whole))
+        return f"its scores differ by up to {np.nanmax(difference):.1e}" if (difference > allowed).any() else None
+
+    def _stop_sharing(self, problem: str) -> None:
+        self.shares_prefixes = False
+        warnings.warn(
+            f"{type(self.model).__name__} ({self.model.name_or_path}) does not give the same scores from cached prompts ({problem}), "
+            "so every row is computed whole from now on: exact, but slower where prompts are shared.",
+            stacklevel=2,
+        )
+
+    def _halve_budget(self, error: Exception) -> None:
+        if self.max_tokens <= SMALLEST_BATCH_TOKENS:
+            raise ScoringError(
+                f"The device {self.model.device} has not enough memory left for one row or {self.max_tokens} tokens at a time: {error}. Free "
+                "memory there, or set a smaller dtype or max_length in the spec."
+            ) from error
+        self.max_tokens //= 2
+        logger.warning("%s ran out of memory; scoring goes on with %d tokens at a time.", self.model.device, self.max_tokens)
+
+
+def _numpy(logits: torch.Tensor) -> FloatArray:
+    return logits.double().cpu().numpy()
+
+
+def _default_max_tokens(model: PreTrainedModel) -> int:
+    """The budget that suits the device: on an accelerator, activations take at most half of the memory that is free."""
+    if model.device.type != "cuda":
+        return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    config = model.config.get_text_config()
+    widths = 12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fitting = free // 2 // (widths * model.dtype.itemsize)
+    return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
