@@ -1,13 +1,14 @@
-"""The plan of micro-batches: every row once, within the budget, whatever the lengths."""
+"""The plan: every row once and whole, within the budget, with shared beginnings where they pay."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.scoring import micro_batches
+from rm_plugins.scoring.plan import CONTEXT_FACTOR, Costs, MicroBatch, micro_batches, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=60)
 BUDGETS = st.integers(0, 1_000)
@@ -42,3 +43,101 @@ def test_no_two_neighbours_would_fit_together(lengths: list[int], budget: int) -
 
 def test_no_rows_are_no_batches() -> None:
     assert micro_batches([], 10) == []
+
+
+COSTS = Costs(launch=20, read=0.02)
+
+
+@st.composite
+def rows_of_tokens(draw: st.DrawFn) -> list[list[int]]:
+    """Rows that branch off each other at any depth, with duplicates, and with rows that are prefixes of others."""
+    rows = [[1]]
+    for _ in range(draw(st.integers(0, 25))):
+        begun = draw(st.sampled_from(rows))
+        kept = draw(st.integers(0, len(begun)))
+        rows.append([*begun[:kept], *draw(st.lists(st.integers(0, 3), max_size=30))] or [0])
+    return draw(st.permutations(rows))
+
+
+class TestPlan:
+    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([None, COSTS, Costs(0, 0), Costs(1e9, 0)]))
+    def test_every_different_row_is_run_once_from_its_first_token_to_its_last(
+        self, rows: list[list[int]], budget: int, costs: Costs | None
+    ) -> None:
+        plan = plan_batches(rows, budget, costs)
+        run: dict[int, list[int]] = {}
+
+        def follow(batches: Sequence[MicroBatch], before: list[list[int]]) -> None:
+            for batch in batches:
+                begun = []
+                for segment in batch.segments:
+                    beginning = before[segment.parent] if segment.parent is not None else []
+                    assert len(beginning) == segment.start < segment.stop
+                    begun.append([*beginning, *rows[segment.row][segment.start : segment.stop]])
+                    if not batch.continuations:
+                        assert segment.row not in run
+                        run[segment.row] = begun[-1]
+                follow(batch.continuations, begun)
+
+        follow(plan.batches, [])
+        assert {row: tuple(tokens) for row, tokens in run.items()} == {row: tuple(rows[row]) for row in set(plan.computed_as)}
+        assert [rows[row] for row in plan.computed_as] == rows
+        assert len(run) == len({tuple(row) for row in rows})
+        assert len(plan.computed_as) == len(rows)
+
+    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([None, COSTS, Costs(0, 0)]))
+    def test_the_budget_is_kept(self, rows: list[list[int]], budget: int, costs: Costs | None) -> None:
+        for batch in plan_batches(rows, budget, costs).walk():
+            assert batch.padded_tokens <= budget or len(batch.segments) == 1
+            held = len(batch.segments) * max(segment.stop for segment in batch.segments)
+            assert held <= CONTEXT_FACTOR * budget or len(batch.segments) == 1 or max(s.start for s in batch.segments) == 0
+
+    @given(rows_of_tokens(), st.integers(1, 120))
+    def test_sharing_never_costs_more_than_not_sharing(self, rows: list[list[int]], budget: int) -> None:
+        longest = max(map(len, rows))
+        shared, plain = plan_batches(rows, max(budget, longest), COSTS), plan_batches(rows, max(budget, longest))
+        assert shared.cost(COSTS) <= plain.cost(COSTS)
+        assert shared.tokens <= plain.tokens
+
+    def test_levels(self) -> None:
+        system, prompts = [1] * 50, ([2] * 40, [3] * 30)
+        rows = [[*system, *prompt, 4 + number] for prompt in prompts for number in range(3)]
+        plan = plan_batches(rows, 1_000, COSTS)
+        (first,) = plan.batches
+        (second,) = first.continuations
+        (third,) = second.continuations
+        assert [len(segment) for segment in first.segments] == [50]
+        assert [len(segment) for segment in second.segments] == [40, 30]
+        assert [len(segment) for segment in third.segments] == [1] * 6
+        assert sorted(segment.parent for segment in third.segments if segment.parent is not None) == [0, 0, 0, 1, 1, 1]
+        assert plan.tokens == 50 + 40 + 30 + 6
+        assert plan.pads_prefixes
+
+    def test_sharing_that_does_not_pay(self) -> None:
+        rows = [[1, 2, number] for number in range(5)]  # eight tokens are saved, a micro-batch more costs twenty
+        assert not plan_batches(rows, 1_000, COSTS).shares_prefixes
+        assert plan_batches(rows, 1_000, Costs(launch=5, read=0.02)).shares_prefixes
+        assert not plan_batches(rows, 1_000, Costs(launch=0, read=1.0)).shares_prefixes
+
+    def test_a_row_that_is_anothers_prefix_still_ends_by_itself(self) -> None:
+        rows = [list(range(60)), list(range(61)), list(range(62))]
+        plan = plan_batches(rows, 1_000, COSTS)
+        assert plan.shares_prefixes
+        ends = [segment for batch in plan.walk() if not batch.continuations for segment in batch.segments]
+        assert sorted(segment.row for segment in ends) == [0, 1, 2]
+        assert min(map(len, ends)) >= 1
+
+    def test_a_row_beyond_the_budget_runs_in_pieces(self) -> None:
+        rows = [list(range(1_000)), [7, 8]]
+        plan = plan_batches(rows, 300, COSTS)
+        sizes = [[len(segment) for segment in batch.segments] for batch in plan.walk()]
+        assert sizes == [[300], [300], [300], [100], [2]]
+        assert [len(segment) for batch in plan_batches(rows, 300).walk() for segment in batch.segments] == [1_000, 2]
+
+    def test_deep_nesting_ends(self) -> None:
+        rows = [list(range(length)) for length in range(1, 3_000, 3)]
+        assert plan_batches(rows, 2_048, COSTS).tokens <= sum(map(len, rows))
+
+    def test_no_rows(self) -> None:
+        plan = plan_batches([], 10, COSTS)
+        assert (plan.batches, plan.computed_as, plan.tokens) == ((), [], 0)

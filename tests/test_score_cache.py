@@ -125,7 +125,8 @@ class TestInAProvider:
         folder = tiny_decoder()
         file = str(tmp_path / "scores.sqlite")
         rm.load(folder, cache=file).score(self.SAMPLES)
-        settings: dict[str, Any] = {"weights": {}, "dtype": {"dtype": "bfloat16"}, "rendering": {"append_eos": False}}[change]
+        changes: dict[str, dict[str, Any]] = {"dtype": {"dtype": "bfloat16"}, "rendering": {"append_eos": False}}
+        settings = changes.get(change, {})
         if change == "weights":
             provider: Any = rm.load(folder)
             with torch.no_grad():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.scoring.engine import ScoringEngine, read_position
+from rm_plugins.scoring.prefix_cache import PrefixCache
 
 VOCABULARY = 120
 PAD = 3
@@ -144,3 +147,162 @@ def test_a_model_that_shares_nothing(family: str, rows: list[list[int]]) -> None
     close(found, expected)
     assert not engine.shares_prefixes
     assert work.duplicates >= 2
+
+
+def test_an_over_long_row_runs_in_pieces() -> None:
+    model = make_model("llama", max_position_embeddings=2_048)
+    source = random.Random(0)
+    rows = [[source.randrange(4, VOCABULARY) for _ in range(length)] for length in (1_000, 3, 70)]
+    engine = ScoringEngine(model, 128)
+    close(engine.outputs(rows)[0], one_by_one(model, rows))
+    widths: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
+    engine.outputs(rows)  # the first time, one row was run whole as well, to see that pieces give the same
+    assert max(widths) == 128
+
+
+def test_a_batch_of_none() -> None:
+    outputs, work = ScoringEngine(make_model("llama")).outputs([])
+    assert outputs.shape == (0, 1)
+    assert work.rows == 0
+
+
+def test_duplicates_run_once() -> None:
+    engine = ScoringEngine(make_model("bert"))
+    outputs, work = engine.outputs([[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]])
+    assert (work.rows, work.duplicates, work.tokens, work.unique_tokens, work.padded_tokens) == (4, 2, 11, 5, 6)
+    assert work.as_metadata()["duplicate_share"] == 0.5
+    assert outputs[0] == outputs[2] == outputs[3] != outputs[1]
+
+
+def test_half_precision_shares_as_well() -> None:
+    rows = rows_with_prefixes(1)
+    model = make_model("qwen2").to(torch.bfloat16)
+    engine = ScoringEngine(model, 200)
+    found, _ = engine.outputs(rows)
+    assert engine.shares_prefixes
+    np.testing.assert_allclose(found, one_by_one(model, rows), rtol=0.05, atol=0.05)
+
+
+class TestAModelThatDoesNotContinueItsCacheRightly:
+    def test_is_noticed_by_its_scores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = PrefixCache.arguments
+
+        def without_positions(self: PrefixCache, backbone: Any) -> dict[str, Any]:
+            found = arguments(self, backbone)
+            return {**found, "position_ids": torch.zeros_like(found["position_ids"])}
+
+        monkeypatch.setattr(PrefixCache, "arguments", without_positions)
+        self.falls_back(r"differ by up to \d")
+
+    def test_is_noticed_by_an_exception(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(self: PrefixCache, backbone: Any) -> dict[str, Any]:
+            raise TypeError("forward() takes no cache")
+
+        monkeypatch.setattr(PrefixCache, "arguments", refuse)
+        self.falls_back(r"TypeError: forward\(\) takes no cache")
+
+    def test_is_noticed_where_only_padded_prefixes_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = PrefixCache.arguments
+
+        def without_mask(self: PrefixCache, backbone: Any) -> dict[str, Any]:
+            return {name: value for name, value in arguments(self, backbone).items() if name != "attention_mask"}
+
+        monkeypatch.setattr(PrefixCache, "arguments", without_mask)
+        model = make_model("qwen2")
+        engine = ScoringEngine(model, 400)
+        prompt = list(range(10, 80))
+        even = [[*prompt, number] for number in range(4, 9)]
+        close(engine.outputs(even)[0], one_by_one(model, even))
+        assert engine.shares_prefixes
+        uneven = [[*prompt, 90, *range(4, 44), number] for number in range(4, 9)] + [
+            [*prompt, 91, *range(20, 80), number] for number in range(4, 9)
+        ]
+        with pytest.warns(UserWarning, match="differ by up to"):
+            found, _ = engine.outputs(uneven)
+        close(found, one_by_one(model, uneven))
+
+    def falls_back(self, problem: str) -> None:
+        rows = rows_with_prefixes(1)
+        model = make_model("qwen2")
+        engine = ScoringEngine(model, 200)
+        with pytest.warns(
+            UserWarning, match=f"Qwen2ForSequenceClassification.*cached prompts.*{problem}.*computed whole"
+        ) as caught:
+            found, _ = engine.outputs(rows)
+        close(found, one_by_one(model, rows))
+        assert len(caught) == 1
+        assert not engine.shares_prefixes
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            close(engine.outputs(rows)[0], found)
+
+
+class TestWithoutEnoughMemory:
+    """What no CPU can show: a device that runs out of memory beyond some number of tokens at once."""
+
+    def limit(self, engine: ScoringEngine, tokens: int) -> list[int]:
+        sizes: list[int] = []
+        run: Callable[..., Any] = engine._backbone.forward
+
+        def limited(input_ids: torch.Tensor, **arguments: Any) -> Any:
+            if input_ids.numel() > tokens:
+                raise torch.OutOfMemoryError(f"{input_ids.numel()} tokens are too many")
+            sizes.append(input_ids.numel())
+            return run(input_ids=input_ids, **arguments)
+
+        limited.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+        engine._backbone.forward = limited
+        return sizes
+
+    @pytest.mark.parametrize("family", ["qwen2", "mistral", "bert"])
+    def test_the_budget_halves_and_nothing_is_lost(self, family: str, caplog: pytest.LogCaptureFixture) -> None:
+        rows = rows_with_prefixes(1)
+        model = make_model(family)
+        expected = one_by_one(model, rows)
+        engine = ScoringEngine(model, 1_000)
+        self.limit(engine, 150)
+        with caplog.at_level(logging.WARNING, "rm_plugins"):
+            found, _ = engine.outputs(rows)
+        close(found, expected)
+        assert engine.max_tokens == 125
+        assert "ran out of memory; scoring goes on with 125 tokens at a time" in caplog.text
+
+    def test_what_was_done_is_not_done_again(self) -> None:
+        engine = ScoringEngine(make_model("bert"), 128)
+        calls: list[int] = []
+        run: Callable[..., Any] = engine._backbone.forward
+
+        def fails_once(input_ids: torch.Tensor, **arguments: Any) -> Any:
+            calls.append(input_ids.numel())
+            if len(calls) == 3:
+                raise torch.OutOfMemoryError("this once")
+            return run(input_ids=input_ids, **arguments)
+
+        engine._backbone.forward = fails_once
+        outputs, work = engine.outputs([[5] * 60, [6] * 120, [7] * 60, [8] * 120])
+        assert np.isfinite(outputs).all()
+        assert calls == [120, 120, 120, 60, 60]
+        assert work.unique_tokens == 480  # the failed ones count: they were tried
+
+    def test_a_row_that_never_fits(self) -> None:
+        engine = ScoringEngine(make_model("bert"), 1_000)
+        self.limit(engine, 50)
+        with pytest.raises(ScoringError, match=r"cpu has not enough memory left for one row or \d+ tokens at a time"):
+            engine.outputs([list(range(4, 100))])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_compiled_scores_are_the_same() -> None:
+    pytest.importorskip("torch._inductor")
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    rows = rows_with_prefixes(1)
+    model = make_model("bert")
+    close(ScoringEngine(model, 200, compile=True).outputs(rows)[0], one_by_one(model, rows))
+
+
+def test_where_a_score_is_read() -> None:
+    assert read_position([PAD, PAD], PAD) == 0
+    assert read_position([5, PAD, 6, PAD], PAD) == 2
+    assert read_position([5, PAD], None) == 1

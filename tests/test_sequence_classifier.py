@@ -42,6 +42,15 @@ SAMPLES = [
     rm.Sample([{"role": "user", "content": "Say nothing."}], ""),
 ]
 
+QUESTION = "The sea is salty because rivers carry dissolved minerals into it. Question: what is " * 4
+SHARED = [
+    # A prompt that ends inside a word, a conversation, a beginning of both, nothing at all; each with repetitions.
+    *(rm.Sample(f"{QUESTION} col", completion) for completion in ("our", "our", "our: blue", "d", " our", "")),
+    *(rm.Sample([{"role": "user", "content": QUESTION}], completion) for completion in ("Two.", "Two.", "", "Four, or two.")),
+    *(rm.Sample([{"role": "user", "content": f"{QUESTION} this?"}], completion) for completion in ("Two.", " ")),
+    *(rm.Sample("", completion) for completion in ("", QUESTION, "", f"{QUESTION} colours<|end|>")),
+]
+
 DECODERS: dict[str, dict[str, Any]] = {
     "a decoder": {},
     "pad is EOS": {"pad": "<|end|>"},
@@ -127,6 +136,20 @@ class TestEqualsTransformers:
         folder = tiny_decoder(pad="<|end|>")
         expected = reference(folder, SAMPLES)[:, 0]
         close(rm.load(folder, max_batch_tokens=max_batch_tokens).score(SAMPLES).values, expected)
+
+    @pytest.mark.parametrize("padding_side", ["left", "right"])
+    @pytest.mark.parametrize("kind", DECODERS)
+    def test_prompts_that_are_shared(self, kind: str, padding_side: str, tiny_decoder: MakeFolder) -> None:
+        folder = tiny_decoder(**DECODERS[kind])
+        set_padding_side(folder, padding_side)
+        expected = reference(folder, SHARED)[:, 0]
+        assert np.ptp(expected) > 0.5
+        provider = classifier(rm.load(folder, max_batch_tokens=600))
+        scores = provider.score(SHARED)
+        np.testing.assert_allclose(scores.values, expected, rtol=0, atol=2e-2 if kind == "bf16" else 1e-4)
+        assert provider.engine.shares_prefixes
+        assert scores.metadata["unique_tokens"] < 0.6 * scores.metadata["tokens"]
+        assert scores.metadata["duplicates"] == 3
 
     def test_a_real_encoder(self, minilm_path: Path, tmp_path: Path) -> None:
         with torch.random.fork_rng():

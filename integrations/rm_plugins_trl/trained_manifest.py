@@ -14,8 +14,8 @@ import torch
 import rm_plugins
 from rm_plugins.errors import DataError
 from rm_plugins.scoring import GoldenScore, Manifest, Renderer, ScoreStatistics
-from rm_plugins.scoring.manifest import GOLDEN_SAMPLES, file_digests, token_digest
 from rm_plugins.scoring.engine import ScoringEngine
+from rm_plugins.scoring.manifest import GOLDEN_SAMPLES, file_digests, token_digest
 from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:

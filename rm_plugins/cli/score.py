@@ -29,8 +29,10 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
     job = ScoringJob(spec, file, split, out, overwrite)
     count = job.write(_with_scores, batch_size)
     counts = job.provider.counts
+    speed = f" ({job.throughput})" if job.throughput else ""
     click.echo(
-        f"Wrote {count} rows to {out}: {counts['samples']} samples scored now, {counts['abstained']} abstained.", err=True
+        f"Wrote {count} rows to {out}: {counts['samples']} samples scored now{speed}, {counts['abstained']} abstained.",
+        err=True,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from rm_plugins.files import write_atomically
 from rm_plugins.wire import values_to_json
 
 __all__ = ["ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
+
+_WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
+"""Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class ScoringJob:
         self.out = out
         self.source = source
         self.split = split
+        self.work: Counter[str] = Counter()
         self.part = out.with_name(f"{out.name}.part")
         self._identity_file = out.with_name(f"{out.name}.part.json")
         self._identity = {"spec": spec, "source": source, "split": split, "manifest": _manifest_digest(self.provider)}
@@ -119,17 +124,28 @@ class ScoringJob:
                     file.write(json_line(line))
                 file.flush()
                 os.fsync(file.fileno())
-                bar.advance(task, len(batch))
+                bar.update(task, advance=len(batch), description=f"Scoring {self.throughput}".strip())
         return self._finished()
 
     def _score(self, batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]) -> Iterator[ScoredRow]:
         scores = self.provider.score([sample for _, samples in batch for sample in samples])
+        self.work.update({name: scores.metadata[name] for name in _WORK if name in scores.metadata})
         start = 0
         for row, samples in batch:
             end = start + len(samples)
             details = {name: values_to_json(column[start:end]) for name, column in scores.details.items()}
             yield ScoredRow(row, values_to_json(scores.values[start:end]), details)
             start = end
+
+    @property
+    def throughput(self) -> str:
+        """How fast this run has scored so far, in words; empty where the provider does not say."""
+        if not self.work["seconds"]:
+            return ""
+        shares = (
+            f"{self.work[name] / self.work['rows']:.0%} {word}" for name, word in _WORK.items() if word and self.work[name]
+        )
+        return ", ".join([f"{self.work['tokens'] / self.work['seconds']:,.0f} tokens/s", *shares])
 
     def _resume(self) -> int:
         """Cut a half-written last line off the unfinished output; returns how many rows it holds."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -44,6 +44,7 @@ _ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 5e-2
 
+BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
 
 
@@ -158,17 +159,14 @@ class ScoringEngine:
         """
         subset = [rows[row] for row in pending]
         plan = self._plan(subset)
-        found = np.empty((len(subset), outputs.shape[1]))
-        done = np.zeros(len(subset), dtype=np.bool_)
+        logits: list[tuple[list[int], torch.Tensor]] = []
         kind = plan.pads_prefixes
         trusted = kind in self._sharing_checked or not plan.shares_prefixes
         problem = None
         try:
-            for batch, logits in self._run(plan.batches, subset, None):
-                numbers = [segment.row for segment in batch.segments]
-                found[numbers], done[numbers] = logits, True
+            logits.extend(self._run(plan.batches, subset, None, work))
             if not trusted:
-                problem = self._difference(plan, subset, found)
+                problem = self._difference(plan, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
                 self._sharing_checked.add(kind)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
@@ -179,11 +177,10 @@ class ScoringEngine:
         if problem is not None:
             self._stop_sharing(problem)
             return pending
+        found, done = _scattered(logits, outputs.shape[1], len(subset))
         finished = done[plan.computed_as]
         outputs[pending[finished]] = found[plan.computed_as][finished]
         work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
-        work.unique_tokens += plan.tokens
-        work.padded_tokens += plan.padded_tokens
         if self._cache is not None:
             fresh = pending[done]
             self._cache.write([rows[row] for row in fresh], outputs[fresh])
@@ -196,34 +193,43 @@ class ScoringEngine:
         return plan_batches(rows, max_tokens, costs)
 
     def _run(
-        self, batches: Sequence[MicroBatch], rows: Sequence[Sequence[int]], before: PrefixCache | None
-    ) -> Iterator[tuple[MicroBatch, FloatArray]]:
-        """Run micro-batches and all that continue them; gives those that end rows, with their outputs [segments, num_labels]."""
+        self, batches: Sequence[MicroBatch], rows: Sequence[Sequence[int]], before: PrefixCache | None, work: Work
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Run micro-batches and all that continue them; gives the numbers of rows that end, with their outputs [n, num_labels].
+
+        The outputs stay on the device, which need not wait for the next micro-batch to be prepared.
+        """
         for batch in batches:
             ids, mask = self._padded([rows[segment.row][segment.start : segment.stop] for segment in batch.segments])
+            ends = [segment.row for segment in batch.segments]
+            work.unique_tokens += sum(map(len, batch.segments))
+            work.padded_tokens += batch.padded_tokens
             if not batch.continuations and before is None:
-                yield batch, self._whole_rows(batch, rows, ids, mask)
+                yield ends, self._whole_rows(batch, rows, ids, mask)
                 continue
             cache = PrefixCache(before, batch.segments, mask, keep=bool(batch.continuations))
             hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
             if batch.continuations:
-                yield from self._run(batch.continuations, rows, cache)
+                del hidden
+                yield from self._run(batch.continuations, rows, cache, work)
             else:
-                yield batch, self._scores(batch, rows, hidden)
+                yield ends, self._scores(batch, rows, hidden)
 
     def _whole_rows(
         self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
-    ) -> FloatArray:
+    ) -> torch.Tensor:
         if not self._decoder:
-            return _numpy(self._whole(input_ids=ids, attention_mask=mask).logits)
+            logits: torch.Tensor = self._whole(input_ids=ids, attention_mask=mask).logits
+            return logits
         # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
         arguments = {} if self._causal else {"attention_mask": mask}
         return self._scores(batch, rows, self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state)
 
-    def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> FloatArray:
+    def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
         """The head's outputs where each row is read, [segments, num_labels]; `hidden` is [segments, longest, size]."""
         at = [read_position(rows[segment.row], self._pad_token_id) - segment.start for segment in batch.segments]
-        return _numpy(self.model.score(hidden[torch.arange(len(at), device=hidden.device), at]))
+        logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), at])
+        return logits
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask, each int64 [rows, longest], padded on the right."""
@@ -237,19 +243,21 @@ class ScoringEngine:
 
     def _difference(self, plan: Plan, rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
         """What is wrong with the outputs of a plan that shares prefixes, seen by running some of its rows whole."""
-        continued = max((batch for batch in plan.batches if batch.continuations), key=lambda batch: len({*map(len, batch.segments)}))
+        continued = max(
+            (batch for batch in plan.batches if batch.continuations), key=lambda batch: len({*map(len, batch.segments)})
+        )
         ends = [segment.row for batch in continued.walk() if not batch.continuations for segment in batch.segments]
         step = -(-sum(len(rows[row]) for row in ends) // self.max_tokens)
         # The last segment is the shortest, whose rows have the most padding before their continuation.
         chosen = sorted({*ends[::step], continued.segments[-1].row})
         subset = [rows[row] for row in chosen]
-        whole = np.empty((len(subset), found.shape[1]))
-        for batch, logits in self._run(plan_batches(subset, self.max_tokens).batches, subset, None):
-            whole[[segment.row for segment in batch.segments]] = logits
+        plain = self._run(plan_batches(subset, self.max_tokens).batches, subset, None, Work())
+        whole, _ = _scattered(plain, found.shape[1], len(subset))
         difference = np.abs(found[chosen] - whole)
         exact = self.model.dtype in (torch.float32, torch.float64)
         allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(whole))
-        return f"its scores differ by up to {np.nanmax(difference):.1e}" if (difference > allowed).any() else None
+        wrong = ~(difference <= allowed) & np.isfinite(whole)  # a model that gives no number whole is somebody else's to report
+        return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
 
     def _stop_sharing(self, problem: str) -> None:
         self.shares_prefixes = False
@@ -262,15 +270,19 @@ class ScoringEngine:
     def _halve_budget(self, error: Exception) -> None:
         if self.max_tokens <= SMALLEST_BATCH_TOKENS:
             raise ScoringError(
-                f"The device {self.model.device} has not enough memory left for one row or {self.max_tokens} tokens at a time: {error}. Free "
-                "memory there, or set a smaller dtype or max_length in the spec."
+                f"The device {self.model.device} has not enough memory left for one row or {self.max_tokens} tokens at a time: "
+                f"{error}. Free memory there, or set a smaller dtype or max_length in the spec."
             ) from error
         self.max_tokens //= 2
         logger.warning("%s ran out of memory; scoring goes on with %d tokens at a time.", self.model.device, self.max_tokens)
 
 
-def _numpy(logits: torch.Tensor) -> FloatArray:
-    return logits.double().cpu().numpy()
+def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, size: int) -> tuple[FloatArray, BoolArray]:
+    """Outputs by row, float64 [size, labels], and which rows have any."""
+    outputs, done = np.full((size, labels), np.nan), np.zeros(size, dtype=np.bool_)
+    for numbers, logits in parts:
+        outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
+    return outputs, done
 
 
 def _default_max_tokens(model: PreTrainedModel) -> int:

@@ -59,18 +59,18 @@ class PrefixCache:
 
     def __init__(self, before: PrefixCache | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
         self._cache: Cache
+        self._width = mask.shape[1]
+        self._holes = False
+        starts = torch.tensor([segment.start for segment in segments], device=mask.device)
+        self._positions = starts[:, None] + torch.arange(self._width, device=mask.device)
         if before is None:
             self._cache, self._mask = DynamicCache(), mask
-            starts = mask.new_zeros(len(segments))
-            holes = False
-        else:
-            rows = torch.tensor([segment.parent for segment in segments], device=mask.device)
-            layers = [_Continuation(layer.keys, layer.values, rows, keep) for layer in before._cache.layers]
-            self._cache, self._mask = Cache(layers=layers), torch.cat([before._mask[rows], mask], dim=1)
-            cached = before._mask[rows]
-            starts, holes = cached.sum(dim=1), not bool(cached.all())
-        self._positions = starts[:, None] + torch.arange(mask.shape[1], device=mask.device)
-        self._holes = holes
+            return
+        self._width += before._width
+        self._holes = any(segment.start < before._width for segment in segments)
+        rows = torch.tensor([segment.parent for segment in segments], device=mask.device)
+        self._cache = Cache(layers=[_Continuation(layer.keys, layer.values, rows, keep) for layer in before._cache.layers])
+        self._mask = torch.cat([before._mask[rows], mask], dim=1)
 
     def arguments(self, backbone: torch.nn.Module) -> dict[str, Any]:
         """What a backbone's ``forward`` takes beside the token ids."""
@@ -82,7 +82,7 @@ class PrefixCache:
         return arguments
 
 
-class _Continuation(DynamicLayer):
+class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """A layer's keys and values of beginnings, handed to every row that continues one of them.
 
     Unlike transformers' own layers, it makes the rows' copies of a beginning only while their layer runs.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
+from rm_plugins.scoring.tokenize import TemplatedTextTokenizer
 from rm_plugins.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Renderer:
             raise ModelError("The rendering closes texts with the tokenizer's EOS token, and the tokenizer has none.")
         self.tokenizer = tokenizer
         self.rendering = rendering
+        self._tokenize_templated = TemplatedTextTokenizer(tokenizer)
         self._bos = tokenizer.bos_token if self._adds_bos() else None
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
 
@@ -163,9 +165,11 @@ class Renderer:
         for templated in (False, True):
             rows = [row for row, sample in enumerate(samples) if self._is_templated(sample) is templated]
             if rows:
-                # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
-                texts = [self._templated(samples[row]) if templated else self.text(samples[row]) for row in rows]
-                found = self.tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"]
+                if templated:
+                    # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+                    found = self._tokenize_templated([self._templated(samples[row]) for row in rows])
+                else:
+                    found = self.tokenizer([self.text(samples[row]) for row in rows], verbose=False)["input_ids"]
                 for row, row_ids in zip(rows, found, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids

@@ -62,7 +62,9 @@ class ScoreCache:
             with self._connection() as connection:
                 # Readers and a writer do not wait for each other.
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID"
+                )
 
     def read(self, rows: Sequence[Sequence[int]], outputs: FloatArray) -> IndexArray:
         """Fill in the outputs of known rows; returns the numbers of the others.
