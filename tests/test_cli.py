@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """Runs the program in a directory that holds ``rules.py``."""
     import sys
 
+    sys.modules.pop("rules", None)
     (tmp_path / "rules.py").write_text(RULES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -97,6 +99,13 @@ class TestScore:
     def test_parquet_out(self, run: Any) -> None:
         run("score", "rules:length", write("in.jsonl", completions("a", "abstain")), "-o", "out.parquet")
         assert parquet.read_table("out.parquet").column("score").to_pylist() == [1.0, None]
+
+    def test_says_how_fast_a_model_scored(self, run: Any, tiny_decoder: Any) -> None:
+        rows = [{"prompt": "Q", "completions": ["a", "b", "a", "a"]}]
+        result = run("score", tiny_decoder(), write("in.jsonl", rows), "-o", "out.jsonl")
+        assert re.search(
+            r"Wrote 1 rows to out.jsonl: 4 samples scored now \([\d,]+ tokens/s, 50% duplicates\), 0 abstained", result.stderr
+        )
 
     def test_details_are_columns(self, run: Any, tiny_decoder: Any) -> None:
         folder = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ class PPOTrainer(TrlPPOTrainer):
       chat template). TRL's datasets of ``input_ids`` work too; their prompt is the decoded ids, if there is no ``prompt``;
     - tokenizer, reward, reference and value model have defaults;
     - each log has ``rewards/LABEL/mean``, ``std`` (unbiased), ``min`` and ``max`` of the rewards since the last, before any
-      penalty of the trainer's, and ``rewards/LABEL/DETAIL``, the mean of each detail.
+      penalty of the trainer's, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`.
 
     Args:
         model: The policy, or its folder or hub id, which is loaded in float32.
@@ -165,8 +166,10 @@ class PPOTrainer(TrlPPOTrainer):
         self.eval_dataloader: Any
         self._scored: list[rm.Scores] = []
         self._label = ""
+        self._metrics: tuple[str, ...] = ()
         if isinstance(reward, RewardModel):
             self._label = reward.provider.label
+            self._metrics = reward.provider.metrics
             if train_prompts is not None:
                 self.dataloader = _AnnouncedBatches(self.dataloader, train_prompts, reward, self._observe)
             if eval_prompts is not None:
@@ -196,7 +199,8 @@ class PPOTrainer(TrlPPOTrainer):
         super().log({**logs, **self._reward_metrics()}, start_time)
 
     def _observe(self, scores: rm.Scores) -> None:
-        self._scored.append(replace(scores, metadata={}))
+        kept = {name: scores.metadata[name] for name in self._metrics if name in scores.metadata}
+        self._scored.append(replace(scores, metadata=kept))
 
     def _reward_metrics(self) -> dict[str, float]:
         # Every process gets the scores of all, so the names made of them are the same everywhere.
@@ -211,6 +215,8 @@ class PPOTrainer(TrlPPOTrainer):
             known = column[~np.isnan(column)]
             if len(known):
                 metrics[detail_metric(detail)] = float(known.mean())
+        for metric in sorted({name for found in scored for name in found.metadata}):
+            metrics[metric] = statistics.fmean(found.metadata[metric] for found in scored if metric in found.metadata)
         return {f"rewards/{self._label}/{name}": value for name, value in metrics.items()}
 
 

@@ -79,6 +79,8 @@ def test_grpo_of_smollm2(
     assert len(logged) == 2
     assert all(entry["rewards/polarity/std"] > 0 for entry in logged)
     assert all(entry["rewards/polarity/abstained"] == 0 for entry in logged)
+    assert all(entry["rewards/polarity/tokens_per_second"] > 0 for entry in logged)
+    assert all(0 <= entry["rewards/polarity/duplicate_share"] < 1 for entry in logged)
 
 
 @last_trl_with_ppo

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -130,6 +131,19 @@ class TestCall:
         reward(["a"], ["xy"], answer=["blue"], log_metric=metrics.__setitem__, log_extra=extra.__setitem__)
         assert metrics == {"rewards/mine/abstained": 0.0, "rewards/mine/spread": 1.0, "rewards/mine/std/mean": 7.0}
         assert extra == {"mine/spread": [1.0], "mine/std": [7.0]}
+
+    def test_a_models_throughput_is_logged_in_every_batch(self, tiny_decoder: Any) -> None:
+        reward = reward_func(rm.load(tiny_decoder(), on_error="abstain"), name="mine")
+        names = []
+        for fails in (False, True):
+            metrics: dict[str, float] = {}
+            if fails:
+                with torch.no_grad():
+                    reward.provider.model.score.weight.fill_(np.nan)  # type: ignore[attr-defined]
+            reward(["a", "b", "b"], ["x", "y", "y"], log_metric=metrics.__setitem__)
+            names.append(set(metrics))
+            assert np.isnan(metrics["rewards/mine/tokens_per_second"]) == fails
+        assert names[0] == names[1] > {"rewards/mine/duplicate_share", "rewards/mine/cached"}
 
     def test_columns_of_another_length(self) -> None:
         with pytest.raises(DataError, match="'answer' must be a list of 2 items"):
