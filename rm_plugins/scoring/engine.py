@@ -166,8 +166,8 @@ class ScoringEngine:
         problem = None
         try:
             logits.extend(self._run(plan.batches, subset, None, work))
-            if not trusted:
-                problem = self._difference(plan, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
+            if not trusted and (chosen := self._compared(plan, subset)):
+                problem = self._difference(chosen, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
                 self._sharing_checked.add(kind)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
@@ -241,18 +241,23 @@ class ScoringEngine:
             mask[position, : len(row)] = 1
         return torch.from_numpy(ids).to(self.model.device), torch.from_numpy(mask).to(self.model.device)
 
-    def _difference(self, plan: Plan, rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
-        """What is wrong with the outputs of a plan that shares prefixes, seen by running some of its rows whole."""
-        continued = max(
-            (batch for batch in plan.batches if batch.continuations), key=lambda batch: len({*map(len, batch.segments)})
+    def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
+        """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch of those that fit into one."""
+        ends = [batch.segments for batch in plan.walk() if not batch.continuations and batch.segments[0].parent is not None]
+        fitting = [segment.row for segments in ends for segment in segments if len(rows[segment.row]) <= self.max_tokens]
+        step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
+        # The last segment of a micro-batch is the shortest: its rows have the most padding before their continuation.
+        uneven = max(
+            (batch for batch in plan.walk() if batch.continuations), key=lambda batch: len({*map(len, batch.segments)})
         )
-        ends = [segment.row for batch in continued.walk() if not batch.continuations for segment in batch.segments]
-        step = -(-sum(len(rows[row]) for row in ends) // self.max_tokens)
-        # The last segment is the shortest, whose rows have the most padding before their continuation.
-        chosen = sorted({*ends[::step], continued.segments[-1].row})
+        return sorted({*fitting[:: max(1, step)]}.union({uneven.segments[-1].row} & {*fitting}))
+
+    def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
+        """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
         subset = [rows[row] for row in chosen]
-        plain = self._run(self._plan(subset, share_prefixes=False).batches, subset, None, Work())
-        whole, _ = _scattered(plain, found.shape[1], len(subset))
+        whole, _ = _scattered(
+            self._run(self._plan(subset, share_prefixes=False).batches, subset, None, Work()), found.shape[1], len(subset)
+        )
         difference = np.abs(found[chosen] - whole)
         exact = self.model.dtype in (torch.float32, torch.float64)
         allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(whole))
