@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.scoring.plan import CONTEXT_FACTOR, Costs, MicroBatch, micro_batches, plan_batches
+from rm_plugins.scoring.plan import CONTEXT_FACTOR, Costs, Stage, micro_batches, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=60)
 BUDGETS = st.integers(0, 1_000)
@@ -67,19 +67,19 @@ class TestPlan:
         plan = plan_batches(rows, budget, costs, share_prefixes=shares)
         run: dict[int, list[int]] = {}
 
-        def follow(batches: Sequence[MicroBatch], before: list[list[int]]) -> None:
-            for batch in batches:
+        def follow(stages: Sequence[Stage], before: list[list[int]]) -> None:
+            for stage in stages:
                 begun = []
-                for segment in batch.segments:
+                for segment in stage.segments:
                     beginning = before[segment.parent] if segment.parent is not None else []
                     assert len(beginning) == segment.start < segment.stop
                     begun.append([*beginning, *rows[segment.row][segment.start : segment.stop]])
-                    if not batch.continuations:
+                    if not stage.continuations:
                         assert segment.row not in run
                         run[segment.row] = begun[-1]
-                follow(batch.continuations, begun)
+                follow(stage.continuations, begun)
 
-        follow(plan.batches, [])
+        follow(plan.stages, [])
         assert {row: tuple(tokens) for row, tokens in run.items()} == {row: tuple(rows[row]) for row in set(plan.computed_as)}
         assert [rows[row] for row in plan.computed_as] == rows
         assert len(run) == len({tuple(row) for row in rows})
@@ -87,10 +87,14 @@ class TestPlan:
 
     @given(rows_of_tokens(), st.integers(1, 120), st.sampled_from([COSTS, Costs(0, 0)]), st.booleans())
     def test_the_budget_is_kept(self, rows: list[list[int]], budget: int, costs: Costs, shares: bool) -> None:
-        for batch in plan_batches(rows, budget, costs, share_prefixes=shares).walk():
+        plan = plan_batches(rows, budget, costs, share_prefixes=shares)
+        for batch in plan.batches:
             assert batch.padded_tokens <= budget or len(batch.segments) == 1
             held = len(batch.segments) * max(segment.stop for segment in batch.segments)
             assert held <= CONTEXT_FACTOR * budget or len(batch.segments) == 1 or max(s.start for s in batch.segments) == 0
+        for stage in plan.walk():
+            cached = len(stage.segments) * max(segment.stop for segment in stage.segments)
+            assert not stage.continuations or cached <= CONTEXT_FACTOR * budget or len(stage.segments) == 1
 
     @given(rows_of_tokens(), st.integers(1, 120))
     def test_sharing_never_costs_more_than_not_sharing(self, rows: list[list[int]], budget: int) -> None:
@@ -106,7 +110,7 @@ class TestPlan:
         system, prompts = [1] * 50, ([2] * 40, [3] * 30)
         rows = [[*system, *prompt, 4 + number] for prompt in prompts for number in range(3)]
         plan = plan_batches(rows, 1_000, COSTS, share_prefixes=True)
-        (first,) = plan.batches
+        (first,) = plan.stages
         (second,) = first.continuations
         (third,) = second.continuations
         assert [len(segment) for segment in first.segments] == [50]
@@ -115,6 +119,21 @@ class TestPlan:
         assert sorted(segment.parent for segment in third.segments if segment.parent is not None) == [0, 0, 0, 1, 1, 1]
         assert plan.tokens == 50 + 40 + 30 + 6
         assert plan.pads_prefixes
+
+    def test_beginnings_of_different_lengths_run_apart_and_are_continued_together(self) -> None:
+        rows = [[prompt, *range(10, 10 + length), end] for prompt, length in ((1, 200), (2, 40)) for end in (5, 6, 7)]
+        (first,) = plan_batches(rows, 1_000, COSTS, share_prefixes=True).stages
+        assert [[len(segment) for segment in batch.segments] for batch in first.batches] == [[201], [41]]
+        (second,) = first.continuations
+        assert [len(batch.segments) for batch in second.batches] == [6]
+        assert sorted((segment.row, segment.parent) for segment in second.segments) == [
+            (0, 0),
+            (1, 0),
+            (2, 0),
+            (3, 1),
+            (4, 1),
+            (5, 1),
+        ]
 
     def test_sharing_that_does_not_pay(self) -> None:
         rows = [[1, 2, number] for number in range(5)]  # eight tokens are saved, a micro-batch more costs twenty
@@ -126,17 +145,17 @@ class TestPlan:
         rows = [list(range(60)), list(range(61)), list(range(62))]
         plan = plan_batches(rows, 1_000, COSTS, share_prefixes=True)
         assert plan.shares_prefixes
-        ends = [segment for batch in plan.walk() if not batch.continuations for segment in batch.segments]
+        ends = [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments]
         assert sorted(segment.row for segment in ends) == [0, 1, 2]
         assert min(map(len, ends)) >= 1
 
     def test_a_row_beyond_the_budget_runs_in_pieces(self) -> None:
         rows = [list(range(1_000)), [7, 8]]
         plan = plan_batches(rows, 300, COSTS, share_prefixes=True)
-        sizes = [[len(segment) for segment in batch.segments] for batch in plan.walk()]
+        sizes = [[len(segment) for segment in batch.segments] for batch in plan.batches]
         assert sizes == [[300], [300], [300], [100], [2]]
         assert [
-            len(segment) for batch in plan_batches(rows, 300, COSTS, share_prefixes=False).walk() for segment in batch.segments
+            len(segment) for batch in plan_batches(rows, 300, COSTS, share_prefixes=False).batches for segment in batch.segments
         ] == [1_000, 2]
 
     def test_deep_nesting_ends(self) -> None:
@@ -145,4 +164,4 @@ class TestPlan:
 
     def test_no_rows(self) -> None:
         plan = plan_batches([], 10, COSTS, share_prefixes=True)
-        assert (plan.batches, plan.computed_as, plan.tokens) == ((), [], 0)
+        assert (plan.stages, plan.computed_as, plan.tokens) == ((), [], 0)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.scoring.plan import Costs, MicroBatch, Plan, plan_batches
-from rm_plugins.scoring.prefix_cache import PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.scoring.plan import Costs, MicroBatch, Plan, Stage, plan_batches
+from rm_plugins.scoring.prefix_cache import Beginnings, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.types import FloatArray
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class ScoringEngine:
         trusted = kind in self._sharing_checked or not plan.shares_prefixes
         problem = None
         try:
-            logits.extend(self._run(plan.batches, subset, None, work))
+            logits.extend(self._run(plan.stages, subset, None, work))
             if not trusted and (chosen := self._compared(plan, subset)):
                 problem = self._difference(chosen, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
                 self._sharing_checked.add(kind)
@@ -193,27 +193,32 @@ class ScoringEngine:
         return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
 
     def _run(
-        self, batches: Sequence[MicroBatch], rows: Sequence[Sequence[int]], before: PrefixCache | None, work: Work
+        self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: Beginnings | None, work: Work
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Run micro-batches and all that continue them; gives the numbers of rows that end, with their outputs [n, num_labels].
+        """Run stages and all that continue them; gives the numbers of rows that end, with their outputs [n, num_labels].
 
         The outputs stay on the device, which need not wait for the next micro-batch to be prepared.
         """
-        for batch in batches:
-            ids, mask = self._padded([rows[segment.row][segment.start : segment.stop] for segment in batch.segments])
-            ends = [segment.row for segment in batch.segments]
-            work.unique_tokens += sum(map(len, batch.segments))
-            work.padded_tokens += batch.padded_tokens
-            if not batch.continuations and before is None:
-                yield ends, self._whole_rows(batch, rows, ids, mask)
-                continue
-            cache = PrefixCache(before, batch.segments, mask, keep=bool(batch.continuations))
-            hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
-            if batch.continuations:
-                del hidden
-                yield from self._run(batch.continuations, rows, cache, work)
-            else:
-                yield ends, self._scores(batch, rows, hidden)
+        for stage in stages:
+            caches = []
+            for batch in stage.batches:
+                work.unique_tokens += sum(map(len, batch.segments))
+                work.padded_tokens += batch.padded_tokens
+                ids, mask = self._padded([rows[segment.row][segment.start : segment.stop] for segment in batch.segments])
+                ends = [segment.row for segment in batch.segments]
+                if before is None and not stage.continuations:
+                    yield ends, self._whole_rows(batch, rows, ids, mask)
+                    continue
+                cache = PrefixCache(before, batch.segments, mask, keep=bool(stage.continuations))
+                hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
+                if stage.continuations:
+                    caches.append(cache)
+                else:
+                    yield ends, self._scores(batch, rows, hidden)
+            if stage.continuations:
+                beginnings = Beginnings.of(caches)
+                del caches, cache, hidden
+                yield from self._run(stage.continuations, rows, beginnings, work)
 
     def _whole_rows(
         self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
@@ -243,20 +248,20 @@ class ScoringEngine:
 
     def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
         """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch of those that fit into one."""
-        ends = [batch.segments for batch in plan.walk() if not batch.continuations and batch.segments[0].parent is not None]
-        fitting = [segment.row for segments in ends for segment in segments if len(rows[segment.row]) <= self.max_tokens]
+        continued = [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
+        fitting = [segment.row for segment in continued if len(rows[segment.row]) <= self.max_tokens]
         step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
-        # The last segment of a micro-batch is the shortest: its rows have the most padding before their continuation.
-        uneven = max(
-            (batch for batch in plan.walk() if batch.continuations), key=lambda batch: len({*map(len, batch.segments)})
-        )
-        return sorted({*fitting[:: max(1, step)]}.union({uneven.segments[-1].row} & {*fitting}))
+        # The rows of the shortest beginning have the most padding before their continuation.
+        stages = [stage for stage in plan.walk() if stage.continuations]
+        uneven = max(stages, key=lambda stage: len({segment.stop for segment in stage.segments}))
+        shortest = min(uneven.segments, key=lambda segment: segment.stop)
+        return sorted({*fitting[:: max(1, step)]}.union({shortest.row} & {*fitting}))
 
     def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
         """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
         subset = [rows[row] for row in chosen]
         whole, _ = _scattered(
-            self._run(self._plan(subset, share_prefixes=False).batches, subset, None, Work()), found.shape[1], len(subset)
+            self._run(self._plan(subset, share_prefixes=False).stages, subset, None, Work()), found.shape[1], len(subset)
         )
         difference = np.abs(found[chosen] - whole)
         exact = self.model.dtype in (torch.float32, torch.float64)

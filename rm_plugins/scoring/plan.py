@@ -11,10 +11,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Costs", "MicroBatch", "Plan", "Segment", "micro_batches", "plan_batches"]
+__all__ = ["Costs", "MicroBatch", "Plan", "Segment", "Stage", "micro_batches", "plan_batches"]
 
 CONTEXT_FACTOR = 4
-"""A micro-batch that continues cached tokens holds at most this many times the token budget in cached and new tokens."""
+"""The tokens that a stage caches, and those that a micro-batch reads and computes, are at most this many token budgets."""
 MAX_LEVELS = 16
 """Prefixes within prefixes are shared up to this depth."""
 MAX_PIECES = 128
@@ -44,7 +44,7 @@ class Segment:
         row: The row, by number.
         start: Its first token here.
         stop: The token behind its last one here.
-        parent: The segment of the micro-batch before, by position, that this one continues; None at the start of a row.
+        parent: The segment of the stage before, by position, that this one continues; None at the start of a row.
     """
 
     row: int
@@ -58,26 +58,39 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Segments that run together, padded to the longest of them.
-
-    Args:
-        segments: Either all of them end their rows, which are scored here, or all of them are continued.
-        continuations: The micro-batches that continue the segments; empty where the segments end their rows.
-    """
+    """Segments that run together, padded to the longest of them."""
 
     segments: tuple[Segment, ...]
-    continuations: tuple[MicroBatch, ...] = ()
 
     @property
     def padded_tokens(self) -> int:
         """Tokens that are computed, padding included."""
         return len(self.segments) * max(map(len, self.segments))
 
-    def walk(self) -> Iterator[MicroBatch]:
-        """This micro-batch and all that continue it, each before its continuations."""
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Micro-batches that run one after the other, and what continues them.
+
+    Args:
+        batches: The micro-batches, longest first, so that the peak memory shows early.
+        continuations: The stages that continue the segments, which are counted through all micro-batches; empty where the segments
+            end their rows, which are scored here.
+    """
+
+    batches: tuple[MicroBatch, ...]
+    continuations: tuple[Stage, ...] = ()
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments of all micro-batches."""
+        return [segment for batch in self.batches for segment in batch.segments]
+
+    def walk(self) -> Iterator[Stage]:
+        """This stage and all that continue it, each before its continuations."""
         yield self
-        for batch in self.continuations:
-            yield from batch.walk()
+        for stage in self.continuations:
+            yield from stage.walk()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,42 +98,46 @@ class Plan:
     """How a batch of N rows is computed.
 
     Args:
-        batches: Micro-batches that start rows; their continuations hang below them. Longest first, so that the peak memory
-            shows early.
+        stages: The stages that start rows; their continuations hang below them.
         computed_as: The row that each row is computed as, [N]: itself, or the first one with the same tokens.
     """
 
-    batches: tuple[MicroBatch, ...]
+    stages: tuple[Stage, ...]
     computed_as: list[int]
 
-    def walk(self) -> Iterator[MicroBatch]:
-        """Every micro-batch, each before its continuations."""
-        return (found for batch in self.batches for found in batch.walk())
+    def walk(self) -> Iterator[Stage]:
+        """Every stage, each before its continuations."""
+        return (found for stage in self.stages for found in stage.walk())
+
+    @property
+    def batches(self) -> Iterator[MicroBatch]:
+        """Every micro-batch, in the order in which they run."""
+        return (batch for stage in self.walk() for batch in stage.batches)
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether a micro-batch continues another."""
-        return any(batch.continuations for batch in self.batches)
+        """Whether a stage continues another."""
+        return any(stage.continuations for stage in self.stages)
 
     @property
     def pads_prefixes(self) -> bool:
-        """Whether rows of a micro-batch continue beginnings of different lengths."""
-        return any(batch.continuations and len({*map(len, batch.segments)}) > 1 for batch in self.walk())
+        """Whether rows of a stage continue beginnings of different lengths."""
+        return any(stage.continuations and len({segment.stop for segment in stage.segments}) > 1 for stage in self.walk())
 
     @property
     def tokens(self) -> int:
         """Tokens that are computed, without padding."""
-        return sum(len(segment) for batch in self.walk() for segment in batch.segments)
+        return sum(len(segment) for batch in self.batches for segment in batch.segments)
 
     @property
     def padded_tokens(self) -> int:
         """Tokens that are computed, padding included."""
-        return sum(batch.padded_tokens for batch in self.walk())
+        return sum(batch.padded_tokens for batch in self.batches)
 
     def cost(self, costs: Costs) -> float:
         """The estimated cost of running the plan, in units of computing one token."""
-        read = sum(segment.start for batch in self.walk() for segment in batch.segments)
-        return self.padded_tokens + costs.read * read + costs.launch * sum(1 for _ in self.walk())
+        read = sum(segment.start for batch in self.batches for segment in batch.segments)
+        return self.padded_tokens + costs.read * read + costs.launch * sum(1 for _ in self.batches)
 
 
 def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *, share_prefixes: bool) -> Plan:
@@ -136,7 +153,7 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
     >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01), share_prefixes=True)
     >>> plan.computed_as
     [0, 1, 0]
-    >>> for batch in plan.walk():
+    >>> for batch in plan.batches:
     ...     print([(segment.row, segment.start, segment.stop) for segment in batch.segments])
     [(0, 0, 3)]
     [(1, 3, 5), (0, 3, 4)]
@@ -146,11 +163,11 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
     first: dict[bytes, int] = {}
     computed_as = [first.setdefault(key, row) for row, key in enumerate(keys)]
     whole = [_Node(row, 0, len(rows[row])) for row in first.values()]
-    plain = Plan(_batches([(node, None) for node in whole], max_tokens, costs), computed_as)
+    plain = Plan(_stages([(node, None) for node in whole], max_tokens, costs), computed_as)
     if not share_prefixes:
         return plain
     tree = _worth_sharing(_prefix_tree(sorted(first.items())), max_tokens, costs)
-    shared = Plan(_batches([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens, costs), computed_as)
+    shared = Plan(_stages([(_in_pieces(node, max_tokens), None) for node in tree.children], max_tokens, costs), computed_as)
     too_long = any(batch.padded_tokens > max_tokens for batch in plain.batches)
     return shared if too_long or shared.cost(costs) < plain.cost(costs) else plain
 
@@ -192,17 +209,25 @@ def micro_batches(
     return [*batches, batch] if batch else batches
 
 
-def _batches(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> tuple[MicroBatch, ...]:
-    """Micro-batches of nodes, each with the position of the segment that it continues: continued ones first, then row ends."""
-    batches = []
-    for ends in (False, True):
-        kept = [(node, parent) for node, parent in nodes if ends is not bool(node.children)]
-        lengths, contexts = [len(node) for node, _ in kept], [node.start for node, _ in kept]
-        for group in micro_batches(lengths, max_tokens, costs.launch, contexts):
-            segments = tuple(Segment(kept[at][0].row, kept[at][0].start, kept[at][0].stop, kept[at][1]) for at in group)
-            below = [(child, position) for position, at in enumerate(group) for child in kept[at][0].children]
-            batches.append(MicroBatch(segments, _batches(below, max_tokens, costs)))
-    return tuple(batches)
+def _stages(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> tuple[Stage, ...]:
+    """Stages of nodes, each with the position of the segment that it continues: continued ones first, then the ends of rows."""
+    inner = [(node, parent) for node, parent in nodes if node.children]
+    ends = [(node, parent) for node, parent in nodes if not node.children]
+    groups = micro_batches([node.stop for node, _ in inner], CONTEXT_FACTOR * max_tokens)
+    stages = [_stage([inner[at] for at in group], max_tokens, costs) for group in groups]
+    return (*stages, _stage(ends, max_tokens, costs)) if ends else tuple(stages)
+
+
+def _stage(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> Stage:
+    lengths, contexts = [len(node) for node, _ in nodes], [node.start for node, _ in nodes]
+    groups = micro_batches(lengths, max_tokens, costs.launch, contexts)
+    batches = [
+        MicroBatch(tuple(Segment(node.row, node.start, node.stop, parent) for node, parent in (nodes[at] for at in group)))
+        for group in groups
+    ]
+    order = [nodes[at][0] for group in groups for at in group]
+    below = [(child, position) for position, node in enumerate(order) for child in node.children]
+    return Stage(tuple(batches), _stages(below, max_tokens, costs))
 
 
 @dataclass(slots=True)
@@ -264,6 +289,8 @@ def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
         kept = [node for node in levels[level] if not node.dissolved]
         batches = micro_batches([len(node) for node in kept], max_tokens, costs.launch)
         spent = sum(costs.launch + len(batch) * len(kept[batch[0]]) for batch in batches)
+        if any(not child.children for node in levels[level - 1] for child in node.children):
+            spent += costs.launch  # rows that end below run apart from those that end here
         spent += sum(costs.read * (len(node) * node.below + node.start) for node in kept)
         if spent >= sum(len(node) * len(node.children) for node in kept):
             for node in kept:

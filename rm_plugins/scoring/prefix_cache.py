@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GenericForSequenceClassification
 
@@ -15,7 +16,7 @@ from rm_plugins.scoring.plan import Segment
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
+__all__ = ["Beginnings", "PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
 
 _DECODERS = frozenset({"biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"})
 """Model types that read their score as transformers' generic decoder does, without being one."""
@@ -45,38 +46,70 @@ def has_standard_cache(model: PreTrainedModel) -> bool:
     return set(layer_types) <= {"full_attention"}
 
 
-class PrefixCache:
-    """Keys and values of the beginnings of some rows, [rows, heads, cached tokens, size] a layer, with holes where padding was.
-
-    Made before a micro-batch runs, from the cache of the one that it continues; running the micro-batch fills it.
+class Beginnings:
+    """Keys and values of the beginnings of rows, with holes where padding was.
 
     Args:
-        before: The cache of the micro-batch that is continued; None at the start of the rows.
+        layers: The keys and the values, each [rows, heads, cached tokens, size], of every layer.
+        mask: int64 [rows, cached tokens], 0 in the holes.
+    """
+
+    def __init__(self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor) -> None:
+        self.layers = layers
+        self.mask = mask
+
+    @classmethod
+    def of(cls, caches: Sequence[PrefixCache]) -> Beginnings:
+        """What micro-batches have cached, one after the other, padded to the longest."""
+        kept = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
+        if len(caches) == 1:
+            return cls(kept[0], caches[0].mask)
+        width = max(cache.mask.shape[1] for cache in caches)
+        layers = [
+            (_stacked([keys for keys, _ in layer], width), _stacked([values for _, values in layer], width))
+            for layer in zip(*kept, strict=True)
+        ]
+        return cls(layers, torch.cat([pad(cache.mask, (0, width - cache.mask.shape[1])) for cache in caches]))
+
+
+def _stacked(states: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    return torch.cat([pad(state, (0, 0, 0, width - state.shape[-2])) for state in states])
+
+
+class PrefixCache:
+    """The cache that a micro-batch reads what came before it from, and that it is kept in itself.
+
+    Args:
+        before: The beginnings that are continued; None at the start of the rows.
         segments: The micro-batch's segments.
         mask: int64 [segments, longest], 0 where a segment is padded.
         keep: Whether other micro-batches will continue this one.
     """
 
-    def __init__(self, before: PrefixCache | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
+    def __init__(self, before: Beginnings | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
         self._cache: Cache
-        self._width = mask.shape[1]
         self._holes = False
         starts = torch.tensor([segment.start for segment in segments], device=mask.device)
-        self._positions = starts[:, None] + torch.arange(self._width, device=mask.device)
+        self._positions = starts[:, None] + torch.arange(mask.shape[1], device=mask.device)
         if before is None:
-            self._cache, self._mask = DynamicCache(), mask
+            self._cache, self.mask = DynamicCache(), mask
             return
-        self._width += before._width
-        self._holes = any(segment.start < before._width for segment in segments)
+        self._holes = any(segment.start < before.mask.shape[1] for segment in segments)
         rows = torch.tensor([segment.parent for segment in segments], device=mask.device)
-        self._cache = Cache(layers=[_Continuation(layer.keys, layer.values, rows, keep) for layer in before._cache.layers])
-        self._mask = torch.cat([before._mask[rows], mask], dim=1)
+        self._cache = Cache(layers=[_Continuation(keys, values, rows, keep) for keys, values in before.layers])
+        self.mask = torch.cat([before.mask[rows], mask], dim=1)
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """transformers' layers, each with its `keys` and `values`, once the micro-batch has run."""
+        layers: Sequence[Any] = self._cache.layers
+        return layers
 
     def arguments(self, backbone: torch.nn.Module) -> dict[str, Any]:
         """What a backbone's ``forward`` takes beside the token ids."""
         arguments: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
         if self._holes:  # padding behind a row is hidden from it by causality, padding inside of it is not
-            arguments["attention_mask"] = self._mask
+            arguments["attention_mask"] = self.mask
         if "position_ids" in inspect.signature(backbone.forward).parameters:
             arguments["position_ids"] = self._positions
         return arguments
