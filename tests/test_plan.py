@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.scoring.plan import CONTEXT_FACTOR, Costs, Stage, micro_batches, plan_batches
+from rm_plugins.scoring.plan import CONTEXT_FACTOR, MAX_LEVELS, Costs, Stage, micro_batches, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=60)
 BUDGETS = st.integers(0, 1_000)
@@ -135,6 +135,25 @@ class TestPlan:
             (5, 1),
         ]
 
+    def test_what_a_micro_batch_reads_is_limited_as_well(self) -> None:
+        rows = [[*range(90), 100 + number] for number in range(50)]
+        plan = plan_batches(rows, 100, COSTS, share_prefixes=True)
+        assert plan.shares_prefixes
+        assert max(len(batch.segments) for batch in plan.batches) == CONTEXT_FACTOR * 100 // 91
+
+    def test_what_a_stage_caches_is_limited(self) -> None:
+        rows = [[prompt, *range(100, 160), end] for prompt in range(40) for end in (1, 2, 3)]
+        stages = [stage for stage in plan_batches(rows, 130, COSTS, share_prefixes=True).stages if stage.continuations]
+        assert len(stages) > 1
+        assert max(61 * len(stage.segments) for stage in stages) <= CONTEXT_FACTOR * 130
+
+    def test_a_level_that_does_not_pay_is_left_out(self) -> None:
+        prompt = list(range(50))
+        rows = [[*prompt, half, half, half, end] for half in (60, 61) for end in (1, 2, 3)]
+        (first,) = plan_batches(rows, 1_000, COSTS, share_prefixes=True).stages
+        (second,) = first.continuations
+        assert len(second.segments) == 6
+
     def test_sharing_that_does_not_pay(self) -> None:
         rows = [[1, 2, number] for number in range(5)]  # eight tokens are saved, a micro-batch more costs twenty
         assert not plan_batches(rows, 1_000, COSTS, share_prefixes=True).shares_prefixes
@@ -159,8 +178,12 @@ class TestPlan:
         ] == [1_000, 2]
 
     def test_deep_nesting_ends(self) -> None:
-        rows = [list(range(length)) for length in range(1, 3_000, 3)]
-        assert plan_batches(rows, 2_048, COSTS, share_prefixes=True).tokens <= sum(map(len, rows))
+        rows = [list(range(length)) for length in range(30, 3_000, 30)]
+        plan = plan_batches(rows, 4_096, Costs(launch=1, read=0), share_prefixes=True)
+        depth, stages = 0, list(plan.stages)
+        while stages:
+            depth, stages = depth + 1, [below for stage in stages for below in stage.continuations]
+        assert 1 < depth <= MAX_LEVELS + 1
 
     def test_no_rows(self) -> None:
         plan = plan_batches([], 10, COSTS, share_prefixes=True)

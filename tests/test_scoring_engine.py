@@ -57,6 +57,7 @@ SHARING: dict[str, dict[str, Any]] = {
 }
 PLAIN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 8},
+    "gemma3_text that looks ahead": {"use_bidirectional_attention": True},
     "mistral": {"sliding_window": 8},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "jamba": {"num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
