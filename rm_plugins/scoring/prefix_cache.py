@@ -132,7 +132,7 @@ class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is unty
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = (
-            torch.cat([beginning.index_select(0, self.rows), new], dim=-2)
+            torch.cat([beginning.index_select(0, self.rows.to(beginning.device)), new], dim=-2)
             for beginning, new in zip(self.beginnings, (key_states, value_states), strict=True)
         )
         if self.keep:
