@@ -161,6 +161,14 @@ def test_an_over_long_row_runs_in_pieces() -> None:
     assert max(widths) == 128
 
 
+def test_a_model_that_refuses_batches_without_a_padding_token() -> None:
+    model = make_model("openai-gpt", **GPT, pad_token_id=None)
+    rows = [[5, 6, 7], [8, 9], [10, 11, 12]]
+    with pytest.raises(ValueError, match="padding token"):
+        model(input_ids=torch.tensor([rows[0], rows[2]]))
+    close(ScoringEngine(model).outputs(rows)[0], one_by_one(model, rows))
+
+
 def test_a_batch_of_none() -> None:
     outputs, work = ScoringEngine(make_model("llama")).outputs([])
     assert outputs.shape == (0, 1)
