@@ -6,7 +6,8 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,16 @@ from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
 from rm_plugins.types import Message, Sample
 
-__all__ = ["RowSamples", "is_data_file", "json_line", "preference_samples", "read_rows", "row_samples", "write_rows"]
+__all__ = [
+    "RowSamples",
+    "completion_samples",
+    "is_data_file",
+    "json_line",
+    "preference_samples",
+    "read_rows",
+    "row_samples",
+    "write_rows",
+]
 
 _ROLES = ("prompt", "completion", "completions", "chosen", "rejected", "messages")
 
@@ -87,13 +97,49 @@ def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:
         return Sample(row["prompt"], chosen, columns), Sample(row["prompt"], rejected, columns)
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        return Sample("", chosen, columns), Sample("", rejected, columns)
+    prompt, (chosen, rejected) = _prompt_within((chosen, rejected))
+    return Sample(prompt, chosen, columns), Sample(prompt, rejected, columns)
+
+
+def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
+    """The samples of a row that has ``completions``, a ``completion`` or ``messages``; ``prompt`` may be absent or null.
+
+    Without ``prompt``, the messages that all `completions` begin with are the prompt, and so are the messages before the last
+    turns of the assistant in a single conversation; of text, all is the completion.
+
+    Raises:
+        DataError: The row has none of these, or both of the first two; or a part of it is not text or messages.
+    """
+    columns = {name: value for name, value in row.items() if name not in _ROLES}
+    prompt, completion, completions = (row.get(name) for name in ("prompt", "completion", "completions"))
+    if completions is not None:
+        if completion is not None:
+            raise DataError("there are both 'completion' and 'completions'; a row has one of them.")
+        if not isinstance(completions, Sequence) or isinstance(completions, str):
+            raise DataError(f"'completions' must be a list, not {completions!r:.80}.")
+        if not completions:
+            raise DataError("'completions' is empty; a list of at least one text or message list is allowed.")
+        if prompt is None:
+            prompt, completions = _prompt_within(completions)
+        return tuple(Sample(prompt, found, columns) for found in completions)
+    if completion is None and prompt is None:
+        completion = row.get("messages")
+    if completion is None:
+        raise DataError(f"there is no 'completion' or 'completions'; it has the columns {', '.join(map(repr, row)) or 'none'}.")
+    if prompt is not None or isinstance(completion, str):
+        return (Sample("" if prompt is None else prompt, completion, columns),)
+    return (_from_conversation(completion, columns),)
+
+
+def _prompt_within(conversations: Sequence[Any]) -> tuple[str | list[Message], Sequence[Any]]:
+    """The messages that all conversations begin with, and what is left of each; nothing of texts."""
+    if not all(isinstance(found, Sequence) and not isinstance(found, str) for found in conversations):
+        return "", conversations
+    first, *others = conversations
     shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+    while shared < min(map(len, conversations)) - 1 and all(first[shared] == other[shared] for other in others):
         shared += 1
-    prompt = list(chosen[:shared])
-    return Sample(prompt, list(chosen[shared:]), columns), Sample(prompt, list(rejected[shared:]), columns)
+    return list(first[:shared]), [list(found[shared:]) for found in conversations]
 
 
 def _from_conversation(messages: Sequence[Message], columns: Mapping[str, Any]) -> Sample:
@@ -115,18 +161,21 @@ def is_data_file(source: str) -> bool:
     return source == "-" or source.endswith(_DATA_ENDINGS)
 
 
-def read_rows(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
+def read_rows(
+    source: str, split: str = "train", *, on_bad_line: Callable[[DataError], None] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a JSON Lines or Parquet file (gzipped or not), of standard input (``-``), or of a dataset.
 
     Args:
         source: A path, ``-``, or the name or folder of a dataset for `datasets.load_dataset`.
         split: The dataset's split; unused for files.
+        on_bad_line: Called with the error for a line that is no JSON mapping, which is then left out; by default it is raised.
 
     Raises:
-        DataError: There is no such file, or a line is no JSON mapping; the message names file and line.
+        DataError: There is no such file, it cannot be read, or a line is no JSON mapping; the message names file and line.
     """
     if source == "-":
-        yield from _json_lines(sys.stdin, "standard input")
+        yield from _json_lines(sys.stdin, "standard input", on_bad_line)
         return
     path = Path(source)
     if not is_data_file(source):
@@ -134,14 +183,19 @@ def read_rows(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
         return
     if not path.is_file():
         raise DataError(f"There is no file {source!r}.")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
 
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    else:
-        with _opened(path) as file:
-            yield from _json_lines(file, source)
+            for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        else:
+            with _opened(path) as file:
+                yield from _json_lines(file, source, on_bad_line)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
+        raise DataError(f"{source} cannot be read: {error}") from error
 
 
 def _opened(path: Path) -> IO[str]:
@@ -150,19 +204,28 @@ def _opened(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
-def _json_lines(lines: Iterable[str], source: str) -> Iterator[dict[str, Any]]:
+def _json_lines(lines: Iterable[str], source: str, on_bad_line: Callable[[DataError], None] | None) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{source}, line {number} is no JSON: {error}. The file must be JSON Lines, one row a line."
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{source}, line {number} is {type(row).__name__}; a mapping of column to value was expected.")
-        yield row
+            row = _json_row(line, f"{source}, line {number}")
+        except DataError as error:
+            if on_bad_line is None:
+                raise
+            on_bad_line(error)
+        else:
+            yield row
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is no JSON: {error}. The file must be JSON Lines, one row a line.") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is {type(row).__name__}; a mapping of column to value was expected.")
+    return row
 
 
 def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,172 @@
+"""``rm-plugins data``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.data import is_data_file, read_rows
+from rm_plugins.data_check import DataCheck, DataReport, Problem
+from rm_plugins.errors import ModelError
+
+if TYPE_CHECKING:
+    from rm_plugins.scoring import Renderer
+
+__all__ = ["command"]
+
+
+@click.group("data")
+def command() -> None:
+    """Look at data to train on."""
+
+
+@command.command("check")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--split",
+    "splits",
+    default=["train"],
+    show_default=True,
+    multiple=True,
+    help="A split, where FILE is the name of a dataset; may be given several times.",
+)
+@click.option(
+    "--tokenizer", help="A model folder or hub id: count lengths in its tokens, as training does, and not in characters."
+)
+@click.option(
+    "--max-length", type=click.IntRange(min=1), help="The longest row that is not too long; by default the model's own limit."
+)
+@click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check(
+    context: click.Context,
+    files: tuple[str, ...],
+    splits: tuple[str, ...],
+    tokenizer: str | None,
+    max_length: int | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Check the rows of each FILE: formats, lengths, repetitions, leaks from one FILE to the next, and what cannot be read.
+
+    FILE is JSON Lines or Parquet, the name of a dataset, or - for standard input. Exits with 1 if a row is malformed or there is
+    nothing to train on, and with --strict if there is anything to warn of.
+    """
+    parts = list(_parts(files, splits))
+    if tokenizer is None:
+        looked = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
+    else:
+        renderer = _renderer(tokenizer, max_length)
+        looked = DataCheck(
+            lengths=lambda samples: [len(ids) for ids in renderer.untruncated_ids(samples)],
+            unit="tokens",
+            max_length=renderer.rendering.max_length,
+            compares_sources=len(parts) > 1,
+        )
+    with progress_bar() as bar:
+        for name, source, part in parts:
+            task = bar.add_task(f"Checking {name}", total=None)
+            looked.begin(name)
+            for number, row in enumerate(read_rows(source, part, on_bad_line=looked.refuse), start=1):
+                looked.add(row)
+                if number % 1000 == 0:
+                    bar.update(task, completed=number)
+    report = looked.report()
+    if as_json:
+        click.echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
+    else:
+        _print(report)
+    if not report.is_trainable or (strict and report.problems):
+        context.exit(1)
+
+
+def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """What to call each thing that is read, its source, and its split."""
+    for source in files:
+        if len(splits) == 1 or is_data_file(source) or (Path(source) / "state.json").is_file():
+            yield source, source, splits[0]
+        else:
+            for split in splits:
+                yield f"{source} ({split})", source, split
+
+
+def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
+    """Renders samples as training a model from this folder or hub id does."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from rm_plugins.scoring import Renderer, Rendering
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # the hub, transformers and tokenizers each have their own
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"No tokenizer could be loaded from {tokenizer!r}: {type(error).__name__}: {reason}") from error
+    try:
+        positions = getattr(AutoConfig.from_pretrained(tokenizer).get_text_config(), "max_position_embeddings", None)
+    except (OSError, ValueError):  # a tokenizer without a model beside it
+        positions = None
+    rendering = Rendering.default(loaded, positions)
+    limits = [limit for limit in (max_length, rendering.max_length) if limit is not None]
+    return Renderer(loaded, dataclasses.replace(rendering, max_length=min(limits, default=None)))
+
+
+# --- What is printed ------------------------------------------------------------------------------------------------------
+
+
+def _print(report: DataReport) -> None:
+    console = Console()
+    sources = Table(box=None, pad_edge=False)
+    sources.add_column("", overflow="fold")
+    for heading in ("rows", "samples", "pairs", "ties"):
+        sources.add_column(heading, justify="right")
+    sources.add_column("format")
+    for found in report.sources:
+        formats = ", ".join(name if len(found.formats) == 1 else f"{name} {rows:,}" for name, rows in found.formats.items())
+        numbers = (f"{number:,}" for number in (found.rows, found.samples, found.pairs, found.ties))
+        sources.add_row(escape(found.name), *numbers, formats)
+    console.print(sources)
+    if report.attributes:
+        attributes = Table(box=None, pad_edge=False)
+        attributes.add_column("attribute", overflow="fold")
+        for heading in ("rated", "missing", "mean", "lowest", "highest"):
+            attributes.add_column(heading, justify="right")
+        for name, summary in report.attributes.items():
+            values = ("" if value is None else f"{value:.4g}" for value in (summary.mean, summary.lowest, summary.highest))
+            attributes.add_row(escape(name), f"{summary.rated:,}", f"{summary.missing:,}", *values)
+        console.print()
+        console.print(attributes)
+    if report.lengths:
+        quantiles = ", ".join(f"{name} {length:,}" for name, length in report.lengths.items())
+        click.echo(f"\nLengths in {report.unit}: {quantiles}")
+    if (bias := report.length_bias) is not None:
+        equal = f"; {bias.equal:,} more are of equal length" if bias.equal else ""
+        share = f"{bias.longer_wins:.1%} of {bias.pairs:,} pairs (standard error {bias.standard_error:.1%})"
+        click.echo(f"The longer one wins {share}{equal}")
+    click.echo()
+    for problem in report.problems:
+        click.echo(_problem_lines(problem))
+    click.echo(
+        "No problems."
+        if not report.problems
+        else "It can be trained on."
+        if report.is_trainable
+        else "It cannot be trained on."
+    )
+
+
+def _problem_lines(problem: Problem) -> str:
+    rows = f"{problem.count:,} row{'s' if problem.count != 1 else ''} " if problem.count else ""
+    lines = [f"{'error' if problem.is_error else 'warning'}: {rows}{problem.description}"]
+    for example in problem.examples if problem.is_error else problem.examples[:1]:
+        lines.append(f"  {example.source}, row {example.row}: {example.text}")
+    return "\n".join(lines)
