@@ -238,8 +238,11 @@ class TestList:
         table = run("list").output
         assert "sequence-classifier" in table
         found = json.loads(run("list", "losses", "--json").output)
-        assert [(row["kind"], row["name"]) for row in found["registered"]] == [("loss", "bradley-terry")]
-        assert found["registered"][0]["doc"].startswith("Bradley-Terry")
+        losses = {row["name"]: row for row in found["registered"]}
+        assert {row["kind"] for row in found["registered"]} == {"loss"}
+        assert losses["bradley-terry"]["doc"].startswith("Bradley-Terry")
+        assert all(row["formula"] for row in losses.values())
+        assert losses["hinge"]["formula"] in run("list", "losses").output
         assert found["broken"] == []
 
     def test_an_unknown_kind(self, run: Any) -> None:
@@ -258,6 +261,6 @@ class TestVerify:
 
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
-    for command in ("demo", "evaluate", "list", "rank", "score", "train", "verify"):
+    for command in ("data", "demo", "evaluate", "list", "rank", "score", "train", "verify"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

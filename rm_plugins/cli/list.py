@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(kind: str | None, as_json: bool) -> None:
-    """Show everything that is registered, where it comes from, and the plug-ins that failed to load.
+    """Show everything that is registered, where it comes from, and the plug-ins that failed to load; of losses the formula.
 
     KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols or commands.
     """
@@ -33,7 +33,14 @@ def command(kind: str | None, as_json: bool) -> None:
             continue
         entries = registry.commands() if name == "command" else registry.all(name)
         rows += [
-            {"kind": name, "name": found.name, "plugin": found.plugin, "version": found.version, "doc": found.doc}
+            {
+                "kind": name,
+                "name": found.name,
+                "plugin": found.plugin,
+                "version": found.version,
+                "doc": found.doc,
+                **_formula(found),
+            }
             for found in entries.values()
         ]
     broken = [{"name": found.name, "origin": found.origin, "reason": found.reason} for found in registry.broken]
@@ -45,10 +52,17 @@ def command(kind: str | None, as_json: bool) -> None:
     for heading in ("kind", "name", "plug-in", "version", ""):
         table.add_column(heading, no_wrap=bool(heading))
     for row in rows:
-        table.add_row(*map(escape, row.values()))
+        *columns, described = (row[key] for key in ("kind", "name", "plugin", "version", "doc"))
+        table.add_row(*map(escape, (*columns, "\n".join(filter(None, (described, row.get("formula")))))))
     console.print(table)
     for failed in broken:
         click.echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")
+
+
+def _formula(found: object) -> dict[str, str]:
+    """The formula of a loss or regularizer that gives one."""
+    formula = getattr(getattr(found, "cls", None), "formula", "")
+    return {"formula": formula} if formula else {}
 
 
 def _plural(kind: str) -> str:

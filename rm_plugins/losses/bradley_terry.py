@@ -1,27 +1,41 @@
-"""The Bradley-Terry loss."""
+"""The Bradley-Terry loss and its variants for noisy, easy and unequally strong preferences."""
+# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
-from rm_plugins.losses.batch import Loss, RewardBatch
+from rm_plugins.errors import SpecError
+from rm_plugins.losses.batch import Loss, Need, RewardBatch
+from rm_plugins.losses.reductions import mean_over_pairs, required_margins
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BradleyTerry"]
+__all__ = ["BradleyTerry", "Focal", "Robust", "Scaled"]
 
 
 class BradleyTerry(Loss):
-    """Bradley-Terry with optional margins: mean of -log sigmoid(r_winner - r_loser - margin).
+    """Bradley-Terry, with margins where the data has them and label smoothing if asked for.
+
+    Formula: (1 − ε)·ℓ(Δ − m) + ε·ℓ(m − Δ), with ℓ(x) = −log σ(x)
 
     | input | shape | |
     |---|---|---|
     | ``rewards`` | [N, heads] | |
-    | ``pairs`` | [M, 2] | winner and loser |
-    | ``margins`` | [M] | optional, 0 where absent |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``margins`` | [M] | optional, m: by how much the winner should win, 0 where absent |
+    | ``weights`` | [N] | optional, a pair has its winner's |
 
-    Source: InstructGPT, arXiv 2203.02155, eq. 1; the margin is Llama 2's, arXiv 2307.09288, eq. 2.
+    Args:
+        label_smoothing: ε, how probable it is that a pair is the wrong way round, at least 0 and below 0.5.
+
+    Raises:
+        SpecError: ``label_smoothing`` is outside these bounds.
+
+    Source: InstructGPT, arXiv 2203.02155, eq. 1; the margin is Llama 2's, arXiv 2307.09288, eq. 2; the smoothing is cDPO's,
+    "A note on DPO with noisy preferences", Mitchell 2023.
 
     >>> import torch
     >>> batch = RewardBatch(
@@ -32,6 +46,12 @@ class BradleyTerry(Loss):
     """
 
     name: ClassVar[str] = "bradley-terry"
+    formula: ClassVar[str] = "(1 − ε)·ℓ(Δ − m) + ε·ℓ(m − Δ), with ℓ(x) = −log σ(x)"
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 0.5:
+            raise SpecError(f"bradley-terry needs label_smoothing of at least 0 and below 0.5, not {label_smoothing}.")
+        self.label_smoothing = label_smoothing
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
@@ -40,4 +60,135 @@ class BradleyTerry(Loss):
         delta = batch.winners - batch.losers
         if batch.margins is not None:
             delta = delta - batch.margins[:, None]
-        return -logsigmoid(delta).mean()
+        # The same as the formula, as -log sigmoid(-x) = x - log sigmoid(x).
+        return mean_over_pairs(batch, self.label_smoothing * delta - logsigmoid(delta))
+
+
+class Robust(Loss):
+    """Noise-corrected Bradley-Terry: unbiased where a known part of the pairs is the wrong way round.
+
+    Its expectation over such labels is the Bradley-Terry loss on clean ones. It is unbounded below (it falls forever as the
+    winner pulls away), so the rewards must be bounded by something else, such as the regularizer ``score-l2``.
+
+    Formula: [(1 − ε)·ℓ(Δ) − ε·ℓ(−Δ)] / (1 − 2ε), with ℓ(x) = −log σ(x)
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``weights`` | [N] | optional, a pair has its winner's |
+
+    Args:
+        epsilon: ε, how probable it is that a pair is the wrong way round, at least 0 and below 0.5.
+
+    Raises:
+        SpecError: ``epsilon`` is outside these bounds.
+
+    Source: rDPO, arXiv 2403.00409; ``loss_type="robust"`` of TRL's DPO.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
+    ... )
+    >>> round(Robust(epsilon=0.1)(batch).item(), 4)
+    -0.1231
+    """
+
+    name: ClassVar[str] = "robust"
+    formula: ClassVar[str] = "[(1 − ε)·ℓ(Δ) − ε·ℓ(−Δ)] / (1 − 2ε), with ℓ(x) = −log σ(x)"
+
+    def __init__(self, *, epsilon: float = 0.1) -> None:
+        if not 0 <= epsilon < 0.5:
+            raise SpecError(f"robust needs epsilon of at least 0 and below 0.5, not {epsilon}.")
+        self.epsilon = epsilon
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        from torch.nn.functional import logsigmoid
+
+        delta = batch.winners - batch.losers
+        # The same as the formula, as -log sigmoid(-x) = x - log sigmoid(x), without the difference of two large numbers.
+        return mean_over_pairs(batch, -logsigmoid(delta) - self.epsilon / (1 - 2 * self.epsilon) * delta)
+
+
+class Focal(Loss):
+    """Bradley-Terry with less weight on the pairs that the model already gets right.
+
+    Formula: (1 − 2·max(0, σ(Δ) − ½))^γ · −log σ(Δ)
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``weights`` | [N] | optional, a pair has its winner's |
+
+    Args:
+        gamma: γ, how fast the weight falls; 0 gives Bradley-Terry.
+
+    Raises:
+        SpecError: ``gamma`` is negative or not finite.
+
+    Source: InternLM2, arXiv 2403.17297; ``loss_type="focal"`` of xtuner.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
+    ... )
+    >>> round(Focal()(batch).item(), 4)
+    0.0072
+    """
+
+    name: ClassVar[str] = "focal"
+    formula: ClassVar[str] = "(1 − 2·max(0, σ(Δ) − ½))^γ · −log σ(Δ)"
+
+    def __init__(self, *, gamma: float = 2.0) -> None:
+        if not 0 <= gamma < math.inf:
+            raise SpecError(f"focal needs a finite gamma of at least 0, not {gamma}.")
+        self.gamma = gamma
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        from torch.nn.functional import logsigmoid
+
+        delta = batch.winners - batch.losers
+        # The weight is min(1, 2 sigmoid(-delta))^gamma, whose logarithm is exact where sigmoid(delta) rounds to 1.
+        weight = (self.gamma * (math.log(2) + logsigmoid(-delta)).clamp(max=0)).exp()
+        return mean_over_pairs(batch, weight * -logsigmoid(delta))
+
+
+class Scaled(Loss):
+    """Bradley-Terry in which a strong preference counts for more than a weak one.
+
+    Formula: s · −log σ(Δ)
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``margins`` | [M] | s: how strong each preference is |
+    | ``weights`` | [N] | optional, a pair has its winner's |
+
+    Raises:
+        DataError: When called: the batch has no margins.
+
+    Source: HelpSteer2-Preference, arXiv 2410.01257, "scaled BT"; NeMo-Aligner.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2),
+    ...     margins=torch.tensor([3.0]),
+    ... )
+    >>> round(Scaled()(batch).item(), 4)
+    0.3808
+    """
+
+    name: ClassVar[str] = "scaled"
+    formula: ClassVar[str] = "s · −log σ(Δ)"
+    needs: ClassVar[frozenset[Need]] = frozenset({"pairs", "margins"})
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        from torch.nn.functional import logsigmoid
+
+        strength = required_margins(batch, self.name)
+        return mean_over_pairs(batch, strength * -logsigmoid(batch.winners - batch.losers))

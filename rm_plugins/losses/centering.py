@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.losses.batch import Regularizer, RewardBatch
+from rm_plugins.losses.reductions import mean_over_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,12 +14,14 @@ __all__ = ["Centering"]
 
 
 class Centering(Regularizer):
-    """Draws rewards to mean zero: mean of (r_winner + r_loser)^2; a usual weight is 0.01.
+    """Draws rewards to mean zero; a usual weight is 0.01.
+
+    Formula: (r_winner + r_loser)², mean over pairs
 
     | input | shape | |
     |---|---|---|
     | ``rewards`` | [N, heads] | |
-    | ``pairs`` | [M, 2] | winner and loser |
+    | ``pairs`` | [M, 2] | winner and loser; without pairs it is 0 |
 
     Source: arXiv 2312.09244, eq. 2; TRL's ``center_rewards_coefficient``.
 
@@ -31,7 +34,8 @@ class Centering(Regularizer):
     """
 
     name: ClassVar[str] = "centering"
+    formula: ClassVar[str] = "(r_winner + r_loser)², mean over pairs"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
-        return (batch.winners + batch.losers).square().mean()
+        return mean_over_items((batch.winners + batch.losers).square())

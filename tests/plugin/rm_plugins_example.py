@@ -79,7 +79,7 @@ class Squash(Transform):
 class Hinge(Loss):
     """The hinge loss: mean of max(0, gap - (r_winner - r_loser))."""
 
-    name: ClassVar[str] = "hinge"
+    name: ClassVar[str] = "gap-hinge"
 
     def __init__(self, *, gap: float = 1.0) -> None:
         self.gap = gap

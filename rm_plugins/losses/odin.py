@@ -1,0 +1,87 @@
+"""A reward in two parts, of which one takes up the length of the answer."""
+# ruff: noqa: RUF001  # formulas
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from rm_plugins.errors import DataError, SpecError
+from rm_plugins.losses.batch import Loss, RewardBatch
+from rm_plugins.losses.reductions import mean_over_pairs, pearson
+from rm_plugins.scoring.heads import Heads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Odin"]
+
+
+class Odin(Loss):
+    """ODIN: two outputs share the preference, one is made to follow length and the other not; only the other is deployed.
+
+    Formula: −log σ(Δ_Q + Δ_L) + λ_L·[1 − ρ(n, r_L) + |ρ(n, r_Q)|] + λ_O·|cos(w_Q, w_L)|
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, 2] | r_Q, the quality, which is the reward, and r_L, the length |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``lengths`` | [N] | n, with which ρ is Pearson's correlation over the rows of the batch; 0 if one side is constant |
+    | ``head`` | [2, hidden] | w, the weights that give the two outputs |
+    | ``weights`` | [N] | optional, a pair has its winner's; correlations are not weighted |
+
+    Only its first term is a mean over pairs. A correlation depends on which rows share a batch, so gradient accumulation over
+    small batches is not the same as one large batch.
+
+    Args:
+        length_weight: λ_L, the weight of the correlations.
+        orthogonality_weight: λ_O, the weight of the angle between the outputs' weights; with 0, ``head`` is not needed.
+
+    Raises:
+        SpecError: A weight is negative or not finite; when called, the model has no single layer for its outputs.
+        DataError: When called: there are not two outputs.
+
+    Source: ODIN, arXiv 2402.07319.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0, 1.0], [2.0, 0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2),
+    ...     lengths=torch.tensor([20, 10]), head=torch.eye(2),
+    ... )
+    >>> round(Odin()(batch).item(), 4)  # the length output does all the work
+    0.3133
+    """
+
+    name: ClassVar[str] = "odin"
+    formula: ClassVar[str] = "−log σ(Δ_Q + Δ_L) + λ_L·[1 − ρ(n, r_L) + |ρ(n, r_Q)|] + λ_O·|cos(w_Q, w_L)|"
+
+    def __init__(self, *, length_weight: float = 1.0, orthogonality_weight: float = 1.0) -> None:
+        for argument, value in {"length_weight": length_weight, "orthogonality_weight": orthogonality_weight}.items():
+            if not 0 <= value < math.inf:
+                raise SpecError(f"odin needs a finite {argument} of at least 0, not {value}.")
+        self.length_weight = length_weight
+        self.orthogonality_weight = orthogonality_weight
+
+    def heads(self, attributes: Sequence[str]) -> Heads:
+        """The quality, which is the reward, and the length."""
+        return Heads(("quality", "length"), (1.0, 0.0))
+
+    def deployed(self, heads: Heads) -> Sequence[int]:
+        """The quality."""
+        return [heads.names.index("quality")]
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs, with the correlations over rows."""
+        from torch.nn.functional import cosine_similarity, logsigmoid
+
+        if batch.rewards.shape[1] != 2:
+            raise DataError(f"The loss 'odin' needs two outputs, quality and length, not {batch.rewards.shape[1]}.")
+        loss: Tensor = mean_over_pairs(batch, -logsigmoid((batch.winners - batch.losers).sum(dim=1, keepdim=True)))
+        quality, length = pearson(batch.rewards, batch.lengths)
+        loss = loss + self.length_weight * (1 - length + quality.abs())
+        if self.orthogonality_weight:
+            if batch.head is None:
+                raise SpecError("odin cannot see the weights of this model's outputs: set orthogonality_weight to 0.")
+            loss = loss + self.orthogonality_weight * cosine_similarity(batch.head[0], batch.head[1], dim=0).abs()
+        return loss

@@ -1,0 +1,94 @@
+"""Regularizers that keep rewards small."""
+# ruff: noqa: RUF001  # formulas
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rm_plugins.errors import SpecError
+from rm_plugins.losses.batch import Regularizer, RewardBatch
+from rm_plugins.losses.reductions import at_least_float32, mean_over_items
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["LogBarrier", "ScoreL2"]
+
+
+class ScoreL2(Regularizer):
+    """Keeps rewards small; a usual weight is 0.001.
+
+    Formula: r², mean over rows
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+
+    Over pairs that share no row this is the mean of ½(r_winner² + r_loser²). As a mean over rows it is there for rankings,
+    ratings and unpaired labels too.
+
+    Source: Open-Assistant, ``RMLoss``, with a weight of 0.001.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[2.0], [1.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
+    ... )
+    >>> ScoreL2()(batch).item()
+    2.5
+    """
+
+    name: ClassVar[str] = "score-l2"
+    formula: ClassVar[str] = "r², mean over rows"
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over rows and heads."""
+        return mean_over_items(batch.rewards.square())
+
+
+class LogBarrier(Regularizer):
+    """Keeps rewards between two bounds, near which its cost grows steeply; a usual weight is 0.02.
+
+    Formula: −log(b − r) − log(r − a), mean over rows, with r first clamped to [a + ε, b − ε]
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+
+    Where a reward is clamped there is no gradient, so nothing draws back one that is out of bounds already: a model whose
+    rewards start outside wants ``score-l2`` or ``centering`` as well.
+
+    Args:
+        lower: a, the lower bound.
+        upper: b, the upper bound.
+        epsilon: ε, how near to a bound the cost stops growing.
+
+    Raises:
+        SpecError: The bounds are not in order, or ε is not between 0 and half of what lies between them.
+
+    Source: InternLM2, arXiv 2403.17297; xtuner, whose default weight of 0.01 is for the sum of a pair's two rows, not their mean.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.tensor([[4.0], [-4.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
+    ... )
+    >>> round(LogBarrier()(batch).item(), 4)  # -log 1 - log 9
+    -2.1972
+    """
+
+    name: ClassVar[str] = "log-barrier"
+    formula: ClassVar[str] = "−log(b − r) − log(r − a), mean over rows, with r first clamped to [a + ε, b − ε]"
+
+    def __init__(self, *, lower: float = -5.0, upper: float = 5.0, epsilon: float = 1e-3) -> None:
+        if not 0 < epsilon < (upper - lower) / 2:
+            raise SpecError(
+                f"log-barrier needs lower below upper and epsilon between 0 and half their distance, not lower={lower}, "
+                f"upper={upper}, epsilon={epsilon}."
+            )
+        self.lower = lower
+        self.upper = upper
+        self.epsilon = epsilon
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over rows and heads."""
+        rewards = at_least_float32(batch.rewards).clamp(self.lower + self.epsilon, self.upper - self.epsilon)
+        return mean_over_items(-(self.upper - rewards).log() - (rewards - self.lower).log())

@@ -1,0 +1,140 @@
+"""Models of comparisons that may end in a tie."""
+# ruff: noqa: RUF001  # formulas
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from rm_plugins.errors import DataError, SpecError
+from rm_plugins.losses.batch import Item, Loss, RewardBatch
+from rm_plugins.losses.reductions import mean_over_items
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Davidson", "RaoKupper"]
+
+
+class RaoKupper(Loss):
+    """Rao-Kupper: a comparison is a tie where the difference lies within a threshold of perception.
+
+    Formula: win: −log σ(Δ − log ν); tie: −log[(ν² − 1)·σ(Δ − log ν)·σ(−Δ − log ν)]
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``ties`` | [T, 2] | optional, rows that are equally good; Δ is the difference of their rewards |
+    | ``weights`` | [N] | optional, a pair has its winner's, a tie its first row's |
+
+    Args:
+        nu: ν ≥ 1, fixed. The larger, the more ties: of two equal rewards, a tie has the probability (ν − 1)/(ν + 1), and 1
+            gives Bradley-Terry without ties.
+
+    Raises:
+        SpecError: ``nu`` is below 1 or not finite.
+        DataError: When called: there are ties, which ν = 1 makes impossible.
+
+    Source: Rao and Kupper 1967; for reward models arXiv 2410.05328.
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.zeros(4, 1), pairs=torch.tensor([[0, 1]]), groups=torch.tensor([0, 0, 1, 1]), lengths=torch.ones(4),
+    ...     ties=torch.tensor([[2, 3]]),
+    ... )
+    >>> round(RaoKupper(nu=2.0)(batch).exp().item(), 4)
+    3.0
+    """
+
+    name: ClassVar[str] = "rao-kupper"
+    formula: ClassVar[str] = "win: −log σ(Δ − log ν); tie: −log[(ν² − 1)·σ(Δ − log ν)·σ(−Δ − log ν)]"
+    mean_over: ClassVar[Item] = "comparisons"
+
+    def __init__(self, *, nu: float = 2.0) -> None:
+        if not 1 <= nu < math.inf:
+            raise SpecError(f"rao-kupper needs a finite nu of at least 1, not {nu}.")
+        self.nu = nu
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs, ties and heads."""
+        import torch
+        from torch.nn.functional import logsigmoid
+
+        threshold = math.log(self.nu)
+        delta, tied, weights = _comparisons(batch, impossible=self.nu == 1, hint="rao-kupper with nu=1")
+        losses = -logsigmoid(delta - threshold)
+        if self.nu > 1:
+            tie = losses - logsigmoid(-delta - threshold) - math.log(self.nu - 1) - math.log(self.nu + 1)
+            losses = torch.where(tied[:, None], tie, losses)
+        return mean_over_items(losses, weights)
+
+
+class Davidson(Loss):
+    """Davidson: a tie is as probable as the geometric mean of either winning, times a constant.
+
+    Formula: win: log(1 + e^−Δ + ν·e^(−Δ/2)); tie: log(e^(Δ/2) + e^(−Δ/2) + ν) − log ν
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``ties`` | [T, 2] | optional, rows that are equally good; Δ is the difference of their rewards |
+    | ``weights`` | [N] | optional, a pair has its winner's, a tie its first row's |
+
+    Args:
+        nu: ν ≥ 0, fixed. The larger, the more ties: of two equal rewards, a tie has the probability ν/(ν + 2), and 0 gives
+            Bradley-Terry without ties.
+
+    Raises:
+        SpecError: ``nu`` is negative or not finite.
+        DataError: When called: there are ties, which ν = 0 makes impossible.
+
+    Source: Davidson 1970, "On extending the Bradley-Terry model to accommodate ties in paired comparison experiments".
+
+    >>> import torch
+    >>> batch = RewardBatch(
+    ...     rewards=torch.zeros(4, 1), pairs=torch.tensor([[0, 1]]), groups=torch.tensor([0, 0, 1, 1]), lengths=torch.ones(4),
+    ...     ties=torch.tensor([[2, 3]]),
+    ... )
+    >>> round(Davidson(nu=1.0)(batch).exp().item(), 4)
+    3.0
+    """
+
+    name: ClassVar[str] = "davidson"
+    formula: ClassVar[str] = "win: log(1 + e^−Δ + ν·e^(−Δ/2)); tie: log(e^(Δ/2) + e^(−Δ/2) + ν) − log ν"
+    mean_over: ClassVar[Item] = "comparisons"
+
+    def __init__(self, *, nu: float = 1.0) -> None:
+        if not 0 <= nu < math.inf:
+            raise SpecError(f"davidson needs a finite nu of at least 0, not {nu}.")
+        self.nu = nu
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs, ties and heads."""
+        import torch
+
+        delta, tied, weights = _comparisons(batch, impossible=self.nu == 0, hint="davidson with nu=0")
+        tie = torch.full_like(delta, math.log(self.nu) if self.nu else -math.inf)
+        # Every outcome's logarithm, less that of the one that came out, which keeps differences small.
+        outcome = torch.where(tied[:, None], tie, delta / 2)
+        return mean_over_items(
+            torch.stack([delta / 2 - outcome, -delta / 2 - outcome, tie - outcome]).logsumexp(dim=0), weights
+        )
+
+
+def _comparisons(batch: RewardBatch, *, impossible: bool, hint: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of pairs and then ties: the differences [M + T, heads], bool [M + T] of what is a tie, and the weights [M + T].
+
+    Raises:
+        DataError: There are ties, though they are impossible.
+    """
+    import torch
+
+    ties = batch.pairs[:0] if batch.ties is None else batch.ties
+    if impossible and len(ties):
+        raise DataError(f"The loss {hint} makes ties impossible, but the data has them: choose a larger nu.")
+    rows = torch.cat([batch.pairs, ties])
+    tied = torch.arange(len(rows), device=rows.device) >= len(batch.pairs)
+    weights = None if batch.weights is None else batch.weights[rows[:, 0]]
+    return batch.rewards[rows[:, 0]] - batch.rewards[rows[:, 1]], tied, weights

@@ -1,0 +1,57 @@
+"""What the outputs of a reward model mean, and how its reward is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rm_plugins.errors import SpecError
+
+__all__ = ["Heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The outputs of a model's head, member by member of a shared-trunk ensemble.
+
+    A model with K members has K times the outputs of one: those of the first member come first.
+
+    Args:
+        names: The outputs of one member: ``reward``, the names of attributes, of quantiles, and so on.
+        weights: The weight of each in a member's reward; the reward is the mean over members.
+        members: The number of members.
+
+    Raises:
+        SpecError: The names are not unique, or there is not one weight a name.
+
+    >>> heads = Heads(("helpful", "correct"), (0.5, 0.5), members=2)
+    >>> heads.labels
+    ('member/0/helpful', 'member/0/correct', 'member/1/helpful', 'member/1/correct')
+    >>> heads.reward_weights
+    (0.25, 0.25, 0.25, 0.25)
+    """
+
+    names: tuple[str, ...] = ("reward",)
+    weights: tuple[float, ...] = (1.0,)
+    members: int = 1
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names) or len(self.names) != len(self.weights) or self.members < 1:
+            raise SpecError(f"Heads need different names with one weight each and at least one member, not {self}.")
+
+    def __len__(self) -> int:
+        return len(self.names) * self.members
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each output, ``id2label`` of the model."""
+        if self.members == 1:
+            return self.names
+        alone = len(self.names) == 1
+        return tuple(
+            f"member/{member}" if alone else f"member/{member}/{name}" for member in range(self.members) for name in self.names
+        )
+
+    @property
+    def reward_weights(self) -> tuple[float, ...]:
+        """The weight of each output in the reward."""
+        return tuple(weight / self.members for weight in self.weights) * self.members
