@@ -1,0 +1,123 @@
+"""Hyperparameters to start from, by the size of the model. Importing it imports no trl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.errors import SpecError
+
+__all__ = ["Preset", "preset"]
+
+_WARMUP_NAMES = ("warmup_steps", "warmup_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Where to start training a reward model.
+
+    Args:
+        name: For which models: ``7-13B``, or ``7-13B, LoRA``.
+        learning_rate: The highest learning rate.
+        per_device_train_batch_size: Pairs per device and step.
+        num_train_epochs: Passes over the data.
+        warmup_steps: The share of all steps over which the learning rate rises, in [0, 1).
+    """
+
+    name: str
+    learning_rate: float
+    per_device_train_batch_size: int
+    num_train_epochs: float
+    warmup_steps: float
+
+    def __str__(self) -> str:
+        rate = np.format_float_scientific(self.learning_rate, trim="-", exp_digits=1)
+        others = [f"{name} {value:g}" for name, value in self.settings().items() if name != "learning_rate"]
+        return f"preset {self.name}: {', '.join([f'learning_rate {rate}', *others])}"
+
+    def settings(self) -> dict[str, float]:
+        """The preset as training arguments of the transformers that is installed.
+
+        A share of the steps is ``warmup_steps`` from transformers 5 on. Before, that counted steps alone, refused a fraction,
+        and the share was ``warmup_ratio``.
+        """
+        warmup = "warmup_steps" if int(version("transformers").partition(".")[0]) >= 5 else "warmup_ratio"
+        return {
+            "learning_rate": self.learning_rate,
+            "per_device_train_batch_size": self.per_device_train_batch_size,
+            "num_train_epochs": self.num_train_epochs,
+            warmup: self.warmup_steps,
+        }
+
+    def applied(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """The settings for those of `given` that are None: what was said stands, and what is not in `given` is not set.
+
+        A warm-up that was given under either of its names stands.
+
+        >>> preset(500_000_000, adapter=False).applied({"learning_rate": None, "num_train_epochs": 2.0})
+        {'learning_rate': 2e-05}
+        """
+        said = any(given.get(name) is not None for name in _WARMUP_NAMES)
+        return {
+            name: value
+            for name, value in self.settings().items()
+            if name in given and given[name] is None and not (said and name in _WARMUP_NAMES)
+        }
+
+
+def preset(parameters: int, *, adapter: bool) -> Preset:
+    """The preset for a model.
+
+    | parameters | learning rate | with LoRA | pairs per device | epochs |
+    |---|---|---|---|---|
+    | below 1 billion | 2e-5 | 2e-4 | 8 | 1 |
+    | 1 to below 7 billion | 1e-5 | 1e-4 | 4 | 1 |
+    | 7 to 13 billion | 5e-6 | 5e-5 | 2 | 1 |
+    | above | 2e-6 | 2e-5 | 1 | 1 |
+
+    - **Learning rate**: it falls with size. Published reward models below 1B were trained with 1e-5 to 5e-5, those of 1-7B
+      with 2e-6 to 1e-5, of 7-13B with 2e-6 to 9e-6 (InstructGPT's of 6B and OpenRLHF's of 8B with 9e-6), those of 70B with
+      1e-6 to 5e-6 (Llama 2's with 5e-6 for 512 pairs a step, arXiv 2307.09288, section 3.2.2). What is above 13B gets the
+      lower half of that, because fewer pairs a step call for less.
+    - **LoRA**: ten times the rate, the optimum that "LoRA Without Regret" (Schulman et al. 2025) found over many models; TRL's
+      own example trains a 0.5B reward model with 1e-5 in full and with 1e-4 as LoRA.
+    - **Pairs per device**: as many as are common for the size (4 to 8, 2 to 4, 1 to 2), because gradient checkpointing, which
+      is TRL's default, keeps activations small beside weights and optimizer. What makes a step's usual 64 to 128 pairs of
+      them is the number of devices and ``gradient_accumulation_steps``, which are the user's.
+    - **Epochs**: one. Reward models overfit quickly in more (InstructGPT, arXiv 2203.02155, appendix C.2; Llama 2 as well).
+    - **Warm-up**: 5% of the steps. Llama 2 and OpenRLHF take 3% of thousands of steps; a little more suits shorter runs.
+
+    Args:
+        parameters: The number of the whole model's parameters, frozen ones included.
+        adapter: Whether a LoRA adapter is trained instead of the whole model.
+
+    Raises:
+        SpecError: There are no parameters, as it looks where a model's weights are sharded over processes.
+
+    >>> print(preset(1_500_000_000, adapter=True).name)
+    1-7B, LoRA
+    """
+    if parameters < 1:
+        raise SpecError(
+            f"A preset needs the number of the model's parameters, not {parameters}. Count them before the weights are sharded, "
+            "or set the hyperparameters yourself."
+        )
+    if parameters < 1e9:
+        name, full, lora, batch_size = "<1B", 2e-5, 2e-4, 8
+    elif parameters < 7e9:
+        name, full, lora, batch_size = "1-7B", 1e-5, 1e-4, 4
+    elif parameters <= 13e9:
+        name, full, lora, batch_size = "7-13B", 5e-6, 5e-5, 2
+    else:
+        name, full, lora, batch_size = ">13B", 2e-6, 2e-5, 1
+    return Preset(
+        name=f"{name}, LoRA" if adapter else name,
+        learning_rate=lora if adapter else full,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=1.0,
+        warmup_steps=0.05,
+    )
