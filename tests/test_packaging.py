@@ -203,10 +203,34 @@ class TestOutsider:
         code = (
             "import json, torch\nfrom rm_plugins.losses import RewardBatch\nfrom rm_plugins.spec import component\n"
             "batch = RewardBatch(torch.tensor([[2.0], [1.0]]), torch.tensor([[0, 1]]), torch.zeros(2), torch.ones(2))\n"
-            "terms = [component('loss', {'name': 'hinge', 'gap': 1.5}), component('regularizer', 'small_rewards')]\n"
+            "terms = [component('loss', {'name': 'gap-hinge', 'gap': 1.5}), component('regularizer', 'small_rewards')]\n"
             "print(json.dumps([term(batch).item() for term in terms]))"
         )
         assert run_code(code, tmp_path, beside) == [0.5, 2.5]
+
+    def test_its_loss_trains_by_name(self, beside: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+        """From Python and from the program, with its regularizer."""
+        rows = [{"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}] * 8
+        data, model = tmp_path / "pairs.jsonl", tiny_decoder()
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        code = (
+            "import json\nfrom datasets import Dataset\nfrom rm_plugins_trl import RewardConfig, RewardTrainer\n"
+            "loss, terms = {'name': 'gap-hinge', 'gap': 1.5}, {'small-rewards': 0.01}\n"
+            "args = RewardConfig('python', loss=loss, regularizers=terms, max_steps=12, learning_rate=1e-2, report_to='none',\n"
+            "                    use_cpu=True, disable_tqdm=True, logging_steps=1, gradient_checkpointing=False)\n"
+            f"trainer = RewardTrainer({str(model)!r}, args, train_dataset=Dataset.from_json({str(data)!r}))\n"
+            "trainer.train()\n"
+            "print(json.dumps([entry['loss'] for entry in trainer.state.log_history if 'loss' in entry]))"
+        )
+        losses = json.loads(run(sys.executable, "-c", code, cwd=tmp_path, path=beside).splitlines()[-1])
+        assert losses[-1] < losses[0]
+        line = "train --loss gap-hinge --max_steps 12 --learning_rate 1e-2 --report_to none --use_cpu true --disable_tqdm true"
+        more = ("--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", "program")
+        terms = ("--regularizers", '{"small-rewards": 0.01}', "--gradient_checkpointing", "false")
+        run(sys.executable, "-m", "rm_plugins", *line.split(), *more, *terms, cwd=tmp_path, path=beside)
+        for folder, loss in (("python", {"name": "gap-hinge", "gap": 1.5}), ("program", "gap-hinge")):
+            training = json.loads((tmp_path / folder / "reward_manifest.json").read_text(encoding="utf-8"))["training"]
+            assert (training["loss"], training["regularizers"]) == (loss, {"small-rewards": 0.01})
 
     def test_the_program_lists_it_and_has_its_command(self, beside: Path, tmp_path: Path) -> None:
         pytest.importorskip("rm_plugins.cli", reason="the command line is not there")
@@ -217,7 +241,7 @@ class TestOutsider:
         assert found == {
             ("provider", "brevity"),
             ("transform", "squash"),
-            ("loss", "hinge"),
+            ("loss", "gap-hinge"),
             ("regularizer", "small-rewards"),
             ("command", "words"),
         }

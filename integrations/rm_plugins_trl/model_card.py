@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["reward_section"]
 
+_OF_THE_MACHINE = ("runtime", "_per_second", "num_tokens")
+
 
 def reward_section(model: str, training: Mapping[str, Any]) -> str:
     """The section of the model card on how the reward was trained and how it is used.
@@ -18,16 +20,17 @@ def reward_section(model: str, training: Mapping[str, Any]) -> str:
     rows = {
         "Loss": training["loss"],
         "Regularizers": ", ".join(f"{name} {weight}" for name, weight in training["regularizers"].items()) or "none",
-        "Pairs": ", ".join(f"{name} {count}" for name, count in training["pairs"].items()) or "streamed",
-        "Over-long pairs": ", ".join(f"{name} {count}" for name, count in training["overlong"].items()) or "none",
+        "Formula": f"`{training['formula']}`" if training["formula"] else "",
+        "Preset": training["preset"] or "none",
+        "Rows": ", ".join(f"{name} {count}" for name, count in training["rows"].items()) or "streamed",
+        "Over-long rows": ", ".join(f"{name} {count}" for name, count in training["overlong"].items()) or "none",
         "Steps": training["steps"],
         "Learning rate": training["learning_rate"],
     }
-    shown = ("accuracy", "margin", "mean_reward", "loss")
     for name, value in training["metrics"].items():
-        if name.removeprefix("eval_") in shown:
+        if not name.endswith(_OF_THE_MACHINE) and name != "epoch":
             rows[f"`{name}`"] = f"{value:.4g}"
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value != "")
     return f"""## Reward
 
 | | |

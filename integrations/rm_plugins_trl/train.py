@@ -25,11 +25,12 @@ _MODULE = "rm_plugins_trl.train"
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    """Train a reward model on preference data.
+    """Train a reward model on pairs, rankings, ratings or labels.
 
-    Takes the flags of `trl reward` and its --config FILE.yaml, plus --loss, --regularizers, --overlong, and
-    --eval_dataset_name; --dataset_name may be a JSON Lines or Parquet file. Arguments of `accelerate launch`
-    (--num_processes 2, --accelerate_config fsdp2) start it on several processes.
+    Takes the flags of `trl reward` and its --config FILE.yaml, plus those of RewardConfig (--loss, --regularizers, --members and
+    so on) and --eval_dataset_name; --dataset_name may be a JSON Lines or Parquet file, which `rm-plugins data check` looks at.
+    --resume_from_checkpoint true goes on where a training was stopped. Arguments of `accelerate launch` (--num_processes 2,
+    --accelerate_config fsdp2) start it on several processes.
     """
     run(arguments)
 
@@ -119,10 +120,10 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.accelerator.print(f"Accuracy on the evaluation data: {metrics['eval_accuracy']:.4f}")
-    trainer.save_model()
+    if "eval_accuracy" in trainer.last_metrics:
+        trainer.accelerator.print(f"Accuracy on the evaluation data: {trainer.last_metrics['eval_accuracy']:.4f}")
+    if args.save_strategy == "no":
+        trainer.save_model()  # the trainer has not
     dataset_name = script.dataset_name if _is_hub_id(script.dataset_name) else None
     trainer.create_model_card(dataset_name=dataset_name)
     trainer.accelerator.print(f"Saved to {args.output_dir}; `rm-plugins verify {args.output_dir}` checks it.")

@@ -9,12 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import rm_plugins
 from rm_plugins.errors import DataError
 from rm_plugins.scoring import GoldenScore, Manifest, Renderer, ScoreStatistics
 from rm_plugins.scoring.engine import ScoringEngine
+from rm_plugins.scoring.heads import Heads
 from rm_plugins.scoring.manifest import GOLDEN_SAMPLES, file_digests, token_digest
 from rm_plugins.wire import sample_to_json
 
@@ -47,6 +49,7 @@ def write_trained_manifest(
     model: PreTrainedModel | None,
     renderer: Renderer,
     *,
+    heads: Heads,
     statistics: ScoreStatistics | None,
     training: dict[str, Any],
 ) -> Path:
@@ -56,6 +59,7 @@ def write_trained_manifest(
         folder: Where the model's files are.
         model: The model in memory, whose golden scores are recorded; None where it cannot score by itself.
         renderer: What rendered the training data.
+        heads: What the model's outputs are.
         statistics: The statistics of the model's scores.
         training: What the model was trained on and how.
     """
@@ -64,17 +68,18 @@ def write_trained_manifest(
         created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in packages}},
         rendering=renderer.rendering,
         dtype="float32" if model is None else str(model.dtype).removeprefix("torch."),
+        heads=heads if len(heads) > 1 else None,
         statistics=statistics,
         training=training,
         files=file_digests(folder),
-        golden=[] if model is None else _golden_scores(model, renderer),
+        golden=[] if model is None else _golden_scores(model, renderer, heads),
     )
     if model is None:
         logger.warning("The model's weights are sharded, so the manifest in %s has no golden scores to verify it by.", folder)
     return manifest.write(folder)
 
 
-def _golden_scores(model: PreTrainedModel, renderer: Renderer) -> list[GoldenScore]:
+def _golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> list[GoldenScore]:
     samples = []
     for sample in GOLDEN_SAMPLES:
         try:
@@ -92,5 +97,5 @@ def _golden_scores(model: PreTrainedModel, renderer: Renderer) -> list[GoldenSco
         model.train(training)
     return [
         GoldenScore(sample=sample_to_json(sample), token_ids=token_digest(row_ids), score=float(score))
-        for sample, row_ids, score in zip(samples, ids, outputs[:, 0], strict=True)
+        for sample, row_ids, score in zip(samples, ids, outputs @ np.array(heads.reward_weights), strict=True)
     ]

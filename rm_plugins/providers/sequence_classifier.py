@@ -28,7 +28,8 @@ class SequenceClassifier(Provider):
 
     Args:
         model: The folder or id.
-        head: For a model with several labels, which one is the reward (its index or name), or a weight for each of several.
+        head: For a model with several labels, which one is the reward (its index or name), or a weight for each of several; what
+            its manifest says if unset.
         tokenizer: Where the tokenizer is, if not beside the model.
         revision: The revision of a hub id.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
@@ -131,6 +132,8 @@ class SequenceClassifier(Provider):
         labels = dict(enumerate(self._labels))
         if self._head is None and len(labels) == 1:
             return np.ones(1)
+        if self._head is None and self.manifest is not None and self.manifest.heads is not None:
+            return np.array(self.manifest.heads.reward_weights)
         names = ", ".join(labels.values())
         if self._head is None:
             raise ModelError(
@@ -173,9 +176,17 @@ class SequenceClassifier(Provider):
                 rows=wrong.tolist(),
             )
         self.counts.update(truncated=truncated, cached=work.cached, duplicates=work.duplicates)
+        return Scores(outputs @ self._weights, self._details(outputs), {"truncated": truncated, **work.as_metadata()})
+
+    def _details(self, outputs: FloatArray) -> dict[str, FloatArray]:
+        """Each output of several, and of a shared-trunk ensemble the members' rewards and their standard deviation (ddof 0)."""
+        heads = self.manifest.heads if self.manifest is not None else None
+        if heads is not None and heads.members > 1:
+            members = outputs.reshape(len(outputs), heads.members, -1) @ np.array(heads.weights)
+            found = {f"member/{number}": members[:, number] for number in range(heads.members)}
+            return {**found, "std": members.std(axis=1)}
         labels = self._labels
-        details = {f"head/{label}": outputs[:, index] for index, label in enumerate(labels)} if len(labels) > 1 else {}
-        return Scores(outputs @ self._weights, details, {"truncated": truncated, **work.as_metadata()})
+        return {f"head/{label}": outputs[:, index] for index, label in enumerate(labels)} if len(labels) > 1 else {}
 
     def _non_finite_weights(self) -> str:
         for name, parameter in self.model.named_parameters():

@@ -136,7 +136,11 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any]) -> PreTrain
     try:
         labels = AutoConfig.from_pretrained(base, trust_remote_code=arguments["trust_remote_code"]).num_labels
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            base, output_loading_info=True, num_labels=head_labels or labels, **shared
+            base,
+            output_loading_info=True,
+            num_labels=head_labels or labels,
+            ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
+            **shared,
         )
     except OSError as error:
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
@@ -145,8 +149,18 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any]) -> PreTrain
             f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(info['missing_keys'])}). "
             "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
         )
+    others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
+    if others:
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
+        )
     # The adapter lives inside the base model's layers, so the base model by itself scores with it.
     return PeftModel.from_pretrained(model, source, revision=arguments["revision"]).get_base_model()
+
+
+def _key(mismatched: Any) -> str:
+    """The name of a weight that does not fit, which transformers gives with both shapes."""
+    return str(mismatched if isinstance(mismatched, str) else mismatched[0])
 
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:

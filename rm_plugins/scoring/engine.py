@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.scoring.score_cache import ScoreCache
 
-__all__ = ["ScoringEngine", "Work", "read_position"]
+__all__ = ["ScoringEngine", "Work", "costs_of", "default_max_tokens", "padded", "read_position", "scores_differ"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class ScoringEngine:
         cache: ScoreCache | None = None,
     ) -> None:
         self.model = model
-        self.max_tokens = max_tokens or _default_max_tokens(model)
+        self.max_tokens = max_tokens or default_max_tokens(model)
         self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
         self._decoder = is_decoder(model)
         self._causal = self._decoder and is_causal(model)
@@ -127,7 +127,7 @@ class ScoringEngine:
         self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
         self._sharing_checked: set[bool] = set()
         self._cache = cache
-        self._costs = _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
+        self._costs = costs_of(model)
 
     @torch.inference_mode()
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
@@ -204,7 +204,8 @@ class ScoringEngine:
             for batch in stage.batches:
                 work.unique_tokens += sum(map(len, batch.segments))
                 work.padded_tokens += batch.padded_tokens
-                ids, mask = self._padded([rows[segment.row][segment.start : segment.stop] for segment in batch.segments])
+                parts = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
+                ids, mask = padded(parts, self._pad_token_id or 0, self.model.device)
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
                     yield ends, self._whole_rows(batch, rows, ids, mask)
@@ -236,16 +237,6 @@ class ScoringEngine:
         logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), at])
         return logits
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask, each int64 [rows, longest], padded on the right."""
-        longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self._pad_token_id or 0, dtype=np.int64)
-        mask = np.zeros((len(rows), longest), dtype=np.int64)
-        for position, row in enumerate(rows):
-            ids[position, : len(row)] = row
-            mask[position, : len(row)] = 1
-        return torch.from_numpy(ids).to(self.model.device), torch.from_numpy(mask).to(self.model.device)
-
     def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
         """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch of those that fit into one."""
         continued = [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
@@ -263,11 +254,7 @@ class ScoringEngine:
         whole, _ = _scattered(
             self._run(self._plan(subset, share_prefixes=False).stages, subset, None, Work()), found.shape[1], len(subset)
         )
-        difference = np.abs(found[chosen] - whole)
-        exact = self.model.dtype in (torch.float32, torch.float64)
-        allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(whole))
-        wrong = ~(difference <= allowed) & np.isfinite(whole)  # a model that gives no number whole is somebody else's to report
-        return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
+        return scores_differ(found[chosen], whole, exact=self.model.dtype in (torch.float32, torch.float64))
 
     def _stop_sharing(self, problem: str) -> None:
         self.shares_prefixes = False
@@ -295,7 +282,37 @@ def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, siz
     return outputs, done
 
 
-def _default_max_tokens(model: PreTrainedModel) -> int:
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, each int64 [rows, longest], padded on the right."""
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for position, row in enumerate(rows):
+        ids[position, : len(row)] = row
+        mask[position, : len(row)] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def scores_differ(found: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
+    """How scores differ from those of a plainer computation; None where they agree as floating point allows.
+
+    Args:
+        found: Scores of any shape.
+        expected: The same scores, computed plainly.
+        exact: Whether the model computes in float32 or more, for a tolerance of 1e-4 instead of 5e-2.
+    """
+    difference = np.abs(found - expected)
+    allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(expected))
+    wrong = ~(difference <= allowed) & np.isfinite(expected)  # a model that gives no number is somebody else's to report
+    return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
+
+
+def costs_of(model: PreTrainedModel) -> Costs:
+    """What computing costs on the model's device beside the tokens."""
+    return _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
+
+
+def default_max_tokens(model: PreTrainedModel) -> int:
     """The budget that suits the device: on an accelerator, activations take at most half of the memory that is free."""
     if model.device.type != "cuda":
         return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS

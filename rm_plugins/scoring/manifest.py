@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
+from rm_plugins.scoring.heads import Heads
 from rm_plugins.scoring.render import Rendering
 from rm_plugins.types import Sample
 from rm_plugins.wire import sample_from_json
@@ -95,6 +96,7 @@ class Manifest(_Strict):
         created_by: Package to version, of what wrote the model.
         rendering: How samples become token ids.
         dtype: The dtype that the golden scores were computed in.
+        heads: What the model's outputs are, where it has several.
         statistics: The scores of the evaluation data, or of the last training batches where there was none.
         training: What the model was trained on and how; for readers, not for the program.
         files: The model's files beside the manifest, by name.
@@ -105,6 +107,7 @@ class Manifest(_Strict):
     created_by: dict[str, str]
     rendering: Rendering
     dtype: str
+    heads: Heads | None = None
     statistics: ScoreStatistics | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileDigest] = Field(default_factory=dict)

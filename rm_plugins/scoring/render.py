@@ -124,12 +124,14 @@ class Renderer:
     def _is_templated(self, sample: Sample) -> bool:
         return sample.is_conversational and self.rendering.chat_template == "tokenizer"
 
-    def _templated(self, sample: Sample) -> str:
+    def _templated(self, sample: Sample, messages: Sequence[Message] | None = None, *, opens: bool = False) -> str:
+        """The sample's own messages, or others with its columns; `opens` begins the assistant's next turn."""
         tools = sample.columns.get("tools")
         settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in sample.messages],
+                [dict(message) for message in (sample.messages if messages is None else messages)],
+                add_generation_prompt=opens,
                 tools=json.loads(tools) if isinstance(tools, str) else tools,
                 tokenize=False,
                 **settings,
@@ -173,6 +175,33 @@ class Renderer:
                 for row, row_ids in zip(rows, found, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids
+
+    def completion_starts(self, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[int]:
+        """The number of tokens before each sample's completion, [N].
+
+        That is as far as a row begins like the prompt by itself does, with the opening of the assistant's turn where there is a
+        chat template: a token that spans the border of prompt and completion belongs to the completion.
+
+        Args:
+            samples: N samples.
+            ids: Their untruncated token ids, [N] lists.
+        """
+        starts = []
+        for sample, row in zip(samples, ids, strict=True):
+            if not sample.is_conversational:
+                prompt = list(self.tokenizer(str(sample.prompt), verbose=False)["input_ids"])
+            elif messages := sample.messages[: len(sample.prompt)]:
+                if self._is_templated(sample):
+                    prompt = self._tokenize_templated([self._templated(sample, messages, opens=True)])[0]
+                else:
+                    text = "".join(f"{_paragraph(message)}\n\n" for message in messages)
+                    prompt = list(self.tokenizer(text, verbose=False)["input_ids"])
+            else:
+                prompt = []
+            pairs = zip(prompt, row, strict=False)
+            different = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+            starts.append(min(len(prompt), len(row)) if different is None else different)
+        return starts
 
     def _placeholder(self) -> int:
         # A text that no token stands for still needs a position to be scored at.

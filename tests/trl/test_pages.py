@@ -153,7 +153,7 @@ def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `rm-plugins ([a-z]+)([^`]*)` \|", page, re.MULTILINE))
     listed = json.loads(CliRunner().invoke(main, ["list", "commands", "--json"]).output)["registered"]
-    assert set(documented) == {"evaluate", "list", "rank", "score", "verify"} | {found["name"] for found in listed}
+    assert set(documented) == {"data", "evaluate", "list", "rank", "score", "verify"} | {found["name"] for found in listed}
     for name, arguments in documented.items():
         usage = CliRunner().invoke(main, [name, "--help"]).output if name != "train" else ""
         for argument in arguments.split():

@@ -77,8 +77,8 @@ def main() -> None:
                     **{name: logged[name] for name in ("rewards/rm/mean", "rewards/rm/std")},
                     "expected_mean": sum(everything) / len(everything),
                     "processes": PartialState().num_processes,
-                    "pairs_per_step": json.loads((folder / "rm" / "reward_manifest.json").read_text())["training"][
-                        "pairs_per_step"
+                    "rows_per_step": json.loads((folder / "rm" / "reward_manifest.json").read_text())["training"][
+                        "rows_per_step"
                     ],
                 }
             )

@@ -1,0 +1,52 @@
+"""The language-model head that a classifier's backbone was trained with, for losses that keep it in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM
+
+from rm_plugins.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["language_model_head"]
+
+_SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logits of the vocabulary, [n, vocabulary], as a function of hidden states, [n, size].
+
+    Where the model ties its head to its embedding, that is what it is, and training moves it; else it is loaded from the
+    checkpoint that the classifier was made of, and stays as it is there.
+
+    Args:
+        model: A classifier with a decoder's backbone.
+
+    Raises:
+        UnsupportedError: The checkpoint has no such head, or its logits are more than a product.
+    """
+    config = model.config.get_text_config()
+    special = [name for name in _SCALED if getattr(config, name, None) not in (None, 1.0)]
+    if special:
+        raise UnsupportedError(
+            f"{type(model).__name__} reshapes its logits ({', '.join(special)}), which is not supported here. Use another loss."
+        )
+    if config.tie_word_embeddings:
+        return lambda hidden: linear(hidden, model.get_input_embeddings().weight)
+    source = model.config._name_or_path
+    try:
+        whole, info = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(f"The language-model head of {source!r} cannot be loaded: {error}") from error
+    head = whole.get_output_embeddings()
+    if head is None or any("lm_head" in name or "embed_out" in name for name in info["missing_keys"]):
+        raise UnsupportedError(f"{source!r} has no language-model head to keep: it is no causal language model's checkpoint.")
+    weight = head.weight.detach().to(model.device)
+    bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(model.device)
+    return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype), bias)

@@ -1,0 +1,229 @@
+"""Rows of different lengths as one sequence without padding, in which what they have in common at their beginnings stands once.
+
+Attention keeps the rows apart, so that a decoder computes the same as row by row, and its gradients are the same too. It runs
+as one of transformers' attention implementations, and is handed the `Packing` through the keyword arguments of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rm_plugins.errors import UnsupportedError
+from rm_plugins.scoring.plan import Costs, Stage, plan_batches
+from rm_plugins.scoring.prefix_cache import has_standard_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["PACKED", "Packing", "attends_packed", "attention_as", "attention_window"]
+
+PACKED = "rm_plugins_packed"
+"""The name of the attention implementation."""
+
+_UNLIMITED = 2**40
+# A packed beginning costs no launch of its own; what reads it reads it again.
+_COSTS = Costs(launch=8, read=0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens ``start`` to ``stop`` of the sequence: a stretch of a row, which continues ``before``, the stretches above it."""
+
+    start: int
+    stop: int
+    before: tuple[_Span, ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Packing:
+    """N rows as one sequence of T tokens.
+
+    Args:
+        rows: Token ids per row, [N] lists, none of them empty.
+        share_prefixes: Whether what rows have in common at their beginnings stands only once.
+        device: Where the tensors are.
+
+    >>> packing = Packing([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]])
+    >>> packing.ids.tolist(), packing.positions.tolist()
+    ([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]], [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]])
+    >>> packing.tokens_of(1).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
+    """
+
+    def __init__(
+        self, rows: Sequence[Sequence[int]], *, share_prefixes: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        plan = plan_batches(rows, _UNLIMITED, _COSTS, share_prefixes=share_prefixes)
+        self.spans: list[_Span] = []
+        self.longest = max(map(len, rows))
+        ids: list[int] = []
+        positions: list[int] = []
+        last: dict[int, _Span] = {}
+
+        def lay_out(stages: Sequence[Stage], before: Sequence[_Span]) -> None:
+            for stage in stages:
+                placed = []
+                for segment in stage.segments:
+                    parent = None if segment.parent is None else before[segment.parent]
+                    above = () if parent is None else (*parent.before, parent)
+                    span = _Span(len(ids), len(ids) + len(segment), above)
+                    ids.extend(rows[segment.row][segment.start : segment.stop])
+                    positions.extend(range(segment.start, segment.stop))
+                    placed.append(span)
+                    if not stage.continuations:
+                        last[segment.row] = span
+                self.spans += placed
+                lay_out(stage.continuations, placed)
+
+        lay_out(plan.stages, ())
+        self._last = [last[row] for row in plan.computed_as]
+        self.ids = torch.tensor([ids], device=device)
+        self.positions = torch.tensor([positions], device=device)
+
+    def tokens_of(self, row: int) -> torch.Tensor:
+        """The places of a row's tokens in the sequence, int64 [tokens of the row]."""
+        span = self._last[row]
+        return torch.cat([torch.arange(part.start, part.stop, device=self.ids.device) for part in (*span.before, span)])
+
+    @cached_property
+    def last_tokens(self) -> torch.Tensor:
+        """The place of each row's last token, int64 [N]."""
+        return torch.tensor([span.stop - 1 for span in self._last], device=self.ids.device)
+
+    @cached_property
+    def _masks(self) -> list[torch.Tensor | None]:
+        """What each span sees of the stretches above it and of itself, bool [tokens, tokens above + tokens]; None at a start."""
+        masks: list[torch.Tensor | None] = []
+        for span in self.spans:
+            above = sum(map(len, span.before))
+            size = (len(span), above + len(span))
+            masks.append(torch.ones(size, dtype=torch.bool, device=self.ids.device).tril(above) if above else None)
+        return masks
+
+    @cached_property
+    def _read(self) -> torch.Tensor:
+        """The places of the keys that the spans see, span by span."""
+        parts = [part for span in self.spans for part in (*span.before, span)]
+        return torch.cat([torch.arange(part.start, part.stop, device=self.ids.device) for part in parts])
+
+    @cached_property
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Where the spans' queries and keys begin, int32 [spans + 1] each, and the most of either in a span."""
+        queries = [len(span) for span in self.spans]
+        keys = [len(span) + sum(map(len, span.before)) for span in self.spans]
+        starts = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=self.ids.device) for sizes in (queries, keys)]
+        return starts[0], starts[1], max(queries), max(keys)
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+    ) -> torch.Tensor:
+        """Causal attention within rows, [1, heads, T, size]; `key` and `value` have as many heads or a divisor of them."""
+        if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys, but not values, in float32
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+            return self._flash(query, key, value, scale)
+        if (repeats := query.shape[1] // key.shape[1]) > 1:
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        outputs = []
+        for span, mask in zip(self.spans, self._masks, strict=True):
+            parts = (*span.before, span)
+            keys, values = (
+                torch.cat([states[:, :, part.start : part.stop] for part in parts], 2)
+                if span.before
+                else states[:, :, span.start : span.stop]
+                for states in (key, value)
+            )
+            outputs.append(
+                scaled_dot_product_attention(
+                    query[:, :, span.start : span.stop], keys, values, mask, dropout, is_causal=mask is None, scale=scale
+                )
+            )
+        return torch.cat(outputs, 2)
+
+    def _flash(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """The same in one kernel, which aligns a span's queries with the last of its keys."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        starts, key_starts, longest, longest_keys = self._bounds
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        found = varlen_attn(
+            queries.contiguous(),
+            keys[self._read],
+            values[self._read],
+            starts,
+            key_starts,
+            longest,
+            longest_keys,
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=keys.shape[1] != queries.shape[1],
+        )
+        assert isinstance(found, torch.Tensor)  # it is a pair where more is asked for
+        return found.transpose(0, 1)[None]
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' signature of an attention implementation."""
+    window = settings.get("sliding_window")
+    special = [name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None]
+    if packing is None:
+        reason = "does not hand its keyword arguments to its attention"
+    elif attention_mask is not None:
+        reason = "has a mask of its own"
+    elif special:
+        reason = f"uses {', '.join(special)}"
+    elif window is not None and window < packing.longest:
+        reason = "has a sliding window"
+    else:
+        return packing.attention(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
+    raise UnsupportedError(f"{type(module).__name__} {reason}.")
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, _attend)
+
+
+def attends_packed(model: PreTrainedModel) -> bool:
+    """Whether a decoder takes its attention from outside, as packing needs, and mixes tokens in no other way."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return bool(getattr(model, "_supports_attention_backend", False)) and {*layers} <= {"full_attention", "sliding_attention"}
+
+
+def attention_window(model: PreTrainedModel) -> float:
+    """The length of rows up to which every token sees all before it; not every layer hands its window to its attention."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return math.inf if has_standard_cache(model) or window is None else window
+
+
+@contextmanager
+def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Within it, a model attends by another implementation, also where checkpointed layers run again for their gradients."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
