@@ -70,8 +70,8 @@ def render(results: Results) -> str:
         f"Made by `{results.command}`.\nThe same texts are scored in every way in turn; the seconds are medians of "
         f"{results.rounds} rounds, after one call of each that is not counted.\nMachines differ, and should do nothing else "
         "meanwhile: the ratios mean more than the seconds.",
-        _machine(),
-        "## Targets\n\n" + _table(("", "wanted", "measured", ""), _targets(results)),
+        machine(),
+        "## Targets\n\n" + table(("", "wanted", "measured", ""), _targets(results)),
         *(_shape(letter, *results.titles[letter], measured) for letter, measured in results.shapes.items()),
     ]
     if results.steps:
@@ -100,7 +100,21 @@ Everything runs on the CPU, and in float32 where nothing else is said. Every con
 differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 
 
-def _machine() -> str:
+_TRAINING = "\n## Training a reward model\n"
+
+
+def with_training_section(page: str, section: str) -> str:
+    """The page with another section on training, which stands at its end."""
+    return f"{page.partition(_TRAINING)[0].rstrip()}\n{_TRAINING}\n{section}\n"
+
+
+def training_section(page: str) -> str:
+    """The section on training, without its heading; empty where the page has none."""
+    return page.partition(_TRAINING)[2].strip()
+
+
+def machine() -> str:
+    """What the figures were measured on and with."""
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     return f"{_cpu()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}; {versions}."
 
@@ -112,7 +126,8 @@ def _cpu() -> str:
     return f"{names[0]} ({platform.machine()})" if names else platform.processor() or platform.machine()
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -157,19 +172,19 @@ def _shape(letter: str, title: str, what: str, measured: Measured) -> str:
         f"{measured.computed_tokens:,}. The model has {measured.parameters / 1e6:.1f}M parameters. The scores have a standard\n"
         f"deviation of {measured.deviation:.2f}. The bare model's best is {measured.best_throughput:,.0f} tokens per second,\n"
         f"over {rows_best} rows of {tokens_best} tokens; our engine runs {measured.throughput:,.0f}. The "
-        f"limit counts {measured.least_tokens:,} tokens.\n\n{_table(('', 'seconds', 'times ours', 'largest difference of a score'), rows)}"
+        f"limit counts {measured.least_tokens:,} tokens.\n\n{table(('', 'seconds', 'times ours', 'largest difference of a score'), rows)}"
     )
     if measured.peaks:
         peaks = [(name, f"{peak / 2**20:,.0f}", f"{peak / measured.peaks[OURS]:.2f}") for name, peak in measured.peaks.items()]
         text += "\n\nEach in a process of its own, Python, its libraries and the model included:\n\n"
-        text += _table(("", "peak memory in MiB", "times ours"), peaks)
+        text += table(("", "peak memory in MiB", "times ours"), peaks)
     return text
 
 
 def _steps(results: Results) -> str:
     ours = results.steps[grpo_step.OURS]
     rows = [(name, f"{seconds:.2f}", f"{seconds / ours:.2f}") for name, seconds in results.steps.items()]
-    return f"## (d) A step of GRPO\n\n{results.steps_are}\n\n{_table(('reward', 'seconds a step', 'times ours'), rows)}"
+    return f"## (d) A step of GRPO\n\n{results.steps_are}\n\n{table(('reward', 'seconds a step', 'times ours'), rows)}"
 
 
 def _planning(planning: Planning) -> str:

@@ -29,7 +29,7 @@ from rm_plugins.files import write_atomically
 from tests.benchmarks import grpo_step
 from tests.benchmarks.contenders import OURS, TRL, Measured, measure, padded_batch
 from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save_policy, train_tokenizer
-from tests.benchmarks.page import Planning, Results, render
+from tests.benchmarks.page import Planning, Results, render, training_section, with_training_section
 from tests.benchmarks.texts import Texts, random_rows, spread
 
 ROOT = Path(__file__).parents[2]
@@ -248,7 +248,8 @@ def main() -> None:
     print(f"\n{page}")
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
-        write_atomically(output, page)
+        training = training_section(output.read_text(encoding="utf-8")) if output.is_file() else ""
+        write_atomically(output, with_training_section(page, training) if training else page)
 
 
 if __name__ == "__main__":

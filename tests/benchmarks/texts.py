@@ -23,8 +23,8 @@ class Texts:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._llmbar = [sample for row in _rows(folder, "llmbar") for sample in preference_samples(row)]
-        self._gsm8k = [row_samples(row).samples for row in _rows(folder, "gsm8k_solutions_labelled")]
+        self._llmbar = [sample for row in data_rows(folder, "llmbar") for sample in preference_samples(row)]
+        self._gsm8k = [row_samples(row).samples for row in data_rows(folder, "gsm8k_solutions_labelled")]
 
     def corpus(self) -> list[str]:
         """Every text, for a tokenizer to be trained on."""
@@ -72,7 +72,8 @@ def spread(shortest: int, longest: int, number: int) -> list[int]:
     return [round(length) for length in np.linspace(shortest, longest, number)]
 
 
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+def data_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a data file."""
     path = folder / f"{name}.jsonl.gz"
     if not path.is_file():
         raise SystemExit(f"There is no {path}: the benchmark scores real text. Say with --data where it is.")
