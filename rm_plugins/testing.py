@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from rm_plugins.types import Provider, Sample, Scores
 
-__all__ = ["FixedProvider", "check_provider"]
+if TYPE_CHECKING:
+    from rm_plugins.losses import Loss, RewardBatch
+
+__all__ = ["FixedProvider", "check_loss", "check_provider"]
 
 
 class FixedProvider(Provider):
@@ -71,3 +76,44 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     if pickles:
         same(pickle.loads(pickle.dumps(provider)).score(samples), scores, "the provider scores otherwise after pickling")
     return scores
+
+
+def check_loss(loss: Loss, batch: RewardBatch) -> float:
+    """Check what a trainer relies on of a loss over pairs, or of one over anything else, given a batch of its kind.
+
+    Args:
+        loss: The loss.
+        batch: A batch with at least one item that the loss is a mean over, whose rewards are float64.
+
+    Returns:
+        The loss of the batch.
+
+    Raises:
+        AssertionError: The loss breaks the contract; the message says which part.
+        torch.autograd.gradcheck.GradcheckError: Its gradient is not that of its value.
+    """
+    import torch
+
+    assert isinstance(type(loss).name, str), "the class has no `name`"
+    assert batch.rewards.dtype == torch.float64, "check_loss needs rewards in float64, for gradients to be compared"
+
+    def of(rewards: torch.Tensor) -> torch.Tensor:
+        state = copy.deepcopy(loss.state())
+        found = loss(replace(batch, rewards=rewards))
+        loss.load_state(state)  # what it remembers must not tell one evaluation from the next
+        return found
+
+    rewards = batch.rewards.detach().clone().requires_grad_()
+    value = of(rewards)
+    assert value.shape == (), f"the loss must be a scalar, not of the shape {tuple(value.shape)}"
+    assert bool(value.isfinite()), f"the loss is {value.item()}"
+    assert value.requires_grad, "the loss does not depend on the rewards in a way that gradients follow"
+    if not loss.state():  # what is remembered of the rewards has no part in the gradient
+        torch.autograd.gradcheck(of, (rewards,))
+    for scale in (1e4, -1e4):
+        far = (batch.rewards.detach() * (scale / batch.rewards.detach().abs().max())).requires_grad_()
+        distant = of(far)
+        (gradient,) = torch.autograd.grad(distant, far)
+        assert bool(distant.isfinite()), f"the loss is {distant.item()} at rewards of {abs(scale):g}"
+        assert bool(gradient.isfinite().all()), f"the gradient is not finite at rewards of {abs(scale):g}"
+    return value.item()

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 import rm_plugins as rm
 from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.reductions import Groups, pearson
 from rm_plugins.spec import component
+from rm_plugins.testing import check_loss
 
 LOSSES = sorted(rm.Registry().all("loss"))
 REGULARIZERS = sorted(rm.Registry().all("regularizer"))
@@ -405,3 +407,37 @@ class TestPearson:
     def test_what_is_nearly_constant_still_correlates(self) -> None:
         values = 1 + 1e-4 * torch.tensor([[1.0], [2.0], [3.0]])
         assert pearson(values, torch.tensor([1, 2, 3])).item() == pytest.approx(1, abs=1e-3)
+
+
+class TestCheckLoss:
+    """What the author of a loss runs."""
+
+    @pytest.mark.parametrize("spec", SPECS, ids=str)
+    def test_every_loss_passes(self, spec: dict[str, Any]) -> None:
+        loss = loss_of(spec)
+        found = full_batch_of(loss)
+        assert check_loss(loss, found) == check_loss(loss, found)  # what it remembers is put back
+
+    @pytest.mark.parametrize(
+        ("function", "message"),
+        [
+            (lambda batch: (batch.winners - batch.losers).square(), "must be a scalar"),
+            (lambda batch: (batch.winners - batch.losers).mean().log() * torch.nan, "the loss is nan"),
+            (lambda batch: torch.tensor(1.0, dtype=torch.float64), "does not depend on the rewards"),
+            (lambda batch: (batch.losers - batch.winners).exp().mean(), "the loss is inf at rewards of 10000"),
+        ],
+    )
+    def test_a_wrong_one_is_told_why(self, function: Any, message: str) -> None:
+        wrong = type("Wrong", (Loss,), {"name": "wrong", "__call__": lambda self, batch: function(batch)})()
+        with pytest.raises(AssertionError, match=message):
+            check_loss(wrong, full_batch(1))
+
+    def test_a_gradient_that_is_wrong(self) -> None:
+        class Detached(Loss):
+            name = "detached"
+
+            def __call__(self, batch: RewardBatch) -> Tensor:
+                return (batch.winners * batch.losers.detach()).mean()
+
+        with pytest.raises(GradcheckError):
+            check_loss(Detached(), full_batch(1))

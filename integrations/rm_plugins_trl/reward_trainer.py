@@ -224,7 +224,7 @@ class RewardTrainer(TrlRewardTrainer):
         """The mean over members of the loss and its regularizers."""
         width = len(self.heads.names)
         weights = batch.rewards.new_tensor(self.heads.weights)
-        total = batch.rewards.new_zeros(())
+        total = batch.rewards.sum() * 0.0
         for member, loss in enumerate(self.losses):
             own = slice(member * width, (member + 1) * width)
             part = replace(batch, rewards=batch.rewards[:, own], head=None if batch.head is None else batch.head[own])
@@ -232,7 +232,8 @@ class RewardTrainer(TrlRewardTrainer):
                 drawn = bootstrap_repeats(self.args.seed, member, numbers)
                 repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
                 part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
-            total = total + loss(part) / len(self.losses)
+            if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties only has no pair to take the mean over
+                total = total + loss(part) / len(self.losses)
             reward = replace(part, rewards=(part.rewards @ weights)[:, None])
             for name, (weight, regularizer) in self.regularizers.items():
                 term = regularizer(reward)

@@ -89,7 +89,7 @@ def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decod
     )
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert found["processes"] == 2
-    assert found["pairs_per_step"] == 4
+    assert found["rows_per_step"] == 4
     assert found["rewards/rm/std"] >= 0
     # The mean over both processes' samples, each scored once.
     assert found["rewards/rm/mean"] == pytest.approx(found["expected_mean"], abs=1e-4)
@@ -105,4 +105,4 @@ def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
         *("--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
         OMP_NUM_THREADS="1",
     )
-    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["pairs_per_step"] == 8
+    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["rows_per_step"] == 8
