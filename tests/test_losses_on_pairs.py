@@ -201,6 +201,10 @@ class TestGrm:
         found = of_pairs((2.0, 0.0), logprobs=[-1.0, math.nan], margins=[0.5])
         assert value("grm", found, alpha=0.0) == pytest.approx(cost(1.5))
 
+    def test_a_winner_without_tokens_costs_nothing(self) -> None:
+        found = of_pairs((2.0, 0.0), (0.0, 1.0), logprobs=[math.nan, math.nan, -3.0, math.nan])
+        assert value("grm", found, alpha=1.0) == pytest.approx(1.5)
+
     def test_the_language_model_learns_from_winners_alone(self) -> None:
         found = of_pairs((2.0, 0.0), (0.0, 1.0), logprobs=torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True))
         loss_of({"name": "grm", "alpha": 0.1})(found).backward()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from rm_plugins.types import FloatArray
 __all__ = ["RewardLog"]
 
 _REMEMBERED = 2_000  # training rewards whose statistics are saved where there is no evaluation data
+_MOST_BATCHES = 1_000  # of training between two log entries; where nothing is ever logged, the older ones are forgotten
 _OF_TRAINING = ("accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward")
 """What is logged in training, where each entry is of a few batches; an evaluation says everything."""
 
@@ -65,6 +66,8 @@ class RewardLog:
             numbers: The dataset row of each group; one that an evaluation has seen already was there to fill up a batch.
             sections: The section of each group.
         """
+        if mode == "train" and len(self._seen[mode].outputs) >= _MOST_BATCHES:
+            self._seen[mode] = _Seen()
         seen = self._seen[mode]
         groups = batch.groups.cpu().numpy()
         fresh = np.ones(len(numbers), dtype=np.bool_)

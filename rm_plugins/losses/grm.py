@@ -25,7 +25,7 @@ class Grm(Loss):
     |---|---|---|
     | ``rewards`` | [N, heads] | |
     | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
-    | ``logprobs`` | [N] | mean log-probability of a completion's tokens, log p; used of winners only |
+    | ``logprobs`` | [N] | mean log-probability of a completion's tokens, log p; used of winners only, 0 for NaN |
     | ``margins`` | [M] | optional, m, as in ``bradley-terry`` |
     | ``weights`` | [N] | optional, a pair has its winner's |
 
@@ -61,5 +61,6 @@ class Grm(Loss):
         """The mean over pairs, and of the preference term over heads."""
         if batch.logprobs is None:
             raise DataError("The loss 'grm' needs the log-probabilities of completions, and the batch has none.")
-        language = mean_over_pairs(batch, -batch.logprobs[batch.pairs[:, 0], None])
+        logprobs = batch.logprobs[batch.pairs[:, 0], None].nan_to_num(nan=0.0)  # an empty completion has nothing to predict
+        language = mean_over_pairs(batch, -logprobs)
         return (1 - self.alpha) * self._preference(batch) + self.alpha * language
