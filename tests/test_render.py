@@ -217,6 +217,33 @@ class TestTruncation:
         assert caught.value.rows == frozenset([1])
 
 
+class TestCompletionStarts:
+    """Where the tokens of a completion begin."""
+
+    @pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "paragraphs"])
+    @pytest.mark.parametrize("turns", [turns for turns, *_ in TURNS], ids=len)
+    def test_what_is_behind_is_the_completion(self, template: str | None, turns: list[dict[str, str]]) -> None:
+        found = renderer(make_tokenizer(chat_template=template))
+        samples = [rm.Sample(turns, "Yes, it is."), rm.Sample(turns, "No."), rm.Sample("Q: 2+2?", " five")]
+        ids = found.untruncated_ids(samples)
+        starts = found.completion_starts(samples, ids)
+        behind = [found.tokenizer.decode(row[start:]) for row, start in zip(ids, starts, strict=True)]
+        opening = "" if template else "Assistant: "
+        closing = "<|end|>\n" if template else "<|end|>"
+        assert behind == [f"{opening}Yes, it is.{closing}", f"{opening}No.{closing}", " five<|end|>"]
+
+    def test_without_a_prompt_it_is_everything(self, tiny_tokenizer: Any) -> None:
+        found = renderer(tiny_tokenizer)
+        samples = [rm.Sample("", "Yes."), rm.Sample([], "Yes.")]
+        assert found.completion_starts(samples, found.untruncated_ids(samples)) == [0, 0]
+
+    def test_a_template_that_refuses_a_prompt_alone(self) -> None:
+        template = "{% if messages[-1]['role'] != 'assistant' %}{{ raise_exception('no answer') }}{% endif %}" + TEMPLATE
+        found = renderer(make_tokenizer(chat_template=template))
+        samples = [rm.Sample([{"role": "user", "content": "2+2?"}], "4")]
+        assert found.completion_starts(samples, found.untruncated_ids(samples)) == [0]
+
+
 def test_nothing_at_all_still_has_a_token_to_be_scored_at() -> None:
     tokenizer = make_tokenizer()
     assert renderer(tokenizer, append_eos=False).token_ids([rm.Sample("", "")])[0] == [[tokenizer.eos_token_id]]

@@ -169,7 +169,6 @@ class RewardTrainer(TrlRewardTrainer):
             self.attributes,
             self._reward,
             self._settings.section_column,
-            starts="logprobs" in self.losses[0].needs,
             truncate=self._settings.overlong == "truncate",
         )
         found = prepared_dataset(dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log)
@@ -208,14 +207,16 @@ class RewardTrainer(TrlRewardTrainer):
         processes = self.accelerator.num_processes
         batch = global_batch(own, processes, self.accelerator.process_index)
         check_batch(batch, self.losses[0])
-        numbers, sections = self._all(inputs["number"].tolist()), self._all(inputs["sections"])
+        tokens = sum(map(len, inputs["rows"]))
+        shares = self._all([(inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens)])
+        numbers, sections = ([value for share in shares for value in share[part]] for part in (0, 1))
         loss = self._loss(mode, batch, numbers)
         self._reward_log.add(mode, batch, numbers, sections)
         if mode == "train":
-            self._total_train_tokens += int(batch.lengths.sum()) // getattr(self, "_tp_size", 1)
+            self._total_train_tokens += sum(share[3] for share in shares) // getattr(self, "_tp_size", 1)
             if num_items_in_batch is not None:
                 # The mean over the items of all accumulated batches, whatever their sizes.
-                items = sum(self._all([int(inputs["items"])]))
+                items = sum(share[2] for share in shares)
                 loss = loss * (items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
             loss = summed_gradient(loss, processes)
         return (loss, outputs) if return_outputs else loss
@@ -260,7 +261,7 @@ class RewardTrainer(TrlRewardTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""
-        return 6 * int(inputs["lengths"].sum()) * int(self.model.num_parameters(exclude_embeddings=True))
+        return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with what the rewards were like since the last one."""

@@ -74,7 +74,6 @@ class Tokenization:
         attributes: The attributes that samples are rated on, in the order of the labels.
         reward: The weight of each attribute in the reward, by which rated samples are compared; None for equal ones.
         section: The column with the section that a row belongs to; None for none.
-        starts: Whether to say where each completion begins.
         truncate: Whether rows longer than the rendering's ``max_length`` are truncated.
     """
 
@@ -83,7 +82,6 @@ class Tokenization:
     attributes: tuple[str, ...] = ()
     reward: Mapping[str, float] | None = None
     section: str | None = None
-    starts: bool = False
     truncate: bool = False
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
@@ -108,7 +106,7 @@ class Tokenization:
         else:
             samples = [sample for each in found for sample in each.samples]
             ids = self.renderer.untruncated_ids(samples)
-            starts = self.renderer.completion_starts(samples, ids) if self.starts else [0] * len(ids)
+            starts = self.renderer.completion_starts(samples, ids)
         limit = self.renderer.rendering.max_length
         longest = [len(row) for row in ids]
         if self.truncate and limit is not None:
@@ -167,13 +165,14 @@ class Collator:
         sizes = [len(example["rows"]) for example in examples]
         offsets = [0, *accumulate(sizes)]
         rows = [np.asarray(row, dtype=np.int64) for example in examples for row in example["rows"]]
+        starts = [start for example in examples for start in example["completion_starts"]]
         batch: dict[str, Any] = {
             "number": torch.tensor([example["number"] for example in examples]),
             "groups": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
-            "lengths": torch.tensor([len(row) for row in rows]),
+            "lengths": torch.tensor([len(row) - start for row, start in zip(rows, starts, strict=True)]),
             "weights": torch.tensor([example["weight"] for example in examples]).repeat_interleave(torch.tensor(sizes)),
             "rows": rows,
-            "completion_starts": [start for example in examples for start in example["completion_starts"]],
+            "completion_starts": starts,
             "sections": [example["section"] for example in examples],
         }
         for name in ("pairs", "ties"):

@@ -32,7 +32,7 @@ class RewardBatch:
         rewards: float [N, heads], what the model said of each row.
         pairs: int64 [M, 2], the rows of winner and loser of each comparison; [0, 2] where the data has none.
         groups: int64 [N], rows of one group answer one prompt.
-        lengths: int64 [N], tokens per row.
+        lengths: int64 [N], tokens of each row's completion.
         ties: int64 [T, 2], rows that were judged equally good; None where the data has no ties.
         ranks: float [N], 0 for the best of a group, and the larger the worse, NaN where unknown; None where the data has no order.
         labels: float [N, attributes], ratings or 0 and 1, NaN where missing; None where the data has none.

@@ -180,28 +180,36 @@ class Renderer:
         """The number of tokens before each sample's completion, [N].
 
         That is as far as a row begins like the prompt by itself does, with the opening of the assistant's turn where there is a
-        chat template: a token that spans the border of prompt and completion belongs to the completion.
+        chat template: a token that spans the border of prompt and completion belongs to the completion. It is 0 where there is
+        no prompt, or the chat template refuses one without an answer.
 
         Args:
-            samples: N samples.
+            samples: N samples; those that share a prompt are best neighbours.
             ids: Their untruncated token ids, [N] lists.
         """
-        starts = []
-        for sample, row in zip(samples, ids, strict=True):
-            if not sample.is_conversational:
-                prompt = list(self.tokenizer(str(sample.prompt), verbose=False)["input_ids"])
-            elif messages := sample.messages[: len(sample.prompt)]:
-                if self._is_templated(sample):
-                    prompt = self._tokenize_templated([self._templated(sample, messages, opens=True)])[0]
-                else:
-                    text = "".join(f"{_paragraph(message)}\n\n" for message in messages)
-                    prompt = list(self.tokenizer(text, verbose=False)["input_ids"])
-            else:
-                prompt = []
-            pairs = zip(prompt, row, strict=False)
-            different = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
-            starts.append(min(len(prompt), len(row)) if different is None else different)
-        return starts
+        texts: dict[bool, list[str]] = {False: [], True: []}
+        places: list[tuple[bool, int]] = []
+        for row, sample in enumerate(samples):
+            if row and sample.prompt is samples[row - 1].prompt:
+                places.append(places[-1])
+                continue
+            templated = self._is_templated(sample)
+            texts[templated].append(self._prompt_text(sample))
+            places.append((templated, len(texts[templated]) - 1))
+        plain = self.tokenizer(texts[False], verbose=False)["input_ids"] if texts[False] else []
+        prompts = {False: plain, True: self._tokenize_templated(texts[True])}
+        return [_common_beginning(prompts[kind][place], row) for (kind, place), row in zip(places, ids, strict=True)]
+
+    def _prompt_text(self, sample: Sample) -> str:
+        if not sample.is_conversational:
+            return str(sample.prompt)
+        messages = sample.messages[: len(sample.prompt)]
+        if not self._is_templated(sample):
+            return "".join(f"{_paragraph(message)}\n\n" for message in messages)
+        try:
+            return self._templated(sample, messages, opens=True) if messages else ""
+        except DataError:
+            return ""
 
     def _placeholder(self) -> int:
         # A text that no token stands for still needs a position to be scored at.
@@ -216,6 +224,11 @@ class Renderer:
             return ids
         kept = 1 if ids[0] in self._leading and limit > 1 else 0
         return ids[:kept] + ids[len(ids) - (limit - kept) :]
+
+
+def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    different = (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(different, min(len(one), len(other)))
 
 
 def _paragraph(message: Message) -> str:
