@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchForward", "BatchOutput"]
 
+_OVER_BUDGET = 1.25
+"""A pack may have this many times the budget: what rows have in common counts once, and so little is not always shared."""
+
 
 @dataclass
 class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
@@ -122,14 +125,13 @@ class BatchForward:
     def _packed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
         """Rows by number, the hidden states of a micro-batch [tokens, size], and the places of the rows' tokens there."""
         backbone = getattr(self.model, self.model.base_model_prefix)
-        for group in self._packs(rows):
-            packing = Packing([rows[row] for row in group], share_prefixes=self.share_prefixes, device=self.model.device)
+        for group, packing in self._packs(rows):
             arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
             with attention_as(self.model, PACKED):
                 hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
             yield group, hidden, [packing.tokens_of(place) for place in range(len(group))]
 
-    def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
         """Rows that run together: neighbours in the order of their tokens, which have the most in common."""
         budget = self._budget()
         pack: list[int] = []
@@ -137,11 +139,21 @@ class BatchForward:
         for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
             new = len(rows[row]) - (_common(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
             if pack and tokens + new > budget:
-                yield pack
+                yield from self._packings(rows, pack)
                 pack, tokens, new = [], 0, len(rows[row])
             pack.append(row)
             tokens += new
-        yield pack
+        yield from self._packings(rows, pack)
+
+    def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
+        """The pack, or parts of it where not all that its rows have in common is shared, as with many turns of one dialogue."""
+        packing = Packing([rows[row] for row in pack], share_prefixes=self.share_prefixes, device=self.model.device)
+        if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
+            yield pack, packing
+        else:
+            middle = len(pack) // 2
+            yield from self._packings(rows, pack[:middle])
+            yield from self._packings(rows, pack[middle:])
 
     def _hidden(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
         """The same as `_packed` from padded micro-batches."""
@@ -151,14 +163,8 @@ class BatchForward:
             with attention_as(self.model, self._attention):
                 hidden = backbone(**inputs, use_cache=False).last_hidden_state
             starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
-            yield (
-                group,
-                hidden.flatten(0, 1),
-                [
-                    torch.arange(start, start + len(rows[row]), device=hidden.device)
-                    for start, row in zip(starts, group, strict=True)
-                ],
-            )
+            places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
+            yield group, hidden.flatten(0, 1), places
 
     def _groups(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         return micro_batches([len(row) for row in rows], self._budget(), costs_of(self.model).launch)

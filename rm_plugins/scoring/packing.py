@@ -93,14 +93,9 @@ class Packing:
         self.positions = torch.tensor([positions], device=device)
 
     def tokens_of(self, row: int) -> torch.Tensor:
-        """The places of a row's tokens in the sequence, int64 [tokens of the row]."""
+        """The places of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
         span = self._last[row]
-        return torch.cat([torch.arange(part.start, part.stop, device=self.ids.device) for part in (*span.before, span)])
-
-    @cached_property
-    def last_tokens(self) -> torch.Tensor:
-        """The place of each row's last token, int64 [N]."""
-        return torch.tensor([span.stop - 1 for span in self._last], device=self.ids.device)
+        return _places((*span.before, span))
 
     @cached_property
     def _masks(self) -> list[torch.Tensor | None]:
@@ -109,14 +104,13 @@ class Packing:
         for span in self.spans:
             above = sum(map(len, span.before))
             size = (len(span), above + len(span))
-            masks.append(torch.ones(size, dtype=torch.bool, device=self.ids.device).tril(above) if above else None)
+            masks.append(torch.ones(size, dtype=torch.bool).tril(above).to(self.ids.device) if above else None)
         return masks
 
     @cached_property
     def _read(self) -> torch.Tensor:
         """The places of the keys that the spans see, span by span."""
-        parts = [part for span in self.spans for part in (*span.before, span)]
-        return torch.cat([torch.arange(part.start, part.stop, device=self.ids.device) for part in parts])
+        return _places([part for span in self.spans for part in (*span.before, span)]).to(self.ids.device)
 
     @cached_property
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -173,6 +167,10 @@ class Packing:
         )
         assert isinstance(found, torch.Tensor)  # it is a pair where more is asked for
         return found.transpose(0, 1)[None]
+
+
+def _places(spans: Sequence[_Span]) -> torch.Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
 
 
 def _attend(
