@@ -13,10 +13,10 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench bench-losses clean
 
 help:  ## List the targets.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
@@ -39,6 +39,9 @@ docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
 
 bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.scoring
+
+bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
+	$(BIN)/python -m tests.benchmarks.losses
 
 clean:  ## Remove everything that was made, the environment too.
 	rm -rf $(VENV) dist build docs/_build demo-output .mypy_cache .ruff_cache .hypothesis .import_linter_cache
