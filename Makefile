@@ -13,7 +13,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-losses clean
+.PHONY: help demo test lint docs bench bench-losses bench-training clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +39,9 @@ docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
 
 bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.scoring
+
+bench-training: $(VENV)/models.stamp  ## Measure how fast a reward model is trained, and write its section of docs/benchmarks.md.
+	$(BIN)/python -m tests.benchmarks.training
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses
