@@ -77,7 +77,7 @@ def test_every_path_agrees(
         eval_dataset=data,
     )
     trainer.save_model()
-    in_training = trainer.predict(trainer.eval_dataset).predictions.reshape(2, PAIRS).T.reshape(-1)
+    in_training = trainer.predict(trainer.eval_dataset).predictions.reshape(-1)
 
     provider = rm.load(tmp_path)
     samples = [sample for row in rows for sample in preference_samples(row)]
