@@ -142,6 +142,7 @@ class RewardTrainer(TrlRewardTrainer):
         plain = self._plain_model()
         self._name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
+        self._head_layer = head_layer(plain) if len(self.heads) > 1 else None
         self.batch_forward = BatchForward(
             plain,
             settings.max_batch_tokens,
@@ -199,10 +200,12 @@ class RewardTrainer(TrlRewardTrainer):
             winners = set(inputs["pairs"][:, 0].tolist())
             starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
         outputs = model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
-        layer = head_layer(self._plain_model()) if len(self.heads) > 1 else None
         known = {field.name: inputs[field.name] for field in fields(RewardBatch) if field.name in inputs}
         own = RewardBatch(
-            rewards=outputs.logits, logprobs=outputs.logprobs, head=None if layer is None else layer.weight, **known
+            rewards=outputs.logits,
+            logprobs=outputs.logprobs,
+            head=None if self._head_layer is None else self._head_layer.weight,
+            **known,
         )
         processes = self.accelerator.num_processes
         batch = global_batch(own, processes, self.accelerator.process_index)

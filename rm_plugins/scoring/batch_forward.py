@@ -18,6 +18,7 @@ from rm_plugins.scoring.engine import costs_of, default_max_tokens, padded, read
 from rm_plugins.scoring.packing import PACKED, Packing, attends_packed, attention_as, attention_window
 from rm_plugins.scoring.plan import micro_batches
 from rm_plugins.scoring.prefix_cache import is_causal, is_decoder
+from rm_plugins.scoring.tokenize import common_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,7 +138,7 @@ class BatchForward:
         pack: list[int] = []
         tokens = 0
         for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
-            new = len(rows[row]) - (_common(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
+            new = len(rows[row]) - (common_beginning(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
             if pack and tokens + new > budget:
                 yield from self._packings(rows, pack)
                 pack, tokens, new = [], 0, len(rows[row])
@@ -240,11 +241,3 @@ def _in_order(parts: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
     """Tensors of groups of rows as one, row by row."""
     order = np.argsort([row for group, _ in parts for row in group])
     return torch.cat([found for _, found in parts])[torch.from_numpy(order).to(parts[0][1].device)]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))

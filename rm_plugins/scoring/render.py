@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
-from rm_plugins.scoring.tokenize import TemplatedTextTokenizer
+from rm_plugins.scoring.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Renderer:
             places.append((templated, len(texts[templated]) - 1))
         plain = self.tokenizer(texts[False], verbose=False)["input_ids"] if texts[False] else []
         prompts = {False: plain, True: self._tokenize_templated(texts[True])}
-        return [_common_beginning(prompts[kind][place], row) for (kind, place), row in zip(places, ids, strict=True)]
+        return [common_beginning(prompts[kind][place], row) for (kind, place), row in zip(places, ids, strict=True)]
 
     def _prompt_text(self, sample: Sample) -> str:
         if not sample.is_conversational:
@@ -224,11 +224,6 @@ class Renderer:
             return ids
         kept = 1 if ids[0] in self._leading and limit > 1 else 0
         return ids[:kept] + ids[len(ids) - (limit - kept) :]
-
-
-def _common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    different = (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
-    return next(different, min(len(one), len(other)))
 
 
 def _paragraph(message: Message) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TemplatedTextTokenizer"]
+__all__ = ["TemplatedTextTokenizer", "common_beginning"]
 
 
 class TemplatedTextTokenizer:
@@ -71,6 +71,16 @@ class TemplatedTextTokenizer:
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common.
+
+    >>> common_beginning([5, 6, 7], [5, 6, 8, 9])
+    2
+    """
+    different = (place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(different, min(len(one), len(other)))
 
 
 def _common_length(one: str, other: str) -> int:
