@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from rm_plugins.hookspecs import hookimpl
     from rm_plugins.registry import Registry
     from rm_plugins.spec import load
-    from rm_plugins.types import Provider, Sample, Scores, Transform
+    from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
 __all__ = [
+    "Aggregate",
     "Provider",
     "Registry",
     "RmPluginsError",
@@ -32,6 +33,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _HOMES = {
+    "Aggregate": "types",
     "Provider": "types",
     "Registry": "registry",
     "RmPluginsError": "errors",

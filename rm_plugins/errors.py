@@ -61,7 +61,20 @@ class UnknownNameError(PluginError, LookupError):
 
 
 class SpecError(RmPluginsError, ValueError):
-    """A spec cannot become a provider; the message names the path inside the spec."""
+    """A spec cannot become a provider; the message names the path inside the spec.
+
+    Args:
+        message: What is wrong, what is allowed, what to do.
+        key: The key of the component's own spec that is wrong, such as ``weights``; the rest of the path is put before it.
+    """
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(f"{key}: {message}" if key else message)
+        self.message = message
+        self.key = key
+
+    def __reduce__(self) -> tuple[type["SpecError"], tuple[str, str]]:
+        return type(self), (self.message, self.key)
 
 
 class DataError(RmPluginsError, ValueError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import click
 
     from rm_plugins.losses import Loss, Regularizer
-    from rm_plugins.types import Provider, Sample, Scores, Transform
+    from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
 __all__ = ["PROJECT", "HookSpecs", "hookimpl", "hookspec"]
 
@@ -48,8 +48,8 @@ class HookSpecs:
         """Terms added to a loss: `rm_plugins.losses.Regularizer`, used as ``RewardConfig(regularizers={NAME: WEIGHT})``."""
 
     @hookspec
-    def rm_register_aggregates(self) -> Sequence[type[Any]]:  # type: ignore[empty-body]
-        """Combinations of an ensemble's members, used as ``aggregate: NAME``."""
+    def rm_register_aggregates(self) -> Sequence[type[Aggregate]]:  # type: ignore[empty-body]
+        """Combinations of an ensemble's members: subclasses of `rm_plugins.Aggregate`, used as ``aggregate: NAME``."""
 
     @hookspec
     def rm_register_transforms(self) -> Sequence[type[Transform]]:  # type: ignore[empty-body]

@@ -31,7 +31,7 @@ KINDS: Mapping[str, str] = {
 }
 """What can be registered, and the hook that registers it."""
 
-BUILT_INS = ("rm_plugins.providers", "rm_plugins.losses", "rm_plugins.transforms")
+BUILT_INS = ("rm_plugins.providers", "rm_plugins.losses", "rm_plugins.aggregates", "rm_plugins.transforms")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +20,7 @@ from typing_extensions import TypedDict
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.types import LocalPath, Provider, Transform
+from rm_plugins.types import Aggregate, LocalPath, Provider, Transform
 
 __all__ = ["SPEC_VARIABLE", "component", "load", "named_rewards"]
 
@@ -125,6 +126,9 @@ class _Builder:
         self.folder = folder
         self.source = source
         self.within = within
+        self._open: list[
+            int
+        ] = []  # the mappings that are being built, by identity: YAML's anchors can make a mapping hold itself
 
     def inside(self, file: Path, path: str, reward: str = "") -> _Builder:
         """The builder of the spec in a file, or of one named reward in it."""
@@ -143,7 +147,13 @@ class _Builder:
                 raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
             return spec
         if isinstance(spec, Mapping):
-            return self.from_mapping({**spec, **(settings or {})}, path)
+            if id(spec) in self._open:
+                raise self.error(path, "the spec contains itself: this is a mapping that it is inside of.")
+            self._open.append(id(spec))
+            try:
+                return self.from_mapping({**spec, **(settings or {})}, path)
+            finally:
+                self._open.pop()
         if isinstance(spec, (str, Path)):
             return self.from_text(str(spec), path, settings or {})
         if callable(spec):
@@ -195,13 +205,24 @@ class _Builder:
         label = shared.get("name")
         if label is not None and not isinstance(label, str):
             raise self.error(_join(path, "name"), f"must be text, not {label!r}.")
-        provider: Provider = self.construct(cls, arguments, path, also=SHARED_KEYS)
+        provider: Provider
+        provider, written = self.construct(cls, arguments, path, also=SHARED_KEYS)
+        provider.where = ": ".join(filter(None, (self.source, path)))
         if label is not None:
             provider.label = label
+            written["name"] = label
         if shared.get("transform") is not None:
-            provider.transform = self.component("transform", shared["transform"], _join(path, "transform"))
-            provider.transform.bind(provider)
+            where = _join(path, "transform")
+            provider.transform = self.component("transform", shared["transform"], where)
+            with self.errors_at(where):
+                provider.transform.bind(provider)
+            written["transform"] = _written(provider.transform)
         self.set_on_error(provider, shared.get("on_error", "raise"), _join(path, "on_error"))
+        if provider.fallback is not None:
+            written["on_error"] = {"fallback": _written(provider.fallback)}
+        elif provider.on_error != "raise":
+            written["on_error"] = provider.on_error
+        provider.spec = {"provider": cls.name, **written}
         return provider
 
     def set_on_error(self, provider: Provider, policy: object, path: str) -> None:
@@ -213,16 +234,18 @@ class _Builder:
             raise self.error(path, f"must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}.")
 
     def component(self, kind: str, spec: object, path: str) -> Any:
-        if isinstance(spec, str):
-            return self.construct(self.lookup(kind, spec, path), {}, path)
-        if isinstance(spec, Mapping):
-            arguments = dict(spec)
+        if kind == "transform" and isinstance(spec, (list, tuple)):
+            return self.component(kind, {"name": "chain", "transforms": spec}, path)
+        if isinstance(spec, (str, Mapping)):
+            arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
             if "name" not in arguments:
                 known = ", ".join(sorted(self.registry.all(kind)))
                 raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
-            return self.construct(
-                self.lookup(kind, arguments.pop("name"), _join(path, "name")), arguments, path, also=("name",)
-            )
+            cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else _join(path, "name"))
+            found, written = self.construct(cls, arguments, path, also=("name",))
+            if isinstance(found, (Transform, Aggregate)):
+                found.spec = {"name": cls.name, **written}
+            return found
         if callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
@@ -235,8 +258,10 @@ class _Builder:
         except PluginError as error:
             raise type(error)(str(self.error(path, str(error)))) from error.__cause__
 
-    def construct(self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()) -> Any:
-        """`cls` called with `arguments`, which are checked against its constructor's annotations."""
+    def construct(
+        self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()
+    ) -> tuple[Any, dict[str, Any]]:
+        """`cls` called with `arguments`, which are checked against its constructor's annotations; and these, written out."""
         schema = _schema(cls)  # type: ignore[arg-type]  # a class is hashable
         resolved = {
             key: self.resolve(schema[key], value, _join(path, key)) if key in schema else value
@@ -248,12 +273,21 @@ class _Builder:
             what = f"{getattr(cls, 'name', cls.__name__)!r}"
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
         try:
-            return cls(**resolved)
+            with self.errors_at(path):
+                return cls(**resolved), {key: _written(value) for key, value in resolved.items()}
         except RmPluginsError:
             raise
         except Exception as error:  # a constructor may be anybody's and raise anything
             reason = f"{type(error).__name__}: {error}"
             raise self.error(path, f"{getattr(cls, 'name', cls.__name__)!r} could not be made: {reason}") from error
+
+    @contextmanager
+    def errors_at(self, path: str) -> Iterator[None]:
+        """Puts the path of a component before what it says of its own spec."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.error(_join(path, error.key) if error.key else path, error.message) from error.__cause__
 
     def problems(self, error: ValidationError, what: str, path: str, allowed: Sequence[str]) -> str:
         """One line for every key that is wrong."""
@@ -285,8 +319,9 @@ class _Builder:
             return self.resolve(announced[0], value, path) if announced else value
         if isinstance(annotation, type) and issubclass(annotation, Provider):
             return self.provider(value, path)
-        if isinstance(annotation, type) and issubclass(annotation, Transform):
-            return self.component("transform", value, path)
+        for kind, component in (("transform", Transform), ("aggregate", Aggregate)):
+            if isinstance(annotation, type) and issubclass(annotation, component):
+                return self.component(kind, value, path)
         if not _announces(annotation):
             return value
         if isinstance(value, Mapping) and len(parts) == 2:
@@ -307,6 +342,19 @@ class _Builder:
         return value
 
 
+def _written(value: Any) -> Any:
+    """A constructor's argument as a spec has it, every nested spec written out."""
+    if isinstance(value, (Provider, Transform, Aggregate)):
+        return value.spec or f"<{getattr(value, 'label', value.name)}, made in Python>"
+    if isinstance(value, Mapping):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_written(item) for item in value]
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return value
+
+
 def _join(path: str, part: object) -> str:
     if isinstance(part, int):
         return f"{path}[{part}]"
@@ -316,7 +364,7 @@ def _join(path: str, part: object) -> str:
 def _announces(annotation: Any) -> bool:
     """Whether a value of this annotation is, or contains, a spec or a local path."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, (Provider, Transform, LocalPath))
+        return issubclass(annotation, (Aggregate, LocalPath, Provider, Transform))
     return any(_announces(part) for part in get_args(annotation))
 
 

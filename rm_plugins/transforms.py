@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,7 +11,36 @@ from rm_plugins.errors import SpecError
 from rm_plugins.hookspecs import hookimpl
 from rm_plugins.types import FloatArray, Provider, Sample, Transform
 
-__all__ = ["Clip", "Scale", "ZScore", "rm_register_transforms"]
+__all__ = ["Chain", "Clip", "Scale", "ZScore", "rm_register_transforms"]
+
+
+class Chain(Transform):
+    """Transforms one after another; a list is its short form."""
+
+    name: ClassVar[str] = "chain"
+
+    def __init__(self, *, transforms: Sequence[Transform]) -> None:
+        self.transforms = transforms
+
+    def bind(self, provider: Provider) -> None:
+        """Bind every one of them."""
+        for transform in self.transforms:
+            transform.bind(provider)
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Apply them in their order."""
+        for transform in self.transforms:
+            values = transform(values, samples)
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """The state of those that have one, by their place."""
+        return {str(place): state for place, transform in enumerate(self.transforms) if (state := transform.state())}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Hand each its own."""
+        for place, found in state.items():
+            self.transforms[int(place)].load_state(found)
 
 
 class Scale(Transform):
@@ -83,4 +112,4 @@ class ZScore(Transform):
 @hookimpl
 def rm_register_transforms() -> Sequence[type[Transform]]:
     """The built-in transforms."""
-    return [Clip, Scale, ZScore]
+    return [Chain, Clip, Scale, ZScore]

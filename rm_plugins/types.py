@@ -1,11 +1,11 @@
-"""Samples, scores and the two things that every plug-in author meets: `Provider` and `Transform`."""
+"""Samples, scores and what every plug-in author meets: `Provider`, `Transform` and `Aggregate`."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
 
-__all__ = ["FloatArray", "LocalPath", "Message", "ModelSource", "OnError", "Provider", "Sample", "Scores", "Transform"]
+__all__ = [
+    "Aggregate",
+    "FloatArray",
+    "LocalPath",
+    "Message",
+    "ModelSource",
+    "OnError",
+    "Provider",
+    "Sample",
+    "Scores",
+    "Transform",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +171,48 @@ class Transform(ABC):
 
     name: ClassVar[str]
 
+    spec: Mapping[str, Any] | None = None
+    """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+
     @abstractmethod
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
 
     def bind(self, provider: Provider) -> None:  # noqa: B027 - most transforms need nothing of their provider
         """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned while scoring, as JSON has it; a checkpoint keeps it. Empty where it learns nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most transforms learn nothing
+        """Go on from what `state` returned."""
+
+
+class Aggregate(ABC):
+    """Makes one score of those of an ensemble's members.
+
+    Its constructor's annotated keyword arguments are its schema in a spec.
+    """
+
+    name: ClassVar[str]
+
+    needs_common_scale: ClassVar[bool] = False
+    """Whether it compares members with each other, which means nothing where each has a scale of its own."""
+
+    spec: Mapping[str, Any] | None = None
+    """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+
+    @abstractmethod
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """Combine `members` (float64 [K, N], NaN where one gave no score, never for a whole column); returns float64 [N]."""
+
+    def bind(self, members: int) -> None:  # noqa: B027 - most aggregates take any number
+        """Called once with the number of members.
+
+        Raises:
+            SpecError: It does not fit this number.
+        """
 
 
 class Provider(ABC):
@@ -187,6 +234,13 @@ class Provider(ABC):
     """Scores the samples that failed, before `on_error` is asked."""
     transform: Transform | None = None
     observer: Callable[[Provider, Sequence[Sample], Scores], None] | None = None
+    concurrent: bool = False
+    """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score` must then be
+    safe to call in another thread."""
+    spec: Mapping[str, Any] | None = None
+    """What it was made from, every nested spec written out; None where it was made in Python."""
+    where: str = ""
+    """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -207,8 +261,45 @@ class Provider(ABC):
         counts: Counter[str] = self.__dict__.setdefault("_counts", Counter())
         return counts
 
-    def score(self, samples: Sequence[Sample]) -> Scores:
+    @property
+    def called(self) -> str:
+        """What messages call it: its label and, inside another spec, its place there."""
+        return f"{self.label!r} ({self.where})" if self.where else repr(self.label)
+
+    @property
+    def children(self) -> dict[str, Provider]:
+        """The providers that it is made of, by their path in its spec: those in its public attributes, and its fallback."""
+        found: dict[str, Provider] = {}
+        for name, value in vars(self).items():
+            if name.startswith("_") or name == "fallback":
+                continue
+            if isinstance(value, Provider):
+                found[name] = value
+            elif isinstance(value, Mapping):
+                found.update({f"{name}.{key}": item for key, item in value.items() if isinstance(item, Provider)})
+            elif isinstance(value, (list, tuple)):
+                found.update({f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Provider)})
+        return found if self.fallback is None else {**found, "on_error.fallback": self.fallback}
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
+        """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
+        yield path, self
+        for part, child in self.children.items():
+            yield from child.walk(f"{path}.{part}" if path else part)
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned while scoring, as JSON has it, without its children's; empty where it learns nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most providers learn nothing
+        """Go on from what `state` returned."""
+
+    def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
         """One score per sample, in their order; an empty batch gives empty scores.
+
+        Args:
+            samples: The batch.
+            on_error: What a failure becomes in this call, where it is not to be the provider's own `on_error`.
 
         Raises:
             DataError: Something in the batch is not a `Sample`.
@@ -221,7 +312,7 @@ class Provider(ABC):
                 )
         if not samples:
             return Scores(np.empty(0))
-        scores = self._guarded(samples)
+        scores = self._guarded(samples, on_error or self.on_error)
         self.counts["samples"] += len(samples)
         self.counts["abstained"] += int(scores.abstained.sum())
         if self.observer is not None:
@@ -250,12 +341,12 @@ class Provider(ABC):
         except RmPluginsError:
             raise
         except Exception as error:
-            raise ScoringError(f"The provider {self.label!r} failed: {type(error).__name__}: {error}") from error
+            raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
         self._check(reshaped, samples)
         revived = np.flatnonzero(scores.abstained & ~reshaped.abstained)
         if len(revived):
             raise ScoringError(
-                f"The transform {self.transform.name!r} of the provider {self.label!r} made a score of {len(revived)} "
+                f"The transform {self.transform.name!r} of the provider {self.called} made a score of {len(revived)} "
                 f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
                 rows=revived.tolist(),
             )
@@ -264,22 +355,22 @@ class Provider(ABC):
     def _check(self, scores: Scores, samples: Sequence[Sample]) -> None:
         if len(scores) != len(samples):
             raise ScoringError(
-                f"The provider {self.label!r} returned {len(scores)} scores for {len(samples)} samples; it must return "
+                f"The provider {self.called} returned {len(scores)} scores for {len(samples)} samples; it must return "
                 "exactly one per sample, NaN where it abstains."
             )
         infinite = np.flatnonzero(np.isinf(scores.values))
         if len(infinite):
             raise ScoringError(
-                f"The provider {self.label!r} returned an infinite score for {len(infinite)} of {len(samples)} samples "
+                f"The provider {self.called} returned an infinite score for {len(infinite)} of {len(samples)} samples "
                 f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
                 rows=infinite.tolist(),
             )
 
-    def _guarded(self, samples: Sequence[Sample]) -> Scores:
+    def _guarded(self, samples: Sequence[Sample], on_error: OnError) -> Scores:
         try:
             return self._checked(samples)
         except ScoringError as error:
-            if self.on_error == "raise" and self.fallback is None:
+            if on_error == "raise" and self.fallback is None:
                 raise
             everything = range(len(samples))
             # Rows that the batch does not have say nothing about those that it has.
@@ -290,7 +381,7 @@ class Provider(ABC):
         parts = []
         kept = sorted(set(everything).difference(failed))
         if kept:
-            parts.append(self._guarded([samples[row] for row in kept]).scattered(kept, len(samples)))
+            parts.append(self._guarded([samples[row] for row in kept], on_error).scattered(kept, len(samples)))
         if self.fallback is not None:
             self.counts["fallbacks"] += len(failed)
             parts.append(self.fallback.score([samples[row] for row in failed]).scattered(failed, len(samples)))

@@ -13,7 +13,8 @@ __all__ = ["rm_register_providers"]
 @hookimpl
 def rm_register_providers() -> Sequence[type[Provider]]:
     """The built-in providers."""
+    from rm_plugins.providers.ensemble import Ensemble
     from rm_plugins.providers.function import FunctionProvider
     from rm_plugins.providers.sequence_classifier import SequenceClassifier
 
-    return [FunctionProvider, SequenceClassifier]
+    return [Ensemble, FunctionProvider, SequenceClassifier]

@@ -1,0 +1,294 @@
+"""Ways to make one score of an ensemble's, used as ``aggregate: NAME`` or ``aggregate: {name: NAME, ...}``.
+
+Reward models trained on preferences are only defined up to a shift, and each has a spread of its own: whatever compares members
+with each other needs them on one scale first (`needs_common_scale`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import SpecError
+from rm_plugins.hookspecs import hookimpl
+from rm_plugins.types import Aggregate, FloatArray
+
+__all__ = [
+    "LowerConfidenceBound",
+    "Max",
+    "Mean",
+    "Median",
+    "Min",
+    "Quantile",
+    "SoftMin",
+    "TrimmedMean",
+    "UncertaintyWeighted",
+    "Weighted",
+    "rm_register_aggregates",
+]
+
+
+class Mean(Aggregate):
+    """The mean of the members."""
+
+    name: ClassVar[str] = "mean"
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The mean of those that gave a score."""
+        found: FloatArray = np.nanmean(members, axis=0)
+        return found
+
+
+class Median(Aggregate):
+    """The median of the members."""
+
+    name: ClassVar[str] = "median"
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The median of those that gave a score."""
+        return np.nanmedian(members, axis=0)
+
+
+class Weighted(Aggregate):
+    """The weighted mean of the members.
+
+    Args:
+        weights: One a member, none negative, not all zero; only their ratios matter.
+
+    Raises:
+        SpecError: The weights are negative, all zero, or not one a member.
+    """
+
+    name: ClassVar[str] = "weighted"
+
+    def __init__(self, *, weights: Sequence[float]) -> None:
+        self.weights = np.array(weights, dtype=np.float64)
+        if not np.isfinite(self.weights).all() or (self.weights < 0).any() or not self.weights.any():
+            raise SpecError(
+                f"weights must be finite and not negative, and one must be positive; not {list(weights)}.", key="weights"
+            )
+
+    def bind(self, members: int) -> None:
+        """Check that there is one weight a member."""
+        if len(self.weights) != members:
+            raise SpecError(f"there are {len(self.weights)} weights for {members} members; give one a member.", key="weights")
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The weighted mean of those that gave a score; NaN where these have no weight."""
+        weights = np.where(np.isnan(members), 0.0, self.weights[:, None])
+        with np.errstate(invalid="ignore"):
+            mean: FloatArray = (weights * np.nan_to_num(members)).sum(axis=0) / weights.sum(axis=0)
+        return mean
+
+
+class Min(Aggregate):
+    """The worst member's: worst-case optimization (arXiv 2310.02743)."""
+
+    name: ClassVar[str] = "min"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The lowest of those that gave a score."""
+        found: FloatArray = np.nanmin(members, axis=0)
+        return found
+
+
+class Max(Aggregate):
+    """The best member's, for analysis: it seeks out what one member overrates."""
+
+    name: ClassVar[str] = "max"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The highest of those that gave a score."""
+        found: FloatArray = np.nanmax(members, axis=0)
+        return found
+
+
+class SoftMin(Aggregate):
+    """-(1/beta) log mean exp(-beta r): the mean as beta nears 0, the worst member's as it grows.
+
+    Args:
+        beta: How near it is to the worst, per unit of reward.
+
+    Raises:
+        SpecError: `beta` is not positive.
+    """
+
+    name: ClassVar[str] = "softmin"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __init__(self, *, beta: float = 1.0) -> None:
+        if not beta > 0:
+            raise SpecError(f"beta must be positive, not {beta}.", key="beta")
+        self.beta = beta
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The soft minimum of those that gave a score."""
+        lowest = np.nanmin(members, axis=0)
+        excess = np.nanmean(np.exp(-self.beta * (members - lowest)), axis=0)
+        found: FloatArray = lowest - np.log(excess) / self.beta
+        return found
+
+
+class LowerConfidenceBound(Aggregate):
+    """mean - k std of the members.
+
+    Args:
+        k: How many standard deviations are taken off.
+        ddof: The standard deviation divides by members - `ddof`.
+
+    Raises:
+        SpecError: `k` is negative, `ddof` is not 0 or 1, or there are too few members for it.
+    """
+
+    name: ClassVar[str] = "lcb"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __init__(self, *, k: float = 1.0, ddof: int = 0) -> None:
+        _check_spread(k, "k", ddof)
+        self.k = k
+        self.ddof = ddof
+
+    def bind(self, members: int) -> None:
+        """Check that there are enough members for the spread."""
+        _check_count(members, self.ddof)
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The bound over those that gave a score; NaN where these are too few for `ddof`."""
+        found: FloatArray = np.nanmean(members, axis=0) - self.k * np.sqrt(_variance(members, self.ddof))
+        return found
+
+
+class UncertaintyWeighted(Aggregate):
+    """mean - coefficient * variance of the members: uncertainty-weighted optimization (arXiv 2310.02743).
+
+    Args:
+        coefficient: The paper's lambda, 0.1 to 0.5 there; 0 gives the mean.
+        ddof: The variance divides by members - `ddof`.
+
+    Raises:
+        SpecError: `coefficient` is negative, `ddof` is not 0 or 1, or there are too few members for it.
+    """
+
+    name: ClassVar[str] = "uwo"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __init__(self, *, coefficient: float = 0.5, ddof: int = 0) -> None:
+        _check_spread(coefficient, "coefficient", ddof)
+        self.coefficient = coefficient
+        self.ddof = ddof
+
+    def bind(self, members: int) -> None:
+        """Check that there are enough members for the spread."""
+        _check_count(members, self.ddof)
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The penalized mean of those that gave a score; NaN where these are too few for `ddof`."""
+        found: FloatArray = np.nanmean(members, axis=0) - self.coefficient * _variance(members, self.ddof)
+        return found
+
+
+class Quantile(Aggregate):
+    """A quantile of the members, linear between them.
+
+    Args:
+        q: 0 is the worst member's, 0.5 the median, 1 the best.
+
+    Raises:
+        SpecError: `q` is not between 0 and 1.
+    """
+
+    name: ClassVar[str] = "quantile"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __init__(self, *, q: float = 0.25) -> None:
+        if not 0 <= q <= 1:
+            raise SpecError(f"q must be between 0 and 1, not {q}.", key="q")
+        self.q = q
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The quantile of those that gave a score."""
+        found: FloatArray = np.nanquantile(members, self.q, axis=0)
+        return found
+
+
+class TrimmedMean(Aggregate):
+    """The mean without the lowest and the highest members.
+
+    Args:
+        share: The share of the members that is left out at each end, rounded down to whole members.
+
+    Raises:
+        SpecError: `share` is not between 0 and 0.5, or leaves out nobody of so few members.
+    """
+
+    name: ClassVar[str] = "trimmed-mean"
+
+    def __init__(self, *, share: float = 0.2) -> None:
+        if not 0 < share < 0.5:
+            raise SpecError(f"share must be above 0 and below 0.5, not {share}.", key="share")
+        self.share = share
+
+    def bind(self, members: int) -> None:
+        """Check that somebody is left out."""
+        if not self._trimmed(members):
+            raise SpecError(
+                f"a share of {self.share} of {members} members leaves nobody out; give at least {1 / members:.3g}, or use `mean`.",
+                key="share",
+            )
+
+    def _trimmed(self, members: int) -> int:
+        return int(self.share * members + 1e-9)  # 0.2 of 5 is one member, whatever the rounding
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The mean of the middle of those that gave a score."""
+        ordered = np.sort(members, axis=0)  # NaN comes last
+        found = np.empty(members.shape[1])
+        present = (~np.isnan(members)).sum(axis=0)
+        for count in np.unique(present):
+            cut = self._trimmed(int(count))
+            columns = present == count
+            found[columns] = ordered[cut : count - cut, columns].mean(axis=0)
+        return found
+
+
+def _check_spread(factor: float, key: str, ddof: int) -> None:
+    if not factor >= 0:
+        raise SpecError(f"{key} must not be negative, for disagreement would be rewarded; not {factor}.", key=key)
+    if ddof not in (0, 1):
+        raise SpecError(f"ddof must be 0 or 1, not {ddof}.", key="ddof")
+
+
+def _check_count(members: int, ddof: int) -> None:
+    if members < 2:
+        raise SpecError("one member has no spread; give two or more, or use `mean`.")
+    if members <= ddof:
+        raise SpecError(f"{members} members are too few for ddof={ddof}.", key="ddof")
+
+
+def _variance(members: FloatArray, ddof: int) -> FloatArray:
+    """The variance over members, [N]; NaN where no more than `ddof` gave a score."""
+    count = (~np.isnan(members)).sum(axis=0)
+    squares = np.nansum((members - np.nanmean(members, axis=0)) ** 2, axis=0)
+    found: FloatArray = np.divide(squares, count - ddof, out=np.full(members.shape[1], np.nan), where=count > ddof)
+    return found
+
+
+@hookimpl
+def rm_register_aggregates() -> Sequence[type[Aggregate]]:
+    """The built-in aggregates."""
+    return [
+        LowerConfidenceBound,
+        Max,
+        Mean,
+        Median,
+        Min,
+        Quantile,
+        SoftMin,
+        TrimmedMean,
+        UncertaintyWeighted,
+        Weighted,
+    ]

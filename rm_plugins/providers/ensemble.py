@@ -1,0 +1,86 @@
+"""Several rewards as one, with what they disagree about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.aggregates import Mean
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.providers.members import combined, score_side_by_side, summed_work, warn_without_common_scale
+from rm_plugins.types import Aggregate, OnError, Provider, Sample, Scores
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble(Provider):
+    """The scores of several members, combined, with each member's score and how far they disagree in the details.
+
+    Members that compute here run one after another, those that wait for somebody (remote ones) beside them.
+
+    Args:
+        members: Any providers, each with a `transform` and an `on_error` of its own if need be.
+        aggregate: How their scores become one.
+        quorum: Go on with at least so many members where others fail or abstain. By default a member's failure is the
+            ensemble's, subject to its `on_error`, and where a member abstains the ensemble does.
+        common_scale: Whether the members are known to share a scale, which some aggregates warn of otherwise.
+
+    Raises:
+        SpecError: There is no member, the quorum is more than there are, or the aggregate does not fit their number.
+    """
+
+    name: ClassVar[str] = "ensemble"
+    metrics: ClassVar[tuple[str, ...]] = ("missing_members",)
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[Provider],
+        aggregate: Aggregate | None = None,
+        quorum: int | None = None,
+        common_scale: bool = False,
+    ) -> None:
+        if not members:
+            raise SpecError("an ensemble needs at least one member.", key="members")
+        if quorum is not None and not 1 <= quorum <= len(members):
+            raise SpecError(f"quorum must be from 1 to the number of members, {len(members)}; not {quorum}.", key="quorum")
+        self.members = list(members)
+        self.aggregate = aggregate or Mean()
+        self.quorum = quorum
+        try:
+            self.aggregate.bind(len(self.members))
+        except SpecError as error:
+            raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
+        if not common_scale:
+            warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
+
+    @property
+    def concurrent(self) -> bool:  # type: ignore[override]  # of its members
+        """Whether all members wait."""
+        return all(member.concurrent for member in self.members)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Have every member score the batch, and combine."""
+        on_error: OnError | None = None if self.quorum is None else "abstain"
+        failures = self._failures()
+        scores = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
+        members = np.stack([found.values for found in scores])
+        self.counts["missing_members"] += int(np.isnan(members).sum())
+        if self.quorum is not None and self._failures() > failures:
+            present = (~np.isnan(members)).sum(axis=0)
+            short = np.flatnonzero(present < self.quorum)
+            if len(short):
+                raise ScoringError(
+                    f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
+                    f"{len(short)} of {len(samples)} samples (first: item {short[0]}), because members failed.",
+                    rows=short.tolist(),
+                )
+        details = {
+            f"member/{number}/{name}": values for number, found in enumerate(scores) for name, values in found.details.items()
+        }
+        return combined(members, samples, self.aggregate, quorum=self.quorum, details=details, metadata=summed_work(scores))
+
+    def _failures(self) -> int:
+        return sum(member.counts["errors"] for member in self.members)

@@ -1,0 +1,171 @@
+"""What every provider that is made of others shares: scoring them side by side, and making one score of several."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.errors import ScoringError
+from rm_plugins.types import Aggregate, FloatArray, OnError, Provider, Sample, Scores, Transform
+
+__all__ = ["combined", "prompt_groups", "rank_disagreement", "score_side_by_side", "summed_work", "warn_without_common_scale"]
+
+_WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
+"""Entries of `Scores.metadata` that add up over members."""
+
+
+def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
+    """The scores of each provider for its own samples, in the order of the jobs.
+
+    Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads beside them, so
+    that all together take as long as the slowest.
+
+    Args:
+        jobs: Providers with the samples that each scores.
+        on_error: What a failure becomes, where it is not to be each provider's own `on_error`.
+
+    Raises:
+        ScoringError: One of them failed; the first in the order of the jobs.
+    """
+    waiting = [place for place, (provider, _) in enumerate(jobs) if provider.concurrent]
+    if not waiting or len(jobs) == 1:
+        return [provider.score(samples, on_error=on_error) for provider, samples in jobs]
+    with ThreadPoolExecutor(len(waiting), thread_name_prefix="rm-plugins-member") as pool:
+        running = {
+            place: pool.submit(copy_context().run, jobs[place][0].score, jobs[place][1], on_error=on_error) for place in waiting
+        }
+        here = {
+            place: provider.score(samples, on_error=on_error)
+            for place, (provider, samples) in enumerate(jobs)
+            if place not in running
+        }
+        return [here[place] if place in here else running[place].result() for place in range(len(jobs))]
+
+
+def combined(
+    members: FloatArray,
+    samples: Sequence[Sample],
+    aggregate: Aggregate,
+    *,
+    quorum: int | None = None,
+    details: Mapping[str, FloatArray] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Scores:
+    """One score of those of several members.
+
+    Args:
+        members: float64 [K, N], NaN where a member gave no score.
+        samples: [N], whose prompts say what is compared with what.
+        aggregate: How they are combined.
+        quorum: How many members must have given a score, of all K by default; a sample with fewer has none.
+        details: Further details of the members, each [N].
+        metadata: Facts about the batch.
+
+    Returns:
+        The combined scores, with the details ``member/0`` and so on, ``std`` (over members, ddof 0) and
+        ``rank_disagreement`` (see `rank_disagreement`), and in the metadata ``missing_members``, the share of member scores
+        that are missing.
+
+    Raises:
+        ScoringError: The aggregate does not return one number per sample.
+    """
+    present = ~np.isnan(members)
+    enough = present.sum(axis=0) >= (len(members) if quorum is None else quorum)
+    values = np.full(len(samples), np.nan)
+    if enough.any():
+        found = np.asarray(aggregate(members[:, enough]), dtype=np.float64)
+        if found.shape != (enough.sum(),):
+            raise ScoringError(
+                f"The aggregate {aggregate.name!r} made an array of shape {found.shape} of the scores of {len(members)} members for "
+                f"{enough.sum()} samples; one score per sample was expected."
+            )
+        values[enough] = found
+    spread = np.full(len(samples), np.nan)
+    some = present.any(axis=0)
+    spread[some] = np.nanstd(members[:, some], axis=0)
+    return Scores(
+        values,
+        {
+            **{f"member/{number}": row for number, row in enumerate(members)},
+            "std": spread,
+            "rank_disagreement": rank_disagreement(members, samples),
+            **(details or {}),
+        },
+        {**(metadata or {}), "missing_members": float((~present).mean())},
+    )
+
+
+def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+    """How much members disagree about the place of a completion among those of its prompt, float64 [N].
+
+    Each member ranks the completions of a prompt from 0, the worst, to 1, the best, ties sharing their mean rank; the
+    disagreement is the standard deviation over members (ddof 0) of a completion's rank: 0 where all agree, 0.5 where half of
+    them find it the best and half the worst. It does not depend on the members' scales.
+
+    Args:
+        members: float64 [K, N], NaN where a member gave no score.
+        samples: [N]; completions of equal prompts are compared.
+
+    Returns:
+        NaN for a completion that has no other to be compared with, or has not the scores of two members.
+    """
+    ranks = np.full(members.shape, np.nan)
+    for rows in prompt_groups(samples):
+        for member, scores in enumerate(members[:, rows]):
+            known = np.flatnonzero(~np.isnan(scores))
+            if len(known) > 1:
+                ranks[member, np.asarray(rows)[known]] = _mean_ranks(scores[known]) / (len(known) - 1)
+    comparable = (~np.isnan(ranks)).sum(axis=0) > 1
+    found = np.full(len(samples), np.nan)
+    found[comparable] = np.nanstd(ranks[:, comparable], axis=0)
+    return found
+
+
+def _mean_ranks(scores: FloatArray) -> FloatArray:
+    """The places of scores in ascending order, from 0, equal ones sharing their mean, [n]."""
+    _, first, group, count = np.unique(np.sort(scores), return_index=True, return_inverse=True, return_counts=True)
+    ranks = (first + (count - 1) / 2)[group]
+    found: FloatArray = np.empty(len(scores))
+    found[np.argsort(scores, kind="stable")] = ranks
+    return found
+
+
+def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
+    """The rows of each different prompt, in the order of their first one.
+
+    >>> prompt_groups([Sample("a", "1"), Sample("b", "2"), Sample("a", "3")])
+    [[0, 2], [1]]
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, sample in enumerate(samples):
+        key = sample.prompt if isinstance(sample.prompt, str) else json.dumps(sample.prompt, sort_keys=True, default=repr)
+        groups[key].append(row)
+    return list(groups.values())
+
+
+def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
+    """What the parts of a batch took together: those entries of their metadata that add up."""
+    work: Counter[str] = Counter()
+    for part in parts:
+        work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
+    return dict(work)
+
+
+def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:
+    """Warn where an aggregate compares members that no transform brings to one scale."""
+    bare = [number for number, transform in enumerate(transforms) if transform is None]
+    if aggregate.needs_common_scale and bare and len(transforms) > 1:
+        warnings.warn(
+            f"The aggregate {aggregate.name!r} of {called} compares members, and {'none' if len(bare) == len(transforms) else 'some'} "
+            f"of them have a transform (without: {', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to "
+            "a shift, so one member may always be the lowest. Give each member `transform: zscore`, have `rm-plugins calibrate` do "
+            "so, or say `common_scale: true` where they share a scale.",
+            stacklevel=3,
+        )
