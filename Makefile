@@ -13,7 +13,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-losses bench-training clean
+.PHONY: help demo test lint docs bench bench-losses bench-overoptimization bench-training clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -45,6 +45,9 @@ bench-training: $(VENV)/models.stamp  ## Measure how fast a reward model is trai
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses
+
+bench-overoptimization: $(VENV)/dev.stamp  ## Optimize against one reward model and against five, about an hour, and write docs/overoptimization.md.
+	$(BIN)/python -m tests.benchmarks.overoptimization
 
 clean:  ## Remove everything that was made, the environment too.
 	rm -rf $(VENV) dist build docs/_build demo-output .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -199,6 +199,16 @@ class TestOutsider:
         assert price == "brevity needs a price of at least 0, not -1.0."
         assert member.startswith("member: 'nobody' is no folder or file here")
 
+    def test_its_aggregate_combines_members(self, beside: Path, tmp_path: Path) -> None:
+        code = (
+            "import json\nimport rm_plugins as rm\n"
+            "members = [{'provider': 'function', 'function': function} for function in (\n"
+            "    lambda samples: [0.0], lambda samples: [1.0], lambda samples: [5.0])]\n"
+            "rewards = rm.load({'provider': 'ensemble', 'aggregate': 'midrange', 'members': members, 'common_scale': True})\n"
+            "print(json.dumps(rewards.score([rm.Sample('Q', 'A')]).values.tolist()))"
+        )
+        assert run_code(code, tmp_path, beside) == [2.5]
+
     def test_its_loss_and_regularizer_are_components(self, beside: Path, tmp_path: Path) -> None:
         code = (
             "import json, torch\nfrom rm_plugins.losses import RewardBatch\nfrom rm_plugins.spec import component\n"
@@ -240,6 +250,7 @@ class TestOutsider:
         assert {row["version"] for row in listed["registered"] if row["plugin"] == "example"} == {"1.2.3"}
         assert found == {
             ("provider", "brevity"),
+            ("aggregate", "midrange"),
             ("transform", "squash"),
             ("loss", "gap-hinge"),
             ("regularizer", "small-rewards"),

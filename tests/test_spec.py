@@ -29,7 +29,7 @@ SAMPLES = [rm.Sample("", "a"), rm.Sample("", "bb")]
 class Constant(rm.Provider):
     """Gives one number."""
 
-    name: ClassVar[str] = "constant"
+    name: ClassVar[str] = "certain"
 
     def __init__(self, *, value: float = 1.0, mode: Literal["fast", "exact"] = "fast", weights: Sequence[float] = ()) -> None:
         if value > 1_000:
@@ -101,16 +101,16 @@ def refused(spec: Any, **settings: Any) -> str:
 
 class TestForms:
     def test_a_mapping(self) -> None:
-        provider = load({"provider": "constant", "value": 2, "mode": "exact"})
-        assert (provider.value, provider.mode, provider.label) == (2, "exact", "constant")
+        provider = load({"provider": "certain", "value": 2, "mode": "exact"})
+        assert (provider.value, provider.mode, provider.label) == (2, "exact", "certain")
         assert provider.score(SAMPLES).values.tolist() == [2, 2]
 
     def test_settings_win_over_the_spec(self) -> None:
-        assert load({"provider": "constant", "value": 2}, value=3.0).value == 3
-        assert load("constant", value=4, name="four").label == "four"
+        assert load({"provider": "certain", "value": 2}, value=3.0).value == 3
+        assert load("certain", value=4, name="four").label == "four"
 
     def test_a_registered_name(self) -> None:
-        assert isinstance(load("constant"), Constant)
+        assert isinstance(load("certain"), Constant)
 
     def test_a_callable(self) -> None:
         provider = load(lambda samples: [5.0] * len(samples), name="five")
@@ -121,7 +121,7 @@ class TestForms:
         provider = Constant()
         assert load(provider) is provider
         assert provider.observer is None
-        assert "'constant' is already made; value cannot be set" in refused(provider, value=3)
+        assert "'certain' is already made; value cannot be set" in refused(provider, value=3)
 
     def test_a_model_folder(self, tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tiny_decoder()
@@ -135,12 +135,12 @@ class TestForms:
 
     def test_the_home_folder(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(here))
-        (here / "spec.yaml").write_text("provider: constant\nvalue: 7\n")
+        (here / "spec.yaml").write_text("provider: certain\nvalue: 7\n")
         assert load("~/spec.yaml").value == 7
 
     @pytest.mark.parametrize(("name", "write"), [("a.yaml", str), ("a.yml", str), ("a.json", json.dumps)])
     def test_a_file(self, name: str, write: Callable[[Any], str], here: Path) -> None:
-        (here / name).write_text(write({"provider": "constant", "value": 7}))
+        (here / name).write_text(write({"provider": "certain", "value": 7}))
         for spec in (name, f"./{name}", here / name, str(here / name)):
             assert load(spec).value == 7
             assert load(spec, value=8).value == 8
@@ -149,7 +149,7 @@ class TestForms:
         assert "'remote'" in refused("http://127.0.0.1:1/", no_such_key=1)
 
     def test_an_observer_is_the_registrys(self) -> None:
-        assert load("constant").observer == REGISTRY.scored
+        assert load("certain").observer == REGISTRY.scored
 
 
 class TestNesting:
@@ -157,9 +157,9 @@ class TestNesting:
         provider = load(
             {
                 "provider": "gathering",
-                "members": ["constant", {"provider": "gathering", "members": [{"provider": "constant", "value": 4}]}],
-                "named": {"a": {"provider": "constant", "value": 2}},
-                "judge": "constant",
+                "members": ["certain", {"provider": "gathering", "members": [{"provider": "certain", "value": 4}]}],
+                "named": {"a": {"provider": "certain", "value": 2}},
+                "judge": "certain",
                 "finish": {"name": "clip", "high": 1},
             }
         )
@@ -173,19 +173,19 @@ class TestNesting:
     @pytest.mark.parametrize(
         ("member", "message"),
         [
-            ({"provider": "constat"}, "members[1].provider: There is no provider called 'constat'. Did you mean 'constant'?"),
-            ({"provider": "constant", "valu": 1}, "members[1].valu: unknown key 'valu' for 'constant'. Did you mean 'value'?"),
-            ({"value": 1}, "members[1]: the key 'provider' is missing. Allowed values: constant, "),
+            ({"provider": "certan"}, "members[1].provider: There is no provider called 'certan'. Did you mean 'certain'?"),
+            ({"provider": "certain", "valu": 1}, "members[1].valu: unknown key 'valu' for 'certain'. Did you mean 'value'?"),
+            ({"value": 1}, "members[1]: the key 'provider' is missing. Allowed values: "),
             ({"provider": "gathering", "members": [3]}, "members[1].members[0]: a spec is text, a path, a mapping, a callable"),
-            ({"provider": "constant", "on_error": {"fallback": "x"}}, "members[1].on_error.fallback: 'x' is no folder or file"),
-            ({"provider": "constant", "transform": {"name": "clip", "low": "a"}}, "members[1].transform.low: "),
+            ({"provider": "certain", "on_error": {"fallback": "x"}}, "members[1].on_error.fallback: 'x' is no folder or file"),
+            ({"provider": "certain", "transform": {"name": "clip", "low": "a"}}, "members[1].transform.low: "),
         ],
     )
     def test_an_error_names_the_path(self, member: Any, message: str) -> None:
-        assert message in refused({"provider": "gathering", "members": ["constant", member]})
+        assert message in refused({"provider": "gathering", "members": ["certain", member]})
 
     def test_an_error_in_a_file_names_the_file(self, here: Path) -> None:
-        (here / "inner.yaml").write_text("provider: constant\nvalue: much\n")
+        (here / "inner.yaml").write_text("provider: certain\nvalue: much\n")
         (here / "outer.yaml").write_text("provider: gathering\nmembers: [./inner.yaml]\n")
         assert refused("outer.yaml").startswith(f"{here / 'inner.yaml'}: value: input should be a valid number, not 'much'")
 
@@ -195,7 +195,7 @@ class TestFiles:
         folder = here / "specs"
         folder.mkdir()
         tiny_decoder().rename(folder / "model")
-        (folder / "judge.yaml").write_text("provider: constant\n")
+        (folder / "judge.yaml").write_text("provider: certain\n")
         (folder / "spec.yaml").write_text(
             "provider: gathering\nmembers: [./model, judge.yaml, {provider: sequence-classifier, model: model}]\n"
             "file: judge.yaml\nsources: [model, some/hub-id]\n"
@@ -215,10 +215,10 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("- provider: constant\n", "must hold a mapping with text keys"),
-            ("constant", "must hold a mapping with text keys"),
+            ("- provider: certain\n", "must hold a mapping with text keys"),
+            ("certain", "must hold a mapping with text keys"),
             ("", "it holds None"),
-            ("1: constant", "must hold a mapping with text keys"),
+            ("1: certain", "must hold a mapping with text keys"),
             ("provider: [", "cannot be read"),
             ("provider: !!python/object/apply:os.getcwd []\n", "cannot be read: could not determine a constructor"),
             ("value: 1\n", "the key 'provider' is missing. If the file names rewards (value), set RM_PLUGINS_SPEC"),
@@ -230,7 +230,7 @@ class TestFiles:
         assert "spec.yaml" in refused("spec.yaml")
 
     def test_broken_json_is_refused(self, here: Path) -> None:
-        (here / "spec.json").write_text("{'provider': 'constant'}")
+        (here / "spec.json").write_text("{'provider': 'certain'}")
         assert "spec.json cannot be read" in refused("spec.json")
 
     def test_a_file_that_contains_itself_is_refused(self, here: Path) -> None:
@@ -245,11 +245,11 @@ class TestFiles:
 
 
 class TestNamedRewards:
-    SOURCE = "helpful: {provider: constant, value: 3}\nalias: helpful\nfile: ./inner.yaml\n"
+    SOURCE = "helpful: {provider: certain, value: 3}\nalias: helpful\nfile: ./inner.yaml\n"
 
     @pytest.fixture
     def rewards(self, here: Path) -> Path:
-        (here / "inner.yaml").write_text("provider: constant\nvalue: 9\n")
+        (here / "inner.yaml").write_text("provider: certain\nvalue: 9\n")
         path = here / "rm_plugins.yaml"
         path.write_text(self.SOURCE)
         return path
@@ -281,10 +281,10 @@ class TestNamedRewards:
         message = refused("helpfull")
         assert "'helpfull' is no folder or file here, no URL, no module:function, no registered provider" in message
         assert "Did you mean 'helpful'?" in message
-        assert "Allowed: alias, constant, file" in message
+        assert "Allowed: alias, " in message and ", certain, " in message
 
     def test_an_error_inside_names_file_and_reward(self, here: Path) -> None:
-        (here / "rm_plugins.yaml").write_text("bad: {provider: constant, value: much}\n")
+        (here / "rm_plugins.yaml").write_text("bad: {provider: certain, value: much}\n")
         assert refused("bad").startswith("rm_plugins.yaml: bad.value: input should be a valid number")
 
     def test_names_that_mean_each_other_are_refused(self, here: Path) -> None:
@@ -294,11 +294,11 @@ class TestNamedRewards:
 
 class TestSharedKeys:
     def test_a_transform_by_name_by_mapping_and_as_an_object(self) -> None:
-        assert load("constant", transform="scale").transform.factor == 1
-        assert load("constant", transform={"name": "scale", "factor": 2}).score(SAMPLES).values.tolist() == [2, 2]
+        assert load("certain", transform="scale").transform.factor == 1
+        assert load("certain", transform={"name": "scale", "factor": 2}).score(SAMPLES).values.tolist() == [2, 2]
         scale = Scale(factor=3.0)
-        assert load("constant", transform=scale).transform is scale
-        assert load("constant", transform=None).transform is None
+        assert load("certain", transform=scale).transform is scale
+        assert load("certain", transform=None).transform is None
 
     @pytest.mark.parametrize(
         ("transform", "message"),
@@ -310,35 +310,35 @@ class TestSharedKeys:
             ({"name": 3}, "transform.name: must be the name of a transform, not 3."),
             (3, "transform: must be a name, a mapping with 'name', or an object, not 3."),
             ({"name": "clip"}, "clip needs `low`, `high`, or both."),
-            ("zscore", "zscore needs `mean` and `std`: 'constant' has no manifest"),
+            ("zscore", "zscore needs `mean` and `std`: 'certain' has no manifest"),
         ],
     )
     def test_a_wrong_transform(self, transform: Any, message: str) -> None:
-        assert message in refused("constant", transform=transform)
+        assert message in refused("certain", transform=transform)
 
     def test_on_error(self) -> None:
-        assert load("constant").on_error == "raise"
-        assert load("constant", on_error="abstain").on_error == "abstain"
-        provider = load("constant", on_error={"fallback": {"provider": "constant", "value": 0, "on_error": "abstain"}})
+        assert load("certain").on_error == "raise"
+        assert load("certain", on_error="abstain").on_error == "abstain"
+        provider = load("certain", on_error={"fallback": {"provider": "certain", "value": 0, "on_error": "abstain"}})
         assert (provider.on_error, provider.fallback.value, provider.fallback.on_error) == ("raise", 0, "abstain")
 
     @pytest.mark.parametrize(
-        "policy", ["ignore", None, True, {"fallback": "constant", "retries": 3}, {"fall_back": "constant"}]
+        "policy", ["ignore", None, True, {"fallback": "certain", "retries": 3}, {"fall_back": "certain"}]
     )
     def test_a_wrong_on_error(self, policy: Any) -> None:
         assert f"on_error: must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}." in refused(
-            "constant", on_error=policy
+            "certain", on_error=policy
         )
 
     def test_the_name_is_text(self) -> None:
-        assert "name: must be text, not 3." in refused("constant", name=3)
+        assert "name: must be text, not 3." in refused("certain", name=3)
 
 
 class TestArguments:
     def test_every_wrong_key_is_reported_at_once(self) -> None:
-        message = refused({"provider": "constant", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
+        message = refused({"provider": "certain", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
         assert (
-            "valeu: unknown key 'valeu' for 'constant'. Did you mean 'value'? Allowed: mode, name, on_error, provider"
+            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: mode, name, on_error, provider"
             in message
         )
         assert "mode: input should be 'fast' or 'exact', not 'slow'." in message
@@ -355,14 +355,14 @@ class TestArguments:
         assert {"integer", "string"} <= set(re.findall(r"\w+", message))
 
     def test_numbers_are_not_read_out_of_text_nor_text_out_of_numbers(self) -> None:
-        assert "value: input should be a valid number, not '1'." in refused("constant", value="1")
-        assert "value: input should be a valid number, not True." in refused("constant", value=True)
+        assert "value: input should be a valid number, not '1'." in refused("certain", value="1")
+        assert "value: input should be a valid number, not True." in refused("certain", value=True)
         assert "function" in refused({"provider": "function", "function": 3})
 
     def test_what_a_constructor_refuses_is_translated(self) -> None:
-        assert "'constant' could not be made: ValueError: that is too much" in refused("constant", value=2000)
-        assert "members[0]: 'constant' could not be made" in refused(
-            {"provider": "gathering", "members": [{"provider": "constant", "value": 2000}]}
+        assert "'certain' could not be made: ValueError: that is too much" in refused("certain", value=2000)
+        assert "members[0]: 'certain' could not be made" in refused(
+            {"provider": "gathering", "members": [{"provider": "certain", "value": 2000}]}
         )
 
     def test_a_provider_may_take_anything(self) -> None:
@@ -387,7 +387,7 @@ class TestArguments:
         with pytest.raises(PluginError, match=r"Hinted cannot be built from a spec: .* name 'OnlyForTypeCheckers'"):
             rm.load({"provider": "hinted", "value": 1}, registry=registry)
 
-    @pytest.mark.parametrize("spec", [3, None, ["constant"], 1.5])
+    @pytest.mark.parametrize("spec", [3, None, ["certain"], 1.5])
     def test_a_spec_of_another_type(self, spec: Any) -> None:
         assert f"a spec is text, a path, a mapping, a callable or a provider, not {type(spec).__name__}." in refused(spec)
 
@@ -395,7 +395,7 @@ class TestArguments:
         assert "provider: must be the name of a provider, not 3." in refused({"provider": 3})
         message = refused({"provider": "nobody"})
         assert "provider: There is no provider called 'nobody'." in message
-        assert "Allowed: constant, " in message
+        assert "Allowed: certain, " in message
 
     def test_a_broken_plugin_is_the_cause_of_an_unknown_name(self) -> None:
         registry = rm.Registry()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import click
 import numpy as np
 
-from rm_plugins import Provider, Sample, Scores, Transform, hookimpl
+from rm_plugins import Aggregate, Provider, Sample, Scores, Transform, hookimpl
 from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.types import FloatArray
@@ -76,6 +76,18 @@ class Squash(Transform):
         return self.scale * np.tanh(values / self.scale)
 
 
+class Midrange(Aggregate):
+    """Halfway between the lowest and the highest member."""
+
+    name: ClassVar[str] = "midrange"
+    needs_common_scale: ClassVar[bool] = True
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """Of those that gave a score."""
+        found: FloatArray = (np.nanmin(members, axis=0) + np.nanmax(members, axis=0)) / 2
+        return found
+
+
 class Hinge(Loss):
     """The hinge loss: mean of max(0, gap - (r_winner - r_loser))."""
 
@@ -116,6 +128,12 @@ def rm_register_providers() -> Sequence[type[Provider]]:
 def rm_register_transforms() -> Sequence[type[Transform]]:
     """The transform."""
     return [Squash]
+
+
+@hookimpl
+def rm_register_aggregates() -> Sequence[type[Aggregate]]:
+    """The aggregate."""
+    return [Midrange]
 
 
 @hookimpl

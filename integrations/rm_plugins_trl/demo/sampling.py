@@ -11,8 +11,6 @@ from rm_plugins_trl.demo.world import Row
 
 __all__ = ["load_policy", "sampled_completions"]
 
-BATCH = 64
-
 
 def load_policy(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model and its tokenizer, from a folder or a model id."""
@@ -23,14 +21,19 @@ def load_policy(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def sampled_completions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Row], completion_tokens: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Row],
+    completion_tokens: int,
+    seed: int,
+    batch_size: int = 64,
 ) -> list[str]:
     """One completion for each prompt, drawn as GRPO draws them: at temperature 1 from the whole distribution."""
     set_seed(seed)
     model.eval()
     completions: list[str] = []
-    for start in range(0, len(prompts), BATCH):
-        batch = [row["prompt"] for row in prompts[start : start + BATCH]]
+    for start in range(0, len(prompts), batch_size):
+        batch = [row["prompt"] for row in prompts[start : start + batch_size]]
         conversational = not isinstance(batch[0], str)
         texts = tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=False) if conversational else batch
         inputs = tokenizer(

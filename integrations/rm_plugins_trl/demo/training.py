@@ -120,11 +120,24 @@ def optimize_policy(
     recipe: Recipe,
     stage: Stage,
     seed: int,
+    kl_weight: float = 0.04,
 ) -> list[dict[str, float]]:
     """Train a policy with GRPO against the first of the rewards; further ones are only measured.
 
+    Args:
+        model: The policy, which is changed.
+        tokenizer: Its tokenizer.
+        prompts: Rows with ``prompt``.
+        rewards: The reward that counts, and those that are measured.
+        steps: Steps of the optimizer.
+        completion_tokens: Most tokens of a completion.
+        recipe: What suits the size of the model.
+        stage: Shows how far it is.
+        seed: The seed of everything.
+        kl_weight: What keeps the policy from text that only fools the reward model: GRPO's beta, positive.
+
     Returns:
-        One mapping a step: ``step``, and the mean of every reward over the step's completions, by its name.
+        One mapping a step: ``step``, ``kl``, and the mean of every reward over the step's completions, by its name.
     """
     with TemporaryDirectory() as scratch:
         args = GRPOConfig(
@@ -137,7 +150,7 @@ def optimize_policy(
             learning_rate=recipe.policy_learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=10,
-            beta=0.04,  # what keeps the policy from text that only fools the reward model
+            beta=kl_weight,
             reward_weights=[1.0] + [0.0] * (len(rewards) - 1),
         )
         trainer = GRPOTrainer(
@@ -150,7 +163,7 @@ def optimize_policy(
         _train(trainer, stage)
     names = [reward.__name__ for reward in rewards]
     return [
-        {"step": float(logs["step"]), **{name: float(logs[f"rewards/{name}/mean"]) for name in names}}
+        {"step": float(logs["step"]), "kl": float(logs["kl"]), **{name: float(logs[f"rewards/{name}/mean"]) for name in names}}
         for logs in trainer.state.log_history
         if f"rewards/{names[0]}/mean" in logs
     ]

@@ -1,0 +1,240 @@
+"""The page and the pictures of what optimizing against one model and against several does to the true reward."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.files import write_atomically
+from rm_plugins.types import FloatArray
+from tests.benchmarks.overoptimization_runs import FLIP_RATE, KL_WEIGHT, MEMBERS, PROXIES, SINGLE, Sizes
+from tests.benchmarks.page import table
+
+__all__ = ["write"]
+
+VERSIONS = ("torch", "transformers", "trl", "rm-plugins")
+PICTURES = {"best-of-n": "overoptimization-best-of-n.svg", "grpo": "overoptimization-grpo.svg"}
+COLOURS = ("#222222", "#3b6fb6", "#c2571a", "#2a8a5f", "#8a4fa3", "#b8960c")
+SMOOTHING_STEPS = 20
+
+
+_INTRO = (
+    "Made by `make bench-overoptimization`. A policy that is optimized against a learned reward finds what the reward overrates, and "
+    "the more it is optimized, the more of it. This page measures how far several reward models, combined, hold out longer than one. "
+    "The world is that of `rm-plugins demo`, whose true (gold) reward is known; of the labels {flipped:.0%} were turned around, beside "
+    "those that the worse answer won by chance. {members} members are trained on the same {pairs:,} pairs in orders of their own, from "
+    "one start, and score as z-scores with the statistics in their manifests. WARM is one model with the mean of their weights. "
+    "{seeds} seeds: each with a world, a policy and members of its own. Models have two layers of 64 units."
+)
+_BEST_OF_N = (
+    "Of {completions} completions of each of {prompts} held-out prompts by the untrained policy, the gold reward that the best of n by "
+    "each reward is expected to have, without bias. The divergence is at most log n - (n - 1) / n nats. One model is each of the five "
+    "in turn."
+)
+_GRPO = (
+    "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is next to none. The gold reward is that of the "
+    "completions that the training samples, as the mean of {smoothing} steps; the divergence is the one that TRL estimates and logs as "
+    "`kl`, in nats a token. One model is the first member."
+)
+_READING = (
+    "Figures are means over seeds; below the first row, the difference from one model follows in brackets, with the standard error of "
+    "the paired differences. **Bold** is a difference of more than two standard errors that has the same sign with every seed. With "
+    "{seeds} seeds that is a weak test: some of the bold figures are chance."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What was found with one seed."""
+
+    accuracy: Mapping[str, Any]
+    best_of_n: Mapping[str, Mapping[str, Sequence[float]]]
+    grpo: Mapping[str, Mapping[str, FloatArray]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Seed:
+        """Read the files of a finished seed."""
+
+        def found(name: str) -> Any:
+            return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+        runs = {proxy: found(f"grpo-{number}") for number, proxy in enumerate(PROXIES)}
+        smoothed = {proxy: {name: _smoothed(values) for name, values in run.items()} for proxy, run in runs.items()}
+        return cls(found("accuracy"), found("best-of-n"), smoothed)
+
+
+def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
+    """Write the page, and the pictures beside it.
+
+    Args:
+        output: The page's file.
+        folders: A folder for each seed.
+        sizes: What was computed.
+    """
+    seeds = [Seed.read(folder) for folder in folders]
+    counts = [int(n) for n in seeds[0].best_of_n[SINGLE]["n"]]
+    _draw_best_of_n(output.with_name(PICTURES["best-of-n"]), seeds)
+    _draw_grpo(output.with_name(PICTURES["grpo"]), seeds)
+    shown = [count for count in counts if count in (1, 4, 16, 64)] + counts[-1:]
+    parts = [
+        "# Over-optimization",
+        _paragraph(_INTRO.format(flipped=FLIP_RATE, members=MEMBERS, pairs=sizes.pairs, seeds=len(seeds))),
+        _versions(),
+        "## Accuracy",
+        _paragraph(
+            "On about 1,000 held-out pairs with true labels: the share in which the better answer has the higher reward."
+        ),
+        _compared(seeds, {"accuracy": lambda seed, proxy: _accuracy(seed, proxy)}),
+        "## Best of n",
+        _paragraph(_BEST_OF_N.format(completions=sizes.completions, prompts=sizes.prompts)),
+        f"![Gold reward of the best of n]({PICTURES['best-of-n']})",
+        _compared(
+            seeds,
+            {f"n = {n}": _best_of(counts.index(n)) for n in shown},
+        ),
+        "## GRPO",
+        _paragraph(_GRPO.format(steps=sizes.steps, weight=KL_WEIGHT, smoothing=SMOOTHING_STEPS)),
+        f"![Gold reward over GRPO's divergence]({PICTURES['grpo']})",
+        _compared(
+            seeds,
+            {
+                "highest": lambda seed, proxy: float(seed.grpo[proxy]["gold"].max()),
+                "at the end": lambda seed, proxy: float(seed.grpo[proxy]["gold"][-1]),
+                "lost since its highest": lambda seed, proxy: float(
+                    seed.grpo[proxy]["gold"].max() - seed.grpo[proxy]["gold"][-1]
+                ),
+                "divergence at the end": lambda seed, proxy: float(seed.grpo[proxy]["kl"][-1]),
+            },
+        ),
+        "## What that says",
+        _paragraph(_READING.format(seeds=len(seeds))),
+        *_verdicts(seeds, counts),
+    ]
+    write_atomically(output, "\n\n".join(parts) + "\n")
+
+
+Figure = Callable[[Seed, str], float]
+
+
+def _compared(seeds: Sequence[Seed], columns: Mapping[str, Figure]) -> str:
+    rows = []
+    for proxy in PROXIES:
+        cells = [proxy]
+        for figure in columns.values():
+            mean = statistics.fmean(figure(seed, proxy) for seed in seeds)
+            if proxy == SINGLE:
+                cells.append(f"{mean:.3f}")
+                continue
+            difference, error, clear = _difference(seeds, figure, proxy)
+            text = f"{mean:.3f} ({difference:+.3f} ± {error:.3f})"
+            cells.append(f"**{text}**" if clear else text)
+        rows.append(cells)
+    return table(["", *columns], rows)
+
+
+def _difference(seeds: Sequence[Seed], figure: Figure, proxy: str) -> tuple[float, float, bool]:
+    """The mean paired difference from one model, its standard error, and whether it is clear by the page's rule."""
+    differences = [figure(seed, proxy) - figure(seed, SINGLE) for seed in seeds]
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    same_sign = len({difference > 0 for difference in differences}) == 1
+    return mean, error, same_sign and abs(mean) > 2 * error
+
+
+def _best_of(place: int) -> Figure:
+    """The gold reward of the best of n, at the place of n among all that were looked at."""
+    return lambda seed, proxy: seed.best_of_n[proxy]["gold"][place]
+
+
+def _accuracy(seed: Seed, proxy: str) -> float:
+    return statistics.fmean(seed.accuracy["members"]) if proxy == SINGLE else float(seed.accuracy[proxy])
+
+
+def _verdicts(seeds: Sequence[Seed], counts: Sequence[int]) -> list[str]:
+    """One sentence a reward: where it helps, where it does not."""
+    figures: Mapping[str, Figure] = {
+        f"best of {counts[-1]}": _best_of(-1),
+        "the end of GRPO": lambda seed, proxy: float(seed.grpo[proxy]["gold"][-1]),
+    }
+    lines = []
+    for proxy in PROXIES[1:]:
+        said = []
+        for place, figure in figures.items():
+            difference, error, clear = _difference(seeds, figure, proxy)
+            verdict = ("more gold" if difference > 0 else "less gold") if clear else "no clear difference"
+            said.append(f"{verdict} at {place} ({difference:+.3f} ± {error:.3f})")
+        lines.append(f"- {proxy}: {'; '.join(said)}.")
+    return ["Against one model:\n\n" + "\n".join(lines)]
+
+
+def _smoothed(values: Sequence[float]) -> FloatArray:
+    """The mean of the last steps, at each step."""
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - SMOOTHING_STEPS)
+    found: FloatArray = (sums[ends] - sums[starts]) / (ends - starts)
+    return found
+
+
+def _draw_best_of_n(path: Path, seeds: Sequence[Seed]) -> None:
+    def draw(axes: Any) -> None:
+        for proxy, colour in zip(PROXIES, COLOURS, strict=True):
+            gold = np.mean([seed.best_of_n[proxy]["gold"] for seed in seeds], axis=0)
+            axes.plot(np.sqrt(seeds[0].best_of_n[proxy]["kl"]), gold, color=colour, marker="o", markersize=3, label=proxy)
+        axes.set_xlabel("square root of the divergence's bound, in nats")
+        axes.set_ylabel("gold reward of the best of n")
+
+    _draw(path, draw)
+
+
+def _draw_grpo(path: Path, seeds: Sequence[Seed]) -> None:
+    def draw(axes: Any) -> None:
+        for proxy, colour in zip(PROXIES, COLOURS, strict=True):
+            for seed in seeds:
+                run = seed.grpo[proxy]
+                axes.plot(np.sqrt(np.maximum(run["kl"], 0)), run["gold"], color=colour, alpha=0.25, linewidth=0.8)
+            gold, kl = (np.mean([seed.grpo[proxy][name] for seed in seeds], axis=0) for name in ("gold", "kl"))
+            axes.plot(np.sqrt(np.maximum(kl, 0)), gold, color=colour, linewidth=2, label=proxy)
+        axes.set_xlabel("square root of the divergence that was measured, in nats a token")
+        axes.set_ylabel("gold reward")
+
+    _draw(path, draw)
+
+
+def _draw(path: Path, draw: Callable[[Any], None]) -> None:
+    """A picture on white, for it to be legible on any page."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ink, faint = "#222222", "#8a8a8a"
+    settings: dict[str, Any] = {"svg.hashsalt": "gold", "font.size": 10, "figure.facecolor": "white", "axes.edgecolor": faint}
+    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    with pyplot.rc_context(settings):  # type: ignore[arg-type]  # its keys are typed one by one
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
+        draw(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e5e5e5", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+        pyplot.close(figure)
+
+
+def _versions() -> str:
+    return f"Python {platform.python_version()}; {', '.join(f'{name} {version(name)}' for name in VERSIONS)}."
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 138, break_long_words=False, break_on_hyphens=False)
