@@ -19,7 +19,8 @@ from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
 __all__ = ["FunctionProvider"]
 
-_TRL_PARAMETERS = ("prompts", "completions")
+_TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
+_FACTORY_HINT = "If it makes the reward function, set `factory: true`."
 
 
 class FunctionProvider(Provider):
@@ -27,20 +28,33 @@ class FunctionProvider(Provider):
 
     Args:
         function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
-            ``completions`` (or one of them) and any dataset columns it names (all of them if it has ``**kwargs``). It
-            returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
+            ``completions``, ``completion_ids`` (or one of them) and any dataset columns it names (all of them if it has
+            ``**kwargs``). It returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
+        factory: Whether the function, called once with `arguments`, returns the reward function.
+        concurrent: Whether it waits rather than computes, and is safe to call in another thread, so that an ensemble may have
+            others score meanwhile. By default, an ``async`` function is taken to wait.
 
     Raises:
-        SpecError: The function cannot be imported, or takes neither form of arguments.
+        SpecError: The function cannot be imported, takes neither form of arguments, or as a factory makes no function.
     """
 
     name: ClassVar[str] = "function"
 
-    def __init__(self, *, function: str | Callable[..., Any], arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        function: str | Callable[..., Any],
+        arguments: Mapping[str, Any] | None = None,
+        factory: bool = False,
+        concurrent: bool | None = None,
+    ) -> None:
         self.function: Callable[..., Any] = _imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
-        self.label = getattr(self.function, "__name__", type(self.function).__name__)
+        if factory:
+            self.function, self.arguments = _made(self.function, self.arguments), {}
+        self.label = _name(self.function)
+        self.concurrent = _is_async(self.function) if concurrent is None else concurrent
         self._accepted = self._accepted_parameters()
 
     def _accepted_parameters(self) -> frozenset[str] | None:
@@ -50,17 +64,19 @@ class FunctionProvider(Provider):
         for name in self.arguments:
             if name not in parameters and not takes_all:
                 raise SpecError(
-                    f"arguments.{name}: the function {self.label!r} takes no such argument. {did_you_mean(name, parameters)}"
+                    f"the function {self.label!r} takes no such argument. {did_you_mean(name, parameters)}",
+                    key=f"arguments.{name}",
                 )
             parameters.pop(name, None)
-        # One of the two is enough: many of TRL's own rewards are `def reward(completions, **kwargs)`.
+        # One of them is enough: TRL's own rewards are `def reward(completions, **kwargs)` or take the token ids alone.
         self._takes_samples = not any(name in parameters for name in _TRL_PARAMETERS)
         optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         needed = [found for found in parameters.values() if found.default is found.empty and found.kind not in optional]
         if self._takes_samples and len(needed) != 1:
             raise SpecError(
                 f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
-                "the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do."
+                f"the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do. {_FACTORY_HINT}",
+                key="function",
             )
         return None if takes_all else frozenset(parameters)
 
@@ -87,8 +103,9 @@ class FunctionProvider(Provider):
 
     def _numbers(self, answer: object, size: int) -> FloatArray:
         if isinstance(answer, (str, bytes, Mapping, Set)) or not hasattr(answer, "__len__"):
+            hint = f" {_FACTORY_HINT}" if callable(answer) else ""
             raise ScoringError(
-                f"The function {self.label!r} returned {answer!r:.80}; a list of one number per sample was expected."
+                f"The function {self.label!r} returned {answer!r:.80}; a list of one number per sample was expected.{hint}"
             )
         items: list[Any] = list(answer)  # type: ignore[call-overload]  # sized, and not text
         if len(items) != size:
@@ -107,10 +124,35 @@ class FunctionProvider(Provider):
         return values
 
 
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """The reward function that a factory makes of its arguments."""
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise SpecError(
+            f"they do not fit the factory {_name(factory)}{inspect.signature(factory)}: {error}.", "arguments"
+        ) from error
+    made = factory(**arguments)
+    if not callable(made):
+        raise SpecError(
+            f"the factory {_name(factory)!r} made {made!r:.80}, and no reward function. If it is one itself, leave `factory` out.",
+            key="function",
+        )
+    return made  # type: ignore[no-any-return]  # anything callable
+
+
 def _imported(text: str) -> Callable[..., Any]:
     module, _, path = text.partition(":")
     if not path:
-        raise SpecError(f"{text!r} must have the form module:function.")
+        raise SpecError(f"{text!r} must have the form module:function.", key="function")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where its user stands
     try:
@@ -118,9 +160,9 @@ def _imported(text: str) -> Callable[..., Any]:
         for part in path.split("."):
             found = getattr(found, part)
     except Exception as error:  # a user's module may raise anything at all
-        raise SpecError(f"The function {text!r} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise SpecError(f"{text!r} cannot be imported: {type(error).__name__}: {error}.", key="function") from error
     if not callable(found):
-        raise SpecError(f"{text!r} is {type(found).__name__}, not a function.")
+        raise SpecError(f"{text!r} is {type(found).__name__}, not a function.", key="function")
     return found  # type: ignore[no-any-return]  # anything callable
 
 
