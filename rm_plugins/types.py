@@ -327,8 +327,10 @@ class Provider(ABC):
         """
         raise UnsupportedError(f"The provider {self.label!r} ({self.name}) has no text of its own to render.")
 
-    def close(self) -> None:  # noqa: B027 - most providers hold nothing
-        """Give back what the provider holds: connections, processes."""
+    def close(self) -> None:
+        """Give back what the provider and those that it is made of hold: connections, processes."""
+        for child in self.children.values():
+            child.close()
 
     def _checked(self, samples: Sequence[Sample]) -> Scores:
         # The one boundary at which the foreign exceptions of a provider and its transform become ours.

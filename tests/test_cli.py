@@ -261,6 +261,7 @@ class TestVerify:
 
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
-    for command in ("data", "demo", "evaluate", "list", "rank", "score", "train", "verify"):
+    built_in = ("calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "show", "verify")
+    for command in (*built_in, "demo", "train"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

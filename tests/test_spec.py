@@ -395,7 +395,7 @@ class TestArguments:
         assert "provider: must be the name of a provider, not 3." in refused({"provider": 3})
         message = refused({"provider": "nobody"})
         assert "provider: There is no provider called 'nobody'." in message
-        assert "Allowed: certain, " in message
+        assert "Allowed: cached, certain, " in message
 
     def test_a_broken_plugin_is_the_cause_of_an_unknown_name(self) -> None:
         registry = rm.Registry()

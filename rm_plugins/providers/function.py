@@ -17,7 +17,7 @@ import numpy as np
 from rm_plugins.errors import ScoringError, SpecError, did_you_mean
 from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
-__all__ = ["FunctionProvider"]
+__all__ = ["FunctionProvider", "imported"]
 
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 _FACTORY_HINT = "If it makes the reward function, set `factory: true`."
@@ -49,7 +49,7 @@ class FunctionProvider(Provider):
         factory: bool = False,
         concurrent: bool | None = None,
     ) -> None:
-        self.function: Callable[..., Any] = _imported(function) if isinstance(function, str) else function
+        self.function: Callable[..., Any] = imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
         if factory:
             self.function, self.arguments = _made(self.function, self.arguments), {}
@@ -149,7 +149,12 @@ def _made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable
     return made  # type: ignore[no-any-return]  # anything callable
 
 
-def _imported(text: str) -> Callable[..., Any]:
+def imported(text: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; the working directory is looked in as well.
+
+    Raises:
+        SpecError: It cannot be imported, or is no function.
+    """
     module, _, path = text.partition(":")
     if not path:
         raise SpecError(f"{text!r} must have the form module:function.", key="function")

@@ -1,7 +1,8 @@
-"""Scores that were computed before, found again by what was computed: the model and the token ids.
+"""Scores that were computed before, found again by what was scored and by what scored it.
 
-The key of a row is a digest of the model's fingerprint (its weights, configuration and dtype) and of the row's token ids, which
-are all that rendering and truncation come to. Another model, revision, dtype or rendering therefore never meets these scores.
+The key of a row is a digest of the scorer's fingerprint and of the row. A model's fingerprint is made of its weights, configuration
+and dtype, and its rows are token ids, which are all that rendering and truncation come to: another model, revision, dtype or
+rendering never meets these scores. Other scorers have a fingerprint and rows of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rm_plugins.errors import ScoringError
@@ -38,16 +38,19 @@ _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 
 IndexArray: TypeAlias = NDArray[np.intp]
 
+Row: TypeAlias = bytes | Sequence[int]
+"""What is scored: token ids, or any bytes."""
+
 
 class ScoreCache:
-    """Head outputs by model and token ids, in memory, and in an SQLite file where one is named.
+    """A scorer's outputs for a row, in memory, and in an SQLite file where one is named.
 
     Several processes of one machine may share a file. The memory holds the 200,000 entries used last; the file keeps everything
     until it is deleted, about 100 bytes a row.
 
     Args:
         where: ``memory``, or the file's path, which is made where there is none.
-        fingerprint: What identifies the model, such as `model_fingerprint`.
+        fingerprint: What identifies the scorer, such as a model's `model_fingerprint`.
 
     Raises:
         ScoringError: The file is no cache, or cannot be read or written.
@@ -66,12 +69,12 @@ class ScoreCache:
                     "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID"
                 )
 
-    def read(self, rows: Sequence[Sequence[int]], outputs: FloatArray) -> IndexArray:
+    def read(self, rows: Sequence[Row], outputs: FloatArray) -> IndexArray:
         """Fill in the outputs of known rows; returns the numbers of the others.
 
         Args:
-            rows: Token ids per row, [N] lists.
-            outputs: float64 [N, num_labels], changed where a row is known.
+            rows: What is scored, [N].
+            outputs: float64 [N, outputs], changed where a row is known.
         """
         keys = self._keys(rows)
         absent = list(dict.fromkeys(key for key in keys if key not in self._memory))
@@ -88,12 +91,12 @@ class ScoreCache:
         self._forget()
         return np.array(unknown, dtype=np.intp)
 
-    def write(self, rows: Sequence[Sequence[int]], outputs: FloatArray) -> None:
+    def write(self, rows: Sequence[Row], outputs: FloatArray) -> None:
         """Keep the outputs of rows.
 
         Args:
-            rows: Token ids per row, [N] lists.
-            outputs: float64 [N, num_labels]; rows that are not finite are not kept.
+            rows: What is scored, [N].
+            outputs: float64 [N, outputs]; rows that are not finite are not kept.
         """
         fresh = {key: found.copy() for key, found in zip(self._keys(rows), outputs, strict=True) if np.isfinite(found).all()}
         self._memory.update(fresh)
@@ -103,9 +106,9 @@ class ScoreCache:
                 stored = [(key, found.tobytes()) for key, found in fresh.items()]
                 connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", stored)
 
-    def _keys(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
-        digests = (hashlib.blake2b(array("q", row).tobytes(), key=self._fingerprint, digest_size=20) for row in rows)
-        return [digest.digest() for digest in digests]
+    def _keys(self, rows: Sequence[Row]) -> list[bytes]:
+        contents = (row if isinstance(row, bytes) else array("q", row).tobytes() for row in rows)
+        return [hashlib.blake2b(content, key=self._fingerprint, digest_size=20).digest() for content in contents]
 
     def _stored(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         if self._file is None or not keys:
@@ -126,8 +129,8 @@ class ScoreCache:
                 yield connection
         except sqlite3.Error as error:
             raise ScoringError(
-                f"The score cache {self._file} cannot be used: {error}. Name another file with the spec's key 'cache', or delete "
-                "this one if it is meant to be a cache."
+                f"The score cache {self._file} cannot be used: {error}. Name another file in the spec, or delete this one if it is "
+                "meant to be a cache."
             ) from error
 
     def _forget(self) -> None:
@@ -137,6 +140,8 @@ class ScoreCache:
 
 def model_fingerprint(model: PreTrainedModel) -> str:
     """A SHA-256 over a model's weights, configuration and dtype, as hexadecimal text. Reads every weight once."""
+    import torch
+
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
     digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

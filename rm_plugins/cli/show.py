@@ -1,0 +1,94 @@
+"""``rm-plugins show``."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+import rm_plugins as rm
+from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.spec import SHARED_KEYS
+from rm_plugins.transforms import Chain
+from rm_plugins.types import Aggregate, Provider, Transform
+
+__all__ = ["command", "tree"]
+
+
+@click.command("show")
+@click.argument("spec")
+@click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON, everything nested in it written out.")
+def command(spec: str, as_json: bool) -> None:
+    """Load SPEC and show what it is made of.
+
+    A tree of its providers, each with its key in the spec, what it was set to, and of a model some facts.
+    """
+    provider = rm.load(spec)
+    if as_json:
+        click.echo(json.dumps(provider.spec, indent=2, ensure_ascii=False, default=str))
+    else:
+        Console(highlight=False).print(tree(provider))
+    provider.close()
+
+
+def tree(provider: Provider, key: str = "") -> Tree:
+    """A provider and all that it is made of, to print with rich.
+
+    Args:
+        provider: The provider.
+        key: What to call its place.
+    """
+    heading = Text(f"{key}: " if key else "", style="bold", overflow="fold")
+    heading.append(provider.name, style="bold cyan")
+    if provider.label != provider.name:
+        heading.append(f" {provider.label!r}", style="not bold")
+    for name, value in _settings(provider).items():
+        heading.append(f"\n{name}: {value}", style="not bold")
+    found = Tree(heading, guide_style="dim")
+    found.children += [tree(child, path) for path, child in provider.children.items()]
+    return found
+
+
+def _settings(provider: Provider) -> dict[str, str]:
+    """What a provider itself was set to, without what its children show."""
+    nested = {re.split(r"[.\[]", path)[0] for path in provider.children}
+    spec = {"spec": "none, made in Python"} if provider.spec is None else provider.spec
+    found = {key: _text(value) for key, value in spec.items() if key not in (*SHARED_KEYS, *nested)}
+    components = {key: value for key, value in vars(provider).items() if isinstance(value, (Aggregate, Transform))}
+    found |= {key: _component(value) for key, value in components.items() if not key.startswith("_")}
+    if provider.on_error != "raise":
+        found["on_error"] = provider.on_error
+    return found | _facts(provider) if isinstance(provider, SequenceClassifier) else found
+
+
+def _facts(model: SequenceClassifier) -> dict[str, str]:
+    rendering = model.renderer.rendering
+    found = {"max_length": f"{rendering.max_length or 'none'} (truncation: {rendering.truncation})", "dtype": model.dtype}
+    manifest = model.manifest
+    if manifest is None:
+        return {**found, "manifest": "none"}
+    if manifest.heads is not None:
+        weights = ", ".join(
+            f"{name} {weight:g}" for name, weight in zip(manifest.heads.names, manifest.heads.weights, strict=True)
+        )
+        found["outputs"] = f"{weights}; members: {manifest.heads.members}"
+    if (scores := manifest.statistics) is not None:
+        found["scores"] = f"mean {scores.mean:.4g}, std {scores.std:.4g} ({scores.count:,} of {scores.source})"
+    is_compared = model.spec is not None and model.spec.get("verify", True)
+    return {**found, "manifest": "compared with the model when it was loaded" if is_compared else "not compared with the model"}
+
+
+def _component(value: Aggregate | Transform) -> str:
+    if isinstance(value, Chain):
+        return ", then ".join(map(_component, value.transforms))
+    arguments = ", ".join(f"{key}: {_text(argument)}" for key, argument in (value.spec or {}).items() if key != "name")
+    return f"{value.name} ({arguments})" if arguments else value.name
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,684 @@
+"""Providers made of other providers: what they compute, when they abstain, and what they say of a mistake."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Sequence
+from datetime import date
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.providers.cached import Cached
+from rm_plugins.providers.constant import Constant
+from rm_plugins.providers.fallback import Fallback
+from rm_plugins.providers.gate import Gate
+from rm_plugins.providers.product import Product
+from rm_plugins.providers.route import Route
+from rm_plugins.providers.sum import Sum
+from rm_plugins.providers.threshold import Threshold
+from rm_plugins.testing import check_provider
+from rm_plugins.training_progress import Schedule, current_progress, training_progress
+
+NAN = float("nan")
+COMBINATORS = (Cached, Constant, Fallback, Gate, Product, Route, Sum, Threshold)
+RULES = '''
+import numpy as np
+import rm_plugins as rm
+
+
+def length(samples):
+    return [float(len(sample.completion)) for sample in samples]
+
+
+def longer(samples):
+    """Abstains on what is empty."""
+    return [len(sample.completion) + 10.0 if sample.completion else None for sample in samples]
+
+
+def is_long(sample):
+    return len(sample.completion) > 2
+
+
+def topic(sample):
+    return sample.columns.get("topic")
+
+
+def with_details(samples):
+    values = np.array(length(samples))
+    return rm.Scores(values, {"std": values / 2}, {"tokens": len(samples), "truncated": 1})
+
+
+def fails(samples):
+    raise RuntimeError("no network")
+'''
+SAMPLES = [
+    rm.Sample("p", "", {"topic": "math"}),
+    rm.Sample("p", "a", {"topic": "code"}),
+    rm.Sample("q", "bb", {"topic": "math"}),
+    rm.Sample("q", "ccc", {"topic": "code"}),
+]
+LENGTH, LONGER = "combinator_rules:length", "combinator_rules:longer"  # 0 1 2 3; NaN 11 12 13
+PAGE = (Path(__file__).parents[1] / "docs" / "providers" / "combinators.md").read_text(encoding="utf-8")
+SCHEDULED = {"provider": "sum", "members": [LENGTH], "weights": [{"from": 0, "to": 1}]}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with functions to score by."""
+    (tmp_path / "combinator_rules.py").write_text(RULES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def scored(samples: Sequence[rm.Sample] = SAMPLES, **spec: Any) -> rm.Scores:
+    return rm.load(spec).score(samples)
+
+
+def same(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def constant(value: float) -> dict[str, Any]:
+    return {"provider": "constant", "value": value}
+
+
+def seen(seen_by: list[list[str]], value: float | None = 1.0) -> rm.Provider:
+    """A reward that writes down which completions it is asked about."""
+
+    def function(samples: list[rm.Sample]) -> list[float | None]:
+        seen_by.append([str(sample.completion) for sample in samples])
+        return [value] * len(samples)
+
+    return rm.load(function)
+
+
+def failing_on(*completions: str, value: float = 5.0) -> rm.Provider:
+    """A reward that fails on some samples and names them."""
+
+    def function(samples: list[rm.Sample]) -> list[float]:
+        rows = [row for row, sample in enumerate(samples) if sample.completion in completions]
+        if rows:
+            raise ScoringError("the judge is away", rows=rows)
+        return [value] * len(samples)
+
+    return rm.load(function, name="judge")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"provider": "sum", "members": [LENGTH, LONGER], "weights": [2, {"from": 0.0, "to": -1.0}]},
+        {"provider": "product", "members": [LENGTH, LONGER]},
+        {"provider": "gate", "gate": LENGTH, "at": 1.5, "reward": LONGER},
+        {"provider": "route", "column": "topic", "routes": {"math": LENGTH, "code": LONGER}},
+        {"provider": "route", "by": "combinator_rules:is_long", "routes": {True: LENGTH}, "otherwise": LONGER},
+        {"provider": "fallback", "members": ["combinator_rules:fails", LONGER, LENGTH]},
+        {"provider": "cached", "reward": LONGER, "path": "memory"},
+        {"provider": "cached", "reward": LONGER, "path": "scores.sqlite"},
+        {"provider": "threshold", "reward": LONGER, "at": 12},
+        constant(3),
+    ],
+    ids=lambda spec: spec["provider"],
+)
+def test_each_keeps_the_contract(spec: dict[str, Any]) -> None:
+    check_provider(rm.load(spec), SAMPLES)
+
+
+class TestSum:
+    def test_adds_its_members_up(self) -> None:
+        scores = scored(provider="sum", members=[LENGTH, LONGER])
+        same(scores.values, [NAN, 12, 14, 16])
+        same(scores.details["member/0"], [0, 1, 2, 3])
+        same(scores.details["member/1"], [NAN, 11, 12, 13])
+
+    def test_weights(self) -> None:
+        same(scored(provider="sum", members=[LENGTH, constant(10)], weights=[-1, 0.5]).values, [5, 4, 3, 2])
+
+    def test_a_member_without_weight_is_scored_and_does_not_count(self) -> None:
+        scores = scored(provider="sum", members=[LENGTH, LONGER], weights=[1, 0])
+        same(scores.values, [0, 1, 2, 3])
+        same(scores.details["member/1"], [NAN, 11, 12, 13])
+
+    def test_a_weight_follows_the_training(self) -> None:
+        ramp = {"from": 0.0, "to": 2.0, "start": 0.2, "end": 0.6}
+        reward = rm.load({"provider": "sum", "members": [LENGTH, LONGER], "weights": [1, ramp]})
+        for progress, weight in [(0.0, 0.0), (0.2, 0.0), (0.4, 1.0), (0.6, 2.0), (1.0, 2.0), (1.5, 2.0)]:
+            with training_progress(progress):
+                scores = reward.score(SAMPLES)
+            same(scores.values[1:], [1 + weight * 11, 2 + weight * 12, 3 + weight * 13])
+            same(scores.metadata["weights"], [1, weight])
+            assert np.isnan(scores.values[0]) == (weight > 0)
+        same(reward.score(SAMPLES).metadata["weights"], [1, 2])  # outside training
+
+    def test_a_nested_sum_in_a_thread_sees_the_progress(self) -> None:
+        inner = Sum(members=[Waiting(1.0)], weights=[{"from": 3.0, "to": 5.0}])
+        with training_progress(0.5):
+            same(Sum(members=[inner, Constant(value=0.0)]).score(SAMPLES).values, [4] * 4)
+
+    def test_details_of_members_stay_under_their_name_and_their_work_adds_up(self) -> None:
+        scores = scored(provider="sum", members=["combinator_rules:with_details", "combinator_rules:with_details"])
+        assert list(scores.details) == ["member/0", "member/1", "member/0/std", "member/1/std"]
+        same(scores.details["member/1/std"], [0, 0.5, 1, 1.5])
+        assert (scores.metadata["tokens"], scores.metadata["truncated"]) == (8, 2)
+
+    def test_a_failure_of_a_member_names_the_rows(self) -> None:
+        reward = Sum(members=[Constant(value=1.0), failing_on("bb")])
+        reward.on_error = "abstain"
+        same(reward.score(SAMPLES).values, [6, 6, NAN, 6])
+
+
+class TestProduct:
+    def test_multiplies_its_members(self) -> None:
+        scores = scored(provider="product", members=[LENGTH, LONGER, constant(-1)])
+        same(scores.values, [NAN, -11, -24, -39])
+        assert list(scores.details) == ["member/0", "member/1", "member/2"]
+
+    def test_nothing_times_an_abstention_is_an_abstention(self) -> None:
+        same(scored(provider="product", members=[LONGER, constant(0)]).values, [NAN, 0, 0, 0])
+
+
+class TestGate:
+    @pytest.mark.parametrize(("closed", "value"), [({}, 0.0), ({"closed": -1}, -1.0), ({"closed": None}, NAN)])
+    def test_lets_through_what_reaches_it(self, closed: dict[str, Any], value: float) -> None:
+        reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 2, "reward": LONGER, **closed})
+        scores = reward.score(SAMPLES)
+        same(scores.values, [value, value, 12, 13])
+        same(scores.details["gate"], [0, 1, 2, 3])
+        same(scores.details["reward"], [NAN, NAN, 12, 13])
+        assert reward.counts["closed"] == 2
+
+    def test_only_what_it_lets_through_is_scored(self) -> None:
+        asked: list[list[str]] = []
+        scored(provider="gate", gate=LENGTH, at=2, reward=seen(asked))
+        scored(provider="gate", gate=LENGTH, at=9, reward=seen(asked))
+        assert asked == [["bb", "ccc"]]
+
+    def test_abstains_where_the_gate_or_the_reward_does(self) -> None:
+        same(scored(provider="gate", gate=LONGER, at=12, reward=LENGTH).values, [NAN, 0, 2, 3])
+        same(scored(provider="gate", gate=LENGTH, at=0, reward=LONGER).values, [NAN, 11, 12, 13])
+
+    def test_the_names_of_details_are_the_same_in_every_batch(self) -> None:
+        reward = rm.load({"provider": "gate", "gate": "combinator_rules:with_details", "at": 3, "reward": LENGTH})
+        assert {tuple(reward.score([sample]).details) for sample in SAMPLES} == {("gate", "gate/std", "reward")}
+
+    def test_a_failure_names_the_rows_of_the_batch(self) -> None:
+        reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 1, "reward": failing_on("ccc"), "on_error": "abstain"})
+        same(reward.score(SAMPLES).values, [0, 5, 5, NAN])
+
+
+class TestThreshold:
+    def test_makes_one_of_two_values(self) -> None:
+        reward = rm.load({"provider": "threshold", "reward": LONGER, "at": 12})
+        same(reward.score(SAMPLES).values, [NAN, 0, 1, 1])
+        same(reward.score(SAMPLES).details["reward"], [NAN, 11, 12, 13])
+        assert reward.counts["above"] == 4
+
+    def test_the_values_are_free(self) -> None:
+        same(scored(provider="threshold", reward=LENGTH, at=2, above=-1, below=7).values, [7, 7, -1, -1])
+
+
+class TestFallback:
+    def test_the_first_that_gives_a_number(self) -> None:
+        reward = rm.load({"provider": "fallback", "members": [LONGER, LENGTH]})
+        scores = reward.score(SAMPLES)
+        same(scores.values, [0, 11, 12, 13])
+        same(scores.details["member/0"], [NAN, 11, 12, 13])
+        same(scores.details["member/1"], [0, NAN, NAN, NAN])
+        assert (reward.counts["member/0"], reward.counts["member/1"]) == (3, 1)
+
+    def test_a_failure_leaves_its_samples_to_the_next(self, caplog: pytest.LogCaptureFixture) -> None:
+        asked: list[list[str]] = []
+        judge = failing_on("a", "ccc")
+        same(scored(provider="fallback", members=[judge, seen(asked, 2.0)]).values, [5, 2, 5, 2])
+        assert asked == [["a", "ccc"]]
+        assert judge.counts["errors"] == 1
+        assert "2 of 4 samples failed, they abstain: the judge is away" in caplog.text
+
+    def test_one_that_is_not_needed_is_not_asked(self) -> None:
+        asked: list[list[str]] = []
+        scored(provider="fallback", members=[LENGTH, seen(asked)])
+        assert asked == []
+
+    def test_the_last_ones_abstention_stands(self) -> None:
+        same(scored(provider="fallback", members=["combinator_rules:fails", LONGER]).values, [NAN, 11, 12, 13])
+
+    def test_the_last_ones_error_is_raised_with_its_rows(self) -> None:
+        members = [failing_on("a", "bb"), failing_on("bb", value=6.0)]
+        with pytest.raises(ScoringError, match="the judge is away") as caught:
+            Fallback(members=members).score(SAMPLES)
+        assert caught.value.rows == frozenset({2})
+        reward = Fallback(members=members)
+        reward.on_error = "abstain"
+        same(reward.score(SAMPLES).values, [5, 6, NAN, 5])
+
+    def test_a_mistake_is_no_failure(self) -> None:
+        route = {"provider": "route", "column": "absent", "routes": {"a": LENGTH}}
+        with pytest.raises(DataError, match="no column 'absent'"):
+            scored(provider="fallback", members=[route, LENGTH])
+
+
+class TestRoute:
+    def test_a_column_chooses(self) -> None:
+        asked: tuple[list[list[str]], list[list[str]]] = ([], [])
+        routes = {"math": seen(asked[0], 1.0), "code": seen(asked[1], 2.0)}
+        reward = rm.load({"provider": "route", "column": "topic", "routes": routes})
+        scores = reward.score(SAMPLES)
+        same(scores.values, [1, 2, 1, 2])
+        same(scores.details["route/math"], [1, NAN, 1, NAN])
+        same(scores.details["route/code"], [NAN, 2, NAN, 2])
+        assert asked == ([["", "bb"]], [["a", "ccc"]])
+        assert (reward.counts["route/math"], reward.counts["route/code"]) == (2, 2)
+
+    @pytest.mark.parametrize("value", [True, np.True_, 3, None, "true"])
+    def test_kinds_are_compared_as_yaml_writes_them(self, value: object, here: Path) -> None:
+        (here / "spec.yaml").write_text(
+            "provider: route\ncolumn: kind\nroutes:\n"
+            "  true: {provider: constant, value: 1}\n  3: {provider: constant, value: 1}\n  null: {provider: constant, value: 1}\n"
+            "otherwise: {provider: constant, value: 0}\n"
+        )
+        same(rm.load("spec.yaml").score([rm.Sample("", "a", {"kind": value})]).values, [1])
+        same(rm.load("spec.yaml").score([rm.Sample("", "a", {"kind": "True"})]).values, [0])
+
+    def test_a_predicate_chooses(self) -> None:
+        routes = {True: constant(1), False: constant(-1)}
+        same(scored(provider="route", by="combinator_rules:is_long", routes=routes).values, [-1, -1, -1, 1])
+        same(
+            scored(provider="route", by=lambda sample: sample.prompt, routes={"p": LENGTH, "q": LONGER}).values, [0, 1, 12, 13]
+        )
+
+    def test_the_others(self) -> None:
+        scores = scored(provider="route", column="topic", routes={"math": LENGTH, "poetry": LONGER}, otherwise=constant(9))
+        same(scores.values, [0, 9, 2, 9])
+        same(scores.details["otherwise"], [NAN, 9, NAN, 9])
+        same(scores.details["route/poetry"], [NAN] * 4)
+
+    def test_a_failure_names_the_rows_of_the_batch(self) -> None:
+        routes = {"math": failing_on("bb"), "code": LENGTH}
+        same(scored(provider="route", column="topic", routes=routes, on_error="abstain").values, [5, 1, NAN, 3])
+        routes = {"math": LENGTH, "code": "combinator_rules:fails"}
+        fallback = {"fallback": constant(-9)}
+        same(scored(provider="route", column="topic", routes=routes, on_error=fallback).values, [0, -9, 2, -9])
+
+    def test_routes_that_wait_run_side_by_side(self) -> None:
+        meeting = threading.Barrier(2)
+        routes = {topic: Waiting(1.0, meeting) for topic in ("math", "code")}
+        same(Route(column="topic", routes=routes).score(SAMPLES).values, [1] * 4)  # type: ignore[arg-type]  # keys of one type
+
+    def test_a_column_that_is_not_there(self) -> None:
+        with pytest.raises(DataError) as caught:
+            scored([*SAMPLES, rm.Sample("", "z", {"topics": 1})], provider="route", column="topic", routes={"math": LENGTH})
+        assert str(caught.value) == (
+            "column: the route 'route' cannot score the batch: 1 of 5 samples (items 4) have no column 'topic'. Did you mean 'topic'? "
+            "Allowed: topic, topics. Give the dataset this column, or the spec another one."
+        )
+
+    def test_a_value_without_a_route(self) -> None:
+        with pytest.raises(DataError) as caught:
+            scored(provider="route", name="by topic", column="topic", routes={"maths": LENGTH})
+        assert str(caught.value) == (
+            "column: the route 'by topic' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3) are of a kind without a route: "
+            "'code', 'math'. Did you mean 'maths'? Allowed: maths. Give it a route, or all such kinds the key `otherwise`."
+        )
+
+    def test_a_function_that_fails_is_a_failure(self) -> None:
+        with pytest.raises(ScoringError, match="'route' failed: ZeroDivisionError"):
+            scored(provider="route", by=lambda sample: 1 / 0, routes={"a": LENGTH})
+
+
+class TestCached:
+    def test_what_is_known_is_not_scored_again(self) -> None:
+        asked: list[list[str]] = []
+        reward = Cached(reward=seen(asked), path="memory")
+        reward.score(SAMPLES[:2])
+        scores = reward.score([*SAMPLES, SAMPLES[3]])
+        assert asked == [["", "a"], ["bb", "ccc"]]
+        same(scores.values, [1] * 5)
+        assert (scores.metadata["cached"], reward.counts["cached"]) == (2, 2)
+
+    def test_a_sample_is_its_prompt_completion_and_columns(self) -> None:
+        asked: list[list[str]] = []
+        reward = Cached(reward=seen(asked), path="memory")
+        for sample in (
+            rm.Sample("p", "a"),
+            rm.Sample("q", "a"),
+            rm.Sample("p", "b"),
+            rm.Sample("p", "a", {"answer": np.arange(3000)}),
+            rm.Sample("p", "a", {"answer": np.arange(3000) + (np.arange(3000) == 1500)}),
+            rm.Sample("p", "a", {"answer": date(2026, 1, 1)}),
+            rm.Sample([{"role": "user", "content": "p"}], "a"),
+        ):
+            before = len(asked)
+            assert [reward.score([sample]).metadata["cached"] for _ in range(2)] == [0, 1]
+            assert len(asked) == before + 1
+
+    def test_a_column_that_cannot_be_told_from_another_is_refused(self) -> None:
+        with pytest.raises(DataError, match=r"item 1 cannot be told from others, .*: object <object .*Leave such columns out"):
+            scored([SAMPLES[0], rm.Sample("", "a", {"thing": object()})], provider="cached", reward=LENGTH, path="memory")
+
+    def test_a_file_outlives_the_provider_and_knows_the_reward(self) -> None:
+        def cached(reward: Any = LENGTH, **settings: Any) -> int:
+            found = scored(provider="cached", reward=reward, path="scores.sqlite", **settings).metadata["cached"]
+            return int(found)
+
+        assert [cached(), cached()] == [0, 4]
+        assert [cached(version="2"), cached(version="2")] == [0, 4]
+        assert [cached({"provider": "function", "function": LENGTH, "transform": "scale"}), cached()] == [0, 4]
+
+    def test_a_model_that_was_trained_anew_is_another_reward(self, here: Path) -> None:
+        class Trained(Constant):
+            """A reward with a manifest, as models have them."""
+
+            class manifest:
+                """A stand-in for what training writes."""
+
+                text = "one"
+
+                @classmethod
+                def model_dump_json(cls) -> str:
+                    return cls.text
+
+        reward = Trained(value=1.0)
+        path, version = str(here / "scores.sqlite"), "1"
+        Cached(reward=reward, path=path, version=version).score(SAMPLES)
+        assert Cached(reward=reward, path=path, version=version).score(SAMPLES).metadata["cached"] == 4
+        Trained.manifest.text = "another"
+        assert Cached(reward=reward, path=path, version=version).score(SAMPLES).metadata["cached"] == 0
+
+    def test_neither_an_abstention_nor_a_stand_ins_score_is_kept(self) -> None:
+        reward = rm.load({"provider": "cached", "reward": LONGER, "path": "memory"})
+        reward.score(SAMPLES)
+        assert reward.score(SAMPLES).metadata["cached"] == 3
+        judge = failing_on("a")
+        judge.fallback = Constant(value=-1.0)
+        reward = Cached(reward=judge, path="memory")
+        assert reward.score(SAMPLES).values.tolist() == [5, -1, 5, 5]
+        assert reward.score(SAMPLES).metadata["cached"] == 0
+        reward.score(SAMPLES[2:])
+        assert reward.score(SAMPLES).metadata["cached"] == 2
+
+    def test_a_failure_names_the_rows_of_the_batch(self) -> None:
+        reward = Cached(reward=failing_on("ccc"), path="memory")
+        reward.score(SAMPLES[:2])
+        reward.on_error = "abstain"
+        same(reward.score([*SAMPLES, SAMPLES[3]]).values, [5, 5, 5, NAN, NAN])
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            (
+                {"path": "combinator_rules.py"},
+                "path: The score cache combinator_rules.py cannot be used: file is not a database",
+            ),
+            (
+                {"reward": lambda samples: [], "path": "a.sqlite"},
+                "version: part of '<lambda>' was made in Python, so that nothing",
+            ),
+            (
+                {"reward": {"provider": "sum", "members": [Constant(value=1.0)]}, "path": "a.sqlite"},
+                "version: part of 'sum' was made",
+            ),
+            (
+                {"reward": {"provider": "product", "members": [SCHEDULED]}},
+                "reward.members[0].weights: these weights follow the training, and a score that was kept would not",
+            ),
+        ],
+    )
+    def test_what_cannot_be_cached(self, spec: dict[str, Any], message: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            rm.load({"provider": "cached", "reward": LENGTH, "path": "memory", **spec})
+        assert str(caught.value).startswith(message)
+
+    def test_a_reward_that_learns_from_what_it_scores_is_refused(self) -> None:
+        class Learning(Constant):
+            name = "learning"
+
+            def state(self) -> dict[str, Any]:
+                return {"seen": 0}
+
+        with pytest.raises(SpecError, match=r"^reward.members\[0\]: 'learning' or its transform learns from what it scores"):
+            Cached(reward=Sum(members=[Learning(value=1.0)]), path="memory")
+
+    def test_renders_as_its_reward(self) -> None:
+        class Rendering(Constant):
+            def render(self, sample: rm.Sample) -> str:
+                return f"{sample.prompt}|{sample.completion}"
+
+        for reward in (Cached(reward=Rendering(value=1.0), path="memory"), Threshold(reward=Rendering(value=1.0), at=0)):
+            assert reward.render(SAMPLES[1]) == "p|a"
+        with pytest.raises(UnsupportedError):
+            Sum(members=[Rendering(value=1.0)]).render(SAMPLES[1])
+
+
+class Waiting(Constant):
+    """A reward that waits for somebody, and for as many others as the barrier says."""
+
+    concurrent = True
+
+    def __init__(self, value: float, meeting: threading.Barrier | None = None) -> None:
+        super().__init__(value=value)
+        self._meeting = meeting
+
+    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+        if self._meeting is not None:
+            self._meeting.wait(timeout=20)
+        time.sleep(0.001)
+        return super().score_batch(samples)
+
+
+def test_a_combinator_waits_where_all_of_its_parts_do() -> None:
+    waiting, here = Waiting(1.0), Constant(value=1.0)
+    for other, expected in ((waiting, True), (here, False)):
+        for combinator in (
+            Sum(members=[waiting, other]),
+            Product(members=[waiting, other]),
+            Fallback(members=[waiting, other]),
+            Gate(gate=waiting, reward=other),
+            Route(column="topic", routes={"a": waiting}, otherwise=other),
+            Cached(reward=other, path="memory"),
+            Threshold(reward=other, at=0),
+        ):
+            assert combinator.concurrent is expected, combinator
+    remedied = Sum(members=[waiting])
+    remedied.fallback = here
+    assert not remedied.concurrent
+
+
+def test_closing_one_closes_its_parts() -> None:
+    closed: list[str] = []
+
+    class Held(Constant):
+        def close(self) -> None:
+            closed.append(self.label)
+
+    parts = [Held(value=1.0), Held(value=2.0)]
+    parts[0].label, parts[1].label = "one", "two"
+    Gate(gate=parts[0], reward=Threshold(reward=parts[1], at=0)).close()
+    assert closed == ["one", "two"]
+
+
+class TestProgress:
+    def test_is_what_the_innermost_says_and_none_outside(self) -> None:
+        assert current_progress() is None
+        with training_progress(0.1):
+            with pytest.raises(KeyError), training_progress(0.7):
+                assert current_progress() == 0.7
+                raise KeyError
+            assert current_progress() == 0.1
+        assert current_progress() is None
+
+    def test_a_schedule_may_fall(self) -> None:
+        with training_progress(0.25):
+            assert Schedule.from_spec({"from": 1, "to": 0}).value() == 0.75
+
+
+def nested(part: str) -> str:
+    """A file of six combinators, one inside the other, with `part` in the innermost."""
+    return f"""\
+provider: sum
+members:
+  - provider: constant
+    value: 1
+  - provider: gate
+    gate: {{provider: constant, value: 1}}
+    reward:
+      provider: threshold
+      at: 1
+      reward:
+        provider: fallback
+        members:
+          - provider: cached
+            path: memory
+            reward:
+              provider: product
+              members:
+                - {part}
+"""
+
+
+PLACE = "members[1].reward.reward.members[0].reward.members[0]"
+
+
+class TestMistakesInAFile:
+    def test_six_combinators_score(self, here: Path) -> None:
+        (here / "spec.yaml").write_text(nested(LENGTH))
+        same(rm.load("spec.yaml").score(SAMPLES).values, [1, 2, 2, 2])
+
+    @pytest.mark.parametrize(
+        ("part", "message"),
+        [
+            ("{provider: sum, members: [constant]}", ".members[0].value: 'constant' needs the key 'value', which is missing."),
+            ("{provider: sum, members: []}", ".members: a sum needs at least one member."),
+            ("{provider: product, members: []}", ".members: a product needs at least one member."),
+            ("{provider: fallback, members: []}", ".members: a fallback needs at least one member."),
+            (
+                "{provider: sum, weights: [1, 2], members: [{provider: constant, value: 1}]}",
+                ".weights: there are 2 weights for 1 members; give one a member.",
+            ),
+            ("{provider: sum, weights: [0], members: [{provider: constant, value: 1}]}", ".weights: all weights are 0"),
+            (
+                "{provider: sum, weights: [x], members: [{provider: constant, value: 1}]}",
+                ".weights[0]: input should be a valid number",
+            ),
+            (
+                "{provider: sum, weights: [.nan], members: [{provider: constant, value: 1}]}",
+                ".weights[0]: input should be a finite",
+            ),
+            (
+                "{provider: sum, weigths: [1], members: []}",
+                ".weigths: unknown key 'weigths' for 'sum'. Did you mean 'weights'?",
+            ),
+            ("{provider: constant, value: .inf}", ".value: input should be a finite number, not inf."),
+            ("{provider: constant, value: '1'}", ".value: input should be a valid number, not '1'."),
+            ("{provider: gate, gate: builtins:len, reward: 3}", ".reward: a spec is text, a path, a mapping"),
+            ("{provider: gate, gate: builtins:len, reward: builtins:len, at: high}", ".at: input should be a valid number"),
+            ("{provider: threshold, reward: builtins:len}", ".at: 'threshold' needs the key 'at', which is missing."),
+            ("{provider: route, column: a, routes: {}}", ".routes: there is none; give each kind"),
+            (
+                "{provider: route, column: a, routes: {true: builtins:len, 'true': builtins:len}}",
+                ".routes: two are called the same",
+            ),
+            ("{provider: route, routes: {a: builtins:len}}", ": give either `column`, a dataset column, or `by`"),
+            ("{provider: route, column: a, by: builtins:len, routes: {a: builtins:len}}", ": give either `column`"),
+            ("{provider: route, by: nowhere:at_all, routes: {a: builtins:len}}", ".by: 'nowhere:at_all' cannot be imported"),
+            (
+                "{provider: route, column: a, routes: {a: {provider: constat}}}",
+                ".routes.a.provider: There is no provider called",
+            ),
+            ("{provider: cached, reward: builtins:len}", ".path: 'cached' needs the key 'path', which is missing."),
+            ("{provider: cached, reward: builtins:len, path: /dev/null/x.sqlite}", ": 'cached' could not be made: "),
+        ],
+    )
+    def test_the_place_is_named(self, part: str, message: str, here: Path) -> None:
+        (here / "spec.yaml").write_text(nested(part))
+        with pytest.raises(RmPluginsError) as caught:
+            rm.load("spec.yaml")
+        assert str(caught.value).startswith(f"{here / 'spec.yaml'}: {PLACE}{message}")
+
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [
+            ("{from: 0, to: x}", ".to: must be a finite number, not 'x'."),
+            ("{from: true, to: 1}", ".from: must be a finite number, not True."),
+            ("{from: 0}", ".to: a schedule needs the key 'to', which is missing."),
+            ("{from: 0, to: 1, begin: 0}", ".begin: unknown key 'begin' for a schedule."),
+            ("{from: 0, to: .inf}", ".to: must be a finite number, not inf."),
+            ("{from: 0, to: 1, start: 0.5, end: 0.5}", ": a schedule's `start` lies before its `end`"),
+            ("{from: 0, to: 1, end: 1.5}", ": a schedule's `start` lies before its `end`, both from 0 (training begins) to 1"),
+        ],
+    )
+    def test_of_a_schedule_too(self, weight: str, message: str, here: Path) -> None:
+        members = "members: [{provider: constant, value: 1}, {provider: constant, value: 1}]"
+        (here / "spec.yaml").write_text(nested(f"{{provider: sum, weights: [1, {weight}], {members}}}"))
+        with pytest.raises(SpecError) as caught:
+            rm.load("spec.yaml")
+        assert str(caught.value).startswith(f"{here / 'spec.yaml'}: {PLACE}.weights[1]{message}")
+
+    @pytest.mark.parametrize(
+        ("part", "message"),
+        [
+            (
+                "{provider: route, column: subject, routes: {math: builtins:len}}",
+                ".column: the route 'route' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3)",
+            ),
+            (
+                "{provider: route, column: topic, routes: {math: builtins:len}}",
+                ".column: the route 'route' cannot score the batch: 2 of",
+            ),
+            (
+                "{provider: route, by: combinator_rules:topic, routes: {math: builtins:len}}",
+                ".by: the route 'route' cannot score the",
+            ),
+        ],
+    )
+    def test_of_a_column_when_it_is_met(self, part: str, message: str, here: Path) -> None:
+        (here / "spec.yaml").write_text(nested(part))
+        with pytest.raises(DataError) as caught:
+            rm.load("spec.yaml", on_error="abstain").score(SAMPLES)
+        assert str(caught.value).startswith(f"{here / 'spec.yaml'}: {PLACE}{message}")
+
+    def test_of_a_column_at_the_top_of_a_file(self, here: Path) -> None:
+        (here / "spec.yaml").write_text("provider: route\ncolumn: subject\nroutes: {math: builtins:len}\n")
+        with pytest.raises(DataError, match=rf"^{here / 'spec.yaml'}: column: the route 'route' cannot score the batch: "):
+            rm.load("spec.yaml").score([rm.Sample("", "a")])
+
+    def test_an_anchor_inside_itself(self, here: Path) -> None:
+        (here / "spec.yaml").write_text(nested("&knot {provider: product, members: [{provider: sum, members: [*knot]}]}"))
+        with pytest.raises(SpecError) as caught:
+            rm.load("spec.yaml")
+        assert str(caught.value).startswith(
+            f"{here / 'spec.yaml'}: {PLACE}.members[0].members[0]: the spec contains itself: this is a mapping that it is inside of."
+        )
+
+    def test_an_anchor_used_twice_is_none(self, here: Path) -> None:
+        (here / "spec.yaml").write_text("provider: sum\nmembers: [&one {provider: constant, value: 2}, *one]\n")
+        same(rm.load("spec.yaml").score(SAMPLES).values, [4] * 4)
+
+    def test_files_inside_each_other(self, here: Path) -> None:
+        (here / "spec.yaml").write_text(nested("./other.yaml"))
+        (here / "other.yaml").write_text("provider: gate\ngate: {provider: constant, value: 1}\nreward: spec.yaml\n")
+        with pytest.raises(SpecError) as caught:
+            rm.load("spec.yaml")
+        assert str(caught.value).startswith(f"{here / 'other.yaml'}: reward: the spec contains itself: {here / 'spec.yaml'} > ")
+
+
+def test_every_key_is_documented() -> None:
+    sections = dict(re.findall(r"^## `([a-z]+)`$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+    assert set(sections) == {cls.name for cls in COMBINATORS}
+    for cls in COMBINATORS:
+        assert re.findall(r"^\| `(\w+)` \|", sections[cls.name], re.MULTILINE) == list(signature(cls).parameters), cls.name
+
+
+def test_the_documented_example_is_a_spec(here: Path) -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    example = re.sub(r"rules:\w+|\./Qwen2\.5-Reward", "combinator_rules:length", example)
+    (here / "spec.yaml").write_text(example)
+    same(rm.load("spec.yaml").score(SAMPLES).values, [-1, 1.5, 3, 4.5])
