@@ -26,7 +26,8 @@ import rm_plugins as rm
 from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
 from rm_plugins.scoring import GoldenScore, Manifest, ScoreStatistics
-from rm_plugins.scoring.manifest import GOLDEN_SAMPLES, file_digests, token_digest
+from rm_plugins.scoring.golden import GOLDEN_SAMPLES
+from rm_plugins.scoring.manifest import file_digests, token_digest
 from tests.conftest import MakeFolder, make_tokenizer
 
 Tensors: TypeAlias = dict[str, torch.Tensor]

@@ -21,7 +21,7 @@ from rm_plugins.errors import SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.batch import FunctionLoss
-from rm_plugins.scoring import Renderer, Rendering
+from rm_plugins.scoring import Renderer, Rendering, ScoreStatistics
 from rm_plugins.scoring.batch_forward import BatchForward
 from rm_plugins.scoring.heads import Heads
 from rm_plugins.spec import component
@@ -42,7 +42,7 @@ from rm_plugins_trl.score_head import (
     trained_heads,
     trains_head,
 )
-from rm_plugins_trl.trained_manifest import score_statistics, write_trained_manifest
+from rm_plugins_trl.trained_manifest import write_trained_manifest
 from rm_plugins_trl.training_rows import COLUMNS, Collator, Tokenization, bootstrap_repeats, rated_attributes
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class RewardTrainer(TrlRewardTrainer):
             None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._plain_model(),
             self.renderer,
             heads=self.heads,
-            statistics=score_statistics(self._reward_log.rewards[source], source),
+            statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
             training=self._training_facts(),
         )
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
 from rm_plugins.scoring.heads import Heads
 from rm_plugins.scoring.render import Rendering
-from rm_plugins.types import Sample
+from rm_plugins.types import FloatArray, Sample
 from rm_plugins.wire import sample_from_json
 
 __all__ = [
-    "GOLDEN_SAMPLES",
     "MANIFEST_NAME",
     "FileDigest",
     "GoldenScore",
@@ -28,25 +28,6 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "reward_manifest.json"
-
-GOLDEN_SAMPLES = (
-    Sample("Name a colour.", " Blue."),
-    Sample("Q: What is 2 + 2?\nA:", " 4"),
-    Sample("Q: What is 2 + 2?\nA:", " Fish swim — naïve 東京 🙂"),
-    Sample("Say nothing.", ""),
-    Sample([{"role": "user", "content": "Name a colour."}], "Blue."),
-    Sample([{"role": "user", "content": "Write one sentence about rain."}], "Rain falls softly on the roof.\n"),
-    Sample(
-        [
-            {"role": "user", "content": "Is the sea salty?"},
-            {"role": "assistant", "content": "Yes."},
-            {"role": "user", "content": "Why?"},
-        ],
-        "Rivers carry dissolved minerals into it, and water leaves by evaporation while the salt stays.",
-    ),
-    Sample([{"role": "user", "content": "Count. " * 400}], "One, two, three."),
-)
-"""Samples of every form, none of them anybody's data, whose scores are kept to recognise the model by."""
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json"}
@@ -67,6 +48,19 @@ class ScoreStatistics(_Strict):
     max: float
     count: int
     source: str
+
+    @classmethod
+    def of(cls, scores: Sequence[float] | FloatArray, source: str) -> ScoreStatistics | None:
+        """The statistics of the scores seen on `source`, [N]; None where there are none.
+
+        >>> ScoreStatistics.of([1.0, 3.0], "eval").std
+        1.0
+        """
+        if not len(scores):
+            return None
+        found = np.asarray(scores, dtype=np.float64)
+        moments = {name: float(getattr(found, name)()) for name in ("mean", "std", "min", "max")}
+        return cls(**moments, count=len(found), source=source)
 
 
 class GoldenScore(_Strict):

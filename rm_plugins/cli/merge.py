@@ -1,0 +1,101 @@
+"""``rm-plugins merge``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.data import read_rows
+from rm_plugins.evaluation import PairMetrics, evaluate_pairs
+from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.scoring import ScoreStatistics
+from rm_plugins.types import FloatArray
+
+__all__ = ["command"]
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
+    try:
+        return None if value is None else [float(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 1,1,2.", param=parameter) from None
+
+
+@click.command("merge")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL MODEL...")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder of the merged model.")
+@click.option("--weights", callback=_numbers, help="How much each model counts, such as 1,1,2; all the same by default.")
+@click.option("--data", help="Preference pairs, to compare the models on and to take the score statistics from.")
+@click.option("--split", default="train", show_default=True, help="The split, where --data is the name of a dataset.")
+@click.option("--overwrite", is_flag=True, help="Replace the output.")
+@click.option("--allow-different-starts", is_flag=True, help="Merge models that were not trained from the same weights.")
+def command(
+    models: tuple[str, ...],
+    output: Path,
+    weights: list[float] | None,
+    data: str | None,
+    split: str,
+    overwrite: bool,
+    allow_different_starts: bool,
+) -> None:
+    """Average the weights of MODELs (folders, LoRA adapter folders or hub ids) into one model.
+
+    They must be of one architecture and tokenizer, render samples the same way, and be trained from the same weights; what
+    differs is named. With --data, how often each model and the merged one prefer the chosen answer is printed.
+    """
+    from rm_plugins.scoring.merge import merge_models
+
+    rows = None if data is None else list(read_rows(data, split))
+    found: dict[str, PairMetrics] = {}
+    with progress_bar() as bar:
+        task = bar.add_task("Merging", total=len(models))
+
+        def compare(merged: Path) -> ScoreStatistics | None:
+            scores = np.empty(0)
+            for name, folder in [*((model, model) for model in models), (str(output), str(merged))]:
+                pairs = bar.add_task(f"Evaluating {escape(name)}", total=len(rows or ()))
+                found[name], scores = _evaluated(folder, rows or (), partial(bar.advance, pairs))
+            return ScoreStatistics.of(scores, str(data))
+
+        merge_models(
+            models,
+            output,
+            weights=weights,
+            allow_different_starts=allow_different_starts,
+            overwrite=overwrite,
+            statistics=None if rows is None else compare,
+            progress=lambda _: bar.advance(task),
+        )
+    if found:
+        _print(found)
+    click.echo(f"Wrote {output}: the mean of {len(models)} models.", err=True)
+
+
+def _evaluated(
+    model: str, rows: Sequence[Mapping[str, Any]], progress: Callable[[int], None]
+) -> tuple[PairMetrics, FloatArray]:
+    """How a model does on preference pairs, and all of its scores."""
+    provider = SequenceClassifier(model=model)
+    scores: list[FloatArray] = []
+    provider.observer = lambda _, __, batch: scores.append(batch.values)
+    return evaluate_pairs(provider, rows, progress=progress), np.concatenate(scores)
+
+
+def _print(found: Mapping[str, PairMetrics]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("accuracy", "standard error", "ties", "margin"):
+        table.add_column(heading, justify="right")
+    for name, metrics in found.items():
+        numbers = (f"{metrics.accuracy:.4f}", f"{metrics.standard_error:.4f}", f"{metrics.ties:,}", f"{metrics.margin:.4g}")
+        table.add_row(escape(name), *numbers)
+    Console().print(table)
