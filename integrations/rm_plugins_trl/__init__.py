@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rm_plugins_trl.reward_function import RewardFunction, reward_func
     from rm_plugins_trl.reward_model import RewardModel
     from rm_plugins_trl.reward_trainer import RewardTrainer
+    from rm_plugins_trl.reward_watch import RewardWatch
 
 __all__ = [
     "PPOConfig",
@@ -17,6 +18,7 @@ __all__ = [
     "RewardFunction",
     "RewardModel",
     "RewardTrainer",
+    "RewardWatch",
     "reward_func",
 ]
 
@@ -27,6 +29,7 @@ _HOMES = {
     "RewardFunction": "reward_function",
     "RewardModel": "reward_model",
     "RewardTrainer": "reward_trainer",
+    "RewardWatch": "reward_watch",
     "reward_func": "reward_function",
 }
 

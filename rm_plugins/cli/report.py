@@ -1,0 +1,56 @@
+"""``rm-plugins report``."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rm_plugins.cli.report_page import FIGURES, report_page
+from rm_plugins.evaluation.journal_summary import RewardSummary, summarize
+from rm_plugins.files import write_atomically
+from rm_plugins.journal import read_journal
+
+__all__ = ["command"]
+
+
+@click.command("report")
+@click.argument("journal", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The page; JOURNAL/report.html by default.")
+@click.option("--last", type=click.IntRange(min=1), help="Look at the last N steps alone, as if the training began there.")
+@click.option(
+    "--window", default=50, show_default=True, help="How many steps to compare with as many; as RewardWatch was given."
+)
+def command(journal: Path, output: Path | None, last: int | None, window: int) -> None:
+    """Say how a reward did in a training, from the JOURNAL that RewardWatch wrote.
+
+    Prints a summary and the signs that the policy exploits the reward, and writes a page with curves and completions.
+    """
+    steps = read_journal(journal)
+    summary = summarize(steps if last is None else deque(steps, last), window=window)
+    for reward in summary.rewards:
+        _print(reward)
+    out = output or journal / "report.html"
+    write_atomically(out, report_page(summary, f"Rewards in {journal}"))
+    click.echo(f"Wrote {out}.", err=True)
+
+
+def _print(summary: RewardSummary) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"[bold]{escape(summary.reward)}[/bold]", overflow="fold")
+    table.add_column(f"first {summary.compared} steps", justify="right")
+    table.add_column(f"last {summary.compared} steps", justify="right")
+    for name, title in FIGURES.items():
+        if name in summary.early and name in summary.recent:
+            table.add_row(title, f"{summary.early[name]:.4g}", f"{summary.recent[name]:.4g}")
+    Console().print(table)
+    click.echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
+    for found in summary.evidence:
+        click.echo(f"warning, step {found.step}: {found.message}")
+    if not summary.evidence:
+        click.echo("No sign that the policy exploits this reward.")
+    click.echo()

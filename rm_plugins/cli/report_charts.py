@@ -1,0 +1,88 @@
+"""Curves over the steps of a training, as SVG that stands in a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.errors import MissingDependencyError
+from rm_plugins.evaluation.journal_summary import Curve
+from rm_plugins.types import FloatArray
+
+__all__ = ["curves_svg"]
+
+COLOURS = ("#3b82c4", "#d97706", "#0d9668", "#c026d3", "#dc2626", "#64748b", "#8b5cf6", "#a3a300")
+"""Told apart on white and on black."""
+
+_TEXT = "#010203"  # in whose place the page's own colour of text is put
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rm-plugins",
+    "font.size": 10,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _TEXT),
+}
+
+
+def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, marks: Sequence[int] = ()) -> str:
+    """Draw curves: each step's value, faint if there is only one curve, and a running mean.
+
+    Args:
+        curves: What to draw, by the name in the legend.
+        spread: Half the width of a band around the first curve.
+        marks: Steps to mark with a vertical line.
+
+    Returns:
+        An ``<svg>`` element without size, which takes the width that it is given.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("The page of the report needs matplotlib: pip install 'rm-plugins[report]'.") from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 2.5), layout="constrained")
+        axis = figure.subplots()
+        for (name, curve), colour in zip(curves.items(), _cycled(len(curves)), strict=True):
+            mean = _running_mean(curve.values)
+            if spread is not None and colour == COLOURS[0] and list(spread.steps) == list(curve.steps):
+                width = _running_mean(spread.values)
+                axis.fill_between(curve.steps, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
+            if len(curves) == 1:
+                axis.plot(curve.steps, curve.values, color=colour, alpha=0.35, linewidth=0.8)
+            marker = "o" if len(curve.steps) == 1 else None
+            axis.plot(curve.steps, mean, marker=marker, color=colour, linewidth=2 if colour == COLOURS[0] else 1.2, label=name)
+        for step in marks:
+            axis.axvline(step, color=COLOURS[4], linewidth=1, linestyle=(0, (2, 2)))
+        axis.grid(alpha=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_alpha(0.4)
+        if len(curves) > 1:
+            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawn = file.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(_TEXT, "currentColor")
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", drawn, count=2)
+
+
+def _cycled(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def _running_mean(values: FloatArray) -> FloatArray:
+    """The mean of the last steps at each step: of one in 25 of all."""
+    length = max(1, len(values) // 25)
+    known = ~np.isnan(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known).astype(np.float64)
+    for totals in (sums, counts):
+        totals[length:] -= totals[:-length].copy()
+    means: FloatArray = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
