@@ -22,7 +22,7 @@ from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.types import Aggregate, LocalPath, Provider, Transform
 
-__all__ = ["SPEC_VARIABLE", "component", "load", "named_rewards"]
+__all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "named_rewards"]
 
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
@@ -64,7 +64,7 @@ def load(
         ModelError: The folder or hub id holds no usable reward model.
     """
     registry = registry or default_registry()
-    provider = _Builder(registry, Path.cwd()).provider(spec, "", settings)
+    provider = SpecBuilder(registry, Path.cwd()).provider(spec, "", settings)
     if provider is not spec:
         provider.observer = registry.scored
     return provider
@@ -77,7 +77,7 @@ def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Re
         SpecError: An argument is unknown, missing or of the wrong type.
         UnknownNameError: Nobody registered the name.
     """
-    return _Builder(registry or default_registry(), Path.cwd()).component(kind, spec, kind)
+    return SpecBuilder(registry or default_registry(), Path.cwd()).component(kind, spec, kind)
 
 
 def named_rewards() -> Mapping[str, Any]:
@@ -111,7 +111,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-class _Builder:
+class SpecBuilder:
     """Builds one spec and what is nested in it.
 
     Args:
@@ -130,12 +130,12 @@ class _Builder:
             int
         ] = []  # the mappings that are being built, by identity: YAML's anchors can make a mapping hold itself
 
-    def inside(self, file: Path, path: str, reward: str = "") -> _Builder:
+    def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
         """The builder of the spec in a file, or of one named reward in it."""
         entered = (*self.within, f"{file.resolve()}:{reward}" if reward else str(file.resolve()))
         if entered[-1] in self.within:
             raise self.error(path, f"the spec contains itself: {' > '.join(entered)}.")
-        return _Builder(self.registry, file.resolve().parent, str(file), entered)
+        return SpecBuilder(self.registry, file.resolve().parent, str(file), entered)
 
     def error(self, path: str, message: str) -> SpecError:
         where = ": ".join(part for part in (self.source, path) if part)
@@ -200,11 +200,11 @@ class _Builder:
         if "provider" not in arguments:
             known = ", ".join(sorted(self.registry.all("provider")))
             raise self.error(path, f"the key 'provider' is missing. Allowed values: {known}.")
-        cls = self.lookup("provider", arguments.pop("provider"), _join(path, "provider"))
+        cls = self.lookup("provider", arguments.pop("provider"), join_path(path, "provider"))
         shared = {key: arguments.pop(key) for key in SHARED_KEYS if key in arguments}
         label = shared.get("name")
         if label is not None and not isinstance(label, str):
-            raise self.error(_join(path, "name"), f"must be text, not {label!r}.")
+            raise self.error(join_path(path, "name"), f"must be text, not {label!r}.")
         provider: Provider
         provider, written = self.construct(cls, arguments, path, also=SHARED_KEYS)
         provider.where = ": ".join(filter(None, (self.source, path)))
@@ -212,12 +212,12 @@ class _Builder:
             provider.label = label
             written["name"] = label
         if shared.get("transform") is not None:
-            where = _join(path, "transform")
+            where = join_path(path, "transform")
             provider.transform = self.component("transform", shared["transform"], where)
             with self.errors_at(where):
                 provider.transform.bind(provider)
             written["transform"] = _written(provider.transform)
-        self.set_on_error(provider, shared.get("on_error", "raise"), _join(path, "on_error"))
+        self.set_on_error(provider, shared.get("on_error", "raise"), join_path(path, "on_error"))
         if provider.fallback is not None:
             written["on_error"] = {"fallback": _written(provider.fallback)}
         elif provider.on_error != "raise":
@@ -227,7 +227,7 @@ class _Builder:
 
     def set_on_error(self, provider: Provider, policy: object, path: str) -> None:
         if isinstance(policy, Mapping) and set(policy) == {"fallback"}:
-            provider.fallback = self.provider(policy["fallback"], _join(path, "fallback"))
+            provider.fallback = self.provider(policy["fallback"], join_path(path, "fallback"))
         elif policy in ("raise", "abstain"):
             provider.on_error = policy
         else:
@@ -241,7 +241,7 @@ class _Builder:
             if "name" not in arguments:
                 known = ", ".join(sorted(self.registry.all(kind)))
                 raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
-            cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else _join(path, "name"))
+            cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else join_path(path, "name"))
             found, written = self.construct(cls, arguments, path, also=("name",))
             if isinstance(found, (Transform, Aggregate)):
                 found.spec = {"name": cls.name, **written}
@@ -264,7 +264,7 @@ class _Builder:
         """`cls` called with `arguments`, which are checked against its constructor's annotations; and these, written out."""
         schema = _schema(cls)  # type: ignore[arg-type]  # a class is hashable
         resolved = {
-            key: self.resolve(schema[key], value, _join(path, key)) if key in schema else value
+            key: self.resolve(schema[key], value, join_path(path, key)) if key in schema else value
             for key, value in arguments.items()
         }
         try:
@@ -287,7 +287,7 @@ class _Builder:
         try:
             yield
         except SpecError as error:
-            raise self.error(_join(path, error.key) if error.key else path, error.message) from error.__cause__
+            raise self.error(join_path(path, error.key) if error.key else path, error.message) from error.__cause__
 
     def problems(self, error: ValidationError, what: str, path: str, allowed: Sequence[str]) -> str:
         """One line for every key that is wrong."""
@@ -303,7 +303,7 @@ class _Builder:
                     message = f"{found['msg'][:1].lower()}{found['msg'][1:]}, not {found['input']!r:.80}."
             # Behind the key come positions and, for a union, one entry a branch.
             positions = [part for part in found["loc"][1:] if isinstance(part, int)]
-            where = "".join([_join(path, key), *(f"[{position}]" for position in positions)])
+            where = "".join([join_path(path, key), *(f"[{position}]" for position in positions)])
             messages.setdefault(where, []).append(message)
         return "\n".join(str(self.error(where, " Or: ".join(found))) for where, found in messages.items())
 
@@ -325,9 +325,9 @@ class _Builder:
         if not _announces(annotation):
             return value
         if isinstance(value, Mapping) and len(parts) == 2:
-            return {key: self.resolve(parts[1], item, _join(path, key)) for key, item in value.items()}
+            return {key: self.resolve(parts[1], item, join_path(path, key)) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.resolve(parts[0], item, _join(path, position)) for position, item in enumerate(value)]
+            return [self.resolve(parts[0], item, join_path(path, position)) for position, item in enumerate(value)]
         return value
 
     def local(self, value: Any, path: str) -> Any:
@@ -355,7 +355,8 @@ def _written(value: Any) -> Any:
     return value
 
 
-def _join(path: str, part: object) -> str:
+def join_path(path: str, part: object) -> str:
+    """The path in a spec of a key or a position behind `path`."""
     if isinstance(part, int):
         return f"{path}[{part}]"
     return f"{path}.{part}" if path else str(part)

@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
     from rm_plugins_trl.reward_function import Spec
 
@@ -95,7 +95,8 @@ class PPOTrainer(TrlPPOTrainer):
       chat template). TRL's datasets of ``input_ids`` work too; their prompt is the decoded ids, if there is no ``prompt``;
     - tokenizer, reward, reference and value model have defaults;
     - each log has ``rewards/LABEL/mean``, ``std`` (unbiased), ``min`` and ``max`` of the rewards since the last, before any
-      penalty of the trainer's, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`.
+      penalty of the trainer's, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`;
+    - a checkpoint's ``trainer_state.json`` has what the reward has learned (see `RewardInTraining`).
 
     Args:
         model: The policy, or its folder or hub id, which is loaded in float32.
@@ -171,9 +172,9 @@ class PPOTrainer(TrlPPOTrainer):
             self._label = reward.provider.label
             self._metrics = reward.provider.metrics
             if train_prompts is not None:
-                self.dataloader = _AnnouncedBatches(self.dataloader, train_prompts, reward, self._observe)
+                self.dataloader = _AnnouncedBatches(self.dataloader, train_prompts, reward, self._state, self._observe)
             if eval_prompts is not None:
-                self.eval_dataloader = _AnnouncedBatches(self.eval_dataloader, eval_prompts, reward, _ignore)
+                self.eval_dataloader = _AnnouncedBatches(self.eval_dataloader, eval_prompts, reward, self._state, None)
 
     def train(self) -> None:
         """Train.
@@ -197,6 +198,9 @@ class PPOTrainer(TrlPPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the statistics of the rewards since the last one; every process must call it."""
         super().log({**logs, **self._reward_metrics()}, start_time)
+
+    def _state(self) -> TrainerState:
+        return self.state
 
     def _observe(self, scores: rm.Scores) -> None:
         kept = {name: scores.metadata[name] for name in self._metrics if name in scores.metadata}
@@ -297,17 +301,25 @@ class _AnnouncedBatches:
     Nothing before it could: accelerate's loaders collate one batch ahead. All else that is asked of it, the loader answers.
     """
 
-    def __init__(self, loader: Any, prompts: _Prompts, reward_model: RewardModel, observe: Callable[[rm.Scores], None]) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        prompts: _Prompts,
+        reward_model: RewardModel,
+        training: Callable[[], TrainerState],
+        observe: Callable[[rm.Scores], None] | None,
+    ) -> None:
         self.loader = loader
         self.prompts = prompts
         self.reward_model = reward_model
+        self.training = training
         self.observe = observe
         prompts.prompt(0)  # ids that cannot be read back show before training
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             prompts = [self.prompts.prompt(number) for number in batch[_ROW].tolist()]
-            rollout = Rollout(batch["input_ids"], prompts, self.observe)
+            rollout = Rollout(batch["input_ids"], prompts, self.observe, self.training())
             self.reward_model.rollout = rollout
             try:
                 yield batch
@@ -323,10 +335,6 @@ class _AnnouncedBatches:
         if name == "loader":  # not there yet, while a copy is being made
             raise AttributeError(name)
         return getattr(self.loader, name)
-
-
-def _ignore(scores: rm.Scores) -> None:
-    """Rewards of evaluation samples are in the table that TRL prints, not in the training metrics."""
 
 
 def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:

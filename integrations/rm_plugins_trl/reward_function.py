@@ -6,13 +6,20 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
+from rm_plugins.processes import all_gathered
+from rm_plugins.reward_state import restore_reward_state, reward_state
+from rm_plugins.types import FloatArray
 from rm_plugins.wire import values_to_json
+from rm_plugins_trl.reward_in_training import RewardInTraining
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 __all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func"]
 
@@ -21,7 +28,7 @@ Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., A
 
 _TAKEN = ("mean", "std", "min", "max", "abstained")
 """Names of the trainers' own metrics of a reward."""
-_NOT_COLUMNS = ("trainer_state", "environments")
+_NOT_COLUMNS = ("environments",)
 
 
 def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
@@ -41,17 +48,23 @@ def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
 class RewardFunction:
     """What `reward_func` returns: a callable with TRL's reward signature.
 
-    It can be pickled: another process loads the same spec anew. An abstention is TRL's ``None``.
+    It can be pickled: another process loads the same spec anew, and goes on from what this one has learned. An abstention is TRL's
+    ``None``. What the provider learns while scoring is kept by the trainer's checkpoints, and goes on when one is resumed from.
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
         name: The name in metrics.
     """
 
+    watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
+    """Called after every batch that was scored in this process, with the trainer's state if there is one; no part of a copy."""
+
     def __init__(self, spec: Spec, name: str | None = None) -> None:
         self.spec = spec
         self.provider = rm.load(spec)
         self.__name__ = name or self.provider.label
+        self.watchers = []
+        self._scorer = RewardInTraining(self.provider, self.__name__)
         self._warned = False
 
     def __call__(
@@ -61,6 +74,7 @@ class RewardFunction:
         *,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        trainer_state: TrainerState | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """Score one batch of a trainer.
@@ -70,27 +84,24 @@ class RewardFunction:
             completions: Text or message lists, [N].
             log_extra: TRL's hook for columns of the completions table: gets every detail of the scores.
             log_metric: TRL's hook for scalars: gets every detail's mean, the share of abstentions, and the provider's own `metrics`.
+            trainer_state: How far the training is, and what its checkpoints keep.
             columns: The dataset's other columns, each a list [N], which become `Sample.columns`.
 
         Returns:
             One reward per sample, None where the provider abstains.
 
         Raises:
-            DataError: A column or the completions differ in number from the prompts.
+            DataError: A column or the completions differ in number from the prompts, or the training goes on from a checkpoint of
+                another reward.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
-        in_training = "trainer_state" in columns
         samples = _samples(prompts, completions, columns)
-        scores = self.provider.score(samples)
-        # Every process must log the same names in every batch, or TRL's gathering waits for ever.
-        if log_metric is not None:
-            log_metric(f"rewards/{self.__name__}/abstained", float(scores.abstained.mean()))
-            for detail, values in scores.details.items():
-                mean = float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-                log_metric(f"rewards/{self.__name__}/{detail_metric(detail)}", mean)
-            for metric in self.provider.metrics:
-                log_metric(f"rewards/{self.__name__}/{metric}", float(scores.metadata.get(metric, math.nan)))
-        elif in_training and scores.abstained.any() and not self._warned:
+        scores = self._scorer.score(samples, trainer_state)
+        for watcher in self.watchers:
+            watcher(samples, scores, trainer_state)
+        if log_metric is not None or log_extra is not None:
+            self._log(scores, log_metric or _ignore, log_extra or _ignore)
+        if log_metric is None and trainer_state is not None and scores.abstained.any() and not self._warned:
             self._warned = True
             warnings.warn(
                 f"The reward {self.__name__!r} abstained on {int(scores.abstained.sum())} of {len(samples)} samples, and this "
@@ -98,16 +109,25 @@ class RewardFunction:
                 "`on_error: {fallback: SPEC}` for failures, keep made-up ones out.",
                 stacklevel=2,
             )
-        if log_extra is not None:
-            for detail, values in scores.details.items():
-                log_extra(f"{self.__name__}/{detail}", values_to_json(values))
         return values_to_json(scores.values)
 
+    def _log(
+        self, scores: rm.Scores, log_metric: Callable[[str, float], None], log_extra: Callable[[str, list[Any]], None]
+    ) -> None:
+        details = _shared_details(scores)
+        means = {detail_metric(detail): _mean(values) for detail, values in details.items()}
+        others = {metric: float(scores.metadata.get(metric, math.nan)) for metric in self.provider.metrics}
+        for metric, value in {"abstained": _mean(scores.abstained.astype(np.float64)), **means, **others}.items():
+            log_metric(f"rewards/{self.__name__}/{metric}", value)
+        for detail, values in details.items():
+            log_extra(f"{self.__name__}/{detail}", values_to_json(values))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "name": self.__name__}
+        return {"spec": self.spec, "name": self.__name__, "learned": reward_state(self.provider)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["spec"], state["name"])  # type: ignore[misc]  # load the spec in this process
+        restore_reward_state(self.provider, state["learned"])
 
     def __repr__(self) -> str:
         return f"<reward {self.__name__!r}: {self.provider.name}>"
@@ -122,6 +142,23 @@ def detail_metric(detail: str) -> str:
     ('member/0', 'std/mean')
     """
     return f"{detail}/mean" if detail in _TAKEN else detail
+
+
+def _shared_details(scores: rm.Scores) -> Mapping[str, FloatArray]:
+    """The details of a batch, those that only other processes have as NaN: what not all log makes TRL's gathering wait for ever."""
+    gathered = all_gathered(list(scores.details))
+    if len(gathered) == 1:
+        return scores.details
+    missing = np.full(len(scores), np.nan)
+    return {name: scores.details.get(name, missing) for name in sorted(set().union(*gathered))}
+
+
+def _mean(values: FloatArray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def _ignore(name: str, value: Any) -> None:
+    """What a trainer without a hook logs."""
 
 
 def _samples(prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]) -> list[rm.Sample]:

@@ -14,9 +14,10 @@ from trl import maybe_apply_chat_template
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
+from rm_plugins_trl.reward_in_training import RewardInTraining
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerState
 
     from rm_plugins_trl.reward_function import Spec
 
@@ -33,12 +34,14 @@ class Rollout:
     Args:
         prompt_ids: int64 [B, context], padded on the left.
         prompts: The prompt of each row with its columns, as samples without a completion, [B].
-        observe: Called with the scores of every chunk.
+        observe: Called with the scores of every chunk; None in an evaluation.
+        training: The trainer's state.
     """
 
     prompt_ids: torch.Tensor
     prompts: Sequence[rm.Sample]
-    observe: Callable[[rm.Scores], None]
+    observe: Callable[[rm.Scores], None] | None
+    training: TrainerState | None = None
     taken: int = 0
 
     def take(self, ids: torch.Tensor) -> tuple[Sequence[rm.Sample], int]:
@@ -86,6 +89,9 @@ class RewardModel(nn.Module):
     """
 
     base_model_prefix = "backbone"
+    watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
+    """Called after every batch that was scored in this process, with the trainer's state if there is one, but not for a trainer's
+    evaluation; no part of a copy."""
 
     def __init__(
         self,
@@ -99,6 +105,8 @@ class RewardModel(nn.Module):
                 "The policy's tokenizer has no padding token. Set one first, such as `tokenizer.pad_token = tokenizer.eos_token`."
             )
         self.provider = rm.load(spec)
+        self.watchers = []
+        self._scorer = RewardInTraining(self.provider, self.provider.label)
         self.processing_class = processing_class
         self.config = PretrainedConfig(name_or_path=self.provider.label)
         self.score = nn.Identity()
@@ -131,7 +139,9 @@ class RewardModel(nn.Module):
         pad = self.processing_class.pad_token_id
         # TRL masks by `ids != pad` and writes 0 there; undoing that restores an EOS inside a prompt where EOS is the padding.
         ids = input_ids if attention_mask is None else torch.where(attention_mask.bool(), input_ids, pad)
-        scores = self.provider.score(self._samples(ids))
+        samples = self._samples(ids)
+        training = None if self.rollout is None else self.rollout.training
+        scores = self._scorer.score(samples, training)
         abstained = scores.abstained.nonzero()[0].tolist()
         if abstained:
             raise ScoringError(
@@ -140,7 +150,10 @@ class RewardModel(nn.Module):
                 "have failures scored by another reward; a reward that abstains by its own choice must give a number here.",
                 rows=abstained,
             )
-        if self.rollout is not None:
+        if self.rollout is None or self.rollout.observe is not None:
+            for watcher in self.watchers:
+                watcher(samples, scores, training)
+        if self.rollout is not None and self.rollout.observe is not None:
             self.rollout.observe(scores)
         rewards = torch.tensor(scores.values, dtype=torch.float32, device=input_ids.device)[:, None]
         repeated = rewards[:, None].expand(-1, input_ids.shape[1], -1)
@@ -160,7 +173,7 @@ class RewardModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A trainer's batch means nothing in another process, and holds on to the trainer.
-        return {**self.__dict__, "rollout": None}
+        return {**self.__dict__, "rollout": None, "watchers": []}
 
 
 def prompt_of(row: Mapping[str, Any], where: str) -> rm.Sample:

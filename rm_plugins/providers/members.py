@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.errors import ScoringError
+from rm_plugins.ranks import prompt_groups, ranks_in_groups
 from rm_plugins.types import Aggregate, FloatArray, OnError, Provider, Sample, Scores, Transform
 
-__all__ = ["combined", "prompt_groups", "rank_disagreement", "score_side_by_side", "summed_work", "warn_without_common_scale"]
+__all__ = ["combined", "rank_disagreement", "score_side_by_side", "summed_work", "warn_without_common_scale"]
 
 _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
 """Entries of `Scores.metadata` that add up over members."""
@@ -116,38 +116,12 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
     Returns:
         NaN for a completion that has no other to be compared with, or has not the scores of two members.
     """
-    ranks = np.full(members.shape, np.nan)
-    for rows in prompt_groups(samples):
-        for member, scores in enumerate(members[:, rows]):
-            known = np.flatnonzero(~np.isnan(scores))
-            if len(known) > 1:
-                ranks[member, np.asarray(rows)[known]] = _mean_ranks(scores[known]) / (len(known) - 1)
+    groups = prompt_groups(samples)
+    ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
     comparable = (~np.isnan(ranks)).sum(axis=0) > 1
     found = np.full(len(samples), np.nan)
     found[comparable] = np.nanstd(ranks[:, comparable], axis=0)
     return found
-
-
-def _mean_ranks(scores: FloatArray) -> FloatArray:
-    """The places of scores in ascending order, from 0, equal ones sharing their mean, [n]."""
-    _, first, group, count = np.unique(np.sort(scores), return_index=True, return_inverse=True, return_counts=True)
-    ranks = (first + (count - 1) / 2)[group]
-    found: FloatArray = np.empty(len(scores))
-    found[np.argsort(scores, kind="stable")] = ranks
-    return found
-
-
-def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
-    """The rows of each different prompt, in the order of their first one.
-
-    >>> prompt_groups([Sample("a", "1"), Sample("b", "2"), Sample("a", "3")])
-    [[0, 2], [1]]
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, sample in enumerate(samples):
-        key = sample.prompt if isinstance(sample.prompt, str) else json.dumps(sample.prompt, sort_keys=True, default=repr)
-        groups[key].append(row)
-    return list(groups.values())
 
 
 def summed_work(parts: Iterable[Scores]) -> dict[str, float]:

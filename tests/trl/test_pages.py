@@ -24,7 +24,6 @@ from trl import __version__ as trl_version
 from rm_plugins.cli import main
 from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.spec import component
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.trl.conftest import newest_trl, write_jsonl
 
@@ -175,18 +174,6 @@ def test_every_key_of_the_classifier_is_documented() -> None:
     page = (ROOT / "docs" / "providers" / "sequence-classifier.md").read_text(encoding="utf-8")
     keys = page.partition("## Keys")[2].partition("A model with several labels")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == set(inspect.signature(SequenceClassifier).parameters)
-
-
-def test_every_transform_is_documented() -> None:
-    import inspect
-
-    page = (ROOT / "docs" / "specs.md").read_text(encoding="utf-8").partition("## Transforms")[2]
-    rows = dict(re.findall(r"^\| `([a-z]+)` \| ([^|]*) \|", page, re.MULTILINE))
-    listed = json.loads(CliRunner().invoke(main, ["list", "transforms", "--json"]).output)["registered"]
-    assert set(rows) == {found["name"] for found in listed if found["plugin"] == "rm_plugins.transforms"}
-    for name, arguments in rows.items():
-        cls = type(component("transform", {"name": name, **({"low": 0.0} if name == "clip" else {})}))
-        assert re.findall(r"`(\w+)`", arguments) == list(inspect.signature(cls).parameters)
 
 
 def test_the_program_is_installed() -> None:

@@ -1,0 +1,263 @@
+"""Finds the statistics of a spec's transforms in the reward's own scores, and writes them down."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import DataError, RmPluginsError, SpecError
+from rm_plugins.providers.cached import Cached
+from rm_plugins.providers.ensemble import Ensemble
+from rm_plugins.providers.fallback import Fallback
+from rm_plugins.registry import Registry, default_registry
+from rm_plugins.scoring.score_cache import MEMORY
+from rm_plugins.spec import SpecBuilder, join_path
+from rm_plugins.transforms import Chain, FittedTransform
+from rm_plugins.types import FloatArray, Provider, Sample, Transform
+
+__all__ = ["Calibrated", "Calibration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What was found for one transform.
+
+    Args:
+        path: Its path in the spec.
+        transform: Its name.
+        statistics: What its spec has now.
+        scores: How many scores they were measured on.
+        abstained: How many samples had no score.
+    """
+
+    path: str
+    transform: str
+    statistics: Mapping[str, float]
+    scores: int
+    abstained: int
+
+
+class Calibration:
+    """A reward whose transforms take their statistics from the first batch that they reshape, whatever their spec says.
+
+    Args:
+        spec: Text, a path or a mapping, as `rm_plugins.load` takes it.
+        transform: Where nothing in the spec takes statistics, what each member of its ensembles is given behind the transform that
+            it has: each provider of an `ensemble`, each member that is part of one model; the reward itself where there are none.
+        registry: Where names are looked up; the installed plug-ins by default.
+
+    Raises:
+        SpecError: The spec is wrong, or a transform in it learns while scoring.
+    """
+
+    def __init__(
+        self,
+        spec: str | Path | Mapping[str, Any],
+        *,
+        transform: str | Mapping[str, Any] = "zscore",
+        registry: Registry | None = None,
+    ) -> None:
+        self.registry = registry or default_registry()
+        self.transform = transform
+        self._build(spec)
+
+    def fit(self, samples: Sequence[Sample], on_scored: Callable[[Provider], None] | None = None) -> list[Calibrated]:
+        """Score samples, each transform reshaping the scores of what is calibrated beneath it.
+
+        A part that is asked about some samples only because others are left to another part (a fallback) or are known already (a
+        cache) is calibrated with all of them.
+
+        Args:
+            samples: What the statistics are found in.
+            on_scored: Called whenever a part of the reward has scored.
+
+        Raises:
+            DataError: There is no sample, or a transform has no scores, or none that it can use.
+            ScoringError: The reward failed.
+            SpecError: The transform that members are given takes no statistics.
+        """
+        if not samples:
+            raise DataError("There is no sample to calibrate with.")
+        if not self._fitting:
+            self._give_transforms(samples[0])
+        parts = dict(self.provider.walk())
+        for part in parts.values():
+            part.observer = None if on_scored is None else lambda scored, samples, scores: on_scored(scored)
+        for path, part in parts.items():
+            if _sees_some(path, parts) and any(found.path.startswith(path) for found in self._fitting):
+                part.score(samples)
+        self.provider.score(samples)
+        for found in self._fitting:
+            if found.statistics is None:  # it is of a part that was not asked at all, such as what is behind a closed gate
+                parts[max((path for path in parts if found.path.startswith(path)), key=len)].score(samples)
+        return [found.calibrated() for found in self._fitting]
+
+    def spec(self, folder: Path) -> dict[str, Any]:
+        """The whole spec with the statistics that were found, for a file in `folder`.
+
+        Nested files are written out; local paths are relative to the folder where they lie in it, else absolute.
+        """
+        found: dict[str, Any] = _portable(self.provider.spec, folder.resolve())
+        return found
+
+    def _build(self, spec: str | Path | Mapping[str, Any]) -> None:
+        self._fitting: list[_Fitting] = []
+        self._builder = _CalibratingBuilder(self.registry, Path.cwd(), fitting=self._fitting)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The aggregate .* compares members")  # on one scale they will be
+            self.provider = self._builder.provider(spec, "")
+
+    def _give_transforms(self, sample: Sample) -> None:
+        several = self._name_member_transforms(sample)
+        if several:  # a model is made with its members' transforms
+            spec = _written(self.provider)
+            del self.provider  # two of a large model may be more than fit
+            self._build(spec)
+        ensembles = [(path, part) for path, part in self.provider.walk() if isinstance(part, Ensemble)]
+        for path, ensemble in ensembles:
+            for place, member in enumerate(ensemble.members):
+                self._give(member, f"{path}.members[{place}]" if path else f"members[{place}]")
+        if not several and not ensembles:
+            self._give(self.provider, "")
+
+    def _name_member_transforms(self, sample: Sample) -> bool:
+        """Write a transform for each member into the specs of models that have several; returns whether there are any."""
+        named = False
+        for _, part in self.provider.walk():
+            if (count := _members_of_one_model(part, sample)) > 1:
+                _written(part)["member_transforms"] = [self.transform] * count
+                named = True
+        return named
+
+    def _give(self, provider: Provider, path: str) -> None:
+        before = provider.transform
+        place = "transform" if before is None else "transform.transforms[1]"
+        given = self._builder.component("transform", self.transform, f"{path}.{place}" if path else place)
+        if not isinstance(given, _Fitting):
+            raise SpecError(f"{given.name!r} takes no statistics, so that there is nothing to calibrate.", key="transform")
+        given.bind(provider)
+        provider.transform = given if before is None else Chain(transforms=[before, given])
+        written = given.spec if before is None else {"name": Chain.name, "transforms": [before.spec, given.spec]}
+        provider.transform.spec = _written(provider)["transform"] = written
+
+
+class _CalibratingBuilder(SpecBuilder):
+    """Builds transforms that fit themselves, and remembers which texts were local paths."""
+
+    def __init__(self, *arguments: Any, fitting: list[_Fitting], at: str = "") -> None:
+        super().__init__(*arguments)
+        self.fitting = fitting
+        self.at = at
+
+    def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
+        found = super().inside(file, path, reward)
+        at = join_path(self.at, path) if path else self.at
+        return _CalibratingBuilder(found.registry, found.folder, found.source, found.within, fitting=self.fitting, at=at)
+
+    def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
+        if spec.get("provider") != Cached.name:
+            return super().from_mapping(spec, path)
+        found = super().from_mapping({**spec, "path": MEMORY}, path)  # what is scored now is none of what a file keeps
+        _written(found)["path"] = spec.get("path", MEMORY)
+        return found
+
+    def component(self, kind: str, spec: object, path: str) -> Any:
+        found = super().component(kind, spec, path)
+        if isinstance(found, Transform) and found.state():
+            raise self.error(
+                path, f"{found.name!r} learns while scoring, so that nothing can be calibrated beforehand. Leave that out."
+            )
+        if not isinstance(found, FittedTransform) or found.spec is None:
+            return found
+        fitting = _Fitting(found, join_path(self.at, path) if self.at else path)
+        self.fitting.append(fitting)
+        return fitting
+
+    def local(self, value: Any, path: str) -> Any:
+        found = super().local(value, path)
+        return _LocalText(found) if isinstance(found, str) and Path(found).is_absolute() else found
+
+
+class _LocalText(str):
+    """The absolute path of a file or folder."""
+
+
+class _Fitting(Transform):
+    """A transform that fits itself to the first scores that it is given, and then reshapes them."""
+
+    name: ClassVar[str] = "fitting"
+
+    def __init__(self, transform: FittedTransform, path: str) -> None:
+        self._transform = transform
+        self._called = "a reward"
+        self.path = path
+        self.spec = transform.spec
+        self.statistics: Mapping[str, float] | None = None
+        self.scores = 0
+        self.abstained = 0
+
+    def bind(self, provider: Provider) -> None:
+        self._called = provider.called
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        if self.statistics is None:
+            try:
+                self.statistics = self._transform.fit(values)
+            except RmPluginsError as error:
+                raise DataError(
+                    f"{self.path}: {self._transform.name!r} of {self._called} cannot be calibrated: {error}"
+                ) from error
+            self.abstained = int(np.isnan(values).sum())
+            self.scores = len(values) - self.abstained
+            # What this is in has this very mapping in its own spec.
+            written = _written(self)
+            written.pop("reference", None)
+            written.update(self.statistics)
+        return self._transform(values, samples)
+
+    def calibrated(self) -> Calibrated:
+        if self.statistics is None:
+            raise DataError(
+                f"{self.path}: {self._transform.name!r} of {self._called} cannot be calibrated: it was given no scores."
+            )
+        return Calibrated(self.path, self._transform.name, dict(self.statistics), self.scores, self.abstained)
+
+
+def _written(part: Provider | Transform) -> dict[str, Any]:
+    """The spec of a part, which the builder has made, and which the spec of what it is in holds."""
+    assert isinstance(part.spec, dict)
+    return part.spec
+
+
+def _sees_some(path: str, parts: Mapping[str, Provider]) -> bool:
+    """Whether a part is asked only about what another one leaves over, or what is not known already."""
+    if path.endswith("on_error.fallback"):
+        return True
+    outer, _, name = path.rpartition(".")
+    around = parts.get(outer) if path else None
+    return isinstance(around, Cached) or (isinstance(around, Fallback) and name != "members[0]")
+
+
+def _members_of_one_model(provider: Provider, sample: Sample) -> int:
+    """How many members a provider has that could each have a transform."""
+    if "member_transforms" not in inspect.signature(type(provider)).parameters:
+        return 0
+    details = provider.score([sample]).details
+    return sum(1 for number in range(len(details)) if f"member/{number}" in details)
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    if isinstance(value, _LocalText):
+        path = Path(value).parent.resolve() / Path(value).name
+        return f"./{path.relative_to(folder)}" if path.is_relative_to(folder) else str(path)
+    if isinstance(value, Mapping):
+        return {key: _portable(item, folder) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(item, folder) for item in value]
+    return value

@@ -1,0 +1,78 @@
+"""``rm-plugins calibrate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import click
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import rm_plugins as rm
+from rm_plugins.calibration import Calibrated, Calibration
+from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.data import read_rows, row_samples
+from rm_plugins.errors import DataError
+from rm_plugins.files import write_atomically
+
+__all__ = ["command"]
+
+
+@click.command("calibrate")
+@click.argument("spec")
+@click.argument("file")
+@click.option("-o", "--output", help="Where to write (.yaml); SPEC.calibrated.yaml by default.")
+@click.option(
+    "--transform", default="zscore", show_default=True, help="What members get where nothing in SPEC takes statistics."
+)
+@click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first N rows.")
+@click.option("--overwrite", is_flag=True, help="Replace the output.")
+def command(spec: str, file: str, output: str | None, transform: str, split: str, limit: int | None, overwrite: bool) -> None:
+    """Find the statistics of SPEC's transforms in its scores of FILE, and write SPEC with them.
+
+    FILE has rows as for `rm-plugins score`. Every transform in SPEC that takes statistics (zscore, min-max, log-sigmoid-centred,
+    par) gets them; where there is none, each member of SPEC's ensembles, or SPEC itself, gets the one that --transform names. The
+    output is a spec of its own: nested files are written out.
+    """
+    out = Path(output) if output is not None else _beside(spec)
+    if out.suffix not in (".yaml", ".yml"):
+        raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+    samples = list(_samples(file, split, limit))
+    if not samples:
+        raise DataError(f"{file} has no row to calibrate with.")
+    calibration = Calibration(spec, transform=transform)
+    with progress_bar() as bar:
+        task = bar.add_task(f"Scoring {len(samples):,} samples", total=sum(1 for _ in calibration.provider.walk()))
+        found = calibration.fit(samples, lambda scored: bar.advance(task))
+    text = yaml.safe_dump(calibration.spec(out.parent), sort_keys=False, allow_unicode=True)
+    write_atomically(out, f"# Calibrated by rm-plugins {rm.__version__} with {len(samples)} samples of {file}.\n{text}")
+    _show(found)
+    click.echo(f"Wrote {out}.", err=True)
+
+
+def _beside(spec: str) -> Path:
+    path = Path(spec)
+    folder = path.parent if path.exists() else Path()
+    return folder / f"{path.stem if path.is_file() else path.resolve().name}.calibrated.yaml"
+
+
+def _samples(file: str, split: str, limit: int | None) -> Iterator[rm.Sample]:
+    for number, row in enumerate(islice(read_rows(file, split), limit), start=1):
+        yield from row_samples(row, f"row {number}").samples
+
+
+def _show(found: list[Calibrated]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("path", "transform", "statistics", "scores", "abstained"):
+        table.add_column(heading, justify="right" if heading in ("scores", "abstained") else "left")
+    for entry in found:
+        statistics = ", ".join(f"{name} {value:.6g}" for name, value in entry.statistics.items())
+        table.add_row(escape(entry.path), entry.transform, statistics, f"{entry.scores:,}", f"{entry.abstained:,}")
+    Console().print(table)

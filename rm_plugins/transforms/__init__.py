@@ -1,0 +1,45 @@
+"""Reshapings of a provider's scores, used as ``transform: NAME`` or ``transform: {name: NAME, ...}``.
+
+An abstention, NaN, stays one. Most reshape each score by itself; what a score becomes depends on its batch with `RankInGroup`, and on
+all batches up to its own with a running `ZScore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rm_plugins.hookspecs import hookimpl
+from rm_plugins.transforms.centred import LogSigmoidCentred, Par
+from rm_plugins.transforms.chain import Chain
+from rm_plugins.transforms.fitted import FittedTransform
+from rm_plugins.transforms.fixed import Clip, Scale, Sigmoid, Tanh
+from rm_plugins.transforms.min_max import MinMax
+from rm_plugins.transforms.rank_in_group import RankInGroup
+from rm_plugins.transforms.running import RunningStatistics, shared_batch
+from rm_plugins.transforms.within import transforms_in
+from rm_plugins.transforms.zscore import ZScore
+from rm_plugins.types import Transform
+
+__all__ = [
+    "Chain",
+    "Clip",
+    "FittedTransform",
+    "LogSigmoidCentred",
+    "MinMax",
+    "Par",
+    "RankInGroup",
+    "RunningStatistics",
+    "Scale",
+    "Sigmoid",
+    "Tanh",
+    "ZScore",
+    "rm_register_transforms",
+    "shared_batch",
+    "transforms_in",
+]
+
+
+@hookimpl
+def rm_register_transforms() -> Sequence[type[Transform]]:
+    """The built-in transforms."""
+    return [Chain, Clip, LogSigmoidCentred, MinMax, Par, RankInGroup, Scale, Sigmoid, Tanh, ZScore]

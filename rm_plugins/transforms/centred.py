@@ -1,0 +1,97 @@
+"""Bounded rewards, as probabilities to be preferred to a reference answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import FiniteFloat
+
+from rm_plugins.errors import SpecError
+from rm_plugins.transforms.fitted import FittedTransform
+from rm_plugins.transforms.fixed import log_sigmoid
+from rm_plugins.types import FloatArray, LocalPath, Sample
+
+__all__ = ["LogSigmoidCentred", "Par"]
+
+
+class _Centred(FittedTransform):
+    """What is compared with a reference reward, a quantile of known scores where it is not given."""
+
+    statistics: ClassVar[tuple[str, ...]] = ("centre",)
+
+    def __init__(self, centre: float | None, quantile: float, reference: str | None) -> None:
+        if not 0 <= quantile <= 1:
+            raise SpecError(f"must be from 0 to 1, not {quantile}.", key="quantile")
+        self.centre = centre
+        self.quantile = quantile
+        self.reference = reference
+
+    def measure(self, values: FloatArray) -> dict[str, float]:
+        """The quantile."""
+        return {"centre": float(np.quantile(values, self.quantile))}
+
+    def _log_probability(self, values: FloatArray) -> FloatArray:
+        self.settle()
+        assert self.centre is not None  # says `settle`
+        return log_sigmoid(values - self.centre)
+
+
+class LogSigmoidCentred(_Centred):
+    """log σ(score - centre): what is good enough gains little more, what is bad loses without bound (arXiv 2402.00742).
+
+    The sum, or mean, of several such rewards is the logarithm of the probability that an answer is good by all of them.
+
+    Args:
+        centre: The reward of a good answer.
+        quantile: Where `centre` is not given: the share of known scores that lie below it.
+        reference: A file of this reward's scores, as `rm-plugins score` writes it, that `centre` is found in.
+
+    Raises:
+        SpecError: `quantile` is not from 0 to 1.
+    """
+
+    name: ClassVar[str] = "log-sigmoid-centred"
+
+    def __init__(
+        self,
+        *,
+        centre: FiniteFloat | None = None,
+        quantile: FiniteFloat = 0.85,
+        reference: Annotated[str, LocalPath] | None = None,
+    ) -> None:
+        super().__init__(centre, quantile, reference)
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """The logarithm of the probability to be preferred."""
+        return self._log_probability(values)
+
+
+class Par(_Centred):
+    """σ(score - centre), between 0 and 1: preference as reward (PAR, arXiv 2502.18770) with a single reference reward.
+
+    Args:
+        centre: The reward of a usual answer, such as the mean over the answers of the policy before its training.
+        quantile: Where `centre` is not given: the share of known scores that lie below it, by default half of them.
+        reference: A file of this reward's scores, as `rm-plugins score` writes it, that `centre` is found in.
+
+    Raises:
+        SpecError: `quantile` is not from 0 to 1.
+    """
+
+    name: ClassVar[str] = "par"
+
+    def __init__(
+        self,
+        *,
+        centre: FiniteFloat | None = None,
+        quantile: FiniteFloat = 0.5,
+        reference: Annotated[str, LocalPath] | None = None,
+    ) -> None:
+        super().__init__(centre, quantile, reference)
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """The probability to be preferred."""
+        found: FloatArray = np.exp(self._log_probability(values))
+        return found

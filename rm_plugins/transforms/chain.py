@@ -1,0 +1,55 @@
+"""Transforms one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rm_plugins.errors import DataError
+from rm_plugins.transforms.fitted import FittedTransform
+from rm_plugins.types import FloatArray, Provider, Sample, Transform
+
+__all__ = ["Chain"]
+
+
+class Chain(Transform):
+    """Transforms one after another; a list is its short form.
+
+    Args:
+        transforms: In the order in which they are applied.
+    """
+
+    name: ClassVar[str] = "chain"
+
+    def __init__(self, *, transforms: Sequence[Transform]) -> None:
+        self.transforms = list(transforms)
+
+    def bind(self, provider: Provider) -> None:
+        """Bind every one of them; the provider's statistics are those of what the first one gets, and of no other's."""
+        for place, transform in enumerate(self.transforms):
+            if place and isinstance(transform, FittedTransform):
+                transform.settle()
+            else:
+                transform.bind(provider)
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Apply them in their order."""
+        for transform in self.transforms:
+            values = transform(values, samples)
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """The state of those that have one, by their place."""
+        return {str(place): state for place, transform in enumerate(self.transforms) if (state := transform.state())}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Hand each its own.
+
+        Raises:
+            DataError: It is the state of another chain.
+        """
+        if state.keys() != self.state().keys():
+            here = ", ".join(self.state()) or "none"
+            raise DataError(f"the state is of the transforms {', '.join(state)} of a chain, and of this one {here} learn")
+        for place, found in state.items():
+            self.transforms[int(place)].load_state(found)

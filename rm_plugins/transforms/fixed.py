@@ -1,0 +1,103 @@
+"""Reshapings that need to know nothing of the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from pydantic import FiniteFloat
+
+from rm_plugins.errors import SpecError
+from rm_plugins.types import FloatArray, Sample, Transform
+
+__all__ = ["Clip", "Scale", "Sigmoid", "Tanh", "log_sigmoid"]
+
+
+class Scale(Transform):
+    """(score - shift) * factor.
+
+    Args:
+        factor: What the shifted score is multiplied by.
+        shift: What is taken from the score before.
+    """
+
+    name: ClassVar[str] = "scale"
+
+    def __init__(self, *, factor: FiniteFloat = 1.0, shift: FiniteFloat = 0.0) -> None:
+        self.factor = factor
+        self.shift = shift
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Shift, then scale."""
+        return (values - self.shift) * self.factor
+
+
+class Clip(Transform):
+    """The score, no lower than `low` and no higher than `high`.
+
+    Args:
+        low: The least score; None for no bound.
+        high: The greatest score; None for no bound.
+
+    Raises:
+        SpecError: There is no bound, or `low` is above `high`.
+    """
+
+    name: ClassVar[str] = "clip"
+
+    def __init__(self, *, low: FiniteFloat | None = None, high: FiniteFloat | None = None) -> None:
+        if low is None and high is None:
+            raise SpecError("clip needs `low`, `high`, or both.")
+        if low is not None and high is not None and low > high:
+            raise SpecError(f"clip has low={low} above high={high}.")
+        self.low = low
+        self.high = high
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Clip; NaN stays NaN."""
+        return np.clip(values, self.low, self.high)
+
+
+class Tanh(Transform):
+    """tanh(score / scale), between -1 and 1: nearly linear about 0, and level far from it.
+
+    Args:
+        scale: The score that becomes tanh(1), about 0.76.
+
+    Raises:
+        SpecError: The scale is not positive.
+    """
+
+    name: ClassVar[str] = "tanh"
+
+    def __init__(self, *, scale: FiniteFloat = 1.0) -> None:
+        if scale <= 0:
+            raise SpecError(f"tanh needs a positive scale, not {scale}.", key="scale")
+        self.scale = scale
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Bound."""
+        found: FloatArray = np.tanh(values / self.scale)
+        return found
+
+
+class Sigmoid(Transform):
+    """σ(score) = 1 / (1 + exp(-score)), between 0 and 1: of a Bradley-Terry reward, the probability to be preferred to a reward of 0."""
+
+    name: ClassVar[str] = "sigmoid"
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Bound."""
+        found: FloatArray = np.exp(log_sigmoid(values))
+        return found
+
+
+def log_sigmoid(values: FloatArray) -> FloatArray:
+    """log σ(x) = min(x, 0) - log(1 + exp(-|x|)), exact far from 0 as well.
+
+    >>> log_sigmoid(np.array([-1000.0, 0.0])).round(3).tolist()
+    [-1000.0, -0.693]
+    """
+    found: FloatArray = np.minimum(values, 0.0) - np.log1p(np.exp(-np.abs(values)))
+    return found

@@ -1,0 +1,29 @@
+"""Ranks in place of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.ranks import prompt_groups, ranks_in_groups
+from rm_plugins.types import FloatArray, Sample, Transform
+
+__all__ = ["RankInGroup"]
+
+
+class RankInGroup(Transform):
+    """The place of a completion among those of its prompt in the batch: 0 for the worst, 1 for the best.
+
+    Of n completions with a score, the one that is better than k others has k / (n - 1); equal scores share the mean of their places,
+    and a completion without another to be compared with has 0.5. A score thus depends on its batch, of which a process sees its own
+    part: keep all completions of a prompt together.
+    """
+
+    name: ClassVar[str] = "rank-in-group"
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Rank the completions of each prompt."""
+        ranks = ranks_in_groups(values, prompt_groups(samples))
+        return np.where(np.isnan(ranks) & ~np.isnan(values), 0.5, ranks)
