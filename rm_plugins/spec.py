@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from pydantic import ValidationError
 
+from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
@@ -138,10 +136,12 @@ class SpecBuilder:
         return SpecBuilder(self.registry, file.resolve().parent, str(file), entered)
 
     def error(self, path: str, message: str) -> SpecError:
+        """An error whose message begins with the file and the path inside it."""
         where = ": ".join(part for part in (self.source, path) if part)
         return SpecError(f"{where}: {message}" if where else message)
 
     def provider(self, spec: object, path: str, settings: Mapping[str, Any] | None = None) -> Provider:
+        """The provider of a spec of any form; `settings` win over its own keys."""
         if isinstance(spec, Provider):
             if settings:
                 raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
@@ -161,6 +161,7 @@ class SpecBuilder:
         raise self.error(path, f"a spec is text, a path, a mapping, a callable or a provider, not {type(spec).__name__}.")
 
     def from_text(self, text: str, path: str, settings: Mapping[str, Any]) -> Provider:
+        """The provider that a text names."""
         found = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
         if _URL.match(text):
             return self.from_mapping({"provider": "remote", "url": text, **settings}, path)
@@ -196,6 +197,7 @@ class SpecBuilder:
         return self.from_mapping({"provider": "sequence-classifier", "model": text, **settings}, path)
 
     def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
+        """The provider that a mapping describes."""
         arguments = dict(spec)
         if "provider" not in arguments:
             known = ", ".join(sorted(self.registry.all("provider")))
@@ -226,6 +228,7 @@ class SpecBuilder:
         return provider
 
     def set_on_error(self, provider: Provider, policy: object, path: str) -> None:
+        """Have the provider do with failures as the policy says."""
         if isinstance(policy, Mapping) and set(policy) == {"fallback"}:
             provider.fallback = self.provider(policy["fallback"], join_path(path, "fallback"))
         elif policy in ("raise", "abstain"):
@@ -234,6 +237,7 @@ class SpecBuilder:
             raise self.error(path, f"must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}.")
 
     def component(self, kind: str, spec: object, path: str) -> Any:
+        """A transform, aggregate, loss or regularizer from its spec."""
         if kind == "transform" and isinstance(spec, (list, tuple)):
             return self.component(kind, {"name": "chain", "transforms": spec}, path)
         if isinstance(spec, (str, Mapping)):
@@ -251,6 +255,7 @@ class SpecBuilder:
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
 
     def lookup(self, kind: str, name: object, path: str) -> type[Any]:
+        """The class that is registered under a name."""
         if not isinstance(name, str):
             raise self.error(path, f"must be the name of a {kind}, not {name!r}.")
         try:
@@ -262,13 +267,13 @@ class SpecBuilder:
         self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()
     ) -> tuple[Any, dict[str, Any]]:
         """`cls` called with `arguments`, which are checked against its constructor's annotations; and these, written out."""
-        schema = _schema(cls)  # type: ignore[arg-type]  # a class is hashable
+        schema = schema_of(cls)  # type: ignore[arg-type]  # a class is hashable
         resolved = {
             key: self.resolve(schema[key], value, join_path(path, key)) if key in schema else value
             for key, value in arguments.items()
         }
         try:
-            _validator(cls).validate_python(resolved)  # type: ignore[arg-type]
+            validator_of(cls).validate_python(resolved)  # type: ignore[arg-type]
         except ValidationError as error:
             what = f"{getattr(cls, 'name', cls.__name__)!r}"
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
@@ -315,14 +320,14 @@ class SpecBuilder:
         if origin is Annotated:
             return self.local(value, path) if LocalPath in parts[1:] else self.resolve(parts[0], value, path)
         if origin in (Union, UnionType):
-            announced = [part for part in parts if part is not NoneType and _announces(part)]
+            announced = [part for part in parts if part is not NoneType and announces(part)]
             return self.resolve(announced[0], value, path) if announced else value
         if isinstance(annotation, type) and issubclass(annotation, Provider):
             return self.provider(value, path)
         for kind, component in (("transform", Transform), ("aggregate", Aggregate)):
             if isinstance(annotation, type) and issubclass(annotation, component):
                 return self.component(kind, value, path)
-        if not _announces(annotation):
+        if not announces(annotation):
             return value
         if isinstance(value, Mapping) and len(parts) == 2:
             return {key: self.resolve(parts[1], item, join_path(path, key)) for key, item in value.items()}
@@ -360,36 +365,3 @@ def join_path(path: str, part: object) -> str:
     if isinstance(part, int):
         return f"{path}[{part}]"
     return f"{path}.{part}" if path else str(part)
-
-
-def _announces(annotation: Any) -> bool:
-    """Whether a value of this annotation is, or contains, a spec or a local path."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, (Aggregate, LocalPath, Provider, Transform))
-    return any(_announces(part) for part in get_args(annotation))
-
-
-@cache
-def _schema(cls: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a constructor's parameters, by name."""
-    parameters = inspect.signature(cls).parameters
-    try:
-        hints = get_type_hints(cls.__init__, include_extras=True)
-    except NameError as error:
-        raise PluginError(
-            f"{cls.__module__}.{cls.__qualname__} cannot be built from a spec: its constructor's annotations name "
-            f"{error.name!r}, which is not there when the program runs. Import it outside `if TYPE_CHECKING`."
-        ) from error
-    return {name: hints.get(name, Any) for name, found in parameters.items() if found.kind is not found.VAR_KEYWORD}
-
-
-@cache
-def _validator(cls: Callable[..., Any]) -> TypeAdapter[Any]:
-    parameters = inspect.signature(cls).parameters
-    takes_more = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
-    fields = {
-        name: (Required if parameters[name].default is inspect.Parameter.empty else NotRequired)[annotation]
-        for name, annotation in _schema(cls).items()
-    }
-    config = ConfigDict(extra="allow" if takes_more else "forbid", strict=True, arbitrary_types_allowed=True)
-    return TypeAdapter(with_config(config)(TypedDict(cls.__name__, fields)))  # type: ignore[operator]
