@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
-from rm_plugins.providers.members import summed_work
-from rm_plugins.providers.parts import Combinator, score_rows
+from rm_plugins.providers.parts import Combinator, score_rows, summed_work
 from rm_plugins.providers.sum import Sum
 from rm_plugins.scoring.score_cache import MEMORY, ScoreCache
 from rm_plugins.types import Provider, Sample, Scores

@@ -9,13 +9,14 @@ import numpy as np
 
 from rm_plugins.aggregates import Mean
 from rm_plugins.errors import ScoringError, SpecError
-from rm_plugins.providers.members import combined, score_side_by_side, summed_work, warn_without_common_scale
+from rm_plugins.providers.members import combined, warn_without_common_scale
+from rm_plugins.providers.parts import Combinator, part_details, score_side_by_side, summed_work
 from rm_plugins.types import Aggregate, OnError, Provider, Sample, Scores
 
 __all__ = ["Ensemble"]
 
 
-class Ensemble(Provider):
+class Ensemble(Combinator):
     """The scores of several members, combined, with each member's score and how far they disagree in the details.
 
     Members that compute here run one after another, those that wait for somebody (remote ones) beside them.
@@ -56,11 +57,6 @@ class Ensemble(Provider):
         if not common_scale:
             warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
 
-    @property
-    def concurrent(self) -> bool:  # type: ignore[override]  # of its members
-        """Whether all members wait."""
-        return all(member.concurrent for member in self.members)
-
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and combine."""
         on_error: OnError | None = None if self.quorum is None else "abstain"
@@ -77,9 +73,7 @@ class Ensemble(Provider):
                     f"{len(short)} of {len(samples)} samples (first: item {short[0]}), because members failed.",
                     rows=short.tolist(),
                 )
-        details = {
-            f"member/{number}/{name}": values for number, found in enumerate(scores) for name, values in found.details.items()
-        }
+        details = part_details({f"member/{number}": found for number, found in enumerate(scores)})
         return combined(members, samples, self.aggregate, quorum=self.quorum, details=details, metadata=summed_work(scores))
 
     def _failures(self) -> int:

@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from rm_plugins.errors import SpecError
-from rm_plugins.providers.members import summed_work
-from rm_plugins.providers.parts import Combinator, score_rows
+from rm_plugins.providers.parts import Combinator, score_rows, summed_work
 from rm_plugins.types import Provider, Sample, Scores
 
 __all__ = ["Fallback"]

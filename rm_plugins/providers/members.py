@@ -1,52 +1,18 @@
-"""What every provider that is made of others shares: scoring them side by side, and making one score of several."""
+"""One score of those of several members, and what they disagree about."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.ranks import prompt_groups, ranks_in_groups
-from rm_plugins.types import Aggregate, FloatArray, OnError, Provider, Sample, Scores, Transform
+from rm_plugins.types import Aggregate, FloatArray, Sample, Scores, Transform
 
-__all__ = ["combined", "rank_disagreement", "score_side_by_side", "summed_work", "warn_without_common_scale"]
-
-_WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
-"""Entries of `Scores.metadata` that add up over members."""
-
-
-def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
-    """The scores of each provider for its own samples, in the order of the jobs.
-
-    Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads beside them, so
-    that all together take as long as the slowest.
-
-    Args:
-        jobs: Providers with the samples that each scores.
-        on_error: What a failure becomes, where it is not to be each provider's own `on_error`.
-
-    Raises:
-        ScoringError: One of them failed; the first in the order of the jobs.
-    """
-    waiting = [place for place, (provider, _) in enumerate(jobs) if provider.concurrent]
-    if not waiting or len(jobs) == 1:
-        return [provider.score(samples, on_error=on_error) for provider, samples in jobs]
-    with ThreadPoolExecutor(len(waiting), thread_name_prefix="rm-plugins-member") as pool:
-        running = {
-            place: pool.submit(copy_context().run, jobs[place][0].score, jobs[place][1], on_error=on_error) for place in waiting
-        }
-        here = {
-            place: provider.score(samples, on_error=on_error)
-            for place, (provider, samples) in enumerate(jobs)
-            if place not in running
-        }
-        return [here[place] if place in here else running[place].result() for place in range(len(jobs))]
+__all__ = ["combined", "rank_disagreement", "warn_without_common_scale"]
 
 
 def combined(
@@ -122,14 +88,6 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
     found = np.full(len(samples), np.nan)
     found[comparable] = np.nanstd(ranks[:, comparable], axis=0)
     return found
-
-
-def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
-    """What the parts of a batch took together: those entries of their metadata that add up."""
-    work: Counter[str] = Counter()
-    for part in parts:
-        work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
-    return dict(work)
 
 
 def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:

@@ -1,15 +1,20 @@
-"""What combinators share: parts that score some rows of a batch, and details that have the same names in every batch."""
+"""What providers that are made of others share: parts scored side by side, and details that have the same names in every batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import ClassVar
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.providers.members import score_side_by_side
 from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores
 
-__all__ = ["Combinator", "part_details", "score_rows"]
+__all__ = ["Combinator", "part_details", "score_rows", "score_side_by_side", "summed_work"]
+
+_WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
+"""Entries of `Scores.metadata` that add up over members."""
 
 
 class Combinator(Provider):
@@ -19,6 +24,34 @@ class Combinator(Provider):
     def concurrent(self) -> bool:  # type: ignore[override]  # of its parts
         """Whether all parts wait."""
         return all(part.concurrent for part in self.children.values())
+
+
+def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
+    """The scores of each provider for its own samples, in the order of the jobs.
+
+    Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads beside them, so
+    that all together take as long as the slowest.
+
+    Args:
+        jobs: Providers with the samples that each scores.
+        on_error: What a failure becomes, where it is not to be each provider's own `on_error`.
+
+    Raises:
+        ScoringError: One of them failed; the first in the order of the jobs.
+    """
+    waiting = [place for place, (provider, _) in enumerate(jobs) if provider.concurrent]
+    if not waiting or len(jobs) == 1:
+        return [provider.score(samples, on_error=on_error) for provider, samples in jobs]
+    with ThreadPoolExecutor(len(waiting), thread_name_prefix="rm-plugins-member") as pool:
+        running = {
+            place: pool.submit(copy_context().run, jobs[place][0].score, jobs[place][1], on_error=on_error) for place in waiting
+        }
+        here = {
+            place: provider.score(samples, on_error=on_error)
+            for place, (provider, samples) in enumerate(jobs)
+            if place not in running
+        }
+        return [here[place] if place in here else running[place].result() for place in range(len(jobs))]
 
 
 def score_rows(
@@ -43,6 +76,14 @@ def part_details(parts: Mapping[str, Scores]) -> dict[str, FloatArray]:
     """The scores of parts that scored the whole batch, by the part's name, and behind each its own details: ``NAME/std``."""
     found: dict[str, FloatArray] = {name: scores.values for name, scores in parts.items()}
     return found | {f"{name}/{detail}": values for name, scores in parts.items() for detail, values in scores.details.items()}
+
+
+def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
+    """What the parts of a batch took together: those entries of their metadata that add up."""
+    work: Counter[str] = Counter()
+    for part in parts:
+        work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
+    return dict(work)
 
 
 class _Part(Provider):

@@ -9,8 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.providers.function import imported
-from rm_plugins.providers.members import summed_work
-from rm_plugins.providers.parts import Combinator, score_rows
+from rm_plugins.providers.parts import Combinator, score_rows, summed_work
 from rm_plugins.types import Provider, Sample, Scores
 
 __all__ = ["Route"]

@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import FiniteFloat
 
-from rm_plugins.providers.members import summed_work
-from rm_plugins.providers.parts import Combinator, part_details
+from rm_plugins.providers.parts import Combinator, part_details, summed_work
 from rm_plugins.types import Provider, Sample, Scores
 
 __all__ = ["Threshold"]
