@@ -26,6 +26,9 @@ VERSIONS = ("torch", "transformers", "trl", "rm-plugins")
 PICTURES = {"best-of-n": "overoptimization-best-of-n.svg", "grpo": "overoptimization-grpo.svg"}
 COLOURS = ("#222222", "#3b6fb6", "#c2571a", "#2a8a5f", "#8a4fa3", "#b8960c")
 SMOOTHING_STEPS = 20
+WORTH_SAYING = 0.1
+DIVERGENCE = 0.5
+"""In nats a token: where policies are compared that have gone equally far."""
 
 
 _INTRO = (
@@ -44,12 +47,13 @@ _BEST_OF_N = (
 _GRPO = (
     "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is next to none. The gold reward is that of the "
     "completions that the training samples, as the mean of {smoothing} steps; the divergence is the one that TRL estimates and logs as "
-    "`kl`, in nats a token. One model is the first member."
+    "`kl`, in nats a token, as the median of as many, because single estimates are far off. One model is the first member."
 )
 _READING = (
     "Figures are means over seeds; below the first row, the difference from one model follows in brackets, with the standard error of "
     "the paired differences. **Bold** is a difference of more than two standard errors that has the same sign with every seed. With "
-    "{seeds} seeds that is a weak test: some of the bold figures are chance."
+    "{seeds} seeds that is a weak test: some of the bold figures are chance. The members have their start and their pairs in common, and "
+    "so much of what they overrate; members of different data or backbones would disagree more. No aggregate was tuned."
 )
 
 
@@ -69,7 +73,10 @@ class Seed:
             return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
         runs = {proxy: found(f"grpo-{number}") for number, proxy in enumerate(PROXIES)}
-        smoothed = {proxy: {name: _smoothed(values) for name, values in run.items()} for proxy, run in runs.items()}
+        smoothed = {
+            proxy: {name: _smoothed(values, np.median if name == "kl" else np.mean) for name, values in run.items()}
+            for proxy, run in runs.items()
+        }
         return cls(found("accuracy"), found("best-of-n"), smoothed)
 
 
@@ -108,6 +115,7 @@ def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
         _compared(
             seeds,
             {
+                f"at {DIVERGENCE:g} nats": _at_divergence,
                 "highest": lambda seed, proxy: float(seed.grpo[proxy]["gold"].max()),
                 "at the end": lambda seed, proxy: float(seed.grpo[proxy]["gold"][-1]),
                 "lost since its highest": lambda seed, proxy: float(
@@ -156,6 +164,13 @@ def _best_of(place: int) -> Figure:
     return lambda seed, proxy: seed.best_of_n[proxy]["gold"][place]
 
 
+def _at_divergence(seed: Seed, proxy: str) -> float:
+    """The gold reward where GRPO's policy first was that far from where it began; NaN if it never was."""
+    run = seed.grpo[proxy]
+    beyond = np.flatnonzero(run["kl"] >= DIVERGENCE)
+    return float(run["gold"][beyond[0]]) if len(beyond) else math.nan
+
+
 def _accuracy(seed: Seed, proxy: str) -> float:
     return statistics.fmean(seed.accuracy["members"]) if proxy == SINGLE else float(seed.accuracy[proxy])
 
@@ -174,16 +189,29 @@ def _verdicts(seeds: Sequence[Seed], counts: Sequence[int]) -> list[str]:
             verdict = ("more gold" if difference > 0 else "less gold") if clear else "no clear difference"
             said.append(f"{verdict} at {place} ({difference:+.3f} ± {error:.3f})")
         lines.append(f"- {proxy}: {'; '.join(said)}.")
-    return ["Against one model:\n\n" + "\n".join(lines)]
+    return ["Against one model:\n\n" + "\n".join(lines), *_held_out_by_none(seeds)]
 
 
-def _smoothed(values: Sequence[float]) -> FloatArray:
-    """The mean of the last steps, at each step."""
-    sums = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - SMOOTHING_STEPS)
-    found: FloatArray = (sums[ends] - sums[starts]) / (ends - starts)
-    return found
+def _held_out_by_none(seeds: Sequence[Seed]) -> list[str]:
+    """What to say where the policy ends below its best with every reward."""
+    lost = [
+        statistics.fmean(float(seed.grpo[proxy]["gold"].max() - seed.grpo[proxy]["gold"][-1]) for seed in seeds)
+        for proxy in PROXIES
+    ]
+    if min(lost) < WORTH_SAYING:
+        return []
+    return [
+        _paragraph(
+            f"No reward here holds out against GRPO without a penalty: with each, the gold reward rises, then falls by {min(lost):.2f} to "
+            f"{max(lost):.2f}. Several models make the best of n better; a KL penalty and stopping in time remain necessary, and "
+            "[a watch](watching.md) says when."
+        )
+    ]
+
+
+def _smoothed(values: Sequence[float], statistic: Callable[[Sequence[float]], np.floating[Any]]) -> FloatArray:
+    """A statistic of the last steps, at each step."""
+    return np.array([statistic(values[max(0, end - SMOOTHING_STEPS) : end]) for end in range(1, len(values) + 1)])
 
 
 def _draw_best_of_n(path: Path, seeds: Sequence[Seed]) -> None:
