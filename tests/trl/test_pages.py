@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -67,6 +68,9 @@ def world(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path, monkeypatch: pyt
     trainer.train()
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
+    for name in "abcde":
+        shutil.copytree("Qwen2.5-Reward", f"rm-{name}", ignore=shutil.ignore_patterns("checkpoint-*"))
+    Path("helpful.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0], encoding="utf-8")
     return {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tiny_policy),
         "trl-lib/ultrafeedback_binarized": "preferences",
