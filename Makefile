@@ -13,7 +13,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-losses bench-overoptimization bench-training clean
+.PHONY: help demo test lint docs bench bench-ensembles bench-losses bench-overoptimization bench-training clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -40,8 +40,11 @@ docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
 bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.scoring
 
-bench-training: $(VENV)/models.stamp  ## Measure how fast a reward model is trained, and write its section of docs/benchmarks.md.
+bench-training: $(VENV)/bench.stamp  ## Measure how fast a reward model is trained, and write its section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.training
+
+bench-ensembles: $(VENV)/bench.stamp  ## Measure what ensembles cost beside one model, and write their section of docs/benchmarks.md.
+	$(BIN)/python -m tests.benchmarks.ensembles
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses

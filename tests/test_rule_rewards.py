@@ -112,7 +112,11 @@ class TestEvery:
         (tmp_path / "reward.yaml").write_text(yaml.safe_dump(spec))
         rewards = load(tmp_path / "reward.yaml")
         completions = ["<think>good\n1</think> 2", "good 2", "<think>3"]
-        assert rewards.score([rm.Sample("Q", text, {"answer": "2"}) for text in completions]).values.tolist() == [2.5, 2.25, 0.25]
+        assert rewards.score([rm.Sample("Q", text, {"answer": "2"}) for text in completions]).values.tolist() == [
+            2.5,
+            2.25,
+            0.25,
+        ]
         rewards.close()
 
 

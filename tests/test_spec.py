@@ -322,9 +322,7 @@ class TestSharedKeys:
         provider = load("certain", on_error={"fallback": {"provider": "certain", "value": 0, "on_error": "abstain"}})
         assert (provider.on_error, provider.fallback.value, provider.fallback.on_error) == ("raise", 0, "abstain")
 
-    @pytest.mark.parametrize(
-        "policy", ["ignore", None, True, {"fallback": "certain", "retries": 3}, {"fall_back": "certain"}]
-    )
+    @pytest.mark.parametrize("policy", ["ignore", None, True, {"fallback": "certain", "retries": 3}, {"fall_back": "certain"}])
     def test_a_wrong_on_error(self, policy: Any) -> None:
         assert f"on_error: must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}." in refused(
             "certain", on_error=policy
@@ -338,8 +336,7 @@ class TestArguments:
     def test_every_wrong_key_is_reported_at_once(self) -> None:
         message = refused({"provider": "certain", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
         assert (
-            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: mode, name, on_error, provider"
-            in message
+            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: mode, name, on_error, provider" in message
         )
         assert "mode: input should be 'fast' or 'exact', not 'slow'." in message
         assert "weights[1]: input should be a valid number, not 'x'." in message

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from rm_plugins.aggregates import Mean
 from rm_plugins.errors import ScoringError, SpecError
-from rm_plugins.providers.members import combined, warn_without_common_scale
+from rm_plugins.providers.members import bound_aggregate, combined, warn_without_common_scale
 from rm_plugins.providers.parts import Combinator, part_details, score_side_by_side, summed_work
 from rm_plugins.types import Aggregate, OnError, Provider, Sample, Scores
 
@@ -48,12 +47,8 @@ class Ensemble(Combinator):
         if quorum is not None and not 1 <= quorum <= len(members):
             raise SpecError(f"quorum must be from 1 to the number of members, {len(members)}; not {quorum}.", key="quorum")
         self.members = list(members)
-        self.aggregate = aggregate or Mean()
+        self.aggregate = bound_aggregate(aggregate, len(members))
         self.quorum = quorum
-        try:
-            self.aggregate.bind(len(self.members))
-        except SpecError as error:
-            raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
         if not common_scale:
             warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rm_plugins.errors import ScoringError
+from rm_plugins.aggregates import Mean
+from rm_plugins.errors import ScoringError, SpecError
 from rm_plugins.ranks import prompt_groups, ranks_in_groups
 from rm_plugins.types import Aggregate, FloatArray, Sample, Scores, Transform
 
-__all__ = ["combined", "rank_disagreement", "warn_without_common_scale"]
+__all__ = ["bound_aggregate", "combined", "rank_disagreement", "warn_without_common_scale"]
 
 
 def combined(
@@ -90,6 +91,20 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
     return found
 
 
+def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
+    """The aggregate of so many members; their mean where there is none.
+
+    Raises:
+        SpecError: It does not fit their number.
+    """
+    found = aggregate or Mean()
+    try:
+        found.bind(members)
+    except SpecError as error:
+        raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
+    return found
+
+
 def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:
     """Warn where an aggregate compares members that no transform brings to one scale."""
     bare = [number for number, transform in enumerate(transforms) if transform is None]
@@ -97,7 +112,7 @@ def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transfo
         warnings.warn(
             f"The aggregate {aggregate.name!r} of {called} compares members, and {'none' if len(bare) == len(transforms) else 'some'} "
             f"of them have a transform (without: {', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to "
-            "a shift, so one member may always be the lowest. Give each member `transform: zscore`, have `rm-plugins calibrate` do "
-            "so, or say `common_scale: true` where they share a scale.",
+            "a shift, so one member may always be the lowest. Give each member `transform: zscore` (in one model: "
+            "`member_transforms`), have `rm-plugins calibrate` do so, or say `common_scale: true` where they share a scale.",
             stacklevel=3,
         )

@@ -46,12 +46,20 @@ def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_
         running = {
             place: pool.submit(copy_context().run, jobs[place][0].score, jobs[place][1], on_error=on_error) for place in waiting
         }
-        here = {
-            place: provider.score(samples, on_error=on_error)
-            for place, (provider, samples) in enumerate(jobs)
-            if place not in running
-        }
-        return [here[place] if place in here else running[place].result() for place in range(len(jobs))]
+        here: dict[int, Scores | ScoringError] = {}
+        for place, (provider, samples) in enumerate(jobs):
+            if place not in running:
+                try:
+                    here[place] = provider.score(samples, on_error=on_error)
+                except ScoringError as error:  # of several failures, the first in the order of the jobs is told
+                    here[place] = error
+        found = []
+        for place in range(len(jobs)):
+            scores = here[place] if place in here else running[place].result()
+            if isinstance(scores, ScoringError):
+                raise scores
+            found.append(scores)
+        return found
 
 
 def score_rows(

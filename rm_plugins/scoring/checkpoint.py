@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +16,13 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
-from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError
+from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.scoring.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Checkpoint", "default_device", "load_checkpoint"]
+__all__ = ["Checkpoint", "default_device", "load_adapters", "load_checkpoint"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -72,27 +75,117 @@ def load_checkpoint(
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
         raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
-    shared: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    arguments = {**shared, "dtype": _dtype(dtype, device), "use_safetensors": True}
-    if attn_implementation is not None:
-        arguments["attn_implementation"] = attn_implementation
-    adapter = _found(source, _ADAPTER_CONFIG, revision)
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter else None
-    try:
-        model = _load_adapter(source, base, arguments) if base else _load_whole(source, arguments)
+    arguments = _arguments(revision, dtype, device, attn_implementation, trust_remote_code)
+    base = _base_of(source, revision)
+    with _errors_of(source):
+        model = _load_adapter(source, base, arguments).get_base_model() if base else _load_whole(source, arguments)
         model = model.to(device).eval()
+    return _beside(model, source, [tokenizer] if tokenizer else [source, base], revision, trust_remote_code)
+
+
+def load_adapters(
+    adapters: Sequence[str],
+    *,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    device: torch.device,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
+    """Load several LoRA adapters into the one base model that they were trained on.
+
+    Args:
+        adapters: Folders or ids.
+        tokenizer: As for `load_checkpoint`, and so are the others.
+        dtype: See there.
+        device: See there.
+        attn_implementation: See there.
+        trust_remote_code: See there.
+
+    Returns:
+        A checkpoint for each adapter, all of the same model, and the functions that each make the model score as one of them. A
+        checkpoint's tokenizer is loaded when it is its turn, for several of a large vocabulary take the memory of a small model.
+
+    Raises:
+        SpecError: Something in the list is no adapter, or has another base model or number of labels than the first.
+        ModelError: As for `load_checkpoint`.
+    """
+    bases = [_base_of(source, None) for source in adapters]
+    for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
+        where = f"adapters[{place}]"
+        if base is None:
+            raise SpecError(f"{source} is no LoRA adapter: no {_ADAPTER_CONFIG} is to be found there.", key=where)
+        if os.path.realpath(base) != os.path.realpath(str(bases[0])):
+            raise SpecError(
+                f"{source} is an adapter of {base!r}, and {adapters[0]} (adapters[0]) of {bases[0]!r}; all must be of one base model. "
+                "Models of different bases go into an `ensemble`.",
+                key=where,
+            )
+        labels, first = (_adapter_head_labels(found, None) for found in (source, adapters[0]))
+        if labels != first:
+            raise SpecError(
+                f"{source} has {_head_in_words(labels)}, and {adapters[0]} (adapters[0]) {_head_in_words(first)}; all must have as many "
+                "labels.",
+                key=where,
+            )
+    names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
+    with _errors_of(adapters[0]):
+        arguments = _arguments(None, dtype, device, attn_implementation, trust_remote_code)
+        model = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
+    for source, name in zip(adapters[1:], names[1:], strict=True):
+        with _errors_of(source):
+            missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
+            if missing:
+                raise ModelError(
+                    f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
+                )
+    whole = model.get_base_model().to(device).eval()
+    checkpoints = (
+        _beside(whole, source, [tokenizer] if tokenizer else [source, base], None, trust_remote_code)
+        for source, base in zip(adapters, bases, strict=True)
+    )
+    return checkpoints, [partial(model.set_adapter, name) for name in names]
+
+
+def _head_in_words(labels: int | None) -> str:
+    return "no head of its own" if labels is None else f"a head of {labels} labels"
+
+
+def _arguments(
+    revision: str | None, dtype: str, device: torch.device, attn_implementation: str | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The arguments of transformers' ``from_pretrained``."""
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    loading = {"revision": revision, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    return {**loading, "dtype": _dtype(dtype, device), **attention}
+
+
+def _base_of(source: str, revision: str | None) -> str | None:
+    """What an adapter is an adapter of; None where the source is none."""
+    config = _found(source, _ADAPTER_CONFIG, revision)
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config else None
+
+
+@contextmanager
+def _errors_of(source: str) -> Iterator[None]:
+    """Turns what loading a model may raise into a `ModelError`."""
+    try:
+        yield
     except RmPluginsError:
         raise
     except Exception as error:  # the hub, transformers, safetensors and torch each have their own
-        what = source if folder.exists() else f"{source!r} is no folder here, and as a model id it"
+        what = source if Path(source).exists() else f"{source!r} is no folder here, and as a model id it"
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+def _beside(
+    model: PreTrainedModel, source: str, tokenizers: list[str | None], revision: str | None, trust_remote_code: bool
+) -> Checkpoint:
+    """The model with what lies beside its weights."""
+    tokenizer = _load_tokenizer(tokenizers, source, {"revision": revision, "trust_remote_code": trust_remote_code})
     manifest = _found(source, MANIFEST_NAME, revision)
-    return Checkpoint(
-        model,
-        _load_tokenizer([tokenizer] if tokenizer else [source, base], source, shared),
-        Manifest.read(manifest) if manifest else None,
-    )
+    return Checkpoint(model, tokenizer, Manifest.read(manifest) if manifest else None)
 
 
 def _found(source: str, name: str, revision: str | None) -> Path | None:
@@ -126,7 +219,8 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_adapter(source: str, base: str, arguments: dict[str, Any]) -> PreTrainedModel:
+def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> Any:
+    """An adapter of a base model, as peft's ``PeftModel``; it lives inside of the base model's layers."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -154,8 +248,7 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any]) -> PreTrain
         raise ModelError(
             f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
         )
-    # The adapter lives inside the base model's layers, so the base model by itself scores with it.
-    return PeftModel.from_pretrained(model, source, revision=arguments["revision"]).get_base_model()
+    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"])
 
 
 def _key(mismatched: Any) -> str:

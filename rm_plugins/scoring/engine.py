@@ -50,7 +50,7 @@ IndexArray: TypeAlias = NDArray[np.intp]
 
 @dataclass(slots=True)
 class Work:
-    """What scoring a batch took.
+    """What scoring a batch took, of all variants of a model together.
 
     Args:
         rows: Rows that were asked for.
@@ -106,6 +106,8 @@ class ScoringEngine:
         share_prefixes: Whether a decoder may compute what rows begin with only once.
         compile: Whether whole rows run through ``torch.compile``.
         cache: Where scores are kept for later calls.
+        variants: Functions that each turn the model into another one of its architecture, such as by activating an adapter.
+            Every row is scored by all of them, and their outputs stand side by side.
     """
 
     def __init__(
@@ -116,8 +118,10 @@ class ScoringEngine:
         share_prefixes: bool = True,
         compile: bool = False,
         cache: ScoreCache | None = None,
+        variants: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.model = model
+        self._variants = variants or (_as_it_is,)
         self.max_tokens = max_tokens or default_max_tokens(model)
         self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
         self._decoder = is_decoder(model)
@@ -131,7 +135,7 @@ class ScoringEngine:
 
     @torch.inference_mode()
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
-        """The classification head's outputs, float64 [N, num_labels], in the rows' order, and what they took.
+        """The classification head's outputs, float64 [N, variants * num_labels], in the rows' order, and what they took.
 
         Args:
             ids: Token ids per row, [N] lists without padding, none of them empty.
@@ -142,14 +146,20 @@ class ScoringEngine:
         started = time.perf_counter()
         # What follows the token that the score is read at changes nothing in a causal model.
         rows = [row[: read_position(row, self._pad_token_id) + 1] for row in ids] if self._causal else ids
-        outputs = np.full((len(rows), self.model.config.num_labels), np.nan)
-        work = Work(rows=len(rows), tokens=sum(map(len, ids)))
-        pending = np.arange(len(rows))
+        labels, variants = self.model.config.num_labels, len(self._variants)
+        outputs = np.full((len(rows), variants * labels), np.nan)
+        work = Work(rows=variants * len(rows), tokens=variants * sum(map(len, ids)))
+        unknown: IndexArray = np.arange(len(rows))
         if self._cache is not None:
-            pending = self._cache.read(rows, outputs)
-            work.cached = len(rows) - len(pending)
-        while len(pending):
-            pending = self._compute(pending, rows, outputs, work)
+            unknown = self._cache.read(rows, outputs)
+            work.cached = variants * (len(rows) - len(unknown))
+        for number, activate in enumerate(self._variants):
+            activate()
+            pending = unknown
+            while len(pending):
+                pending = self._compute(pending, rows, outputs[:, number * labels : (number + 1) * labels], work)
+        if self._cache is not None and len(unknown):
+            self._cache.write([rows[row] for row in unknown], outputs[unknown])
         work.seconds = time.perf_counter() - started
         return outputs, work
 
@@ -182,9 +192,6 @@ class ScoringEngine:
         finished = done[plan.computed_as]
         outputs[pending[finished]] = found[plan.computed_as][finished]
         work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
-        if self._cache is not None:
-            fresh = pending[done]
-            self._cache.write([rows[row] for row in fresh], outputs[fresh])
         return pending[~finished]
 
     def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
@@ -272,6 +279,10 @@ class ScoringEngine:
             ) from error
         self.max_tokens //= 2
         logger.warning("%s ran out of memory; scoring goes on with %d tokens at a time.", self.model.device, self.max_tokens)
+
+
+def _as_it_is() -> None:
+    """The one variant of a model that has no others."""
 
 
 def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, size: int) -> tuple[FloatArray, BoolArray]:

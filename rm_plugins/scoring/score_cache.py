@@ -143,7 +143,11 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     import torch
 
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
+    # What an adapter's weights are multiplied with is in no tensor.
+    scales = {
+        name: found for name, module in model.named_modules() if isinstance(found := getattr(module, "scaling", None), dict)
+    }
+    digest = hashlib.sha256(json.dumps([type(model).__name__, settings, scales], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()

@@ -104,8 +104,10 @@ _TRAINING = "\n## Training a reward model\n"
 
 
 def with_training_section(page: str, section: str) -> str:
-    """The page with another section on training, which stands at its end."""
-    return f"{page.partition(_TRAINING)[0].rstrip()}\n{_TRAINING}\n{section}\n"
+    """The page with another section on training; those that follow it stay."""
+    before, _, rest = page.partition(_TRAINING)
+    _, heading, following = rest.partition("\n## ")
+    return f"{before.rstrip()}\n{_TRAINING}\n{section}\n{heading}{following}"
 
 
 def training_section(page: str) -> str:
