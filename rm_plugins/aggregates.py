@@ -133,7 +133,39 @@ class SoftMin(Aggregate):
         return found
 
 
-class LowerConfidenceBound(Aggregate):
+class _SpreadPenalty(Aggregate):
+    """The mean less a multiple of the members' spread."""
+
+    needs_common_scale: ClassVar[bool] = True
+
+    def __init__(self, factor: float, key: str, ddof: int) -> None:
+        if not factor >= 0:
+            raise SpecError(f"{key} must not be negative, for disagreement would be rewarded; not {factor}.", key=key)
+        if ddof not in (0, 1):
+            raise SpecError(f"ddof must be 0 or 1, not {ddof}.", key="ddof")
+        self.factor = factor
+        self.ddof = ddof
+
+    def bind(self, members: int) -> None:
+        """Check that there are enough members for a spread."""
+        if members < 2:
+            raise SpecError("one member has no spread; give two or more, or use `mean`.")
+
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """The penalized mean of those that gave a score; NaN where these are too few for `ddof`."""
+        count = (~np.isnan(members)).sum(axis=0)
+        mean = np.nanmean(members, axis=0)
+        squares = np.nansum((members - mean) ** 2, axis=0)
+        variance = np.divide(squares, count - self.ddof, out=np.full(len(mean), np.nan), where=count > self.ddof)
+        found: FloatArray = mean - self.factor * self.spread(variance)
+        return found
+
+    def spread(self, variance: FloatArray) -> FloatArray:
+        """What is penalized, from the members' variance, [N]."""
+        return variance
+
+
+class LowerConfidenceBound(_SpreadPenalty):
     """mean - k std of the members.
 
     Args:
@@ -141,28 +173,21 @@ class LowerConfidenceBound(Aggregate):
         ddof: The standard deviation divides by members - `ddof`.
 
     Raises:
-        SpecError: `k` is negative, `ddof` is not 0 or 1, or there are too few members for it.
+        SpecError: `k` is negative, `ddof` is not 0 or 1, or there is one member.
     """
 
     name: ClassVar[str] = "lcb"
-    needs_common_scale: ClassVar[bool] = True
 
     def __init__(self, *, k: float = 1.0, ddof: int = 0) -> None:
-        _check_spread(k, "k", ddof)
-        self.k = k
-        self.ddof = ddof
+        super().__init__(k, "k", ddof)
 
-    def bind(self, members: int) -> None:
-        """Check that there are enough members for the spread."""
-        _check_count(members, self.ddof)
-
-    def __call__(self, members: FloatArray) -> FloatArray:
-        """The bound over those that gave a score; NaN where these are too few for `ddof`."""
-        found: FloatArray = np.nanmean(members, axis=0) - self.k * np.sqrt(_variance(members, self.ddof))
+    def spread(self, variance: FloatArray) -> FloatArray:
+        """The standard deviation."""
+        found: FloatArray = np.sqrt(variance)
         return found
 
 
-class UncertaintyWeighted(Aggregate):
+class UncertaintyWeighted(_SpreadPenalty):
     """mean - coefficient * variance of the members: uncertainty-weighted optimization (arXiv 2310.02743).
 
     Args:
@@ -170,25 +195,13 @@ class UncertaintyWeighted(Aggregate):
         ddof: The variance divides by members - `ddof`.
 
     Raises:
-        SpecError: `coefficient` is negative, `ddof` is not 0 or 1, or there are too few members for it.
+        SpecError: `coefficient` is negative, `ddof` is not 0 or 1, or there is one member.
     """
 
     name: ClassVar[str] = "uwo"
-    needs_common_scale: ClassVar[bool] = True
 
     def __init__(self, *, coefficient: float = 0.5, ddof: int = 0) -> None:
-        _check_spread(coefficient, "coefficient", ddof)
-        self.coefficient = coefficient
-        self.ddof = ddof
-
-    def bind(self, members: int) -> None:
-        """Check that there are enough members for the spread."""
-        _check_count(members, self.ddof)
-
-    def __call__(self, members: FloatArray) -> FloatArray:
-        """The penalized mean of those that gave a score; NaN where these are too few for `ddof`."""
-        found: FloatArray = np.nanmean(members, axis=0) - self.coefficient * _variance(members, self.ddof)
-        return found
+        super().__init__(coefficient, "coefficient", ddof)
 
 
 class Quantile(Aggregate):
@@ -253,28 +266,6 @@ class TrimmedMean(Aggregate):
             columns = present == count
             found[columns] = ordered[cut : count - cut, columns].mean(axis=0)
         return found
-
-
-def _check_spread(factor: float, key: str, ddof: int) -> None:
-    if not factor >= 0:
-        raise SpecError(f"{key} must not be negative, for disagreement would be rewarded; not {factor}.", key=key)
-    if ddof not in (0, 1):
-        raise SpecError(f"ddof must be 0 or 1, not {ddof}.", key="ddof")
-
-
-def _check_count(members: int, ddof: int) -> None:
-    if members < 2:
-        raise SpecError("one member has no spread; give two or more, or use `mean`.")
-    if members <= ddof:
-        raise SpecError(f"{members} members are too few for ddof={ddof}.", key="ddof")
-
-
-def _variance(members: FloatArray, ddof: int) -> FloatArray:
-    """The variance over members, [N]; NaN where no more than `ddof` gave a score."""
-    count = (~np.isnan(members)).sum(axis=0)
-    squares = np.nansum((members - np.nanmean(members, axis=0)) ** 2, axis=0)
-    found: FloatArray = np.divide(squares, count - ddof, out=np.full(members.shape[1], np.nan), where=count > ddof)
-    return found
 
 
 @hookimpl

@@ -26,6 +26,7 @@ VERSIONS = ("torch", "transformers", "trl", "rm-plugins")
 PICTURES = {"best-of-n": "overoptimization-best-of-n.svg", "grpo": "overoptimization-grpo.svg"}
 COLOURS = ("#222222", "#3b6fb6", "#c2571a", "#2a8a5f", "#8a4fa3", "#b8960c")
 SMOOTHING_STEPS = 20
+DRAWN_STEPS = 5
 WORTH_SAYING = 0.1
 DIVERGENCE = 0.5
 """In nats a token: where policies are compared that have gone equally far."""
@@ -228,10 +229,10 @@ def _draw_best_of_n(path: Path, seeds: Sequence[Seed]) -> None:
 def _draw_grpo(path: Path, seeds: Sequence[Seed]) -> None:
     def draw(axes: Any) -> None:
         for proxy, colour in zip(PROXIES, COLOURS, strict=True):
-            for seed in seeds:
-                run = seed.grpo[proxy]
+            runs = [{name: values[::DRAWN_STEPS] for name, values in seed.grpo[proxy].items()} for seed in seeds]
+            for run in runs:
                 axes.plot(np.sqrt(np.maximum(run["kl"], 0)), run["gold"], color=colour, alpha=0.25, linewidth=0.8)
-            gold, kl = (np.mean([seed.grpo[proxy][name] for seed in seeds], axis=0) for name in ("gold", "kl"))
+            gold, kl = (np.mean([run[name] for run in runs], axis=0) for name in ("gold", "kl"))
             axes.plot(np.sqrt(np.maximum(kl, 0)), gold, color=colour, linewidth=2, label=proxy)
         axes.set_xlabel("square root of the divergence that was measured, in nats a token")
         axes.set_ylabel("gold reward")
