@@ -22,6 +22,7 @@ from rm_plugins.cli import main
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.journal import JournalStep, read_journal
 from rm_plugins_trl import RewardWatch, reward_func
+from tests.trl.conftest import last_trl_with_ppo
 
 pytestmark = [
     # TRL's, accelerate's and transformers' own, on a machine without an accelerator.
@@ -291,3 +292,30 @@ class TestErrors:
         for settings in ({"window": 3}, {"samples_per_step": 1}, {"journal": "j", "max_journal_mb": 0}):
             with pytest.raises(DataError, match="allowed"):
                 RewardWatch(reward, **settings)
+
+
+@last_trl_with_ppo
+def test_ppo_is_watched(tiny_policy: Path, tmp_path: Path) -> None:
+    from rm_plugins_trl import PPOConfig, PPOTrainer
+
+    arguments = PPOConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        num_mini_batches=1,
+        total_episodes=8,
+        response_length=4,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+    )
+    trainer = PPOTrainer(model=str(tiny_policy), args=arguments, reward_model=Council(), train_dataset=PROMPTS)
+    watch = RewardWatch(trainer.reward_model, journal=tmp_path / "journal")
+    watch.attach(trainer)
+    trainer.train()
+    steps = list(read_journal(tmp_path / "journal"))
+    assert [len(step.samples["council"]) for step in steps] == [4, 4]
+    assert all("kl" in step.trainer for step in steps)
