@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
 from rm_plugins.hookspecs import hookimpl
@@ -120,7 +121,7 @@ class SoftMin(Aggregate):
     name: ClassVar[str] = "softmin"
     needs_common_scale: ClassVar[bool] = True
 
-    def __init__(self, *, beta: float = 1.0) -> None:
+    def __init__(self, *, beta: FiniteFloat = 1.0) -> None:
         if not beta > 0:
             raise SpecError(f"beta must be positive, not {beta}.", key="beta")
         self.beta = beta
@@ -128,8 +129,8 @@ class SoftMin(Aggregate):
     def __call__(self, members: FloatArray) -> FloatArray:
         """The soft minimum of those that gave a score."""
         lowest = np.nanmin(members, axis=0)
-        excess = np.nanmean(np.exp(-self.beta * (members - lowest)), axis=0)
-        found: FloatArray = lowest - np.log(excess) / self.beta
+        excess = np.nanmean(np.expm1(-self.beta * (members - lowest)), axis=0)
+        found: FloatArray = lowest - np.log1p(excess) / self.beta
         return found
 
 
@@ -178,7 +179,7 @@ class LowerConfidenceBound(_SpreadPenalty):
 
     name: ClassVar[str] = "lcb"
 
-    def __init__(self, *, k: float = 1.0, ddof: int = 0) -> None:
+    def __init__(self, *, k: FiniteFloat = 1.0, ddof: int = 0) -> None:
         super().__init__(k, "k", ddof)
 
     def spread(self, variance: FloatArray) -> FloatArray:
@@ -200,7 +201,7 @@ class UncertaintyWeighted(_SpreadPenalty):
 
     name: ClassVar[str] = "uwo"
 
-    def __init__(self, *, coefficient: float = 0.5, ddof: int = 0) -> None:
+    def __init__(self, *, coefficient: FiniteFloat = 0.5, ddof: int = 0) -> None:
         super().__init__(coefficient, "coefficient", ddof)
 
 
@@ -248,8 +249,9 @@ class TrimmedMean(Aggregate):
     def bind(self, members: int) -> None:
         """Check that somebody is left out."""
         if not self._trimmed(members):
+            advice = f"give at least {1 / members:.3g}, or use" if members > 2 else "use"
             raise SpecError(
-                f"a share of {self.share} of {members} members leaves nobody out; give at least {1 / members:.3g}, or use `mean`.",
+                f"a share of {self.share} of {members} members leaves nobody out; {advice} `mean`.",
                 key="share",
             )
 

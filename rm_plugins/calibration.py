@@ -18,7 +18,7 @@ from rm_plugins.providers.fallback import Fallback
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.scoring.score_cache import MEMORY
 from rm_plugins.spec import SpecBuilder, join_path
-from rm_plugins.transforms import Chain, FittedTransform
+from rm_plugins.transforms import Chain, FittedTransform, transforms_in
 from rm_plugins.types import FloatArray, Provider, Sample, Transform
 
 __all__ = ["Calibrated", "Calibration"]
@@ -89,13 +89,13 @@ class Calibration:
         parts = dict(self.provider.walk())
         for part in parts.values():
             part.observer = None if on_scored is None else lambda scored, samples, scores: on_scored(scored)
-        for path, part in parts.items():
-            if _sees_some(path, parts) and any(found.path.startswith(path) for found in self._fitting):
+        for path, part in reversed(parts.items()):  # the inner before the outer, which would show it some samples only
+            if _sees_some(path, parts) and any(_fittings_in(inner) for _, inner in part.walk()):
                 part.score(samples)
         self.provider.score(samples)
-        for found in self._fitting:
-            if found.statistics is None:  # it is of a part that was not asked at all, such as what is behind a closed gate
-                parts[max((path for path in parts if found.path.startswith(path)), key=len)].score(samples)
+        for part in reversed(parts.values()):
+            if any(found.statistics is None for found in _fittings_in(part)):  # not asked at all, as behind a closed gate
+                part.score(samples)
         return [found.calibrated() for found in self._fitting]
 
     def spec(self, folder: Path) -> dict[str, Any]:
@@ -233,6 +233,14 @@ def _written(part: Provider | Transform) -> dict[str, Any]:
     """The spec of a part, which the builder has made, and which the spec of what it is in holds."""
     assert isinstance(part.spec, dict)
     return part.spec
+
+
+def _fittings_in(part: Provider | Transform) -> list[_Fitting]:
+    """Those of a part itself, without those of what it is made of."""
+    found: list[_Fitting] = []
+    for transform in transforms_in(part).values():
+        found += [transform] if isinstance(transform, _Fitting) else _fittings_in(transform)
+    return found
 
 
 def _sees_some(path: str, parts: Mapping[str, Provider]) -> bool:

@@ -123,23 +123,27 @@ class Journal:
         self._samples = _Series(self.folder, f"samples-rank{rank}", _SAMPLE_COLUMNS, self.max_mb)
         self._figures = _Series(self.folder, f"figures-rank{rank}", _FIGURE_COLUMNS, math.inf)
 
-    def resume(self, step: int, *, rank: int = 0) -> None:
+    def resume(self, step: int, *, rank: int = 0, processes: int = 1) -> None:
         """Begin or go on after a step: what the folder has of later ones, which will be done again, is deleted.
 
         Args:
             step: The last step that is done, 0 for none.
             rank: The number of this process.
+            processes: How many there are; the first one also deletes what those wrote that are no more.
 
         Raises:
-            DataError: There is a journal of this process here and no step is done.
+            DataError: There is a journal of this process here, or of one that is no more, and no step is done.
         """
         self._start(rank)
-        if step == 0 and (self._samples.files() or self._figures.files()):
+        names = {file.stem.rpartition("-")[0] for file in self.folder.glob("*-rank*-*.parquet")} if rank == 0 else set()
+        gone = {name for name in names if int(name.rpartition("rank")[2]) >= processes}
+        if step == 0 and (self._samples.files() or self._figures.files() or gone):
             raise DataError(
                 f"The journal {str(self.folder)!r} has samples of an earlier training. Give another folder, delete this one, or go "
                 "on with that training: trainer.train(resume_from_checkpoint=True)."
             )
-        for series in (self._samples, self._figures):
+        left = [_Series(self.folder, name, self._samples.schema, self.max_mb) for name in sorted(gone)]
+        for series in (self._samples, self._figures, *left):
             series.resume(step)
 
     def add_samples(self, step: int, reward: str, samples: Sequence[Sample], scores: Scores) -> None:

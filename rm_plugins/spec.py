@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,9 +125,7 @@ class SpecBuilder:
         self.folder = folder
         self.source = source
         self.within = within
-        self._open: list[
-            int
-        ] = []  # the mappings that are being built, by identity: YAML's anchors can make a mapping hold itself
+        self._open: list[int] = []  # what is being built, by identity: YAML can make a mapping or a list hold itself
 
     def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
         """The builder of the spec in a file, or of one named reward in it."""
@@ -134,6 +133,17 @@ class SpecBuilder:
         if entered[-1] in self.within:
             raise self.error(path, f"the spec contains itself: {' > '.join(entered)}.")
         return SpecBuilder(self.registry, file.resolve().parent, str(file), entered)
+
+    @contextmanager
+    def opened(self, spec: object, path: str) -> Iterator[None]:
+        """Builds what is in a part of the spec, which must not be that part itself."""
+        if id(spec) in self._open and not isinstance(spec, str):
+            raise self.error(path, "the spec contains itself: this is what it is inside of.")
+        self._open.append(id(spec))
+        try:
+            yield
+        finally:
+            self._open.pop()
 
     def error(self, path: str, message: str) -> SpecError:
         """An error whose message begins with the file and the path inside it."""
@@ -147,13 +157,8 @@ class SpecBuilder:
                 raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
             return spec
         if isinstance(spec, Mapping):
-            if id(spec) in self._open:
-                raise self.error(path, "the spec contains itself: this is a mapping that it is inside of.")
-            self._open.append(id(spec))
-            try:
+            with self.opened(spec, path):
                 return self.from_mapping({**spec, **(settings or {})}, path)
-            finally:
-                self._open.pop()
         if isinstance(spec, (str, Path)):
             return self.from_text(str(spec), path, settings or {})
         if callable(spec):
@@ -239,14 +244,16 @@ class SpecBuilder:
     def component(self, kind: str, spec: object, path: str) -> Any:
         """A transform, aggregate, loss or regularizer from its spec."""
         if kind == "transform" and isinstance(spec, (list, tuple)):
-            return self.component(kind, {"name": "chain", "transforms": spec}, path)
+            with self.opened(spec, path):
+                return self.component(kind, {"name": "chain", "transforms": spec}, path)
         if isinstance(spec, (str, Mapping)):
             arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
             if "name" not in arguments:
                 known = ", ".join(sorted(self.registry.all(kind)))
                 raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
             cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else join_path(path, "name"))
-            found, written = self.construct(cls, arguments, path, also=("name",))
+            with self.opened(spec, path):
+                found, written = self.construct(cls, arguments, path, also=("name",))
             if isinstance(found, (Transform, Aggregate)):
                 found.spec = {"name": cls.name, **written}
             return found
@@ -355,9 +362,19 @@ def _written(value: Any) -> Any:
         return {key: _written(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_written(item) for item in value]
+    if callable(value) and not _is_importable(value):
+        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}, made in Python>"
     if callable(value):
         return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether ``module:name`` leads to this very object."""
+    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    for part in getattr(value, "__qualname__", "<none>").split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
 def join_path(path: str, part: object) -> str:

@@ -6,7 +6,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "Sample",
     "Scores",
     "Transform",
+    "rows_of_batch",
 ]
 
 logger = logging.getLogger(__name__)
@@ -126,11 +128,14 @@ class Scores:
         values: float64 [N], one reward per sample, NaN where the provider abstains.
         details: Named per-sample extras, each float64 [N]: member scores, spread.
         metadata: Facts about the batch as a whole, such as how many samples were truncated.
+        failed: bool [N], where there is no score because of a failure, not because the provider abstained by its own choice;
+            nowhere by default. `Provider.score` fills it in.
     """
 
     values: FloatArray
     details: Mapping[str, FloatArray] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    failed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), repr=False)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
@@ -142,6 +147,8 @@ class Scores:
                 raise ScoringError(f"The detail {name!r} has shape {column.shape}; {values.shape} was expected.")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "details", details)
+        if not len(self.failed):
+            object.__setattr__(self, "failed", np.zeros(len(values), dtype=np.bool_))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -160,7 +167,9 @@ class Scores:
             return out
 
         details = {name: spread(column) for name, column in self.details.items()}
-        return Scores(spread(self.values), details, self.metadata)
+        failed = np.zeros(size, dtype=np.bool_)
+        failed[list(rows)] = self.failed
+        return Scores(spread(self.values), details, self.metadata, failed)
 
 
 class Transform(ABC):
@@ -312,7 +321,7 @@ class Provider(ABC):
                 )
         if not samples:
             return Scores(np.empty(0))
-        scores = self._guarded(samples, on_error or self.on_error)
+        scores = self._guarded(samples, on_error)
         self.counts["samples"] += len(samples)
         self.counts["abstained"] += int(scores.abstained.sum())
         if self.observer is not None:
@@ -368,34 +377,56 @@ class Provider(ABC):
                 rows=infinite.tolist(),
             )
 
-    def _guarded(self, samples: Sequence[Sample], on_error: OnError) -> Scores:
-        try:
-            return self._checked(samples)
-        except ScoringError as error:
-            if on_error == "raise" and self.fallback is None:
-                raise
-            everything = range(len(samples))
-            # Rows that the batch does not have say nothing about those that it has.
-            failed = sorted((error.rows or frozenset()).intersection(everything)) or list(everything)
-            self.counts["errors"] += 1
-            remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
-            logger.warning("%d of %d samples failed, %s: %s", len(failed), len(samples), remedy, error)
-        parts = []
-        kept = sorted(set(everything).difference(failed))
-        if kept:
-            parts.append(self._guarded([samples[row] for row in kept], on_error).scattered(kept, len(samples)))
+    def _guarded(self, samples: Sequence[Sample], on_error: OnError | None) -> Scores:
+        everything = range(len(samples))
+        pending, failed, parts = list(everything), list[int](), list[Scores]()
+        while pending:
+            try:
+                scores = self._checked(samples if not failed else [samples[row] for row in pending])
+            except ScoringError as error:
+                if (on_error or self.on_error) == "raise" and self.fallback is None:
+                    raise
+                # Rows that the batch does not have say nothing about those that it has.
+                wrong = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
+                self.counts["errors"] += 1
+                remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
+                logger.warning("%d of %d samples failed, %s: %s", len(wrong), len(samples), remedy, error)
+                failed = sorted({*failed, *wrong})
+                pending = [row for row in pending if row not in wrong]
+            else:
+                if not failed:
+                    return scores
+                parts.append(scores.scattered(pending, len(samples)))
+                break
         if self.fallback is not None:
             self.counts["fallbacks"] += len(failed)
-            parts.append(self.fallback.score([samples[row] for row in failed]).scattered(failed, len(samples)))
-        return _merged(parts, len(samples))
+            with rows_of_batch(failed):
+                found = self.fallback.score([samples[row] for row in failed], on_error=on_error)
+            # Its details are of other things than those of the same names here.
+            details = {f"fallback/{name}": column for name, column in found.details.items()}
+            parts.append(replace(found, details=details).scattered(failed, len(samples)))
+        else:
+            nothing = np.full(len(samples), np.nan)
+            parts.append(Scores(nothing, failed=np.isin(everything, failed)))
+        return _merged(parts)
 
 
-def _merged(parts: Sequence[Scores], size: int) -> Scores:
-    """Scores of disjoint rows laid over each other."""
+@contextmanager
+def rows_of_batch(rows: Sequence[int]) -> Iterator[None]:
+    """Have an error name its rows as those of the batch, of which `rows` are scored inside."""
+    try:
+        yield
+    except ScoringError as error:
+        named = [row for place, row in enumerate(rows) if error.rows is None or place in error.rows] or rows
+        raise ScoringError(str(error), rows=[int(row) for row in named]) from error
+
+
+def _merged(parts: Sequence[Scores]) -> Scores:
+    """Scores of disjoint rows of one batch laid over each other."""
 
     def first(columns: Sequence[FloatArray]) -> FloatArray:
-        out = np.full(size, np.nan)
-        for column in columns:
+        out = columns[0]
+        for column in columns[1:]:
             out = np.where(np.isnan(out), column, out)
         return out
 
@@ -404,4 +435,5 @@ def _merged(parts: Sequence[Scores], size: int) -> Scores:
     metadata: dict[str, Any] = {}
     for part in parts:
         metadata.update(part.metadata)
-    return Scores(first([part.values for part in parts]), details, metadata)
+    failed = np.any([part.failed for part in parts], axis=0)
+    return Scores(first([part.values for part in parts]), details, metadata, failed)

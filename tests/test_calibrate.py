@@ -64,7 +64,7 @@ def ensemble(*members: Any, **more: Any) -> dict[str, Any]:
     return {"provider": "ensemble", "members": list(members), **more}
 
 
-def calibrated(spec: Mapping[str, Any], **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def calibrated(spec: str | Mapping[str, Any], **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The spec that comes out, and the statistics by path."""
     calibration = Calibration(spec, **more)
     found = calibration.fit(SAMPLES)
@@ -194,6 +194,21 @@ class TestWhatIsCalibrated:
         first, second = (function(name, transform="zscore") for name in ("picky", "length"))
         _, found = calibrated({"provider": "fallback", "members": [first, second]})
         assert found["members[1].transform"] == {"mean": 4.5, "std": np.std(LENGTHS)}
+
+    def test_parts_are_found_whatever_a_name_or_a_kind_makes_of_their_path(self) -> None:
+        gate = {"provider": "gate", "gate": function("same"), "at": 2.0, "reward": function("length", transform="zscore")}
+        routes = {4: function("length", transform="zscore"), True: function("length")}
+        route = {"provider": "route", "by": "calibrated_functions:nowhere", "routes": routes, "otherwise": function("length")}
+        Path("calibrated_functions.py").write_text(FUNCTIONS + "\ndef nowhere(sample):\n    return 'nowhere'\n")
+        Path("rm_plugins.yaml").write_text(json.dumps({"helpful": gate}))
+        for spec in ("helpful", route):
+            (statistics,) = calibrated(spec)[1].values()
+            assert statistics["mean"] == np.mean(LENGTHS)
+
+    def test_a_part_that_is_left_over_twice_is_calibrated_with_all_samples(self) -> None:
+        inner = {"provider": "fallback", "members": [function("length"), function("length", transform="zscore")]}
+        (statistics,) = calibrated({"provider": "fallback", "members": [function("picky"), inner]})[1].values()
+        assert statistics["mean"] == np.mean(LENGTHS)
 
     def test_what_only_some_samples_reach_is_calibrated_with_these(self) -> None:
         gate = {"provider": "gate", "gate": function("short"), "reward": function("length", transform="zscore")}

@@ -655,7 +655,7 @@ class TestMistakesInAFile:
         with pytest.raises(SpecError) as caught:
             rm.load("spec.yaml")
         assert str(caught.value).startswith(
-            f"{here / 'spec.yaml'}: {PLACE}.members[0].members[0]: the spec contains itself: this is a mapping that it is inside of."
+            f"{here / 'spec.yaml'}: {PLACE}.members[0].members[0]: the spec contains itself: this is what it is inside of."
         )
 
     def test_an_anchor_used_twice_is_none(self, here: Path) -> None:
@@ -682,3 +682,38 @@ def test_the_documented_example_is_a_spec(here: Path) -> None:
     example = re.sub(r"rules:\w+|\./Qwen2\.5-Reward", "combinator_rules:length", example)
     (here / "spec.yaml").write_text(example)
     same(rm.load("spec.yaml").score(SAMPLES).values, [-1, 1.5, 3, 4.5])
+
+
+class Judge:
+    """A reward that is an object, of which there may be several."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, samples: Sequence[rm.Sample]) -> list[float]:
+        return [self.value] * len(samples)
+
+
+def test_objects_of_one_class_are_told_apart_in_a_cache(tmp_path: Path) -> None:
+    for reward in (Judge(1.0), Judge(1.0).__call__):
+        with pytest.raises(SpecError, match="made in Python"):
+            rm.load({"provider": "cached", "path": str(tmp_path / "x.sqlite"), "reward": reward})
+
+
+def test_what_is_ranked_in_its_batch_is_not_cached() -> None:
+    reward = {"provider": "function", "function": len_of, "transform": ["scale", "rank-in-group"]}
+    with pytest.raises(SpecError, match="ranked within its batch"):
+        rm.load({"provider": "cached", "path": "memory", "reward": reward})
+
+
+def test_a_sum_of_nothing_but_abstentions_abstains() -> None:
+    silent = {"provider": "function", "function": lambda samples: [None] * len(samples)}
+    with training_progress(0.0):
+        scores = rm.load({"provider": "sum", "members": [silent], "weights": [{"from": 0, "to": 1}]}).score(
+            [rm.Sample("Q", "A")]
+        )
+    assert np.isnan(scores.values).all()
+
+
+def len_of(samples: Sequence[rm.Sample]) -> list[float]:
+    return [float(len(sample.completion)) for sample in samples]

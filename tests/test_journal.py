@@ -134,6 +134,20 @@ class TestResume:
         Journal(tmp_path).resume(0, rank=1)
         assert steps_of(list(read_journal(tmp_path))) == [1]
 
+    def test_what_processes_wrote_that_are_no_more_is_cut_too(self, tmp_path: Path) -> None:
+        for rank in (0, 1):
+            journal = Journal(tmp_path)
+            journal.resume(0, rank=rank, processes=2)
+            for step in range(1, 7):
+                journal.add_samples(step, "mine", [rm.Sample("p", "c")], scored(rank))
+            journal.flush()
+        Journal(tmp_path).resume(3)
+        assert steps_of(list(read_journal(tmp_path))) == [1, 2, 3]
+        for file in tmp_path.glob("*-rank0-*"):
+            file.unlink()
+        with pytest.raises(DataError, match="has samples of an earlier training"):
+            Journal(tmp_path).resume(0)
+
 
 class TestErrors:
     def test_no_journal(self, tmp_path: Path) -> None:

@@ -432,4 +432,6 @@ class TestProgram:
         Path("merged").mkdir()
         Path("merged/note").touch()
         assert "merged is not empty" in run("a", "b", "-o", "merged").output
+        assert "holds something that is no model" in run("a", "b", "-o", "merged", "--overwrite").output
+        Path("merged/config.json").touch()
         assert run("a", "b", "-o", "merged", "--overwrite").exit_code == 0

@@ -437,3 +437,17 @@ class TestComponent:
             component("loss", {"name": "bradley-terry", "beta": 1})
         with pytest.raises(SpecError, match="regularizer: must be a name, a mapping with 'name', or an object, not 3"):
             component("regularizer", 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["&t [scale, *t]", "&t {name: chain, transforms: [*t]}", "&t {name: chain, transforms: &u [*u]}"]
+)
+def test_a_transform_that_contains_itself(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(f"provider: certain\ntransform: {text}\n")
+    with pytest.raises(SpecError, match=r"transform.*: the spec contains itself"):
+        load(str(file))
+
+
+def test_an_error_in_a_chain_names_the_place() -> None:
+    assert refused("certain", transform=["scale", "zscore"]).startswith("transform.transforms[1]: zscore needs")

@@ -209,7 +209,7 @@ class TestOnError:
         with caplog.at_level(logging.WARNING, "rm_plugins"):
             scores = provider.score(completions("aa", "!", "?", "!"))
         np.testing.assert_array_equal(scores.values, [2, 0, np.nan, 0])
-        np.testing.assert_array_equal(scores.details["own"], [np.nan, 1, np.nan, 1])
+        np.testing.assert_array_equal(scores.details["fallback/own"], [np.nan, 1, np.nan, 1])
         np.testing.assert_array_equal(scores.details["twice"], [4, np.nan, np.nan, np.nan])
         assert fallback.seen == [["!", "!"]]
         assert provider.counts == {"samples": 4, "abstained": 1, "errors": 1, "fallbacks": 2}

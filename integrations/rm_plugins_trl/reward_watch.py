@@ -93,6 +93,7 @@ class RewardWatch(TrainerCallback):
         self._batches: dict[str, list[tuple[Sequence[rm.Sample], rm.Scores]]] = {name: [] for name in self.rewards}
         self._unlogged: dict[str, list[Mapping[str, float]]] = {name: [] for name in self.rewards}
         self._divergence: dict[str, float] = {}
+        self._state: Any = None
 
     @property
     def warnings(self) -> list[Evidence]:
@@ -117,9 +118,11 @@ class RewardWatch(TrainerCallback):
         """Start or resume, and listen to the rewards."""
         self.histories = {name: RewardHistory(name, self.window) for name in self.rewards}
         self._divergence = {}
+        self._unlogged = {name: [] for name in self.rewards}
+        self._state = state
         self._forget_batches()
         if self.journal is not None:
-            self.journal.resume(state.global_step, rank=args.process_index)
+            self.journal.resume(state.global_step, rank=args.process_index, processes=args.world_size)
             if state.global_step and state.is_world_process_zero:
                 self._remember(self.journal)
         for name, reward in self.rewards.items():
@@ -164,7 +167,8 @@ class RewardWatch(TrainerCallback):
     # --- What is made of it -----------------------------------------------------------------------------------------------
 
     def _hear(self, name: str, samples: Sequence[rm.Sample], scores: rm.Scores, state: Any) -> None:
-        if samples:
+        # A training that broke off leaves its watch listening to the next one's batches.
+        if samples and (state is None or state is self._state):
             self._batches[name].append((samples, scores))
 
     def _forget_batches(self) -> None:

@@ -49,15 +49,15 @@ def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, mark
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
         axis = figure.subplots()
-        for (name, curve), colour in zip(curves.items(), _cycled(len(curves)), strict=True):
+        for place, ((name, curve), colour) in enumerate(zip(curves.items(), _cycled(len(curves)), strict=True)):
             mean = _running_mean(curve.values)
-            if spread is not None and colour == COLOURS[0] and list(spread.steps) == list(curve.steps):
+            if spread is not None and place == 0 and list(spread.steps) == list(curve.steps):
                 width = _running_mean(spread.values)
                 axis.fill_between(curve.steps, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
             if len(curves) == 1:
                 axis.plot(curve.steps, curve.values, color=colour, alpha=0.35, linewidth=0.8)
             marker = "o" if len(curve.steps) == 1 else None
-            axis.plot(curve.steps, mean, marker=marker, color=colour, linewidth=2 if colour == COLOURS[0] else 1.2, label=name)
+            axis.plot(curve.steps, mean, marker=marker, color=colour, linewidth=1.2 if place else 2, label=name)
         for step in marks:
             axis.axvline(step, color=COLOURS[4], linewidth=1, linestyle=(0, (2, 2)))
         axis.grid(alpha=0.15)

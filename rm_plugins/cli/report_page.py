@@ -101,7 +101,7 @@ def _warnings(summary: RewardSummary) -> str:
 
 
 def _warning(found: Evidence) -> str:
-    examples = "".join(f"<pre>{escape(example)}</pre>" for example in found.examples)
+    examples = "".join(f"<pre>{_cut(example)}</pre>" for example in found.examples)
     shown = f"<details><summary>Examples</summary>{examples}</details>" if examples else ""
     return f'<div class="warning"><b>Step {found.step}.</b> {escape(found.message)}{shown}</div>'
 

@@ -132,7 +132,7 @@ def top_and_rest(steps: Iterable[Sequence[ScoredText]]) -> tuple[list[ScoredText
 
 def _sampled_shares(texts: Sequence[ScoredText], n: int) -> dict[str, float]:
     """In which share of some texts each n-gram is."""
-    some = texts[:: max(1, len(texts) // _SAMPLED)][:_SAMPLED]
+    some = texts[:: max(1, math.ceil(len(texts) / _SAMPLED))]
     counts = Counter(ngram for text in some for ngram in _ngrams(text.words, n))
     return {ngram: count / len(some) for ngram, count in counts.items()}
 

@@ -200,6 +200,9 @@ def merged_figures(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in names:
         known = [part for part in parts if name in part]
         weights = [part["samples"] for part in known]
+        if name not in ("length", "abstained"):  # a mean of the samples that have a score
+            scored = [part["samples"] * (1 - part.get("abstained", 0.0)) for part in known]
+            weights = scored if any(scored) else weights
         if name in ("samples", "length_correlation_df"):
             found[name] = float(sum(part[name] for part in known))
         else:

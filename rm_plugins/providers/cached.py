@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,8 @@ from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.providers.parts import Combinator, score_rows, summed_work
 from rm_plugins.providers.sum import Sum
 from rm_plugins.scoring.score_cache import MEMORY, ScoreCache
-from rm_plugins.types import Provider, Sample, Scores
+from rm_plugins.transforms import RankInGroup, transforms_in
+from rm_plugins.types import Provider, Sample, Scores, Transform
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Cached"]
@@ -90,12 +91,24 @@ def _check_lasts(reward: Provider) -> None:
                 "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
                 key=f"{path}.weights",
             )
-        if part.state() or (part.transform is not None and part.transform.state()):
+        transforms = list(_transforms_of(part))
+        if any(isinstance(found, RankInGroup) for found in transforms):
+            raise SpecError(
+                f"{part.label!r} is ranked within its batch, and a score that was kept would not; put `cached` inside of what ranks.",
+                key=path,
+            )
+        if part.state() or any(found.state() for found in transforms):
             raise SpecError(
                 f"{part.label!r} or its transform learns from what it scores, and a score that was kept would not; put `cached` "
                 "inside of what learns.",
                 key=path,
             )
+
+
+def _transforms_of(holder: Provider | Transform) -> Iterator[Transform]:
+    for found in transforms_in(holder).values():
+        yield found
+        yield from _transforms_of(found)
 
 
 def _is_written_out(spec: object) -> bool:

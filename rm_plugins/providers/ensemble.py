@@ -55,13 +55,12 @@ class Ensemble(Combinator):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and combine."""
         on_error: OnError | None = None if self.quorum is None else "abstain"
-        failures = self._failures()
         scores = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
         members = np.stack([found.values for found in scores])
         self.counts["missing_members"] += int(np.isnan(members).sum())
-        if self.quorum is not None and self._failures() > failures:
-            present = (~np.isnan(members)).sum(axis=0)
-            short = np.flatnonzero(present < self.quorum)
+        if self.quorum is not None:
+            failed = np.any([found.failed for found in scores], axis=0)
+            short = np.flatnonzero(((~np.isnan(members)).sum(axis=0) < self.quorum) & failed)
             if len(short):
                 raise ScoringError(
                     f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
@@ -70,6 +69,3 @@ class Ensemble(Combinator):
                 )
         details = part_details({f"member/{number}": found for number, found in enumerate(scores)})
         return combined(members, samples, self.aggregate, quorum=self.quorum, details=details, metadata=summed_work(scores))
-
-    def _failures(self) -> int:
-        return sum(member.counts["errors"] for member in self.members)

@@ -51,11 +51,21 @@ class FunctionProvider(Provider):
     ) -> None:
         self.function: Callable[..., Any] = imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
+        self._maker = (self.function, self.arguments) if factory else None
         if factory:
             self.function, self.arguments = _made(self.function, self.arguments), {}
         self.label = _name(self.function)
         self.concurrent = _is_async(self.function) if concurrent is None else concurrent
         self._accepted = self._accepted_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a factory made is often a function inside a function, which cannot be pickled; it is made again instead.
+        return {name: value for name, value in vars(self).items() if name != "function" or self._maker is None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._maker is not None:
+            self.function = _made(*self._maker)
 
     def _accepted_parameters(self) -> frozenset[str] | None:
         """What a function of TRL's form takes by name, `None` for everything; raises for a function of no known form."""

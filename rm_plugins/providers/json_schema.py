@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonSchema"]
 
-_FENCED = re.compile(r"^ {0,3}```json[ \t]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+_FENCED = re.compile(r"^ {0,3}```json[ \t]*\r?\n(.*?)^ {0,3}```[ \t]*(?=\r?$)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 
 
 class JsonSchema(Provider):
@@ -128,7 +128,8 @@ def _validator(schema: Mapping[str, Any]) -> Validator:
 
 def _references(resource: Resource[Any], resolver: Any) -> Iterator[tuple[str, Any]]:
     """Every reference in a schema, with what resolves it there."""
-    if isinstance(resource.contents, Mapping) and "$ref" in resource.contents:
-        yield resource.contents["$ref"], resolver
+    for key in ("$ref", "$dynamicRef"):
+        if isinstance(resource.contents, Mapping) and key in resource.contents:
+            yield resource.contents[key], resolver
     for inner in resource.subresources():
         yield from _references(inner, resolver.in_subresource(inner))

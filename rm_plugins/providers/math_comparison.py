@@ -28,6 +28,9 @@ __all__ = ["MathComparison", "answer_requests"]
 
 _SECONDS_TO_START = 120.0
 
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z]\w*>")
+_BETWEEN_BOXES = re.compile(r"\}\s*\$?\s*(?:,?\s*(?:and|or)|[,;])?\s*\$?\s*")
 _MARKED = re.compile(r"\$|\\\(|\\\[|\\boxed")
 _BARE = re.compile(
     r"(?:\\text\w*\s*\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z\n]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\:\n])++"
@@ -175,8 +178,25 @@ def _presented(text: str) -> str:
     It finds the last box, else what follows the word "answer", else the last formula or number. Of bare mathematics it would take
     a number out of the middle, such as 2 out of ``2\\sqrt{3}``, and after ``####`` it may prefer an earlier "answer".
     """
-    text = text.strip()
+    text = (_ANSWER_TAG.findall(text) or [text])[-1]
+    text = _TAG.sub(" ", text).strip()  # a number that adjoins a tag would not be found
+    if "\\boxed" in text:
+        return _last_boxes(text)
     last_line = text.rpartition("\n")[2]
-    if "\\boxed" not in text and "####" in last_line:  # how a solution in GSM8K ends
-        text = last_line.rpartition("####")[2].strip()
+    if "####" in last_line:  # how a solution in GSM8K ends
+        text = last_line.rpartition("####")[2]
+    if not _MARKED.search(text):
+        text = text.replace("`", " ").strip("*_ ")  # Markdown's marks
     return f"${text}$" if not _MARKED.search(text) and _BARE.fullmatch(text) else text
+
+
+def _last_boxes(text: str) -> str:
+    """The last box, with those that are listed right before it; math-verify takes all boxes of a line for one answer."""
+    last = text.rfind("\\boxed")
+    found = text[last:]
+    while (before := text.rfind("\\boxed", 0, last)) >= 0:
+        end = text.rfind("}", before, last)
+        if end < 0 or not _BETWEEN_BOXES.fullmatch(text, end, last):
+            break
+        found, last = f"{text[before : end + 1]}, {found}", before
+    return found

@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 class MathVerify(Provider):
     """1 for a completion whose final answer equals the gold answer in a dataset column, 0 for any other.
 
-    The final answer is the last ``\\boxed{}``, else the last line's ``#### ANSWER``, else what follows the word "answer", else the
-    last formula or number; a text that is mathematics alone is the answer as a whole. The gold answer is found in its column in the
-    same way. Where it is none, or not mathematical, the provider abstains, unless the completion is literally the same.
+    Where there is an ``<answer>``, the last one is all that is looked at. The final answer is the last ``\\boxed{}``, with those
+    listed right before it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number;
+    a text that is mathematics alone is the answer as a whole. The gold answer is found in its column in the same way. Where it is none,
+    or not mathematical, the provider abstains, unless the completion is literally the same.
 
     Args:
         column: The column with the gold answer: text or a number.
@@ -73,7 +74,7 @@ class MathVerify(Provider):
                 continue
             if equal is not None:
                 values[row] = equal
-            elif gold.strip() == text.strip():
+            elif gold.strip() and gold.strip() == text.strip():
                 values[row] = 1.0
         if broken:
             first, reason = next(iter(broken.items()))
@@ -97,6 +98,8 @@ class MathVerify(Provider):
                 f"{self.called} needs text or a number as the gold answer; item {row} has {type(gold).__name__} in the column "
                 f"{self.column!r}: {gold!r:.80}."
             )
+        if isinstance(gold, (float, np.floating)) and np.isfinite(gold):
+            return np.format_float_positional(gold, trim="-")
         return None if gold is None else str(gold)
 
     def close(self) -> None:

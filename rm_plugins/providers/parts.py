@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import ClassVar
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores
+from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores, rows_of_batch
 
 __all__ = ["Combinator", "part_details", "score_rows", "score_side_by_side", "summed_work"]
 
@@ -105,12 +105,8 @@ class _Part(Provider):
         self.concurrent = provider.concurrent
 
     def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
-        try:
+        with rows_of_batch(self.rows):
             return self.provider.score(samples, on_error=on_error)
-        except ScoringError as error:
-            everything = range(len(self.rows))
-            failed = everything if error.rows is None else error.rows.intersection(everything) or everything
-            raise ScoringError(str(error), rows=[int(self.rows[row]) for row in failed]) from error
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         return self.provider.score_batch(samples)

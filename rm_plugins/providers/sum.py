@@ -54,7 +54,8 @@ class Sum(Combinator):
         """Have every member score the batch, and add up."""
         found = score_side_by_side([(member, samples) for member in self.members])
         weights = [weight.value() if isinstance(weight, Schedule) else weight for weight in self.weights]
-        values = np.zeros(len(samples))
+        silent = np.all([scores.abstained for scores in found], axis=0)
+        values = np.where(silent, np.nan, 0.0)
         for weight, scores in zip(weights, found, strict=True):
             if weight:
                 values += weight * scores.values

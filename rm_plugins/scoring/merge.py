@@ -339,6 +339,8 @@ def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
             raise ModelError(
                 f"{out} holds the folder {path.name}, so it is more than a model and is not replaced. Name another."
             )
+    if not (out / "config.json").is_file():
+        raise ModelError(f"{out} holds something that is no model, so it is not replaced. Name another folder.")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, SpecError
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.types import FloatArray, Provider, Sample, Transform
 
@@ -27,10 +27,14 @@ class Chain(Transform):
     def bind(self, provider: Provider) -> None:
         """Bind every one of them; the provider's statistics are those of what the first one gets, and of no other's."""
         for place, transform in enumerate(self.transforms):
-            if place and isinstance(transform, FittedTransform):
-                transform.settle()
-            else:
-                transform.bind(provider)
+            try:
+                if place and isinstance(transform, FittedTransform):
+                    transform.settle()
+                else:
+                    transform.bind(provider)
+            except SpecError as error:
+                key = ".".join(filter(None, (f"transforms[{place}]", error.key)))
+                raise SpecError(error.message, key=key) from error.__cause__
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Apply them in their order."""

@@ -79,7 +79,8 @@ class RunningStatistics:
     def _merge(self, scores: Sequence[float]) -> None:
         if not scores:
             return
-        mean = math.fsum(scores) / len(scores)
+        # Rounding must not take the mean of equal scores for another one than they are.
+        mean = min(max(math.fsum(scores) / len(scores), min(scores)), max(scores))
         squares = math.fsum((score - mean) ** 2 for score in scores)
         count, gap = self.count + len(scores), mean - self.mean
         self.squares += squares + gap**2 * self.count * len(scores) / count

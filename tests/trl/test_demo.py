@@ -79,7 +79,7 @@ def test_the_whole_demonstration_in_small(tmp_path: Path) -> None:
     assert re.search(r"gold \(true\) reward \| \d\.\d+ ± \d\.\d+ \| \d\.\d+ ± ", text)
     figures = json.loads((out / "curves.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in figures["steps"]] == [1, 2]
-    assert set(figures["steps"][0]) == {"step", "learned", "gold"}
+    assert set(figures["steps"][0]) == {"step", "kl", "learned", "gold"}
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert rm.load(out / "reward-model").verify() == []  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="is not empty"):

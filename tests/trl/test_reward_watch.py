@@ -189,7 +189,7 @@ class Calls:
         self.watch = watch
         self.logs_first = logs_first
         self.state = TrainerState()
-        self.arguments = (SimpleNamespace(process_index=0), self.state, TrainerControl())
+        self.arguments = (SimpleNamespace(process_index=0, world_size=1), self.state, TrainerControl())
 
     def __enter__(self) -> Calls:
         self.watch.on_train_begin(*self.arguments)
