@@ -141,6 +141,9 @@ def _compared(seeds: Sequence[Seed], columns: Mapping[str, Figure]) -> str:
         cells = [proxy]
         for figure in columns.values():
             mean = statistics.fmean(figure(seed, proxy) for seed in seeds)
+            if math.isnan(mean):
+                cells.append("not reached")
+                continue
             if proxy == SINGLE:
                 cells.append(f"{mean:.3f}")
                 continue
@@ -155,7 +158,7 @@ def _difference(seeds: Sequence[Seed], figure: Figure, proxy: str) -> tuple[floa
     """The mean paired difference from one model, its standard error, and whether it is clear by the page's rule."""
     differences = [figure(seed, proxy) - figure(seed, SINGLE) for seed in seeds]
     mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
     same_sign = len({difference > 0 for difference in differences}) == 1
     return mean, error, same_sign and abs(mean) > 2 * error
 
