@@ -1,4 +1,4 @@
-"""The places of completions among those of their prompt."""
+"""Ranks, and the places of completions among those of their prompt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.types import FloatArray, Sample
 
-__all__ = ["prompt_groups", "ranks_in_groups"]
+__all__ = ["mean_ranks", "prompt_groups", "ranks_in_groups"]
 
 
 def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
@@ -43,14 +44,20 @@ def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> Floa
     for rows in groups:
         known = np.array([row for row in rows if not np.isnan(scores[row])], dtype=int)
         if len(known) > 1:
-            ranks[known] = _mean_places(scores[known]) / (len(known) - 1)
+            ranks[known] = (mean_ranks(scores[known]) - 1) / (len(known) - 1)
     return ranks
 
 
-def _mean_places(scores: FloatArray) -> FloatArray:
-    """The places of scores in ascending order, from 0, equal ones sharing their mean, [n]."""
-    _, first, group, count = np.unique(np.sort(scores), return_index=True, return_inverse=True, return_counts=True)
-    places = (first + (count - 1) / 2)[group]
-    found: FloatArray = np.empty(len(scores))
-    found[np.argsort(scores, kind="stable")] = places
-    return found
+def mean_ranks(values: ArrayLike) -> FloatArray:
+    """Ranks from 1 in ascending order, float [N], the mean of them for equal values; all NaN if there is a NaN.
+
+    >>> mean_ranks([3.0, 1.0, 3.0]).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        return np.full(values.shape, np.nan)
+    inverse: NDArray[np.intp]
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last: FloatArray = np.cumsum(counts).astype(np.float64)
+    return (last - (counts - 1) / 2)[inverse]

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from rm_plugins.ranks import mean_ranks
 from rm_plugins.types import FloatArray
 
 __all__ = ["PairMetrics", "auc", "brier_score", "expected_calibration_error", "pair_metrics", "pearson", "spearman"]
@@ -144,7 +145,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     >>> spearman([1, 2, 3], [1, 10, 100])
     1.0
     """
-    return pearson(_ranks(x), _ranks(y))
+    return pearson(mean_ranks(x), mean_ranks(y))
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -169,20 +170,9 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     pairs = positives * (positive.size - positives)
     if not pairs:
         return math.nan
-    return float((_ranks(scores)[positive].sum() - positives * (positives + 1) / 2) / pairs)
+    return float((mean_ranks(scores)[positive].sum() - positives * (positives + 1) / 2) / pairs)
 
 
 def _win_probability(delta: FloatArray) -> FloatArray:
     # The sigmoid: this form cannot overflow, gives one half for 0 exactly, and 1 - p for -delta.
     return (1 + np.tanh(delta / 2)) / 2
-
-
-def _ranks(values: ArrayLike) -> FloatArray:
-    """float [N], ranks from 1, the mean of them for equal values; all NaN if there is a NaN."""
-    values = np.asarray(values, dtype=np.float64)
-    if np.isnan(values).any():
-        return np.full(values.shape, np.nan)
-    inverse: NDArray[np.intp]
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last: FloatArray = np.cumsum(counts).astype(np.float64)
-    return (last - (counts - 1) / 2)[inverse]

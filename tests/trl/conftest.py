@@ -24,6 +24,16 @@ MODELS_VARIABLE = "RM_PLUGINS_TEST_MODELS"
 newest_trl = pytest.mark.skipif(Version(trl_version) < Version("1.13"), reason="runs in the world of the newest TRL")
 last_trl_with_ppo = pytest.mark.skipif(Version(trl_version) >= Version("1.13"), reason="PPO left TRL in 1.13")
 
+# TRL's, accelerate's and transformers' own, on a machine without an accelerator.
+TRL_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning"),
+    pytest.mark.filterwarnings("ignore::trl.experimental.TRLExperimentalWarning")
+    if hasattr(__import__("trl.experimental").experimental, "TRLExperimentalWarning")
+    else pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
+]
+
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines; returns the path."""

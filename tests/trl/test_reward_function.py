@@ -19,16 +19,9 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError
 from rm_plugins_trl import RewardFunction, reward_func
+from tests.trl.conftest import TRL_WARNINGS
 
-pytestmark = [
-    # TRL's, accelerate's and transformers' own, on a machine without an accelerator.
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning"),
-    pytest.mark.filterwarnings("ignore::trl.experimental.TRLExperimentalWarning")
-    if hasattr(__import__("trl.experimental").experimental, "TRLExperimentalWarning")
-    else pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
-]
+pytestmark = TRL_WARNINGS
 
 ROWS = [
     {"prompt": "Name a colour.", "answer": "blue"},

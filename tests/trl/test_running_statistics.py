@@ -24,19 +24,11 @@ from rm_plugins.reward_state import restore_reward_state, reward_state
 from rm_plugins.training_progress import current_progress
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl import two_scorers
-from tests.trl.conftest import last_trl_with_ppo
+from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    # TRL's, accelerate's and transformers' own, on a machine without an accelerator.
-    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*use_reentrant:UserWarning"),
-    pytest.mark.filterwarnings("ignore::trl.experimental.TRLExperimentalWarning")
-    if hasattr(__import__("trl.experimental").experimental, "TRLExperimentalWarning")
-    else pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
-]
+pytestmark = TRL_WARNINGS
 
 
 def length(samples: Sequence[rm.Sample]) -> list[float]:
