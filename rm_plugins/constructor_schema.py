@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from rm_plugins.errors import PluginError
-from rm_plugins.types import Aggregate, LocalPath, Provider, Transform
+from rm_plugins.types import Component, LocalPath, Provider
 
 __all__ = ["announces", "schema_of", "validator_of"]
 
@@ -19,7 +19,7 @@ __all__ = ["announces", "schema_of", "validator_of"]
 def announces(annotation: Any) -> bool:
     """Whether a value of this annotation is, or contains, a spec or a local path."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, (Aggregate, LocalPath, Provider, Transform))
+        return issubclass(annotation, (Component, LocalPath, Provider))
     return any(announces(part) for part in get_args(annotation))
 
 

@@ -12,6 +12,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     ├── ModelError                  (ValueError)   a folder that is no usable reward model
     │   └── ManifestError                          a manifest that does not fit the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
+    │   └── AnswerError                            a remote scorer whose answer breaks its protocol
     ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
 """
@@ -20,6 +21,7 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "AnswerError",
     "BrokenPluginError",
     "DataError",
     "DuplicateNameError",
@@ -103,6 +105,10 @@ class ScoringError(RmPluginsError, RuntimeError):
 
     def __reduce__(self) -> tuple[type["ScoringError"], tuple[str, Collection[int] | None]]:
         return type(self), (str(self), self.rows)
+
+
+class AnswerError(ScoringError):
+    """A remote scorer answered something that its protocol does not allow: another count, an item twice, no finite number."""
 
 
 class UnsupportedError(RmPluginsError, TypeError):

@@ -12,7 +12,7 @@ A plug-in is a module or object whose functions carry `hookimpl`, announced unde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import click
 
     from rm_plugins.losses import Loss, Regularizer
+    from rm_plugins.protocols import Protocol
     from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
 __all__ = ["PROJECT", "HookSpecs", "hookimpl", "hookspec"]
@@ -56,8 +57,8 @@ class HookSpecs:
         """Reshapings of scores: subclasses of `rm_plugins.Transform`, used as ``transform: NAME``."""
 
     @hookspec
-    def rm_register_protocols(self) -> Sequence[type[Any]]:  # type: ignore[empty-body]
-        """Ways to speak to a remote scorer, used as ``protocol: NAME``."""
+    def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
+        """Ways to speak to a remote scorer: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
 
     @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]

@@ -31,7 +31,13 @@ KINDS: Mapping[str, str] = {
 }
 """What can be registered, and the hook that registers it."""
 
-BUILT_INS = ("rm_plugins.providers", "rm_plugins.losses", "rm_plugins.aggregates", "rm_plugins.transforms")
+BUILT_INS = (
+    "rm_plugins.providers",
+    "rm_plugins.losses",
+    "rm_plugins.aggregates",
+    "rm_plugins.transforms",
+    "rm_plugins.protocols",
+)
 
 
 @dataclass(frozen=True, slots=True)

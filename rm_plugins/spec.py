@@ -19,7 +19,7 @@ from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.types import Aggregate, LocalPath, Provider, Transform
+from rm_plugins.types import Component, LocalPath, Provider
 
 __all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "named_rewards"]
 
@@ -70,7 +70,7 @@ def load(
 
 
 def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Registry | None = None) -> Any:
-    """A loss, regularizer, transform or aggregate from its name, from ``{name: NAME, ...}``, or as it is.
+    """A loss, regularizer, transform, aggregate or protocol from its name, from ``{name: NAME, ...}``, or as it is.
 
     Raises:
         SpecError: An argument is unknown, missing or of the wrong type.
@@ -242,7 +242,7 @@ class SpecBuilder:
             raise self.error(path, f"must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}.")
 
     def component(self, kind: str, spec: object, path: str) -> Any:
-        """A transform, aggregate, loss or regularizer from its spec."""
+        """A transform, aggregate, protocol, loss or regularizer from its spec."""
         if kind == "transform" and isinstance(spec, (list, tuple)):
             with self.opened(spec, path):
                 return self.component(kind, {"name": "chain", "transforms": spec}, path)
@@ -254,7 +254,7 @@ class SpecBuilder:
             cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else join_path(path, "name"))
             with self.opened(spec, path):
                 found, written = self.construct(cls, arguments, path, also=("name",))
-            if isinstance(found, (Transform, Aggregate)):
+            if isinstance(found, Component):
                 found.spec = {"name": cls.name, **written}
             return found
         if callable(spec):
@@ -331,9 +331,8 @@ class SpecBuilder:
             return self.resolve(announced[0], value, path) if announced else value
         if isinstance(annotation, type) and issubclass(annotation, Provider):
             return self.provider(value, path)
-        for kind, component in (("transform", Transform), ("aggregate", Aggregate)):
-            if isinstance(annotation, type) and issubclass(annotation, component):
-                return self.component(kind, value, path)
+        if isinstance(annotation, type) and issubclass(annotation, Component):
+            return self.component(annotation.kind, value, path)
         if not announces(annotation):
             return value
         if isinstance(value, Mapping) and len(parts) == 2:
@@ -356,7 +355,7 @@ class SpecBuilder:
 
 def _written(value: Any) -> Any:
     """A constructor's argument as a spec has it, every nested spec written out."""
-    if isinstance(value, (Provider, Transform, Aggregate)):
+    if isinstance(value, (Provider, Component)):
         return value.spec or f"<{getattr(value, 'label', value.name)}, made in Python>"
     if isinstance(value, Mapping):
         return {key: _written(item) for key, item in value.items()}

@@ -17,12 +17,14 @@ from rm_plugins.errors import DataError, RmPluginsError, ScoringError, Unsupport
 
 __all__ = [
     "Aggregate",
+    "Component",
     "FloatArray",
     "LocalPath",
     "Message",
     "ModelSource",
     "OnError",
     "Provider",
+    "RenderedSample",
     "Sample",
     "Scores",
     "Transform",
@@ -102,6 +104,40 @@ class Sample:
         return [*self.prompt, *self.completion]
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedSample(Sample):
+    """A text that is scored as it is, or token ids: what clients of a scoring server send that render by themselves.
+
+    A model renders nothing more around it: no template, no EOS. For any other provider it is a completion without a prompt.
+
+    Args:
+        prompt: Empty.
+        completion: The text; empty where there are token ids.
+        columns: None.
+        token_ids: What the model is given in place of a text.
+        add_special_tokens: Whether the model's tokenizer adds its special tokens to the text.
+
+    >>> RenderedSample.of("<|user|>2+2?<|assistant|>4", add_special_tokens=False).completion
+    '<|user|>2+2?<|assistant|>4'
+    """
+
+    token_ids: tuple[int, ...] | None = None
+    add_special_tokens: bool = True
+
+    @classmethod
+    def of(cls, text: str | Sequence[int], *, add_special_tokens: bool = True) -> RenderedSample:
+        """The sample of a text or of token ids.
+
+        Raises:
+            DataError: There are no token ids, or one is negative or no integer.
+        """
+        if isinstance(text, str):
+            return cls("", text, add_special_tokens=add_special_tokens)
+        if not text or not all(type(token) is int and token >= 0 for token in text):
+            raise DataError(f"Token ids are a list of at least one integer, none negative, not {text!r:.80}.")
+        return cls("", "", token_ids=tuple(text), add_special_tokens=False)
+
+
 def _check_text_or_messages(part: str, value: object) -> None:
     if isinstance(value, str):
         return
@@ -172,51 +208,54 @@ class Scores:
         return Scores(spread(self.values), details, self.metadata, failed)
 
 
-class Transform(ABC):
-    """Reshapes a provider's scores: z-score, clip, scale.
+class Component(ABC):
+    """A part of a spec that is written as ``NAME`` or ``{name: NAME, ...}``.
 
-    Its constructor's annotated keyword arguments are its schema in a spec.
+    Its constructor's annotated keyword arguments are its schema there.
     """
+
+    kind: ClassVar[str]
+    """What it is registered as, such as ``transform``."""
 
     name: ClassVar[str]
 
     spec: Mapping[str, Any] | None = None
     """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
 
+
+class Transform(Component):
+    """Reshapes a provider's scores: z-score, clip, scale."""
+
+    kind: ClassVar[str] = "transform"
+
     @abstractmethod
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
 
-    def bind(self, provider: Provider) -> None:  # noqa: B027 - most transforms need nothing of their provider
+    def bind(self, provider: Provider) -> None:
         """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
 
     def state(self) -> dict[str, Any]:
         """What it has learned while scoring, as JSON has it; a checkpoint keeps it. Empty where it learns nothing."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most transforms learn nothing
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
 
 
-class Aggregate(ABC):
-    """Makes one score of those of an ensemble's members.
+class Aggregate(Component):
+    """Makes one score of those of an ensemble's members."""
 
-    Its constructor's annotated keyword arguments are its schema in a spec.
-    """
-
-    name: ClassVar[str]
+    kind: ClassVar[str] = "aggregate"
 
     needs_common_scale: ClassVar[bool] = False
     """Whether it compares members with each other, which means nothing where each has a scale of its own."""
-
-    spec: Mapping[str, Any] | None = None
-    """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
 
     @abstractmethod
     def __call__(self, members: FloatArray) -> FloatArray:
         """Combine `members` (float64 [K, N], NaN where one gave no score, never for a whole column); returns float64 [N]."""
 
-    def bind(self, members: int) -> None:  # noqa: B027 - most aggregates take any number
+    def bind(self, members: int) -> None:
         """Called once with the number of members.
 
         Raises:

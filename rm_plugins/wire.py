@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.types import Sample
+from rm_plugins.types import RenderedSample, Sample
 
 __all__ = ["sample_from_json", "sample_to_json", "values_to_json"]
 
@@ -15,9 +15,15 @@ __all__ = ["sample_from_json", "sample_to_json", "values_to_json"]
 def sample_to_json(sample: Sample) -> dict[str, Any]:
     """``{"prompt": ..., "completion": ..., "columns": {...}}``; columns only where there are any.
 
+    What is rendered already is ``{"text": ..., "add_special_tokens": ...}`` or ``{"token_ids": [...]}``.
+
     >>> sample_to_json(Sample("2+2?", "4"))
     {'prompt': '2+2?', 'completion': '4'}
     """
+    if isinstance(sample, RenderedSample):
+        if sample.token_ids is not None:
+            return {"token_ids": list(sample.token_ids)}
+        return {"text": sample.completion, "add_special_tokens": sample.add_special_tokens}
 
     def plain(value: Any) -> Any:
         return value if isinstance(value, str) else [dict(message) for message in value]
@@ -32,6 +38,10 @@ def sample_from_json(value: Mapping[str, Any]) -> Sample:
     Raises:
         DataError: A key is missing or unknown, or a part is not text or messages.
     """
+    if set(value) == {"token_ids"} and isinstance(value["token_ids"], Sequence) and not isinstance(value["token_ids"], str):
+        return RenderedSample.of(value["token_ids"])
+    if {"text"} <= set(value) <= {"text", "add_special_tokens"} and isinstance(value["text"], str):
+        return RenderedSample.of(value["text"], add_special_tokens=bool(value.get("add_special_tokens", True)))
     unknown = set(value) - {"prompt", "completion", "columns"}
     if unknown or not {"prompt", "completion"} <= set(value):
         raise DataError(f"A sample has the keys 'prompt', 'completion' and, at will, 'columns'; got {sorted(value)}.")

@@ -142,7 +142,7 @@ def tiny_tokenizer() -> Any:
     return make_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
     """Makes the folder of a random Qwen2 sequence classifier and its tokenizer.
 

@@ -17,6 +17,8 @@ from trl.data_utils import _tokenize
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.scoring import Renderer, Rendering
+from rm_plugins.types import RenderedSample
+from rm_plugins.wire import sample_from_json, sample_to_json
 from tests.conftest import TEMPLATE, make_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}]
@@ -253,3 +255,43 @@ def test_nothing_at_all_still_has_a_token_to_be_scored_at() -> None:
 
 def test_no_samples_have_no_ids(tiny_tokenizer: Any) -> None:
     assert renderer(tiny_tokenizer).token_ids([]) == ([], 0)
+
+
+class TestRenderedAlready:
+    def test_text_is_not_rendered_again(self) -> None:
+        tokenizer = make_tokenizer(adds_bos=True)
+        found = renderer(tokenizer, append_eos=True)
+        text = "<|bos|><|start|>user\n2+2?<|end|>\n"
+        complete, bare = RenderedSample.of(text, add_special_tokens=False), RenderedSample.of("2+2?")
+        assert found.untruncated_ids([bare, complete, rm.Sample("2+2?", "")]) == [
+            tokenizer("2+2?")["input_ids"],
+            tokenizer(text, add_special_tokens=False)["input_ids"],
+            tokenizer("2+2?<|end|>")["input_ids"],
+        ]
+        assert found.text(complete) == text
+
+    def test_token_ids_are_what_the_model_is_given(self) -> None:
+        tokenizer = make_tokenizer()
+        ids = tokenizer("2+2? 4")["input_ids"]
+        sample = RenderedSample.of(ids)
+        assert renderer(tokenizer).untruncated_ids([sample]) == [ids]
+        assert renderer(tokenizer).text(sample) == "2+2? 4"
+
+    @pytest.mark.parametrize("wrong", [[], [1, -1], [True], [1.0], ["1"]])
+    def test_what_is_no_token_id_is_refused(self, wrong: Any) -> None:
+        with pytest.raises(DataError, match="Token ids are a list of at least one integer"):
+            RenderedSample.of(wrong)
+
+    @pytest.mark.parametrize(
+        "sample",
+        [RenderedSample.of("text"), RenderedSample.of("<|bos|>text", add_special_tokens=False), RenderedSample.of([1, 2])],
+    )
+    def test_it_survives_the_wire(self, sample: RenderedSample) -> None:
+        assert sample_from_json(json.loads(json.dumps(sample_to_json(sample)))) == sample
+
+    @pytest.mark.parametrize(
+        "wrong", [{"text": 1}, {"text": "a", "prompt": "b"}, {"token_ids": "12"}, {"add_special_tokens": True}]
+    )
+    def test_a_half_form_is_refused(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(DataError):
+            sample_from_json(wrong)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
-from rm_plugins.providers.parts import Combinator, score_rows, summed_work
+from rm_plugins.providers.parts import Combinator, learns_while_scoring, ranks_within_batch, score_rows, summed_work
 from rm_plugins.providers.sum import Sum
 from rm_plugins.scoring.score_cache import MEMORY, ScoreCache
-from rm_plugins.transforms import RankInGroup, transforms_in
-from rm_plugins.types import Provider, Sample, Scores, Transform
+from rm_plugins.types import Provider, Sample, Scores
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Cached"]
@@ -91,24 +90,17 @@ def _check_lasts(reward: Provider) -> None:
                 "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
                 key=f"{path}.weights",
             )
-        transforms = list(_transforms_of(part))
-        if any(isinstance(found, RankInGroup) for found in transforms):
+        if ranks_within_batch(part):
             raise SpecError(
                 f"{part.label!r} is ranked within its batch, and a score that was kept would not; put `cached` inside of what ranks.",
                 key=path,
             )
-        if part.state() or any(found.state() for found in transforms):
+        if learns_while_scoring(part):
             raise SpecError(
                 f"{part.label!r} or its transform learns from what it scores, and a score that was kept would not; put `cached` "
                 "inside of what learns.",
                 key=path,
             )
-
-
-def _transforms_of(holder: Provider | Transform) -> Iterator[Transform]:
-    for found in transforms_in(holder).values():
-        yield found
-        yield from _transforms_of(found)
 
 
 def _is_written_out(spec: object) -> bool:

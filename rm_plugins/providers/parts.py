@@ -1,17 +1,26 @@
-"""What providers that are made of others share: parts scored side by side, and details that have the same names in every batch."""
+"""What providers that are made of others share: parts scored side by side, details of the same names in every batch, what depends on it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import ClassVar
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores, rows_of_batch
+from rm_plugins.transforms import RankInGroup, transforms_in
+from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores, Transform, rows_of_batch
 
-__all__ = ["Combinator", "part_details", "score_rows", "score_side_by_side", "summed_work"]
+__all__ = [
+    "Combinator",
+    "learns_while_scoring",
+    "part_details",
+    "ranks_within_batch",
+    "score_rows",
+    "score_side_by_side",
+    "summed_work",
+]
 
 _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
 """Entries of `Scores.metadata` that add up over members."""
@@ -92,6 +101,22 @@ def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
     for part in parts:
         work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
     return dict(work)
+
+
+def ranks_within_batch(part: Provider) -> bool:
+    """Whether the part itself, its children left aside, makes a sample's score depend on the others of its batch."""
+    return any(isinstance(found, RankInGroup) for found in _transforms_of(part))
+
+
+def learns_while_scoring(part: Provider) -> bool:
+    """Whether the part itself, its children left aside, will score a sample otherwise after it has scored more."""
+    return bool(part.state()) or any(found.state() for found in _transforms_of(part))
+
+
+def _transforms_of(holder: Provider | Transform) -> Iterator[Transform]:
+    for found in transforms_in(holder).values():
+        yield found
+        yield from _transforms_of(found)
 
 
 class _Part(Provider):

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.scoring.tokenize import TemplatedTextTokenizer, common_beginning
-from rm_plugins.types import Message, Sample
+from rm_plugins.types import Message, RenderedSample, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "Rendering", "Truncation"]
+__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer"]
 
 Truncation: TypeAlias = Literal["left", "error"]
 
@@ -111,6 +111,8 @@ class Renderer:
         Raises:
             DataError: The chat template refuses the conversation.
         """
+        if isinstance(sample, RenderedSample):
+            return str(sample.completion) if sample.token_ids is None else str(self.tokenizer.decode(list(sample.token_ids)))
         if self._is_templated(sample):
             text = self._templated(sample)
             return text.removeprefix(self._bos) if self._bos else text
@@ -164,17 +166,27 @@ class Renderer:
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token."""
         ids: list[list[int]] = [[]] * len(samples)
-        for templated in (False, True):
-            rows = [row for row, sample in enumerate(samples) if self._is_templated(sample) is templated]
-            if rows:
-                if templated:
-                    # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
-                    found = self._tokenize_templated([self._templated(samples[row]) for row in rows])
-                else:
-                    found = self.tokenizer([self.text(samples[row]) for row in rows], verbose=False)["input_ids"]
-                for row, row_ids in zip(rows, found, strict=True):
+        texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether all of its special tokens are in the text
+        for row, sample in enumerate(samples):
+            if isinstance(sample, RenderedSample) and sample.token_ids is not None:
+                ids[row] = list(sample.token_ids)
+            elif isinstance(sample, RenderedSample):
+                texts[not sample.add_special_tokens][row] = str(sample.completion)
+            elif self._is_templated(sample):
+                # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+                texts[True][row] = self._templated(sample)
+            else:
+                texts[False][row] = self.text(sample)
+        for complete, found in texts.items():
+            if found:
+                rows_ids = self._tokenize_templated([*found.values()]) if complete else self._tokenized([*found.values()])
+                for row, row_ids in zip(found, rows_ids, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
+        return found
 
     def completion_starts(self, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[int]:
         """The number of tokens before each sample's completion, [N].
@@ -233,12 +245,44 @@ def _paragraph(message: Message) -> str:
     return f"{str(message['role']).capitalize()}: {content}"
 
 
-def read_chat_template(path: str) -> str:
-    """The Jinja template in a file.
+def configured_renderer(
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    *,
+    chat_template: str | None = None,
+    append_eos: bool | None = None,
+    max_length: int | None = None,
+    truncation: Truncation | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Renderer:
+    """Renders as a spec says, and where it says nothing as the manifest does.
+
+    Args:
+        tokenizer: The model's tokenizer; given the chat template of a file.
+        rendering: The choices of the manifest, or the default ones.
+        chat_template: ``plain``, or a file with a Jinja template.
+        append_eos: See `Rendering`, as for the others.
+        max_length: See there.
+        truncation: See there.
+        template_kwargs: See there.
 
     Raises:
-        ModelError: There is no such file.
+        ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
     """
+    if chat_template not in (None, PLAIN):
+        tokenizer.chat_template = _read_chat_template(str(chat_template))
+    settings = {
+        "chat_template": None if chat_template is None else (PLAIN if chat_template == PLAIN else "tokenizer"),
+        "append_eos": append_eos,
+        "max_length": max_length,
+        "truncation": truncation,
+        "template_kwargs": template_kwargs,
+    }
+    chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    return Renderer(tokenizer, replace(rendering, **chosen))
+
+
+def _read_chat_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
