@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
+import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.errors import AnswerError
+from rm_plugins.protocols import Answer, Ask, Item, Protocol, Response, ServerFacts
 from rm_plugins.types import Provider, Sample, Scores
 
 if TYPE_CHECKING:
     from rm_plugins.losses import Loss, RewardBatch
 
-__all__ = ["FixedProvider", "check_loss", "check_provider"]
+__all__ = ["FixedProvider", "check_loss", "check_protocol", "check_provider"]
 
 
 class FixedProvider(Provider):
@@ -117,3 +122,115 @@ def check_loss(loss: Loss, batch: RewardBatch) -> float:
         assert bool(distant.isfinite()), f"the loss is {distant.item()} at rewards of {abs(scale):g}"
         assert bool(gradient.isfinite().all()), f"the gradient is not finite at rewards of {abs(scale):g}"
     return value.item()
+
+
+def check_protocol(protocol: Protocol, ask: Ask, items: Sequence[Item], *, tolerance: float = 1e-4) -> Answer:
+    """Check what the remote provider relies on of a protocol: order, count, and that no broken answer becomes a number.
+
+    Args:
+        protocol: The protocol.
+        ask: Answers a request as a server does, or asks a real one.
+        items: At least two different items that the server can score, no more than it takes in one request.
+        tolerance: How far an item's score may move between requests, relative to 1 + |score|.
+
+    Returns:
+        What the server says of `items`.
+
+    Raises:
+        AssertionError: The protocol breaks the contract; the message says which part.
+    """
+    assert len(items) > 1, "check_protocol needs at least two items"
+    assert isinstance(type(protocol).name, str), "the class has no `name`"
+    server = asyncio.run(pickle.loads(pickle.dumps(protocol)).prepare(ask))
+    spoken = server.protocol
+
+    async def asked(batch: Sequence[Item]) -> Response:
+        return await ask(spoken.request(batch, server, "request"))
+
+    def response(batch: Sequence[Item]) -> Response:
+        found = asyncio.run(asked(batch))
+        assert 200 <= found.status < 300, f"a request for {len(batch)} items was answered {found.status}: {found.body[:200]!r}"
+        return found
+
+    def answer(batch: Sequence[Item]) -> Answer:
+        return _aligned(spoken.answer(response(batch), batch, server, "request"), len(batch))
+
+    def same(found: Sequence[float | None], what: str) -> None:
+        assert _near(found, values, tolerance), f"{what}: {list(found)} instead of {values}"
+
+    singles = [answer([item]) for item in items]
+    values = [single.values[0] for single in singles]
+    if not spoken.batches:
+        for item in items:
+            _check_broken(response([item]), [item], server)
+        return _side_by_side(singles)
+    whole = answer(items)
+    same(whole.values, "an item's score depends on what else is in its request")
+    same(answer(items[::-1]).values[::-1], "the scores do not follow the order of the items")
+    _check_broken(response(items), items, server)
+    return whole
+
+
+def _check_broken(response: Response, items: Sequence[Item], server: ServerFacts) -> None:
+    """Check that a protocol refuses a broken response, or gives the scores of the whole one where it reads nothing of what broke."""
+    expected = server.protocol.answer(response, items, server, "request").values
+    for what, body in _broken(response.body, len(items)):
+        try:
+            found = server.protocol.answer(replace(response, body=body), items, server, "request")
+        except AnswerError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"{what}: the protocol raised {type(error).__name__} ({error}), not AnswerError") from error
+        assert len(found.values) == len(items), f"{what}: the protocol gave {len(found.values)} scores for {len(items)} items"
+        changed = [row for row in range(len(items)) if not _near(found.values[row : row + 1], expected[row : row + 1], 0.0)]
+        assert all(found.values[row] is None and row in found.errors for row in changed), (
+            f"{what}: it became {list(found.values)}"
+        )
+
+
+def _broken(body: bytes, size: int) -> Iterator[tuple[str, bytes]]:
+    """What is broken in it, and the body of an answer."""
+    yield "the second half of the answer is missing", body[: len(body) // 2]
+    yield "the answer is empty", b""
+    yield "the answer is null", b"null"
+    for path, value in _places(json.loads(body)):
+        holder: Any = {"answer": json.loads(body)}
+        whole, steps = holder, ("answer", *path)
+        for step in steps[:-1]:
+            holder = holder[step]
+        if isinstance(value, list) and len(value) == size:
+            holder[steps[-1]] = value[:-1]
+            yield f"{list(path)} has an entry less", json.dumps(whole["answer"]).encode()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            holder[steps[-1]] = math.nan
+            yield f"{list(path)} is NaN", json.dumps(whole["answer"]).encode()
+
+
+def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value inside a JSON document, with the way to it."""
+    yield path, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, part in inner:
+        yield from _places(part, (*path, step))
+
+
+def _aligned(found: Answer, size: int) -> Answer:
+    assert len(found.values) == size, f"{len(found.values)} scores for {size} items"
+    for name, column in found.details.items():
+        assert len(column) == size, f"the detail {name!r} has {len(column)} entries for {size} items"
+    assert not found.errors, f"items of the check must be ones that the server can score: {dict(found.errors)}"
+    assert all(value is None or math.isfinite(value) for value in found.values), f"a score is not finite: {list(found.values)}"
+    return found
+
+
+def _near(found: Sequence[float | None], expected: Sequence[float | None], tolerance: float) -> bool:
+    return all(
+        one is other or (one is not None and other is not None and abs(one - other) <= tolerance * (1 + abs(other)))
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _side_by_side(singles: Sequence[Answer]) -> Answer:
+    names = dict.fromkeys(name for single in singles for name in single.details)
+    details = {name: [single.details[name][0] if name in single.details else None for single in singles] for name in names}
+    return Answer([single.values[0] for single in singles], details, fingerprint=singles[0].fingerprint)

@@ -11,8 +11,9 @@ import click
 import numpy as np
 
 from rm_plugins import Aggregate, Provider, Sample, Scores, Transform, hookimpl
-from rm_plugins.errors import SpecError
+from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
+from rm_plugins.protocols import Answer, Item, Protocol, Request, Response, ServerFacts, finite
 from rm_plugins.types import FloatArray
 
 if TYPE_CHECKING:
@@ -88,6 +89,31 @@ class Midrange(Aggregate):
         return found
 
 
+class Plain(Protocol):
+    """``POST /score {"texts": [...]}``, answered with ``{"scores": [...]}``.
+
+    Args:
+        path: What the server calls it.
+    """
+
+    name: ClassVar[str] = "plain"
+
+    def __init__(self, *, path: str = "/score") -> None:
+        self.path = path
+
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """The texts of the items."""
+        return Request(self.path, {"texts": [item.needed_text for item in items]})
+
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """One finite score per text, in their order."""
+        match response.json():
+            case {"scores": list(scores)} if len(scores) == len(items):
+                return Answer([finite(score, f"scores[{row}]", row=row) for row, score in enumerate(scores)])
+            case found:
+                raise AnswerError(f"the answer is {found!r:.80}; {len(items)} 'scores' were expected")
+
+
 class Hinge(Loss):
     """The hinge loss: mean of max(0, gap - (r_winner - r_loser))."""
 
@@ -134,6 +160,12 @@ def rm_register_transforms() -> Sequence[type[Transform]]:
 def rm_register_aggregates() -> Sequence[type[Aggregate]]:
     """The aggregate."""
     return [Midrange]
+
+
+@hookimpl
+def rm_register_protocols() -> Sequence[type[Protocol]]:
+    """The protocol."""
+    return [Plain]
 
 
 @hookimpl

@@ -1,0 +1,151 @@
+"""Grades of a judge that are labels: what their probabilities at the first token of an answer are worth."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from itertools import permutations
+from typing import Any
+
+from rm_plugins.errors import AnswerError, SpecError
+from rm_plugins.protocols.protocol import Answer, finite
+
+__all__ = ["LabelScale"]
+
+_GOES_ON = re.compile(r"\w|[.,]\d")
+"""What after a label makes another word or number of it: None after No, 1.5 after 1."""
+
+_END_OF_REASONING = "</think>"
+
+
+class LabelScale:
+    """The expected value over labels.
+
+    With p(l) the probability of the label l, all of its variants together, and m the labels' mass, the sum of p(l), the grade is
+    the sum of value(l) * p(l) / m.
+
+    Args:
+        values: What each label is worth.
+        min_mass: Least mass, under which there is no grade.
+
+    Raises:
+        SpecError: There are less than two labels, a value is not finite, one label begins another, or the mass is none.
+    """
+
+    def __init__(self, values: Mapping[str, float], min_mass: float) -> None:
+        labels = [*values]
+        if len(labels) < 2 or any(not label.strip() or label != label.strip() for label in labels):
+            raise SpecError(f"needs at least two texts without white space around them, not {labels}.", key="labels")
+        for label, value in values.items():
+            if not math.isfinite(value):
+                raise SpecError(f"{label!r} must be worth a finite number, not {value}.", key="labels")
+        for one, other in permutations(labels, 2):
+            if other.casefold().startswith(one.casefold()) and len(one) < len(other):
+                raise SpecError(
+                    f"{one!r} begins {other!r}, and the first token of an answer may not tell which one it is; use labels such as "
+                    "letters, or a number by 'range'.",
+                    key="labels",
+                )
+        if not 0 < min_mass <= 1:
+            raise SpecError(f"must be a probability above 0, not {min_mass}.", key="min_label_mass")
+        self.values = dict(values)
+        self.min_mass = min_mass
+        folded = [label.casefold() for label in labels]
+        self._folded = {label.casefold(): label for label in labels if folded.count(label.casefold()) == 1}
+
+    @property
+    def instruction(self) -> str:
+        """What the judge is told of the answer's form."""
+        return f"Answer with one word and nothing else: {' or '.join(self.values)}."
+
+    def label_of(self, token: str) -> str | None:
+        """The label that a token is a variant of.
+
+        >>> LabelScale({"Yes": 1.0, "No": 0.0}, 0.5).label_of(" YES")
+        'Yes'
+        """
+        bare = token.strip(" \t\r\n\u2581\u0120\u010a")  # also as vocabularies write a space and a line's end
+        return bare if bare in self.values else self._folded.get(bare.casefold())
+
+    def grade(self, choice: Mapping[str, Any]) -> Answer:
+        """The grade of a choice with logprobs, or why there is none.
+
+        Raises:
+            AnswerError: There are no logprobs, or they are not what the API says.
+        """
+        found = choice.get("logprobs")
+        entries = found.get("content") if isinstance(found, Mapping) else None
+        if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
+            raise AnswerError(
+                "the answer has no logprobs, without which labels have no probabilities. Ask a server and model that give them, or "
+                "have the judge answer with a number: `range: [1, 10]` in place of `labels`"
+            )
+        tokens = [entry["token"] for entry in entries]
+        first = _first_of_answer(tokens, choice["message"])
+        if first is None:
+            return Answer(
+                [None], errors={0: f"the judge did not come to an answer within max_tokens: {''.join(tokens)[-200:]!r}"}
+            )
+        chosen, following = entries[first], "".join(tokens[first + 1 :])
+        if self.label_of(chosen["token"]) and chosen["token"][-1:].isalnum() and _GOES_ON.match(following):
+            word = f"{chosen['token']}{following}".split()[0]
+            return Answer([None], errors={0: f"the judge answered {word!r:.80}, which only begins like a label"})
+        masses = dict.fromkeys(self.values, 0.0)
+        for token, probability in _alternatives(chosen):
+            if (label := self.label_of(token)) is not None:
+                masses[label] += probability
+        mass = math.fsum(masses.values())
+        if mass > 1.001:
+            raise AnswerError(f"the labels' probabilities add up to {mass:.4g}, more than 1", rows=[0])
+        if mass < self.min_mass:
+            return Answer(
+                [None],
+                {"label_mass": [mass]},
+                {
+                    0: f"the labels {', '.join(self.values)} together have the probability {mass:.3g} in the judge's answer, less than "
+                    f"{self.min_mass:g} (min_label_mass); it begins with {''.join(tokens[first:])[:80]!r}"
+                },
+            )
+        shares = {label: probability / mass for label, probability in masses.items()}
+        value = math.fsum(self.values[label] * share for label, share in shares.items())
+        return Answer([value], {"label_mass": [mass], **{f"label/{label}": [share] for label, share in shares.items()}})
+
+
+def _is_token(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("token"), str)
+
+
+def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every token that is named for a position, with its probability; the chosen one is not always among the top ones."""
+    top = entry.get("top_logprobs")
+    if not isinstance(top, list) or not all(_is_token(other) for other in top):
+        raise AnswerError(f"top_logprobs is {top!r:.80}; a list of tokens was expected", rows=[0])
+    named = top if any(other["token"] == entry["token"] for other in top) else [entry, *top]
+    for other in named:
+        logprob = finite(other.get("logprob"), f"the logprob of {other['token']!r:.40}", row=0)
+        yield other["token"], math.exp(min(logprob, 1.0))
+
+
+def _first_of_answer(tokens: list[str], message: Mapping[str, Any]) -> int | None:
+    """The position of the answer's first token that is more than white space, behind any reasoning; None where it has none."""
+    text = "".join(tokens)
+    content = message.get("content")
+    content = content.strip() if isinstance(content, str) else ""
+    if _END_OF_REASONING in text:
+        start = text.rindex(_END_OF_REASONING) + len(_END_OF_REASONING)
+    elif text.lstrip().startswith("<think>"):
+        return None
+    elif message.get("reasoning_content") or message.get("reasoning"):
+        # The server took the reasoning out of the content, by marks of its own, but not always out of the tokens.
+        start = text.rfind(content) if content else -1
+        if start < 0:
+            return None
+    else:
+        start = 0
+    end = 0
+    for position, token in enumerate(tokens):
+        end += len(token)
+        if end > start and token[max(0, len(token) - (end - start)) :].strip():
+            return position
+    return None

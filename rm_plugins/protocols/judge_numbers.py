@@ -1,0 +1,74 @@
+"""Grades of a judge that are numbers in the text of an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_plugins.errors import AnswerError, SpecError
+from rm_plugins.protocols.protocol import Answer, finite
+
+__all__ = ["NumberScale"]
+
+_SCORE_LINE = re.compile(r"^[\s*_]*Score[\s*_]*[:=]?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
+"""A line that is a score and nothing else; markdown may make it bold."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberScale:
+    """Grades that are numbers in the answer's text.
+
+    Args:
+        low: The lowest.
+        high: The highest.
+        pattern: Finds the number, its one group; None for a last line of ``Score: NUMBER``.
+    """
+
+    low: float
+    high: float
+    pattern: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, bounds: Sequence[float], pattern: str | None) -> NumberScale:
+        """The scale of the keys ``range`` and ``pattern``.
+
+        Raises:
+            SpecError: One of them is wrong.
+        """
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise SpecError(f"must be the lowest and the highest number, such as [1, 10], not {list(bounds)}.", key="range")
+        try:
+            compiled = None if pattern is None else re.compile(pattern, re.MULTILINE)
+        except re.error as error:
+            raise SpecError(f"{pattern!r} is no regular expression: {error}.", key="pattern") from None
+        if compiled is not None and compiled.groups != 1:
+            raise SpecError(f"must have one group, the number; {pattern!r} has {compiled.groups}.", key="pattern")
+        return cls(bounds[0], bounds[1], compiled)
+
+    @property
+    def instruction(self) -> str:
+        """What the judge is told of the answer's form."""
+        return (
+            f"Think about it briefly. Then end with one line that reads `Score: N`, with a number from {self.low:g} (worst) to "
+            f"{self.high:g} (best) for N."
+        )
+
+    def grade(self, choice: Mapping[str, Any]) -> Answer:
+        """The number in the answer, or why there is none."""
+        if choice.get("finish_reason") == "length":
+            return Answer([None], errors={0: "the judge's answer was cut off at max_tokens; allow it more"})
+        text = choice["message"].get("content")
+        text = text.rpartition("</think>")[2].strip() if isinstance(text, str) else ""
+        last_line = text.rpartition("\n")[2]
+        matches = _SCORE_LINE.findall(last_line) if self.pattern is None else self.pattern.findall(text)
+        if not matches:
+            return Answer([None], errors={0: f"the judge's answer has no score where one was expected: {text[-200:]!r}"})
+        try:
+            number = finite(float(matches[-1]), "the judge's score")
+        except (ValueError, AnswerError):
+            return Answer([None], errors={0: f"the judge's score {matches[-1]!r:.80} is no number"})
+        if not self.low <= number <= self.high:
+            return Answer([None], errors={0: f"the judge's score {number:g} is not within {self.low:g} and {self.high:g}"})
+        return Answer([number])

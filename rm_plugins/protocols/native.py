@@ -1,0 +1,119 @@
+"""rm-plugins' own protocol: samples go as they are, and the server's reward renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rm_plugins.errors import AnswerError, DataError, UnsupportedError
+from rm_plugins.protocols.asking import found_at, told_by
+from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, finite, in_order
+from rm_plugins.protocols.values import json_form
+from rm_plugins.types import RenderedSample
+from rm_plugins.wire import sample_to_json
+
+__all__ = ["Native"]
+
+VERSION = "rm-plugins/1"
+
+_REMEDY = (
+    "List the columns that the reward needs, `protocol: {name: rm-plugins, columns: [...]}` (an empty list for none), or convert "
+    "this one."
+)
+
+
+class Native(Protocol):
+    """``POST /v1/rewards``, as ``rm-plugins serve`` answers it.
+
+    Prompt, completion and columns are sent, and rendered where the reward is; nothing of the model is needed here. Abstentions,
+    details and the failures of single samples come back as such.
+
+    Args:
+        columns: The columns that are sent along, where a sample has them; all by default, for a chat template or a function may
+            read any of them.
+    """
+
+    name: ClassVar[str] = "rm-plugins"
+
+    def __init__(self, *, columns: Sequence[str] | None = None) -> None:
+        self.columns = None if columns is None else tuple(columns)
+
+    async def detect(self, ask: Ask) -> str | None:
+        """What ``GET /v1/info`` says."""
+        info = await found_at(ask, "/v1/info")
+        return None if info is None or not str(info.get("protocol")).startswith("rm-plugins/") else _description(info)
+
+    async def prepare(self, ask: Ask) -> ServerFacts:
+        """Ask for the model, its fingerprint, and how many samples a request may have."""
+        info = await told_by(ask, "/v1/info", self)
+        if info.get("protocol") != VERSION:
+            raise UnsupportedError(
+                f"GET /v1/info names the protocol {info.get('protocol')!r}; this version of rm-plugins speaks {VERSION!r}. "
+                "Install the server's version of rm-plugins here, or this one there."
+            )
+        max_items = info.get("max_items")
+        if max_items is not None and (type(max_items) is not int or max_items < 1):
+            raise AnswerError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
+        return ServerFacts(self, _description(info), max_items, info)
+
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """Samples as JSON, or token ids where the user named a tokenizer."""
+        rendered = server.facts.get("rendered") is not False
+        return Request("/v1/rewards", {"id": request_id, "samples": [self._sample(item, rendered=rendered) for item in items]})
+
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """Rewards by index, and why where there are none."""
+        found = response.json()
+        if not isinstance(found, Mapping):
+            raise AnswerError(f"the answer is {found!r:.80}; a mapping with 'rewards' was expected")
+        if found.get("id") != request_id:
+            raise AnswerError(
+                f"the answer is for the request {found.get('id')!r:.80}, not for {request_id!r}; they were mixed up"
+            )
+        entries = in_order(found.get("rewards"), len(items), "rewards")
+        values: list[float | None] = []
+        errors: dict[int, str] = {}
+        for row, entry in enumerate(entries):
+            if "reward" not in entry:
+                raise AnswerError(f"rewards has no 'reward' for item {row}", rows=[row])
+            error, value = entry.get("error"), entry["reward"]
+            values.append(None if value is None else finite(value, f"the reward of item {row}", row=row))
+            if error is not None and value is not None:
+                raise AnswerError(f"item {row} has both the reward {value} and the error {error!r:.80}", rows=[row])
+            if error is not None:
+                errors[row] = str(error)
+        details = found.get("details") or {}
+        if not isinstance(details, Mapping):
+            raise AnswerError(f"details is {details!r:.80}; a mapping of lists was expected")
+        columns = {str(name): _column(column, len(items), f"details[{name!r}]") for name, column in details.items()}
+        return Answer(values, columns, errors, str(found.get("fingerprint") or ""))
+
+    def _sample(self, item: Item, *, rendered: bool) -> dict[str, Any]:
+        if not rendered and (item.token_ids is not None or isinstance(item.sample, RenderedSample)):
+            raise DataError(
+                "This server's reward is not made of models alone and takes no token ids and no rendered text. Send it samples; "
+                "leave `tokenizer` out of the spec of the remote provider."
+            )
+        if item.token_ids is not None:
+            return {"token_ids": list(item.token_ids)}
+        found = sample_to_json(item.sample)
+        columns = {
+            name: json_form(value, f"the column {name!r}", _REMEDY)
+            for name, value in found.pop("columns", {}).items()
+            if self.columns is None or name in self.columns
+        }
+        found = {name: json_form(value, f"its {name}") for name, value in found.items()}
+        return {**found, "columns": columns} if columns else found
+
+
+def _description(info: Mapping[str, Any]) -> str:
+    fingerprint = str(info.get("fingerprint") or "")[:12]
+    return f"{info.get('server', 'rm-plugins')} with {info.get('model', 'a reward')}" + (
+        f" ({fingerprint})" if fingerprint else ""
+    )
+
+
+def _column(found: object, size: int, what: str) -> list[float | None]:
+    if not isinstance(found, list) or len(found) != size:
+        raise AnswerError(f"{what} is {found!r:.80}; a list of {size} numbers or nulls was expected")
+    return [None if value is None else finite(value, f"{what}[{row}]", row=row) for row, value in enumerate(found)]

@@ -1,0 +1,63 @@
+"""OpenRLHF's remote reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.protocols.asking import found_at
+from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.values import detail, json_form, numbers
+
+__all__ = ["OpenRLHF"]
+
+
+class OpenRLHF(Protocol):
+    """``POST /get_reward``, as ``openrlhf.cli.serve_rm`` of OpenRLHF 0.11.2 and the servers that follow it answer it.
+
+    The server is sent text, to which its tokenizer adds no special tokens, and cuts off its end at ``--data.max_len`` without a
+    word. Such a server says nothing of itself: no version, no limit, no health.
+
+    Args:
+        labels: The column that is sent as ``labels``, for servers that compare with a reference; none by default.
+    """
+
+    name: ClassVar[str] = "openrlhf"
+
+    def __init__(self, *, labels: str | None = None) -> None:
+        self.labels = labels
+
+    async def detect(self, ask: Ask) -> str | None:
+        """What the paths in ``GET /openapi.json`` say."""
+        page = await found_at(ask, "/openapi.json") or {}
+        paths = page.get("paths")
+        return "an OpenRLHF reward server" if isinstance(paths, Mapping) and "/get_reward" in paths else None
+
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """Texts, and the prompts and labels that rule-based servers look at."""
+        body: dict[str, Any] = {"query": [item.needed_text for item in items]}
+        prompts = [item.sample.prompt for item in items]
+        if all(isinstance(prompt, str) for prompt in prompts):  # of messages there is no text without what follows them
+            body["prompts"] = prompts
+        if self.labels is not None:
+            body["labels"] = [self._label(item, self.labels) for item in items]
+        return Request("/get_reward", body)
+
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """``rewards`` in the order of the texts; ``scores`` and ``extra_logs`` are details where they are one number per text."""
+        found = response.json()
+        if not isinstance(found, Mapping) or "rewards" not in found:
+            raise AnswerError(f"the answer is {found!r:.80}; a mapping with 'rewards' was expected")
+        values = numbers(found["rewards"], len(items), "rewards")
+        logs = found.get("extra_logs")
+        extras = {"scores": found.get("scores"), **(logs if isinstance(logs, Mapping) else {})}
+        details = {str(name): detail(column, len(items)) for name, column in extras.items()}
+        return Answer(values, {name: column for name, column in details.items() if column is not None})
+
+    def _label(self, item: Item, column: str) -> Any:
+        if column not in item.sample.columns:
+            raise DataError(
+                f"A sample has no column {column!r}, which is sent as its label; it has {', '.join(item.sample.columns) or 'none'}."
+            )
+        return json_form(item.sample.columns[column], f"the column {column!r}")

@@ -1,0 +1,276 @@
+"""What every protocol is: how samples become HTTP requests, and answers become scores, without any network in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.types import Component, Sample
+
+__all__ = [
+    "Answer",
+    "Ask",
+    "Failure",
+    "Item",
+    "Protocol",
+    "Request",
+    "Response",
+    "ServerFacts",
+    "finite",
+    "in_order",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A sample as it may be sent.
+
+    Args:
+        sample: The sample itself.
+        text: What is to be scored, rendered; None for a conversation where no tokenizer is named to render it with. Where there
+            are token ids, these are what it tokenizes to (`Protocol.server_adds_special_tokens` says how), or it is None.
+        token_ids: Its token ids, truncated, where a tokenizer is named.
+    """
+
+    sample: Sample
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+    @property
+    def needed_text(self) -> str:
+        """The text, for a server that takes nothing else.
+
+        Raises:
+            DataError: The sample is a conversation, and there is no tokenizer to render it with; or no text has its token ids.
+        """
+        if self.text is None and self.token_ids is not None:
+            raise DataError(
+                "This server is sent text, and no text gives it the token ids of this sample: its tokenizer would add other special "
+                "tokens, or the sample was truncated within a word. Use a server and protocol that take token ids."
+            )
+        if self.text is None:
+            raise DataError(
+                "This server is sent text, and the sample is a conversation that nothing here can render. Name the model's "
+                "tokenizer in the spec of the remote provider, `tokenizer: FOLDER_OR_ID`, or send text."
+            )
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request.
+
+    Args:
+        path: Appended to the endpoint's URL, such as ``/classify``.
+        body: What is sent as JSON; None for no body.
+        method: The HTTP method.
+        headers: Beside those that the client sends by itself.
+    """
+
+    path: str
+    body: Any = None
+    method: Literal["GET", "POST"] = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP response, read to its end.
+
+    Args:
+        status: The status code.
+        body: The body.
+        headers: By lower-case name.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> Any:
+        """The body as JSON; ``NaN`` and ``Infinity`` are read as numbers, for a check to name them.
+
+        Raises:
+            AnswerError: It is no JSON.
+        """
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise AnswerError(f"the answer is no JSON ({error}): {self.body[:80]!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What asking a server told.
+
+    Args:
+        protocol: How it is spoken to; another one than was asked where that one only chooses.
+        description: For logs and people: ``vLLM 0.33.0``.
+        max_items: Most samples of a request; None where the server has no limit that is known.
+        facts: What the protocol itself wants to remember.
+    """
+
+    protocol: Protocol
+    description: str
+    max_items: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said of N items.
+
+    Args:
+        values: One score per item in the items' order, [N]; None where the server's reward abstained.
+        details: Named per-item extras, [N] each.
+        errors: What the server could not score, by item, and why; `values` has None there.
+        fingerprint: What identifies the model that scored; empty where the server does not say.
+    """
+
+    values: Sequence[float | None]
+    details: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    errors: Mapping[int, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+Ask: TypeAlias = Callable[[Request], Awaitable[Response]]
+"""Sends one request to a server, with the user's key; raises ScoringError where there is no answer at all."""
+
+Failure: TypeAlias = Literal["retry", "overload", "too-large", "rejected", "refused"]
+"""What an error status means.
+
+- ``retry``: it may go well the next time.
+- ``overload``: the server has too much to do; less at a time, and later.
+- ``too-large``: the request must be split.
+- ``rejected``: an item is at fault; a request of several is split to find it.
+- ``refused``: the request as such is wrong (key, model, path), and so would be the next one.
+"""
+
+
+class Protocol(Component):
+    """How a remote scorer is spoken to."""
+
+    kind: ClassVar[str] = "protocol"
+
+    batches: ClassVar[bool] = True
+    """Whether one request may carry several items."""
+
+    default_max_items: ClassVar[int] = 64
+    """Items of a request where neither the server nor the spec names a limit."""
+
+    server_adds_special_tokens: ClassVar[bool] = False
+    """Whether the server's tokenizer adds its special tokens to the text of an item with token ids, so that its text must be
+    one without them."""
+
+    async def detect(self, ask: Ask) -> str | None:
+        """What the server is, if it speaks this protocol, such as ``TEI 1.9.3 with BAAI/bge-reranker-base``; else None.
+
+        Called by ``protocol: auto``. Asks by GET alone: nothing is scored.
+        """
+        return None
+
+    async def prepare(self, ask: Ask) -> ServerFacts:
+        """Ask what must be known before the first request, and after the server was gone.
+
+        Raises:
+            UnsupportedError: This server cannot be had to give rewards by this protocol.
+            ScoringError: There is no answer.
+        """
+        return ServerFacts(self, self.name)
+
+    @abstractmethod
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """The request that has the items scored; a single one unless `batches`.
+
+        Raises:
+            DataError: An item cannot be sent.
+        """
+
+    @abstractmethod
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """What a response with a status of 2xx says of the items.
+
+        Raises:
+            AnswerError: It is not what the protocol says: another count, an item twice, no number.
+        """
+
+    def failure(self, response: Response, items: int) -> Failure:
+        """What a response with another status means, for a request of so many items."""
+        match response.status:
+            case 413:
+                return "too-large"
+            case 429 | 503:
+                return "overload"
+            case 408 | 409 | 425:
+                return "retry"
+            case 400 | 422 | 424:
+                return "rejected"
+            case status if status >= 500:
+                return "retry"
+        return "refused"
+
+    def message(self, response: Response) -> str:
+        """What a response of an error status says, for people: the text under the usual keys, else the body's beginning."""
+        try:
+            found = response.json()
+        except AnswerError:
+            return response.body[:200].decode(errors="replace")
+        for key in ("error", "message", "detail"):
+            while isinstance(found, Mapping) and key in found:
+                found = found[key]
+        return found if isinstance(found, str) else json.dumps(found)[:200]
+
+
+def finite(value: object, what: str, *, row: int | None = None) -> float:
+    """A finite number of an answer.
+
+    Args:
+        value: What the answer has.
+        what: Where it stands, for the message: ``data[0].probs[0]``.
+        row: The item that it is the score of.
+
+    Raises:
+        AnswerError: It is no number, or not finite.
+
+    >>> finite(1, "score")
+    1.0
+    """
+    rows = None if row is None else [row]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise AnswerError(f"{what} is {value!r:.80}; a number was expected", rows=rows)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise AnswerError(f"{what} is {number}; a score must be finite", rows=rows)
+    return number
+
+
+def in_order(found: object, size: int, what: str) -> list[Mapping[str, Any]]:
+    """Entries with an ``index`` in the order of it, exactly one for each of `size` items.
+
+    Args:
+        found: What the answer has.
+        size: The number of items.
+        what: Where it stands, for the message: ``data``.
+
+    Raises:
+        AnswerError: It is no list of mappings, or an index is missing, twice there, or of no item.
+
+    >>> in_order([{"index": 1, "score": 0.5}, {"index": 0, "score": 2.0}], 2, "results")
+    [{'index': 0, 'score': 2.0}, {'index': 1, 'score': 0.5}]
+    """
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise AnswerError(f"{what} is {found!r:.80}; a list of mappings with 'index' was expected")
+    indices = [entry.get("index") for entry in found]
+    if len(found) != size:
+        raise AnswerError(f"{what} has {len(found)} entries for {size} items")
+    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(size)):  # type: ignore[type-var]
+        raise AnswerError(f"{what} has the indices {str(indices):.80}; each of 0 to {size - 1} was expected once")
+    return sorted(found, key=lambda entry: entry["index"])  # type: ignore[no-any-return]

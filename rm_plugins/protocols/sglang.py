@@ -1,0 +1,119 @@
+"""SGLang's reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
+from rm_plugins.protocols.asking import found_at, told_by
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
+from rm_plugins.types import RenderedSample
+
+__all__ = ["SGLang"]
+
+
+class SGLang(Protocol):
+    """``POST /classify`` of ``python -m sglang.launch_server --is-embedding``, as SGLang 0.5.23 answers it: logits.
+
+    Token ids are sent where there are any. Texts get the special tokens of the server's tokenizer, always.
+
+    Its ``/v1/classify`` is not offered: it puts a softmax over the model's outputs, and over one output that is 1.0 whatever is
+    scored. Neither is ``/v1/embeddings``, which has the same numbers as ``/classify`` and less of what is known of them.
+
+    Args:
+        label: Which of a model's several outputs is the reward, counted from 0. Needed where there are several.
+
+    Raises:
+        SpecError: `label` is negative.
+    """
+
+    name: ClassVar[str] = "sglang"
+
+    def __init__(self, *, label: int | None = None) -> None:
+        if label is not None and label < 0:
+            raise SpecError(f"outputs are counted from 0; got {label}.", key="label")
+        self.label = label
+
+    async def detect(self, ask: Ask) -> str | None:
+        """What ``GET /model_info``, or ``/get_model_info`` before it, says."""
+        found = await found_at(ask, "/model_info") or await found_at(ask, "/get_model_info")
+        if found is None or "server" in found or not {"model_path", "is_generation"} <= set(found):
+            return None
+        return f"SGLang with {found['model_path']}"
+
+    async def prepare(self, ask: Ask) -> ServerFacts:
+        """Ask which model is served, and whether it is one that can score.
+
+        Raises:
+            UnsupportedError: It generates text.
+            ScoringError: There is no answer.
+        """
+        found = await found_at(ask, "/model_info") or await told_by(ask, "/get_model_info", self)
+        model = found.get("model_path", "a model without a name")
+        if found.get("is_generation") is True:
+            raise UnsupportedError(f"SGLang serves {model} to generate text. Launch it with `--is-embedding` to have it score.")
+        told = await found_at(ask, "/server_info") or await found_at(ask, "/get_server_info") or {}
+        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}")
+
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """The items as token ids, or as texts."""
+        ids = [item.token_ids for item in items if item.token_ids is not None]
+        if len(ids) == len(items):
+            return Request("/classify", {"input_ids": [list(row) for row in ids]})
+        if ids:
+            raise DataError(
+                "Samples with token ids were mixed with others, and SGLang takes either in one request. Score them apart."
+            )
+        if any(isinstance(item.sample, RenderedSample) and not item.sample.add_special_tokens for item in items):
+            raise DataError(
+                "SGLang adds the model's special tokens to every text, and this one has them already. Name the model's tokenizer in the "
+                "spec of the remote provider, `tokenizer: FOLDER_OR_ID`: token ids are sent then."
+            )
+        return Request("/classify", {"text": [item.needed_text for item in items]})
+
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """One output of each item; a list was sent, so a list comes back."""
+        found = response.json()
+        if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+            raise AnswerError(f"the answer is {found!r:.80}; a list of mappings with 'embedding' was expected")
+        if len(found) != len(items):
+            raise AnswerError(f"the answer has {len(found)} entries for {len(items)} items")
+        values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(found, items, strict=True))]
+        versions = {str(_meta(entry).get("weight_version") or "default") for entry in found} - {"default"}
+        return Answer(values, fingerprint=", ".join(sorted(versions)))
+
+    def failure(self, response: Response, items: int) -> Failure:
+        """A model that generates text goes on doing so."""
+        return "refused" if "--is-embedding" in self.message(response) else super().failure(response, items)
+
+    def _reward(self, entry: Mapping[str, Any], item: Item, row: int) -> float:
+        meta = _meta(entry)
+        reason = meta.get("finish_reason")
+        if isinstance(reason, Mapping) and reason.get("type") == "abort":
+            raise AnswerError(f"item {row} was aborted by the server: {reason.get('message')}", rows=[row])
+        tokens, sent = meta.get("prompt_tokens"), len(item.token_ids or ())
+        if type(tokens) is int and tokens < sent:  # what `--allow-auto-truncate` does without a word
+            raise AnswerError(
+                f"item {row} was truncated by the server to {tokens} of its {sent} tokens; set `max_length` in the spec of the remote "
+                "provider, for the samples to be truncated as the model was trained",
+                rows=[row],
+            )
+        outputs = entry.get("embedding")
+        if not isinstance(outputs, list) or not outputs:
+            raise AnswerError(f"the embedding of item {row} is {outputs!r:.80}; a list of numbers was expected", rows=[row])
+        if self.label is None and len(outputs) > 1:
+            raise AnswerError(
+                f"item {row} has {len(outputs)} outputs, and which of them is the reward was not said. Where the model is a classifier, "
+                "name one, `protocol: {name: sglang, label: NUMBER}`; where it embeds texts, it has no reward"
+            )
+        if (self.label or 0) >= len(outputs):
+            raise AnswerError(
+                f"item {row} has {len(outputs)} outputs and none with the label {self.label}; they are counted from 0"
+            )
+        return finite(outputs[self.label or 0], f"the embedding of item {row}", row=row)
+
+
+def _meta(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = entry.get("meta_info")
+    return meta if isinstance(meta, Mapping) else {}

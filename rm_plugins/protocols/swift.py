@@ -1,0 +1,102 @@
+"""ms-swift's deployed reward models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.protocols.asking import found_at, only_model
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.values import json_form
+from rm_plugins.types import RenderedSample
+
+__all__ = ["Swift"]
+
+
+class Swift(Protocol):
+    """``POST /v1/chat/completions`` of ``swift deploy --task_type seq_cls --num_labels 1``, as ms-swift 4.6.0 answers it.
+
+    One conversation a request, which the server renders with its own template; a text sample becomes a user's and an assistant's
+    message. The message that comes back has the score as its content.
+
+    Args:
+        model: The model's name on the server; the only one that it lists by default.
+    """
+
+    name: ClassVar[str] = "swift"
+    batches: ClassVar[bool] = False
+
+    def __init__(self, *, model: str | None = None) -> None:
+        self.model = model
+
+    async def detect(self, ask: Ask) -> str | None:
+        """What ``GET /v1/models`` says of the models' owner."""
+        listed = (await found_at(ask, "/v1/models") or {}).get("data")
+        entries = listed if isinstance(listed, list) else []
+        names = [
+            entry.get("id")
+            for entry in entries
+            if isinstance(entry, Mapping) and entry.get("owned_by") in ("swift", "ms-swift")
+        ]
+        return f"ms-swift with {names[0]}" if names else None
+
+    async def prepare(self, ask: Ask) -> ServerFacts:
+        """Ask for the model's name, unless it is given."""
+        model = self.model or await only_model(ask, self)
+        return ServerFacts(self, f"ms-swift with {model}", facts={"model": model})
+
+    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
+        """The conversation, and the columns that chat templates look at."""
+        (item,) = items
+        body = {"model": server.facts["model"], "messages": _messages(item)}
+        for column in ("tools", "chat_template_kwargs"):
+            if item.sample.columns.get(column):
+                body[column] = json_form(item.sample.columns[column], f"the column {column!r}")
+        return Request("/v1/chat/completions", body)
+
+    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
+        """The one number that is the content."""
+        match response.json():
+            case {"choices": [{"message": {"content": content}, **choice}]}:
+                pass
+            case found:
+                raise AnswerError(f"the answer is {found!r:.80}; one of the 'choices' with a 'message' was expected")
+        if choice.get("logprobs") is not None:
+            # The content is then the number of the most likely class, which looks like a score.
+            raise AnswerError(
+                f"the answer has logprobs, so its content {content!r:.80} is a class: the server runs a classifier, not a reward "
+                "model; deploy it with `--num_labels 1 --problem_type regression`"
+            )
+        if isinstance(content, list) and len(content) == 1:
+            (content,) = content
+        if isinstance(content, str):
+            try:
+                content = json.loads(content)
+            except ValueError:
+                raise AnswerError(
+                    f"the content is {content!r:.80}, no number: the server generates text, as it does without `--task_type seq_cls`"
+                ) from None
+        return Answer([finite(content, "the content", row=0)])
+
+    def failure(self, response: Response, items: int) -> Failure:
+        """Everything is a 400 there, and only its message tells what it is."""
+        message = self.message(response)
+        if response.status == 400 and ("API key error" in message or "is not in the model_list" in message):
+            return "refused"
+        if response.status == 400 and "out of memory" in message:
+            return "overload"
+        return super().failure(response, items)
+
+
+def _messages(item: Item) -> list[Any]:
+    sample = item.sample
+    if isinstance(sample, RenderedSample):
+        raise DataError(
+            "ms-swift renders conversations itself: it takes no rendered text and no token ids. Send it prompts and completions."
+        )
+    if sample.is_conversational:
+        return [json_form(dict(message), "a message") for message in sample.messages]
+    asked = [{"role": "user", "content": sample.prompt}] if sample.prompt else []
+    return [*asked, {"role": "assistant", "content": sample.completion}]

@@ -1,0 +1,81 @@
+"""Values on their way into a request and out of an answer."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.protocols.protocol import finite
+
+__all__ = ["detail", "json_form", "numbers"]
+
+
+def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
+    """A value of a sample as JSON has it.
+
+    Numbers and arrays of numpy become numbers and lists, dates their ISO text.
+
+    Args:
+        value: The value.
+        what: What it is of, for the message: ``the column 'answer'``.
+        remedy: What to do where it has no such form.
+
+    Raises:
+        DataError: It has no such form: an object, bytes, NaN.
+
+    >>> json_form({"tags": ("a", "b"), "size": np.int64(3)}, "the column 'facts'")
+    {'tags': ['a', 'b'], 'size': 3}
+    """
+    match value:
+        case None | bool() | str() | int():
+            return value
+        case float() if math.isfinite(value):
+            return float(value)  # for numpy's float64 is a float, too
+        case np.datetime64():
+            return str(value)
+        case np.generic() | np.ndarray():
+            return json_form(value.tolist(), what, remedy)
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case Mapping() if all(isinstance(key, str) for key in value):
+            return {key: json_form(part, what, remedy) for key, part in value.items()}
+        case list() | tuple():
+            return [json_form(part, what, remedy) for part in value]
+    raise DataError(
+        f"A sample cannot be sent, for {what} holds {value!r:.80} ({type(value).__name__}), which has no form in JSON. {remedy}"
+    )
+
+
+def numbers(found: object, size: int, what: str) -> list[float]:
+    """One finite number per item, in the items' order.
+
+    Args:
+        found: What the answer has: a list of numbers, or of lists of one number each.
+        size: The number of items.
+        what: Where it stands, for the message.
+
+    Raises:
+        AnswerError: It is anything else.
+
+    >>> numbers([[0.5], 2], 2, "rewards")
+    [0.5, 2.0]
+    """
+    if not isinstance(found, list):
+        raise AnswerError(f"{what} is {found!r:.80}; a list of {size} numbers was expected")
+    if len(found) != size:
+        raise AnswerError(f"{what} has {len(found)} entries for {size} items")
+    alone = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in found]
+    return [finite(entry, f"{what}[{row}]", row=row) for row, entry in enumerate(alone)]
+
+
+def detail(found: object, size: int) -> list[float] | None:
+    """One number per item where this is such a list, else None: what is said beside the rewards may be anything."""
+    try:
+        return numbers(found, size, "a detail")
+    except AnswerError:
+        return None

@@ -1,0 +1,259 @@
+"""OpenRLHF, the Open Inference Protocol and ms-swift: what they are sent, and the traps in what they answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import AnswerError, DataError, ScoringError, UnsupportedError
+from rm_plugins.protocols import Item, OpenInference, OpenRLHF, Response, ServerFacts, Swift
+from rm_plugins.testing import check_protocol
+from rm_plugins.types import RenderedSample
+from tests.fake_servers.oip import oip
+from tests.fake_servers.openrlhf import openrlhf, reward_of
+from tests.fake_servers.swift import swift
+from tests.servers import Conversation
+
+SAMPLES = [
+    rm.Sample("2+2? ", "4", {"answer": "4"}),
+    rm.Sample("2+2? ", "five", {"answer": "4"}),
+    rm.Sample("", "Hi", {"answer": None}),
+]
+ITEMS = [Item(sample, f"{sample.prompt}{sample.completion}") for sample in SAMPLES]
+CHAT = rm.Sample([{"role": "user", "content": "Hi"}], "Hello", {"tools": [{"name": "f"}], "source": "web"})
+TEXTS = ["2+2? 4", "2+2? five", "Hi"]
+REWARDS = [reward_of(text) for text in TEXTS]
+
+
+def told(answer: Any, protocol: Any, items: int = 3) -> Any:
+    """What the protocol makes of an answer."""
+    response = Response(200, json.dumps(answer).encode())
+    return protocol.answer(response, ITEMS[:items], ServerFacts(protocol, "a server"), "request-1").values
+
+
+# OpenRLHF
+
+
+@pytest.mark.parametrize("form", [{}, {"nested": True}, {"old": True}])
+def test_openrlhf_keeps_the_contract_in_every_form_of_its_answer(form: dict[str, bool]) -> None:
+    found = check_protocol(OpenRLHF(), Conversation(OpenRLHF(), openrlhf(**form)).ask, ITEMS)
+    assert found.values == REWARDS
+
+
+def test_openrlhf_is_sent_what_its_own_client_sends() -> None:
+    app = openrlhf()
+    found = Conversation(OpenRLHF(labels="answer"), app).answer(ITEMS)
+    assert app.state.bodies == [{"query": TEXTS, "prompts": ["2+2? ", "2+2? ", ""], "labels": ["4", "4", None]}]
+    assert found.details == {"scores": REWARDS, "dummy_scores": REWARDS}
+
+
+def test_openrlhf_is_sent_no_labels_and_no_prompts_that_are_messages() -> None:
+    app = openrlhf()
+    Conversation(OpenRLHF(), app).answer([Item(CHAT, "<u>Hi<a>Hello")])
+    assert app.state.bodies == [{"query": ["<u>Hi<a>Hello"]}]
+
+
+def test_openrlhf_needs_text_and_the_label_that_was_named() -> None:
+    with pytest.raises(DataError, match="Name the model's tokenizer"):
+        OpenRLHF().request([Item(CHAT)], ServerFacts(OpenRLHF(), ""), "r")
+    with pytest.raises(DataError, match="no column 'truth', which is sent as its label; it has answer"):
+        OpenRLHF(labels="truth").request(ITEMS, ServerFacts(OpenRLHF(), ""), "r")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"rewards": [1.0, 2.0]}, "rewards has 2 entries for 3 items"),
+        ({"rewards": [1.0, 2.0, 3.0, 4.0]}, "rewards has 4 entries for 3 items"),
+        ({"rewards": [1.0, None, 3.0]}, r"rewards\[1\] is None; a number was expected"),
+        ({"rewards": [1.0, 2.0, float("nan")]}, r"rewards\[2\] is nan"),
+        ({"rewards": [[1.0, 2.0], 2.0, 3.0]}, r"rewards\[0\] is \[1.0, 2.0\]"),
+        ({"rewards": 1.0}, "a list of 3 numbers"),
+        ({"scores": [1.0, 2.0, 3.0]}, "a mapping with 'rewards'"),
+        ([1.0, 2.0, 3.0], "a mapping with 'rewards'"),
+    ],
+)
+def test_openrlhf_answers_that_are_no_rewards_are_refused(answer: Any, message: str) -> None:
+    with pytest.raises(AnswerError, match=message):
+        told(answer, OpenRLHF())
+
+
+def test_openrlhf_is_known_by_its_path() -> None:
+    assert Conversation(OpenRLHF(), openrlhf()).detected() == "an OpenRLHF reward server"
+    assert Conversation(OpenRLHF(), swift()).detected() is None
+
+
+# The Open Inference Protocol
+
+
+@pytest.mark.parametrize("form", [{}, {"flat": True}, {"double": True}, {"metadata": False}])
+def test_oip_keeps_the_contract_in_every_form_of_its_tensors(form: dict[str, Any]) -> None:
+    found = check_protocol(OpenInference(), Conversation(OpenInference(), oip(**form)).ask, ITEMS)
+    assert found.values == REWARDS
+    assert found.details == {"exceeded": [0.0, 1.0, 0.0]}
+
+
+def test_oip_is_sent_one_tensor_of_texts() -> None:
+    talk = Conversation(OpenInference(), oip())
+    talk.answer(ITEMS)
+    assert talk.requests[-1].path == "/v2/models/reward_model/infer"
+    assert talk.requests[-1].body == {
+        "id": "request-1",
+        "inputs": [{"name": "sentences", "shape": [3, 1], "datatype": "BYTES", "data": TEXTS}],
+    }
+
+
+def test_oip_is_known_by_what_the_server_calls_itself() -> None:
+    assert Conversation(OpenInference(), oip()).detected() == "triton 2.50.0"
+    assert Conversation(OpenInference(), openrlhf()).detected() is None
+
+
+def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
+    assert Conversation(OpenInference(), oip()).prepared().max_items is None
+    assert Conversation(OpenInference(), oip(batch=1)).prepared().max_items == 1
+    with pytest.raises(UnsupportedError, match="takes exactly 8 texts at a time"):
+        Conversation(OpenInference(), oip(batch=8)).prepared()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "app", "error", "message"),
+    [
+        (OpenInference(), oip(ready=False), ScoringError, "/v2/health/ready answered 400 .* the server is not ready"),
+        (
+            OpenInference(),
+            oip(loaded=False),
+            ScoringError,
+            "the model 'reward_model', if there is one of this name, is not ready",
+        ),
+        (OpenInference(model="other"), oip(), UnsupportedError, "no model 'other', .*`protocol: {name: oip, model: NAME}`"),
+        (OpenInference(input="text"), oip(), UnsupportedError, "no input 'text'; its inputs are 'sentences', 'tokens'"),
+        (OpenInference(input="tokens"), oip(), UnsupportedError, "'tokens' .* is of 'INT64'; BYTES is needed"),
+        (OpenInference(output="score"), oip(), UnsupportedError, "no output 'score'; its outputs are 'rewards', 'exceeded'"),
+        (OpenInference(output="exceeded"), oip(), UnsupportedError, "is of 'BOOL'; FP32 or FP64 is needed"),
+        (OpenInference(), openrlhf(), UnsupportedError, "does not speak the Open Inference Protocol"),
+    ],
+)
+def test_oip_says_why_a_model_cannot_be_used(protocol: OpenInference, app: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Conversation(protocol, app).prepared()
+
+
+def output(**changes: Any) -> dict[str, Any]:
+    return {"name": "rewards", "shape": [3, 1], "datatype": "FP32", "data": [1.0, 2.0, 3.0], **changes}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([output(name="scores")], "has 0 outputs called 'rewards'; it has 'scores'"),
+        ([output(), output()], "has 2 outputs called 'rewards'"),
+        ([output(datatype="INT32")], "is of 'INT32'; FP32 or FP64 was expected"),
+        ([output(shape=[1, 3])], r"has the shape \[1, 3\] for 3 items"),
+        ([output(shape=[3, 2], data=[1.0] * 6)], r"has the shape \[3, 2\]"),
+        ([output(data=[1.0, 2.0])], "the data of 'rewards' has 2 entries for 3 items"),
+        ([output(data=[1.0, 2.0, float("nan")])], r"the data of 'rewards'\[2\] is nan"),
+        ([output(data=None)], "a list of 3 numbers"),
+        (None, "a mapping with 'outputs'"),
+    ],
+)
+def test_oip_answers_that_are_no_rewards_are_refused(outputs: Any, message: str) -> None:
+    with pytest.raises(AnswerError, match=message):
+        told({"id": "request-1", "outputs": outputs}, OpenInference())
+
+
+def test_oip_answers_to_another_request_are_refused() -> None:
+    assert told({"outputs": [output(data=[[1.0], [2.0], [3.0]])]}, OpenInference()) == [1.0, 2.0, 3.0]
+    with pytest.raises(AnswerError, match="for the request 'request-2', not for 'request-1'"):
+        told({"id": "request-2", "outputs": [output()]}, OpenInference())
+
+
+def test_oip_errors_are_told_in_their_own_words() -> None:
+    facts = ServerFacts(OpenInference(model="other"), "a server")
+    response = Conversation(OpenInference(), oip()).response(ITEMS, facts)
+    assert OpenInference().message(response) == "Request for unknown model: 'other' is not found"
+    assert OpenInference().failure(response, 3) == "refused"
+
+
+# ms-swift
+
+
+@pytest.mark.parametrize("kind", ["regression", "list", "text"])
+def test_swift_keeps_the_contract_in_every_form_of_its_score(kind: Any) -> None:
+    check_protocol(Swift(), Conversation(Swift(), swift(kind=kind)).ask, [*ITEMS, Item(CHAT)])
+
+
+def test_swift_is_sent_a_conversation() -> None:
+    app = swift()
+    talk = Conversation(Swift(), app)
+    for item in (ITEMS[0], ITEMS[2], Item(CHAT)):
+        talk.answer([item])
+    user, assistant = {"role": "user", "content": "2+2? "}, {"role": "assistant", "content": "4"}
+    assert app.state.bodies == [
+        {"model": "rm", "messages": [user, assistant]},
+        {"model": "rm", "messages": [{"role": "assistant", "content": "Hi"}]},
+        {"model": "rm", "messages": CHAT.messages, "tools": [{"name": "f"}]},
+    ]
+
+
+def test_swift_is_sent_nothing_rendered() -> None:
+    server = ServerFacts(Swift(), "", facts={"model": "rm"})
+    with pytest.raises(DataError, match="renders conversations itself"):
+        Swift().request([Item(RenderedSample.of([1, 2]))], server, "r")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("classifier", "its content 1 is a class: .*--num_labels 1 --problem_type regression"),
+        ("multi-label", r"its content \[1\] is a class"),
+        ("generator", "'The answer is good.', no number: the server generates text"),
+    ],
+)
+def test_swift_models_that_are_no_reward_models_are_told_apart(kind: Any, message: str) -> None:
+    with pytest.raises(AnswerError, match=message):
+        Conversation(Swift(), swift(kind=kind)).answer(ITEMS[:1])
+
+
+@pytest.mark.parametrize(
+    "content", ["nan", "NaN", "Infinity", "1_0", "", "true", None, True, [], [1.0, 2.0], ["x"], {"score": 1.0}]
+)
+def test_swift_content_that_is_no_number_is_refused(content: Any) -> None:
+    with pytest.raises(AnswerError):
+        told({"choices": [{"message": {"content": content}}]}, Swift(), items=1)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"choices": []}, {"choices": [{"message": {"content": 1.0}}] * 2}, {"message": "x", "object": "error"}, 1.0]
+)
+def test_swift_answers_without_one_choice_are_refused(answer: Any) -> None:
+    with pytest.raises(AnswerError, match="one of the 'choices'"):
+        told(answer, Swift(), items=1)
+
+
+def test_swift_has_its_model_named_where_there_are_several() -> None:
+    app = swift(models=("base", "adapter"))
+    with pytest.raises(UnsupportedError, match=r"lists 'base', 'adapter'. Say which .*\{name: swift, model: NAME\}"):
+        Conversation(Swift(), app).prepared()
+    Conversation(Swift(model="adapter"), app).answer(ITEMS[:1])
+    assert app.state.bodies[0]["model"] == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("app", "protocol", "meaning"),
+    [
+        (swift(key="secret"), Swift(), "refused"),
+        (swift(), Swift(model="other"), "refused"),
+        (swift(failing="CUDA out of memory. Tried to allocate 2 GiB"), Swift(), "overload"),
+        (swift(failing="the row is longer than max_length"), Swift(), "rejected"),
+    ],
+)
+def test_swift_400s_are_told_apart_by_their_message(app: Any, protocol: Swift, meaning: str) -> None:
+    assert protocol.failure(Conversation(protocol, app).response(ITEMS[:1]), 1) == meaning
+
+
+def test_swift_is_known_by_the_owner_of_its_models() -> None:
+    assert Conversation(Swift(), swift()).detected() == "ms-swift with rm"
+    assert Conversation(Swift(), openrlhf()).detected() is None
