@@ -86,6 +86,11 @@ class TestWheel:
                 written = {path.relative_to(folder).as_posix() for path in (folder / package).rglob("*.py")}
                 assert written <= names
 
+    def test_the_servers_page_is_in_it(self, wheel: Path) -> None:
+        folder = ROOT / "rm_plugins" / "server" / "page"
+        written = {path.relative_to(ROOT).as_posix() for path in folder.iterdir() if path.is_file()}
+        assert written <= set(zipfile.ZipFile(wheel).namelist())
+
     def test_its_types_are_announced(self, wheel: Path) -> None:
         assert {"rm_plugins/py.typed", "rm_plugins_trl/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
 
@@ -249,6 +254,7 @@ class TestOutsider:
         found = {(row["kind"], row["name"]) for row in listed["registered"] if row["plugin"] == "example"}
         assert {row["version"] for row in listed["registered"] if row["plugin"] == "example"} == {"1.2.3"}
         assert found == {
+            ("protocol", "plain"),
             ("provider", "brevity"),
             ("aggregate", "midrange"),
             ("transform", "squash"),

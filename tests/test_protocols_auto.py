@@ -281,6 +281,14 @@ def test_the_check_finds_what_breaks_the_contract(protocol: Protocol, message: s
         check_protocol(protocol, Conversation(protocol, openrlhf()).ask, ITEMS)
 
 
+def test_the_check_finds_a_protocol_that_cannot_go_to_another_process() -> None:
+    class Local(Plain):
+        pass
+
+    with pytest.raises(Exception, match="pickle"):
+        check_protocol(Local(), Conversation(Plain(), openrlhf()).ask, ITEMS)
+
+
 def test_the_check_needs_two_items_and_a_server_that_scores_them() -> None:
     with pytest.raises(AssertionError, match="at least two items"):
         check_protocol(Plain(), Conversation(Plain(), openrlhf()).ask, ITEMS[:1])

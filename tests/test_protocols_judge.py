@@ -94,6 +94,11 @@ def test_braces_survive_in_rubrics_and_texts(text: str) -> None:
     assert protocol.question(Item(rm.Sample(text, text))) == f'As {{"json": {{}}}}: {text} | {text} {{{{x}}}} {{other}}'
 
 
+def test_a_text_that_looks_like_a_placeholder_is_not_filled() -> None:
+    protocol = OpenAIJudge(rubric="{prompt} | {completion}")
+    assert protocol.question(Item(rm.Sample("{completion}", "{prompt}"))) == "{completion} | {prompt}"
+
+
 def test_conversations_are_written_out() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Time?"}]
@@ -149,6 +154,12 @@ def test_labels_have_the_values_that_are_told() -> None:
     protocol = OpenAIJudge(labels={"A": -1.0, "a": 1.0, "B": 5.0}, rubric="{completion}")
     found = graded(choice(("A", {"A": 0.25, "a": 0.25, "b": 0.5})), protocol)
     assert found.values == pytest.approx([2.5])  # A and a are different labels, b is B
+
+
+def test_a_variant_of_two_labels_is_neither() -> None:
+    protocol = OpenAIJudge(labels={"OK": 1.0, "Ok": 2.0, "Bad": 0.0}, rubric="{completion}", min_label_mass=0.1)
+    found = graded(choice(("OK", {"OK": 0.5, "ok": 0.3, "bad": 0.2})), protocol)
+    assert found.details["label_mass"] == pytest.approx([0.7])
 
 
 def test_labels_without_their_mass_are_no_grade() -> None:
@@ -273,6 +284,11 @@ def test_a_pattern_finds_the_number_elsewhere() -> None:
     assert graded(choice("[[20]] at first, [[85]] in the end"), protocol).values == [85.0]
     assert failure(choice("[[many]]"), protocol) == "the judge's score 'many' is no number"
     assert failure(choice("[[nan]]"), protocol) == "the judge's score 'nan' is no number"
+
+
+@pytest.mark.parametrize("text", ["<think>[[20]]</think>\nNo idea.", "<think>[[20]]"])
+def test_a_number_in_the_reasoning_is_no_grade(text: str) -> None:
+    assert "has no score" in failure(choice(text), OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]"))
 
 
 def test_an_answer_that_was_cut_off_is_no_grade() -> None:

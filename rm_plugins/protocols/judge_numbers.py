@@ -61,6 +61,8 @@ class NumberScale:
             return Answer([None], errors={0: "the judge's answer was cut off at max_tokens; allow it more"})
         text = choice["message"].get("content")
         text = text.rpartition("</think>")[2].strip() if isinstance(text, str) else ""
+        if text.startswith("<think>"):  # the reasoning has no end, and so no answer
+            text = ""
         last_line = text.rpartition("\n")[2]
         matches = _SCORE_LINE.findall(last_line) if self.pattern is None else self.pattern.findall(text)
         if not matches:

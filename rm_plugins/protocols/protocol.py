@@ -271,6 +271,6 @@ def in_order(found: object, size: int, what: str) -> list[Mapping[str, Any]]:
     indices = [entry.get("index") for entry in found]
     if len(found) != size:
         raise AnswerError(f"{what} has {len(found)} entries for {size} items")
-    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(size)):  # type: ignore[type-var]
-        raise AnswerError(f"{what} has the indices {str(indices):.80}; each of 0 to {size - 1} was expected once")
-    return sorted(found, key=lambda entry: entry["index"])  # type: ignore[no-any-return]
+    if not all(type(index) is int for index in indices) or sorted(indices) != list(range(size)):
+        raise AnswerError(f"{what} has the indices {indices!s:.80}; each of 0 to {size - 1} was expected once")
+    return sorted(found, key=lambda entry: entry["index"])

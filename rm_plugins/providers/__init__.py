@@ -27,6 +27,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
     from rm_plugins.providers.mc_dropout import McDropout
     from rm_plugins.providers.phrases import Phrases
     from rm_plugins.providers.product import Product
+    from rm_plugins.providers.remote import Remote
     from rm_plugins.providers.repetition import Repetition
     from rm_plugins.providers.route import Route
     from rm_plugins.providers.sequence_classifier import SequenceClassifier
@@ -48,6 +49,7 @@ def rm_register_providers() -> Sequence[type[Provider]]:
         McDropout,
         Phrases,
         Product,
+        Remote,
         Repetition,
         Route,
         SequenceClassifier,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError
 from rm_plugins.providers.model_members import ModelMembers
 from rm_plugins.scoring.heads import Heads
 from rm_plugins.scoring.manifest import Manifest, ScoreStatistics, token_digest
-from rm_plugins.scoring.render import PLAIN, Renderer, Rendering, Truncation, read_chat_template
+from rm_plugins.scoring.render import Renderer, Rendering, Truncation, configured_renderer
 from rm_plugins.types import Aggregate, ModelSource, Provider, Sample, Scores, Transform
 
 if TYPE_CHECKING:
@@ -91,9 +90,8 @@ class SequenceClassifier(Provider):
         self.source = model
         self.label = Path(model).name or self.name
         self._head = head
-        self._chat_template = chat_template
         self._rendering_settings: dict[str, Any] = {
-            "chat_template": None if chat_template is None else (PLAIN if chat_template == PLAIN else "tokenizer"),
+            "chat_template": chat_template,
             "append_eos": append_eos,
             "max_length": max_length,
             "truncation": truncation,
@@ -131,16 +129,12 @@ class SequenceClassifier(Provider):
         return default_device() if self._device == "auto" else torch.device(self._device)
 
     def _renderer_of(self, checkpoint: Checkpoint) -> Renderer:
-        tokenizer = checkpoint.tokenizer
-        if self._chat_template not in (None, PLAIN):
-            tokenizer.chat_template = read_chat_template(str(self._chat_template))
         if checkpoint.manifest is not None:
             rendering = checkpoint.manifest.rendering
         else:
             limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
-            rendering = Rendering.default(tokenizer, limit)
-        settings = {key: value for key, value in self._rendering_settings.items() if value is not None}
-        return Renderer(tokenizer, replace(rendering, **settings))
+            rendering = Rendering.default(checkpoint.tokenizer, limit)
+        return configured_renderer(checkpoint.tokenizer, rendering, **self._rendering_settings)
 
     def _start(self, model: PreTrainedModel, variants: Sequence[Callable[[], None]] = ()) -> None:
         """Make the engine that runs the model, or each of its variants."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
-from rm_plugins.scoring.manifest import MANIFEST_NAME, Manifest
+from rm_plugins.scoring.manifest import Manifest
+from rm_plugins.scoring.model_folder import found_file, load_tokenizer, read_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,7 +162,7 @@ def _arguments(
 
 def _base_of(source: str, revision: str | None) -> str | None:
     """What an adapter is an adapter of; None where the source is none."""
-    config = _found(source, _ADAPTER_CONFIG, revision)
+    config = found_file(source, _ADAPTER_CONFIG, revision)
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config else None
 
 
@@ -183,21 +183,8 @@ def _beside(
     model: PreTrainedModel, source: str, tokenizers: list[str | None], revision: str | None, trust_remote_code: bool
 ) -> Checkpoint:
     """The model with what lies beside its weights."""
-    tokenizer = _load_tokenizer(tokenizers, source, {"revision": revision, "trust_remote_code": trust_remote_code})
-    manifest = _found(source, MANIFEST_NAME, revision)
-    return Checkpoint(model, tokenizer, Manifest.read(manifest) if manifest else None)
-
-
-def _found(source: str, name: str, revision: str | None) -> Path | None:
-    path = cached_file(
-        source,
-        name,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return Path(path) if path else None
+    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trust_remote_code)
+    return Checkpoint(model, tokenizer, read_manifest(source, revision))
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
@@ -258,7 +245,7 @@ def _key(mismatched: Any) -> str:
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:
     """The number of outputs of the head that an adapter carries; None if it carries none."""
-    weights = _found(source, _ADAPTER_WEIGHTS, revision)
+    weights = found_file(source, _ADAPTER_WEIGHTS, revision)
     if weights is None:
         raise ModelError(f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}.")
     with safe_open(weights, framework="pt") as file:
@@ -266,21 +253,3 @@ def _adapter_head_labels(source: str, revision: str | None) -> int | None:
             if name.endswith(("score.weight", "classifier.weight", "classifier.out_proj.weight")):
                 return int(file.get_slice(name).get_shape()[0])
     return None
-
-
-def _load_tokenizer(sources: list[str | None], model: str, shared: dict[str, Any]) -> PreTrainedTokenizerBase:
-    problem: Exception | None = None
-    for source in filter(None, sources):
-        try:
-            found = AutoTokenizer.from_pretrained(source, **shared)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = error
-            continue
-        # Without any of the tokenizer's files, transformers makes up one that knows its special tokens only.
-        if len(found) > len(found.all_special_tokens):
-            return found
-        problem = ModelError(f"{source} has no tokenizer's files.")
-    raise ModelError(
-        f"No tokenizer could be loaded for {model}: {str(problem).partition(chr(10))[0]} Save the tokenizer beside the model, or "
-        "name another with the spec's key 'tokenizer'."
-    ) from problem

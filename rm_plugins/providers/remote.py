@@ -1,0 +1,284 @@
+"""Rewards from servers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.protocols import Auto, Protocol
+from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
+from rm_plugins.scoring.render import Renderer, Truncation
+from rm_plugins.types import ModelSource, OnError, Provider, Sample, Scores
+from rm_plugins.wire import sample_to_json
+
+__all__ = ["Remote"]
+
+_NOT_FOR_SPECS = ("authorization", "proxy-authorization", "cookie", "api-key", "x-api-key")
+_NOT_FOR_USERS = ("connection", "content-length", "content-type", "host", "transfer-encoding")
+
+
+class Remote(Provider):
+    """A scorer on another machine, or several that serve the same model.
+
+    What comes back is checked for count, order and finiteness. Requests that bring no such answer are sent again, as long as that
+    may help; what gets none is a failure of those samples, never a number. Equal samples are sent once. `counts` has how often
+    what happened: ``requests``, ``retries``, ``hedges``, ``splits``, and what was wrong: ``overloads``, ``timeouts``,
+    ``connection_errors``, ``server_errors``, ``bad_answers``, ``model_changed``.
+
+    Args:
+        url: Where the scorer is; several are balanced by load, and one may be lost.
+        protocol: How it is spoken to; asked of the server itself if unset.
+        api_key_env: The environment variable that holds the key, which is sent as ``Authorization: Bearer``.
+        headers: Further headers, nothing secret.
+        tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples
+            are sent as they are, or as text.
+        chat_template: For the tokenizer: ``plain``, or a file with a Jinja template.
+        append_eos: For the tokenizer: whether text ends with EOS.
+        max_length: For the tokenizer: most tokens of a sample.
+        truncation: For the tokenizer: ``left`` cuts the beginning of a longer sample's prompt, ``error`` refuses it.
+        template_kwargs: For the tokenizer: further arguments of the chat template.
+        batch_size: Most samples of a request; the server's own limit if unset, and never more than that.
+        concurrency: Most requests at a time to one URL; fewer while the server is overloaded.
+        timeout: Seconds for one request.
+        deadline: Seconds for all that one call of `score` takes, with everything that is sent again.
+        tries: How often a request is tried; one that finds nobody there is tried until the deadline.
+        hedge_after: Seconds after which a request without an answer is sent a second time; the first answer counts.
+        ca_file: The certificates that sign the server's, the system's if unset.
+        fingerprint: Of the model that must score, as the server names it.
+
+    Raises:
+        SpecError: A URL is not one or holds a key, the environment has no key, or a setting is out of its range.
+        ModelError: The tokenizer cannot be loaded.
+    """
+
+    name: ClassVar[str] = "remote"
+    metrics: ClassVar[tuple[str, ...]] = ("requests", "retries", "seconds")
+    concurrent = True
+
+    def __init__(
+        self,
+        *,
+        url: str | Sequence[str],
+        protocol: Protocol | None = None,
+        api_key_env: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tokenizer: ModelSource | None = None,
+        chat_template: ModelSource | None = None,
+        append_eos: bool | None = None,
+        max_length: int | None = None,
+        truncation: Truncation | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        deadline: float = 600.0,
+        tries: int = 6,
+        hedge_after: float | None = None,
+        ca_file: ModelSource | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.urls = _checked_urls(url)
+        self.label = urlsplit(self.urls[0]).netloc
+        self.protocol = protocol or Auto()
+        least = {"batch_size": batch_size, "concurrency": concurrency, "tries": tries}
+        for key, number in least.items():
+            if number is not None and number < 1:
+                raise SpecError(f"must be at least 1, not {number}.", key=key)
+        for key, seconds in {"timeout": timeout, "deadline": deadline, "hedge_after": hedge_after}.items():
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise SpecError(f"must be a positive number of seconds, not {seconds}.", key=key)
+        if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
+            raise SpecError(
+                f"the environment variable {api_key_env} is not set. It is to hold the server's key.", key="api_key_env"
+            )
+        if ca_file is not None and not Path(ca_file).is_file():
+            raise SpecError(f"there is no file {ca_file!r}.", key="ca_file")
+        self._settings = Settings(
+            api_key_env=api_key_env,
+            headers=_checked_headers(headers or {}),
+            batch_size=batch_size,
+            concurrency=concurrency,
+            timeout=timeout,
+            deadline=deadline,
+            tries=tries,
+            hedge_after=hedge_after,
+            ca_file=ca_file,
+            fingerprint=fingerprint,
+        )
+        self._tokenizer = tokenizer
+        self._rendering_settings: dict[str, Any] = {
+            "chat_template": chat_template,
+            "append_eos": append_eos,
+            "max_length": max_length,
+            "truncation": truncation,
+            "template_kwargs": template_kwargs,
+        }
+        self._start()
+
+    def _start(self) -> None:
+        """Make what belongs to this process alone."""
+        self.renderer = self._loaded_renderer()
+        self._lock = threading.Lock()
+        self._fleet: Fleet | None = None
+        self._known = threading.local()
+
+    def _loaded_renderer(self) -> Renderer | None:
+        if self._tokenizer is not None:
+            from rm_plugins.scoring.model_folder import load_renderer
+
+            return load_renderer(self._tokenizer, self._rendering_settings)
+        for key, value in self._rendering_settings.items():
+            if value is not None:
+                raise SpecError("nothing is rendered here without a `tokenizer`; name one, or leave this out.", key=key)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = ("renderer", "_lock", "_fleet", "_known")
+        return {key: value for key, value in vars(self).items() if key not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def render(self, sample: Sample) -> str:
+        """The text of a sample, before truncation, where there is a tokenizer."""
+        return super().render(sample) if self.renderer is None else self.renderer.text(sample)
+
+    def close(self) -> None:
+        """Give back the connections; scoring again opens new ones."""
+        with self._lock:
+            fleet, self._fleet = self._fleet, None
+        if fleet is not None and fleet.network.pid == os.getpid():
+            fleet.network.run(fleet.close())
+
+    def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
+        """As every provider's; what has been scored is not asked for again where other samples of the batch fail."""
+        vars(self._known).update(outcomes={}, tally=Counter())
+        try:
+            return super().score(samples, on_error=on_error)
+        finally:
+            vars(self._known).clear()
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Have each different sample scored once, whichever server does it."""
+        begun = time.monotonic()
+        contents = [_content(row, sample) for row, sample in enumerate(samples)]
+        known: dict[object, Outcome] = vars(self._known).get("outcomes", {})
+        tally: Counter[str] = vars(self._known).get("tally", Counter())
+        firsts: dict[object, int] = {}
+        for row, content in enumerate(contents):
+            if content not in known:
+                firsts.setdefault(content, row)
+        if firsts:
+            sendable = SendableSamples([samples[row] for row in firsts.values()], self.renderer)
+            known.update(zip(firsts, self._scored(sendable, tally), strict=True))
+        outcomes = [known[content] for content in contents]
+        failed = {row: outcome.error for row, outcome in enumerate(outcomes) if outcome.error}
+        if failed:
+            raise ScoringError(self._told(failed, len(samples)), rows=failed)
+        names = dict.fromkeys(name for outcome in outcomes for name in outcome.details)
+        fingerprint = next((outcome.fingerprint for outcome in outcomes if outcome.fingerprint), "")
+        return Scores(
+            _column([outcome.value for outcome in outcomes]),
+            {name: _column([outcome.details.get(name) for outcome in outcomes]) for name in names},
+            {
+                "rows": len(samples),
+                "duplicates": len(samples) - len(set(contents)),
+                "truncated": tally["truncated"],
+                "requests": tally["requests"],
+                "retries": tally["retries"],
+                "seconds": time.monotonic() - begun,
+                **({"fingerprint": fingerprint} if fingerprint else {}),
+            },
+        )
+
+    def _scored(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
+        with self._lock:
+            if self._fleet is None or self._fleet.network.pid != os.getpid():
+                self._fleet = Fleet(self.urls, self.protocol, self._settings, self.called)
+            fleet = self._fleet
+        found = Counter[str]()
+        try:
+            return fleet.network.run(ScoringCall(fleet, samples, found).outcomes())
+        finally:
+            if samples.truncated:
+                found["truncated"] = samples.truncated
+            tally.update(found)
+            with self._lock:
+                self.counts.update(found)
+
+    def _told(self, failed: Mapping[int, str], size: int) -> str:
+        """What went wrong, each reason once."""
+        reasons = Counter(failed.values())
+        first = {failed[row]: row for row in sorted(failed, reverse=True)}
+        told = [
+            f"item {first[reason]}{f' and {times - 1} more' if times > 1 else ''}: {reason}"
+            for reason, times in reasons.most_common(3)
+        ]
+        more = f"; {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+        return f"The remote scorer {self.called} gave no score for {len(failed)} of {size} samples. {'; '.join(told)}{more}"
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _content(row: int, sample: Sample) -> object:
+    """What equal samples have in common; the row itself where that cannot be told."""
+    try:
+        return json.dumps(sample_to_json(sample), sort_keys=True)
+    except (TypeError, ValueError):
+        return row
+
+
+def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
+    urls = (url,) if isinstance(url, str) else tuple(url)
+    if not urls:
+        raise SpecError("needs at least one URL.", key="url")
+    for place, found in enumerate(urls):
+        key = "url" if isinstance(url, str) else f"url[{place}]"
+        try:
+            parts = urlsplit(found)
+            port = parts.port
+        except ValueError as error:
+            raise SpecError(f"is no URL: {error}.", key=key) from None
+        if "@" in parts.netloc:
+            raise SpecError(
+                f"the URL of {parts.hostname} holds a name or a password, which would be in every log. Put the key into an environment "
+                "variable, and name that one with `api_key_env`.",
+                key=key,
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise SpecError(f"{found!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
+        if parts.query or parts.fragment:
+            raise SpecError(f"{found.partition('?')[0]!r} must end before '?' and '#': a path is put behind it.", key=key)
+    stripped = tuple(found.rstrip("/") for found in urls)
+    if len(set(stripped)) < len(stripped):
+        raise SpecError("names one server twice.", key="url")
+    return stripped
+
+
+def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    for name, value in headers.items():
+        if name.lower() in _NOT_FOR_SPECS:
+            raise SpecError(
+                "no secret belongs into a spec, and this header carries one. Put the server's key into an environment variable, and "
+                "name that one with `api_key_env`.",
+                key=f"headers.{name}",
+            )
+        if name.lower() in _NOT_FOR_USERS:
+            raise SpecError("this header is the client's own affair; leave it out.", key=f"headers.{name}")
+        if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
+            raise SpecError("headers hold printable ASCII characters only.", key=f"headers.{name}")
+    return tuple(headers.items())

@@ -1,0 +1,302 @@
+"""One call of a remote provider: its samples packed into requests, and each of them answered exactly once or failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic
+from typing import Any
+
+from rm_plugins.errors import ScoringError
+from rm_plugins.protocols.protocol import Item, Protocol, ServerFacts
+from rm_plugins.remote.endpoint import Endpoint
+from rm_plugins.remote.fleet import Fleet, Turn
+from rm_plugins.remote.items import SendableSamples
+from rm_plugins.remote.requests import packed, parcel_of, read_answer
+from rm_plugins.remote.retry import backoff
+from rm_plugins.remote.setback import Setback
+
+__all__ = ["Outcome", "ScoringCall"]
+
+logger = logging.getLogger(__name__)
+
+_RESCORINGS = 2
+"""How often samples may be sent again because the model changed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a sample.
+
+    Args:
+        value: The score; None where the server's reward abstained, or there is an error.
+        details: Named extras.
+        error: Why there is no score, where that is a failure.
+        fingerprint: Of the model that scored it.
+        sent_at: When it was sent, for what was sent last is of the newest model.
+    """
+
+    value: float | None = None
+    details: Mapping[str, float | None] = field(default_factory=dict)
+    error: str = ""
+    fingerprint: str = ""
+    sent_at: float = 0.0
+
+
+class ScoringCall:
+    """One call; runs on the network's thread.
+
+    Args:
+        fleet: The servers.
+        samples: What is to be scored, [N], different ones.
+        tally: Counts what happened.
+    """
+
+    def __init__(self, fleet: Fleet, samples: SendableSamples, tally: Counter[str]) -> None:
+        self._fleet = fleet
+        self._settings = fleet.settings
+        self._samples = samples
+        self._tally = tally
+        self._outcomes: dict[int, Outcome] = {}
+        self._setbacks: dict[int, str] = {}
+        self._name = uuid.uuid4().hex[:12]
+        self._numbers = count()
+        self._splits_left = 100 + len(samples) // 4  # to find what a server rejects; more would be an attack on it
+
+    async def outcomes(self) -> list[Outcome]:
+        """Have everything scored; one outcome for each sample, [N].
+
+        Raises:
+            UnsupportedError: The server cannot be had to give rewards.
+            ScoringError: The server refuses requests as such, or models disagree; the samples are not at fault.
+        """
+        begun = monotonic()
+        try:
+            async with self._fleet.in_use():
+                try:
+                    async with asyncio.timeout(self._settings.deadline):
+                        await self._score(range(len(self._samples)))
+                        await self._score_by_one_model()
+                except TimeoutError:
+                    self._give_up_the_rest()
+        finally:
+            self._tally.update(self._fleet.tally)
+            self._fleet.tally.clear()
+            self._tell(monotonic() - begun)
+        return [self._outcomes[row] for row in range(len(self._samples))]
+
+    def _give_up_the_rest(self) -> None:
+        late = f"no score within the deadline of {self._settings.deadline:g} seconds"
+        newest = self._newest()
+        for row in range(len(self._samples)):
+            found = self._outcomes.get(row)
+            if found is None:
+                self._fail([row], f"{late}; last: {self._setbacks.get(row) or self._fleet.troubles}")
+            elif found.fingerprint not in ("", newest):
+                self._fail([row], f"{late} by one model: it changed from {found.fingerprint} to {newest}")
+
+    def _tell(self, seconds: float) -> None:
+        """One line for a call in which something went wrong."""
+        troubles = {name: number for name, number in sorted(self._tally.items()) if name != "requests" and number}
+        scored = sum(not outcome.error for outcome in self._outcomes.values())
+        if troubles:
+            logger.info(
+                "%s: %d of %d samples scored in %.1f s by %d requests (%s)",
+                self._fleet.called,
+                scored,
+                len(self._samples),
+                seconds,
+                self._tally["requests"],
+                ", ".join(f"{name} {number}" for name, number in troubles.items()),
+            )
+
+    def _fail(self, rows: Iterable[int], reason: str) -> None:
+        self._outcomes.update(dict.fromkeys(rows, Outcome(error=reason)))
+
+    # --- One model for all ------------------------------------------------------------------------------------------------
+
+    def _newest(self) -> str:
+        """The fingerprint of the model that scored what was sent last; empty where no server names it."""
+        told = [found for found in self._outcomes.values() if found.fingerprint]
+        return max(told, key=lambda found: found.sent_at).fingerprint if told else ""
+
+    async def _score_by_one_model(self) -> None:
+        """Send again what another model scored than the one that scores now."""
+        fleet = self._fleet
+        for rescorings in range(_RESCORINGS + 1):
+            newest = self._newest()
+            older = {row: found.fingerprint for row, found in self._outcomes.items() if found.fingerprint not in ("", newest)}
+            previous = next(iter(older.values()), fleet.fingerprint)
+            if newest and previous not in ("", newest) and fleet.fingerprint != newest:
+                self._tally["model_changed"] += 1
+                logger.warning("%s: the model changed from %s to %s.", fleet.called, previous, newest)
+            fleet.fingerprint = newest or fleet.fingerprint
+            if not older:
+                return
+            if rescorings == _RESCORINGS:
+                raise ScoringError(
+                    f"Different models answer for the remote scorer {fleet.called}: {previous} and {newest}. Their scores cannot be "
+                    "compared. Have all of its servers serve the same model, or wait until they do."
+                )
+            for row in older:
+                del self._outcomes[row]
+            await self._score(sorted(older))
+
+    # --- Requests ---------------------------------------------------------------------------------------------------------
+
+    async def _score(self, rows: Sequence[int]) -> None:
+        """Have rows scored, in requests of about the same size."""
+        self._fleet.done(await self._fleet.turn())  # some server is there, and has said how much it takes
+        there = [endpoint.facts for endpoint in self._fleet.endpoints if endpoint.facts]
+        most = min((self._most_items(facts) for facts in there), default=1)
+        share = math.ceil(len(rows) / max(1, len(there)))
+        for facts in there:
+            await asyncio.to_thread(self._items, facts.protocol)  # tokenizing takes long; from here on they are at hand
+        await _all(self._deliver(part) for part in packed(rows, min(most, share)))
+
+    def _most_items(self, facts: ServerFacts) -> int:
+        if not facts.protocol.batches:
+            return 1
+        named = [limit for limit in (self._settings.batch_size, facts.max_items) if limit]
+        return min(named, default=facts.protocol.default_max_items)
+
+    async def _deliver(self, rows: Sequence[int]) -> None:
+        """Have the rows of one request scored, by as many requests as that takes."""
+        request_id = f"{self._name}-{next(self._numbers)}"  # the same each time: it is the same request
+        failures = lost = 0
+        avoid: Endpoint | None = None
+        while True:
+            turn = await self._fleet.turn(avoid)
+            try:
+                self._outcomes.update(await self._answered_in_time(rows, request_id, turn))
+                return
+            except Setback as found:
+                setback = found
+            finally:
+                self._fleet.done(turn)
+            reason = f"{turn.endpoint.url}: {setback}"
+            match setback.cause:
+                case "refused":
+                    raise ScoringError(f"The remote scorer {self._fleet.called} cannot be used. {reason}")
+                case "too-large" if len(rows) > 1:
+                    return await self._split(rows, self._most_items(turn.facts))
+                case "rejected" if len(rows) > 1 and self._splits_left > 0:
+                    self._splits_left -= 2
+                    return await self._split(rows, len(rows))
+                case "too-large" | "rejected":
+                    unknown = (
+                        f" (at least one of {len(rows)} samples; too many were rejected to find out)" if len(rows) > 1 else ""
+                    )
+                    return self._fail(rows, reason + unknown)
+                case "connection":
+                    lost += 1
+                case _:
+                    failures += 1
+            if failures >= self._settings.tries:
+                return self._fail(rows, f"{reason} (tried {failures} times)")
+            self._tally["retries"] += 1
+            self._setbacks.update(dict.fromkeys(rows, reason))
+            avoid = turn.endpoint
+            await asyncio.sleep(self._delay(setback, lost if setback.cause == "connection" else failures, avoid))
+
+    def _delay(self, setback: Setback, failures: int, endpoint: Endpoint) -> float:
+        asked = None if self._fleet.has_another(endpoint) else setback.retry_after  # another one did not ask for it
+        return asked or backoff(failures, self._fleet.random.random())
+
+    async def _split(self, rows: Sequence[int], most: int) -> None:
+        self._tally["splits"] += 1
+        await _all(self._deliver(part) for part in packed(rows, min(most, math.ceil(len(rows) / 2))))
+
+    # --- One request ------------------------------------------------------------------------------------------------------
+
+    async def _answered_in_time(self, rows: Sequence[int], request_id: str, turn: Turn) -> dict[int, Outcome]:
+        """The outcomes, from a second request if the first one takes too long; the other of the two is given up."""
+        if self._settings.hedge_after is None:
+            return await self._answered(rows, request_id, turn)
+        first = asyncio.ensure_future(self._answered(rows, request_id, turn))
+        running = {first}
+        try:
+            done, _ = await asyncio.wait(running, timeout=self._settings.hedge_after)
+            if not done:
+                running.add(asyncio.ensure_future(self._answered_by_another(rows, request_id, turn.endpoint)))
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None:
+                        return task.result()
+            return first.result()
+        finally:
+            await _cancelled([first, *running])
+
+    async def _answered_by_another(self, rows: Sequence[int], request_id: str, than: Endpoint) -> dict[int, Outcome]:
+        turn = await self._fleet.turn(avoid=than)
+        try:
+            self._tally["hedges"] += 1
+            return await self._answered(rows, request_id, turn)
+        finally:
+            self._fleet.done(turn)
+
+    async def _answered(self, rows: Sequence[int], request_id: str, turn: Turn) -> dict[int, Outcome]:
+        """The outcomes that one server gives by one request.
+
+        Raises:
+            Setback: There are none.
+            ScoringError: Its model is not the one that the spec names.
+        """
+        most = self._most_items(turn.facts)
+        if len(rows) > most:
+            raise Setback("too-large", f"it takes {most} samples at a time")
+        items = self._items(turn.facts.protocol)
+        parcel = parcel_of(rows, items, turn.facts, request_id)
+        found = {row: Outcome(error=reason) for row, reason in parcel.unsendable.items()}
+        if parcel.request is None:
+            return found
+        sent_at = monotonic()
+        self._tally["requests"] += 1
+        try:
+            response = await self._fleet.exchange(turn.endpoint, parcel.request, parcel.body, request_id)
+            if not 200 <= response.status < 300:
+                raise self._fleet.setback(turn.facts.protocol, response, len(parcel.rows))
+            answer = read_answer(response, [items[row] for row in parcel.rows], turn.facts, request_id)
+        except Setback as setback:
+            raise self._fleet.noted(turn.endpoint, setback, sent_at, self._tally, "tried again") from setback
+        turn.endpoint.answered(sent_at, monotonic())
+        self._check_fingerprint(answer.fingerprint, turn.endpoint)
+        for place, row in enumerate(parcel.rows):
+            details = {name: column[place] for name, column in answer.details.items()}
+            error = self._fleet.redacted(answer.errors.get(place, ""))
+            found[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
+        return found
+
+    def _items(self, protocol: Protocol) -> Sequence[Item]:
+        return self._samples.items(server_adds_special_tokens=protocol.server_adds_special_tokens)
+
+    def _check_fingerprint(self, found: str, endpoint: Endpoint) -> None:
+        wanted = self._settings.fingerprint
+        if wanted is not None and found != wanted:
+            has = f"serves the model with the fingerprint {found!r}" if found else "does not say which model it serves"
+            raise ScoringError(
+                f"The remote scorer {self._fleet.called} must be the model with the fingerprint {wanted!r}, as the spec says, and "
+                f"{endpoint.url} {has}."
+            )
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Have all done at once; when one of them fails, the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await _cancelled(tasks)
+
+
+async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

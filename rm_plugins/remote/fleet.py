@@ -1,0 +1,291 @@
+"""The servers that one provider may ask: which of them gets the next request, and what to do while none can take one."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic, time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
+from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
+from rm_plugins.remote.loop import Trust, network
+from rm_plugins.remote.notices import Notices
+from rm_plugins.remote.requests import encoded
+from rm_plugins.remote.retry import backoff, retry_after
+from rm_plugins.remote.setback import COUNTED, Setback
+from rm_plugins.remote.settings import Settings
+
+if TYPE_CHECKING:
+    from rm_plugins.remote.connections import Connections
+
+__all__ = ["Fleet", "Turn"]
+
+logger = logging.getLogger(__name__)
+
+FACTS_LAST = 30.0
+"""Seconds without an answer after which a server is asked again what it is: another one may be there by now."""
+
+_LONGEST_QUESTION = 10.0
+"""Seconds that a server may take to say what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The permission to send one request to a server, which is known to be what `facts` say."""
+
+    endpoint: Endpoint
+    facts: ServerFacts
+    sent_at: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    turn: asyncio.Future[Turn]
+    avoid: Endpoint | None
+
+
+class Fleet:
+    """The servers of one provider in one process. But for making it, everything happens on the network's thread.
+
+    Args:
+        urls: Their URLs, checked.
+        protocol: How they are spoken to.
+        settings: How they are asked.
+        called: What messages call the provider.
+    """
+
+    def __init__(self, urls: Sequence[str], protocol: Protocol, settings: Settings, called: str) -> None:
+        self.protocol = protocol
+        self.settings = settings
+        self.called = called
+        self.network = network()
+        self.endpoints = [Endpoint(url, ConcurrencyLimit(settings.concurrency)) for url in urls]
+        self.fingerprint = ""  # of the model that scored last
+        self.tally: Counter[str] = Counter()  # of what no call did
+        self.random = random.Random()
+        self._notices = Notices(logger)
+        self._waiting: deque[_Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked: dict[Endpoint, asyncio.Task[None]] = {}
+        self._known: set[Endpoint] = set()
+        self._calls = 0
+        self._key: str | None = None
+        self._connections: dict[Trust, Connections] = {}
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """While the block runs, servers that are not there are looked after, and the key is at hand.
+
+        Raises:
+            ScoringError: The environment does not hold the key.
+        """
+        self._key = self.settings.api_key
+        self._calls += 1
+        now = monotonic()
+        for endpoint in self.endpoints:
+            endpoint.left_out = None
+            if endpoint.in_flight == 0 and now - endpoint.heard_at > FACTS_LAST:
+                endpoint.facts = None
+        self._go_on()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._key = None
+                asked = list(self._asked.values())
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        while self._connections:
+            trust, _ = self._connections.popitem()
+            await self.network.give_back(trust)
+
+    # --- Who is next ------------------------------------------------------------------------------------------------------
+
+    async def turn(self, avoid: Endpoint | None = None) -> Turn:
+        """Wait until a server can take a request; those who wait come in their order. It ends with `done`.
+
+        Args:
+            avoid: The server that just failed; another one is preferred.
+
+        Raises:
+            UnsupportedError: No server can be had to give rewards by the protocol.
+            ScoringError: No server can be used, for that reason or others.
+        """
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), avoid)
+        self._waiting.append(waiting)
+        self._go_on()
+        try:
+            return await waiting.turn
+        except asyncio.CancelledError:
+            if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
+                self.done(waiting.turn.result())
+            raise
+
+    def done(self, turn: Turn) -> None:
+        """The request has ended, well or not, and another may be sent."""
+        turn.endpoint.in_flight -= 1
+        self._go_on()
+
+    def has_another(self, than: Endpoint) -> bool:
+        """Whether there is another server, if perhaps a busy one."""
+        return any(endpoint.facts and not endpoint.left_out for endpoint in self.endpoints if endpoint is not than)
+
+    def _go_on(self) -> None:
+        """Give turns to those who wait, as far as servers can take requests, and ask servers what they are."""
+        now = monotonic()
+        for endpoint in self.endpoints:
+            if self._calls and endpoint.facts is None and not endpoint.left_out and endpoint not in self._asked:
+                self._asked[endpoint] = asyncio.ensure_future(self._ask_what_it_is(endpoint))
+        while self._waiting:
+            first = self._waiting[0]
+            chosen = self._chosen(first.avoid, now)
+            if first.turn.done():  # cancelled
+                pass
+            elif all(endpoint.left_out for endpoint in self.endpoints):
+                first.turn.set_exception(self._hopeless())
+            elif chosen is not None and chosen.facts is not None:
+                chosen.in_flight += 1
+                first.turn.set_result(Turn(chosen, chosen.facts, now))
+            else:
+                break
+            self._waiting.popleft()
+        if self._timer is not None:
+            self._timer.cancel()
+        pause = min(endpoint.wait(now) for endpoint in self.endpoints)
+        if self._waiting and math.isfinite(pause):
+            self._timer = asyncio.get_running_loop().call_later(pause, self._go_on)
+
+    def _chosen(self, avoid: Endpoint | None, now: float) -> Endpoint | None:
+        ready = [endpoint for endpoint in self.endpoints if endpoint.wait(now) == 0]
+        return min(ready, key=lambda endpoint: (endpoint is avoid, *endpoint.load), default=None)
+
+    def _hopeless(self) -> RmPluginsError:
+        reasons = [endpoint.left_out for endpoint in self.endpoints]
+        told = "; ".join(f"{endpoint.url}: {endpoint.left_out}" for endpoint in self.endpoints)
+        unsupported = all(isinstance(reason, UnsupportedError) for reason in reasons)
+        return (UnsupportedError if unsupported else ScoringError)(f"The remote scorer {self.called} cannot be used. {told}")
+
+    @property
+    def troubles(self) -> str:
+        """What was last wrong with each server, for somebody who waited in vain."""
+        return "; ".join(f"{found.url}: {found.trouble}" for found in self.endpoints if found.trouble) or "nothing was wrong"
+
+    # --- What a server is -------------------------------------------------------------------------------------------------
+
+    async def _ask_what_it_is(self, endpoint: Endpoint) -> None:
+        """Ask until the server tells, or cannot be used."""
+        unreachable = failed = 0
+        statuses: set[int] = set()
+
+        async def ask(request: Request) -> Response:
+            response = await self.exchange(endpoint, request, encoded(request), longest=_LONGEST_QUESTION)
+            statuses.add(response.status)
+            if response.status in (429, 502, 503, 504):  # of a gateway, or of a server that is still loading
+                raise Setback("connection", f"{request.method} {request.path} answered {response.status}")
+            return response
+
+        try:
+            while endpoint.facts is None and endpoint.left_out is None:
+                await asyncio.sleep(endpoint.breaker.wait(monotonic()))
+                sent_at = monotonic()
+                try:
+                    endpoint.facts = await self.protocol.prepare(ask)
+                except Exception as error:  # a protocol may be anybody's and raise anything
+                    setback = self._as_setback(error)
+                    unreachable += setback.cause == "connection"
+                    failed += setback.cause != "connection"
+                    # What a server that was known says now may be a gateway's, until the server is back.
+                    final = isinstance(error, UnsupportedError) and endpoint not in self._known
+                    if final or setback.cause == "refused" or failed >= self.settings.tries:
+                        kind = UnsupportedError if isinstance(error, UnsupportedError) else ScoringError
+                        hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
+                        endpoint.left_out = kind(f"{self.redacted(str(setback))}{hint}")
+                        self._notices.say(("left out", endpoint.url), f"{endpoint.url} is left out: {endpoint.left_out}")
+                    else:
+                        self.noted(endpoint, setback, sent_at, self.tally, "it is asked again what it is")
+                        await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
+                else:
+                    endpoint.heard_at = monotonic()
+                    again = " again" if endpoint in self._known else ""
+                    if endpoint.trouble or not again:
+                        told = self.redacted(f"{endpoint.url} is there{again}: {endpoint.facts.description}")
+                        self._notices.say((endpoint.url, told), told, logging.INFO)
+                    self._known.add(endpoint)
+        finally:
+            del self._asked[endpoint]
+            self._go_on()
+
+    def _as_setback(self, error: Exception) -> Setback:
+        if isinstance(error, Setback):
+            return error
+        told = str(error).rstrip(".") if isinstance(error, RmPluginsError) else f"{type(error).__name__}: {error}"
+        return Setback("bad-answer" if isinstance(error, AnswerError) else "retry", told)
+
+    # --- Requests ---------------------------------------------------------------------------------------------------------
+
+    async def exchange(
+        self, endpoint: Endpoint, request: Request, body: bytes | None, request_id: str = "", *, longest: float = math.inf
+    ) -> Response:
+        """Send a request to a server, with the user's key.
+
+        Raises:
+            Setback: There is no answer.
+        """
+        headers = {
+            **({"X-Request-ID": request_id} if request_id else {}),
+            **dict(self.settings.headers),
+            **request.headers,
+            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+        }
+        trust = Trust(endpoint.url.startswith("https:"), self.settings.ca_file, proxies=not _is_loopback(endpoint.url))
+        if trust not in self._connections:
+            self._connections[trust] = self.network.borrow(trust)
+        timeout = min(self.settings.timeout, longest)
+        url = f"{endpoint.url}{request.path}"
+        return await self._connections[trust].exchange(url, request.method, body, headers, timeout)
+
+    def setback(self, protocol: Protocol, response: Response, items: int) -> Setback:
+        """What an answer with an error status means, for a request of so many items."""
+        reason = f"it answered {response.status}: {protocol.message(response)}"
+        if response.status in (401, 403):
+            reason = f"{reason}. {self.settings.key_hint}"
+        wait = retry_after(response.headers, time())
+        return Setback(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
+
+    def noted(self, endpoint: Endpoint, setback: Setback, sent_at: float, tally: Counter[str], remedy: str) -> Setback:
+        """Take note of a request without scores, count it, and tell of it now and then; returns it without the user's key."""
+        told = setback.retold(self.redacted(str(setback)))
+        endpoint.failed(told, sent_at, monotonic())
+        if told.cause in COUNTED:
+            tally[COUNTED[told.cause]] += 1
+            self._notices.say((endpoint.url, told.cause, remedy), f"{endpoint.url}: {told}; {remedy}.")
+            logger.debug("%s: %s: %s", endpoint.url, told.cause, told)
+        return told
+
+    def redacted(self, text: str) -> str:
+        """A text of a server's, without the key that it may have quoted."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a URL leads to this very machine, where no proxy has a part in it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,126 @@
+"""The one thread of a process on which all remote providers wait for their servers."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rm_plugins.remote.connections import Connections
+
+__all__ = ["THREAD_NAME", "Network", "Trust", "network"]
+
+THREAD_NAME = "rm-plugins-remote"
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a connection trusts; connections of the same trust are shared.
+
+    Args:
+        encrypted: Whether it uses TLS at all.
+        ca_file: The certificates that sign the servers'; the system's where None.
+        proxies: Whether the environment's proxies are used.
+    """
+
+    encrypted: bool
+    ca_file: str | None
+    proxies: bool
+
+
+class Network:
+    """An event loop in a thread of its own, and the connections that live on it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=THREAD_NAME, daemon=True)
+        self._thread.start()
+        self._pools: dict[Trust, tuple[Connections, int]] = {}
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Have the loop do the work, and wait for it; an interrupt of this thread cancels it.
+
+        Raises:
+            BaseException: Whatever the work raises.
+        """
+        future: Future[Result] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def borrow(self, trust: Trust) -> Connections:
+        """The connections of this trust, shared by all that borrow them; called on the loop's thread."""
+        from rm_plugins.remote.connections import Connections
+
+        pool, users = self._pools.get(trust) or (Connections(trust), 0)
+        self._pools[trust] = (pool, users + 1)
+        return pool
+
+    async def give_back(self, trust: Trust) -> None:
+        """Close the connections of this trust, if nobody else has borrowed them."""
+        pool, users = self._pools.pop(trust)
+        if users > 1:
+            self._pools[trust] = (pool, users - 1)
+        else:
+            await pool.close()
+
+    def stop(self) -> None:
+        """Close everything, and end the thread."""
+
+        async def close() -> None:
+            for pool, _ in self._pools.values():
+                await pool.close()
+
+        try:
+            asyncio.run_coroutine_threadsafe(close(), self.loop).result(timeout=1)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(timeout=1)
+            if not self._thread.is_alive():
+                self.loop.close()
+
+
+_lock = threading.Lock()
+_current: Network | None = None
+_of_parents: list[object] = []
+"""Networks of processes that this one was forked from. Freeing them would disturb what they share with those: their sockets."""
+
+
+def network() -> Network:
+    """This process's network, made when it is first asked for; after a fork, the child has one of its own."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = Network()
+        return _current
+
+
+def _forget_network() -> None:
+    global _lock, _current
+    _lock = threading.Lock()  # another thread may have held it at the fork
+    _of_parents.append(_current)
+    _current = None
+
+
+def _stop_network() -> None:
+    if _current is not None:
+        try:
+            _current.stop()
+        except TimeoutError:
+            return  # a daemon thread keeps no process from ending
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_network)
+atexit.register(_stop_network)
