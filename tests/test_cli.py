@@ -261,7 +261,7 @@ class TestVerify:
 
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
-    built_in = ("calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "show", "verify")
+    built_in = ("calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
     for command in (*built_in, "demo", "train"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

@@ -367,7 +367,6 @@ class TestFailures:
         with serving(shop, lifespan="off") as url, pytest.raises(UnsupportedError, match="No protocol knows this server"):
             rm.load(url).score(SAMPLES)
 
-
     def test_a_server_may_be_tried_out_before_it_is_used(self) -> None:
         with remote(FakeVLLM(told={"version": "dev"}), protocol=VLLM()) as provider:
             samples = [rm.Sample("Q: ", text) for text in ("4", "5", "a longer answer")]

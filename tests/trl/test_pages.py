@@ -26,6 +26,7 @@ from rm_plugins.cli import main
 from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
+from tests.servers import RewardServer
 from tests.trl.conftest import newest_trl, write_jsonl
 
 pytestmark = [
@@ -125,7 +126,7 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
         shlex.split(replaced(line.removeprefix("$ "), world))
         for code in blocks(page, "console")
         for line in code.splitlines()
-        if line.startswith("$ ") and line.split()[1] in PROGRAMS
+        if line.startswith("$ ") and line.split()[1] in PROGRAMS and line.split()[2] != "serve"  # which does not end
     ]
     if not lines:
         pytest.skip("the page has no commands to run")
@@ -146,6 +147,40 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
         assert run.returncode == 0, f"{program} {command} {arguments}\n{run.stdout}\n{run.stderr}"
 
 
+CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
+REQUESTS = {page: [found for code in blocks(page, "console") for found in CURL.findall(code)] for page in PAGES}
+
+
+@newest_trl
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("page", [page for page in PAGES if REQUESTS[page]], ids=lambda page: str(page.relative_to(ROOT)))
+def test_curl_examples_run(page: Path, world: dict[str, str]) -> None:
+    answers = []
+    with RewardServer("./Qwen2.5-Reward", "--api-key-env", "REWARD_KEY", REWARD_KEY="a-long-secret") as server:
+        keyed = '--fail-with-body -H "Authorization: Bearer $REWARD_KEY"'
+        for command in REQUESTS[page]:
+            command = command.replace("http://127.0.0.1:8000", server.url).replace("curl", f"curl {keyed}", 1)
+            run = subprocess.run(
+                ["bash", "-c", command],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "REWARD_KEY": "a-long-secret"},
+                check=False,
+            )
+            assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+            answers.append(run.stdout)
+    shown = json.loads(blocks(page, "json")[0])
+    found = json.loads(answers[0])
+    assert shape(found) == shape(shown)
+
+
+def shape(value: Any) -> Any:
+    """A JSON value with the types of its leaves in their places."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    return [shape(item) for item in value] if isinstance(value, list) else type(value)
+
+
 def test_local_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
@@ -156,7 +191,7 @@ def test_every_command_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `rm-plugins ([a-z]+)([^`]*)` \|", page, re.MULTILINE))
     listed = json.loads(CliRunner().invoke(main, ["list", "commands", "--json"]).output)["registered"]
-    built_in = {"calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "show", "verify"}
+    built_in = {"calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify"}
     assert set(documented) == built_in | {found["name"] for found in listed}
     for name, arguments in documented.items():
         usage = CliRunner().invoke(main, [name, "--help"]).output if name != "train" else ""

@@ -1,0 +1,158 @@
+"""``rm-plugins serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from typing import Literal
+
+import click
+
+from rm_plugins.errors import MissingDependencyError, SpecError
+from rm_plugins.server.settings import Settings
+
+__all__ = ["command"]
+
+_DEFAULTS = Settings()
+_OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
+
+
+@click.command("serve")
+@click.argument("spec")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="The port; 0 for any that is free.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, each with a reward of its own."
+)
+@click.option("--model-name", default="", help="What answers and paths call the reward; its own label by default.")
+@click.option("--api-key-env", metavar="NAME", help="The environment variable with the key, or several separated by commas.")
+@click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(1),
+    help="About how many tokens of waiting requests are scored together; by default eight micro-batches of the model.",
+)
+@click.option(
+    "--max-items", default=_DEFAULTS.max_items, show_default=True, type=click.IntRange(1), help="Most samples of a request."
+)
+@click.option(
+    "--max-characters",
+    default=_DEFAULTS.max_characters,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most characters of a sample.",
+)
+@click.option(
+    "--max-body-bytes",
+    default=_DEFAULTS.max_body_bytes,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most bytes of a request's body.",
+)
+@click.option(
+    "--max-queue",
+    default=_DEFAULTS.max_queue_items,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most samples that wait in a process; what comes then is answered 429.",
+)
+@click.option(
+    "--max-queue-characters",
+    default=_DEFAULTS.max_queue_characters,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most characters that wait.",
+)
+@click.option(
+    "--drain-seconds",
+    default=_DEFAULTS.drain_seconds,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How long to go on with what was accepted when told to stop.",
+)
+@click.option(
+    "--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="The form of the log's lines."
+)
+def command(
+    spec: str,
+    host: str,
+    port: int,
+    workers: int,
+    model_name: str,
+    api_key_env: str | None,
+    max_batch_tokens: int | None,
+    max_items: int,
+    max_characters: int,
+    max_body_bytes: int,
+    max_queue: int,
+    max_queue_characters: int,
+    drain_seconds: float,
+    log_format: Literal["json", "text"],
+) -> None:
+    """Serve SPEC over HTTP, whatever reward it is.
+
+    Clients of vLLM, TEI, OpenRLHF and KServe speak to it as they do to those; POST /v1/rewards says all that the reward says, GET
+    /openapi.json how, and a page at / is for people. SIGHUP loads the reward again; SIGTERM finishes what was accepted.
+    """
+    settings = Settings(
+        model_name=model_name,
+        api_keys=_keys(api_key_env),
+        max_batch_tokens=max_batch_tokens,
+        max_items=max_items,
+        max_characters=max_characters,
+        max_body_bytes=max_body_bytes,
+        max_queue_items=max_queue,
+        max_queue_characters=max_queue_characters,
+        drain_seconds=drain_seconds,
+    )
+    with ExitStack() as stack:
+        if workers > 1:
+            # Both are read when what they are for is imported.
+            os.environ.setdefault(
+                "PROMETHEUS_MULTIPROC_DIR", stack.enter_context(tempfile.TemporaryDirectory(prefix="rm-plugins-"))
+            )
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+        listening = stack.enter_context(_listening(host, port))
+        try:
+            from rm_plugins.server import process, request_log, security
+        except ModuleNotFoundError as error:
+            if error.name not in _OPTIONAL:
+                raise
+            raise MissingDependencyError(
+                f"the server needs the package {error.name}: pip install 'rm-plugins[serve]'."
+            ) from error
+        request_log.configure_logging(log_format)
+        if not settings.api_keys and not security.is_loopback(host):
+            logging.getLogger(__name__).warning(
+                "Everybody who reaches %s may use this server. Ask for a key with --api-key-env NAME, or listen on 127.0.0.1.",
+                host,
+            )
+        shown = f"[{host}]" if ":" in host else host
+        serving = process.Serving(spec, settings, f"http://{shown}:{listening.getsockname()[1]}", log_format)
+        finished = process.supervise(workers, serving, listening) if workers > 1 else process.serve(serving, listening)
+    process.end(finished)
+
+
+def _keys(variable: str | None) -> tuple[str, ...]:
+    if variable is None:
+        return ()
+    keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
+    if not keys:
+        raise SpecError(f"--api-key-env names the environment variable {variable}, which is empty or not set.")
+    return keys
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound already, so that a port in use is known before a model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise click.ClickException(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
+    listening.set_inheritable(True)
+    return listening

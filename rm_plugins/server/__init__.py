@@ -1,0 +1,28 @@
+"""Serves any reward over HTTP, in the dialects that trainers and clients already speak.
+
+Importing this package imports no web framework: the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rm_plugins.server.app import create_app
+    from rm_plugins.server.hosted import Hosted
+    from rm_plugins.server.settings import Settings
+
+__all__ = ["Hosted", "Settings", "create_app"]
+
+_HOMES = {"Hosted": "hosted", "Settings": "settings", "create_app": "app"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,88 @@
+"""Reads a request's body under a limit, and refuses JSON that holds what is no text and no number."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from rm_plugins.server.dialect import Problem
+
+__all__ = ["BodyReader", "Disconnected", "check_json"]
+
+_AT_ONCE = 16
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NOT_FINITE = (b"NaN", b"Infinity")
+
+
+class Disconnected(Exception):
+    """The client went away before it had sent all of its request."""
+
+
+class BodyReader:
+    """Reads bodies.
+
+    Args:
+        limit: Most bytes of one; all that are held at the same time may be sixteen times as long.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        """Bytes of the bodies of all requests that have not been answered."""
+
+    @asynccontextmanager
+    async def read(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> AsyncIterator[bytes]:
+        """The body of a request, which counts as held until the block ends.
+
+        Raises:
+            Problem: It is too long, or too much is held already.
+            Disconnected: It never came to its end.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            is_whole = False
+            while not is_whole:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self.held += len(chunk)
+                if size > self.limit:
+                    raise Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
+                if self.held > _AT_ONCE * self.limit:
+                    raise Problem("overload", "too many long requests came at once", headers={"Retry-After": "1"})
+                chunks.append(chunk)
+                is_whole = not message.get("more_body", False)
+            yield b"".join(chunks)
+        finally:
+            self.held -= size
+
+
+def check_json(body: bytes) -> None:
+    """Refuse what Python's JSON reader takes and JSON does not know, or no tokenizer can read.
+
+    Whether there might be any is seen at once, so that other bodies are not read twice. What is no JSON at all is left for those to
+    refuse who expect some.
+
+    Raises:
+        Problem: A number is not finite, or half of a surrogate pair stands alone.
+    """
+    finite = not any(mark in body for mark in _NOT_FINITE)
+    if finite and not _SURROGATE.search(body):
+        return
+    try:
+        found = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Problem("invalid", "a text holds half of a surrogate pair, which is no character") from None
+    except (ValueError, RecursionError):
+        return
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise Problem("invalid", f"{constant} is no number in JSON; use null where there is none")

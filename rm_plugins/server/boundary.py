@@ -1,0 +1,237 @@
+"""What every request passes on its way in, and every answer on its way out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from fastapi import Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from rm_plugins.errors import DataError
+from rm_plugins.server.bodies import BodyReader, Disconnected, check_json
+from rm_plugins.server.dialect import Cause, Dialect, Problem
+from rm_plugins.server.metrics import Metrics
+from rm_plugins.server.request_log import Fields, current_fields, log_request
+from rm_plugins.server.security import ClientKeys, client_of
+from rm_plugins.spec import join_path
+
+__all__ = ["Boundary", "Endpoints", "answer_of", "problem_of"]
+
+logger = logging.getLogger(__name__)
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_CAUSES: Mapping[int, Cause] = {401: "unauthorized", 404: "not-found", 413: "too-large", 429: "overload", 503: "unavailable"}
+_MOST_COMPLAINTS = 3
+_CLIENT_CLOSED = 499
+"""What the log says of a request whose client did not wait for the answer, as nginx does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    dialect: Dialect
+    needs_key: bool
+
+
+class Endpoints:
+    """Which dialect a path belongs to, and whether it asks for a key; a path that nobody knows does.
+
+    Args:
+        dialects: In the order in which their routes are tried; the first also speaks for what is no dialect's.
+        open_routes: What is open to everybody beside the dialects.
+    """
+
+    def __init__(self, dialects: Sequence[Dialect], open_routes: Sequence[Any]) -> None:
+        self._exact: dict[str, _Endpoint] = {}
+        self._patterns: list[tuple[re.Pattern[str], _Endpoint]] = []
+        self._elsewhere = _Endpoint(dialects[0], needs_key=True)
+        for dialect in dialects:
+            for route in dialect.router.routes:
+                # Who watches over a server has no key to it; the route's own path counts, not what a client makes of it.
+                is_open = not dialect.needs_key or "/health" in getattr(route, "path", "")
+                self._add(route, _Endpoint(dialect, needs_key=not is_open))
+        for route in open_routes:
+            self._add(route, _Endpoint(dialects[0], needs_key=False))
+
+    def _add(self, route: Any, endpoint: _Endpoint) -> None:
+        path = getattr(route, "path", "")
+        if "{" in path:
+            self._patterns.append((route.path_regex, endpoint))
+        elif path:
+            self._exact.setdefault(path, endpoint)
+
+    def of(self, path: str) -> _Endpoint:
+        """The endpoint that a path leads to."""
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        return next((endpoint for pattern, endpoint in self._patterns if pattern.match(path)), self._elsewhere)
+
+
+class Boundary:
+    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log.
+
+    Args:
+        app: What is inside.
+        endpoints: Whose paths are whose.
+        keys: Who may score.
+        bodies: How bodies are read.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: Any, *, endpoints: Endpoints, keys: ClientKeys, bodies: BodyReader, metrics: Metrics) -> None:
+        self._app = app
+        self._endpoints = endpoints
+        self._keys = keys
+        self._bodies = bodies
+        self._metrics = metrics
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve a request; whatever happens inside, it is answered and logged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"authorization")}
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        endpoint = self._endpoints.of(scope["path"])
+        fields: Fields = {"request_id": request_id.decode(), "dialect": endpoint.dialect.name}
+        current_fields.set(fields)
+        answer = _Answer(send, request_id)
+        state = scope.setdefault("state", {})
+        state["request_id"] = fields["request_id"]
+        state["dialect"] = endpoint.dialect
+        try:
+            key = self._keys.matching(headers.get(b"authorization", b"")) if self._keys else None
+            fields["client"] = state["client"] = client_of(scope, key)
+            if self._keys and key is None and endpoint.needs_key:
+                raise Problem(
+                    "unauthorized",
+                    "this server asks for a key: Authorization: Bearer KEY",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                async with self._bodies.read(receive) as body:
+                    check_json(body)
+                    await self._watched(scope, body, receive, answer)
+            else:
+                await self._app(scope, receive, answer.send)
+        except Disconnected:
+            answer.status = answer.status or _CLIENT_CLOSED
+        except Exception as error:
+            fields["cause"] = await answer.fail(error, scope, endpoint.dialect)
+        seconds = time.perf_counter() - started
+        cause = str(fields.get("cause", ""))
+        self._metrics.answered(endpoint.dialect.name, answer.status, cause, seconds)
+        fields |= {"method": scope["method"], "path": scope["path"], "status": answer.status, "ms": round(1e3 * seconds, 1)}
+        log_request(fields)
+
+    async def _watched(self, scope: Message, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """Run the app with a body that is read already, and cancel it when the client goes away."""
+        gone = asyncio.ensure_future(receive())
+        unread = True
+
+        async def replay() -> Message:
+            nonlocal unread
+            if unread:
+                unread = False
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await asyncio.shield(gone)
+
+        running = asyncio.ensure_future(self._app(scope, replay, answer.send))
+        try:
+            await asyncio.wait({gone, running}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and not answer.is_complete:
+                running.cancel()
+                await asyncio.wait({running})
+                if running.cancelled():
+                    raise Disconnected
+            await running
+        finally:
+            for task in (gone, running):
+                task.cancel()
+
+
+class _Answer:
+    """Sends an answer with the request's id, and knows how far it has come."""
+
+    def __init__(self, send: Send, request_id: bytes) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status = 0
+        self.is_complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
+        elif message["type"] == "http.response.body":
+            self.is_complete = not message.get("more_body", False)
+        await self._send(message)
+
+    async def fail(self, error: Exception, scope: Message, dialect: Dialect) -> Cause:
+        """Tell a client of an error, if nothing was told yet."""
+        problem = problem_of(error)
+        if not self.status:
+            await answer_of(problem, dialect, self._request_id.decode())(scope, _nothing, self.send)
+        return problem.cause
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of any error; what is our fault is told in the log alone."""
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            return Problem("invalid", "; ".join(_complaints(error.errors())))
+        case DataError():
+            return Problem("invalid", str(error))
+        case HTTPException(status_code=400):  # what FastAPI makes of bytes that are no text, and of too much nesting
+            return Problem("invalid", "the body is no JSON that can be read")
+        case HTTPException(status_code=status, detail=detail):
+            return Problem(_CAUSES.get(status, "invalid"), str(detail), status=status, headers=error.headers or {})
+    logger.error("A request failed", exc_info=error)
+    return Problem("failed", f"the server failed ({type(error).__name__}); its log has the reason")
+
+
+def _complaints(errors: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each of the first things that are wrong, with its path."""
+    found: list[str] = []
+    for error in errors:
+        if error["type"] == "json_invalid":
+            found.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+            continue
+        path = ""
+        for part in error["loc"]:
+            path = join_path(path, part)
+        found.append(f"{path[:200]}: {str(error['msg'])[:200]}")
+    if len(found) > _MOST_COMPLAINTS:
+        return [*found[:_MOST_COMPLAINTS], f"and {len(found) - _MOST_COMPLAINTS} more"]
+    return found
+
+
+def answer_of(problem: Problem, dialect: Dialect, request_id: str) -> Response:
+    """The response that tells of a problem, in a dialect's words."""
+    body = dialect.error_body(problem)
+    if dialect.name == "rm-plugins":
+        body["error"]["request_id"] = request_id
+    # Escaped, for a message may quote what has no bytes in UTF-8.
+    content = json.dumps(body, allow_nan=False).encode()
+    return Response(content, problem.status, dict(problem.headers), media_type="application/json")

@@ -1,0 +1,260 @@
+"""The reward that a server has loaded: what identifies it, what it takes, and how it is loaded again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rm_plugins.errors import DataError, SpecError
+from rm_plugins.providers.cached import Cached
+from rm_plugins.providers.parts import learns_while_scoring, ranks_within_batch
+from rm_plugins.providers.remote import Remote
+from rm_plugins.scoring.render import Renderer
+from rm_plugins.server.token_counts import CountingRenderer
+from rm_plugins.spec import load
+from rm_plugins.types import Provider, RenderedSample, Sample
+
+__all__ = ["Hosted", "characters"]
+
+_DEFAULT_BATCH_TOKENS = 16_384
+_MICRO_BATCHES = 8
+"""Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most."""
+
+_HOW_NOT_WHAT = {"cache", "compile", "device", "max_batch_tokens", "name", "verify"}
+_HOW_IT_IS_REACHED = {
+    "api_key_env",
+    "batch_size",
+    "ca_file",
+    "concurrency",
+    "deadline",
+    "headers",
+    "hedge_after",
+    "timeout",
+    "tries",
+}
+_WHERE_A_MODEL_IS = {"adapters", "chat_template", "model", "revision", "tokenizer"}
+
+
+class Hosted:
+    """A loaded reward; the server owns it from now on.
+
+    Args:
+        provider: The reward.
+        source: What to load it from again; its own spec by default.
+    """
+
+    def __init__(self, provider: Provider, source: str | Path | Mapping[str, Any] | None = None) -> None:
+        self.provider = provider
+        self.source = provider.spec if source is None else source
+        self.label = provider.label or provider.name
+        self.parts = list(provider.walk())
+        leaves = [part for _, part in self.parts if not part.children]
+        self.models: list[tuple[str, Any]] = [(path, part) for path, part in self.parts if _renders(part)]
+        self.takes_rendered = all(_renders(leaf) for leaf in leaves)
+        self.is_merged = not any(ranks_within_batch(part) for _, part in self.parts)
+        self.learns = [part.called for _, part in self.parts if learns_while_scoring(part)]
+        self.manifests = {
+            path: hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+            for path, part in self.parts
+            if (manifest := getattr(part, "manifest", None)) is not None
+        }
+        self.fingerprint = self._fingerprint()
+        limits = [part.renderer.rendering.max_length for _, part in self.models]
+        self._max_length = min((limit for limit in limits if limit is not None), default=None)
+        self._vocabulary = min((_vocabulary(part) for _, part in self.models), default=0)
+        for _, part in self.models:
+            if type(part.renderer) is Renderer:
+                part.renderer = CountingRenderer(part.renderer)
+
+    @classmethod
+    def load(cls, spec: str | Path | Mapping[str, Any]) -> Hosted:
+        """Load what a spec describes.
+
+        Raises:
+            RmPluginsError: As `rm_plugins.load` raises.
+        """
+        return cls(load(spec), spec)
+
+    def again(self) -> Hosted:
+        """The same spec, loaded anew.
+
+        Raises:
+            SpecError: The reward was made in Python and cannot be.
+        """
+        if self.source is None:
+            raise SpecError("this reward was made in Python, not from a spec, so that there is nothing to load again.")
+        return Hosted.load(self.source)
+
+    @property
+    def public_spec(self) -> dict[str, Any] | None:
+        """The spec as clients may see it, without the headers that open servers behind this one."""
+        return None if self.provider.spec is None else _without_headers(self.provider.spec)
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens to score together where nothing else is said."""
+        budgets = [part.engine.max_tokens for _, part in self.models if hasattr(part, "engine")]
+        return _MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Refuse samples that the reward cannot be given.
+
+        Raises:
+            DataError: Texts or token ids for a reward that renders by itself, token ids that the model does not know or that are too
+                many, or columns that reach into the server.
+        """
+        for row, sample in enumerate(samples):
+            if isinstance(sample, RenderedSample):
+                self._check_rendered(row, sample)
+            elif sample.columns:
+                _check_columns(row, sample.columns)
+
+    def _check_rendered(self, row: int, sample: RenderedSample) -> None:
+        if not self.takes_rendered:
+            raise DataError(
+                f"item {row} is a text or token ids to be scored as they are, which only a model can, and {self.label!r} is made of "
+                "other parts too. Send prompt and completion."
+            )
+        ids = sample.token_ids
+        if ids is None:
+            return
+        if max(ids) >= self._vocabulary:
+            raise DataError(f"item {row} has a token id above {self._vocabulary - 1}, the last that the model knows.")
+        if self._max_length is not None and len(ids) > self._max_length:
+            raise DataError(f"item {row} has {len(ids)} token ids; the model takes at most {self._max_length}. Truncate them.")
+
+    @property
+    def renderers(self) -> list[CountingRenderer]:
+        """Those of the models, which count tokens."""
+        return [part.renderer for _, part in self.models if isinstance(part.renderer, CountingRenderer)]
+
+    def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+        """What each model makes of each sample; models that make the same are named once.
+
+        Raises:
+            DataError: A chat template refuses a sample.
+        """
+        return [self._renderings(sample) for sample in samples]
+
+    def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
+        found: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+        for path, part in self.models:
+            text = part.render(sample)
+            (whole,) = part.renderer.untruncated_ids([sample])
+            limit = part.renderer.rendering.max_length
+            ids = whole if limit is None else part.renderer.truncated(whole, limit)
+            entry = {
+                "model": part.label,
+                "path": path,
+                "text": text,
+                "tokens": part.renderer.tokenizer.convert_ids_to_tokens(ids),
+                "token_ids": ids,
+                "truncated": len(ids) < len(whole),
+            }
+            found.setdefault((text, tuple(ids)), entry)
+        return list(found.values())
+
+    def close(self) -> None:
+        """Give back what the reward holds."""
+        self.provider.close()
+
+    def _fingerprint(self) -> str:
+        """A SHA-256 over what makes the scores: the spec, and in place of each model's path its weights and rendering."""
+        facts = [[path, _own_settings(part), _model_facts(part), self.manifests.get(path)] for path, part in self.parts]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def characters(sample: Sample) -> int:
+    """How long a sample is, in characters; a token id counts as four, and columns as their JSON.
+
+    Raises:
+        DataError: The columns are nested too deeply.
+
+    >>> characters(Sample("2+2?", "4")), characters(RenderedSample.of([5, 6]))
+    (5, 8)
+    """
+    if isinstance(sample, RenderedSample) and sample.token_ids is not None:
+        return 4 * len(sample.token_ids)
+    total = 0
+    for part in (sample.prompt, sample.completion):
+        total += len(part) if isinstance(part, str) else sum(len(str(message.get("content") or "")) + 16 for message in part)
+    if sample.columns:
+        try:
+            total += len(json.dumps(sample.columns, default=str))
+        except (RecursionError, ValueError) as error:
+            raise DataError("a sample's columns are nested too deeply.") from error
+    return total
+
+
+def _own_settings(part: Provider) -> dict[str, Any]:
+    """What a part of the reward was set to, its children and whatever changes no score left out."""
+    if part.spec is None:
+        return {"made in Python": f"{type(part).__module__}.{type(part).__qualname__}"}
+    out = {re.split(r"[.\[]", path)[0] for path in part.children} | _HOW_NOT_WHAT
+    if _renders(part):
+        out |= _WHERE_A_MODEL_IS
+    if isinstance(part, Cached):
+        out |= {"path"}
+    if isinstance(part, Remote):
+        out |= _HOW_IT_IS_REACHED
+    return {key: _contents(value) for key, value in part.spec.items() if key not in out}
+
+
+def _without_headers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
+    return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _contents(value: Any) -> Any:
+    """A setting with the digests of files in place of their paths."""
+    if isinstance(value, Mapping):
+        return {key: _contents(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_contents(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
+        with open(value, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return value
+
+
+def _renders(part: Provider) -> bool:
+    """Whether a part of the reward makes text and token ids of samples."""
+    return getattr(part, "renderer", None) is not None
+
+
+def _model_facts(part: Any) -> list[Any] | None:
+    if not _renders(part):
+        return None
+    from rm_plugins.scoring.golden import golden_rows
+    from rm_plugins.scoring.manifest import token_digest
+    from rm_plugins.scoring.score_cache import model_fingerprint
+
+    # What the tokenizer and the chat template make of a few samples stands for both.
+    rows = [token_digest(ids) for ids in golden_rows(part.renderer)[1]]
+    weights = model_fingerprint(part.model) if hasattr(part, "model") else None
+    return [weights, asdict(part.renderer.rendering), rows]
+
+
+def _vocabulary(part: Any) -> int:
+    return int(part.model.get_input_embeddings().num_embeddings) if hasattr(part, "model") else len(part.renderer.tokenizer)
+
+
+def _check_columns(row: int, columns: object) -> None:
+    if not isinstance(columns, Mapping):
+        raise DataError(f"item {row}: columns must be an object, not {type(columns).__name__}.")
+    settings = columns.get("chat_template_kwargs")
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise DataError(f"item {row}: columns.chat_template_kwargs must be an object, not {type(settings).__name__}.")
+    if "chat_template" in settings:  # a template is a program
+        raise DataError(
+            f"item {row}: columns.chat_template_kwargs may not bring a chat_template; the server has the reward's own."
+        )

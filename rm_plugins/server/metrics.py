@@ -1,0 +1,118 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from rm_plugins.server.batcher import Batch
+
+__all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Metrics"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which several processes of one server add up what they count; set before this module is imported."""
+
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class Metrics:
+    """The metrics of one app.
+
+    Args:
+        waiting: The samples that wait now, and their characters.
+    """
+
+    def __init__(self, waiting: Callable[[], tuple[int, int]]) -> None:
+        self._registry = CollectorRegistry()
+        self._waiting = waiting
+        self._folder = os.environ.get(FOLDER_VARIABLE)
+
+        def metric(kind: type[Any], name: str, text: str, labels: tuple[str, ...] = (), **settings: Any) -> Any:
+            return kind(f"rm_plugins_{name}", text, labels, registry=self._registry, **settings)
+
+        self._request_seconds = metric(
+            Histogram, "request_seconds", "Time from a request's head to its answer's end.", ("dialect",), buckets=_SECONDS
+        )
+        self._answers = metric(Counter, "answers", "Requests that were answered.", ("dialect", "status"))
+        self._errors = metric(Counter, "errors", "Requests that were answered with an error.", ("dialect", "cause"))
+        self._queue_seconds = metric(Histogram, "queue_seconds", "Time a request waited for its batch.", buckets=_SECONDS)
+        self._queue_items = metric(Gauge, "queue_items", "Samples that wait.", multiprocess_mode="livesum")
+        self._queue_characters = metric(Gauge, "queue_characters", "Characters that wait.", multiprocess_mode="livesum")
+        self._batch_items = metric(Histogram, "batch_samples", "Samples of a batch.", buckets=_ITEMS)
+        self._batch_fill = metric(Histogram, "batch_fill", "Size of a batch as a share of its budget.", buckets=_SHARES)
+        self._batch_seconds = metric(Histogram, "batch_seconds", "Time that a batch was scored.", buckets=_SECONDS)
+        self._samples = metric(Counter, "samples", "Samples that were scored.")
+        self._tokens = metric(Counter, "tokens", "Tokens of these samples.")
+        self._abstentions = metric(Counter, "abstentions", "Samples that the reward abstained from.")
+        self._failures = metric(Counter, "failures", "Samples that the reward failed for.")
+        self._reloads = metric(Counter, "reloads", "Times the reward was loaded again.", ("result",))
+        self._model = metric(
+            Gauge, "model_info", "1 for the reward that scores now.", ("model", "fingerprint"), multiprocess_mode="livemax"
+        )
+
+    def answered(self, dialect: str, status: int, cause: str, seconds: float) -> None:
+        """Count a request; `cause` is empty where there was no error."""
+        self._request_seconds.labels(dialect).observe(seconds)
+        self._answers.labels(dialect, str(status)).inc()
+        if cause:
+            self._errors.labels(dialect, cause).inc()
+
+    def scored(self, *, samples: int, tokens: int, abstained: int, failed: int, waited: float) -> None:
+        """Count what became of a request's samples."""
+        self._queue_seconds.observe(waited)
+        self._samples.inc(samples)
+        self._tokens.inc(tokens)
+        self._abstentions.inc(abstained)
+        self._failures.inc(failed)
+
+    def batch(self, batch: Batch) -> None:
+        """Count a batch."""
+        self._batch_items.observe(batch.items)
+        self._batch_fill.observe(batch.fill)
+        self._batch_seconds.observe(batch.seconds)
+        self._note_queue()
+
+    def reloaded(self, result: str) -> None:
+        """Count that the reward was loaded again: ``changed``, ``unchanged`` or ``failed``."""
+        self._reloads.labels(result).inc()
+
+    def serves(self, model: str, fingerprint: str, *, now: bool) -> None:
+        """Say whether this is the reward that scores now."""
+        self._model.labels(model, fingerprint).set(1 if now else 0)
+
+    def text(self) -> bytes:
+        """Everything in the format that Prometheus reads, of all processes where there are several."""
+        self._note_queue()
+        if self._folder is None:
+            return generate_latest(self._registry)
+        from prometheus_client import multiprocess
+
+        registry = CollectorRegistry()
+        _forget_the_dead(Path(self._folder))
+        multiprocess.MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def _note_queue(self) -> None:
+        items, size = self._waiting()
+        self._queue_items.set(items)
+        self._queue_characters.set(size)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what processes that are no more have last said of the present."""
+    for file in folder.glob("gauge_live*_*.db"):
+        process = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except PermissionError:
+            pass  # alive, and somebody else's

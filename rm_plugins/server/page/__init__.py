@@ -1,0 +1,75 @@
+"""The page at ``/``: paste completions, see how the reward ranks them and what its models were given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+
+from fastapi import APIRouter, Request, Response
+
+__all__ = ["router"]
+
+_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "form.css": "text/css; charset=utf-8",
+    "results.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "dom.js": "text/javascript; charset=utf-8",
+    "pieces.js": "text/javascript; charset=utf-8",
+    "ranking.js": "text/javascript; charset=utf-8",
+    "rendering.js": "text/javascript; charset=utf-8",
+    "server.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+"""Every file that is served; nothing else of this folder is."""
+
+_HEADERS = {
+    # Nothing inline and nothing from elsewhere runs or is loaded, and no form is ever sent by the browser itself: texts that
+    # are pasted here reach this server's API and nobody else.
+    "Content-Security-Policy": (
+        "default-src 'self'; connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # kept, but asked for again each time: a newer server never meets an older script
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    etag: str
+
+
+@cache
+def _file(name: str) -> _File:
+    content = files(__name__).joinpath(name).read_bytes()
+    return _File(content, f'"{sha256(content).hexdigest()[:32]}"')
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page(request: Request) -> Response:
+    """The page itself."""
+    return _answer(request, "index.html")
+
+
+@router.api_route("/page/{name}", methods=["GET", "HEAD"])
+async def part(request: Request, name: str) -> Response:
+    """A style sheet, script or picture of the page."""
+    if name not in _TYPES:
+        return Response(f"The page has no part {name!r}.", 404, _HEADERS, "text/plain; charset=utf-8")
+    return _answer(request, name)
+
+
+def _answer(request: Request, name: str) -> Response:
+    found = _file(name)
+    headers = {**_HEADERS, "ETag": found.etag}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
+    if found.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, headers=headers, media_type=_TYPES[name])

@@ -1,0 +1,232 @@
+"""The processes of a server: how they begin, load again, and end without losing what they accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any, Literal
+
+import uvicorn
+
+from rm_plugins.errors import RmPluginsError
+from rm_plugins.server.app import create_app
+from rm_plugins.server.dialect import Problem
+from rm_plugins.server.hosted import Hosted
+from rm_plugins.server.request_log import configure_logging
+from rm_plugins.server.service import Service
+from rm_plugins.server.settings import Settings
+
+__all__ = ["Serving", "end", "serve", "supervise"]
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection that nobody uses: they should close it, not meet a closed one."""
+
+_LAST_ANSWERS_SECONDS = 10
+_RESTART_SECONDS = 1.0
+_COULD_NOT_START = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a process serves.
+
+    Args:
+        spec: The reward.
+        settings: How it is served.
+        url: Where, for people.
+        log_format: How lines are logged.
+    """
+
+    spec: str
+    settings: Settings
+    url: str
+    log_format: Literal["json", "text"] = "text"
+
+
+def serve(serving: Serving, listening: socket.socket, *, supervised: bool = False) -> bool:
+    """Load the reward and serve it until a signal comes.
+
+    ``SIGTERM`` and ``SIGINT`` have everything that was accepted finished first, a second one does not. ``SIGHUP`` loads the reward
+    again.
+
+    Args:
+        serving: What is served.
+        listening: A bound socket.
+        supervised: Whether this process is one of several, which `supervise` started.
+
+    Returns:
+        Whether everything that was accepted was answered.
+
+    Raises:
+        RmPluginsError: The reward cannot be loaded.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to load again yet
+    parent = os.getppid()
+    hosted = Hosted.load(serving.spec)
+    reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
+    app = create_app(hosted, serving.settings, reload_all=reload_all)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
+    )
+    server = _Server(config, app.state.service, serving.url, parent if supervised else None)
+    server.run(sockets=[listening])
+    return server.finished
+
+
+class _Server(uvicorn.Server):
+    """Goes on serving after the first signal until what was accepted is answered; new requests are refused meanwhile.
+
+    Args:
+        config: Uvicorn's.
+        service: What scores.
+        url: Where it is reached.
+        parent: The process without which this one ends as well.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, url: str, parent: int | None) -> None:
+        super().__init__(config)
+        self.finished = True
+        self._service = service
+        self._url = url
+        self._parent = parent
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        logger.info(
+            "Serving %s (fingerprint %s) at %s, with a page to try it at %s/",
+            self._service.name,
+            self._service.fingerprint[:12],
+            self._url,
+            self._url,
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._parent is not None and sig == signal.SIGINT:
+            return  # a terminal sends it to all processes, and the parent passes it on
+        if self._is_stopping or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._is_stopping = True
+        self._loop.call_soon_threadsafe(self._begin, self._stop)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
+            logger.error("The parent process is gone")
+            self.handle_exit(signal.SIGTERM, None)
+        return await super().on_tick(counter)
+
+    def _begin(self, work: Callable[[], Any]) -> None:
+        task = asyncio.ensure_future(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
+        logger.info("Stopping: finishing what was accepted")
+        self.finished = await self._service.stop()
+        self.should_exit = True
+
+    async def _reload(self) -> None:
+        try:
+            await self._service.reload_here()
+        except Problem as problem:
+            logger.error("%s", problem)
+
+
+def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
+    """Serve with several processes, which share a socket; one that dies is replaced.
+
+    Signals are passed on to all of them.
+
+    Args:
+        number: Of processes.
+        serving: What each of them serves.
+        listening: A bound socket.
+
+    Returns:
+        Whether all of them started, and ended with everything answered.
+    """
+    return _Workers(number, serving, listening).run()
+
+
+class _Workers:
+    def __init__(self, number: int, serving: Serving, listening: socket.socket) -> None:
+        self._number = number
+        self._arguments = (serving, listening)
+        self._context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+        self._processes: list[Any] = []
+        self._is_stopping = False
+
+    def run(self) -> bool:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, lambda number, frame: self._send(signal.SIGHUP))
+        for _ in range(self._number):
+            self._start()
+        succeeded = True
+        while self._processes:
+            wait([process.sentinel for process in self._processes])
+            for process in [process for process in self._processes if process.exitcode is not None]:
+                self._processes.remove(process)
+                if self._is_stopping or process.exitcode == _COULD_NOT_START:
+                    succeeded = succeeded and process.exitcode == 0
+                    if not self._is_stopping:
+                        self._stop()
+                else:
+                    logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
+                    time.sleep(_RESTART_SECONDS)
+                    self._start()
+        return succeeded
+
+    def _start(self) -> None:
+        if not self._is_stopping:
+            process = self._context.Process(target=_work, args=self._arguments)
+            process.start()
+            self._processes.append(process)
+
+    def _stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        self._is_stopping = True
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+
+def _work(serving: Serving, listening: socket.socket) -> None:
+    configure_logging(serving.log_format)
+    try:
+        finished = serve(serving, listening, supervised=True)
+    except RmPluginsError as error:
+        logger.error("%s", error)
+        raise SystemExit(_COULD_NOT_START) from None
+    end(finished)
+
+
+def end(finished: bool) -> None:
+    """End this process; where a reward still hangs in a thread, without waiting for it."""
+    logging.shutdown()
+    if not finished:
+        os._exit(1)

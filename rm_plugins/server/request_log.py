@@ -1,0 +1,48 @@
+"""One line for every request: what it was, what became of it, and how long that took; no prompt and no key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+__all__ = ["Fields", "configure_logging", "current_fields", "log_request"]
+
+logger = logging.getLogger(__name__)
+
+Fields = dict[str, Any]
+
+current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default=None)
+"""The fields of the line of the request that runs here, for those who serve it to add to."""
+
+
+def log_request(fields: Fields) -> None:
+    """Write the line of a request that has ended."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", " ".join(f"{name}={value}" for name, value in fields.items()), extra={"fields": fields})
+
+
+def configure_logging(form: Literal["json", "text"]) -> None:
+    """Have everything logged to standard error, a line of JSON or of text each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        found: Fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        fields = getattr(record, "fields", None)
+        found |= {"message": record.getMessage()} if fields is None else fields
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        return json.dumps(found, default=str)

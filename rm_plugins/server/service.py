@@ -1,0 +1,285 @@
+"""Joins the loaded reward, the queue and the metrics: what the endpoints of all dialects call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rm_plugins import __version__
+from rm_plugins.errors import DataError
+from rm_plugins.server.batcher import Batcher, Overloaded, Stopped
+from rm_plugins.server.dialect import Problem, Scored
+from rm_plugins.server.hosted import Hosted, characters
+from rm_plugins.server.isolation import Isolated, score_requests
+from rm_plugins.server.metrics import Metrics
+from rm_plugins.server.request_log import current_fields
+from rm_plugins.server.settings import Settings
+from rm_plugins.server.token_counts import counting_tokens
+from rm_plugins.types import Sample
+
+__all__ = ["PROTOCOL", "Service"]
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = "rm-plugins/1"
+
+_CHARACTERS_A_TOKEN = 4
+_CHARACTERS_BESIDE = 32
+"""What a sample costs beside its text: template, special tokens, rows in Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    samples: Sequence[Sample]
+    name: str
+    checked_by: Hosted
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    isolated: Isolated
+    hosted: Hosted
+    tokens: int
+    truncated: int
+
+
+class Service:
+    """Scores for many clients.
+
+    Args:
+        hosted: The reward.
+        settings: How it is served.
+        reload_all: Has every process of the server load again, this one too, where there are several.
+    """
+
+    def __init__(self, hosted: Hosted, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
+        self.hosted = hosted
+        self.settings = settings
+        self.name = settings.model_name or hosted.label
+        self.fingerprint = hosted.fingerprint
+        self.max_items = settings.max_items
+        self._reload_all = reload_all
+        self._loading = asyncio.Lock()
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._batcher: Batcher[_Work, _Found] = Batcher(
+            self._run,
+            **self._shape(hosted),
+            max_items=settings.max_queue_items,
+            max_size=settings.max_queue_characters,
+            on_batch=lambda batch: self.metrics.batch(batch),
+        )
+        self.metrics = Metrics(lambda: (self._batcher.queue.items, self._batcher.queue.size))
+        self.metrics.serves(self.name, hosted.fingerprint, now=True)
+        self._warn(hosted)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted."""
+        return not self._batcher.is_stopping
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What ``GET /v1/info`` answers."""
+        return {
+            "protocol": PROTOCOL,
+            "server": f"rm-plugins {__version__}",
+            "model": self.name,
+            "fingerprint": self.hosted.fingerprint,
+            "manifests": self.hosted.manifests,
+            "max_items": self.max_items,
+            "rendered": self.hosted.takes_rendered,
+            "spec": self.hosted.public_spec,
+        }
+
+    def start(self) -> None:
+        """Begin to score, in the running event loop."""
+        self._batcher.start()
+
+    async def stop(self) -> bool:
+        """Refuse new requests and finish the others, within the settings' time; returns whether all were."""
+        return await self._batcher.stop(self.settings.drain_seconds)
+
+    def close(self) -> None:
+        """Give back what the reward holds."""
+        self.hosted.close()
+
+    async def score(self, samples: Sequence[Sample], client: str) -> Scored:
+        """Score one request's samples; see `rm_plugins.server.dialect.Scorer`."""
+        hosted = self.hosted
+        if not samples:
+            return Scored(
+                [], fingerprint=hosted.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": hosted.manifests}
+            )
+        size = self._checked_size(samples, hosted)
+        fields = current_fields.get()
+        name = str((fields or {}).get("request_id", ""))
+        try:
+            done = await self._batcher.submit(_Work(samples, name, hosted), client=client, items=len(samples), size=size)
+        except Overloaded as error:
+            raise Problem(
+                "overload",
+                f"more samples wait than may; come again in {error.retry_after} s",
+                headers={"Retry-After": str(error.retry_after)},
+            ) from None
+        except Stopped:
+            raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"}) from None
+        except DataError as error:
+            raise Problem("invalid", str(error)) from error
+        found = done.result
+        scores, errors = found.isolated.scores, found.isolated.errors
+        self.metrics.scored(
+            samples=len(samples),
+            tokens=found.tokens,
+            abstained=int(scores.abstained.sum()) - len(errors),
+            failed=len(errors),
+            waited=done.waited,
+        )
+        if fields is not None:
+            fields["samples"] = fields.get("samples", 0) + len(samples)
+            fields["tokens"] = fields.get("tokens", 0) + found.tokens
+            fields["queue_ms"] = round(1e3 * done.waited, 1)
+            fields["score_ms"] = round(1e3 * done.took, 1)
+        if found.isolated.is_broken:
+            raise Problem("failed", next(iter(errors.values())))
+        return Scored(
+            _finite(scores.values),
+            {name: _finite(column) for name, column in scores.details.items()},
+            errors,
+            found.hosted.fingerprint,
+            {"tokens": found.tokens, "truncated": found.truncated, "manifests": found.hosted.manifests},
+        )
+
+    async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+        """What each model of the reward makes of each sample.
+
+        Raises:
+            Problem: A sample cannot be rendered, or the server is stopping.
+        """
+        hosted = self.hosted
+        self._checked_size(samples, hosted)
+        if not self.is_ready:
+            raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"})
+        return await self._batcher.call(hosted.render, samples)
+
+    async def reload(self) -> bool:
+        """Load the spec again, in all processes of the server; returns whether another reward scores now.
+
+        Raises:
+            Problem: It could not be loaded, and the earlier one goes on.
+        """
+        if self._reload_all is None:
+            return await self.reload_here()
+        waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._reload_all()
+        return await waiting
+
+    async def reload_here(self) -> bool:
+        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same.
+
+        Raises:
+            Problem: It could not be loaded, and the earlier one goes on.
+        """
+        async with self._loading:
+            waiting, self._waiting = self._waiting, []
+            try:
+                changed = await self._swap()
+            except Problem as problem:
+                for found in waiting:
+                    if not found.done():
+                        found.set_exception(problem)
+                raise
+            for found in waiting:
+                if not found.done():
+                    found.set_result(changed)
+            return changed
+
+    async def _swap(self) -> bool:
+        old = self.hosted
+        if old.source is None:
+            raise Problem("invalid", "this reward was made in Python, not from a spec, so that there is nothing to load again")
+        try:
+            new = await asyncio.to_thread(old.again)
+        except Exception as error:
+            self.metrics.reloaded("failed")
+            logger.exception("The reward could not be loaded again; %s goes on", old.fingerprint[:12])
+            raise Problem(
+                "failed",
+                f"the reward could not be loaded again ({type(error).__name__}), and the earlier one goes on; the server's log has the "
+                "reason",
+            ) from error
+        changed = new.fingerprint != old.fingerprint
+        self.metrics.reloaded("changed" if changed else "unchanged")
+        if not changed:
+            new.close()
+            logger.info("The reward is the same as before: %s", old.fingerprint[:12])
+            return False
+        self.hosted = new
+        self.fingerprint = new.fingerprint
+        self._batcher.shape(**self._shape(new))
+        self.metrics.serves(self.name, old.fingerprint, now=False)
+        self.metrics.serves(self.name, new.fingerprint, now=True)
+        self._warn(new)
+        logger.info("Another reward scores from now on: %s in place of %s", new.fingerprint[:12], old.fingerprint[:12])
+        await self._batcher.settled()
+        await asyncio.to_thread(old.close)
+        return True
+
+    def _shape(self, hosted: Hosted) -> dict[str, Any]:
+        tokens = self.settings.max_batch_tokens or hosted.batch_tokens
+        threads = self.settings.threads if hosted.provider.concurrent else 1
+        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": hosted.is_merged}
+
+    def _warn(self, hosted: Hosted) -> None:
+        for part in hosted.learns:
+            logger.warning(
+                "%s learns from what it scores, so that what a client is answered depends on what all clients have sent. Use settings "
+                "that are fixed, or serve it to one trainer alone.",
+                part,
+            )
+
+    def _checked_size(self, samples: Sequence[Sample], hosted: Hosted) -> int:
+        """The size of a request, in characters."""
+        if len(samples) > self.max_items:
+            raise Problem("too-large", f"{len(samples)} samples were sent; at most {self.max_items} are taken at a time")
+        total = 0
+        try:
+            for row, sample in enumerate(samples):
+                size = characters(sample)
+                if size > self.settings.max_characters:
+                    raise Problem(
+                        "too-large", f"item {row} has {size:,} characters; at most {self.settings.max_characters:,} are taken"
+                    )
+                total += size + _CHARACTERS_BESIDE
+            hosted.check(samples)
+        except DataError as error:
+            raise Problem("invalid", str(error)) from error
+        return total
+
+    def _run(self, works: Sequence[_Work]) -> list[_Found | Exception]:
+        """Score the requests of a batch; runs in a thread."""
+        hosted = self.hosted
+        found: dict[int, _Found | Exception] = {}
+        for place, work in enumerate(works):
+            if work.checked_by is not hosted:  # it was loaded after the request had come
+                try:
+                    hosted.check(work.samples)
+                except DataError as error:
+                    found[place] = error
+        sound = [place for place in range(len(works)) if place not in found]
+        requests, names = [works[place].samples for place in sound], [works[place].name for place in sound]
+        # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
+        by_row = hosted.is_merged and not hosted.provider.concurrent
+        with counting_tokens(hosted.renderers) as usage:
+            isolated = score_requests(hosted.provider, requests, names, by_row=by_row)
+            for place, one in zip(sound, isolated, strict=True):
+                found[place] = _Found(one, hosted, *usage(works[place].samples))
+        return [found[place] for place in range(len(works))]
+
+
+def _finite(values: Any) -> list[float | None]:
+    """Numbers as JSON has them."""
+    return [value if value - value == 0 else None for value in values.tolist()]

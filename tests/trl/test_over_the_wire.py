@@ -1,0 +1,131 @@
+"""TRL trains with a reward on another machine: the same numbers as beside it, also where the server is restarted meanwhile."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import rm_plugins as rm
+from rm_plugins_trl import reward_func
+from tests.servers import RewardServer
+from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo, newest_trl
+
+pytestmark = TRL_WARNINGS
+
+PROMPTS = Dataset.from_list([{"prompt": text} for text in ("Name a colour.", "one, two", "2+2?", "Is the sea salty?")])
+
+
+class Restart(TrainerCallback):  # type: ignore[misc]  # of a library that is taken as untyped
+    """Kills the server behind the first step's end and starts it again while the next batch waits to be scored."""
+
+    def __init__(self, server: RewardServer) -> None:
+        self.server = server
+        self.waiting = threading.Thread(target=self._start_later)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.server.stop(signal.SIGKILL)
+            self.waiting.start()
+
+    def _start_later(self) -> None:
+        time.sleep(1.0)
+        self.server.start()
+
+
+@newest_trl
+def test_grpo_survives_a_server_restarted_in_the_middle(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path) -> None:
+    folder = tiny_decoder()
+    with RewardServer(folder) as server:
+        remote = rm.load(server.url)
+        restart = Restart(server)
+        trainer = GRPOTrainer(
+            model=str(tiny_policy),
+            reward_funcs=[reward_func(remote, name="remote"), reward_func(folder, name="local")],
+            args=GRPOConfig(
+                output_dir=str(tmp_path),
+                per_device_train_batch_size=4,
+                num_generations=2,
+                max_completion_length=8,
+                max_steps=4,
+                logging_steps=1,
+                report_to="none",
+                disable_tqdm=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                save_strategy="no",
+            ),
+            train_dataset=PROMPTS,
+            callbacks=[restart],
+        )
+        trainer.train()
+        restart.waiting.join()
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(logged) == 4
+    for entry in logged:
+        for figure in ("mean", "std"):
+            assert entry[f"rewards/remote/{figure}"] == pytest.approx(entry[f"rewards/local/{figure}"], abs=1e-4)
+    assert remote.counts["connection_errors"] > 0, "the server was not missed: the restart came too late to show anything"
+    assert remote.counts["samples"] == 16
+    assert remote.counts["errors"] == remote.counts["abstained"] == 0
+
+
+@last_trl_with_ppo
+def test_ppo_gets_the_rewards_that_it_gets_from_the_same_model_here(tiny_decoder: Any, tmp_path: Path) -> None:
+    ppo = importlib.import_module("rm_plugins_trl.ppo")
+    folder = tiny_decoder()
+    policy = tiny_policy_of(folder)
+    prompts = Dataset.from_list([{"prompt": text} for text in ("Name a colour.", "one, two")] * 4)
+
+    def logged(reward: str | dict[str, Any]) -> list[float]:
+        args = ppo.PPOConfig(
+            output_dir=str(tmp_path / "out"),
+            reward_model_path=reward,
+            per_device_train_batch_size=4,
+            num_ppo_epochs=1,
+            num_mini_batches=1,
+            response_length=8,
+            total_episodes=8,
+            num_sample_generations=0,
+            report_to="none",
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=1,
+        )
+        trainer = ppo.PPOTrainer(args=args, model=policy(), train_dataset=prompts)
+        trainer.train()
+        return [entry["objective/scores"] for entry in trainer.state.log_history if "objective/scores" in entry]
+
+    with RewardServer(folder) as server:
+        over_the_wire = logged(server.url)
+    spec = tmp_path / "local.yaml"
+    # Inside of a sum, the model is asked for the samples' texts; TRL would run it on the policy's token ids by itself.
+    spec.write_text(f"provider: sum\nmembers: [{folder}]\n", encoding="utf-8")
+    here = logged(str(spec))
+    assert len(over_the_wire) == 2
+    assert over_the_wire == pytest.approx(here, abs=1e-4)
+
+
+def tiny_policy_of(folder: Path) -> Any:
+    """Makes the same random policy for the tokenizer in a folder every time."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config)
+        model.config._name_or_path = str(folder)
+        return model
+
+    return make
