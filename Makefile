@@ -7,6 +7,8 @@ OLDER_TRL := 1.12.0
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
+# Two processes share the tests, and one that has none left takes some of the other's.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt
 
@@ -24,9 +26,9 @@ demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it eve
 test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Lint, then run every test, then the trainers' tests again with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
-	  $(BIN)/python -m pytest && \
+	  $(PYTEST) && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
-	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(BIN)/python -m pytest tests/trl
+	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
 
 lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which.
 	$(BIN)/ruff check

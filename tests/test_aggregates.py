@@ -72,14 +72,14 @@ def aggregate(spec: str | dict[str, Any], members: int = MEMBERS) -> Any:
     return found
 
 
-@pytest.mark.parametrize(("spec", "formula"), CASES, ids=str)
+@pytest.mark.parametrize(("spec", "formula"), CASES, ids=lambda found: getattr(found, "__name__", str(found)))
 @given(members=SCORES)
 def test_the_formula(spec: dict[str, Any], formula: Formula, members: Any) -> None:
     expected = [formula(column) for column in members.T.tolist()]
     np.testing.assert_allclose(aggregate(spec)(members), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("spec", "formula"), CASES, ids=str)
+@pytest.mark.parametrize(("spec", "formula"), CASES, ids=lambda found: getattr(found, "__name__", str(found)))
 @given(members=SCORES, missing=st.lists(st.integers(0, MEMBERS - 1), max_size=MEMBERS - 2, unique=True))
 def test_over_those_that_gave_a_score(spec: dict[str, Any], formula: Formula, members: Any, missing: list[int]) -> None:
     holes = members.copy()

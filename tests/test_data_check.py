@@ -551,7 +551,7 @@ class TestCommand:
         [
             (
                 "cut.jsonl.gz",
-                gzip.compress(b'{"prompt": "p"}\n' * 1000)[:-20],
+                gzip.compress(b'{"prompt": "p"}\n' * 1000, mtime=0)[:-20],
                 "cut.jsonl.gz cannot be read: Compressed file ended",
             ),
             ("text.jsonl.gz", b"text", "text.jsonl.gz cannot be read: Not a gzipped file"),

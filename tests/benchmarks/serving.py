@@ -167,7 +167,7 @@ def server(name: str, folder: Path, *, max_queue: int) -> Iterator[tuple[str, in
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        found = re.search(r"Serving .* at (http://[^, ]+)", line)
+        found = re.search(r"Serving .*? at (http://[^, ]+)", line)
         if found is not None:
             break
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from packaging.version import Version
 from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import __version__ as trl_version
@@ -33,6 +34,11 @@ TRL_WARNINGS = [
     if hasattr(__import__("trl.experimental").experimental, "TRLExperimentalWarning")
     else pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the real reward model: its training takes longest, and another process goes on meanwhile."""
+    items.sort(key=lambda item: "polarity_model" not in getattr(item, "fixturenames", ()))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -82,17 +88,24 @@ def polarity_pairs(data_folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM trained by ``rm-plugins train`` on 4,531 pairs; kept for the other TRL world where the environment says where."""
+    """MiniLM trained by ``rm-plugins train`` on 4,531 pairs: once, whichever process needs it first.
+
+    It is kept for the other TRL world where the environment says where.
+    """
     keep = os.environ.get(MODELS_VARIABLE)
     folder = Path(keep) if keep else tmp_path_factory.mktemp("models")
     out = folder / "polarity-rm"
-    if not (out / "reward_manifest.json").exists():
-        train = write_jsonl(folder / "train.jsonl", polarity_pairs[:-HELD_OUT])
-        held_out = write_jsonl(folder / "held-out.jsonl", polarity_pairs[-HELD_OUT:])
-        run_program(
-            *("rm_plugins", "train", "--model_name_or_path", minilm_path, "--dataset_name", train),
-            *("--eval_dataset_name", held_out, "--output_dir", out, "--num_train_epochs", "1", "--learning_rate", "1e-4"),
-            *("--warmup_steps", "0.1", "--per_device_train_batch_size", "8", "--disable_dropout", "false"),
-            *("--gradient_checkpointing", "false", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"),
-        )
+    with FileLock(folder / "polarity-rm.lock"):
+        if not out.is_dir():
+            train = write_jsonl(folder / "train.jsonl", polarity_pairs[:-HELD_OUT])
+            held_out = write_jsonl(folder / "held-out.jsonl", polarity_pairs[-HELD_OUT:])
+            unfinished = folder / "unfinished"
+            run_program(
+                *("rm_plugins", "train", "--model_name_or_path", minilm_path, "--dataset_name", train),
+                *("--eval_dataset_name", held_out, "--output_dir", unfinished, "--num_train_epochs", "1"),
+                *("--learning_rate", "1e-4", "--warmup_steps", "0.1", "--per_device_train_batch_size", "8"),
+                *("--disable_dropout", "false", "--gradient_checkpointing", "false", "--save_strategy", "no"),
+                *("--report_to", "none", "--disable_tqdm", "true"),
+            )
+            unfinished.rename(out)
     return out

@@ -85,7 +85,6 @@ def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decod
         *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--no_python"),
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *(script, tiny_decoder(), tiny_policy, tmp_path),
-        OMP_NUM_THREADS="1",
     )
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert found["processes"] == 2
@@ -103,6 +102,5 @@ def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
         *("rm_plugins", "train", "--num_processes", "2", "--cpu"),
         *("--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--output_dir", tmp_path / "rm"),
         *("--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
-        OMP_NUM_THREADS="1",
     )
     assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["rows_per_step"] == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def test_every_path_agrees(
     smollm2_path: Path,
     polarity_pairs: list[dict[str, Any]],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in polarity_pairs[:PAIRS]]
     rows = [in_text(row) for row in rows] if form == "text" else rows
@@ -92,8 +93,7 @@ def test_every_path_agrees(
     if Version(trl_version) < Version("1.13"):
         paths["PPO"] = by_ppo(provider, samples, AutoTokenizer.from_pretrained(smollm2_path))
     differences = {name: float(np.abs(np.asarray(found, dtype=float) - values).max()) for name, found in paths.items()}
-    with capsys.disabled():
-        shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-        print(f"\n{kind}, {form}: largest difference from the provider on {len(samples)} samples: {shown}")
+    shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    record_property("measured", f"{kind}, {form}: largest difference from the provider on {len(samples)} samples: {shown}")
     assert max(differences.values()) < 1e-4
     assert values.std() > 1e-3

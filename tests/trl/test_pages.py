@@ -14,11 +14,13 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from datasets import Dataset
 from packaging.version import Version
 from trl import __version__ as trl_version
 
@@ -27,7 +29,7 @@ from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.servers import RewardServer
-from tests.trl.conftest import newest_trl, write_jsonl
+from tests.trl.conftest import newest_trl, run_program, write_jsonl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -39,6 +41,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HAS_PPO = Version(trl_version) < Version("1.13")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
+PREFERENCE = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
 # What a page leaves out to stay readable, and what keeps a run small; trainers read the latter from their configuration.
 SMALL: dict[str, Any] = {"max_steps": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
 
@@ -47,30 +50,58 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
+def python_of(page: Path) -> list[str]:
+    """The Python of a page that runs with this TRL."""
+    return [code for code in blocks(page, "python") if HAS_PPO or "PPOTrainer" not in code]
+
+
+def commands_of(page: Path) -> list[str]:
+    """Every ``rm-plugins`` and ``trl`` line of a page that ends by itself; pip and make belong to the set-up."""
+    lines = [line for code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
+    return [line.removeprefix("$ ") for line in lines if line.split()[1] in PROGRAMS and line.split()[2] != "serve"]
+
+
+CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
+
+
+def requests_of(page: Path) -> list[str]:
+    """Every ``curl`` command of a page."""
+    return [found for code in blocks(page, "console") for found in CURL.findall(code)]
+
+
+def each_page(found_on: Callable[[Path], list[str]]) -> pytest.MarkDecorator:
+    """Run a test for each page that has something for it."""
+    return pytest.mark.parametrize(
+        "page", [page for page in PAGES if found_on(page)], ids=lambda page: str(page.relative_to(ROOT))
+    )
+
+
+@pytest.fixture(scope="module")
+def reward(tiny_decoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model, trained on the preferences of every page's working directory."""
+    folder = tmp_path_factory.mktemp("reward")
+    args = RewardConfig(output_dir=str(folder), gradient_checkpointing=False, **SMALL)
+    RewardTrainer(str(tiny_decoder()), args, train_dataset=Dataset.from_list([PREFERENCE] * 16)).train()
+    return folder
+
+
 @pytest.fixture
-def world(tiny_decoder: Any, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def world(
+    reward: Path, tiny_decoder: Any, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """A working directory with everything that pages name; returns what a page's names stand for here."""
     monkeypatch.chdir(tmp_path)
-    classifier = tiny_decoder()
-    row = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
     for split in ("train", "test"):
-        for folder, rows in {"preferences": [row] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
+        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
     write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 2)
     Path("rm_plugins.yaml").write_text("helpful: ./Qwen2.5-Reward\n", encoding="utf-8")
-    from datasets import load_dataset
-
-    trainer = RewardTrainer(
-        str(classifier),
-        RewardConfig(output_dir="Qwen2.5-Reward", gradient_checkpointing=False, **SMALL),
-        train_dataset=load_dataset("preferences", split="train"),
-    )
-    trainer.train()
     two = tiny_decoder(num_labels=2, config={"id2label": {0: "helpful", 1: "verbose"}})
     Path(two).rename("two-labels")
+    shutil.copytree(reward, "Qwen2.5-Reward")
     for name in "abcde":
-        shutil.copytree("Qwen2.5-Reward", f"rm-{name}", ignore=shutil.ignore_patterns("checkpoint-*"))
+        shutil.copytree(reward, f"rm-{name}", ignore=shutil.ignore_patterns("checkpoint-*"))
     Path("helpful.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0], encoding="utf-8")
     return {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tiny_policy),
@@ -106,59 +137,42 @@ def kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "__post_init__", small)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page(python_of)
 def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [code for code in blocks(page, "python") if HAS_PPO or "PPOTrainer" not in code]
-    if not found:
-        pytest.skip("the page has no Python that runs with this TRL")
     kept_small(monkeypatch)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
-    for code in found:
+    for code in python_of(page):
         exec(compile(replaced(code, world), str(page), "exec"), vars(module))
 
 
 @newest_trl
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore")  # a program shows them and goes on
+@each_page(commands_of)
 def test_commands_run(page: Path, world: dict[str, str]) -> None:
-    """Every ``rm-plugins`` and ``trl`` line of a page; pip and make belong to the set-up."""
-    lines = [
-        shlex.split(replaced(line.removeprefix("$ "), world))
-        for code in blocks(page, "console")
-        for line in code.splitlines()
-        if line.startswith("$ ") and line.split()[1] in PROGRAMS and line.split()[2] != "serve"  # which does not end
-    ]
-    if not lines:
-        pytest.skip("the page has no commands to run")
+    """Those that train have a process of their own, in which their launchers and their settings of torch may stay."""
     quick = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--gradient_checkpointing", "false"]
-    for program, command, *arguments in lines:
-        more = quick if command in ("train", "grpo") else []
-        if command == "grpo":
-            more = [*quick, "--bf16", "false", "--num_generations", "2", "--max_completion_length", "4"]
-            more += ["--per_device_train_batch_size", "2"]
-        module = {"rm-plugins": "rm_plugins", "trl": "trl.cli.main"}[program]
-        run = subprocess.run(
-            [sys.executable, "-m", module, command, *arguments, *more],
-            capture_output=True,
-            text=True,
-            env=os.environ,
-            check=False,
-        )
-        assert run.returncode == 0, f"{program} {command} {arguments}\n{run.stdout}\n{run.stderr}"
-
-
-CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
-REQUESTS = {page: [found for code in blocks(page, "console") for found in CURL.findall(code)] for page in PAGES}
+    of_grpo = ["--bf16", "false", "--num_generations", "2", "--max_completion_length", "4"]
+    of_grpo += ["--per_device_train_batch_size", "2"]
+    for line in commands_of(page):
+        program, command, *arguments = shlex.split(replaced(line, world))
+        if command == "train":
+            run_program("rm_plugins", command, *arguments, *quick)
+        elif program == "trl":
+            run_program("trl.cli.main", command, *arguments, *quick, *of_grpo)
+        else:
+            found = CliRunner().invoke(main, [command, *arguments], catch_exceptions=False)
+            assert found.exit_code == 0, f"{line}\n{found.output}"
 
 
 @newest_trl
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@pytest.mark.parametrize("page", [page for page in PAGES if REQUESTS[page]], ids=lambda page: str(page.relative_to(ROOT)))
+@each_page(requests_of)
 def test_curl_examples_run(page: Path, world: dict[str, str]) -> None:
     answers = []
     with RewardServer("./Qwen2.5-Reward", "--api-key-env", "REWARD_KEY", REWARD_KEY="a-long-secret") as server:
         keyed = '--fail-with-body -H "Authorization: Bearer $REWARD_KEY"'
-        for command in REQUESTS[page]:
+        for command in requests_of(page):
             command = command.replace("http://127.0.0.1:8000", server.url).replace("curl", f"curl {keyed}", 1)
             run = subprocess.run(
                 ["bash", "-c", command],

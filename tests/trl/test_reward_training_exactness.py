@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trl.conftest import newest_trl, run_program
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program
+from tests.trl.train_once import train_once
 
-pytestmark = newest_trl  # nothing here depends on TRL's version, and processes take their time
+pytestmark = [newest_trl, *TRL_WARNINGS]  # nothing here depends on TRL's version, and processes take their time
 
 COLOURS = (" It is blue.", " It is red, like the evening.", " Green.", " It is grey and so is the rain.")
 PAIRS = [
@@ -67,18 +67,22 @@ def killed(path: Path) -> None:
     ids=["a loss with a memory", "bootstrapped members with dropout"],
 )
 def test_a_killed_training_goes_on_to_the_same_weights(
-    rows: list[dict[str, Any]], settings: dict[str, Any], tiny_decoder: Any, tmp_path: Path
+    rows: list[dict[str, Any]],
+    settings: dict[str, Any],
+    tiny_decoder: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = tiny_decoder()
     shared = {**settings, "max_steps": 10, "save_steps": 2, "per_device_train_batch_size": 4}
-    run_program("tests.trl.train_once", job(tmp_path / "whole", "job", model, rows, **shared))
+    train_once(job(tmp_path / "whole", "job", model, rows, **shared))
     broken = tmp_path / "broken"
     killed(job(broken, "first", model, rows, **shared, kill=["step", 5]))
     assert (broken / "out" / "checkpoint-4").is_dir()
     killed(job(broken, "second", model, rows, **shared, kill=["save", 8], resume=True))
     assert (broken / "out" / "checkpoint-8" / "model.safetensors").is_file()
-    output = run_program("tests.trl.train_once", job(broken, "third", model, rows, **shared, resume=True))
-    assert "checkpoint-8 was not saved to its end" in output
+    train_once(job(broken, "third", model, rows, **shared, resume=True))
+    assert "checkpoint-8 was not saved to its end" in caplog.text
     expected, found = weights(tmp_path / "whole"), weights(broken)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -98,9 +102,9 @@ def test_two_processes_have_the_losses_of_one(
     shared = {**settings, "max_steps": 4, "save_strategy": "steps", "save_steps": 100}
     one = job(tmp_path / "one", "job", model, rows, **shared, per_device_train_batch_size=4)
     two = job(tmp_path / "two", "job", model, rows, **shared, per_device_train_batch_size=2)
-    run_program("tests.trl.train_once", one)
+    train_once(one)
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module", "tests.trl.train_once")
-    run_program(*launcher, two, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
+    run_program(*launcher, two, ACCELERATE_USE_CPU="true")
     expected, found = (json.loads((tmp_path / name / "out" / "losses.json").read_text()) for name in ("one", "two"))
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-4)
     assert len(found) == 4

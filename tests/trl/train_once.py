@@ -42,9 +42,9 @@ class KilledTrainer(RewardTrainer):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    """Train; with several processes, leave as `tests/trl/two_processes.py` does."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def train_once(path: Path) -> KilledTrainer:
+    """Train as the file says, and write the losses beside the model."""
+    job = json.loads(path.read_text(encoding="utf-8"))
     trainer = KilledTrainer(
         job["model"], RewardConfig(**{**QUIET, **job["config"]}), train_dataset=Dataset.from_list(job["rows"])
     )
@@ -53,6 +53,12 @@ def main() -> None:
     if trainer.is_world_process_zero():
         losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
         (Path(job["config"]["output_dir"]) / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    return trainer
+
+
+def main() -> None:
+    """Train; with several processes, leave as `tests/trl/two_processes.py` does."""
+    trainer = train_once(Path(sys.argv[1]))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.num_processes > 1:
         os._exit(0)
