@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-ensembles bench-losses bench-overoptimization bench-training clean
+.PHONY: help demo test lint docs bench bench-ensembles bench-losses bench-overoptimization bench-serving bench-training clean
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -47,6 +47,10 @@ bench-training: $(VENV)/bench.stamp  ## Measure how fast a reward model is train
 
 bench-ensembles: $(VENV)/bench.stamp  ## Measure what ensembles cost beside one model, and write their section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.ensembles
+
+bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and whether its memory stays flat.
+	$(BIN)/python -m tests.benchmarks.serving
+	$(BIN)/python -m tests.benchmarks.soak
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses

@@ -151,6 +151,22 @@ class TestBatcher:
 
         batching(test)
 
+    def test_those_who_were_just_answered_share_the_next_batch_with_those_who_waited(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            async def client(number: int) -> None:
+                for turn in range(3):
+                    await submit((turn, number))
+
+            first = asyncio.ensure_future(client(0))
+            await until(lambda: bool(gate.batches))
+            others = [asyncio.ensure_future(client(number)) for number in range(1, 4)]
+            await asyncio.sleep(0.2)  # so that the pause, a share of what the batch took, is not over at once
+            gate.is_open.set()
+            await asyncio.gather(first, *others)
+            assert sorted(gate.batches[1]) == [(0, 1), (0, 2), (0, 3), (1, 0)]
+
+        batching(test)
+
     def test_a_batch_is_as_large_as_its_budget(self) -> None:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             waiting = [submit("first")]

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 import rm_plugins as rm
+from rm_plugins.errors import DataError
 from rm_plugins.providers.function import FunctionProvider
 from tests.drop_ins import decoder, overloaded, rewards, served, text_rewards
 
@@ -144,6 +145,8 @@ def test_the_served_model_is_described_as_a_reranker(client: httpx2.Client) -> N
 def of_length(samples: Sequence[rm.Sample]) -> list[float | None]:
     if any(sample.completion == "fails" for sample in samples):
         raise RuntimeError("secret of the reward")
+    if any(sample.completion == "unfit" for sample in samples):
+        raise DataError("a sample is unfit")
     return [None if sample.completion == "abstains" else float(len(sample.completion)) for sample in samples]
 
 
@@ -162,6 +165,8 @@ def test_what_has_no_reward_has_no_score(of_function: httpx2.Client) -> None:
     kind, message = refused(of_function, "/predict", {"inputs": [["a"], ["abstains"]]})
     assert kind == "Validation"
     assert "abstained from item 1" in message
+    kind, message = refused(of_function, "/predict", {"inputs": [["a"], ["unfit"]]})
+    assert (kind, message) == ("Validation", "item 1 could not be scored: a sample is unfit")
     for path, body in (("/predict", {"inputs": "fails"}), ("/rerank", {"query": "a", "texts": ["fails"]})):
         kind, message = refused(of_function, path, body, 424)
         assert kind == "Backend"

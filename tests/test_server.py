@@ -427,6 +427,7 @@ class TestWatching:
         with served(FixedProvider(scores=lengths)) as client:
             rewarded(client, [Sample("", "x"), Sample("", "abstain")])
             client.post("/v1/rewards", json={})
+            until(lambda: metric(client, "errors_total") == 1)  # it is counted behind the answer
             text = client.get("/metrics").text
             assert 'rm_plugins_errors_total{cause="invalid",dialect="rm-plugins"} 1.0' in text
             assert 'rm_plugins_answers_total{dialect="rm-plugins",status="200"}' in text

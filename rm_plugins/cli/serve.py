@@ -32,7 +32,7 @@ _OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),
-    help="About how many tokens of waiting requests are scored together; by default eight micro-batches of the model.",
+    help="About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.",
 )
 @click.option(
     "--max-items", default=_DEFAULTS.max_items, show_default=True, type=click.IntRange(1), help="Most samples of a request."

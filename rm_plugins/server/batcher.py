@@ -1,7 +1,7 @@
 """Collects the requests of many clients into batches; knows nothing of HTTP, nor of rewards.
 
-There is no timer. While one batch is computed, what arrives waits and becomes the next: a server with little to do answers at once,
-and one with much to do fills its batches by itself.
+While one batch is computed, what arrives waits and becomes the next: a server with little to do answers at once, and one with much
+to do fills its batches by itself. Only behind a batch there is a short pause, for those who were just answered to ask again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8
 _MOST_SECONDS_TO_WAIT = 60
+_LONGEST_PAUSE = 0.1
+"""Of the time that the batch before took."""
+_QUIET_SECONDS = 0.005
+"""Where so long nobody comes, the pause ends."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -120,6 +124,8 @@ class Batcher(Generic[Work, Result]):
         self._accepted: set[_Job[Work, Result]] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._answered = self._arrived = 0  # requests of the last batch, and those that came since
+        self._pause_ends = 0.0
         self._rate = 0.0  # of size by second, over the last batches
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -162,6 +168,7 @@ class Batcher(Generic[Work, Result]):
         job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
         self.queue.put(job)
         self._accepted.add(job)
+        self._arrived += 1
         self._changed.set()
         try:
             return await job.answer
@@ -221,9 +228,19 @@ class Batcher(Generic[Work, Result]):
             while not self.queue or len(self._running) >= self.threads:
                 self._changed.clear()
                 await self._changed.wait()
+            await self._pause()
             jobs = self.queue.take(self.budget if self.merges else 0)
-            running = asyncio.get_running_loop().create_task(self._run_batch(jobs))
-            self._running.add(running)
+            if jobs:  # they may have been taken back in the pause
+                self._running.add(asyncio.get_running_loop().create_task(self._run_batch(jobs)))
+
+    async def _pause(self) -> None:
+        """Wait for those who were just answered, who often ask again at once: with them, the next batch is fuller."""
+        while self.merges and self._arrived < self._answered and self.queue.size < self.budget:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), min(_QUIET_SECONDS, self._pause_ends - time.monotonic()))
+            except TimeoutError:
+                return
 
     async def _run_batch(self, jobs: Sequence[_Job[Work, Result]]) -> None:
         started = time.monotonic()
@@ -237,6 +254,8 @@ class Batcher(Generic[Work, Result]):
         running = asyncio.current_task()
         if running is not None:
             self._running.discard(running)
+        self._answered, self._arrived = len(jobs), 0
+        self._pause_ends = time.monotonic() + _LONGEST_PAUSE * took
         self._changed.set()
         for job, result in zip(jobs, results, strict=True):
             if job.answer.done():  # nobody waits for it any more

@@ -62,6 +62,7 @@ class Scored:
         values: The rewards; None where it abstained, and where it failed.
         details: Named per-sample extras, [N] each.
         errors: By row, why there is no reward where it failed.
+        invalid: The rows among them that cannot be scored for what they are.
         fingerprint: Of the reward that scored all of them.
         metadata: Facts such as ``tokens`` and ``truncated``, for the whole request.
     """
@@ -69,6 +70,7 @@ class Scored:
     values: Sequence[float | None]
     details: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     errors: Mapping[int, str] = field(default_factory=dict)
+    invalid: frozenset[int] = frozenset()
     fingerprint: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,7 +137,7 @@ async def score_all(request: Request, samples: Sequence[Sample]) -> tuple[list[f
     """
     found = await score(request, samples)
     for row, message in found.errors.items():
-        raise Problem("failed", f"item {row} could not be scored: {message}")
+        raise Problem("invalid" if row in found.invalid else "failed", f"item {row} could not be scored: {message}")
     values: list[float] = []
     for row, value in enumerate(found.values):
         if value is None:

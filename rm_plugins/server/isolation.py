@@ -23,11 +23,13 @@ class Isolated:
     Args:
         scores: The scores, NaN where there is none.
         errors: By row, why there is none, where it failed; in words that a client may read.
+        invalid: The rows among them that cannot be scored for what they are.
         is_broken: Whether the reward failed for all rows, and not for what they are.
     """
 
     scores: Scores
     errors: dict[int, str] = field(default_factory=dict)
+    invalid: frozenset[int] = frozenset()
     is_broken: bool = False
 
 
@@ -104,11 +106,9 @@ class _Rows:
         """Score what can be scored."""
         size = len(self._samples)
         self._score(list(range(size)))
-        return Isolated(
-            _merged(self._parts, size),
-            {row: _told(self._errors[row]) for row in sorted(self._errors)},
-            is_broken=len(self._errors) == size and not any(isinstance(found, DataError) for found in self._errors.values()),
-        )
+        errors = {row: _told(self._errors[row]) for row in sorted(self._errors)}
+        invalid = frozenset(row for row, error in self._errors.items() if isinstance(error, DataError))
+        return Isolated(_merged(self._parts, size), errors, invalid, is_broken=len(errors) == size and not invalid)
 
     def _score(self, rows: list[int]) -> None:
         try:

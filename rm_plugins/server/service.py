@@ -148,6 +148,7 @@ class Service:
             _finite(scores.values),
             {name: _finite(column) for name, column in scores.details.items()},
             errors,
+            found.isolated.invalid,
             found.hosted.fingerprint,
             {"tokens": found.tokens, "truncated": found.truncated, "manifests": found.hosted.manifests},
         )

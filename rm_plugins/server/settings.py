@@ -15,7 +15,7 @@ class Settings:
     Args:
         model_name: What answers and paths call the reward; its label if empty.
         api_keys: Who may score; everybody where there is none. Each is a client of its own in the queue.
-        max_batch_tokens: About how many tokens of waiting requests are scored together; by default eight micro-batches of the model.
+        max_batch_tokens: About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.
         max_items: Most samples of a request.
         max_characters: Most characters of a sample.
         max_body_bytes: Most bytes of a request's body.

@@ -35,8 +35,8 @@ from transformers.utils import logging as transformers_logging
 
 import rm_plugins as rm
 from rm_plugins.wire import sample_to_json
-from tests.benchmarks.models import save_minilm
-from tests.benchmarks.texts import Texts
+from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, train_tokenizer
+from tests.benchmarks.texts import Texts, spread
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -207,8 +207,24 @@ def resident(process: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def chosen_samples(texts: Texts, renderer: Any, number: int) -> list[rm.Sample]:
-    """Different real texts of at most 256 tokens, in no order, [number]."""
+def groups(folder: Path, texts: Texts, number: int) -> list[rm.Sample]:
+    """A decoder in the folder, and what a trainer asks about: prompts of 256 tokens with 8 completions of 20 to 120, [number]."""
+    tokenizer = train_tokenizer(texts.corpus(), DecoderSize().vocabulary)
+    save_decoder(folder, DecoderSize(), tokenizer)
+    return texts.groups(tokenizer, -(-number // 8), 256, spread(20, 120, 8))[:number]
+
+
+def unrelated(folder: Path, texts: Texts, number: int) -> list[rm.Sample]:
+    """MiniLM in the folder, and different real texts of at most 256 tokens, in no order, [number]."""
+    save_minilm(folder)
+    renderer: Any = rm.load(folder)
+    return _unrelated(texts, renderer.renderer, number)
+
+
+WORKLOADS = {"groups": groups, "unrelated": unrelated}
+
+
+def _unrelated(texts: Texts, renderer: Any, number: int) -> list[rm.Sample]:
     found = {str(sample.messages): sample for sample in [*texts.answers(renderer, number, 256), *texts.solutions(number // 4)]}
     samples = list(found.values())
     random.Random(0).shuffle(samples)
@@ -309,6 +325,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--samples", type=int, default=2_000, help="samples scored (default: 2000)")
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), help="what is scored (default: each in turn)")
     parser.add_argument("--clients", type=int, default=64, help="clients at the same time (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="times each contender runs, in turn (default: 3)")
     parser.add_argument("--max-queue", type=int, default=256, help="samples that wait at most (default: 256)")
@@ -326,10 +343,13 @@ def main() -> None:
     if arguments.plain:
         plain(arguments.plain)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = save_minilm(Path(scratch) / "minilm")
-        rewards: Any = rm.load(folder)
-        measure(folder, chosen_samples(Texts(arguments.data), rewards.renderer, arguments.samples), arguments)
+    texts = Texts(arguments.data)
+    for name in [arguments.workload] if arguments.workload else WORKLOADS:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            samples = WORKLOADS[name](folder, texts, arguments.samples)
+            print(f"\n## {name}: {WORKLOADS[name].__doc__}\n", flush=True)
+            measure(folder, samples, arguments)
 
 
 if __name__ == "__main__":

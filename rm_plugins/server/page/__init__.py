@@ -53,14 +53,12 @@ def _file(name: str) -> _File:
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
-async def page(request: Request) -> Response:
-    """The page itself."""
+async def _page(request: Request) -> Response:
     return _answer(request, "index.html")
 
 
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
-async def part(request: Request, name: str) -> Response:
-    """A style sheet, script or picture of the page."""
+async def _part(request: Request, name: str) -> Response:
     if name not in _TYPES:
         return Response(f"The page has no part {name!r}.", 404, _HEADERS, "text/plain; charset=utf-8")
     return _answer(request, name)
