@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ class TestFailures:
             assert len(scorer.bodies) == scores.metadata["requests"] == 1
             provider.score(SAMPLES[:1])
             assert len(scorer.bodies) == 2, "only within one call"
+
+    def test_samples_with_columns_that_are_not_sent_keep_their_own_scores_where_another_fails(self) -> None:
+        scorer = Scorer(reward=lambda text: ValueError("no digits") if text == "Q: a" else reward_of(text))
+        with remote(scorer, protocol=Native(columns=[])) as provider:
+            scores = provider.score([replace(sample, columns={"image": object()}) for sample in SAMPLES], on_error="abstain")
+            assert scores.failed.tolist() == [True, False, False, False, False]
+            assert scores.values[1:].tolist() == EXPECTED[1:]
 
     @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503])
     def test_what_may_go_well_the_next_time_is_tried_again(self, status: int) -> None:

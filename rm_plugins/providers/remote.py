@@ -173,7 +173,7 @@ class Remote(Provider):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have each different sample scored once, whichever server does it."""
         begun = time.monotonic()
-        contents = [_content(row, sample) for row, sample in enumerate(samples)]
+        contents = [_content(sample) for sample in samples]
         known: dict[object, Outcome] = vars(self._known).get("outcomes", {})
         tally: Counter[str] = vars(self._known).get("tally", Counter())
         firsts: dict[object, int] = {}
@@ -234,12 +234,12 @@ def _column(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _content(row: int, sample: Sample) -> object:
-    """What equal samples have in common; the row itself where that cannot be told."""
+def _content(sample: Sample) -> object:
+    """What equal samples have in common; the very object where that cannot be told."""
     try:
         return json.dumps(sample_to_json(sample), sort_keys=True)
     except (TypeError, ValueError):
-        return row
+        return id(sample)
 
 
 def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
