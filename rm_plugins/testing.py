@@ -141,14 +141,19 @@ def check_protocol(protocol: Protocol, ask: Ask, items: Sequence[Item], *, toler
     """
     assert len(items) > 1, "check_protocol needs at least two items"
     assert isinstance(type(protocol).name, str), "the class has no `name`"
-    server = asyncio.run(pickle.loads(pickle.dumps(protocol)).prepare(ask))
+    with asyncio.Runner() as runner:  # one loop for all, as connections belong to one
+        return _checked(protocol, ask, items, tolerance, runner)
+
+
+def _checked(protocol: Protocol, ask: Ask, items: Sequence[Item], tolerance: float, runner: asyncio.Runner) -> Answer:
+    server = runner.run(pickle.loads(pickle.dumps(protocol)).prepare(ask))
     spoken = server.protocol
 
     async def asked(batch: Sequence[Item]) -> Response:
         return await ask(spoken.request(batch, server, "request"))
 
     def response(batch: Sequence[Item]) -> Response:
-        found = asyncio.run(asked(batch))
+        found = runner.run(asked(batch))
         assert 200 <= found.status < 300, f"a request for {len(batch)} items was answered {found.status}: {found.body[:200]!r}"
         return found
 

@@ -41,11 +41,17 @@ def sample_from_json(value: Mapping[str, Any]) -> Sample:
     if set(value) == {"token_ids"} and isinstance(value["token_ids"], Sequence) and not isinstance(value["token_ids"], str):
         return RenderedSample.of(value["token_ids"])
     if {"text"} <= set(value) <= {"text", "add_special_tokens"} and isinstance(value["text"], str):
-        return RenderedSample.of(value["text"], add_special_tokens=bool(value.get("add_special_tokens", True)))
+        added = value.get("add_special_tokens", True)
+        if not isinstance(added, bool):
+            raise DataError(f"add_special_tokens must be true or false, not {added!r:.80}.")
+        return RenderedSample.of(value["text"], add_special_tokens=added)
     unknown = set(value) - {"prompt", "completion", "columns"}
     if unknown or not {"prompt", "completion"} <= set(value):
         raise DataError(f"A sample has the keys 'prompt', 'completion' and, at will, 'columns'; got {sorted(value)}.")
-    return Sample(value["prompt"], value["completion"], value.get("columns") or {})
+    columns = value.get("columns") or {}
+    if not isinstance(columns, Mapping):
+        raise DataError(f"A sample's columns are a mapping, not {columns!r:.80}.")
+    return Sample(value["prompt"], value["completion"], columns)
 
 
 def values_to_json(values: Iterable[float]) -> list[float | None]:

@@ -202,6 +202,21 @@ class TestBatcher:
 
         batching(test, max_items=8, max_size=100)
 
+    def test_one_client_does_not_fill_the_queue_for_all(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            running = submit("first", client="many")
+            await until(lambda: bool(gate.batches))
+            many = [submit(number, client="many") for number in range(20)]
+            await asyncio.sleep(0.01)
+            few = submit("few", client="few")
+            await asyncio.sleep(0.01)
+            gate.is_open.set()
+            assert (await few).result == "done few"
+            refused = await asyncio.gather(running, *many, return_exceptions=True)
+            assert sum(isinstance(found, Overloaded) for found in refused) == 12
+
+        batching(test, max_items=8)
+
     def test_when_to_come_again_follows_the_speed(self) -> None:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             gate.is_open.set()
@@ -424,6 +439,39 @@ class TestIsolation:
 
         found = isolated(Blaming(), "a", "poison", "b", "c")
         assert [sorted(one.errors) for one in found] == [[], [0], [], []]
+
+    @pytest.mark.parametrize("policy", ["abstain", {"fallback": {"provider": "constant", "value": -7.0}}])
+    def test_what_makes_up_for_ones_failure_leaves_the_others_their_scores(self, policy: Any) -> None:
+        def length(samples: Sequence[Sample]) -> list[float]:
+            if any(sample.completion == "poison" for sample in samples):
+                raise RuntimeError("no row is named")
+            return [float(len(str(sample.completion))) for sample in samples]
+
+        reward = rm.load({"provider": "function", "function": length, "on_error": policy})
+        poisoned, sound = score_requests(reward, [[Sample("", "poison")], [Sample("", "a"), Sample("", "bb")]], ["p", "s"])
+        assert sound.scores.values.tolist() == [1.0, 2.0]
+        assert poisoned.scores.values[0] != 6.0
+
+    def test_a_function_is_called_as_if_each_request_were_the_only_one(self) -> None:
+        def names(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+            return [float(len(columns))] * len(prompts)
+
+        reward = rm.load({"provider": "function", "function": names})
+        requests = [[Sample("", "a", {"answer": "4"})], [Sample("", "b")], [Sample("", "c", {"answer": "5"})]]
+        alone = [score_requests(reward, [request], ["alone"])[0].scores.values.tolist() for request in requests]
+        together = score_requests(reward, requests, ["1", "2", "3"])
+        assert [found.scores.values.tolist() for found in together] == alone
+        assert alone[0] != alone[1]
+
+    def test_a_reward_that_ends_programs_ends_no_server(self) -> None:
+        def leave(samples: Sequence[Sample]) -> list[float]:
+            if any(sample.completion == "exit()" for sample in samples):
+                raise SystemExit
+            return [1.0] * len(samples)
+
+        bad, good = score_requests(rm.load(leave), [[Sample("", "exit()")], [Sample("", "x")]], ["bad", "good"])
+        assert bad.errors and not good.errors
+        assert good.scores.values.tolist() == [1.0]
 
     def test_what_the_reward_makes_of_failures_itself_is_left_so(self) -> None:
         provider = Poisoned(names_rows=True)

@@ -293,6 +293,19 @@ class TestFailures:
             assert caught.value.rows == frozenset({5})
             assert provider.score(many(16), on_error="abstain").failed.sum() == 1
 
+    def test_many_bad_samples_do_not_keep_a_good_one_from_its_score(self) -> None:
+        samples = many(300)
+
+        async def before(body: dict[str, Any]) -> Reply | None:
+            bad = any(int(sample["completion"]) % 5 == 0 for sample in body["samples"])
+            return json_reply(422, {"error": {"message": "it ends in 0 or 5"}}) if bad else None
+
+        scorer = Scorer()
+        scorer.before = before
+        with remote(scorer, batch_size=32) as provider:
+            scores = provider.score(samples, on_error="abstain")
+            assert [row for row in range(300) if scores.failed[row]] == list(range(0, 300, 5))
+
     def test_a_server_that_rejects_everything_is_not_asked_forever(self) -> None:
         scorer = Scorer(max_items=64)
 
@@ -375,6 +388,15 @@ class TestFailures:
         with serving(shop, lifespan="off") as url, pytest.raises(UnsupportedError, match="No protocol knows this server"):
             rm.load(url).score(SAMPLES)
 
+    def test_samples_that_are_too_long_fail_alone_and_so_do_those_that_equal_them(self) -> None:
+        renderer = Renderer(make_tokenizer(), replace(Rendering.default(make_tokenizer()), max_length=20, truncation="error"))
+        with remote(Scorer(reward=lambda text: 3.0), protocol=Native()) as provider:
+            provider.renderer = renderer
+            long = rm.Sample("Q: ", "z " * 50)
+            with pytest.raises(ScoringError) as caught:
+                provider.score([SAMPLES[0], SAMPLES[0], long, SAMPLES[1], long])
+            assert sorted(caught.value.rows or ()) == [2, 4]
+
     def test_a_server_may_be_tried_out_before_it_is_used(self) -> None:
         with remote(FakeVLLM(told={"version": "dev"}), protocol=VLLM()) as provider:
             samples = [rm.Sample("Q: ", text) for text in ("4", "5", "a longer answer")]
@@ -444,6 +466,31 @@ class TestSeveralServers:
             assert provider.score(SAMPLES[2:3]).values.tolist() == EXPECTED[2:3]
             provider.close()
         assert "Q: ccc" in broken.texts
+
+    def test_a_second_request_that_cannot_be_sent_does_not_keep_the_first_from_being_tried_again(self) -> None:
+        scorer = Scorer()
+
+        async def before(body: dict[str, Any]) -> Reply | None:
+            if len(scorer.bodies) > 1:
+                return None
+            await asyncio.sleep(0.1)
+            return json_reply(503, {"error": {"message": "busy"}})
+
+        scorer.before = before
+        with remote(scorer, concurrency=1, hedge_after=0.02, deadline=5.0) as provider:
+            assert provider.score(SAMPLES).values.tolist() == EXPECTED
+
+    def test_one_that_refuses_is_left_to_the_others(self) -> None:
+        refusing, sound = Scorer(), Scorer()
+
+        async def before(body: dict[str, Any]) -> Reply | None:
+            return json_reply(404, {"error": {"message": "no such model"}})
+
+        refusing.before = before
+        with serving(refusing, lifespan="off") as one, serving(sound, lifespan="off") as other:
+            provider = Remote(url=[one, other], protocol=Native(), batch_size=1)
+            assert provider.score(SAMPLES).values.tolist() == EXPECTED
+            provider.close()
 
     def test_a_slow_answer_is_overtaken_by_a_second_request(self) -> None:
         slow, quick = Scorer(), Scorer()

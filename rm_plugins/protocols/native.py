@@ -81,7 +81,7 @@ class Native(Protocol):
             if error is not None and value is not None:
                 raise AnswerError(f"item {row} has both the reward {value} and the error {error!r:.80}", rows=[row])
             if error is not None:
-                errors[row] = str(error)
+                errors[row] = str(error) or "the server does not say why"
         details = found.get("details") or {}
         if not isinstance(details, Mapping):
             raise AnswerError(f"details is {details!r:.80}; a mapping of lists was expected")

@@ -80,8 +80,10 @@ class SGLang(Protocol):
         if len(found) != len(items):
             raise AnswerError(f"the answer has {len(found)} entries for {len(items)} items")
         values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(found, items, strict=True))]
-        versions = {str(_meta(entry).get("weight_version") or "default") for entry in found} - {"default"}
-        return Answer(values, fingerprint=", ".join(sorted(versions)))
+        versions = sorted({str(_meta(entry).get("weight_version") or "default") for entry in found})
+        if len(versions) > 1:
+            raise AnswerError(f"the weights changed between the items of one answer: {', '.join(versions)}")
+        return Answer(values, fingerprint="" if versions == ["default"] else versions[0])
 
     def failure(self, response: Response, items: int) -> Failure:
         """A model that generates text goes on doing so."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -71,13 +70,10 @@ class Swift(Protocol):
             )
         if isinstance(content, list) and len(content) == 1:
             (content,) = content
-        if isinstance(content, str):
-            try:
-                content = json.loads(content)
-            except ValueError:
-                raise AnswerError(
-                    f"the content is {content!r:.80}, no number: the server generates text, as it does without `--task_type seq_cls`"
-                ) from None
+        if isinstance(content, str):  # though it may look like a number
+            raise AnswerError(
+                f"the content is {content!r:.80}, a text: the server generates, as it does without `--task_type seq_cls`"
+            )
         return Answer([finite(content, "the content", row=0)])
 
     def failure(self, response: Response, items: int) -> Failure:

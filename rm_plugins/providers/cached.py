@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
-from rm_plugins.providers.parts import Combinator, learns_while_scoring, ranks_within_batch, score_rows, summed_work
+from rm_plugins.providers.parts import (
+    Combinator,
+    failures_in,
+    learns_while_scoring,
+    ranks_within_batch,
+    score_rows,
+    summed_work,
+)
 from rm_plugins.providers.sum import Sum
 from rm_plugins.scoring.score_cache import MEMORY, ScoreCache
 from rm_plugins.types import Provider, Sample, Scores
@@ -67,19 +74,16 @@ class Cached(Combinator):
         unknown = self._cache.read(contents, outputs).tolist()
         firsts = {contents[row]: row for row in reversed(unknown)}
         rows = sorted(firsts.values())
-        failures = self._failures()
+        failures = failures_in(self.reward)
         (found,) = score_rows(samples, [(self.reward, rows)])
         for row in unknown:
             outputs[row] = found.values[firsts[contents[row]]]
-        if self._failures() == failures:
+        if failures_in(self.reward) == failures:
             self._cache.write([contents[row] for row in rows], outputs[rows])
         self.counts["cached"] += len(samples) - len(unknown)
         values = outputs[:, 0]
         work = summed_work([found])
         return Scores(values, {"reward": values}, {**work, "cached": work.get("cached", 0) + len(samples) - len(unknown)})
-
-    def _failures(self) -> int:
-        return sum(part.counts["errors"] for _, part in self.reward.walk())
 
 
 def _check_lasts(reward: Provider) -> None:

@@ -14,6 +14,7 @@ from rm_plugins.types import FloatArray, OnError, Provider, Sample, Scores, Tran
 
 __all__ = [
     "Combinator",
+    "failures_in",
     "learns_while_scoring",
     "part_details",
     "ranks_within_batch",
@@ -101,6 +102,11 @@ def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
     for part in parts:
         work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
     return dict(work)
+
+
+def failures_in(reward: Provider) -> int:
+    """How often the reward or a part of it has failed so far, what an abstention or a fallback made up for included."""
+    return sum(part.counts["errors"] for _, part in reward.walk())
 
 
 def ranks_within_batch(part: Provider) -> bool:

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
 from rm_plugins.scoring.render import Renderer, Truncation
-from rm_plugins.types import ModelSource, OnError, Provider, Sample, Scores
+from rm_plugins.types import ModelSource, OnError, Provider, Sample, Scores, rows_of_batch
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Remote"]
@@ -161,10 +161,11 @@ class Remote(Provider):
             fleet, self._fleet = self._fleet, None
         if fleet is not None and fleet.network.pid == os.getpid():
             fleet.network.run(fleet.close())
+        super().close()
 
     def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
         """As every provider's; what has been scored is not asked for again where other samples of the batch fail."""
-        vars(self._known).update(outcomes={}, tally=Counter())
+        vars(self._known).update(outcomes={}, tally=Counter(), begun=time.monotonic())
         try:
             return super().score(samples, on_error=on_error)
         finally:
@@ -172,7 +173,7 @@ class Remote(Provider):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have each different sample scored once, whichever server does it."""
-        begun = time.monotonic()
+        begun: float = vars(self._known).setdefault("begun", time.monotonic())
         contents = [_content(sample) for sample in samples]
         known: dict[object, Outcome] = vars(self._known).get("outcomes", {})
         tally: Counter[str] = vars(self._known).get("tally", Counter())
@@ -181,7 +182,7 @@ class Remote(Provider):
             if content not in known:
                 firsts.setdefault(content, row)
         if firsts:
-            sendable = SendableSamples([samples[row] for row in firsts.values()], self.renderer)
+            sendable = self._sendable(samples, contents, list(firsts.values()))
             known.update(zip(firsts, self._scored(sendable, tally), strict=True))
         outcomes = [known[content] for content in contents]
         failed = {row: outcome.error for row, outcome in enumerate(outcomes) if outcome.error}
@@ -202,6 +203,28 @@ class Remote(Provider):
                 **({"fingerprint": fingerprint} if fingerprint else {}),
             },
         )
+
+    def _sendable(self, samples: Sequence[Sample], contents: Sequence[object], rows: Sequence[int]) -> SendableSamples:
+        """What is sent of `rows`, of which each stands for all samples of its content."""
+        try:
+            with rows_of_batch(rows):
+                return SendableSamples([samples[row] for row in rows], self.renderer)
+        except ScoringError as error:
+            unfit, reason = error.rows or rows, str(error)
+            cause: Exception = error
+        except DataError as error:
+            unfit, reason = [row for row in rows if self._is_unfit(samples[row])] or rows, str(error)
+            cause = error
+        wrong = {contents[row] for row in unfit}
+        named = [row for row, content in enumerate(contents) if content in wrong]
+        raise ScoringError(f"The remote scorer {self.called} cannot be sent item {named[0]}: {reason}", rows=named) from cause
+
+    def _is_unfit(self, sample: Sample) -> bool:
+        try:
+            SendableSamples([sample], self.renderer)
+        except DataError:
+            return True
+        return False
 
     def _scored(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
         with self._lock:
@@ -237,7 +260,7 @@ def _column(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float
 def _content(sample: Sample) -> object:
     """What equal samples have in common; the very object where that cannot be told."""
     try:
-        return json.dumps(sample_to_json(sample), sort_keys=True)
+        return json.dumps(sample_to_json(sample))
     except (TypeError, ValueError):
         return id(sample)
 

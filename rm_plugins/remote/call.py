@@ -67,7 +67,8 @@ class ScoringCall:
         self._setbacks: dict[int, str] = {}
         self._name = uuid.uuid4().hex[:12]
         self._numbers = count()
-        self._splits_left = 100 + len(samples) // 4  # to find what a server rejects; more would be an attack on it
+        # To find what a server rejects that has taken nothing yet; more would be an attack on it.
+        self._splits_left: float = 100 + len(samples) // 4
 
     async def outcomes(self) -> list[Outcome]:
         """Have everything scored; one outcome for each sample, [N].
@@ -174,16 +175,19 @@ class ScoringCall:
         while True:
             turn = await self._fleet.turn(avoid)
             try:
-                self._outcomes.update(await self._answered_in_time(rows, request_id, turn))
+                found = await self._answered_in_time(rows, request_id, turn)
+                self._outcomes.update(found)
+                self._splits_left = math.inf if any(not outcome.error for outcome in found.values()) else self._splits_left
                 return
-            except Setback as found:
-                setback = found
+            except Setback as error:
+                setback = error
             finally:
                 self._fleet.done(turn)
             reason = f"{turn.endpoint.url}: {setback}"
             match setback.cause:
                 case "refused":
-                    raise ScoringError(f"The remote scorer {self._fleet.called} cannot be used. {reason}")
+                    self._fleet.leave_out(turn.endpoint, ScoringError(str(setback)))
+                    continue
                 case "too-large" if len(rows) > 1:
                     return await self._split(rows, self._most_items(turn.facts))
                 case "rejected" if len(rows) > 1 and self._splits_left > 0:
@@ -203,11 +207,8 @@ class ScoringCall:
             self._tally["retries"] += 1
             self._setbacks.update(dict.fromkeys(rows, reason))
             avoid = turn.endpoint
-            await asyncio.sleep(self._delay(setback, lost if setback.cause == "connection" else failures, avoid))
-
-    def _delay(self, setback: Setback, failures: int, endpoint: Endpoint) -> float:
-        asked = None if self._fleet.has_another(endpoint) else setback.retry_after  # another one did not ask for it
-        return asked or backoff(failures, self._fleet.random.random())
+            times = lost if setback.cause == "connection" else failures
+            await asyncio.sleep(backoff(times, self._fleet.random.random()))
 
     async def _split(self, rows: Sequence[int], most: int) -> None:
         self._tally["splits"] += 1
@@ -223,9 +224,12 @@ class ScoringCall:
         running = {first}
         try:
             done, _ = await asyncio.wait(running, timeout=self._settings.hedge_after)
+            sent = asyncio.Event()
             if not done:
-                running.add(asyncio.ensure_future(self._answered_by_another(rows, request_id, turn.endpoint)))
-            while running:
+                running.add(asyncio.ensure_future(self._answered_by_another(rows, request_id, turn.endpoint, sent)))
+            while running and not (
+                first.done() and not sent.is_set()
+            ):  # one that waits for its turn may wait for the first one's
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if task.exception() is None:
@@ -234,9 +238,12 @@ class ScoringCall:
         finally:
             await _cancelled([first, *running])
 
-    async def _answered_by_another(self, rows: Sequence[int], request_id: str, than: Endpoint) -> dict[int, Outcome]:
+    async def _answered_by_another(
+        self, rows: Sequence[int], request_id: str, than: Endpoint, sent: asyncio.Event
+    ) -> dict[int, Outcome]:
         turn = await self._fleet.turn(avoid=than)
         try:
+            sent.set()
             self._tally["hedges"] += 1
             return await self._answered(rows, request_id, turn)
         finally:

@@ -27,6 +27,7 @@ def _is_worth_telling(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger(httpx2.__name__).addFilter(_is_worth_telling)
+logging.getLogger("hpack").setLevel(logging.INFO)  # below that it tells the headers, and the key in them
 
 
 class Connections:

@@ -102,6 +102,7 @@ class Endpoint:
     in_flight: int = 0
     latency: float = 0.0
     heard_at: float = -math.inf
+    not_before: float = -math.inf
     trouble: str = ""
 
     def wait(self, now: float) -> float:
@@ -109,7 +110,7 @@ class Endpoint:
         one_at_a_time = self.breaker.is_open and self.in_flight > 0
         if self.facts is None or self.left_out or self.in_flight >= self.limit.value or one_at_a_time:
             return math.inf
-        return self.breaker.wait(now)
+        return max(self.breaker.wait(now), self.not_before - now, 0.0)
 
     @property
     def load(self) -> tuple[float, float]:
@@ -129,6 +130,7 @@ class Endpoint:
         """Take note of a request without scores."""
         self.trouble = str(setback)
         self._took(now - sent_at + _FAILURE_COSTS)
+        self.not_before = max(self.not_before, now + (setback.retry_after or 0.0))
         if setback.cause in ("overload", "timeout"):
             self.limit.overloaded(sent_at, now)
         if setback.speaks_of_the_server:

@@ -10,7 +10,7 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -45,7 +45,6 @@ class Turn:
 
     endpoint: Endpoint
     facts: ServerFacts
-    sent_at: float
 
 
 @dataclass(slots=True)
@@ -141,9 +140,11 @@ class Fleet:
         turn.endpoint.in_flight -= 1
         self._go_on()
 
-    def has_another(self, than: Endpoint) -> bool:
-        """Whether there is another server, if perhaps a busy one."""
-        return any(endpoint.facts and not endpoint.left_out for endpoint in self.endpoints if endpoint is not than)
+    def leave_out(self, endpoint: Endpoint, reason: RmPluginsError) -> None:
+        """Send a server nothing more in the calls that run now."""
+        endpoint.left_out = reason
+        self._notices.say(("left out", endpoint.url), f"{endpoint.url} is left out: {reason}")
+        self._go_on()
 
     def _go_on(self) -> None:
         """Give turns to those who wait, as far as servers can take requests, and ask servers what they are."""
@@ -160,7 +161,7 @@ class Fleet:
                 first.turn.set_exception(self._hopeless())
             elif chosen is not None and chosen.facts is not None:
                 chosen.in_flight += 1
-                first.turn.set_result(Turn(chosen, chosen.facts, now))
+                first.turn.set_result(Turn(chosen, chosen.facts))
             else:
                 break
             self._waiting.popleft()
@@ -204,18 +205,21 @@ class Fleet:
                 await asyncio.sleep(endpoint.breaker.wait(monotonic()))
                 sent_at = monotonic()
                 try:
-                    endpoint.facts = await self.protocol.prepare(ask)
+                    facts = await self.protocol.prepare(ask)
+                    if not isinstance(facts, ServerFacts):
+                        raise TypeError(f"prepare() of the protocol {self.protocol.name!r} gave {facts!r:.80}, no ServerFacts")
+                    endpoint.facts = facts
                 except Exception as error:  # a protocol may be anybody's and raise anything
                     setback = self._as_setback(error)
                     unreachable += setback.cause == "connection"
                     failed += setback.cause != "connection"
                     # What a server that was known says now may be a gateway's, until the server is back.
                     final = isinstance(error, UnsupportedError) and endpoint not in self._known
-                    if final or setback.cause == "refused" or failed >= self.settings.tries:
-                        kind = UnsupportedError if isinstance(error, UnsupportedError) else ScoringError
+                    hopeless = failed >= self.settings.tries and endpoint not in self._known
+                    if final or setback.cause == "refused" or hopeless:
+                        kind = UnsupportedError if final else ScoringError
                         hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
-                        endpoint.left_out = kind(f"{self.redacted(str(setback))}{hint}")
-                        self._notices.say(("left out", endpoint.url), f"{endpoint.url} is left out: {endpoint.left_out}")
+                        self.leave_out(endpoint, kind(f"{self.redacted(str(setback))}{hint}"))
                     else:
                         self.noted(endpoint, setback, sent_at, self.tally, "it is asked again what it is")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
@@ -257,7 +261,10 @@ class Fleet:
             self._connections[trust] = self.network.borrow(trust)
         timeout = min(self.settings.timeout, longest)
         url = f"{endpoint.url}{request.path}"
-        return await self._connections[trust].exchange(url, request.method, body, headers, timeout)
+        response = await self._connections[trust].exchange(url, request.method, body, headers, timeout)
+        if self._key and self._key.encode() in response.body:  # before a message quotes a part of it
+            response = replace(response, body=response.body.replace(self._key.encode(), b"***"))
+        return response
 
     def setback(self, protocol: Protocol, response: Response, items: int) -> Setback:
         """What an answer with an error status means, for a request of so many items."""

@@ -78,7 +78,10 @@ def parcel_of(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, r
         rows = [row for row in rows if row not in unsendable]
         if not rows:
             return Parcel([], None, None, unsendable)
-        request, body = made(rows)
+        try:
+            request, body = made(rows)
+        except DataError as mixed:
+            raise Setback("too-large", str(mixed)) from mixed
     if len(rows) > 1 and body is not None and len(body) > MOST_BYTES:
         raise Setback("too-large", f"{len(body):,} bytes are more than a request should have")
     return Parcel(rows, request, body, unsendable)

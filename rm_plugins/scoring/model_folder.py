@@ -90,5 +90,9 @@ def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
         return configured_renderer(tokenizer, manifest.rendering, **settings)
     limit = None
     if found_file(source, "config.json", None):
-        limit = getattr(AutoConfig.from_pretrained(source).get_text_config(), "max_position_embeddings", None)
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The configuration in {source} cannot be read: {error}") from error
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return configured_renderer(tokenizer, Rendering.default(tokenizer, limit), **settings)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8
 _MOST_SECONDS_TO_WAIT = 60
+_MOST_CALLS = 64
 _LONGEST_PAUSE = 0.1
 """Of the time that the batch before took."""
 _QUIET_SECONDS = 0.005
@@ -123,6 +124,7 @@ class Batcher(Generic[Work, Result]):
         self.is_stopping = False
         self._accepted: set[_Job[Work, Result]] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
         self._changed = asyncio.Event()
         self._answered = self._arrived = 0  # requests of the last batch, and those that came since
         self._pause_ends = 0.0
@@ -163,7 +165,9 @@ class Batcher(Generic[Work, Result]):
         """
         if self.is_stopping:
             raise Stopped
-        if self.queue and (self.queue.items + items > self.max_items or self.queue.size + size > self.max_size):
+        if self._dispatcher is None:  # an application inside of another one is not told of its beginning
+            self.start()
+        if self.queue and self._is_too_much(client, items, size):
             raise Overloaded(self.retry_after)
         job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
         self.queue.put(job)
@@ -178,6 +182,19 @@ class Batcher(Generic[Work, Result]):
         finally:
             self._accepted.discard(job)
 
+    def _is_too_much(self, client: str, items: int, size: int) -> bool:
+        """Whether a client's request must not wait: there is no room, and it is this client who has filled its part of it."""
+        queue = self.queue
+        shares = queue.clients + (client not in queue)
+        own = queue.waiting(client)
+        for all_waiting, waiting, more, most in (
+            (queue.items, own.items, items, self.max_items),
+            (queue.size, own.size, size, self.max_size),
+        ):
+            if all_waiting + more > most and (waiting + more > most // shares or all_waiting + more > 2 * most):
+                return True
+        return False
+
     @property
     def retry_after(self) -> int:
         """Whole seconds in which about half of what waits will be done."""
@@ -185,7 +202,22 @@ class Batcher(Generic[Work, Result]):
         return max(1, min(_MOST_SECONDS_TO_WAIT, math.ceil(seconds)))
 
     async def call(self, function: Callable[..., Value], *arguments: Any) -> Value:
-        """Run a function where batches run, for it to meet none of them there."""
+        """Run a function where batches run, for it to meet none of them there.
+
+        Raises:
+            Overloaded: Too many of these wait already.
+            Stopped: The batcher stops.
+        """
+        if self.is_stopping:
+            raise Stopped
+        if len(self._calls) >= _MOST_CALLS:
+            raise Overloaded(self.retry_after)
+        called = asyncio.ensure_future(self._in_thread(function, *arguments))
+        self._calls.add(called)
+        called.add_done_callback(self._calls.discard)
+        return await called
+
+    async def _in_thread(self, function: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def settled(self) -> None:
@@ -194,9 +226,9 @@ class Batcher(Generic[Work, Result]):
             await asyncio.wait(set(self._running))
 
     async def drained(self) -> None:
-        """Wait until nothing of what was accepted is left."""
-        while self._accepted:
-            await asyncio.wait({job.answer for job in self._accepted})
+        """Wait until nothing of what was accepted is left, and nothing runs."""
+        while waiting := {job.answer for job in self._accepted} | self._calls | self._running:
+            await asyncio.wait(waiting)
             await asyncio.sleep(0)  # for those who waited for it to take notice
 
     async def stop(self, seconds: float) -> bool:
@@ -213,7 +245,7 @@ class Batcher(Generic[Work, Result]):
             await asyncio.wait_for(self.drained(), seconds)
         except TimeoutError:
             logger.warning("%d requests were not finished within %g s", len(self._accepted), seconds)
-        finished = not self._accepted
+        finished = not (self._accepted or self._calls or self._running)
         if self._dispatcher is not None:
             self._dispatcher.cancel()
         for job in self._accepted:
@@ -246,7 +278,7 @@ class Batcher(Generic[Work, Result]):
         started = time.monotonic()
         results: Sequence[Result | Exception]
         try:
-            results = await self.call(self._run, [job.work for job in jobs])
+            results = await self._in_thread(self._run, [job.work for job in jobs])
         except Exception as error:  # a fault of `run` itself; the next batch may go well
             logger.exception("A batch failed")
             results = [error] * len(jobs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -26,10 +28,12 @@ class BodyReader:
 
     Args:
         limit: Most bytes of one; all that are held at the same time may be sixteen times as long.
+        seconds: The most time for one to come.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, seconds: float = 60.0) -> None:
         self.limit = limit
+        self.seconds = seconds
         self.held = 0
         """Bytes of the bodies of all requests that have not been answered."""
 
@@ -45,8 +49,12 @@ class BodyReader:
         size = 0
         try:
             is_whole = False
+            ends = time.monotonic() + self.seconds
             while not is_whole:
-                message = await receive()
+                try:
+                    message = await asyncio.wait_for(receive(), ends - time.monotonic())
+                except TimeoutError:
+                    raise Problem("invalid", f"the body did not come within {self.seconds:g} s", status=408) from None
                 if message["type"] == "http.disconnect":
                     raise Disconnected
                 chunk = message.get("body", b"")
@@ -64,7 +72,7 @@ class BodyReader:
 
 
 def check_json(body: bytes) -> None:
-    """Refuse what Python's JSON reader takes and JSON does not know, or no tokenizer can read.
+    """Refuse what Python's JSON reader takes and JSON does not know, other encodings than UTF-8 too, or no tokenizer can read.
 
     Whether there might be any is seen at once, so that other bodies are not read twice. What is no JSON at all is left for those to
     refuse who expect some.
@@ -72,6 +80,10 @@ def check_json(body: bytes) -> None:
     Raises:
         Problem: A number is not finite, or half of a surrogate pair stands alone.
     """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
     finite = not any(mark in body for mark in _NOT_FINITE)
     if finite and not _SURROGATE.search(body):
         return

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 
 from rm_plugins.errors import DataError
@@ -60,8 +61,7 @@ class Endpoints:
         for dialect in dialects:
             for route in dialect.router.routes:
                 # Who watches over a server has no key to it; the route's own path counts, not what a client makes of it.
-                is_open = not dialect.needs_key or "/health" in getattr(route, "path", "")
-                self._add(route, _Endpoint(dialect, needs_key=not is_open))
+                self._add(route, _Endpoint(dialect, needs_key="/health" not in getattr(route, "path", "")))
         for route in open_routes:
             self._add(route, _Endpoint(dialects[0], needs_key=False))
 
@@ -107,7 +107,7 @@ class Boundary:
         headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"authorization")}
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        endpoint = self._endpoints.of(scope["path"])
+        endpoint = self._endpoints.of(get_route_path(scope))
         fields: Fields = {"request_id": request_id.decode(), "dialect": endpoint.dialect.name}
         current_fields.set(fields)
         answer = _Answer(send, request_id)
@@ -123,7 +123,7 @@ class Boundary:
                     "this server asks for a key: Authorization: Bearer KEY",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
                 async with self._bodies.read(receive) as body:
                     check_json(body)
                     await self._watched(scope, body, receive, answer)
@@ -136,7 +136,12 @@ class Boundary:
         seconds = time.perf_counter() - started
         cause = str(fields.get("cause", ""))
         self._metrics.answered(endpoint.dialect.name, answer.status, cause, seconds)
-        fields |= {"method": scope["method"], "path": scope["path"], "status": answer.status, "ms": round(1e3 * seconds, 1)}
+        fields |= {
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": answer.status,
+            "ms": round(1e3 * seconds, 1),
+        }
         log_request(fields)
 
     async def _watched(self, scope: Message, body: bytes, receive: Receive, answer: _Answer) -> None:

@@ -107,13 +107,11 @@ class Dialect:
         name: For metrics and logs.
         router: Its endpoints.
         error_body: The JSON that stands for a problem.
-        needs_key: Whether the key is asked for, where the server has one.
     """
 
     name: str
     router: APIRouter
     error_body: Callable[[Problem], Any]
-    needs_key: bool = True
 
 
 async def score(request: Request, samples: Sequence[Sample]) -> Scored:

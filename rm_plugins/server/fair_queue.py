@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-__all__ = ["FairQueue", "Job"]
+__all__ = ["FairQueue", "Job", "Waiting"]
 
 
 class Job(Protocol):
@@ -28,10 +28,19 @@ class Job(Protocol):
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
+class Waiting(NamedTuple):
+    """What waits, in samples and in work."""
+
+    items: int
+    size: int
+
+
 @dataclass(slots=True)
 class _Line(Generic[AnyJob]):
     jobs: deque[AnyJob] = field(default_factory=deque)
     credit: int = 0
+    items: int = 0
+    size: int = 0
 
 
 class FairQueue(Generic[AnyJob]):
@@ -55,11 +64,24 @@ class FairQueue(Generic[AnyJob]):
     def __bool__(self) -> bool:
         return bool(self._lines)
 
+    def __contains__(self, client: str) -> bool:
+        return client in self._lines
+
+    @property
+    def clients(self) -> int:
+        """How many clients have jobs that wait."""
+        return len(self._lines)
+
+    def waiting(self, client: str) -> Waiting:
+        """What waits of a client's."""
+        line = self._lines.get(client)
+        return Waiting(0, 0) if line is None else Waiting(line.items, line.size)
+
     def put(self, job: AnyJob) -> None:
         """Add a job behind those of its client."""
-        self._lines.setdefault(job.client, _Line()).jobs.append(job)
-        self.items += job.items
-        self.size += job.size
+        line = self._lines.setdefault(job.client, _Line())
+        line.jobs.append(job)
+        self._count(line, job.items, job.size)
 
     def discard(self, job: AnyJob) -> bool:
         """Take a job out; returns whether it was there."""
@@ -67,7 +89,7 @@ class FairQueue(Generic[AnyJob]):
         if line is None or job not in line.jobs:
             return False
         line.jobs.remove(job)
-        self._taken(job)
+        self._count(line, -job.items, -job.size)
         if not line.jobs:
             self._leave(job.client)
         return True
@@ -86,7 +108,7 @@ class FairQueue(Generic[AnyJob]):
                 if batch and job.size > room:
                     return batch
                 line.jobs.popleft()
-                self._taken(job)
+                self._count(line, -job.items, -job.size)
                 batch.append(job)
                 line.credit -= job.size
                 room -= job.size
@@ -97,9 +119,10 @@ class FairQueue(Generic[AnyJob]):
                 self._leave(client)
         return batch
 
-    def _taken(self, job: AnyJob) -> None:
-        self.items -= job.items
-        self.size -= job.size
+    def _count(self, line: _Line[AnyJob], items: int, size: int) -> None:
+        for counted in (self, line):
+            counted.items += items
+            counted.size += size
 
     def _leave(self, client: str) -> None:
         if next(iter(self._lines)) == client:

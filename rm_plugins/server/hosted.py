@@ -183,7 +183,7 @@ def characters(sample: Sample) -> int:
         return 4 * len(sample.token_ids)
     total = 0
     for part in (sample.prompt, sample.completion):
-        total += len(part) if isinstance(part, str) else sum(len(str(message.get("content") or "")) + 16 for message in part)
+        total += len(part) if isinstance(part, str) else sum(len(str(value)) for message in part for value in message.values())
     if sample.columns:
         try:
             total += len(json.dumps(sample.columns, default=str))

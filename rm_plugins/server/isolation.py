@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError
+from rm_plugins.providers.parts import failures_in
 from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
 __all__ = ["Isolated", "score_requests"]
@@ -34,28 +35,36 @@ class Isolated:
 
 
 def score_requests(
-    provider: Provider, requests: Sequence[Sequence[Sample]], names: Sequence[str], *, by_row: bool = True
+    provider: Provider,
+    requests: Sequence[Sequence[Sample]],
+    names: Sequence[str],
+    *,
+    merges: bool = True,
+    by_row: bool = True,
 ) -> list[Isolated]:
-    """Score each request's samples, all in one batch as long as nothing fails.
+    """Score each request's samples, all that have the same columns in one batch as long as nothing fails.
 
-    What the provider's own `on_error` makes an abstention is one. Where it raises, it is found out by halves whose sample is at
-    fault: the requests that the error may be about first, then the rows of each of these. What is left to fail has an error.
+    What the provider's own `on_error` makes up for is made up for in each request by itself. Where it raises, it is found out by
+    halves whose sample is at fault: the requests that the error may be about first, then the rows of each of these. What is left
+    to fail has an error.
 
     Args:
         provider: The reward.
         requests: The samples of each request, none of them empty.
         names: What the log calls each request.
+        merges: Whether samples of several requests may be scored together.
         by_row: Whether a request's rows may be scored apart from each other, which they may not where a score depends on the others.
     """
     found: dict[int, Isolated] = {}
-    groups = [list(range(len(requests)))] if requests else []
+    groups = _alike(requests) if merges else [[number] for number in range(len(requests))]
     while groups:
         group = groups.pop()
         if len(group) == 1:
             found[group[0]] = _Rows(provider, requests[group[0]], names[group[0]], by_row).score()
             continue
+        failures = failures_in(provider)
         try:
-            scores = provider.score([sample for number in group for sample in requests[number]])
+            scores = _scored(provider, [sample for number in group for sample in requests[number]])
         except Exception as error:
             concerned = _concerned(error, group, [len(requests[number]) for number in group])
             logger.warning(
@@ -66,12 +75,33 @@ def score_requests(
                 groups += [[number] for number in concerned]
             groups += _halves(others)
         else:
+            if failures_in(provider) != failures:  # what made up for it may have done so for everybody's samples
+                groups += [[number] for number in group]
+                continue
             start = 0
             for number in group:
                 stop = start + len(requests[number])
                 found[number] = Isolated(_part(scores, start, stop))
                 start = stop
     return [found[number] for number in range(len(requests))]
+
+
+def _alike(requests: Sequence[Sequence[Sample]]) -> list[list[int]]:
+    """The requests by the names of their columns: a function may be called otherwise where another one's sample has more."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for number, samples in enumerate(requests):
+        groups.setdefault(frozenset(name for sample in samples for name in sample.columns), []).append(number)
+    return list(groups.values())
+
+
+def _scored(provider: Provider, samples: Sequence[Sample]) -> Scores:
+    """The scores; whatever a reward raises, even what is meant to end a program, is a failure of it."""
+    try:
+        return provider.score(samples)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise ScoringError(f"The reward raised {type(error).__name__}: {error}") from error
 
 
 def _concerned(error: Exception, group: Sequence[int], sizes: Sequence[int]) -> set[int]:
@@ -112,7 +142,7 @@ class _Rows:
 
     def _score(self, rows: list[int]) -> None:
         try:
-            scores = self._provider.score([self._samples[row] for row in rows])
+            scores = _scored(self._provider, [self._samples[row] for row in rows])
         except Exception as error:
             is_first = len(rows) == len(self._samples)
             logger.warning(

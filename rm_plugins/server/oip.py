@@ -36,7 +36,10 @@ class Tensor(RequestBody):
 
     name: str
     shape: list[Annotated[int, Field(ge=1)]] = Field(
-        min_length=1, max_length=2, description="[B] or [B, 1] for texts and lengths; [B, L] for token ids and their mask."
+        fail_fast=True,
+        min_length=1,
+        max_length=2,
+        description="[B] or [B, 1] for texts and lengths; [B, L] for token ids and their mask.",
     )
     datatype: str = Field(description="BYTES for texts; INT64 or INT32 for the others.")
     data: list[Any] = Field(description="Row by row, flat or nested.")
@@ -54,8 +57,10 @@ class Infer(RequestBody):
     """Texts, pairs of texts, or token ids to score."""
 
     id: str | None = Field(None, description="Repeated in the answer.")
-    inputs: list[Tensor] = Field(min_length=1, description=f"{_INPUTS}.".replace("'", "`"))
-    outputs: list[Output] | None = Field(None, description="`rewards`, which is the default, and details by their names.")
+    inputs: list[Tensor] = Field(min_length=1, fail_fast=True, description=f"{_INPUTS}.".replace("'", "`"))
+    outputs: Annotated[list[Output], Field(fail_fast=True)] | None = Field(
+        None, description="`rewards`, which is the default, and details by their names."
+    )
     parameters: dict[str, Any] = Field(
         {}, description="`add_special_tokens`: whether the tokenizer adds its own to `sentences`; false by default."
     )
@@ -259,7 +264,9 @@ def _integers(tensor: Tensor) -> list[list[int]]:
 
 
 def _flat(tensor: Tensor) -> list[Any]:
-    nested = all(isinstance(row, list) for row in tensor.data)
+    nested = bool(tensor.data) and all(isinstance(row, list) for row in tensor.data)
+    if nested and [len(tensor.data), *{len(row) for row in tensor.data}] != tensor.shape:
+        raise Problem("invalid", f"the data of {tensor.name} are lists of other lengths than the shape {tensor.shape}")
     values = [value for row in tensor.data for value in row] if nested else tensor.data
     if len(values) != math.prod(tensor.shape):
         raise Problem(

@@ -21,8 +21,10 @@ __all__ = ["dialect"]
 class GetReward(RequestBody):
     """Queries to score, and what else OpenRLHF's client knows of them."""
 
-    query: str | Annotated[list[str], Field(min_length=1)] = Field(description="Prompt and response, one text for each.")
-    prompts: list[str | None] | None = Field(
+    query: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
+        description="Prompt and response, one text for each."
+    )
+    prompts: Annotated[list[str | None], Field(fail_fast=True)] | None = Field(
         None,
         description="The prompts alone. A reward that is not made of models alone is told where a query's response begins.",
     )

@@ -71,7 +71,8 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     Raises:
         RmPluginsError: The reward cannot be loaded.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to load again yet
+    asked_meanwhile: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, frame: asked_meanwhile.append(number))
     parent = os.getppid()
     hosted = Hosted.load(serving.spec)
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
@@ -85,7 +86,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, parent if supervised else None)
+    server = _Server(config, app.state.service, serving.url, parent if supervised else None, asked_meanwhile)
     server.run(sockets=[listening])
     return server.finished
 
@@ -98,14 +99,18 @@ class _Server(uvicorn.Server):
         service: What scores.
         url: Where it is reached.
         parent: The process without which this one ends as well.
+        asked_meanwhile: The signals to load again that came while it loaded.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, url: str, parent: int | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, url: str, parent: int | None, asked_meanwhile: list[int]
+    ) -> None:
         super().__init__(config)
         self.finished = True
         self._service = service
         self._url = url
         self._parent = parent
+        self._asked_meanwhile = asked_meanwhile
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -114,6 +119,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        if self._asked_meanwhile:
+            self._begin(self._reload)
         logger.info(
             "Serving %s (fingerprint %s) at %s, with a page to try it at %s/",
             self._service.name,
@@ -204,6 +211,8 @@ class _Workers:
             process = self._context.Process(target=_work, args=self._arguments)
             process.start()
             self._processes.append(process)
+            if self._is_stopping:  # the signal came before it was on the list
+                self._send(signal.SIGTERM)
 
     def _stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
         self._is_stopping = True

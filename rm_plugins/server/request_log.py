@@ -22,7 +22,13 @@ current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default
 def log_request(fields: Fields) -> None:
     """Write the line of a request that has ended."""
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", " ".join(f"{name}={value}" for name, value in fields.items()), extra={"fields": fields})
+        logger.info("%s", " ".join(f"{name}={_shown(value)}" for name, value in fields.items()), extra={"fields": fields})
+
+
+def _shown(value: Any) -> str:
+    """A value in one word: what a client sent must not look like another line, or another field."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
 def configure_logging(form: Literal["json", "text"]) -> None:

@@ -76,7 +76,7 @@ class RewardsRequest(_Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": "step-7", "samples": _TWO_SAMPLES}]})
 
     id: str | None = Field(None, description="Any text; the answer has it too.", max_length=1_000)
-    samples: list[AnySample] = Field(description="What is scored; at most `max_items` of GET /v1/info.")
+    samples: list[AnySample] = Field(fail_fast=True, description="What is scored; at most `max_items` of GET /v1/info.")
     details: bool = Field(True, description="Whether the answer has the details of the rewards.")
 
 
@@ -142,7 +142,7 @@ class RenderRequest(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"samples": _TWO_SAMPLES[:1]}]})
 
-    samples: list[AnySample]
+    samples: list[AnySample] = Field(fail_fast=True)
 
 
 class Rendering(BaseModel):
@@ -232,9 +232,11 @@ def dialect(scorer: Scorer) -> Dialect:
         service: Service = request.app.state.service
         return _json({"renderings": await service.render(_samples(body.samples, scorer.max_items))})
 
-    @router.post("/v1/reload", response_model=ReloadAnswer, responses={401: _FAULTS[401], 500: _FAULTS[500]})
+    @router.post("/v1/reload", response_model=ReloadAnswer, responses={status: _FAULTS[status] for status in (401, 422, 500)})
     async def reload(request: Request) -> Response:
         """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise Problem("invalid", "this is asked for by a page of another site")
         service: Service = request.app.state.service
         changed = await service.reload()
         return _json({"fingerprint": service.fingerprint, "changed": changed})

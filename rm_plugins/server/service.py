@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class Service:
         self.max_items = settings.max_items
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
+        self._next_load: asyncio.Future[bool] | None = None
         self._waiting: list[asyncio.Future[bool]] = []
         self._batcher: Batcher[_Work, _Found] = Batcher(
             self._run,
@@ -116,18 +118,8 @@ class Service:
         size = self._checked_size(samples, hosted)
         fields = current_fields.get()
         name = str((fields or {}).get("request_id", ""))
-        try:
+        with _problems():
             done = await self._batcher.submit(_Work(samples, name, hosted), client=client, items=len(samples), size=size)
-        except Overloaded as error:
-            raise Problem(
-                "overload",
-                f"more samples wait than may; come again in {error.retry_after} s",
-                headers={"Retry-After": str(error.retry_after)},
-            ) from None
-        except Stopped:
-            raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"}) from None
-        except DataError as error:
-            raise Problem("invalid", str(error)) from error
         found = done.result
         scores, errors = found.isolated.scores, found.isolated.errors
         self.metrics.scored(
@@ -161,9 +153,8 @@ class Service:
         """
         hosted = self.hosted
         self._checked_size(samples, hosted)
-        if not self.is_ready:
-            raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"})
-        return await self._batcher.call(hosted.render, samples)
+        with _problems():
+            return await self._batcher.call(hosted.render, samples)
 
     async def reload(self) -> bool:
         """Load the spec again, in all processes of the server; returns whether another reward scores now.
@@ -184,7 +175,16 @@ class Service:
         Raises:
             Problem: It could not be loaded, and the earlier one goes on.
         """
+        if self._next_load is None:
+            self._next_load = asyncio.ensure_future(self._load_in_turn())
+            self._next_load.add_done_callback(
+                lambda load: load.cancelled() or load.exception()
+            )  # perhaps nobody waits any more
+        return await asyncio.shield(self._next_load)  # a client that goes away leaves nothing half done
+
+    async def _load_in_turn(self) -> bool:
         async with self._loading:
+            self._next_load = None  # who asks from here on may mean what is not read by this one
             waiting, self._waiting = self._waiting, []
             try:
                 changed = await self._swap()
@@ -214,7 +214,7 @@ class Service:
             ) from error
         changed = new.fingerprint != old.fingerprint
         self.metrics.reloaded("changed" if changed else "unchanged")
-        if not changed:
+        if not changed and new.provider.spec == old.provider.spec:
             new.close()
             logger.info("The reward is the same as before: %s", old.fingerprint[:12])
             return False
@@ -224,10 +224,13 @@ class Service:
         self.metrics.serves(self.name, old.fingerprint, now=False)
         self.metrics.serves(self.name, new.fingerprint, now=True)
         self._warn(new)
-        logger.info("Another reward scores from now on: %s in place of %s", new.fingerprint[:12], old.fingerprint[:12])
+        if changed:
+            logger.info("Another reward scores from now on: %s in place of %s", new.fingerprint[:12], old.fingerprint[:12])
+        else:
+            logger.info("The same reward has other settings from now on: %s", new.fingerprint[:12])
         await self._batcher.settled()
         await asyncio.to_thread(old.close)
-        return True
+        return changed
 
     def _shape(self, hosted: Hosted) -> dict[str, Any]:
         tokens = self.settings.max_batch_tokens or hosted.batch_tokens
@@ -275,10 +278,27 @@ class Service:
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
         by_row = hosted.is_merged and not hosted.provider.concurrent
         with counting_tokens(hosted.renderers) as usage:
-            isolated = score_requests(hosted.provider, requests, names, by_row=by_row)
+            isolated = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
             for place, one in zip(sound, isolated, strict=True):
                 found[place] = _Found(one, hosted, *usage(works[place].samples))
         return [found[place] for place in range(len(works))]
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    """What the batcher raises, as a client is told of it."""
+    try:
+        yield
+    except Overloaded as error:
+        raise Problem(
+            "overload",
+            f"more waits than may; come again in {error.retry_after} s",
+            headers={"Retry-After": str(error.retry_after)},
+        ) from None
+    except Stopped:
+        raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"}) from None
+    except DataError as error:
+        raise Problem("invalid", str(error)) from error
 
 
 def _finite(values: Any) -> list[float | None]:

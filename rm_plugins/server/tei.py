@@ -36,8 +36,8 @@ _ERROR_TYPES: Mapping[Cause, str] = {
     "failed": "Backend",
 }
 
-_Text = Annotated[list[str], Field(min_length=1, max_length=1)]
-_Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+_Text = Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
+_Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 
 
 class _Options(RequestBody):
@@ -49,7 +49,7 @@ class _Options(RequestBody):
 class Predict(_Options):
     """Texts, or pairs of a prompt and a completion, to score."""
 
-    inputs: str | _Text | _Pair | Annotated[list[_Text | _Pair], Field(min_length=1)] = Field(
+    inputs: str | _Text | _Pair | Annotated[list[_Text | _Pair], Field(min_length=1, fail_fast=True)] = Field(
         description='One text "a" or ["a"], ONE pair ["a", "b"], or a batch of either [["a"], ["b", "c"]].'
     )
 
@@ -71,7 +71,7 @@ class Rerank(_Options):
     """A prompt, and its completions to rank."""
 
     query: str
-    texts: list[str] = Field(min_length=1)
+    texts: list[str] = Field(min_length=1, fail_fast=True)
     return_text: bool = False
 
 

@@ -47,7 +47,7 @@ __all__ = [
 _Filled: TypeAlias = Annotated[str, Field(min_length=1)]
 _Token: TypeAlias = Annotated[int, Field(ge=0)]
 _Item = TypeVar("_Item")
-_Some: TypeAlias = Annotated[list[_Item], Field(min_length=1)]
+_Some: TypeAlias = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
 
 
 class Options(RequestBody):
@@ -93,13 +93,13 @@ class ChatMessage(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="allow")
 
     role: Literal["assistant", "developer", "function", "system", "tool", "user"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
 
 class Chat(Options):
     """One conversation, which the reward renders with its own template."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: _Some[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: Literal[False] = False
     add_generation_prompt: Literal[False] = False

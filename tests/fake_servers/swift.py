@@ -57,10 +57,10 @@ def swift(
         forms: dict[str, tuple[Any, Any]] = {
             "regression": (score, None),
             "list": ([score], None),
-            "text": (str(score), None),
             "classifier": (1, logprobs),
             "multi-label": ([1], logprobs),
             "generator": ("The answer is good.", None),
+            "calculator": ("42", None),
         }
         content, extra = forms[kind]
         message = {"role": "assistant", "content": content, "tool_calls": None, "reasoning_content": None}
