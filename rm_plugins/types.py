@@ -28,6 +28,7 @@ __all__ = [
     "Sample",
     "Scores",
     "Transform",
+    "merged",
     "rows_of_batch",
 ]
 
@@ -447,7 +448,7 @@ class Provider(ABC):
         else:
             nothing = np.full(len(samples), np.nan)
             parts.append(Scores(nothing, failed=np.isin(everything, failed)))
-        return _merged(parts)
+        return merged(parts)
 
 
 @contextmanager
@@ -460,7 +461,7 @@ def rows_of_batch(rows: Sequence[int]) -> Iterator[None]:
         raise ScoringError(str(error), rows=[int(row) for row in named]) from error
 
 
-def _merged(parts: Sequence[Scores]) -> Scores:
+def merged(parts: Sequence[Scores]) -> Scores:
     """Scores of disjoint rows of one batch laid over each other."""
 
     def first(columns: Sequence[FloatArray]) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError
 from rm_plugins.providers.parts import failures_in
-from rm_plugins.types import FloatArray, Provider, Sample, Scores
+from rm_plugins.types import Provider, Sample, Scores, merged
 
 __all__ = ["Isolated", "score_requests"]
 
@@ -138,7 +138,8 @@ class _Rows:
         self._score(list(range(size)))
         errors = {row: _told(self._errors[row]) for row in sorted(self._errors)}
         invalid = frozenset(row for row, error in self._errors.items() if isinstance(error, DataError))
-        return Isolated(_merged(self._parts, size), errors, invalid, is_broken=len(errors) == size and not invalid)
+        nothing = Scores(np.full(size, np.nan))
+        return Isolated(merged([nothing, *self._parts]), errors, invalid, is_broken=len(errors) == size and not invalid)
 
     def _score(self, rows: list[int]) -> None:
         try:
@@ -158,20 +159,6 @@ class _Rows:
                     self._score(some)
         else:
             self._parts.append(scores.scattered(rows, len(self._samples)))
-
-
-def _merged(parts: Sequence[Scores], size: int) -> Scores:
-    """Scores of disjoint rows laid over each other."""
-
-    def laid_over(columns: Sequence[FloatArray]) -> FloatArray:
-        out = np.full(size, np.nan)
-        for column in columns:
-            out = np.where(np.isnan(out), column, out)
-        return out
-
-    names = dict.fromkeys(name for part in parts for name in part.details)
-    details = {name: laid_over([part.details[name] for part in parts if name in part.details]) for name in names}
-    return Scores(laid_over([part.values for part in parts]), details)
 
 
 def _told(error: Exception) -> str:
