@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
+    from rm_plugins.suites import Suite
     from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
 __all__ = ["PROJECT", "HookSpecs", "hookimpl", "hookspec"]
@@ -59,6 +60,10 @@ class HookSpecs:
     @hookspec
     def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
         """Ways to speak to a remote scorer: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
+
+    @hookspec
+    def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]
+        """Benchmarks of rewards: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""
 
     @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]

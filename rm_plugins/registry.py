@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {
     "aggregate": "rm_register_aggregates",
     "transform": "rm_register_transforms",
     "protocol": "rm_register_protocols",
+    "suite": "rm_register_suites",
 }
 """What can be registered, and the hook that registers it."""
 
@@ -37,6 +38,7 @@ BUILT_INS = (
     "rm_plugins.aggregates",
     "rm_plugins.transforms",
     "rm_plugins.protocols",
+    "rm_plugins.suites",
 )
 
 

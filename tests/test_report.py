@@ -126,7 +126,7 @@ def test_completions_are_shown_once(tmp_path: Path) -> None:
 
 
 def test_a_curve_of_one_step(tmp_path: Path) -> None:
-    from rm_plugins.cli.report_charts import curves_svg
+    from rm_plugins.reports.training_charts import curves_svg
 
     drawn = curves_svg({"reward": Curve([1], np.array([1.0]))}, spread=Curve([1], np.array([np.nan])), marks=[1])
     assert drawn.startswith("<svg") and "width=" not in drawn.partition(">")[0]

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.cli.report_page import FIGURES, report_page
 from rm_plugins.evaluation.journal_summary import RewardSummary, summarize
 from rm_plugins.files import write_atomically
 from rm_plugins.journal import read_journal
+from rm_plugins.reports.training_page import FIGURES, training_page
 
 __all__ = ["command"]
 
@@ -35,7 +35,7 @@ def command(journal: Path, output: Path | None, last: int | None, window: int) -
     for reward in summary.rewards:
         _print(reward)
     out = output or journal / "report.html"
-    write_atomically(out, report_page(summary, f"Rewards in {journal}"))
+    write_atomically(out, training_page(summary, f"Rewards in {journal}"))
     click.echo(f"Wrote {out}.", err=True)
 
 

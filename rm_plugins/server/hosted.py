@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.providers.cached import Cached
+from rm_plugins.fingerprint import fingerprint, manifest_digests, renders
 from rm_plugins.providers.parts import learns_while_scoring, ranks_within_batch
-from rm_plugins.providers.remote import Remote
 from rm_plugins.scoring.render import Renderer
 from rm_plugins.server.token_counts import CountingRenderer
 from rm_plugins.spec import load
@@ -25,20 +20,6 @@ __all__ = ["Hosted", "characters"]
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
 """Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most on a CPU."""
-
-_HOW_NOT_WHAT = {"cache", "compile", "device", "max_batch_tokens", "name", "verify"}
-_HOW_IT_IS_REACHED = {
-    "api_key_env",
-    "batch_size",
-    "ca_file",
-    "concurrency",
-    "deadline",
-    "headers",
-    "hedge_after",
-    "timeout",
-    "tries",
-}
-_WHERE_A_MODEL_IS = {"adapters", "chat_template", "model", "revision", "tokenizer"}
 
 
 class Hosted:
@@ -55,16 +36,12 @@ class Hosted:
         self.label = provider.label or provider.name
         self.parts = list(provider.walk())
         leaves = [part for _, part in self.parts if not part.children]
-        self.models: list[tuple[str, Any]] = [(path, part) for path, part in self.parts if _renders(part)]
-        self.takes_rendered = all(_renders(leaf) for leaf in leaves)
+        self.models: list[tuple[str, Any]] = [(path, part) for path, part in self.parts if renders(part)]
+        self.takes_rendered = all(renders(leaf) for leaf in leaves)
         self.is_merged = not any(ranks_within_batch(part) for _, part in self.parts)
         self.learns = [part.called for _, part in self.parts if learns_while_scoring(part)]
-        self.manifests = {
-            path: hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
-            for path, part in self.parts
-            if (manifest := getattr(part, "manifest", None)) is not None
-        }
-        self.fingerprint = self._fingerprint()
+        self.manifests = manifest_digests(provider)
+        self.fingerprint = fingerprint(provider)
         limits = [part.renderer.rendering.max_length for _, part in self.models]
         self._max_length = min((limit for limit in limits if limit is not None), default=None)
         self._vocabulary = min((_vocabulary(part) for _, part in self.models), default=0)
@@ -164,11 +141,6 @@ class Hosted:
         """Give back what the reward holds."""
         self.provider.close()
 
-    def _fingerprint(self) -> str:
-        """A SHA-256 over what makes the scores: the spec, and in place of each model's path its weights and rendering."""
-        facts = [[path, _own_settings(part), _model_facts(part), self.manifests.get(path)] for path, part in self.parts]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
 
 def characters(sample: Sample) -> int:
     """How long a sample is, in characters; a token id counts as four, and columns as their JSON.
@@ -192,54 +164,10 @@ def characters(sample: Sample) -> int:
     return total
 
 
-def _own_settings(part: Provider) -> dict[str, Any]:
-    """What a part of the reward was set to, its children and whatever changes no score left out."""
-    if part.spec is None:
-        return {"made in Python": f"{type(part).__module__}.{type(part).__qualname__}"}
-    out = {re.split(r"[.\[]", path)[0] for path in part.children} | _HOW_NOT_WHAT
-    if _renders(part):
-        out |= _WHERE_A_MODEL_IS
-    if isinstance(part, Cached):
-        out |= {"path"}
-    if isinstance(part, Remote):
-        out |= _HOW_IT_IS_REACHED
-    return {key: _contents(value) for key, value in part.spec.items() if key not in out}
-
-
 def _without_headers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
     return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _contents(value: Any) -> Any:
-    """A setting with the digests of files in place of their paths."""
-    if isinstance(value, Mapping):
-        return {key: _contents(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_contents(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
-        with open(value, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return value
-
-
-def _renders(part: Provider) -> bool:
-    """Whether a part of the reward makes text and token ids of samples."""
-    return getattr(part, "renderer", None) is not None
-
-
-def _model_facts(part: Any) -> list[Any] | None:
-    if not _renders(part):
-        return None
-    from rm_plugins.scoring.golden import golden_rows
-    from rm_plugins.scoring.manifest import token_digest
-    from rm_plugins.scoring.score_cache import model_fingerprint
-
-    # What the tokenizer and the chat template make of a few samples stands for both.
-    rows = [token_digest(ids) for ids in golden_rows(part.renderer)[1]]
-    weights = model_fingerprint(part.model) if hasattr(part, "model") else None
-    return [weights, asdict(part.renderer.rendering), rows]
 
 
 def _vocabulary(part: Any) -> int:

@@ -1,0 +1,60 @@
+"""Curves over the steps of a training, as SVG that stands in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rm_plugins.evaluation.journal_summary import Curve
+from rm_plugins.reports.charts import COLOURS, drawing, svg
+from rm_plugins.types import FloatArray
+
+__all__ = ["curves_svg"]
+
+
+def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, marks: Sequence[int] = ()) -> str:
+    """Draw curves: each step's value, faint if there is only one curve, and a running mean.
+
+    Args:
+        curves: What to draw, by the name in the legend.
+        spread: Half the width of a band around the first curve.
+        marks: Steps to mark with a vertical line.
+
+    Returns:
+        An ``<svg>`` element without size, which takes the width that it is given.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    with drawing() as (figure, axis):
+        for place, ((name, curve), colour) in enumerate(zip(curves.items(), _cycled(len(curves)), strict=True)):
+            mean = _running_mean(curve.values)
+            if spread is not None and place == 0 and list(spread.steps) == list(curve.steps):
+                width = _running_mean(spread.values)
+                axis.fill_between(curve.steps, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
+            if len(curves) == 1:
+                axis.plot(curve.steps, curve.values, color=colour, alpha=0.35, linewidth=0.8)
+            marker = "o" if len(curve.steps) == 1 else None
+            axis.plot(curve.steps, mean, marker=marker, color=colour, linewidth=1.2 if place else 2, label=name)
+        for step in marks:
+            axis.axvline(step, color=COLOURS[4], linewidth=1, linestyle=(0, (2, 2)))
+        if len(curves) > 1:
+            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+        return svg(figure)
+
+
+def _cycled(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def _running_mean(values: FloatArray) -> FloatArray:
+    """The mean of the last steps at each step: of one in 25 of all."""
+    length = max(1, len(values) // 25)
+    known = ~np.isnan(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known).astype(np.float64)
+    for totals in (sums, counts):
+        totals[length:] -= totals[:-length].copy()
+    means: FloatArray = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means

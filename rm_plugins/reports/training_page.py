@@ -1,0 +1,136 @@
+"""The page that ``rm-plugins report`` writes: HTML that needs nothing beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from rm_plugins.evaluation.exploitation import Evidence
+from rm_plugins.evaluation.journal_summary import Curve, JournalSummary, NotedSample, RewardSummary
+from rm_plugins.evaluation.phrases import Phrase
+from rm_plugins.evaluation.reward_history import is_member
+from rm_plugins.journal import text_of
+from rm_plugins.reports.page import page, shown_text, table
+from rm_plugins.reports.training_charts import curves_svg
+
+__all__ = ["FIGURES", "training_page"]
+
+FIGURES = {
+    "reward": "Reward",
+    "reward_std": "Its standard deviation",
+    "disagreement": "Members' spread",
+    "rank_disagreement": "Rank disagreement",
+    "length": "Length (characters)",
+    "length_correlation": "Correlation of reward and length",
+    "abstained": "Abstained (share)",
+    "kl": "KL divergence",
+    "completion_tokens": "Length (tokens)",
+}
+"""Figures in the order in which they are shown, and what they are called."""
+
+_LEAST_SHARE = 0.05  # of a phrase in the table
+
+
+def training_page(summary: JournalSummary, title: str) -> str:
+    """The whole page.
+
+    Args:
+        summary: What the journal says.
+        title: What it is about.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    body = "\n".join(_reward(reward, summary.trainer) for reward in summary.rewards)
+    return page(title, body)
+
+
+def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
+    marks = [found.step for found in summary.evidence]
+    parts = [
+        f"<h2>{escape(summary.reward)}</h2>",
+        f"<p>{summary.steps:,} steps, {summary.samples:,} samples. The curves are over the steps; a dashed line is a warning.</p>",
+        _warnings(summary),
+        '<div class="charts">',
+        *_charts({**trainer, **{name: curve for name, curve in summary.curves.items() if name != "kl"}}, marks),
+        "</div>",
+        _changes(summary),
+        _phrases(summary.phrases),
+        _samples("Highest rewards", summary.best, open_first=True),
+        _samples("Most disagreement among the members", summary.disputed),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _warnings(summary: RewardSummary) -> str:
+    if not summary.evidence:
+        return (
+            f"<p>No sign that the policy exploits this reward, in {summary.compared} steps compared with the first as many.</p>"
+        )
+    return "\n".join(map(_warning, summary.evidence))
+
+
+def _warning(found: Evidence) -> str:
+    examples = "".join(f"<pre>{shown_text(example)}</pre>" for example in found.examples)
+    shown = f"<details><summary>Examples</summary>{examples}</details>" if examples else ""
+    return f'<div class="warning"><b>Step {found.step}.</b> {escape(found.message)}{shown}</div>'
+
+
+def _charts(curves: Mapping[str, Curve], marks: Sequence[int]) -> Iterable[str]:
+    members = {name.replace("/", " "): curve for name, curve in curves.items() if is_member(name)}
+    for name, title in FIGURES.items():
+        if name not in curves or name == "reward_std" or (name == "abstained" and not curves[name].values.any()):
+            continue
+        if name == "reward":
+            title = "Reward and its members" if members else "Reward"
+            title += "; band: one standard deviation"
+            drawn = curves_svg({"reward": curves[name], **members}, spread=curves.get("reward_std"), marks=marks)
+        else:
+            drawn = curves_svg({title: curves[name]}, marks=marks)
+        yield f'<figure role="img" aria-label="{escape(title)}"><figcaption>{escape(title)}</figcaption>{drawn}</figure>'
+
+
+def _changes(summary: RewardSummary) -> str:
+    rows = [
+        [title, _number(summary.early[name]), _number(summary.recent[name])]
+        for name, title in FIGURES.items()
+        if name in summary.early and name in summary.recent
+    ]
+    count = summary.compared
+    return table("First and last", ["mean over the", f"first {count} steps", f"last {count} steps"], rows)
+
+
+def _phrases(phrases: Sequence[Phrase]) -> str:
+    rows = [
+        [f"{phrase.text}{' ⚠' if phrase.has_taken_over else ''}", *map(_share, (phrase.top, phrase.rest, phrase.early))]
+        for phrase in phrases
+        if phrase.top >= _LEAST_SHARE
+    ]
+    return table("Phrases of the best-scored completions", ["phrase", "best quarter", "others", "first steps"], rows)
+
+
+def _samples(title: str, noted: Sequence[NotedSample], *, open_first: bool = False) -> str:
+    shown = "\n".join(_sample(found, is_open=open_first and place == 0) for place, found in enumerate(noted))
+    return f"<h3>{escape(title)}</h3>\n{shown}" if noted else ""
+
+
+def _sample(found: NotedSample, *, is_open: bool) -> str:
+    row = found.row
+    spread = row.details.get("std", math.nan)
+    members = ", ".join(_number(value) for name, value in row.details.items() if is_member(name))
+    facts = [f"reward {_number(row.score)}", f"step {found.step}", f"{row.length:,} characters"]
+    if members:
+        facts.insert(1, f"members {members}")
+    if not math.isnan(spread):
+        facts.insert(1, f"spread {_number(spread)}")
+    texts = f'<pre class="prompt">{shown_text(text_of(row.sample.prompt))}</pre><pre>{shown_text(text_of(row.sample.completion))}</pre>'
+    return f"<details{' open' if is_open else ''}><summary>{escape(', '.join(facts))}</summary>{texts}</details>"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0%}"

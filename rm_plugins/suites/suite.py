@@ -1,0 +1,124 @@
+"""What a benchmark of rewards is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from rm_plugins.types import Component, FloatArray
+
+__all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable"]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteItem:
+    """A scored row of a benchmark.
+
+    Args:
+        id: The row's ``id``, empty where it has none.
+        section: The row's ``section``.
+        scores: float64 [n], the rewards of its samples in their order; NaN where the reward abstained.
+        labels: float64 [n], 1 for a right and 0 for a wrong sample; of a pair, [1, 0].
+    """
+
+    id: str
+    section: str
+    scores: FloatArray
+    labels: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteSection:
+    """The score of one section.
+
+    Args:
+        name: As the benchmark calls it.
+        score: From 0 to 1 unless the benchmark has another scale; NaN where no row of it was evaluated.
+        weight: Of the section in the benchmark's score; 0 where it is shown only.
+        items: The number of its rows.
+        parts: The scores of its subsets, by name.
+    """
+
+    name: str
+    score: float
+    weight: float
+    items: int
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteTable:
+    """A table of figures that a benchmark reports.
+
+    Args:
+        title: What it shows.
+        rows: The names of R rows.
+        columns: The names of C columns.
+        values: [R, C], NaN where there is none.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """What a benchmark's own rule makes of a reward.
+
+    Args:
+        name: The benchmark.
+        rule: How it scores, in a sentence or two.
+        score: Its score, by which rewards are ranked; NaN where sections are missing that it is made of.
+        sections: Its sections.
+        figures: Further figures that it reports, by name.
+        tables: Further tables.
+        abstained: The number of rows with a sample on which the reward abstained; each counts as wrong.
+    """
+
+    name: str
+    rule: str
+    score: float
+    sections: tuple[SuiteSection, ...]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    tables: tuple[SuiteTable, ...] = ()
+    abstained: int = 0
+
+
+class Suite(Component):
+    """A benchmark of rewards: where its rows are, what they say, and its own scoring rule."""
+
+    kind: ClassVar[str] = "suite"
+
+    source: ClassVar[str]
+    """Its dataset on the hub."""
+    split: ClassVar[str] = "test"
+    """The split of that dataset."""
+    rule: ClassVar[str]
+    """How it scores, in a sentence or two."""
+
+    @abstractmethod
+    def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The benchmark's rows in a format of `rm_plugins.judgements`, with ``section`` and ``id``; lazily.
+
+        Right and wrong samples are ``chosen`` and ``rejected``, or ``completions`` with ``labels``.
+
+        Args:
+            raw: The rows of its dataset.
+
+        Raises:
+            DataError: A row is not of this benchmark; the message says which column is missing.
+        """
+
+    @abstractmethod
+    def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+        """What the benchmark's rule makes of scored rows.
+
+        A row with a sample on which the reward abstained counts as wrong.
+
+        Args:
+            items: All rows that `rows` gave, in their order.
+        """
