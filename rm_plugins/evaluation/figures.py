@@ -1,0 +1,143 @@
+"""The figures of an evaluation: what each is called, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+__all__ = ["FIGURES", "Better", "Figure", "figure_of"]
+
+Better: TypeAlias = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a figure is.
+
+    Args:
+        title: What it is called in tables.
+        meaning: How it is read, in a sentence.
+        better: Which way a reward gets better.
+        is_share: Whether it is a share, from 0 to 1, that is shown as a percentage.
+    """
+
+    title: str
+    meaning: str
+    better: Better = "neither"
+    is_share: bool = False
+
+
+FIGURES: Mapping[str, Figure] = {
+    "accuracy": Figure(
+        "Accuracy", "The share of pairs whose better answer gets strictly the higher reward; 50% is chance.", "higher", True
+    ),
+    "ties": Figure("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower", True),
+    "accuracy_longer": Figure(
+        "Accuracy, longer is better", "The accuracy on the pairs whose better answer is the longer one.", "higher", True
+    ),
+    "accuracy_shorter": Figure(
+        "Accuracy, shorter is better",
+        "The accuracy on the pairs whose better answer is the shorter one; far below the figure above, the reward pays for length.",
+        "higher",
+        True,
+    ),
+    "accuracy_corrected": Figure(
+        "Accuracy without length",
+        "The accuracy after what length alone predicts (a LOWESS curve) is taken out of the rewards; what falls away was length.",
+        "higher",
+        True,
+    ),
+    "length_preference": Figure(
+        "Prefers the longer",
+        "The share of pairs of two lengths in which the reward prefers the longer answer; compare it with how often that is the better.",
+        is_share=True,
+    ),
+    "length_correlation": Figure(
+        "Correlation with length",
+        "Pearson's correlation of reward and length over all answers; 0 where length does not matter.",
+    ),
+    "margin": Figure(
+        "Margin",
+        "The mean reward of the better answer minus that of the worse; its unit is the reward's own, so compare no two rewards by it.",
+    ),
+    "log_loss": Figure(
+        "Log loss",
+        "The Bradley-Terry loss of the differences in nats; 0.693 is what a reward reaches that knows nothing, and above it the scale is wrong.",
+        "lower",
+    ),
+    "ece": Figure(
+        "Calibration error",
+        "How far the win probability that a difference stands for is from how often it comes true, on average; 0 is perfect.",
+        "lower",
+    ),
+    "brier": Figure(
+        "Brier score",
+        "The mean squared error of the win probabilities; 0.25 is what a reward reaches that knows nothing.",
+        "lower",
+    ),
+    "auc": Figure(
+        "AUC across prompts",
+        "How well one threshold for all prompts tells better from worse answers: near the accuracy if rewards of different prompts compare.",
+        "higher",
+    ),
+    "top_1": Figure(
+        "Picks the best",
+        "The share of prompts whose highest-rewarded answer is one of the best; what best-of-n relies on.",
+        "higher",
+        True,
+    ),
+    "top_1_random": Figure(
+        "Picks the best by chance",
+        "The same share for an answer drawn at random: what picking the best is compared with.",
+        is_share=True,
+    ),
+    "ndcg": Figure(
+        "NDCG", "How much of the known goodness stands at the top of each prompt's ranking; 1 is the perfect order.", "higher"
+    ),
+    "kendall": Figure(
+        "Kendall's tau",
+        "The mean over prompts of the rank correlation tau-b with the known order; 1 is the same order, 0 none.",
+        "higher",
+    ),
+    "spearman": Figure("Spearman's rho", "The mean over prompts of the correlation of ranks with the known order.", "higher"),
+    "correlation/*": Figure(
+        "Correlation with {}", "Pearson's correlation of reward and {} over all answers that have it.", "higher"
+    ),
+    "spearman/*": Figure(
+        "Rank correlation with {}", "Spearman's correlation of reward and {} over all answers that have it.", "higher"
+    ),
+    "kendall/*": Figure("Tau with {}", "Kendall's tau-b of reward and {} over all answers that have it.", "higher"),
+    "auc/*": Figure(
+        "AUC of {}",
+        "How often an answer with {} gets a higher reward than one without, over all prompts; 0.5 is chance.",
+        "higher",
+    ),
+    "member_agreement": Figure(
+        "Members agree",
+        "The share of pairs on which all members prefer the same answer; the reward is surer there.",
+        is_share=True,
+    ),
+    "member_std": Figure("Members' spread", "The standard deviation over the members' rewards, averaged over answers."),
+    "mean_reward": Figure("Mean reward", "The mean of all rewards; only differences between rewards mean something."),
+    "std_reward": Figure(
+        "Spread of rewards", "The standard deviation of all rewards, which says what a margin is large beside."
+    ),
+}
+"""Figures by name, in the order in which they are shown; those of an attribute have it in the place of the star."""
+
+
+def figure_of(name: str) -> Figure:
+    """What a figure of an evaluation is, an attribute's name put where it belongs.
+
+    Raises:
+        KeyError: There is no such figure.
+
+    >>> figure_of("spearman/helpful").title
+    'Rank correlation with helpful'
+    """
+    if name in FIGURES:
+        return FIGURES[name]
+    kind, _, attribute = name.partition("/")
+    found = FIGURES[f"{kind}/*"]
+    return Figure(found.title.format(attribute), found.meaning.format(attribute), found.better, found.is_share)

@@ -1,0 +1,348 @@
+"""What an evaluation found, as data: everything that a table, a page or a model card shows is in here, and so in its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rm_plugins.evaluation.bias import FeatureBias
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.metrics import CalibrationBin
+from rm_plugins.suites import SuiteResult
+
+__all__ = [
+    "BestOfN",
+    "DataSummary",
+    "Difference",
+    "Distribution",
+    "Evaluation",
+    "Finding",
+    "FlippedPair",
+    "JudgedPair",
+    "LengthBin",
+    "LengthScatter",
+    "Members",
+    "RewardResult",
+    "SectionResult",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """What was evaluated on.
+
+    Args:
+        source: The file or dataset, as it was named.
+        split: The dataset's split; empty for a file.
+        suite: The benchmark, empty where there is none.
+        digest: SHA-256 of the rows, in their order.
+        rows: The number of rows.
+        samples: The number of samples in them.
+        pairs: The number of pairs of a better and a worse sample.
+        prompts: The number of different prompts, which the intervals take as the independent units.
+        formats: The number of rows in each format of `rm_plugins.judgements`.
+        sections: The number of pairs in each section, empty where the rows name none.
+        attributes: The names of the ratings or labels.
+        longer_chosen: Of the pairs of two lengths, the share whose better sample is the longer: what a reward reaches that looks
+            at length alone.
+        length_chosen: The mean length of the better samples of pairs, in characters.
+        length_rejected: That of the worse samples.
+    """
+
+    source: str
+    split: str
+    suite: str
+    digest: str
+    rows: int
+    samples: int
+    pairs: int
+    prompts: int
+    formats: Mapping[str, int]
+    sections: Mapping[str, int]
+    attributes: tuple[str, ...]
+    longer_chosen: float
+    length_chosen: float
+    length_rejected: float
+
+
+@dataclass(frozen=True, slots=True)
+class SectionResult:
+    """The pairs of one section.
+
+    Args:
+        name: The section.
+        pairs: The number of its pairs that were scored.
+        accuracy: The share whose better sample scores strictly higher.
+        longer_chosen: As in `DataSummary`, of this section.
+    """
+
+    name: str
+    pairs: int
+    accuracy: Estimate
+    longer_chosen: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBin:
+    """The pairs whose better sample is longer than the worse by `low` to `high` characters; negative where it is shorter."""
+
+    low: float
+    high: float
+    pairs: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Histograms of the rewards of the better and the worse samples of pairs.
+
+    Args:
+        edges: [B + 1], ascending.
+        chosen: [B] counts.
+        rejected: [B] counts.
+    """
+
+    edges: tuple[float, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthScatter:
+    """Reward against length.
+
+    Args:
+        lengths: Of samples, in characters; at most 600 of them, chosen at random.
+        rewards: Their rewards.
+        curve_lengths: Where the curve is drawn, ascending.
+        curve: The LOWESS estimate of the reward there.
+    """
+
+    lengths: tuple[float, ...]
+    rewards: tuple[float, ...]
+    curve_lengths: tuple[float, ...]
+    curve: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """How the K members of an ensemble compare.
+
+    Args:
+        names: [K], such as ``member/0``.
+        accuracy: [K], each member's own.
+        agreement: [K, K], the share of pairs on which two prefer the same sample.
+        unanimous: The share of pairs on which all do.
+        accuracy_unanimous: The accuracy of the reward on those.
+        accuracy_divided: The accuracy of the reward on the others.
+    """
+
+    names: tuple[str, ...]
+    accuracy: tuple[float, ...]
+    agreement: tuple[tuple[float, ...], ...]
+    unanimous: float
+    accuracy_unanimous: float
+    accuracy_divided: float
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """The gold reward of the best of n completions by this reward, beside the divergence that choosing costs.
+
+    Args:
+        gold: What is known of the completions: ``label``, ``score``, the mean of several ratings, or another reward's name.
+        prompts: The number of prompts with at least the largest n of completions.
+        n: The numbers of completions.
+        kl: An upper bound on KL(best of n || policy), in nats: log n - (n - 1) / n.
+        mean: The unbiased estimate of the mean gold reward.
+        best: What choosing by the gold reward itself would reach.
+    """
+
+    gold: str
+    prompts: int
+    n: tuple[int, ...]
+    kl: tuple[float, ...]
+    mean: tuple[Estimate, ...]
+    best: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """A pair to show, with its texts.
+
+    Args:
+        row: The number of its row in the data, from 1.
+        section: The row's section, empty where it has none.
+        prompt: The prompt as one text, and so are the others; long texts are cut in the middle, which ``[...]`` shows.
+        chosen: The better sample.
+        rejected: The worse one.
+        chosen_reward: Its reward.
+        rejected_reward: Its reward.
+        chosen_length: In characters, before any cut.
+        rejected_length: Likewise.
+    """
+
+    row: int
+    section: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_length: int
+    rejected_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that the reader should know before all else.
+
+    Args:
+        kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format`` or ``members``.
+        severity: ``alarm`` where the reward should not be used as it is, ``warning`` where it needs a look, ``note`` else.
+        message: What was found, with its numbers, and what to do.
+        numbers: The same numbers, by name.
+    """
+
+    kind: str
+    severity: str
+    message: str
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """What was found of one reward.
+
+    Args:
+        name: What it is called.
+        source: The spec as it was given.
+        spec: The spec, every nested one written out; None where the reward was made in Python.
+        fingerprint: Of its settings, weights and rendering.
+        rendering: A sample as the model is given it, empty where the reward is no model.
+        manifest: What the models' manifests say of their training, by their path in the spec.
+        samples: The number of samples that it scored.
+        abstained: The number of samples that it gave no reward.
+        pairs: The number of pairs of which it scored both.
+        figures: The figures, by name, in the order in which they are shown; see `rm_plugins.evaluation.figures.FIGURES`.
+        findings: What the reader should know first, the worst first.
+        sections: The data's sections.
+        by_length: Accuracy by difference in length, ascending.
+        distribution: None where there are no pairs.
+        calibration: How win probabilities compare with what happens; ascending, empty bins left out.
+        length_scatter: None where lengths or rewards are all the same.
+        formats: How the reward takes to features of format.
+        members: None where it has no members.
+        best_of_n: None where the data has no lists whose goodness is known.
+        mistakes: The pairs that are wrong by most, worst first.
+        suite: What the benchmark's own rule makes of it.
+    """
+
+    name: str
+    source: str
+    spec: Mapping[str, Any] | None
+    fingerprint: str
+    rendering: str
+    manifest: Mapping[str, Any]
+    samples: int
+    abstained: int
+    pairs: int
+    figures: Mapping[str, Estimate]
+    findings: tuple[Finding, ...] = ()
+    sections: tuple[SectionResult, ...] = ()
+    by_length: tuple[LengthBin, ...] = ()
+    distribution: Distribution | None = None
+    calibration: tuple[CalibrationBin, ...] = ()
+    length_scatter: LengthScatter | None = None
+    formats: tuple[FeatureBias, ...] = ()
+    members: Members | None = None
+    best_of_n: BestOfN | None = None
+    mistakes: tuple[JudgedPair, ...] = ()
+    suite: SuiteResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How reward b differs from reward a on the pairs that both scored.
+
+    Args:
+        a: The name of the one.
+        b: The name of the other.
+        pairs: The number of those pairs.
+        accuracy: The accuracy of b minus that of a.
+        p_value: Of the two-sided sign-flip test over prompts: how likely such a difference is if the two are equally good.
+        only_a: The number of pairs that a alone has right.
+        only_b: The number that b alone has right.
+        sections: By section, the same accuracy difference.
+        won: Pairs that b has right and a has wrong, those that a has wrong by most first.
+        lost: Pairs that a has right and b has wrong, those that b has wrong by most first.
+    """
+
+    a: str
+    b: str
+    pairs: int
+    accuracy: Estimate
+    p_value: float
+    only_a: int
+    only_b: int
+    sections: Mapping[str, Estimate] = field(default_factory=dict)
+    won: tuple[FlippedPair, ...] = ()
+    lost: tuple[FlippedPair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlippedPair:
+    """A pair that one of two rewards has right and the other wrong, as b sees it and with the rewards of a.
+
+    Args:
+        pair: The pair with the rewards of b.
+        chosen_reward_a: What a gave the better sample.
+        rejected_reward_a: What a gave the worse one.
+    """
+
+    pair: JudgedPair
+    chosen_reward_a: float
+    rejected_reward_a: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Several rewards on the same data.
+
+    Args:
+        created: When, in ISO 8601 and UTC.
+        versions: Of the packages that matter.
+        settings: What the evaluation itself was set to: resamples of the intervals, seed, bins.
+        data: What was evaluated on.
+        rewards: The rewards, in the order in which they were given.
+        differences: Each further reward against the first.
+    """
+
+    created: str
+    versions: Mapping[str, str]
+    settings: Mapping[str, float | int | str]
+    data: DataSummary
+    rewards: tuple[RewardResult, ...]
+    differences: tuple[Difference, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it: null for what could not be computed."""
+        found = _json(asdict(self))
+        return {"format": "rm-plugins evaluation", "version": 1, **found}
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return value
