@@ -63,7 +63,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "log_loss": Figure(
         "Log loss",
-        "The Bradley-Terry loss of the differences in nats; 0.693 is what a reward reaches that knows nothing, and above it the scale is wrong.",
+        "The Bradley-Terry loss of the differences in nats; 0.693 stands for knowing nothing, and above it the scale is wrong.",
         "lower",
     ),
     "ece": Figure(
@@ -78,7 +78,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "auc": Figure(
         "AUC across prompts",
-        "How well one threshold for all prompts tells better from worse answers: near the accuracy if rewards of different prompts compare.",
+        "How well one threshold for all prompts tells better from worse answers; what filtering by reward relies on.",
         "higher",
     ),
     "top_1": Figure(
