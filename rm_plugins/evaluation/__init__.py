@@ -1,26 +1,55 @@
 """How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
 
+from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
+from rm_plugins.evaluation.intervals import Estimate, PairedTest, bootstrap, correlation_estimate, mean_estimate, paired_test
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
 from rm_plugins.evaluation.metrics import (
+    CalibrationBin,
     PairMetrics,
+    agreement,
     auc,
+    best_of,
     brier_score,
+    calibration_curve,
     expected_calibration_error,
+    kendall,
+    log_loss,
+    ndcg,
     pair_metrics,
     pearson,
     spearman,
 )
 from rm_plugins.evaluation.pairs import evaluate_pairs
+from rm_plugins.evaluation.results import Evaluation
+from rm_plugins.evaluation.run import evaluate
 
 __all__ = [
+    "CalibrationBin",
+    "Estimate",
+    "Evaluation",
     "PairMetrics",
+    "PairedTest",
+    "agreement",
     "auc",
+    "best_of",
+    "best_of_n",
+    "best_of_n_counts",
+    "best_of_n_kl",
+    "bootstrap",
     "brier_score",
+    "calibration_curve",
+    "correlation_estimate",
+    "evaluate",
     "evaluate_pairs",
     "expected_calibration_error",
     "head_metrics",
     "judgement_metrics",
+    "kendall",
+    "log_loss",
+    "mean_estimate",
+    "ndcg",
     "pair_metrics",
+    "paired_test",
     "pearson",
     "spearman",
 ]

@@ -1,0 +1,95 @@
+"""How two rewards differ on the same pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_plugins.evaluation.intervals import mean_estimate, paired_test
+from rm_plugins.evaluation.judged_rows import JudgedRows
+from rm_plugins.evaluation.results import Difference, FlippedPair, JudgedPair
+from rm_plugins.evaluation.reward_figures import ScoredPairs
+from rm_plugins.types import FloatArray
+
+__all__ = ["flipped_pairs", "reward_difference"]
+
+
+def reward_difference(
+    rows: JudgedRows,
+    names: tuple[str, str],
+    values: tuple[FloatArray, FloatArray],
+    show: Callable[[int, FloatArray], JudgedPair],
+    *,
+    shown: int,
+    resamples: int,
+    seed: int,
+) -> Difference | None:
+    """How reward b differs from reward a; None where there is no pair that both scored.
+
+    Args:
+        rows: What is known of the rows.
+        names: Of a and b.
+        values: float64 [N] of a and b.
+        show: Makes a pair to show of its number and the rewards.
+        shown: How many pairs to show of those that b has won, and of those that it has lost.
+        resamples: Of the intervals.
+        seed: Of the intervals and the test.
+    """
+    a, b = values
+    both = ScoredPairs(rows, np.where(np.isnan(a), np.nan, b))
+    if not len(both):
+        return None
+    delta_a = a[both.pairs[:, 0]] - a[both.pairs[:, 1]]
+    right_a, right_b = ((delta > 0).astype(np.float64) for delta in (delta_a, both.delta))
+    test = paired_test(right_a, right_b, both.prompt, seed=seed)
+    change = right_b - right_a
+    sections = {
+        name: mean_estimate(change[where], both.prompt[where], resamples=resamples, seed=seed)
+        for number, name in enumerate(rows.sections)
+        if (where := both.section == number).any()
+    }
+
+    def flipped(places: NDArray[np.intp]) -> tuple[FlippedPair, ...]:
+        found = []
+        for place in places:
+            winner, loser = both.pairs[place]
+            found.append(FlippedPair(show(int(both.number[place]), b), float(a[winner]), float(a[loser])))
+        return tuple(found)
+
+    won, lost = (places[:shown] for places in flipped_pairs(delta_a, both.delta))
+    return Difference(
+        a=names[0],
+        b=names[1],
+        pairs=len(both),
+        accuracy=test.difference,
+        p_value=test.p_value,
+        only_a=test.only_a,
+        only_b=test.only_b,
+        sections=sections,
+        won=flipped(won),
+        lost=flipped(lost),
+    )
+
+
+def flipped_pairs(a: FloatArray, b: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The places of the pairs that b alone has right, and of those that a alone has right, the clearest first.
+
+    How clear a flip is depends on both: the difference of each reward is taken in units of its own spread.
+
+    Args:
+        a: float64 [P], the winner's reward minus the loser's, by a.
+        b: float64 [P], by b.
+
+    >>> [found.tolist() for found in flipped_pairs(np.array([-1.0, 2.0, -4.0]), np.array([1.0, -1.0, 1.0]))]
+    [[2, 0], [1]]
+    """
+    size = np.abs(a) / _spread(a) + np.abs(b) / _spread(b)
+    order = np.argsort(-size, kind="stable")
+    right_a, right_b = a > 0, b > 0
+    return order[(right_b & ~right_a)[order]], order[(right_a & ~right_b)[order]]
+
+
+def _spread(delta: FloatArray) -> float:
+    return float(np.sqrt(np.mean(np.square(delta)))) or 1.0

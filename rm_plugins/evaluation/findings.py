@@ -1,0 +1,201 @@
+"""What a reader should know of a reward before all else, in sentences that their own numbers are in.
+
+Each finding asks for an effect that matters and that the data is large enough to show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
+
+__all__ = ["findings"]
+
+_SEVERITIES = ("alarm", "warning", "note")
+
+FEWEST_PAIRS = 30
+"""With fewer, nothing is said of a part of the pairs."""
+ALWAYS_LONGER = 0.95
+"""Of the pairs: where the longer (or the shorter) answer is preferred this often, length decides."""
+LARGE_GAP = 0.25
+"""Between the accuracies where the longer and where the shorter answer is better."""
+LARGE_EXCESS = 0.2
+"""By which a reward prefers a feature of format more often than it is the better answer's."""
+MANY_TIES = 0.05
+MANY_ABSTENTIONS = 0.01
+LARGE_CALIBRATION_ERROR = 0.1
+FEW_PAIRS = 100
+
+
+def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
+    """What the reader should know of a reward, the worst first; empty where nothing stands out.
+
+    Args:
+        result: What was found of the reward.
+        data: What it was evaluated on.
+    """
+    looks: Sequence[Callable[[RewardResult, DataSummary], Finding | None]] = (
+        _length,
+        _chance,
+        _abstentions,
+        _ties,
+        _sections,
+        _formats,
+        _calibration,
+        _members,
+        _few_pairs,
+    )
+    found = [finding for look in looks if (finding := look(result, data)) is not None]
+    return tuple(sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity)))
+
+
+def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
+    accuracy = result.figures.get("accuracy")
+    if accuracy is None or math.isnan(accuracy.low) or accuracy.low > 0.5:
+        return None
+    numbers = _numbers(accuracy=accuracy)
+    if accuracy.high < 0.5:
+        message = (
+            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs. Turn its sign round (transform: scale by -1), or "
+            "look whether chosen and rejected are the right way round in the data."
+        )
+    else:
+        message = f"It is no better than chance here: it is right in {_share(accuracy)} of pairs, and 50% would be chance."
+    return Finding("chance", "alarm", message, numbers)
+
+
+def _length(result: RewardResult, data: DataSummary) -> Finding | None:
+    figures = result.figures
+    wanted = ("accuracy", "length_preference", "accuracy_longer", "accuracy_shorter", "accuracy_corrected")
+    if not all(name in figures for name in wanted) or result.pairs < FEWEST_PAIRS:
+        return None
+    accuracy, preference, longer, shorter, corrected = (figures[name] for name in wanted)
+    numbers = _numbers(**{name: figures[name] for name in wanted}) | {"longer_chosen": data.longer_chosen}
+    takes_longer = preference.value >= 0.5
+    word = "longer" if takes_longer else "shorter"
+    easy, hard = (longer, shorter) if takes_longer else (shorter, longer)
+    share = preference.value if takes_longer else 1 - preference.value
+    numbers["preferred_share"] = share
+    base = data.longer_chosen if takes_longer else 1 - data.longer_chosen
+    numbers["base_share"] = base
+    facts = (
+        f"it prefers the {word} answer in {share:.1%} of pairs (the {word} one is the better in {base:.1%}), and is right in "
+        f"{_share(easy)} of pairs whose better answer is the {word}, but in {_share(hard)} of the others; without what length "
+        f"predicts, its accuracy is {_share(corrected)}"
+    )
+    remedy = "Train on pairs of equal length, with the regularizer length-correlation, or subtract a length penalty."
+    if easy.value - hard.value <= LARGE_GAP or not easy.low > hard.high:
+        return None
+    if share >= ALWAYS_LONGER or (accuracy.low > 0.5 and corrected.low <= 0.5):
+        return Finding("length", "alarm", f"Length decides: {facts}. {remedy}", numbers)
+    return Finding("length", "warning", f"Length matters much: {facts}. {remedy}", numbers)
+
+
+def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:
+    if not result.abstained:
+        return None
+    share = result.abstained / result.samples
+    message = (
+        f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). They are left out of every figure, so "
+        "that these describe the others only."
+    )
+    severity = "warning" if share > MANY_ABSTENTIONS else "note"
+    return Finding("abstained", severity, message, {"abstained": result.abstained, "samples": result.samples, "share": share})
+
+
+def _ties(result: RewardResult, data: DataSummary) -> Finding | None:
+    ties = result.figures.get("ties")
+    if ties is None or ties.value <= MANY_TIES:
+        return None
+    message = (
+        f"It gives equal rewards in {_share(ties)} of pairs, which count as wrong. From equal rewards of one prompt a policy "
+        "learns nothing."
+    )
+    return Finding("ties", "warning", message, _numbers(ties=ties))
+
+
+def _sections(result: RewardResult, data: DataSummary) -> Finding | None:
+    large = [section for section in result.sections if section.pairs >= FEWEST_PAIRS]
+    if len(result.sections) < 2 or not large:
+        return None
+    worst = min(large, key=lambda section: section.accuracy.high)
+    if not worst.accuracy.high < 0.5:
+        return None
+    below = [section for section in large if section.accuracy.high < 0.5]
+    others = f", and so it is in {len(below) - 1} more" if len(below) > 1 else ""
+    message = (
+        f"In the section {worst.name!r} it is worse than chance: it is right in {_share(worst.accuracy)} of {worst.pairs:,} "
+        f"pairs{others}."
+    )
+    numbers = _numbers(accuracy=worst.accuracy) | {
+        "pairs": worst.pairs,
+        "sections_below_chance": len(below),
+        "more": len(below) - 1,
+    }
+    return Finding("section", "warning", message, numbers)
+
+
+def _formats(result: RewardResult, data: DataSummary) -> Finding | None:
+    candidates = [bias for bias in result.formats if bias.feature not in ("characters", "lines") and bias.pairs >= FEWEST_PAIRS]
+    worst = max(candidates, key=lambda bias: bias.preferred - bias.chosen, default=None)
+    if worst is None or worst.preferred - worst.chosen <= LARGE_EXCESS:
+        return None
+    message = (
+        f"It pays for format: of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with "
+        f"more in {worst.preferred:.1%}, which is the better in {worst.chosen:.1%}."
+    )
+    return Finding("format", "warning", message, {"pairs": worst.pairs, "preferred": worst.preferred, "chosen": worst.chosen})
+
+
+def _calibration(result: RewardResult, data: DataSummary) -> Finding | None:
+    error, accuracy = result.figures.get("ece"), result.figures.get("accuracy")
+    if error is None or accuracy is None or error.value <= LARGE_CALIBRATION_ERROR:
+        return None
+    sure = sum(found.predicted * found.pairs for found in result.calibration if found.low >= 0.5)
+    count = sum(found.pairs for found in result.calibration if found.low >= 0.5)
+    claimed = sure / count if count else math.nan
+    word = "too sure" if claimed > accuracy.value else "too careful"
+    message = (
+        f"Its scale is {word}: its win probabilities are off by {error.value:.3f} on average. This matters where rewards are combined, "
+        "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
+    )
+    return Finding("calibration", "note", message, _numbers(ece=error))
+
+
+def _members(result: RewardResult, data: DataSummary) -> Finding | None:
+    members = result.members
+    if members is None or math.isnan(members.accuracy_divided) or math.isnan(members.accuracy_unanimous):
+        return None
+    message = (
+        f"Its {len(members.names)} members agree on {members.unanimous:.1%} of pairs, where it is right in "
+        f"{members.accuracy_unanimous:.1%}; on the others it is right in {members.accuracy_divided:.1%}."
+    )
+    numbers = {
+        "members": len(members.names),
+        "unanimous": members.unanimous,
+        "accuracy_unanimous": members.accuracy_unanimous,
+        "accuracy_divided": members.accuracy_divided,
+    }
+    return Finding("members", "note", message, numbers)
+
+
+def _few_pairs(result: RewardResult, data: DataSummary) -> Finding | None:
+    if not 0 < result.pairs < FEW_PAIRS:
+        return None
+    message = f"There are {result.pairs} pairs only: look at the intervals, not at the figures."
+    return Finding("few", "note", message, {"pairs": result.pairs})
+
+
+def _share(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.1%}"
+    return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+
+
+def _numbers(**estimates: Estimate) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return found

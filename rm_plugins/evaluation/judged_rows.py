@@ -1,0 +1,197 @@
+"""The rows of an evaluation as columns of numbers: everything that is known of their samples but the texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_plugins.data import json_line
+from rm_plugins.errors import DataError
+from rm_plugins.evaluation.bias import FORMAT_FEATURES, format_features
+from rm_plugins.journal import text_of
+from rm_plugins.judgements import Judgement, attribute_names, judgement
+from rm_plugins.types import FloatArray, Sample
+
+__all__ = ["SECTION_COLUMNS", "JudgedRows", "RowCollector"]
+
+SECTION_COLUMNS = ("section", "subset")
+"""Which columns name a row's section if nothing else is said: the first of them that the data has."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRows:
+    """R rows with N samples and M pairs.
+
+    Args:
+        row: int [N], the row of each sample, ascending from 0.
+        pairs: int [M, 2], the samples of winner and loser.
+        features: int [N, F], the features of `FORMAT_FEATURES` of each completion.
+        labels: float64 [N, A], the ratings or labels, NaN where missing.
+        attributes: [A], their names.
+        gold: float64 [N], how good a sample is known to be, the higher the better; NaN where it is not known but in pairs.
+        gold_name: What `gold` is; empty where nothing is known.
+        section: int [R], the number of each row's section, -1 where it has none.
+        sections: The names of the sections.
+        prompt: int [R], equal where the prompts are.
+        ids: [R], the rows' own ``id``, empty where they have none.
+        formats: The number of rows of each format.
+        digest: SHA-256 of the rows.
+    """
+
+    row: NDArray[np.intp]
+    pairs: NDArray[np.intp]
+    features: NDArray[np.int64]
+    labels: FloatArray
+    attributes: tuple[str, ...]
+    gold: FloatArray
+    gold_name: str
+    section: NDArray[np.intp]
+    sections: tuple[str, ...]
+    prompt: NDArray[np.intp]
+    ids: tuple[str, ...]
+    formats: Mapping[str, int]
+    digest: str
+
+    @property
+    def lengths(self) -> FloatArray:
+        """float64 [N], the completions' lengths in characters."""
+        return self.features[:, FORMAT_FEATURES.index("characters")].astype(np.float64)
+
+    @property
+    def longer(self) -> FloatArray:
+        """float64 [M], by how many characters the winner of each pair is longer; negative where it is shorter."""
+        lengths = self.lengths
+        return np.asarray(lengths[self.pairs[:, 0]] - lengths[self.pairs[:, 1]], dtype=np.float64)
+
+    @property
+    def pair_row(self) -> NDArray[np.intp]:
+        """int [M], the row of each pair."""
+        return self.row[self.pairs[:, 0]]
+
+    def lists(self) -> list[NDArray[np.intp]]:
+        """The samples of every row that has several, of all of which it is known how good they are."""
+        rows = np.split(np.arange(len(self.row)), np.flatnonzero(np.diff(self.row)) + 1)
+        return [samples for samples in rows if len(samples) > 1 and not np.isnan(self.gold[samples]).any()]
+
+
+class RowCollector:
+    """Takes rows one after the other, and keeps their numbers.
+
+    Args:
+        section: The column that names a row's section; one of `SECTION_COLUMNS` by default.
+        by: The one attribute that rated samples are compared by; the mean of all by default.
+    """
+
+    def __init__(self, *, section: str | None = None, by: str | None = None) -> None:
+        self._section_column = section
+        self._by = by
+        self._row: list[int] = []
+        self._pairs: list[tuple[int, int]] = []
+        self._features: list[tuple[int, ...]] = []
+        self._labels: list[Mapping[str, float | None]] = []
+        self._attributes: dict[str, None] = {}
+        self._gold: list[float] = []
+        self._section: list[int] = []
+        self._sections: dict[str, int] = {}
+        self._prompt: list[int] = []
+        self._prompts: dict[bytes, int] = {}
+        self._ids: list[str] = []
+        self._formats: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+
+    def judged(self, row: Mapping[str, Any], where: str) -> Judgement:
+        """What a row says of its samples, without taking it.
+
+        Raises:
+            DataError: The row is in no format of `rm_plugins.judgements`, or lacks the column or attribute that was asked for.
+        """
+        try:
+            if self._section_column is not None and self._section_column not in row:
+                raise DataError(
+                    f"there is no column {self._section_column!r} to name its section; it has {', '.join(map(repr, row)) or 'none'}."
+                )
+            return judgement(row, reward=None if self._by is None or not attribute_names(row) else {self._by: 1.0})
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def add(self, row: Mapping[str, Any], found: Judgement) -> None:
+        """Take a row, with what `judged` said of it."""
+        number, start = len(self._prompt), len(self._row)
+        self._row += [number] * len(found.samples)
+        self._pairs += [(start + winner, start + loser) for winner, loser in found.pairs]
+        self._features += [format_features(text_of(sample.completion)) for sample in found.samples]
+        names = attribute_names(row)
+        rated = [
+            dict(zip(names, values, strict=True)) for values in found.labels or [()] * len(found.samples) if values or not names
+        ]
+        self._attributes |= dict.fromkeys(names)
+        self._labels += rated
+        self._gold += self._goodness(found, rated)
+        self._section.append(self._section_number(row))
+        self._prompt.append(self._prompts.setdefault(_prompt_key(found.samples), len(self._prompts)))
+        self._ids.append(str(row.get("id", "")))
+        self._formats[found.format] += 1
+        self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
+
+    def _goodness(self, found: Judgement, rated: Sequence[Mapping[str, float | None]]) -> list[float]:
+        """How good each sample of a row is known to be."""
+        if found.format in ("ratings", "labelled"):
+            by = [self._by] if self._by is not None and found.format == "ratings" else None
+            values = [[labels.get(name) for name in by or labels] for labels in rated]
+            return [math.nan if not one or None in one else _mean(one) for one in values]
+        if found.ranks is None or found.format == "preference":
+            return [math.nan] * len(found.samples)
+        return [float(rank == 0) if found.format == "best-of" else -rank for rank in found.ranks]
+
+    def _section_number(self, row: Mapping[str, Any]) -> int:
+        column = self._section_column or next((name for name in SECTION_COLUMNS if row.get(name) is not None), None)
+        if column is None or row[column] is None:
+            return -1
+        return self._sections.setdefault(str(row[column]), len(self._sections))
+
+    def collected(self) -> JudgedRows:
+        """All rows that were taken."""
+        attributes = tuple(self._attributes)
+        labels = [[math.nan if (value := found.get(name)) is None else value for name in attributes] for found in self._labels]
+        return JudgedRows(
+            row=np.array(self._row, dtype=np.intp),
+            pairs=np.array(self._pairs, dtype=np.intp).reshape(-1, 2),
+            features=np.array(self._features, dtype=np.int64).reshape(-1, len(FORMAT_FEATURES)),
+            labels=np.array(labels, dtype=np.float64).reshape(len(self._row), len(attributes)),
+            attributes=attributes,
+            gold=np.array(self._gold, dtype=np.float64),
+            gold_name=self._gold_name(attributes),
+            section=np.array(self._section, dtype=np.intp),
+            sections=tuple(self._sections),
+            prompt=np.array(self._prompt, dtype=np.intp),
+            ids=tuple(self._ids),
+            formats=dict(self._formats),
+            digest=self._digest.hexdigest(),
+        )
+
+    def _gold_name(self, attributes: Sequence[str]) -> str:
+        if self._by is not None:
+            return self._by
+        if len(attributes) == 1:
+            return attributes[0]
+        if attributes:
+            return f"mean of {len(attributes)} ratings"
+        return "best" if self._formats["best-of"] else "rank" if self._formats["ranking"] else ""
+
+
+def _mean(ratings: Sequence[float | None]) -> float:
+    # Ratings are often thirds, cut off somewhere: means that agree this far are equal.
+    return round(math.fsum(value for value in ratings if value is not None) / len(ratings), 8)
+
+
+def _prompt_key(samples: Sequence[Sample]) -> bytes:
+    prompt = samples[0].prompt if samples else ""
+    return hashlib.blake2b(json.dumps(prompt, sort_keys=True, default=repr).encode(), digest_size=16).digest()

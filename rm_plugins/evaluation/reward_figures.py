@@ -1,0 +1,202 @@
+"""The figures of one reward: pure functions of its scores and of what is known of the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_plugins.evaluation.bias import length_corrected
+from rm_plugins.evaluation.figures import FIGURES
+from rm_plugins.evaluation.intervals import Estimate, bootstrap, correlation_estimate, mean_estimate
+from rm_plugins.evaluation.judged_rows import JudgedRows
+from rm_plugins.evaluation.metrics import auc, best_of, kendall, ndcg, spearman
+from rm_plugins.ranks import mean_ranks
+from rm_plugins.types import FloatArray
+
+__all__ = ["BINS", "ScoredPairs", "reward_figures"]
+
+BINS = 20
+"""Of the win probability, in the calibration."""
+
+
+class ScoredPairs:
+    """The pairs of which a reward scored both samples.
+
+    Args:
+        rows: What is known of the rows.
+        values: float64 [N], the rewards, NaN where it abstained.
+
+    Attributes:
+        number: int [P], the place of each such pair among all.
+        pairs: int [P, 2], the samples of winner and loser.
+        delta: float64 [P], the winner's reward minus the loser's.
+        longer: float64 [P], by how many characters the winner is longer.
+        prompt: int [P], the number of the prompt.
+        section: int [P], the number of the section, -1 for none.
+    """
+
+    def __init__(self, rows: JudgedRows, values: FloatArray) -> None:
+        delta = values[rows.pairs[:, 0]] - values[rows.pairs[:, 1]]
+        self.number: NDArray[np.intp] = np.flatnonzero(~np.isnan(delta))
+        self.pairs = rows.pairs[self.number]
+        self.delta: FloatArray = delta[self.number]
+        self.longer: FloatArray = rows.longer[self.number]
+        row = rows.pair_row[self.number]
+        self.prompt = rows.prompt[row]
+        self.section = rows.section[row]
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+
+def reward_figures(
+    rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray], *, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """The figures of `rm_plugins.evaluation.figures.FIGURES` that the data allows, in their order.
+
+    Samples on which the reward abstained are left out, with the pairs and lists that they are in.
+
+    Args:
+        rows: What is known of R rows with N samples.
+        values: float64 [N], the rewards, NaN where it abstained.
+        members: float64 [N] of each member of an ensemble, by name.
+        resamples: Of the intervals.
+        seed: Of the intervals.
+    """
+    settings = {"resamples": resamples, "seed": seed}
+    found = {
+        **_of_pairs(ScoredPairs(rows, values), settings),
+        **_of_lengths(rows, values, settings),
+        **_of_lists(rows, values, settings),
+        **_of_attributes(rows, values, settings),
+        **_of_members(rows, values, members, settings),
+    }
+    known = values[~np.isnan(values)]
+    if len(known):
+        found["mean_reward"], found["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
+    order = {name.partition("/")[0]: place for place, name in enumerate(FIGURES)}
+    kept = {name: estimate for name, estimate in found.items() if not math.isnan(estimate.value)}
+    return dict(sorted(kept.items(), key=lambda item: order[item[0].partition("/")[0]]))
+
+
+def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+    delta, prompt = scored.delta, scored.prompt
+    if not len(delta):
+        return {}
+
+    def mean(values: NDArray[Any], where: NDArray[np.bool_] | None = None) -> Estimate:
+        chosen = slice(None) if where is None else where
+        return mean_estimate(values[chosen].astype(np.float64), prompt[chosen], **settings)
+
+    def where_any(values: NDArray[Any], where: NDArray[np.bool_]) -> Estimate:
+        return mean(values, where) if where.any() else _plain(math.nan)
+
+    right, longer = delta > 0, scored.longer
+    squared = np.square((1 - np.tanh(delta / 2)) / 2)
+    return {
+        "accuracy": mean(right),
+        "ties": mean(delta == 0),
+        "accuracy_longer": where_any(right, longer > 0),
+        "accuracy_shorter": where_any(right, longer < 0),
+        "length_preference": where_any(np.where(longer > 0, delta, -delta) > 0, longer != 0),
+        "margin": mean(delta),
+        "log_loss": mean(np.logaddexp(0, -delta)),
+        "ece": _calibration_error(delta, prompt, settings),
+        "brier": mean(squared),
+    }
+
+
+def _of_lengths(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+    scored = ScoredPairs(rows, values)
+    known = np.flatnonzero(~np.isnan(values))
+    lengths, prompt = rows.lengths[known], rows.prompt[rows.row[known]]
+    found = {"length_correlation": correlation_estimate(values[known], lengths, prompt, **settings)} if len(known) else {}
+    if len(scored):
+        corrected = np.full(len(values), np.nan)
+        corrected[known] = length_corrected(values[known], lengths)
+        delta = corrected[scored.pairs[:, 0]] - corrected[scored.pairs[:, 1]]
+        # A tie counts half, since all of a reward that is length alone is equal without it: that is chance, and no fault.
+        found["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.prompt, **settings)
+        chosen, rejected = np.unique(scored.pairs[:, 0]), np.unique(scored.pairs[:, 1])
+        if not np.isin(chosen, rejected).any():  # in a ranking, a sample is better than one and worse than another
+            both = np.concatenate([values[chosen], values[rejected]])
+            found["auc"] = _plain(auc(both, np.repeat([1, 0], [len(chosen), len(rejected)])))
+    return found
+
+
+def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+    columns: dict[str, list[tuple[float, int]]] = {
+        name: [] for name in ("top_1", "top_1_random", "ndcg", "kendall", "spearman")
+    }
+    for samples in rows.lists():
+        reward, gold = values[samples], rows.gold[samples]
+        prompt = int(rows.prompt[rows.row[samples[0]]])
+        if np.isnan(reward).any() or np.ptp(gold) == 0:
+            continue
+        best = (gold == gold.max()).astype(np.float64)
+        measured = {
+            "top_1": best_of(reward, best),
+            "top_1_random": float(best.mean()),
+            "ndcg": ndcg(reward, gold - min(0.0, float(gold.min()))),
+            "kendall": kendall(reward, gold),
+            "spearman": spearman(reward, gold),
+        }
+        for name, value in measured.items():
+            if not math.isnan(value):  # of equal rewards, no rank correlation
+                columns[name].append((value, prompt))
+    return {name: mean_estimate(*zip(*found, strict=True), **settings) for name, found in columns.items() if found}
+
+
+def _of_attributes(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for attribute, column in zip(rows.attributes, rows.labels.T, strict=True):
+        known = ~np.isnan(column) & ~np.isnan(values)
+        reward, label, prompt = values[known], column[known], rows.prompt[rows.row[known]]
+        if not len(reward):
+            continue
+        if np.isin(label, (0, 1)).all():
+            found[f"auc/{attribute}"] = _plain(auc(reward, label))
+            continue
+        found[f"correlation/{attribute}"] = correlation_estimate(reward, label, prompt, **settings)
+        found[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), prompt, **settings)
+        found[f"kendall/{attribute}"] = _plain(kendall(reward, label))
+    return found
+
+
+def _of_members(
+    rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray], settings: Mapping[str, Any]
+) -> dict[str, Estimate]:
+    if len(members) < 2:
+        return {}
+    each = np.stack(list(members.values()))
+    known = ~np.isnan(each).any(axis=0)
+    found = {}
+    if known.any():
+        prompt = rows.prompt[rows.row[known]]
+        found["member_std"] = mean_estimate(each[:, known].std(axis=0), prompt, **settings)
+    scored = ScoredPairs(rows, np.where(known, values, np.nan))
+    if len(scored):
+        signs = np.sign(each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]])
+        unanimous = (signs == signs[:1]).all(axis=0).astype(np.float64)
+        found["member_agreement"] = mean_estimate(unanimous, scored.prompt, **settings)
+    return found
+
+
+def _calibration_error(delta: FloatArray, prompt: NDArray[np.intp], settings: Mapping[str, Any]) -> Estimate:
+    """`expected_calibration_error`, whose interval comes from each bin's sum of predictions minus outcomes."""
+    right = (1 + np.tanh(delta / 2)) / 2
+    _, cluster = np.unique(prompt, return_inverse=True)
+    sums = np.zeros((int(cluster.max()) + 1, BINS + 1))
+    for probability, outcome in ((right, 1.0), (1 - right, 0.0)):
+        place = np.minimum((probability * BINS).astype(np.intp), BINS - 1)
+        np.add.at(sums, (cluster, place), probability - outcome)
+        np.add.at(sums[:, BINS], cluster, 1.0)
+    return bootstrap(sums, lambda totals: np.abs(totals[:, :BINS]).sum(axis=1) / totals[:, BINS], **settings)
+
+
+def _plain(value: float) -> Estimate:
+    return Estimate(value, math.nan, math.nan)

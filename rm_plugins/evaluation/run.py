@@ -1,0 +1,353 @@
+"""Evaluating rewards: from scored rows to everything that a report shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rm_plugins.errors import DataError, RmPluginsError
+from rm_plugins.evaluation.differences import reward_difference
+from rm_plugins.evaluation.findings import findings
+from rm_plugins.evaluation.judged_rows import JudgedRows, RowCollector
+from rm_plugins.evaluation.metrics import calibration_curve
+from rm_plugins.evaluation.results import DataSummary, Evaluation, JudgedPair, RewardResult
+from rm_plugins.evaluation.reward_charts import (
+    accuracy_by_length,
+    best_of_n_curve,
+    format_biases,
+    length_scatter,
+    longer_share,
+    member_comparison,
+    reward_distribution,
+    section_results,
+)
+from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
+from rm_plugins.fingerprint import fingerprint, shown_spec
+from rm_plugins.journal import text_of
+from rm_plugins.judgements import judgement
+from rm_plugins.spec import component
+from rm_plugins.suites import Suite, SuiteItem, SuiteResult
+from rm_plugins.types import FloatArray, Provider, Sample, Scores
+
+__all__ = ["RewardColumns", "RewardFacts", "evaluate", "evaluation_of", "reward_facts"]
+
+RESAMPLES = 1_000
+_SHOWN = 20
+"""How many mistakes, and flipped pairs of each sort, are shown."""
+_TEXT = 4_000
+"""Characters of a text that is shown; of longer ones, the middle is left out."""
+_PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFacts:
+    """What identifies a reward in a report.
+
+    Args:
+        name: What it is called there.
+        source: The spec as it was given.
+        spec: The spec, every nested one written out; None where it was made in Python.
+        fingerprint: Of its settings, weights and rendering.
+        rendering: A sample as the model is given it, empty where it is no model.
+        manifest: What its models' manifests say of their training, by their path in the spec.
+    """
+
+    name: str
+    source: str = ""
+    spec: Mapping[str, Any] | None = None
+    fingerprint: str = ""
+    rendering: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RewardColumns:
+    """The scores of one reward, as they come in.
+
+    Args:
+        values: The rewards, NaN where it abstained.
+        details: The details of the scores, NaN where there are none.
+    """
+
+    values: list[float] = field(default_factory=list)
+    details: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, values: Iterable[float], details: Mapping[str, Iterable[float]]) -> None:
+        """Take the scores of some samples."""
+        before = len(self.values)
+        self.values += values
+        for name, column in details.items():
+            self.details.setdefault(name, [np.nan] * before).extend(column)
+        for column in self.details.values():
+            column += [np.nan] * (len(self.values) - len(column))
+
+    @property
+    def members(self) -> dict[str, FloatArray]:
+        """float64 [N] of each member of an ensemble."""
+        return {name: np.array(column) for name, column in self.details.items() if name.startswith("member/")}
+
+
+def evaluate(
+    rewards: Provider | Mapping[str, Provider],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    suite: Suite | str | None = None,
+    section: str | None = None,
+    by: str | None = None,
+    source: str = "",
+    batch_size: int = 256,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score judged rows with one or several rewards, and say how good these are.
+
+    Args:
+        rewards: A reward, or several by name.
+        rows: Rows in the formats of `rm_plugins.judgements`, such as a `datasets.Dataset`; with a suite, the rows of its dataset. They
+            are gone through several times: what can be gone through once is kept in memory.
+        suite: A benchmark, or its name, whose own rule is applied too.
+        section: The column that names a row's section; ``section`` or ``subset`` by default.
+        by: The attribute that rated samples are compared by; the mean of all by default.
+        source: What the data is called in reports.
+        batch_size: Rows scored at a time.
+        resamples: Of the bootstrap of the intervals.
+        seed: Of the bootstrap.
+        progress: Called with the number of rows after each batch of each reward.
+
+    Raises:
+        DataError: A row is in no format, or there is none.
+        UnknownNameError: There is no suite of that name.
+        ScoringError: A reward failed.
+    """
+    found = component("suite", suite) if isinstance(suite, str) else suite
+    named = {rewards.label: rewards} if isinstance(rewards, Provider) else rewards
+    if isinstance(rows, Iterator):
+        rows = list(rows)
+
+    def again() -> Iterator[Mapping[str, Any]]:
+        return iter(rows) if found is None else found.rows(rows)
+
+    collector = RowCollector(section=section, by=by)
+    columns = {name: RewardColumns() for name in named}
+    facts: dict[str, RewardFacts] = {}
+    for place, (name, provider) in enumerate(named.items()):
+        remaining, number = again(), 0
+        while batch := list(islice(remaining, batch_size)):
+            judged = [collector.judged(row, f"row {number + offset}") for offset, row in enumerate(batch, start=1)]
+            if place == 0:
+                for row, judgement_ in zip(batch, judged, strict=True):
+                    collector.add(row, judgement_)
+            samples = [sample for judgement_ in judged for sample in judgement_.samples]
+            if name not in facts:
+                facts[name] = reward_facts(provider, name=name, sample=samples[0])
+            _take(columns[name], provider.score(samples))
+            number += len(batch)
+            if progress is not None:
+                progress(len(batch))
+    return evaluation_of(
+        collector.collected(),
+        [(facts[name], column) for name, column in columns.items() if name in facts],
+        again,
+        suite=found,
+        source=source,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _take(columns: RewardColumns, scores: Scores) -> None:
+    columns.add(scores.values.tolist(), {name: column.tolist() for name, column in scores.details.items()})
+
+
+def evaluation_of(
+    rows: JudgedRows,
+    rewards: Sequence[tuple[RewardFacts, RewardColumns]],
+    again: Callable[[], Iterable[Mapping[str, Any]]],
+    *,
+    suite: Suite | None = None,
+    source: str = "",
+    split: str = "",
+    shown: int = _SHOWN,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """What scored rows say of rewards; nothing is scored here.
+
+    Args:
+        rows: What is known of the rows.
+        rewards: Each reward with its scores.
+        again: Goes through the rows once more, for the texts that are shown.
+        suite: The benchmark that the rows are of.
+        source: What the data is called.
+        split: The split of the dataset.
+        shown: How many mistakes, and flipped pairs of each sort, are shown.
+        resamples: Of the intervals.
+        seed: Of the intervals and of what is drawn at random.
+
+    Raises:
+        DataError: There is no row.
+    """
+    if not len(rows.prompt):
+        raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
+    arrays = [np.array(columns.values, dtype=np.float64) for _, columns in rewards]
+    settings = {"resamples": resamples, "seed": seed}
+    summary = _summary(rows, source, split, suite)
+    show = _Shown(rows)
+    results = []
+    for (facts, columns), values in zip(rewards, arrays, strict=True):
+        scored = ScoredPairs(rows, values)
+        members = columns.members
+        result = RewardResult(
+            **{name: getattr(facts, name) for name in RewardFacts.__slots__},
+            samples=len(values),
+            abstained=int(np.isnan(values).sum()),
+            pairs=len(scored),
+            figures=reward_figures(rows, values, members, **settings),
+            sections=section_results(rows, scored, **settings),
+            by_length=accuracy_by_length(scored, **settings),
+            distribution=reward_distribution(scored, values),
+            calibration=tuple(calibration_curve(scored.delta, BINS)) if len(scored) else (),
+            length_scatter=length_scatter(rows, values, seed=seed),
+            formats=format_biases(rows, scored),
+            members=member_comparison(rows, values, members),
+            best_of_n=best_of_n_curve(rows, values, **settings),
+            mistakes=tuple(show.pair(int(number), values) for number in _worst(scored, shown)),
+            suite=None if suite is None else _suite_result(suite, rows, values),
+        )
+        results.append(replace(result, findings=findings(result, summary)))
+    differences = []
+    for place in range(1, len(results)):
+        names = (results[0].name, results[place].name)
+        found = reward_difference(rows, names, (arrays[0], arrays[place]), show.pair, shown=shown, **settings)
+        differences += [found] if found is not None else []
+    texts = show.texts(again())
+    return Evaluation(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"python": sys.version.partition(" ")[0], **{name: version(name) for name in _PACKAGES}},
+        settings={**settings, "confidence": 0.95, "calibration_bins": BINS},
+        data=summary,
+        rewards=tuple(replace(result, mistakes=tuple(map(texts, result.mistakes))) for result in results),
+        differences=tuple(
+            replace(
+                found,
+                won=tuple(replace(flip, pair=texts(flip.pair)) for flip in found.won),
+                lost=tuple(replace(flip, pair=texts(flip.pair)) for flip in found.lost),
+            )
+            for found in differences
+        ),
+    )
+
+
+def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sample | None = None) -> RewardFacts:
+    """What identifies a reward.
+
+    Args:
+        provider: The reward.
+        name: What to call it.
+        source: The spec as it was given.
+        sample: What to render as an example.
+    """
+    manifests = {
+        path: manifest.training for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
+    }
+    rendering = ""
+    for _, part in provider.walk():
+        with suppress(RmPluginsError):
+            if sample is not None:
+                rendering = _cut(part.render(sample))
+                break
+    spec = None if provider.spec is None else json.loads(json.dumps(shown_spec(provider), default=str))
+    return RewardFacts(name, source, spec, fingerprint(provider), rendering, manifests)
+
+
+def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> DataSummary:
+    lengths = rows.lengths
+    section = rows.section[rows.pair_row]
+    chosen, rejected = (float(lengths[side].mean()) if len(side) else np.nan for side in rows.pairs.T)
+    return DataSummary(
+        source=source,
+        split=split,
+        suite="" if suite is None else suite.name,
+        digest=rows.digest,
+        rows=len(rows.prompt),
+        samples=len(rows.row),
+        pairs=len(rows.pairs),
+        prompts=len(np.unique(rows.prompt)),
+        formats=rows.formats,
+        sections={name: int((section == number).sum()) for number, name in enumerate(rows.sections)},
+        attributes=rows.attributes,
+        longer_chosen=longer_share(rows.longer),
+        length_chosen=chosen,
+        length_rejected=rejected,
+    )
+
+
+def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteResult:
+    items = []
+    for samples in np.split(np.arange(len(rows.row)), np.flatnonzero(np.diff(rows.row)) + 1):
+        row = rows.row[samples[0]]
+        gold = rows.gold[samples]
+        labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
+        section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
+        items.append(SuiteItem(rows.ids[row], section, values[samples], labels))
+    return suite.result(items)
+
+
+def _worst(scored: ScoredPairs, count: int) -> NDArray[np.intp]:
+    """The numbers of the pairs that are wrong by most, one of a row at most, worst first."""
+    wrong = np.flatnonzero(scored.delta <= 0)
+    return scored.number[wrong[np.argsort(scored.delta[wrong], kind="stable")][:count]]
+
+
+class _Shown:
+    """Pairs that are shown, whose texts are looked up together at the end."""
+
+    def __init__(self, rows: JudgedRows) -> None:
+        self._rows = rows
+        self._first = np.searchsorted(rows.row, np.arange(len(rows.prompt)))
+        self._wanted: set[int] = set()
+
+    def pair(self, number: int, values: FloatArray) -> JudgedPair:
+        """A pair without its texts: in their place are the samples' places in the row."""
+        rows = self._rows
+        winner, loser = (int(sample) for sample in rows.pairs[number])
+        row = int(rows.row[winner])
+        section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
+        chosen, rejected = (str(sample - int(self._first[row])) for sample in (winner, loser))
+        self._wanted.add(row)
+        lengths = (int(rows.lengths[sample]) for sample in (winner, loser))
+        return JudgedPair(row + 1, section, "", chosen, rejected, float(values[winner]), float(values[loser]), *lengths)
+
+    def texts(self, again: Iterable[Mapping[str, Any]]) -> Callable[[JudgedPair], JudgedPair]:
+        """What puts the texts in their places."""
+        found: dict[int, tuple[Sample, ...]] = {}
+        for number, row in enumerate(again):
+            if number in self._wanted:
+                found[number] = judgement(row).samples
+                if len(found) == len(self._wanted):
+                    break
+
+        def complete(pair: JudgedPair) -> JudgedPair:
+            samples = found[pair.row - 1]
+            winner, loser = samples[int(pair.chosen)], samples[int(pair.rejected)]
+            prompt, chosen, rejected = (_cut(text_of(part)) for part in (winner.prompt, winner.completion, loser.completion))
+            return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
+
+        return complete
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _TEXT:
+        return text
+    return f"{text[: _TEXT // 2]}\n[...]\n{text[-_TEXT // 2 :]}"
