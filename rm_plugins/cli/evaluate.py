@@ -2,36 +2,87 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+from pathlib import Path
 
 import click
 
-import rm_plugins as rm
-from rm_plugins.cli.scoring_job import progress_bar
-from rm_plugins.data import read_rows
-from rm_plugins.evaluation import evaluate_pairs
+from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluation_options, run_evaluation
+from rm_plugins.cli.evaluation_tables import print_evaluation
+from rm_plugins.cli.gates import failures, parse_gates
+from rm_plugins.errors import DataError
+from rm_plugins.files import write_atomically
 
 __all__ = ["command"]
 
 
 @click.command("evaluate")
-@click.argument("spec")
-@click.argument("file")
-@click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
-@click.option("--batch-size", default=256, show_default=True, help="Pairs scored at a time.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(spec: str, file: str, split: str, batch_size: int, as_json: bool) -> None:
-    """Say how often SPEC prefers the chosen answer of the preference pairs in FILE.
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC [SPEC ...] DATA")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON in place of the tables.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page with figures and charts (.html).")
+@click.option("--card", is_flag=True, help="Write the figures into README.md of each SPEC that is a model folder.")
+@click.option(
+    "--fail-under",
+    metavar="FIGURE=NUMBER",
+    multiple=True,
+    help="Exit with 1 where a reward's figure is lower, such as accuracy=0.8; FIGURE.low asks it of the interval's lower end.",
+)
+@click.option("--fail-over", metavar="FIGURE=NUMBER", multiple=True, help="Exit with 1 where it is higher, such as ece=0.1.")
+@evaluation_options
+def command(
+    specs: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    report: Path | None,
+    card: bool,
+    fail_under: tuple[str, ...],
+    fail_over: tuple[str, ...],
+    options: EvaluationOptions,
+) -> None:
+    """Say how good rewards are: score judged answers with each SPEC, and print figures with 95% intervals.
 
-    FILE is JSON Lines or Parquet, the name of a dataset, or - for standard input; its rows have `chosen` and `rejected`.
+    DATA is JSON Lines or Parquet, the name of a dataset, or - for standard input. Its rows are preference pairs (`chosen`,
+    `rejected`), or `completions` with `ranks`, `scores`, `best` or `labels`. With --suite it is the benchmark's dataset, or
+    `hub` to fetch that.
+
+    An interrupted evaluation goes on where it stopped. With several rewards, each further one is compared with the first.
     """
-    with progress_bar() as bar:
-        task = bar.add_task("Evaluating", total=None)
-        found = evaluate_pairs(
-            rm.load(spec), read_rows(file, split), batch_size=batch_size, progress=lambda pairs: bar.advance(task, pairs)
-        )
+    if len(specs) < 2:
+        raise click.UsageError("Both a SPEC and DATA are needed: rm-plugins evaluate ./Qwen2.5-Reward pairs.jsonl")
+    *rewards, data = specs
+    gates = parse_gates(fail_under, fail_over)
+    if report is not None:
+        from rm_plugins.reports.charts import drawing
+
+        with drawing():  # what is missing is said before anything is scored
+            pass
+    folders = [_card_folder(spec) for spec in rewards] if card else []
+    evaluation = run_evaluation(rewards, data, options)
+    if output is not None:
+        write_atomically(output, evaluation.to_json())
+        click.echo(f"Wrote {output}.", err=True)
+    if report is not None:
+        from rm_plugins.reports import evaluation_page
+
+        write_atomically(report, evaluation_page(evaluation))
+        click.echo(f"Wrote {report}.", err=True)
+    for place, folder in enumerate(folders):
+        from rm_plugins.evaluation.model_card import write_model_card
+
+        click.echo(f"Wrote {write_model_card(folder, evaluation.of(place))}.", err=True)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        click.echo(evaluation.to_json(), nl=False)
     else:
-        click.echo(found)
+        print_evaluation(evaluation)
+    missed = failures(evaluation, gates)
+    for message in missed:
+        click.echo(f"failed: {message}", err=True)
+    if missed:
+        raise click.exceptions.Exit(1)
+
+
+def _card_folder(spec: str) -> Path:
+    folder = Path(spec)
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise DataError(f"--card writes into the folder of a model, and {spec!r} is none. Leave it out, or name the folder.")
+    return folder

@@ -13,7 +13,7 @@ from rm_plugins.registry import default_registry
 
 __all__ = ["main"]
 
-_BUILT_IN = ("calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
+_BUILT_IN = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
 
 
 class _Program(click.Group):

@@ -1,16 +1,15 @@
-"""Scoring a file of rows, resumably: what ``score`` and ``rank`` share.
+"""Scoring rows, resumably: what ``score``, ``rank``, ``evaluate`` and ``diff`` share.
 
-Scored rows are appended to ``OUT.part``, one JSON line each. A job that finds this file goes on behind its last whole line,
-after checking that it was made by the same reward and of the same rows; the finished output replaces it in one step.
+Scored rows are appended to a file of parts, one JSON line each. A job that finds this file goes on behind its last whole line,
+after checking that it was made by the same reward and of the same rows.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ import rm_plugins as rm
 from rm_plugins.data import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
+from rm_plugins.fingerprint import fingerprint
 from rm_plugins.wire import values_to_json
 
-__all__ = ["ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
+__all__ = ["RowScoring", "RowSource", "ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
 
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
@@ -62,44 +62,59 @@ def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-class ScoringJob:
-    """Scores every row of a source with one provider.
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Where rows come from.
 
     Args:
-        spec: The reward's spec, which is loaded once the output is known to be free.
-        source: A path, ``-`` for standard input, or the name of a dataset.
+        name: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
-        out: The finished output, beside which the unfinished one is kept.
-        overwrite: Whether to replace a finished output and to begin anew where an unfinished one is found.
-
-    Raises:
-        DataError: `out` exists, or the unfinished output is of another reward or other rows.
+        rows: Reads them, from the first one on.
     """
 
-    def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
-        if out.exists() and not overwrite:
-            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-        self.provider = rm.load(spec)
-        self.out = out
+    name: str
+    split: str
+    rows: Callable[[], Iterator[dict[str, Any]]]
+
+    @classmethod
+    def of(cls, name: str, split: str) -> RowSource:
+        """The rows as they stand there."""
+        return cls(name, split, lambda: read_rows(name, split))
+
+    def count(self) -> int | None:
+        """The number of rows, where it is cheap to know."""
+        return sum(1 for _ in self.rows()) if self.name != "-" and is_data_file(self.name) else None
+
+
+class RowScoring:
+    """Scores every row of a source with one provider, and keeps what is scored.
+
+    Args:
+        provider: The reward.
+        source: The rows.
+        part: The file that scored rows are kept in, beside which a note says whose they are.
+        identity: What the note says; another one is refused.
+        samples: The samples of a row, which an error calls by its second argument.
+
+    Raises:
+        DataError: The file was begun by another reward or from another source.
+    """
+
+    def __init__(
+        self,
+        provider: rm.Provider,
+        source: RowSource,
+        part: Path,
+        identity: Mapping[str, Any],
+        samples: Callable[[dict[str, Any], str], tuple[rm.Sample, ...]] = lambda row, where: row_samples(row, where).samples,
+    ) -> None:
+        self.provider = provider
         self.source = source
-        self.split = split
+        self.part = part
         self.work: Counter[str] = Counter()
-        self.part = out.with_name(f"{out.name}.part")
-        self._identity_file = out.with_name(f"{out.name}.part.json")
-        self._identity = {"spec": spec, "source": source, "split": split, "manifest": _manifest_digest(self.provider)}
-        if overwrite:
-            self.discard()
-
-    def write(self, shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]], batch_size: int) -> int:
-        """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
-
-        Args:
-            shape: Makes the rows of the output.
-            batch_size: Samples handed to the provider at a time.
-        """
-        count = write_rows(shape(self.run(batch_size)), self.out)
-        self.discard()
-        return count
+        self._samples = samples
+        self._identity_file = part.with_name(f"{part.name}.json")
+        self._identity = {**identity, "source": source.name, "split": source.split, "fingerprint": fingerprint(provider)}
 
     def run(self, batch_size: int) -> Iterator[ScoredRow]:
         """Score what is not scored yet, then give back every row in the order of the source.
@@ -108,8 +123,8 @@ class ScoringJob:
             batch_size: Samples handed to the provider at a time.
         """
         done = self._resume()
-        rows = read_rows(self.source, self.split)
-        for number, before in enumerate(self._finished(), start=1):
+        rows = self.source.rows()
+        for number, before in enumerate(self.scored_rows(), start=1):
             if _json_row(next(rows, None)) != before.row:
                 raise DataError(
                     f"{self.part} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
@@ -117,15 +132,31 @@ class ScoringJob:
         if done:
             click.echo(f"Going on behind {done} rows that were scored before.", err=True)
         with progress_bar() as bar, self.part.open("a", encoding="utf-8") as file:
-            task = bar.add_task("Scoring", total=None if bar.disable else _row_count(self.source), completed=done)
-            for batch in _sample_batches(rows, batch_size, first=done + 1):
+            task = bar.add_task("Scoring", total=None if bar.disable else self.source.count(), completed=done)
+            for batch in self._batches(rows, batch_size, first=done + 1):
                 for scored in self._score(batch):
                     line = {"row": scored.row, "scores": scored.scores, "details": scored.details}
                     file.write(json_line(line))
                 file.flush()
                 os.fsync(file.fileno())
                 bar.update(task, advance=len(batch), description=f"Scoring {self.throughput}".strip())
-        return self._finished()
+        return self.scored_rows()
+
+    def _batches(
+        self, rows: Iterable[dict[str, Any]], size: int, first: int
+    ) -> Iterator[list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]]:
+        """Rows with their samples, in lists of about `size` samples."""
+        batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]] = []
+        count = 0
+        for number, row in enumerate(rows, start=first):
+            samples = self._samples(row, f"row {number}")
+            batch.append((row, samples))
+            count += len(samples)
+            if count >= size:
+                yield batch
+                batch, count = [], 0
+        if batch:
+            yield batch
 
     def _score(self, batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]) -> Iterator[ScoredRow]:
         scores = self.provider.score([sample for _, samples in batch for sample in samples])
@@ -169,7 +200,8 @@ class ScoringJob:
             file.truncate(whole)
         return count
 
-    def _finished(self) -> Iterator[ScoredRow]:
+    def scored_rows(self) -> Iterator[ScoredRow]:
+        """What was scored so far."""
         with self.part.open(encoding="utf-8") as file:
             for line in file:
                 yield ScoredRow(**json.loads(line))
@@ -180,36 +212,44 @@ class ScoringJob:
         self._identity_file.unlink(missing_ok=True)
 
 
-def _sample_batches(
-    rows: Iterable[dict[str, Any]], size: int, first: int
-) -> Iterator[list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]]:
-    """Rows with their samples, in lists of about `size` samples."""
-    batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]] = []
-    count = 0
-    for number, row in enumerate(rows, start=first):
-        samples = row_samples(row, f"row {number}").samples
-        batch.append((row, samples))
-        count += len(samples)
-        if count >= size:
-            yield batch
-            batch, count = [], 0
-    if batch:
-        yield batch
+class ScoringJob(RowScoring):
+    """Scores every row of a file or dataset into an output, which replaces the file of parts in one step.
+
+    Args:
+        spec: The reward's spec, which is loaded once the output is known to be free.
+        source: A path, ``-`` for standard input, or the name of a dataset.
+        split: The dataset's split.
+        out: The finished output, beside which the unfinished one is kept as ``OUT.part``.
+        overwrite: Whether to replace a finished output and to begin anew where an unfinished one is found.
+
+    Raises:
+        DataError: `out` exists, or the unfinished output is of another reward or other rows.
+    """
+
+    def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
+        if out.exists() and not overwrite:
+            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+        part = out.with_name(f"{out.name}.part")
+        super().__init__(rm.load(spec), RowSource.of(source, split), part, {"spec": spec})
+        self.out = out
+        if overwrite:
+            self.discard()
+
+    def write(self, shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]], batch_size: int) -> int:
+        """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
+
+        Args:
+            shape: Makes the rows of the output.
+            batch_size: Samples handed to the provider at a time.
+        """
+        count = write_rows(shape(self.run(batch_size)), self.out)
+        self.discard()
+        return count
 
 
 def _json_row(row: object) -> Any:
     """The row as it comes back from the unfinished output."""
     return json.loads(json_line(row))
-
-
-def _manifest_digest(provider: rm.Provider) -> str | None:
-    manifest = getattr(provider, "manifest", None)
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest() if manifest is not None else None
-
-
-def _row_count(source: str) -> int | None:
-    """The number of rows, where it is cheap to know."""
-    return sum(1 for _ in read_rows(source)) if source != "-" and is_data_file(source) else None
 
 
 def progress_bar() -> Progress:

@@ -27,7 +27,7 @@ FORMAT_FEATURES: tuple[str, ...] = ("characters", "lines", "list_items", "headin
 
 _NEIGHBOURS = 0.3
 """The share of samples that a point of the length curve looks at."""
-_LEAST_NEIGHBOURS = 30
+_LEAST_NEIGHBOURS, _MOST_NEIGHBOURS = 30, 500
 _LEAST_SAMPLES = 10
 """With fewer, a curve would go through them."""
 _INTERPOLATED = 0.01
@@ -141,10 +141,10 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     """The mean reward of samples that are about as long, at each sample's length, float64 [N]: what a reward gives for length.
 
     It is LOWESS: at each length a line through the nearest samples, the nearer ones with more weight. The nearest are 30% of all,
-    which is the setting of the paper's code for AlpacaEval. Its setting for RewardBench, all samples, is close to a straight line
-    and leaves most of a curve that levels off. More are taken where 30% would be fewer than 30, or would all be of one length.
-    The line is fitted once, without iterations that give outliers less weight: of a reward of 0 and 1, the rarer value would be
-    an outlier.
+    which is the setting of the paper's code for AlpacaEval. (Its setting for RewardBench, all samples, is close to one straight
+    line and leaves most of a curve that levels off.) They are 500 at most, which are enough to tell a mean, and follow a curve
+    better; 30 at least; and more where they would all be of one length. The line is fitted once, without iterations that give
+    outliers less weight: of a reward of 0 and 1, the rarer value would be an outlier.
 
     Args:
         rewards: float [N].
@@ -167,14 +167,15 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
         return np.full(rewards.shape, rewards.mean() if rewards.size else np.nan)
     from statsmodels.nonparametric.smoothers_lowess import lowess  # takes half a second to import
 
-    neighbours = max(_NEIGHBOURS * len(rewards), _LEAST_NEIGHBOURS, counts.max() + 1)
+    neighbours = np.clip(_NEIGHBOURS * len(rewards), _LEAST_NEIGHBOURS, _MOST_NEIGHBOURS)
+    share = min(max(neighbours, counts.max() + 1) / len(rewards), 1.0)
     # Not the whole range: one very long answer would have all the others between two points.
     usual = np.quantile(lengths, 0.95) - np.quantile(lengths, 0.05)
     order = np.argsort(lengths, kind="stable")
     fitted = lowess(
         rewards[order],
         lengths[order],
-        frac=min(neighbours / len(rewards), 1.0),
+        frac=share,
         it=0,
         delta=_INTERPOLATED * usual,
         is_sorted=True,

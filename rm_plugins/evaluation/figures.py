@@ -44,7 +44,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "accuracy_corrected": Figure(
         "Accuracy without length",
-        "The accuracy when what length alone predicts (a LOWESS curve) is taken out of the rewards, a tie counted half; what falls away was length.",
+        "The accuracy when what length predicts (a LOWESS curve) is taken out of the rewards, ties counted half; what it loses was length.",
         "higher",
         True,
     ),

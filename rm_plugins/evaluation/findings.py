@@ -58,8 +58,8 @@ def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
     numbers = _numbers(accuracy=accuracy)
     if accuracy.high < 0.5:
         message = (
-            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs. Turn its sign round (transform: scale by -1), or "
-            "look whether chosen and rejected are the right way round in the data."
+            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs, where 50% would be chance. If it does so on other "
+            "data too, the sign of the reward or the labels of what it was trained on are the wrong way round."
         )
     else:
         message = f"It is no better than chance here: it is right in {_share(accuracy)} of pairs, and 50% would be chance."
@@ -68,10 +68,10 @@ def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
 
 def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     figures = result.figures
-    wanted = ("accuracy", "length_preference", "accuracy_longer", "accuracy_shorter", "accuracy_corrected")
+    wanted = ("length_preference", "accuracy_longer", "accuracy_shorter", "accuracy_corrected")
     if not all(name in figures for name in wanted) or result.pairs < FEWEST_PAIRS:
         return None
-    accuracy, preference, longer, shorter, corrected = (figures[name] for name in wanted)
+    preference, longer, shorter, corrected = (figures[name] for name in wanted)
     numbers = _numbers(**{name: figures[name] for name in wanted}) | {"longer_chosen": data.longer_chosen}
     takes_longer = preference.value >= 0.5
     word = "longer" if takes_longer else "shorter"
@@ -88,7 +88,7 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     remedy = "Train on pairs of equal length, with the regularizer length-correlation, or subtract a length penalty."
     if easy.value - hard.value <= LARGE_GAP or not easy.low > hard.high:
         return None
-    if share >= ALWAYS_LONGER or (accuracy.low > 0.5 and corrected.low <= 0.5):
+    if share >= ALWAYS_LONGER or corrected.low <= 0.5:
         return Finding("length", "alarm", f"Length decides: {facts}. {remedy}", numbers)
     return Finding("length", "warning", f"Length matters much: {facts}. {remedy}", numbers)
 

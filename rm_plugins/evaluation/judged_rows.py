@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class JudgedRows:
         sections: The names of the sections.
         prompt: int [R], equal where the prompts are.
         ids: [R], the rows' own ``id``, empty where they have none.
+        compared: Of the rows that name them, the positions of the samples that a benchmark compares.
         formats: The number of rows of each format.
         digest: SHA-256 of the rows.
     """
@@ -57,6 +59,7 @@ class JudgedRows:
     sections: tuple[str, ...]
     prompt: NDArray[np.intp]
     ids: tuple[str, ...]
+    compared: Mapping[int, tuple[tuple[int, int], ...]]
     formats: Mapping[str, int]
     digest: str
 
@@ -93,17 +96,17 @@ class RowCollector:
     def __init__(self, *, section: str | None = None, by: str | None = None) -> None:
         self._section_column = section
         self._by = by
-        self._row: list[int] = []
-        self._pairs: list[tuple[int, int]] = []
-        self._features: list[tuple[int, ...]] = []
-        self._labels: list[Mapping[str, float | None]] = []
-        self._attributes: dict[str, None] = {}
-        self._gold: list[float] = []
-        self._section: list[int] = []
+        self._row = array("q")
+        self._pairs = array("q")
+        self._features = array("q")
+        self._gold = array("d")
+        self._labels: dict[str, array[float]] = {}
+        self._section = array("q")
         self._sections: dict[str, int] = {}
-        self._prompt: list[int] = []
+        self._prompt = array("q")
         self._prompts: dict[bytes, int] = {}
         self._ids: list[str] = []
+        self._compared: dict[int, tuple[tuple[int, int], ...]] = {}
         self._formats: Counter[str] = Counter()
         self._digest = hashlib.sha256()
 
@@ -124,29 +127,32 @@ class RowCollector:
 
     def add(self, row: Mapping[str, Any], found: Judgement) -> None:
         """Take a row, with what `judged` said of it."""
-        number, start = len(self._prompt), len(self._row)
-        self._row += [number] * len(found.samples)
-        self._pairs += [(start + winner, start + loser) for winner, loser in found.pairs]
-        self._features += [format_features(text_of(sample.completion)) for sample in found.samples]
-        names = attribute_names(row)
-        rated = [
-            dict(zip(names, values, strict=True)) for values in found.labels or [()] * len(found.samples) if values or not names
-        ]
-        self._attributes |= dict.fromkeys(names)
-        self._labels += rated
-        self._gold += self._goodness(found, rated)
+        number, start, count = len(self._prompt), len(self._row), len(found.samples)
+        self._row.extend([number] * count)
+        for winner, loser in found.pairs:
+            self._pairs.extend((start + winner, start + loser))
+        for sample in found.samples:
+            self._features.extend(format_features(text_of(sample.completion)))
+        columns = dict(zip(attribute_names(row), zip(*found.labels, strict=True), strict=True)) if found.labels else {}
+        for name, values in columns.items():
+            known = self._labels.setdefault(name, array("d", [math.nan] * start))
+            known.extend(math.nan if value is None else value for value in values)
+        for column in self._labels.values():
+            column.extend([math.nan] * (start + count - len(column)))
+        self._gold.extend(self._goodness(found, columns))
         self._section.append(self._section_number(row))
         self._prompt.append(self._prompts.setdefault(_prompt_key(found.samples), len(self._prompts)))
         self._ids.append(str(row.get("id", "")))
+        if row.get("compared"):
+            self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
         self._formats[found.format] += 1
         self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
 
-    def _goodness(self, found: Judgement, rated: Sequence[Mapping[str, float | None]]) -> list[float]:
+    def _goodness(self, found: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
         """How good each sample of a row is known to be."""
-        if found.format in ("ratings", "labelled"):
-            by = [self._by] if self._by is not None and found.format == "ratings" else None
-            values = [[labels.get(name) for name in by or labels] for labels in rated]
-            return [math.nan if not one or None in one else _mean(one) for one in values]
+        if columns:
+            wanted = [columns[self._by]] if self._by is not None and found.format == "ratings" else columns.values()
+            return [math.nan if None in ratings else _mean(ratings) for ratings in zip(*wanted, strict=True)]
         if found.ranks is None or found.format == "preference":
             return [math.nan] * len(found.samples)
         return [float(rank == 0) if found.format == "best-of" else -rank for rank in found.ranks]
@@ -159,20 +165,19 @@ class RowCollector:
 
     def collected(self) -> JudgedRows:
         """All rows that were taken."""
-        attributes = tuple(self._attributes)
-        labels = [[math.nan if (value := found.get(name)) is None else value for name in attributes] for found in self._labels]
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),
             pairs=np.array(self._pairs, dtype=np.intp).reshape(-1, 2),
             features=np.array(self._features, dtype=np.int64).reshape(-1, len(FORMAT_FEATURES)),
-            labels=np.array(labels, dtype=np.float64).reshape(len(self._row), len(attributes)),
-            attributes=attributes,
+            labels=np.array(list(self._labels.values()), dtype=np.float64).reshape(len(self._labels), len(self._row)).T,
+            attributes=tuple(self._labels),
             gold=np.array(self._gold, dtype=np.float64),
-            gold_name=self._gold_name(attributes),
+            gold_name=self._gold_name(tuple(self._labels)),
             section=np.array(self._section, dtype=np.intp),
             sections=tuple(self._sections),
             prompt=np.array(self._prompt, dtype=np.intp),
             ids=tuple(self._ids),
+            compared=self._compared,
             formats=dict(self._formats),
             digest=self._digest.hexdigest(),
         )

@@ -187,7 +187,8 @@ def log_loss(delta: ArrayLike) -> float:
     1000.0
     """
     delta = np.asarray(delta, dtype=np.float64)
-    return float(np.logaddexp(0, -delta).mean()) if delta.size else math.nan
+    known = delta.size and not np.isnan(delta).any()
+    return float(np.logaddexp(0, -delta).mean()) if known else math.nan
 
 
 def agreement(deltas: ArrayLike) -> FloatArray:

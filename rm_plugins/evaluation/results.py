@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rm_plugins.evaluation.bias import FeatureBias
@@ -327,6 +327,10 @@ class Evaluation:
     data: DataSummary
     rewards: tuple[RewardResult, ...]
     differences: tuple[Difference, ...] = ()
+
+    def of(self, place: int) -> Evaluation:
+        """The evaluation of one of the rewards alone."""
+        return replace(self, rewards=(self.rewards[place],), differences=())
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""

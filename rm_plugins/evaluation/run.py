@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -79,17 +80,17 @@ class RewardColumns:
         details: The details of the scores, NaN where there are none.
     """
 
-    values: list[float] = field(default_factory=list)
-    details: dict[str, list[float]] = field(default_factory=dict)
+    values: array[float] = field(default_factory=lambda: array("d"))
+    details: dict[str, array[float]] = field(default_factory=dict)
 
     def add(self, values: Iterable[float], details: Mapping[str, Iterable[float]]) -> None:
         """Take the scores of some samples."""
         before = len(self.values)
-        self.values += values
-        for name, column in details.items():
-            self.details.setdefault(name, [np.nan] * before).extend(column)
+        self.values.extend(values)
+        for name, found in details.items():
+            self.details.setdefault(name, array("d", [np.nan] * before)).extend(found)
         for column in self.details.values():
-            column += [np.nan] * (len(self.values) - len(column))
+            column.extend([np.nan] * (len(self.values) - len(column)))
 
     @property
     def members(self) -> dict[str, FloatArray]:
@@ -300,7 +301,7 @@ def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteRe
         gold = rows.gold[samples]
         labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
         section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
-        items.append(SuiteItem(rows.ids[row], section, values[samples], labels))
+        items.append(SuiteItem(rows.ids[row], section, values[samples], labels, rows.compared.get(int(row), ())))
     return suite.result(items)
 
 

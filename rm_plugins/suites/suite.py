@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
+from rm_plugins.data import read_rows
 from rm_plugins.types import Component, FloatArray
 
-__all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable"]
+__all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable", "mean", "overall_score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,33 @@ class SuiteItem:
         section: The row's ``section``.
         scores: float64 [n], the rewards of its samples in their order; NaN where the reward abstained.
         labels: float64 [n], 1 for a right and 0 for a wrong sample; of a pair, [1, 0].
+        compared: Positions of a right and of a wrong sample: the row's ``compared``, where a benchmark compares some pairs only.
     """
 
     id: str
     section: str
     scores: FloatArray
     labels: FloatArray
+    compared: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the reward abstained on one of its samples."""
+        return bool(np.isnan(self.scores).any())
+
+    @property
+    def judged_scores(self) -> FloatArray:
+        """float64 [n], the scores; where the reward abstained on a sample, those of the worst reward: wrong above right.
+
+        So a row counts as wrong, whatever a benchmark's rule makes of scores.
+        """
+        return -self.labels if self.abstained else self.scores
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every right sample scores strictly higher than every wrong one."""
+        scores, right = self.judged_scores, self.labels == 1
+        return bool(scores[right].min() > scores[~right].max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +61,7 @@ class SuiteSection:
     Args:
         name: As the benchmark calls it.
         score: From 0 to 1 unless the benchmark has another scale; NaN where no row of it was evaluated.
-        weight: Of the section in the benchmark's score; 0 where it is shown only.
+        weight: Of the section in the benchmark's score, all of them together 1; 0 where it is shown only.
         items: The number of its rows.
         parts: The scores of its subsets, by name.
     """
@@ -69,10 +94,13 @@ class SuiteTable:
 class SuiteResult:
     """What a benchmark's own rule makes of a reward.
 
+    Part of a benchmark gives sections only, so that no number looks like the benchmark's that is not: the score is NaN as soon as
+    a section that has a weight in it has no rows.
+
     Args:
         name: The benchmark.
         rule: How it scores, in a sentence or two.
-        score: Its score, by which rewards are ranked; NaN where sections are missing that it is made of.
+        score: Its score, by which rewards are ranked; NaN where a section is missing that it is made of.
         sections: Its sections.
         figures: Further figures that it reports, by name.
         tables: Further tables.
@@ -93,8 +121,8 @@ class Suite(Component):
 
     kind: ClassVar[str] = "suite"
 
-    source: ClassVar[str]
-    """Its dataset on the hub."""
+    source: ClassVar[str | tuple[str, ...]]
+    """Its dataset on the hub; several where it is made of several."""
     split: ClassVar[str] = "test"
     """The split of that dataset."""
     rule: ClassVar[str]
@@ -104,7 +132,8 @@ class Suite(Component):
     def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """The benchmark's rows in a format of `rm_plugins.judgements`, with ``section`` and ``id``; lazily.
 
-        Right and wrong samples are ``chosen`` and ``rejected``, or ``completions`` with ``labels``.
+        Right and wrong samples are ``chosen`` and ``rejected``, or ``completions`` with ``labels``, with ``compared`` where the
+        benchmark compares some pairs only.
 
         Args:
             raw: The rows of its dataset.
@@ -122,3 +151,33 @@ class Suite(Component):
         Args:
             items: All rows that `rows` gave, in their order.
         """
+
+    def published(self, split: str = "") -> Iterator[dict[str, Any]]:
+        """The rows of its dataset on the hub, as `rows` takes them; of several datasets, one after the other.
+
+        ``dataset`` says which one a row is from.
+
+        Args:
+            split: Another split than the benchmark's usual one.
+
+        Raises:
+            DataError: A dataset cannot be loaded.
+        """
+        for source in [self.source] if isinstance(self.source, str) else self.source:
+            for row in read_rows(source, split or self.split):
+                yield {"dataset": source, **row}
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean; NaN of no value.
+
+    >>> mean([True, False]), mean([])
+    (0.5, nan)
+    """
+    values = list(values)
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def overall_score(sections: Iterable[SuiteSection]) -> float:
+    """The sum of weight times score; NaN where a section with a weight has no score."""
+    return math.fsum(found.weight * found.score for found in sections if found.weight)

@@ -1,0 +1,79 @@
+"""``rm-plugins diff``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluation_options, run_evaluation
+from rm_plugins.cli.evaluation_tables import print_difference, print_flips
+from rm_plugins.errors import DataError
+from rm_plugins.files import write_atomically
+
+__all__ = ["command"]
+
+
+@click.command("diff")
+@click.argument("a")
+@click.argument("b")
+@click.argument("data")
+@click.option("--show", default=5, show_default=True, help="How many flipped pairs of each sort are printed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON in place of words.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write a page with the differences and the flipped pairs (.html)."
+)
+@click.option(
+    "--fail-if",
+    type=click.Choice(["worse", "not-better"]),
+    help="Exit with 1 where B is worse than A, or is not better, at p < 0.05.",
+)
+@evaluation_options
+def command(
+    a: str,
+    b: str,
+    data: str,
+    show: int,
+    output: Path | None,
+    as_json: bool,
+    report: Path | None,
+    fail_if: Literal["worse", "not-better"] | None,
+    options: EvaluationOptions,
+) -> None:
+    """Say whether the reward B is better than the reward A on DATA, where, and on which pairs they differ.
+
+    A and B are specs; DATA is what `rm-plugins evaluate` takes. Both score all of DATA; an interrupted run goes on where it
+    stopped, and with --scores what `evaluate` has scored is not scored again.
+    """
+    if report is not None:
+        from rm_plugins.reports.charts import drawing
+
+        with drawing():  # what is missing is said before anything is scored
+            pass
+    evaluation = run_evaluation([a, b], data, options)
+    if not evaluation.differences:
+        raise DataError(
+            f"There is no pair in {data} of which both rewards scored both answers, so that nothing can be compared."
+        )
+    (difference,) = evaluation.differences
+    if output is not None:
+        write_atomically(output, evaluation.to_json())
+        click.echo(f"Wrote {output}.", err=True)
+    if report is not None:
+        from rm_plugins.reports import comparison_page
+
+        write_atomically(report, comparison_page(evaluation))
+        click.echo(f"Wrote {report}.", err=True)
+    if as_json:
+        click.echo(evaluation.to_json(), nl=False)
+    else:
+        print_difference(difference)
+        print_flips(f"Right with {difference.b} only", difference.won, show)
+        print_flips(f"Right with {difference.a} only", difference.lost, show)
+    is_sure = difference.p_value < 0.05
+    is_better, is_worse = (is_sure and sign * difference.accuracy.value > 0 for sign in (1, -1))
+    if (fail_if == "worse" and is_worse) or (fail_if == "not-better" and not is_better):
+        click.echo(f"failed: {difference.b} is {'worse' if is_worse else 'not better'} than {difference.a}.", err=True)
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,146 @@
+"""An evaluation as tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
+
+__all__ = ["print_difference", "print_evaluation", "print_flips", "shown_estimate"]
+
+_MOST_SECTIONS = 30
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print what an evaluation found: figures side by side, sections, the benchmark's own score, and what stands out."""
+    data = evaluation.data
+    console = Console()
+    what = f"{data.source or 'The data'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts"
+    if not math.isnan(data.longer_chosen):
+        what += f"; the longer answer is the better in {data.longer_chosen:.1%} of pairs"
+    console.print(escape(what) + ".", highlight=False)
+    names = [result.name for result in evaluation.rewards]
+    figures = dict.fromkeys(name for result in evaluation.rewards for name in result.figures)
+    table = _table("", names)
+    for name in figures:
+        found = figure_of(name)
+        cells = [_cell(result.figures.get(name), found.is_share) for result in evaluation.rewards]
+        table.add_row(escape(found.title), *cells)
+    console.print(table)
+    _print_sections(console, evaluation, names)
+    _print_suite(console, evaluation, names)
+    for difference in evaluation.differences:
+        console.print(escape(_in_words(difference)), highlight=False)
+    for result in evaluation.rewards:
+        for finding in result.findings:
+            console.print(f"[bold]{finding.severity}[/bold], {escape(result.name)}: {escape(finding.message)}", highlight=False)
+
+
+def print_difference(difference: Difference) -> None:
+    """Print how two rewards differ: in words, and by section."""
+    console = Console()
+    console.print(escape(_in_words(difference)), highlight=False)
+    if difference.sections:
+        table = _table("section", ["difference in accuracy"])
+        for name, estimate in difference.sections.items():
+            table.add_row(escape(name), shown_estimate(estimate, is_share=True, signed=True))
+        console.print(table)
+
+
+def print_flips(title: str, flips: tuple[FlippedPair, ...], most: int) -> None:
+    """Print pairs that one of two rewards has right and the other wrong."""
+    console = Console()
+    if flips and most:
+        console.print(f"\n[bold]{escape(title)}[/bold]")
+    for flip in flips[:most]:
+        pair = flip.pair
+        where = f"row {pair.row}" + (f", {pair.section}" if pair.section else "")
+        rewards = (
+            f"chosen {flip.chosen_reward_a:.3g} -> {pair.chosen_reward:.3g}, "
+            f"rejected {flip.rejected_reward_a:.3g} -> {pair.rejected_reward:.3g}"
+        )
+        console.print(f"\n[bold]{escape(where)}[/bold] ({rewards})", highlight=False)
+        for name, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+            shown = " ".join(text.split())
+            console.print(f"  {name:<8} {escape(shown[:300])}{'...' if len(shown) > 300 else ''}", highlight=False)
+
+
+def shown_estimate(estimate: Estimate, *, is_share: bool = False, signed: bool = False) -> str:
+    """An estimate with its interval, as tables show it.
+
+    >>> shown_estimate(Estimate(0.8123, 0.79, 0.8333), is_share=True)
+    '81.2% [79.0%, 83.3%]'
+    """
+    sign = "+" if signed else ""
+    form = f"{{:{sign}.1%}}" if is_share else f"{{:{sign}.4g}}"
+    value = form.format(estimate.value)
+    if math.isnan(estimate.low):
+        return value
+    return f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
+
+
+def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) -> None:
+    sections = dict.fromkeys(section.name for result in evaluation.rewards for section in result.sections)
+    if not sections:
+        return
+    table = _table("accuracy by section", ["pairs", *names])
+    by_name = [{section.name: section for section in result.sections} for result in evaluation.rewards]
+    for name in list(sections)[:_MOST_SECTIONS]:
+        pairs = max(found[name].pairs for found in by_name if name in found)
+        cells = [_cell(found[name].accuracy if name in found else None, True) for found in by_name]
+        table.add_row(escape(name), f"{pairs:,}", *cells)
+    console.print(table)
+    if len(sections) > _MOST_SECTIONS:
+        click.echo(f"({len(sections) - _MOST_SECTIONS} more sections are in the report and in the JSON.)")
+
+
+def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> None:
+    results = [result.suite for result in evaluation.rewards]
+    first = next((found for found in results if found is not None), None)
+    if first is None:
+        return
+    table = _table(first.name, ["weight", *names])
+    for place, section in enumerate(first.sections):
+        cells = [_share(found.sections[place].score) if found is not None else "-" for found in results]
+        table.add_row(escape(section.name), f"{section.weight:g}", *cells)
+    for name in first.figures:
+        table.add_row(escape(name), "", *(_share(found.figures[name]) if found is not None else "-" for found in results))
+    table.add_row("[bold]score[/bold]", "", *(_share(found.score) if found is not None else "-" for found in results))
+    console.print(table)
+    console.print(escape(first.rule), highlight=False)
+
+
+def _in_words(difference: Difference) -> str:
+    better = abs(difference.accuracy.value)
+    numbers = (
+        f"{shown_estimate(difference.accuracy, is_share=True, signed=True)} in accuracy on {difference.pairs:,} pairs, p = "
+        f"{difference.p_value:.3g}; {difference.only_b:,} pairs that {difference.a} has wrong are right with {difference.b}, and "
+        f"{difference.only_a:,} the other way round"
+    )
+    if difference.p_value >= 0.05 or not better:
+        return f"{difference.b} and {difference.a} cannot be told apart ({numbers})."
+    word = "better" if difference.accuracy.value > 0 else "worse"
+    return f"{difference.b} is {word} than {difference.a} ({numbers})."
+
+
+def _table(title: str, heads: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"[bold]{escape(title)}[/bold]", overflow="fold")
+    for head in heads:
+        table.add_column(escape(head), justify="right", overflow="fold")
+    return table
+
+
+def _cell(estimate: Estimate | None, is_share: bool) -> str:
+    return "-" if estimate is None else escape(shown_estimate(estimate, is_share=is_share))
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
