@@ -14,7 +14,7 @@ from rm_plugins.providers.cached import Cached
 from rm_plugins.providers.remote import Remote
 from rm_plugins.types import Provider
 
-__all__ = ["fingerprint", "manifest_digests", "renders"]
+__all__ = ["fingerprint", "manifest_digests", "renders", "shown_spec"]
 
 _HOW_NOT_WHAT = {"cache", "compile", "device", "max_batch_tokens", "name", "verify"}
 _HOW_IT_IS_REACHED = {
@@ -48,6 +48,17 @@ def manifest_digests(provider: Provider) -> dict[str, str]:
         for path, part in provider.walk()
         if (manifest := getattr(part, "manifest", None)) is not None
     }
+
+
+def shown_spec(provider: Provider) -> dict[str, Any] | None:
+    """A reward's spec as anyone may see it: without the headers that open servers behind it; None where it was made in Python."""
+    return None if provider.spec is None else _without_headers(provider.spec)
+
+
+def _without_headers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
+    return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def renders(part: Provider) -> bool:

@@ -218,21 +218,6 @@ class TestRank:
         assert (row["prompt"], row["completion"]) == (prompt, "bb")
 
 
-class TestEvaluate:
-    def test_accuracy_ties_and_abstentions(self, run: Any) -> None:
-        pairs = [("bbb", "a"), ("a", "bb"), ("a", "b"), ("abstain", "b")]
-        write("in.jsonl", [{"prompt": "Q", "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs])
-        found = json.loads(run("evaluate", "rules:length", "in.jsonl", "--json").output)
-        assert found["accuracy"] == pytest.approx(1 / 3)
-        assert (found["pairs"], found["ties"], found["abstained"]) == (3, 1, 1)
-        assert found["margin"] == pytest.approx(1 / 3)
-        assert "accuracy 0.3333" in run("evaluate", "rules:length", "in.jsonl").output
-
-    def test_rows_that_are_no_pairs(self, run: Any) -> None:
-        assert "row 1: there is no 'chosen'" in run("evaluate", "rules:length", write("in.jsonl", completions("a"))).output
-        assert "no row to evaluate" in run("evaluate", "rules:length", write("none.jsonl", [])).output
-
-
 class TestList:
     def test_table_and_json(self, run: Any) -> None:
         table = run("list").output
@@ -261,7 +246,7 @@ class TestVerify:
 
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
-    built_in = ("calibrate", "data", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
+    built_in = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
     for command in (*built_in, "demo", "train"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins.providers.sequence_classifier import SequenceClassifier
 from rm_plugins.scoring import MANIFEST_NAME, Manifest, Rendering
 from rm_plugins.scoring.heads import Heads
@@ -402,9 +403,9 @@ class TestProgram:
         rows = {name: values for name, *values in map(str.split, lines)}
         assert list(rows) == ["a", "b", "merged"]
         for name, (accuracy, error, _, margin) in rows.items():
-            expected = CliRunner().invoke(main, ["evaluate", name, "pairs.jsonl"]).output
-            assert f"accuracy {accuracy} ± {error} on 8 pairs" in expected
-            assert f"mean margin {margin}" in expected
+            expected = evaluate_pairs(rm.load(name), PAIRS)
+            assert (accuracy, error) == (f"{expected.accuracy:.4f}", f"{expected.standard_error:.4f}")
+            assert float(margin) == pytest.approx(expected.margin, rel=1e-3)
         provider = SequenceClassifier(model="merged")
         texts = [rm.Sample(row["prompt"], row[side]) for row in PAIRS for side in ("chosen", "rejected")]
         values = provider.score(texts).values

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -167,18 +167,17 @@ def _source(data: str, file: Any, suite: Suite | None, options: EvaluationOption
         raise click.UsageError("DATA is `hub`, the dataset of a benchmark: name the benchmark with --suite.")
     renamed = dict(_renaming(text) for text in options.rename)
     split = options.split or (suite.split if suite is not None else "train")
-    from_hub = suite is not None and data == HUB
+    if suite is not None and data == HUB:
+        name, read = suite.name, partial(suite.published, split)
+    else:
+        name, read = data, partial(read_rows, data if file is None else file.name, split)
 
     def rows() -> Iterator[dict[str, Any]]:
-        if suite is not None and from_hub:
-            found = suite.published(split)
-        else:
-            found = read_rows(data if file is None else file.name, split)
-        raw = (_with_names(row, renamed) for row in found)
+        raw = (_with_names(row, renamed) for row in read())
         judged = raw if suite is None else suite.rows(raw)
         return (dict(row) for row in islice(judged, options.limit))
 
-    return RowSource(suite.name if suite is not None and from_hub else data, split, rows)
+    return RowSource(name, split, rows)
 
 
 def _renaming(text: str) -> tuple[str, str]:

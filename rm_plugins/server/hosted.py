@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.fingerprint import fingerprint, manifest_digests, renders
+from rm_plugins.fingerprint import fingerprint, manifest_digests, renders, shown_spec
 from rm_plugins.providers.parts import learns_while_scoring, ranks_within_batch
 from rm_plugins.scoring.render import Renderer
 from rm_plugins.server.token_counts import CountingRenderer
@@ -71,7 +71,7 @@ class Hosted:
     @property
     def public_spec(self) -> dict[str, Any] | None:
         """The spec as clients may see it, without the headers that open servers behind this one."""
-        return None if self.provider.spec is None else _without_headers(self.provider.spec)
+        return shown_spec(self.provider)
 
     @property
     def batch_tokens(self) -> int:
@@ -162,12 +162,6 @@ def characters(sample: Sample) -> int:
         except (RecursionError, ValueError) as error:
             raise DataError("a sample's columns are nested too deeply.") from error
     return total
-
-
-def _without_headers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
-    return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _vocabulary(part: Any) -> int:
