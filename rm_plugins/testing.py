@@ -7,20 +7,22 @@ import copy
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.errors import AnswerError
+from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.judgements import judgement
 from rm_plugins.protocols import Answer, Ask, Item, Protocol, Response, ServerFacts
-from rm_plugins.types import Provider, Sample, Scores
+from rm_plugins.suites import Suite, SuiteItem, SuiteResult
+from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
 if TYPE_CHECKING:
     from rm_plugins.losses import Loss, RewardBatch
 
-__all__ = ["FixedProvider", "check_loss", "check_protocol", "check_provider"]
+__all__ = ["FixedProvider", "check_loss", "check_protocol", "check_provider", "check_suite"]
 
 
 class FixedProvider(Provider):
@@ -239,3 +241,58 @@ def _side_by_side(singles: Sequence[Answer]) -> Answer:
     names = dict.fromkeys(name for single in singles for name in single.details)
     details = {name: [single.details[name][0] if name in single.details else None for single in singles] for name in names}
     return Answer([single.values[0] for single in singles], details, fingerprint=singles[0].fingerprint)
+
+
+def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
+    """Check what an evaluation relies on of a benchmark: rows that can be judged, and a rule that tells rewards apart.
+
+    Args:
+        suite: The benchmark.
+        raw: Rows as its dataset has them, of every section that has a weight in its score.
+
+    Returns:
+        What the benchmark says of a reward that has everything right.
+
+    Raises:
+        AssertionError: The benchmark breaks the contract; the message says which part.
+    """
+    rows = list(suite.rows(iter(raw)))
+    assert rows, "it made no rows of the raw ones"
+    assert all("section" in row for row in rows), "a row has no `section`"
+    labels = [_right_and_wrong(row) for row in rows]
+    assert all(len(set(found.tolist())) == 2 for found in labels), "a row has no right sample, or no wrong one"
+
+    def result(score: Callable[[FloatArray], FloatArray]) -> SuiteResult:
+        return suite.result(
+            [
+                SuiteItem(str(row.get("id", "")), str(row["section"]), score(found), found, tuple(row.get("compared") or ()))
+                for row, found in zip(rows, labels, strict=True)
+            ]
+        )
+
+    perfect, worst = result(lambda found: found), result(lambda found: -found)
+    assert math.isfinite(perfect.score), f"{perfect.score} is the score of a reward that has everything right, in all sections"
+    assert perfect.score > worst.score, (
+        f"a reward that has everything wrong reaches {worst.score}, and {perfect.score} with all right"
+    )
+    weights = math.fsum(section.weight for section in perfect.sections)
+    assert abs(weights - 1) < 1e-6, f"the sections' weights add up to {weights}, not to 1"
+    nothing = result(lambda found: np.full(len(found), np.nan))
+    assert nothing.abstained == len(rows), f"{nothing.abstained} of {len(rows)} rows count as abstained, where all are"
+    assert nothing.score == worst.score, (
+        f"abstaining everywhere reaches {nothing.score}, and {worst.score} with everything wrong"
+    )
+    try:
+        list(suite.rows([{}]))
+    except DataError:
+        return perfect
+    raise AssertionError("a row without any column must be a DataError")
+
+
+def _right_and_wrong(row: Mapping[str, Any]) -> FloatArray:
+    """1 for each right sample of a benchmark's row and 0 for each wrong one."""
+    found = judgement(row)
+    assert found.format in ("preference", "labelled"), f"a row's format is {found.format}; it must be preference or labelled"
+    if found.labels is None:
+        return np.array([1.0, 0.0])
+    return np.array([label for (label,) in found.labels], dtype=np.float64)

@@ -1,0 +1,163 @@
+"""PPE: the part of Preference Proxy Evaluations on correctness, with 32 answers to each question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from math import comb, nan
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.ranks import mean_ranks
+from rm_plugins.suites.raw_rows import ANYTHING, FLAGS, LIST, PROMPT, TEXT, RawRow, raw_rows
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean, overall_score
+from rm_plugins.types import FloatArray
+
+__all__ = ["Ppe"]
+
+_SETS = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
+_DATASETS = {f"lmarena-ai/PPE-{name}-Best-of-K": name for name in _SETS}
+_OWN_COLUMNS = {
+    "MMLU-Pro": ("category",),
+    "MATH": ("problem",),
+    "GPQA": ("Record ID",),
+    "MBPP-Plus": ("task_id", "test_list"),
+    "IFEval": ("instruction_id_list",),
+}
+"""What tells the sets apart in files that do not say which of them they are."""
+_COLUMNS = ("accuracy", "AUC", "best of k: maximum", "best of k: end", "best of k: error")
+
+
+class Ppe(Suite):
+    """PPE correctness: right answers above wrong ones on five checkable benchmarks (Frick et al. 2024, arXiv 2410.14872).
+
+    The human preferences of PPE are another dataset and no part of this.
+    """
+
+    name = "ppe"
+    source: ClassVar[tuple[str, ...]] = tuple(_DATASETS)
+    split = "train"
+    rule = (
+        "Of each question's sampled pairs of a right and a wrong answer, the right one must score strictly higher. The score is the "
+        "mean of the accuracies on the five sets; the table has the area under the ROC curve and the best-of-k curve as well."
+    )
+
+    def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Each question with all its answers; rows of the five sets may come in any order.
+
+        Which set a row is of, its ``dataset`` says, which `published` adds, or a column that one set alone has.
+        """
+        expected = {
+            "prompt": PROMPT,
+            "scores": FLAGS,
+            "sampled_conflict_pairs": LIST,
+            "question_id": ANYTHING,
+            "response_1": TEXT,
+        }
+        for row in raw_rows(self, raw, expected):
+            labels = [bool(score) for score in row["scores"]]
+            names = [f"response_{number}" for number in range(1, len(labels) + 1)]
+            for name in names:
+                if not isinstance(row.columns.get(name), str):
+                    raise row.refused(f"'scores' has {len(labels)} values, and there is no text {name!r} to go with them.")
+            yield {
+                "id": " ".join(str(row.columns[name]) for name in ("question_id", "model_name") if name in row.columns),
+                "section": _set(row),
+                "prompt": row.messages(),
+                "completions": [row[name] for name in names],
+                "labels": labels,
+                "compared": [_right_and_wrong(row, pair, labels) for pair in row["sampled_conflict_pairs"]],
+            }
+
+    def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+        """The accuracies on the five sets and their mean, and a table of the other metrics."""
+        sections, table = [], []
+        for name in _SETS:
+            found = [item for item in items if item.section == name]
+            figures = _metrics(found)
+            sections.append(SuiteSection(name, figures[0], 1 / len(_SETS), len(found)))
+            table.append(figures)
+        means = tuple(np.mean(table, axis=0).tolist())
+        return SuiteResult(
+            self.name,
+            self.rule,
+            overall_score(sections),
+            tuple(sections),
+            figures=dict(zip(_COLUMNS[1:], means[1:], strict=True)),
+            tables=(SuiteTable("Correctness", (*_SETS, "mean"), _COLUMNS, (*table, means)),),
+            abstained=sum(item.abstained for item in items),
+        )
+
+
+def _set(row: RawRow) -> str:
+    if row.columns.get("dataset") is not None:
+        return _DATASETS[row.one_of("dataset", _DATASETS)]
+    found = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
+    if len(found) != 1:
+        raise row.refused(
+            f"its columns could be those of {' or '.join(found) or 'none of the sets'}. Add a column 'dataset' with one of "
+            f"{', '.join(_DATASETS)}."
+        )
+    return found[0]
+
+
+def _right_and_wrong(row: RawRow, pair: Any, labels: Sequence[bool]) -> tuple[int, int]:
+    try:
+        first, second = (int(position) for position in pair)
+        if min(first, second) >= 0 and labels[first] != labels[second]:
+            return (first, second) if labels[first] else (second, first)
+    except (TypeError, ValueError, IndexError):
+        pass
+    raise row.refused(f"'sampled_conflict_pairs' has {pair!r:.80}; positions of a right and a wrong answer are expected.")
+
+
+def _metrics(items: Sequence[SuiteItem]) -> tuple[float, ...]:
+    """The columns of the table for one set.
+
+    Accuracy is over the sampled pairs of all questions. The area under the ROC curve is of the answers to all questions together,
+    each question's scores stretched to [0, 1]. The best-of-k curve is the mean over questions of the chance that the best of k
+    random answers is right; of it come the maximum, the end, and the mean squared distance from the curve of a perfect reward. The
+    paper draws the answers at random many times; this is the exact expectation of that.
+    """
+    if not items:
+        return (nan,) * len(_COLUMNS)
+    pairs = [item.judged_scores[right] > item.judged_scores[wrong] for item in items for right, wrong in item.compared]
+    labels = [item.labels for item in items]
+    scores = [item.judged_scores for item in items]
+    area = _area_under_roc(np.concatenate([_stretched(found) for found in scores]), np.concatenate(labels))
+    curve, best = _curve(scores, labels), _curve(labels, labels)
+    return mean(pairs), area, float(curve.max()), float(curve[-1]), float(np.square(best - curve).mean())
+
+
+def _stretched(scores: FloatArray) -> FloatArray:
+    """Scores from 0 to 1; 1/2 where all are equal."""
+    size = float(np.ptp(scores))
+    return (scores - scores.min()) / size if size else np.full(len(scores), 0.5)
+
+
+def _area_under_roc(scores: FloatArray, labels: FloatArray) -> float:
+    right = labels == 1
+    count = int(right.sum())
+    pairs = count * (len(labels) - count)
+    return float((mean_ranks(scores)[right].sum() - count * (count + 1) / 2) / pairs) if pairs else nan
+
+
+def _curve(scores: Sequence[FloatArray], labels: Sequence[FloatArray]) -> FloatArray:
+    """float64 [K]: for k from 1, how likely the best of k random answers is right, on average over questions."""
+    answers = min(map(len, labels))
+    curve: FloatArray = np.mean([_best_of_k(*found)[:answers] for found in zip(scores, labels, strict=True)], axis=0)
+    return curve
+
+
+def _best_of_k(scores: FloatArray, labels: FloatArray) -> FloatArray:
+    """float64 [N], for k from 1 to N; answers that score the same share the mean of their labels."""
+    _, block, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    return _places(len(scores)) @ np.repeat(np.bincount(block, labels) / ties, ties)
+
+
+@lru_cache
+def _places(answers: int) -> FloatArray:
+    """float64 [N, N]: how likely each place in ascending order is that of the best of k, C(place - 1, k - 1) / C(N, k)."""
+    sizes = range(1, answers + 1)
+    return np.array([[comb(place, k - 1) / comb(answers, k) for place in range(answers)] for k in sizes], dtype=np.float64)
