@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rm_plugins.suites.ppe import Ppe
 from rm_plugins.suites.reward_bench import RewardBench
 from rm_plugins.suites.reward_bench_2 import RewardBench2
 from rm_plugins.suites.rm_bench import RmBench
+from rm_plugins.testing import check_suite
 
 RawRows = Iterable[Mapping[str, Any]]
 SCORES = Path(__file__).parent / "judgebench_scores.csv"
@@ -558,3 +560,44 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
     with pytest.raises(DuplicateNameError, match=r"'rm-bench' is registered twice: .*RmBench .* and .*Rival"):
         rm.Registry([RivalPlugin()]).all("suite")
+
+
+class Careful(Capitals):
+    def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+        return replace(super().result(items), abstained=sum(item.abstained for item in items))
+
+
+ANSWERS = [{"prompt": [{"role": "user", "content": "Q"}], "chosen": "2", "rejected": "1"}] * 3
+
+
+def test_the_check_for_authors_knows_a_good_suite() -> None:
+    assert check_suite(Careful(), ANSWERS).score == 1
+    sources = ("mmlu-pro-law", "livebench-reasoning", "livebench-math", "livecodebench")
+    assert check_suite(JudgeBench(), [{**ROWS[JudgeBench], "source": source} for source in sources]).score == 1
+
+
+def test_the_check_for_authors_finds_what_is_wrong() -> None:
+    class Upside(Careful):
+        def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+            return super().result([replace(item, scores=-item.scores) for item in items])
+
+    class Lenient(Careful):
+        def result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+            return super().result([replace(item, scores=np.nan_to_num(item.scores) + item.labels / 2) for item in items])
+
+    with pytest.raises(AssertionError, match="0 of 3 rows count as abstained"):
+        check_suite(Capitals(), ANSWERS)
+    with pytest.raises(AssertionError, match=r"has everything wrong reaches 1\.0, and 0\.0 with all right"):
+        check_suite(Upside(), ANSWERS)
+    with pytest.raises(AssertionError, match="0 of 3 rows count as abstained"):
+        check_suite(Lenient(), ANSWERS)
+
+
+def test_what_a_suite_raises_becomes_an_error_that_names_it() -> None:
+    class Careless(Capitals):
+        def rows(self, raw: RawRows) -> Iterator[dict[str, Any]]:
+            for row in raw:
+                yield {"section": "capitals", "prompt": "Q", "chosen": row["capital"], "rejected": "?"}
+
+    with pytest.raises(DataError, match="The suite 'capitals' could not read the row behind its row 1: KeyError: 'capital'"):
+        list(Careless().checked_rows([{"capital": "Rome."}, {"country": "Italy"}]))

@@ -174,7 +174,7 @@ def _source(data: str, file: Any, suite: Suite | None, options: EvaluationOption
 
     def rows() -> Iterator[dict[str, Any]]:
         raw = (_with_names(row, renamed) for row in read())
-        judged = raw if suite is None else suite.rows(raw)
+        judged = raw if suite is None else suite.checked_rows(raw)
         return (dict(row) for row in islice(judged, options.limit))
 
     return RowSource(name, split, rows)

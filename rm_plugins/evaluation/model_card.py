@@ -100,8 +100,9 @@ def _card(path: Path) -> ModelCard:
             text = file.read()
         return ModelCard(text if text.lstrip().startswith("---") else f"{metadata}\n{text}")
     except Exception as error:  # yaml's and huggingface_hub's, which has no class of its own for it
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{path} cannot be read as a model card: {error}. Correct its metadata, between the two lines of ---, or move it away."
+            f"{path} cannot be read as a model card: {reason}. Correct its metadata, between the two lines of ---, or move it away."
         ) from error
 
 

@@ -137,7 +137,7 @@ def evaluate(
         rows = list(rows)
 
     def again() -> Iterator[Mapping[str, Any]]:
-        return iter(rows) if found is None else found.rows(rows)
+        return iter(rows) if found is None else found.checked_rows(rows)
 
     collector = RowCollector(section=section, by=by)
     columns = {name: RewardColumns() for name in named}

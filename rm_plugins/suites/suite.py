@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.data import read_rows
+from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.types import Component, FloatArray
 
 __all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable", "mean", "overall_score"]
@@ -151,6 +152,25 @@ class Suite(Component):
         Args:
             items: All rows that `rows` gave, in their order.
         """
+
+    def checked_rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """`rows`, whatever fails in it translated.
+
+        Raises:
+            DataError: A row is not of this benchmark.
+        """
+        count = 0
+        try:
+            for row in self.rows(raw):
+                count += 1
+                yield row
+        except RmPluginsError:
+            raise
+        except Exception as error:  # somebody else's suite may raise anything at all
+            raise DataError(
+                f"The suite {self.name!r} could not read the row behind its row {count}: {type(error).__name__}: {error}. Is the data "
+                f"of that benchmark ({self.source})?"
+            ) from error
 
     def published(self, split: str = "") -> Iterator[dict[str, Any]]:
         """The rows of its dataset on the hub, as `rows` takes them; of several datasets, one after the other.
