@@ -244,6 +244,11 @@ class TestMistakes:
         ]
         assert (found[0].chosen_reward, found[0].rejected_reward, found[0].rejected_length) == (1.0, 10.0, 10)
 
+    def test_a_row_is_shown_once(self) -> None:
+        rows = [{"prompt": "Q", "completions": ["a", "bb", "ccc"], "ranks": [1, 2, 3]}, pair("a", "bbb", id=2)]
+        found = only(evaluate(LENGTH, rows, resamples=50)).mistakes
+        assert [(one.row, one.chosen, one.rejected) for one in found] == [(1, "a", "ccc"), (2, "a", "bbb")]
+
     def test_rows_that_can_be_read_once_are_kept(self) -> None:
         rows = [pair("x" * number, "y" * 10, id=number) for number in range(1, 4)]
         assert len(only(evaluate(LENGTH, iter(rows), resamples=50)).mistakes) == 3

@@ -24,7 +24,8 @@ from rm_plugins.data import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import RowCollector
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import RESAMPLES, RewardColumns, RewardFacts, evaluation_of, reward_facts
+from rm_plugins.evaluation.run import RESAMPLES, evaluation_of
+from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
 from rm_plugins.fingerprint import fingerprint
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite

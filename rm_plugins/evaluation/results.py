@@ -277,8 +277,8 @@ class Difference:
         only_a: The number of pairs that a alone has right.
         only_b: The number that b alone has right.
         sections: By section, the same accuracy difference.
-        won: Pairs that b has right and a has wrong, those that a has wrong by most first.
-        lost: Pairs that a has right and b has wrong, those that b has wrong by most first.
+        won: Pairs that b has right and a has wrong, the clearest first: by both rewards' differences in units of their spread.
+        lost: Pairs that a has right and b has wrong, likewise.
     """
 
     a: str

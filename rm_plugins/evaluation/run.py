@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rm_plugins.errors import DataError, RmPluginsError
+from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
 from rm_plugins.evaluation.findings import findings
 from rm_plugins.evaluation.judged_rows import JudgedRows, RowCollector
 from rm_plugins.evaluation.metrics import calibration_curve
-from rm_plugins.evaluation.results import DataSummary, Evaluation, JudgedPair, RewardResult
+from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.evaluation.reward_charts import (
     accuracy_by_length,
     best_of_n_curve,
@@ -33,69 +29,19 @@ from rm_plugins.evaluation.reward_charts import (
     section_results,
 )
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
-from rm_plugins.fingerprint import fingerprint, shown_spec
-from rm_plugins.journal import text_of
-from rm_plugins.judgements import judgement
+from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
+from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
-from rm_plugins.types import FloatArray, Provider, Sample, Scores
+from rm_plugins.types import FloatArray, Provider, Scores
 
-__all__ = ["RewardColumns", "RewardFacts", "evaluate", "evaluation_of", "reward_facts"]
+__all__ = ["RESAMPLES", "evaluate", "evaluation_of"]
 
 RESAMPLES = 1_000
+"""Of the bootstrap, if nothing else is said."""
 _SHOWN = 20
 """How many mistakes, and flipped pairs of each sort, are shown."""
-_TEXT = 4_000
-"""Characters of a text that is shown; of longer ones, the middle is left out."""
 _PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
-
-
-@dataclass(frozen=True, slots=True)
-class RewardFacts:
-    """What identifies a reward in a report.
-
-    Args:
-        name: What it is called there.
-        source: The spec as it was given.
-        spec: The spec, every nested one written out; None where it was made in Python.
-        fingerprint: Of its settings, weights and rendering.
-        rendering: A sample as the model is given it, empty where it is no model.
-        manifest: What its models' manifests say of their training, by their path in the spec.
-    """
-
-    name: str
-    source: str = ""
-    spec: Mapping[str, Any] | None = None
-    fingerprint: str = ""
-    rendering: str = ""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class RewardColumns:
-    """The scores of one reward, as they come in.
-
-    Args:
-        values: The rewards, NaN where it abstained.
-        details: The details of the scores, NaN where there are none.
-    """
-
-    values: array[float] = field(default_factory=lambda: array("d"))
-    details: dict[str, array[float]] = field(default_factory=dict)
-
-    def add(self, values: Iterable[float], details: Mapping[str, Iterable[float]]) -> None:
-        """Take the scores of some samples."""
-        before = len(self.values)
-        self.values.extend(values)
-        for name, found in details.items():
-            self.details.setdefault(name, array("d", [np.nan] * before)).extend(found)
-        for column in self.details.values():
-            column.extend([np.nan] * (len(self.values) - len(column)))
-
-    @property
-    def members(self) -> dict[str, FloatArray]:
-        """float64 [N] of each member of an ensemble."""
-        return {name: np.array(column) for name, column in self.details.items() if name.startswith("member/")}
 
 
 def evaluate(
@@ -204,7 +150,7 @@ def evaluation_of(
     arrays = [np.array(columns.values, dtype=np.float64) for _, columns in rewards]
     settings = {"resamples": resamples, "seed": seed}
     summary = _summary(rows, source, split, suite)
-    show = _Shown(rows)
+    show = ShownPairs(rows)
     results = []
     for (facts, columns), values in zip(rewards, arrays, strict=True):
         scored = ScoredPairs(rows, values)
@@ -223,7 +169,7 @@ def evaluation_of(
             formats=format_biases(rows, scored),
             members=member_comparison(rows, values, members),
             best_of_n=best_of_n_curve(rows, values, **settings),
-            mistakes=tuple(show.pair(int(number), values) for number in _worst(scored, shown)),
+            mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
             suite=None if suite is None else _suite_result(suite, rows, values),
         )
         results.append(replace(result, findings=findings(result, summary)))
@@ -248,28 +194,6 @@ def evaluation_of(
             for found in differences
         ),
     )
-
-
-def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sample | None = None) -> RewardFacts:
-    """What identifies a reward.
-
-    Args:
-        provider: The reward.
-        name: What to call it.
-        source: The spec as it was given.
-        sample: What to render as an example.
-    """
-    manifests = {
-        path: manifest.training for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
-    }
-    rendering = ""
-    for _, part in provider.walk():
-        with suppress(RmPluginsError):
-            if sample is not None:
-                rendering = _cut(part.render(sample))
-                break
-    spec = None if provider.spec is None else json.loads(json.dumps(shown_spec(provider), default=str))
-    return RewardFacts(name, source, spec, fingerprint(provider), rendering, manifests)
 
 
 def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> DataSummary:
@@ -303,52 +227,3 @@ def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteRe
         section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
         items.append(SuiteItem(rows.ids[row], section, values[samples], labels, rows.compared.get(int(row), ())))
     return suite.result(items)
-
-
-def _worst(scored: ScoredPairs, count: int) -> NDArray[np.intp]:
-    """The numbers of the pairs that are wrong by most, one of a row at most, worst first."""
-    wrong = np.flatnonzero(scored.delta <= 0)
-    return scored.number[wrong[np.argsort(scored.delta[wrong], kind="stable")][:count]]
-
-
-class _Shown:
-    """Pairs that are shown, whose texts are looked up together at the end."""
-
-    def __init__(self, rows: JudgedRows) -> None:
-        self._rows = rows
-        self._first = np.searchsorted(rows.row, np.arange(len(rows.prompt)))
-        self._wanted: set[int] = set()
-
-    def pair(self, number: int, values: FloatArray) -> JudgedPair:
-        """A pair without its texts: in their place are the samples' places in the row."""
-        rows = self._rows
-        winner, loser = (int(sample) for sample in rows.pairs[number])
-        row = int(rows.row[winner])
-        section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
-        chosen, rejected = (str(sample - int(self._first[row])) for sample in (winner, loser))
-        self._wanted.add(row)
-        lengths = (int(rows.lengths[sample]) for sample in (winner, loser))
-        return JudgedPair(row + 1, section, "", chosen, rejected, float(values[winner]), float(values[loser]), *lengths)
-
-    def texts(self, again: Iterable[Mapping[str, Any]]) -> Callable[[JudgedPair], JudgedPair]:
-        """What puts the texts in their places."""
-        found: dict[int, tuple[Sample, ...]] = {}
-        for number, row in enumerate(again):
-            if number in self._wanted:
-                found[number] = judgement(row).samples
-                if len(found) == len(self._wanted):
-                    break
-
-        def complete(pair: JudgedPair) -> JudgedPair:
-            samples = found[pair.row - 1]
-            winner, loser = samples[int(pair.chosen)], samples[int(pair.rejected)]
-            prompt, chosen, rejected = (_cut(text_of(part)) for part in (winner.prompt, winner.completion, loser.completion))
-            return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
-
-        return complete
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _TEXT:
-        return text
-    return f"{text[: _TEXT // 2]}\n[...]\n{text[-_TEXT // 2 :]}"
