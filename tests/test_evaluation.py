@@ -136,6 +136,13 @@ class TestFigures:
         assert (wide.low, wide.high) == (0.0, 1.0)
         assert narrow.high - narrow.low < 0.25
 
+    @pytest.mark.parametrize("prompt", [{"prompt": "Q"}, {}])
+    def test_rows_that_all_have_one_prompt_or_none_are_taken_for_independent(self, prompt: Row) -> None:
+        rows = [{"chosen": "a" * (number % 3 + 1), "rejected": "bb", **prompt} for number in range(30)]
+        found = evaluate(LENGTH, rows, resamples=50)
+        assert found.data.prompts == 30
+        assert only(found).figures["accuracy"].low < only(found).figures["accuracy"].high
+
     def test_every_figure_is_explained(self) -> None:
         rows = [{"prompt": str(n), "completions": ["1", "2", "3"], "scores": {"a": [1, 2, n]}} for n in range(5)]
         members = {"member/0": float, "member/1": lambda one: -float(one)}

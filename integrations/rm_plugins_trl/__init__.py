@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rm_plugins_trl.ppo import PPOConfig, PPOTrainer
     from rm_plugins_trl.reward_config import RewardConfig
+    from rm_plugins_trl.reward_evaluation import RewardEvaluation
     from rm_plugins_trl.reward_function import RewardFunction, reward_func
     from rm_plugins_trl.reward_model import RewardModel
     from rm_plugins_trl.reward_trainer import RewardTrainer
@@ -15,6 +16,7 @@ __all__ = [
     "PPOConfig",
     "PPOTrainer",
     "RewardConfig",
+    "RewardEvaluation",
     "RewardFunction",
     "RewardModel",
     "RewardTrainer",
@@ -26,6 +28,7 @@ _HOMES = {
     "PPOConfig": "ppo",
     "PPOTrainer": "ppo",
     "RewardConfig": "reward_config",
+    "RewardEvaluation": "reward_evaluation",
     "RewardFunction": "reward_function",
     "RewardModel": "reward_model",
     "RewardTrainer": "reward_trainer",

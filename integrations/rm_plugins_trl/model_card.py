@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["reward_section"]
+from rm_plugins.evaluation.model_card import write_model_card
+from rm_plugins.evaluation.results import Evaluation
+from rm_plugins.files import write_atomically
+
+__all__ = ["complete_model_card", "reward_section"]
 
 _OF_THE_MACHINE = ("runtime", "_per_second", "num_tokens")
+
+
+def complete_model_card(
+    folder: Path, model: str, training: Mapping[str, Any], evaluations: Mapping[str, Evaluation] | None = None
+) -> None:
+    """Add to the model card in a folder how the reward was trained and how it is used, and what evaluations found.
+
+    Args:
+        folder: Where TRL has written its card.
+        model: The folder's name or the hub id.
+        training: The facts that the manifest records.
+        evaluations: The last evaluations, by the name that their figures are logged under.
+    """
+    shown = tuple(f"eval_{name}/" for name in evaluations or ())  # with more to them, in sections of their own
+    metrics = {name: value for name, value in training["metrics"].items() if not name.startswith(shown)}
+    section = reward_section(model, {**training, "metrics": metrics})
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    write_atomically(path, text.replace("## Training procedure", f"{section}\n## Training procedure", 1))
+    for evaluation in (evaluations or {}).values():
+        write_model_card(folder, evaluation)
 
 
 def reward_section(model: str, training: Mapping[str, Any]) -> str:

@@ -28,10 +28,11 @@ from rm_plugins.spec import component
 from rm_plugins_trl.checkpoints import checked_checkpoint, last_checkpoint
 from rm_plugins_trl.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.language_model_head import language_model_head
-from rm_plugins_trl.model_card import reward_section
+from rm_plugins_trl.model_card import complete_model_card
 from rm_plugins_trl.prepared_dataset import check_batch, check_needs, prepared_dataset
 from rm_plugins_trl.presets import preset
 from rm_plugins_trl.reward_config import RewardConfig
+from rm_plugins_trl.reward_evaluation import attached_evaluations
 from rm_plugins_trl.reward_log import RewardLog
 from rm_plugins_trl.score_head import (
     check_outputs,
@@ -280,6 +281,7 @@ class RewardTrainer(TrlRewardTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as TRL does; the rewards seen become the score statistics of the manifest."""
+        attached_evaluations(self)
         self._reward_log.start_evaluation()
         before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
         try:
@@ -301,6 +303,7 @@ class RewardTrainer(TrlRewardTrainer):
         Raises:
             DataError: The checkpoint was not saved to its end.
         """
+        evaluations = attached_evaluations(self)
         found: Path | None = None
         if str(resume_from_checkpoint).lower() == "true":
             found = last_checkpoint(Path(self.args.output_dir))
@@ -316,6 +319,8 @@ class RewardTrainer(TrlRewardTrainer):
             self.evaluate()
         if self.args.save_strategy != "no":
             self.save_model()
+            if evaluations:
+                self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
         return result
 
     # --- Saving -----------------------------------------------------------------------------------------------------------
@@ -399,14 +404,12 @@ class RewardTrainer(TrlRewardTrainer):
         }
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained and how to use it."""
+        """TRL's model card, with how the reward was trained, how to use it, and what a `RewardEvaluation` found."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "README.md"
-            name = self.hub_model_id or Path(self.args.output_dir).name
-            section = reward_section(name, self._training_facts())
-            text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace("## Training procedure", f"{section}\n## Training procedure", 1), encoding="utf-8")
+            folder = Path(self.args.output_dir)
+            evaluations = {name: found for callback in attached_evaluations(self) for name, found in callback.last.items()}
+            complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
 
 
 def _defaults_with(args: Any) -> RewardConfig:

@@ -69,7 +69,7 @@ def command(
     for place, folder in enumerate(folders):
         from rm_plugins.evaluation.model_card import write_model_card
 
-        click.echo(f"Wrote {write_model_card(folder, evaluation.of(place))}.", err=True)
+        click.echo(f"Wrote {write_model_card(folder, evaluation, reward=place)}.", err=True)
     if as_json:
         click.echo(evaluation.to_json(), nl=False)
     else:

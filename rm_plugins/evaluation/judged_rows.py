@@ -41,7 +41,7 @@ class JudgedRows:
         gold_name: What `gold` is; empty where nothing is known.
         section: int [R], the number of each row's section, -1 where it has none.
         sections: The names of the sections.
-        prompt: int [R], equal where the prompts are.
+        prompt: int [R], equal where the prompts are; of rows that all have the same prompt, or none, each has its own number.
         ids: [R], the rows' own ``id``, empty where they have none.
         compared: Of the rows that name them, the positions of the samples that a benchmark compares.
         formats: The number of rows of each format.
@@ -175,7 +175,7 @@ class RowCollector:
             gold_name=self._gold_name(tuple(self._labels)),
             section=np.array(self._section, dtype=np.intp),
             sections=tuple(self._sections),
-            prompt=np.array(self._prompt, dtype=np.intp),
+            prompt=np.array(self._prompt if len(self._prompts) > 1 else range(len(self._prompt)), dtype=np.intp),
             ids=tuple(self._ids),
             compared=self._compared,
             formats=dict(self._formats),

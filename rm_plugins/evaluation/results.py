@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rm_plugins.evaluation.bias import FeatureBias
@@ -42,7 +42,8 @@ class DataSummary:
         rows: The number of rows.
         samples: The number of samples in them.
         pairs: The number of pairs of a better and a worse sample.
-        prompts: The number of different prompts, which the intervals take as the independent units.
+        prompts: The number of different prompts, which the intervals take as the independent units; the number of rows where all
+            have the same prompt or none.
         formats: The number of rows in each format of `rm_plugins.judgements`.
         sections: The number of pairs in each section, empty where the rows name none.
         attributes: The names of the ratings or labels.
@@ -327,10 +328,6 @@ class Evaluation:
     data: DataSummary
     rewards: tuple[RewardResult, ...]
     differences: tuple[Difference, ...] = ()
-
-    def of(self, place: int) -> Evaluation:
-        """The evaluation of one of the rewards alone."""
-        return replace(self, rewards=(self.rewards[place],), differences=())
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rm_plugins.errors import DataError
+from rm_plugins.scoring.as_loaded import as_loaded
 from rm_plugins.scoring.engine import ScoringEngine
 from rm_plugins.scoring.manifest import GoldenScore, token_digest
 from rm_plugins.types import Sample
@@ -65,13 +65,8 @@ def golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> l
         heads: What its outputs are.
     """
     samples, ids = golden_rows(renderer)
-    training = model.training
-    model.eval()
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            outputs, _ = ScoringEngine(model, _BATCH_TOKENS, share_prefixes=False).outputs(ids)
-    finally:
-        model.train(training)
+    with as_loaded(model):
+        outputs, _ = ScoringEngine(model, _BATCH_TOKENS, share_prefixes=False).outputs(ids)
     return [
         GoldenScore(sample=sample_to_json(sample), token_ids=token_digest(row_ids), score=float(score))
         for sample, row_ids, score in zip(samples, ids, outputs @ np.array(heads.reward_weights), strict=True)
