@@ -7,7 +7,6 @@ after checking that it was made by the same reward and of the same rows.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import rm_plugins as rm
+from rm_plugins.cli.kept_rows import KeptRows
 from rm_plugins.data import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
 from rm_plugins.fingerprint import fingerprint
 from rm_plugins.wire import values_to_json
 
@@ -110,11 +109,10 @@ class RowScoring:
     ) -> None:
         self.provider = provider
         self.source = source
-        self.part = part
         self.work: Counter[str] = Counter()
         self._samples = samples
-        self._identity_file = part.with_name(f"{part.name}.json")
-        self._identity = {**identity, "source": source.name, "split": source.split, "fingerprint": fingerprint(provider)}
+        whose = {**identity, "source": source.name, "split": source.split, "fingerprint": fingerprint(provider)}
+        self._kept = KeptRows(part, whose)
 
     def run(self, batch_size: int) -> Iterator[ScoredRow]:
         """Score what is not scored yet, then give back every row in the order of the source.
@@ -122,23 +120,21 @@ class RowScoring:
         Args:
             batch_size: Samples handed to the provider at a time.
         """
-        done = self._resume()
+        done = self._kept.resume()
         rows = self.source.rows()
         for number, before in enumerate(self.scored_rows(), start=1):
             if _json_row(next(rows, None)) != before.row:
                 raise DataError(
-                    f"{self.part} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
+                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
                 )
         if done:
             click.echo(f"Going on behind {done} rows that were scored before.", err=True)
-        with progress_bar() as bar, self.part.open("a", encoding="utf-8") as file:
+        with progress_bar() as bar:
             task = bar.add_task("Scoring", total=None if bar.disable else self.source.count(), completed=done)
             for batch in self._batches(rows, batch_size, first=done + 1):
-                for scored in self._score(batch):
-                    line = {"row": scored.row, "scores": scored.scores, "details": scored.details}
-                    file.write(json_line(line))
-                file.flush()
-                os.fsync(file.fileno())
+                self._kept.append(
+                    {"row": scored.row, "scores": scored.scores, "details": scored.details} for scored in self._score(batch)
+                )
                 bar.update(task, advance=len(batch), description=f"Scoring {self.throughput}".strip())
         return self.scored_rows()
 
@@ -178,38 +174,13 @@ class RowScoring:
         )
         return ", ".join([f"{self.work['tokens'] / self.work['seconds']:,.0f} tokens/s", *shares])
 
-    def _resume(self) -> int:
-        """Cut a half-written last line off the unfinished output; returns how many rows it holds."""
-        if not self.part.exists():
-            self.part.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._identity_file, json.dumps(self._identity, indent=2) + "\n")
-            self.part.touch()
-            return 0
-        known = json.loads(self._identity_file.read_text(encoding="utf-8")) if self._identity_file.exists() else None
-        if known != self._identity:
-            raise DataError(
-                f"{self.part} was begun by another reward or from another source ({known}). Begin anew with --overwrite, or name "
-                "another output with -o."
-            )
-        whole = count = 0
-        with self.part.open("rb+") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    count += 1
-            file.truncate(whole)
-        return count
-
     def scored_rows(self) -> Iterator[ScoredRow]:
         """What was scored so far."""
-        with self.part.open(encoding="utf-8") as file:
-            for line in file:
-                yield ScoredRow(**json.loads(line))
+        return (ScoredRow(**found) for found in self._kept.rows())
 
     def discard(self) -> None:
-        """Delete the unfinished output."""
-        self.part.unlink(missing_ok=True)
-        self._identity_file.unlink(missing_ok=True)
+        """Delete what was kept."""
+        self._kept.discard()
 
 
 class ScoringJob(RowScoring):

@@ -1,5 +1,7 @@
 """Pages that show what was measured: HTML files that need nothing beside them."""
 
+from rm_plugins.reports.comparison_page import comparison_page
+from rm_plugins.reports.evaluation_page import evaluation_page
 from rm_plugins.reports.training_page import training_page
 
-__all__ = ["training_page"]
+__all__ = ["comparison_page", "evaluation_page", "training_page"]

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 from rm_plugins.errors import MissingDependencyError
+from rm_plugins.reports.page import visible
 
-__all__ = ["COLOURS", "drawing", "svg"]
+__all__ = ["COLOURS", "INK", "chart_text", "drawing", "svg"]
 
-COLOURS = ("#3b82c4", "#d97706", "#0d9668", "#c026d3", "#dc2626", "#64748b", "#8b5cf6", "#a3a300")
-"""Told apart on white and on black."""
+COLOURS = ("#3b82c4", "#d97706", "#0d9668", "#9333ea", "#dc2626", "#64748b", "#bc7599", "#858500")
+"""Each has a contrast of 3 or more on the light and on the dark page; the first four differ for red-green colour-blind readers."""
 
-_TEXT = "#010203"  # in whose place the page's own colour of text is put
+INK = "#010203"
+"""What is drawn in it has the page's own colour of text."""
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rm-plugins",
     "font.size": 10,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), _TEXT),
+    "text.parse_math": False,  # a $ in a name is a dollar
+    "axes.formatter.use_mathtext": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
 }
 
 
 @contextmanager
-def drawing(width: float = 5.2, height: float = 2.5) -> Iterator[tuple[Any, Any]]:
+def drawing(width: float = 4.2, height: float = 2.6) -> Iterator[tuple[Any, Any]]:
     """A figure of matplotlib and its axes, in the style of all charts.
 
     Args:
-        width: In inches, at which the font has 10 points.
+        width: In inches, at which the font has 10 points; a wider chart cannot be read on a phone.
         height: Likewise.
 
     Raises:
@@ -44,15 +51,49 @@ def drawing(width: float = 5.2, height: float = 2.5) -> Iterator[tuple[Any, Any]
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.grid(alpha=0.15)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_alpha(0.4)
         yield figure, axes
 
 
-def svg(figure: Any) -> str:
-    """The ``<svg>`` element of a figure, without a size, so that it takes the width that it is given."""
+def svg(figure: Any, label: str = "") -> str:
+    """The ``<svg>`` element of a figure, without a size, so that it takes the width that it is given.
+
+    Its style is the page's, and its ids are unique within it; `rm_plugins.reports.page.page` makes them so within the page.
+
+    Args:
+        figure: What was drawn.
+        label: What it shows, for those who do not see it; empty where the page says so beside it.
+    """
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has it, or shows a box
+        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()
-    drawn = drawn[drawn.index("<svg") :].replace(_TEXT, "currentColor")
-    return re.sub(r' (?:width|height)="[\d.]+pt"', "", drawn, count=2)
+    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
+    drawn = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", drawn, count=1, flags=re.DOTALL)  # it would style the page
+    drawn = re.sub(r' (?:width|height)="[\d.]+pt"| xmlns(?::xlink)?="[^"]*"| version="1.1"', "", drawn, count=5)
+    drawn = re.sub(r"<[^>]+>", _smaller, drawn)
+    said = f' role="img" aria-label="{escape(label)}"' if label else ""
+    return drawn.replace("<svg", f"<svg{said}", 1).replace("\n", " ").strip()
+
+
+def chart_text(text: str, most: int = 20) -> str:
+    """A name as it stands in a chart: one line, cut in the middle where it is long.
+
+    >>> chart_text("alpacaeval-in-three-languages")
+    'alpacaeval…languages'
+    """
+    shown = visible(" ".join(text.split())).encode("utf-8", "replace").decode()
+    if len(shown) <= most:
+        return shown
+    kept = most - 1
+    return f"{shown[: kept - kept // 2]}…{shown[len(shown) - kept // 2 :]}"
+
+
+def _smaller(tag: re.Match[str]) -> str:
+    """A tag without the ids that nothing refers to, and with two decimals: a point is 1/72 of an inch."""
+    text = re.sub(r'^<g id="[^"]*"', "<g", tag[0])
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    return text.replace("xlink:href", "href")

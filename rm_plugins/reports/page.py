@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["page", "shown_text", "table"]
+from rm_plugins.reports.style import CSS
+
+__all__ = ["cells", "page", "shown_text", "table", "text", "unfolding", "visible"]
 
 _SHOWN = 1_500  # characters of a text
-_CSS = """
-:root { color-scheme: light dark; --line: #8884; --warn: #d97706; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; border-top: 1px solid var(--line); padding-top: 1rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; font-size: .95rem; } svg { width: 100%; height: auto; display: block; }
-.warning { border-left: 4px solid var(--warn); padding: .25rem .75rem; margin: .75rem 0; overflow-wrap: anywhere; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-details { border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .7rem; margin: .5rem 0; } summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.45 ui-monospace, monospace; margin: .5rem 0; }
-.prompt { opacity: .7; }
-"""
+_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 
 
 def page(title: str, body: str, *, css: str = "") -> str:
@@ -34,32 +23,92 @@ def page(title: str, body: str, *, css: str = "") -> str:
         body: What it holds, as HTML.
         css: Style of its own, beside that of all pages.
     """
-    return f"""<!doctype html>
+    whole = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_CSS}{css}</style>
+<meta name="color-scheme" content="light dark">
+<title>{text(title)}</title>
+<style>{CSS}{css}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-{body}
+<h1>{text(title)}</h1>
+{_told_apart(body)}
 </body>
 </html>
 """
+    return whole.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no UTF-8
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts under a heading; nothing where it has no row."""
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<h3>{escape(title)}</h3>\n<div class="table"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+    shown = cells(title, list(map(text, heads)), [list(map(text, row)) for row in rows])
+    return f"<h3>{text(title)}</h3>\n{shown}"
 
 
-def shown_text(text: str) -> str:
+def cells(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
+    """A table of HTML that scrolls in its own box, by keyboard too. The first cell of each row is what the row is about.
+
+    Args:
+        label: What it shows, as text, for those who do not see it.
+        heads: Of the columns.
+        rows: Their cells.
+        kind: A class of its own in the style.
+    """
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
+    body = "\n".join(
+        f'<tr><th scope="row">{first}</th>{"".join(_cell(cell) for cell in others)}</tr>' for first, *others in rows
+    )
+    said = f'class="table {kind}"' if kind else 'class="table"'
+    return (
+        f'<div {said} role="region" aria-label="{text(label)}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def unfolding(summary: str, content: str, *, kind: str = "", is_open: bool = False) -> str:
+    """HTML that is shown where the reader asks for it, and on paper.
+
+    Args:
+        summary: What it is, as HTML.
+        content: What is folded.
+        kind: A class of its own in the style.
+        is_open: Whether it is shown from the beginning.
+    """
+    said = (f' class="{kind}"' if kind else "") + (" open" if is_open else "")
+    return f"<details{said}><summary>{summary}</summary>\n{content}\n</details>"
+
+
+def text(value: str) -> str:
+    """Any text as HTML, in an attribute too."""
+    return escape(visible(value))
+
+
+def visible(value: str) -> str:
+    """A text with symbols in the place of control characters, which no browser shows."""
+    return value.translate(_CONTROLS)
+
+
+def shown_text(value: str) -> str:
     """A sample's text as HTML, cut where it is long."""
-    more = f" … ({len(text) - _SHOWN:,} characters more)" if len(text) > _SHOWN else ""
-    return escape(text[:_SHOWN].encode("utf-8", "backslashreplace").decode() + more)
+    more = f" … ({len(value) - _SHOWN:,} characters more)" if len(value) > _SHOWN else ""
+    return text(value[:_SHOWN] + more)
+
+
+def _cell(shown: str) -> str:
+    """A cell; one that begins with ``<td`` is whole already."""
+    return shown if shown.startswith("<td") else f"<td>{shown}</td>"
+
+
+def _told_apart(body: str) -> str:
+    """The body with ids in its charts that are each chart's own: two charts have the same ids for their own shapes."""
+    numbers = itertools.count()
+
+    def renamed(chart: re.Match[str]) -> str:
+        own = rf"\g<1>chart{next(numbers)}-"
+        return re.sub(r"<[^>]+>", lambda tag: re.sub(r'(\sid="|href="#|url\(#)', own, tag[0]), chart[0])
+
+    return re.sub(r"<svg\b.*?</svg>", renamed, body, flags=re.DOTALL)

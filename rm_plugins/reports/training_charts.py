@@ -40,7 +40,7 @@ def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, mark
         for step in marks:
             axis.axvline(step, color=COLOURS[4], linewidth=1, linestyle=(0, (2, 2)))
         if len(curves) > 1:
-            figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
         return svg(figure)
 
 

@@ -1,0 +1,155 @@
+"""Writing completions for a file of prompts, resumably: what ``rank --generate`` does before it scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rm_plugins.cli.kept_rows import UnfinishedFile
+from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.data import is_data_file, json_line, read_rows
+from rm_plugins.errors import DataError
+from rm_plugins.generation import Sampling, load_generator
+
+__all__ = ["GenerationJob"]
+
+_ANSWERS = ("completion", "completions", "chosen", "rejected", "messages", "finished")
+
+
+class GenerationJob:
+    """Has a policy write completions for each row of a source.
+
+    What it writes are the source's rows with ``completions``, and with ``finished``, which says of each whether the policy ended
+    it rather than the limit on tokens. A row's own answers are left out, and so is a row whose prompt was there before.
+
+    Args:
+        model: The policy, a folder or hub id.
+        engine: What runs it.
+        options: Keyword arguments for the engine that loads it.
+        sampling: How completions are drawn.
+        source: A path, ``-`` for standard input, or the name of a dataset.
+        split: The dataset's split.
+        out: The finished file, beside which the unfinished one is kept.
+        overwrite: Whether to replace a finished file and to begin anew where an unfinished one is found.
+
+    Raises:
+        DataError: `out` exists and is none of this job's.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: str,
+        options: Mapping[str, Any],
+        sampling: Sampling,
+        source: str,
+        split: str,
+        out: Path,
+        overwrite: bool,
+    ) -> None:
+        self._policy: dict[str, Any] = {
+            "model": model,
+            "engine": engine,
+            "options": dict(options),
+            "sampling": asdict(sampling),
+        }
+        self._sampling = sampling
+        self._source = source
+        self._split = split
+        identity = {**self._policy, "weights": _weights(model), "source": source, "split": split}
+        self.file = UnfinishedFile(out, identity)
+        if overwrite:
+            self.file.discard()
+        elif out.exists() and not self.file.is_finished:
+            raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
+
+    def run(self, batch_size: int | None = None) -> None:
+        """Write what is not written yet.
+
+        Args:
+            batch_size: Completions written at a time; what is usual for the engine if None.
+
+        Raises:
+            DataError: A row has no prompt that the policy can be given, or the rows written before are not of this source.
+            ModelError: The policy cannot be loaded, or failed.
+        """
+        done = self.file.resume()
+        if self.file.is_finished:
+            click.echo(f"Taking the completions of {done} prompts that were written before.", err=True)
+            return
+        rows = _distinct(read_rows(self._source, self._split))
+        for number, before in enumerate(self.file.rows(), start=1):
+            if _prompt_row(next(rows, None)) != {name: before[name] for name in before if name not in _ANSWERS}:
+                raise DataError(
+                    f"{self.file.path} was begun with other data: its prompt {number} is not the source's. Begin anew with --overwrite."
+                )
+        if done:
+            click.echo(f"Going on behind {done} prompts whose completions were written before.", err=True)
+        self._generate(rows, done, batch_size)
+        self.file.finish()
+
+    def _generate(self, rows: Iterator[dict[str, Any]], done: int, batch_size: int | None) -> None:
+        first = next(rows, None)
+        if first is None:  # nothing is left to do, so that no model is needed
+            return
+        policy = self._policy
+        generator = load_generator(
+            policy["model"], self._sampling, engine=policy["engine"], options=policy["options"], batch_size=batch_size
+        )
+        told = False
+        try:
+            with progress_bar() as bar:
+                task = bar.add_task("Generating", total=None if bar.disable else _row_count(self._source), completed=done)
+                rows = chain([first], rows)
+                size = max(1, generator.batch_size // self._sampling.n)
+                while batch := list(islice(rows, size)):
+                    if not told and any(row.get(name) is not None for row in batch for name in _ANSWERS):
+                        click.echo("The source's own answers are left out: completions come from the policy.", err=True)
+                        told = True
+                    written = generator.complete(batch, first=done)
+                    self.file.append(
+                        {
+                            **_prompt_row(row),
+                            "completions": [found.text for found in completions],
+                            "finished": [found.finished for found in completions],
+                        }
+                        for row, completions in zip(batch, written, strict=True)
+                    )
+                    done += len(batch)
+                    bar.update(task, advance=len(batch))
+        finally:
+            generator.close()  # the reward needs the memory
+
+
+def _distinct(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first row of each prompt: completions of a prompt are ranked together, whichever row they were written for."""
+    seen: set[str] = set()
+    for row in rows:
+        key = json.dumps(row.get("prompt"), sort_keys=True, default=str)
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def _prompt_row(row: Mapping[str, Any] | None) -> Any:
+    """What is kept of a row, as it comes back from a file."""
+    return None if row is None else json.loads(json_line({name: row[name] for name in row if name not in _ANSWERS}))
+
+
+def _weights(model: str) -> list[list[Any]] | None:
+    """What tells a model folder from one that was saved over it; None for a hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+
+
+def _row_count(source: str) -> int | None:
+    return sum(1 for _ in read_rows(source)) if source != "-" and is_data_file(source) else None

@@ -1,0 +1,111 @@
+"""Which options of ``rank`` go together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from rm_plugins.data import read_rows
+from rm_plugins.errors import DataError
+
+__all__ = ["OF_GENERATE", "check_options", "engine_options", "gold_column", "no_gold"]
+
+OF_GENERATE = (
+    "engine",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "generation_batch_size",
+    "engine_options",
+    "keep_completions",
+)
+"""Options that mean nothing without ``--generate``."""
+
+_FORMS = {
+    "best": ("ranked", "best"),
+    "pairs": ("pairs",),
+    "min_score": ("best", "pairs"),
+    "min_margin": ("best", "pairs"),
+    "max_margin": ("pairs",),
+    "finished_only": ("best", "pairs"),
+}
+"""Options that shape the output, and the formats that they belong to."""
+
+
+def check_options(context: click.Context, form: str, file: str, options: dict[str, Any]) -> None:
+    """Refuse options that do not go together.
+
+    Args:
+        context: The command's, which knows what was given.
+        form: The format of the output.
+        file: The source.
+        options: The command's options.
+
+    Raises:
+        UsageError: The message says which, and what to do.
+    """
+    given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    for name, forms in _FORMS.items():
+        if name in given and form not in forms:
+            allowed = " or ".join(f"--format {found}" for found in forms)
+            raise click.UsageError(f"{_flag(name)} goes with {allowed}, not with --format {form}.")
+    if options["generate"] is None:
+        if astray := [name for name in OF_GENERATE if name in given]:
+            raise click.UsageError(f"{_flag(astray[0])} says how completions are written; it needs --generate MODEL.")
+    elif options["n"] is None:
+        raise click.UsageError("--generate needs to know how many completions of a prompt to write: --n N.")
+    keep = options["keep_completions"]
+    if keep is not None and not keep.endswith(".jsonl"):
+        raise click.UsageError(f"--keep-completions writes .jsonl; {keep!r} does not end in it.")
+    if keep is not None and Path(keep).resolve() in (Path(file).resolve(), Path(options["output"] or "").resolve()):
+        raise click.UsageError(f"--keep-completions cannot be {keep!r}, which is read or written already. Name another file.")
+    low, high = options["min_margin"], options["max_margin"]
+    if low is not None and high is not None and low > high:
+        raise click.UsageError(f"No margin is at least {low:g} (--min-margin) and at most {high:g} (--max-margin).")
+
+
+def engine_options(written: str | None) -> dict[str, Any]:
+    """The value of ``--engine-options``.
+
+    Raises:
+        UsageError: It is no JSON mapping.
+    """
+    try:
+        found = json.loads(written or "{}")
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f'--engine-options is no JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.') from error
+    if not isinstance(found, dict):
+        raise click.UsageError(f"--engine-options must be a JSON mapping of names to values, not {written}.")
+    return found
+
+
+def gold_column(gold: str | None, file: str, split: str, generate: str | None) -> str | None:
+    """The column that `gold` names; None where it is a spec, or nothing.
+
+    Raises:
+        UsageError: It names a column, and completions that are written anew have none.
+        DataError: The file cannot be read.
+    """
+    if gold is None or file == "-":
+        return None
+    columns = next(read_rows(file, split), None) or {}
+    if gold not in columns:
+        return None
+    if generate is not None:
+        raise click.UsageError(
+            f"--gold {gold} is a column of {file}, which knows nothing of the completions that --generate writes. Name a spec."
+        )
+    return gold
+
+
+def no_gold(gold: str, error: Exception) -> DataError:
+    """What to say where `gold` is neither a column nor a spec that can be loaded."""
+    return DataError(f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

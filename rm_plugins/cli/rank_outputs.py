@@ -1,0 +1,292 @@
+"""What ``rank`` writes: ordered lists, the best completions, or preference pairs, made of scored prompts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+import rm_plugins as rm
+from rm_plugins.cli.scoring_job import ScoredRow
+from rm_plugins.data import row_samples
+from rm_plugins.errors import DataError
+
+__all__ = [
+    "PAIRS",
+    "Rule",
+    "ScoredPrompt",
+    "best_rows",
+    "column_values",
+    "first_completions",
+    "pair_rows",
+    "ranked_rows",
+    "scored_prompts",
+]
+
+Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
+PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
+
+
+@dataclass(slots=True)
+class ScoredPrompt:
+    """A prompt with all its completions.
+
+    Args:
+        prompt: Text or messages.
+        written: The completions in the form of the input.
+        completions: The same, text under a text prompt and messages under messages.
+        scores: None for an abstention.
+        gold: Another reward or what is known of the completions; empty where nothing was asked for.
+        finished: Whether each was ended by the policy that wrote it; empty where that is unknown.
+    """
+
+    prompt: Any
+    written: list[Any] = field(default_factory=list)
+    completions: list[Any] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    gold: list[float | None] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+
+    @property
+    def order(self) -> list[int]:
+        """The places of the completions, the best first, abstentions last."""
+        return sorted(range(len(self.scores)), key=lambda place: (self.scores[place] is None, -(self.scores[place] or 0.0)))
+
+    @property
+    def details(self) -> dict[str, list[Any]]:
+        """What is known of each completion, by the name of its column."""
+        columns: dict[str, list[Any]] = {"score": self.scores, "gold_score": self.gold, "finished": self.finished}
+        return {name: column for name, column in columns.items() if len(column) == len(self.scores)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which completions and pairs are good enough.
+
+    Args:
+        min_score: The least score of a best or chosen completion.
+        min_margin: By how much it must lie above the mean of its prompt's scores, or above the rejected one.
+        max_margin: By how much it may lie above the rejected one.
+        finished_only: Whether completions that the limit on tokens cut off are left aside.
+    """
+
+    min_score: float | None = None
+    min_margin: float | None = None
+    max_margin: float | None = None
+    finished_only: bool = False
+
+    def allows_pair(self, margin: float) -> bool:
+        """Whether two scores that differ by `margin` make a pair."""
+        return margin > 0 and margin >= (self.min_margin or 0) and (self.max_margin is None or margin <= self.max_margin)
+
+
+# --- Prompts out of rows --------------------------------------------------------------------------------------------------
+
+
+def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows with no more than the first `n` completions of each prompt; rows that would have none are left out.
+
+    Args:
+        rows: A prompt's completions are a list, or those of all rows with this prompt.
+        n: How many.
+        beside: Columns with a value a completion, which are cut likewise.
+
+    Raises:
+        DataError: A row has no samples.
+    """
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(rows, start=1):
+        samples = row_samples(row, f"row {number}").samples
+        if not samples:
+            continue
+        key = _key(samples[0].prompt)
+        room = n - seen[key]
+        seen[key] += min(len(samples), room)
+        if len(samples) <= room:
+            yield dict(row)
+        elif room > 0 and "completions" in row:
+            columns = [name for name in beside if isinstance(row.get(name), list) and len(row[name]) == len(samples)]
+            yield {**row, **{name: row[name][:room] for name in ("completions", *columns)}}
+        elif room > 0:
+            raise DataError(
+                f"row {number}: it has 'chosen' and 'rejected', of which the first completions cannot be taken. Leave --n out, or "
+                "give 'completions'."
+            )
+
+
+def scored_prompts(
+    rows: Iterable[ScoredRow], gold: Callable[[ScoredRow, int], list[float | None]] | None = None
+) -> list[ScoredPrompt]:
+    """The prompts of scored rows with all their completions, in the order of their first rows.
+
+    Args:
+        rows: A prompt's completions are a list, or those of all rows with this prompt.
+        gold: What else is known of a row's completions, one value each; called with the row and its number, from 1.
+
+    Raises:
+        DataError: `gold` says so.
+    """
+    prompts: dict[str, ScoredPrompt] = {}
+    for number, scored in enumerate(rows, start=1):
+        samples = row_samples(scored.row).samples
+        values = gold(scored, number) if gold is not None else []
+        if not samples:
+            continue
+        found = prompts.setdefault(_key(samples[0].prompt), ScoredPrompt(samples[0].prompt))
+        found.written += [_as_written(scored.row, sample) for sample in samples]
+        found.completions += [sample.completion for sample in samples]
+        found.scores += scored.scores
+        found.gold += values
+        finished = scored.row.get("finished")
+        if isinstance(finished, list) and len(finished) == len(samples):
+            found.finished += finished
+    return list(prompts.values())
+
+
+def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -> list[float | None]:
+    """A column's number for each of a row's completions; true is 1, false is 0, null is unknown.
+
+    Args:
+        row: Columns by name.
+        column: The column's name.
+        count: How many completions there are.
+        where: What an error message calls the row.
+
+    Raises:
+        DataError: There is not one number a completion.
+    """
+    value = row.get(column)
+    values = value if isinstance(value, list) else [value]
+    if len(values) != count or not all(found is None or isinstance(found, (bool, int, float)) for found in values):
+        raise DataError(
+            f"{where}: the column {column!r} has {value!r:.80}; as a gold reward it must have a number, true or false for each of "
+            f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
+        )
+    return [None if found is None else float(found) for found in values]
+
+
+def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
+    """The completion in the form of the input: a text under a conversational prompt stays a text."""
+    written = row.get("completion") if "completion" in row else (row.get("completions") or [None])[0]
+    if isinstance(written, str) and not isinstance(sample.completion, str):
+        return sample.completion[0]["content"]
+    return sample.completion
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+# --- Rows out of prompts --------------------------------------------------------------------------------------------------
+
+
+def ranked_rows(prompts: Iterable[ScoredPrompt], best: int | None) -> Iterator[dict[str, Any]]:
+    """A row a prompt, its completions in order, best first.
+
+    Args:
+        prompts: Scored prompts.
+        best: How many are kept; with 1, ``completion`` and ``score`` stand in place of the lists.
+    """
+    for found in prompts:
+        order = found.order[:best]
+        row: dict[str, Any] = {"prompt": found.prompt}
+        columns = {"completion": found.written, **found.details}
+        if best == 1:
+            row |= {name: column[order[0]] for name, column in columns.items()}
+        else:
+            row |= {_several(name): [column[place] for place in order] for name, column in columns.items()}
+        yield {**row, "order": order}
+
+
+def _several(name: str) -> str:
+    return name if name == "finished" else f"{name}s"
+
+
+def best_rows(prompts: Iterable[ScoredPrompt], best: int, rule: Rule, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """A row for each of the best completions of a prompt, as TRL's ``SFTTrainer`` takes them.
+
+    Args:
+        prompts: Scored prompts.
+        best: At most how many of a prompt; the same text counts once.
+        rule: Which are good enough.
+        left_out: Gets the number of prompts that are left out, by the reason.
+    """
+    for found in prompts:
+        places = _candidates(found, rule)
+        known = [score for score in found.scores if score is not None]
+        least = max(
+            -np.inf if rule.min_score is None else rule.min_score,
+            -np.inf if rule.min_margin is None or not known else float(np.mean(known)) + rule.min_margin,
+        )
+        good = [place for place in places if _score(found, place) >= least]
+        if not good:
+            left_out["no completion that counts" if not places else "no completion that is good enough"] += 1
+        for place in good[:best]:
+            row = {"prompt": found.prompt, "completion": found.completions[place]}
+            yield row | {name: column[place] for name, column in found.details.items()}
+
+
+def pair_rows(
+    prompts: Iterable[ScoredPrompt], pairs: Pairs, rule: Rule, seed: int, left_out: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Preference pairs of completions of one prompt, as TRL's ``DPOTrainer`` takes them.
+
+    Args:
+        prompts: Scored prompts.
+        pairs: ``best-worst``; ``best-random``, which is the best one and any other; or ``all``.
+        rule: Which are good enough.
+        seed: Draws the random ones.
+        left_out: Gets the number of prompts that are left out, by the reason.
+    """
+    for number, found in enumerate(prompts):
+        places = _candidates(found, rule)
+        if len(places) < 2:
+            left_out["fewer than two different completions that count"] += 1
+            continue
+        allowed = [
+            (chosen, rejected)
+            for chosen, rejected in _compared(places, pairs)
+            if rule.allows_pair(_score(found, chosen) - _score(found, rejected))
+            and (rule.min_score is None or _score(found, chosen) >= rule.min_score)
+        ]
+        if not allowed:
+            left_out["no pair that is good enough"] += 1
+        if pairs == "best-random" and allowed:
+            allowed = [allowed[int(np.random.default_rng([seed, number]).integers(len(allowed)))]]
+        for chosen, rejected in allowed:
+            row = {"prompt": found.prompt, "chosen": found.completions[chosen], "rejected": found.completions[rejected]}
+            for name, column in found.details.items():
+                row |= {f"chosen_{name}": column[chosen], f"rejected_{name}": column[rejected]}
+            yield {**row, "margin": _score(found, chosen) - _score(found, rejected)}
+
+
+def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
+    """The pairs of better and worse that are looked at, of places in order."""
+    if pairs == "all":
+        return combinations(places, 2)
+    others = places[-1:] if pairs == "best-worst" else places[1:]
+    return ((places[0], other) for other in others)
+
+
+def _candidates(found: ScoredPrompt, rule: Rule) -> list[int]:
+    """The places of the completions that count, best first: with a score, each text once, and finished if need be."""
+    if rule.finished_only and len(found.finished) != len(found.scores):
+        raise DataError(
+            "--finished-only needs rows with 'finished', one true or false a completion, as --generate writes them."
+        )
+    places: dict[str, int] = {}
+    for place in found.order:
+        if found.scores[place] is not None and not (rule.finished_only and not found.finished[place]):
+            places.setdefault(_key(found.completions[place]), place)
+    return list(places.values())
+
+
+def _score(found: ScoredPrompt, place: int) -> float:
+    score = found.scores[place]
+    assert score is not None  # of a candidate
+    return score

@@ -1,0 +1,130 @@
+"""Completions by ``generate`` of transformers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from rm_plugins.generation.generator import Completion, Generator
+from rm_plugins.scoring.checkpoint import default_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Warper = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+__all__ = ["TransformersGenerator"]
+
+
+class TransformersGenerator(Generator):
+    """A policy that transformers runs, on whatever device there is.
+
+    Completions are written `batch_size` at a time, with the prompts padded on the left. Each has a random generator of its own,
+    so that a batch that does not fit into memory can be halved, and an interrupted job can go on in the middle of one, without
+    another completion being drawn.
+    """
+
+    usual_batch_size: ClassVar[int] = 32
+
+    def _load(self, options: dict[str, Any]) -> None:
+        model = AutoModelForCausalLM.from_pretrained(self.model, **{"dtype": "auto", **options})
+        self._policy: Any = (model if "device_map" in options else model.to(default_device())).eval()
+        own = self._policy.generation_config.eos_token_id
+        ends = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
+        self._ends = list(dict.fromkeys(token for token in ends if token is not None))
+        # `generate` takes from here what it is not told, such as a penalty on repetition; the policy is to be sampled as it is.
+        self._policy.generation_config = GenerationConfig()
+
+    def close(self) -> None:
+        """Give the memory back that the model takes."""
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _draw(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[list[Completion]]:
+        n = self.sampling.n
+        rows = [
+            (prompt, self.sampling.seed_of(number, place))
+            for prompt, number in zip(prompts, numbers, strict=True)
+            for place in range(n)
+        ]
+        found: list[Completion] = []
+        for start in range(0, len(rows), self.batch_size):
+            found += self._completed(rows[start : start + self.batch_size])
+        return [found[start : start + n] for start in range(0, len(found), n)]
+
+    def _completed(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
+        """One completion of each prompt with its seed, in halves where all at once do not fit."""
+        try:
+            return self._generate(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return self._completed(rows[:half]) + self._completed(rows[half:])
+
+    def _generate(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
+        prompts, seeds = zip(*rows, strict=True)
+        width = max(map(len, prompts))
+        padding = self.tokenizer.pad_token_id
+        if padding is None:  # which is masked, so that any will do
+            padding = self._ends[0] if self._ends else 0
+        ids = [[padding] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = self._policy.device
+        written = self._policy.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            logits_processor=self._warpers(seeds),
+            generation_config=GenerationConfig(
+                max_new_tokens=self.sampling.max_new_tokens,
+                do_sample=False,
+                eos_token_id=self._ends or None,
+                pad_token_id=padding,
+            ),
+        )
+        return [self._completion(prompt, row) for prompt, row in zip(prompts, written[:, width:].tolist(), strict=True)]
+
+    def _warpers(self, seeds: Sequence[int]) -> LogitsProcessorList:
+        warpers: list[Warper] = []
+        if self.sampling.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(self.sampling.temperature))
+        if self.sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.sampling.top_p))
+        return LogitsProcessorList([*warpers, _GumbelNoise(seeds, self._policy.device)])
+
+    def _completion(self, prompt: list[int], tokens: list[int]) -> Completion:
+        end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
+        # Some tokenizers drop the blank before a text's first word. The last token of the prompt before it keeps it.
+        before, whole = self._decoded(prompt[-1:]), self._decoded([*prompt[-1:], *tokens[:end]])
+        text = whole[len(before) :] if whole.startswith(before) else self._decoded(tokens[:end])
+        return Completion(text, end is not None)
+
+    def _decoded(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+class _GumbelNoise:
+    """Makes the most likely token of each row one that is drawn by the row's own generator.
+
+    The largest of log-probabilities with independent Gumbel noise added is a draw from their distribution (Gumbel 1954).
+    ``generate`` would draw all rows of a batch by one generator, which makes each hang on the others.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        noise.clamp_min_(torch.finfo(noise.dtype).tiny)  # the noise of 0 would be infinite
+        return scores.float() - noise.log()

@@ -1,0 +1,60 @@
+"""Completions by vLLM."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+from rm_plugins.errors import MissingDependencyError
+from rm_plugins.generation.generator import Completion, Generator
+
+__all__ = ["VLLMGenerator"]
+
+
+class VLLMGenerator(Generator):
+    """A policy that vLLM runs in this process's name, on its GPUs.
+
+    It is given token ids and not texts or messages, so that it sees a prompt as `TransformersGenerator` does.
+    """
+
+    usual_batch_size: ClassVar[int] = 2048  # it makes its own batches of them; few would leave the GPU idle at each end
+
+    def _load(self, options: dict[str, Any]) -> None:
+        try:
+            self._vllm: Any = import_module("vllm")
+        except ImportError as error:
+            raise MissingDependencyError(
+                "The engine 'vllm' needs vLLM, which is not installed: pip install vllm, or choose the engine 'transformers'."
+            ) from error
+        self._llm: Any = self._vllm.LLM(model=self.model, **options)
+
+    def close(self) -> None:
+        """End the engine, which frees its GPU memory."""
+        self._llm = None
+        gc.collect()  # vLLM ends its engine when nothing refers to it any more
+
+    def _draw(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[list[Completion]]:
+        sampling = self.sampling
+        outputs = self._llm.generate(
+            [self._vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
+            [
+                self._vllm.SamplingParams(
+                    n=sampling.n,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=sampling.seed_of(number),  # vLLM gives the k-th completion this seed + k
+                )
+                for number in numbers
+            ],
+            use_tqdm=False,
+        )
+        return [
+            [
+                Completion(found.text, found.finish_reason == "stop")
+                for found in sorted(output.outputs, key=lambda found: found.index)
+            ]
+            for output in outputs
+        ]

@@ -1,0 +1,155 @@
+"""The curve of ``rm-plugins rank --curve``: what the best of n completions is worth, drawn, as a page and as data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.reports.charts import COLOURS, drawing, svg
+from rm_plugins.reports.page import page, table
+
+__all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_svg", "best_of_n_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfNCurve:
+    """The mean rewards of the best of n completions, where one reward, the proxy, says which is the best.
+
+    Args:
+        proxy: The reward that chooses.
+        gold: What the chosen ones are judged by: another reward's spec or a column; empty where there is nothing.
+        source: The file or dataset.
+        policy: What wrote the completions, empty where they were in the source.
+        prompts: The number of prompts that have the largest n of completions with all scores.
+        left_out: The number of those that have fewer, which count for no n.
+        n: Numbers of completions, ascending.
+        kl: An upper bound on the divergence of best-of-n from the policy, in nats: log n - (n - 1) / n.
+        proxy_mean: The proxy's own mean, with the interval of prompts that are drawn again.
+        gold_mean: The gold mean, likewise; empty where there is no gold.
+        gold_best: The gold mean if gold itself chose; empty where there is no gold.
+    """
+
+    proxy: str
+    gold: str
+    source: str
+    policy: str
+    prompts: int
+    left_out: int
+    n: tuple[int, ...]
+    kl: tuple[float, ...]
+    proxy_mean: tuple[Estimate, ...]
+    gold_mean: tuple[Estimate, ...] = ()
+    gold_best: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """Everything, as JSON has it: null for what could not be computed."""
+        found = {"format": "rm-plugins best-of-n", "version": 1, **_json(asdict(self))}
+        return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @property
+    def title(self) -> str:
+        """What the curve is of."""
+        judged = f", judged by {self.gold}" if self.gold else ""
+        return f"Best of n by {self.proxy}{judged}"
+
+    @property
+    def warning(self) -> str:
+        """What to say where gold falls again while the proxy goes on rising; empty where it does not."""
+        if not self.gold_mean:
+            return ""
+        peak = max(range(len(self.n)), key=lambda place: self.gold_mean[place].value)
+        top, last = self.gold_mean[peak], self.gold_mean[-1]
+        if not last.high < top.value:
+            return ""
+        return (
+            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, while "
+            "the proxy rises: to choose among more completions exploits the proxy."
+        )
+
+
+def best_of_n_table(curve: BestOfNCurve) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The headings and rows of the curve's table."""
+    heads = ("n", "KL bound (nats)", "proxy mean [95%]")
+    rows: list[tuple[str, ...]] = [
+        (f"{n:,}", f"{kl:.3f}", _shown(estimate)) for n, kl, estimate in zip(curve.n, curve.kl, curve.proxy_mean, strict=True)
+    ]
+    if not curve.gold_mean:
+        return heads, rows
+    gold = zip(rows, curve.gold_mean, curve.gold_best, strict=True)
+    return (*heads, "gold mean [95%]", "best possible gold"), [(*row, _shown(mean), f"{best:.4g}") for row, mean, best in gold]
+
+
+def best_of_n_svg(curve: BestOfNCurve) -> str:
+    """The curve: gold, its ceiling and the proxy against the divergence, each reward with an axis of its own.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    with drawing(6.4, 3.6) as (figure, axes):
+        axes.set_xlabel("KL bound (nats): log n - (n - 1) / n")
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(curve.kl, [str(n) for n in curve.n])
+        above.set_xlabel("n")
+        if curve.gold_mean:
+            _line(axes, curve.kl, curve.gold_mean, COLOURS[0], "gold")
+            axes.plot(curve.kl, curve.gold_best, color=COLOURS[5], linestyle=":", label="best possible gold")
+            _label(axes, "gold", COLOURS[0])
+            beside = axes.twinx()
+            beside.spines[["top"]].set_visible(False)
+        else:
+            beside = axes
+        _line(beside, curve.kl, curve.proxy_mean, COLOURS[1], "proxy", "--" if curve.gold_mean else "-")
+        _label(beside, "proxy", COLOURS[1])
+        handles = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
+        axes.legend(handles=handles, frameon=False, loc="best", labelcolor="linecolor")
+        return svg(figure, curve.title)
+
+
+def best_of_n_page(curve: BestOfNCurve) -> str:
+    """The whole page, which needs nothing beside it.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    counted = f"{curve.prompts:,} prompts with at least {curve.n[-1]:,} scored completions"
+    left_out = f"; {curve.left_out:,} with fewer are left out" if curve.left_out else ""
+    written = f", written by {curve.policy}" if curve.policy else ""
+    warning = f'<div class="warning">{escape(curve.warning)}</div>' if curve.warning else ""
+    body = f"""<p>{escape(f"Of {curve.source}: {counted}{written}{left_out}.")}</p>
+{warning}
+<figure>{best_of_n_svg(curve)}</figure>
+{table("The same in numbers", *best_of_n_table(curve))}
+<p>The proxy chooses the best of n completions, for which every way to draw n of a prompt's completions counts. The bands and
+brackets are 95% intervals, for which whole prompts are drawn again. The KL bound says how far best-of-n is from the policy at
+most.</p>"""
+    return page(curve.title, body)
+
+
+def _label(axes: Any, name: str, colour: str) -> None:
+    """Give an axis the colour of its line, so that nobody reads one line off the other's axis."""
+    axes.set_ylabel(name, color=colour)
+    axes.tick_params(axis="y", colors=colour)
+
+
+def _line(axes: Any, kl: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
+    axes.plot(kl, [found.value for found in means], style, color=colour, label=label, marker="o", markersize=3)
+    axes.fill_between(
+        kl, [found.low for found in means], [found.high for found in means], color=colour, alpha=0.15, linewidth=0
+    )
+
+
+def _shown(found: Estimate) -> str:
+    return f"{found.value:.4g}" if math.isnan(found.low) else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return [_json(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,150 @@
+"""The charts of an evaluation, as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.metrics import CalibrationBin
+from rm_plugins.evaluation.results import BestOfN, Distribution, LengthScatter
+from rm_plugins.reports.charts import INK, chart_text, drawing, svg
+from rm_plugins.reports.looks import Look
+from rm_plugins.reports.numbers import MINUS, count
+
+__all__ = ["DotRow", "best_of_n_svg", "calibration_svg", "distribution_svg", "dots_svg", "scatter_svg"]
+
+
+@dataclass(frozen=True, slots=True)
+class DotRow:
+    """A row of `dots_svg`.
+
+    Args:
+        name: What it is about.
+        dots: One a reward; None where it has none.
+        mark: What the dots are to be compared with; NaN for nothing.
+    """
+
+    name: str
+    dots: Sequence[Estimate | None]
+    mark: float = math.nan
+
+
+def dots_svg(
+    rows: Sequence[DotRow], looks: Sequence[Look], *, label: str, axis_label: str, zero: float, in_points: bool = False
+) -> str:
+    """Dots with their intervals, a row for each part of the data and a dot for each reward.
+
+    Args:
+        rows: From top to bottom.
+        looks: Of the rewards.
+        label: What the chart shows.
+        axis_label: What the dots are.
+        zero: Where a dot says nothing, such as 0.5 for an accuracy.
+        in_points: Whether the dots are differences of shares, else they are shares.
+    """
+    height = 0.14 * len(looks) + 0.14  # of a row
+    with drawing(height=0.55 + height * len(rows)) as (figure, axes):
+        axes.axvline(zero, color=INK, linewidth=0.8, alpha=0.5, linestyle=(0, (3, 3)))
+        for place in range(0, len(rows), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.05, linewidth=0)
+        marks = [(place, row.mark) for place, row in enumerate(rows) if math.isfinite(row.mark)]
+        axes.vlines([x for _, x in marks], [y - 0.42 for y, _ in marks], [y + 0.42 for y, _ in marks], color=INK, linewidth=2)
+        for turn, look in enumerate(looks):
+            offset = (turn - (len(looks) - 1) / 2) * 0.14 / height
+            dots = [(place + offset, row.dots[turn]) for place, row in enumerate(rows)]
+            known = [(y, dot) for y, dot in dots if dot is not None and math.isfinite(dot.value)]
+            sure = [(y, dot.low, dot.high) for y, dot in known if math.isfinite(dot.low) and math.isfinite(dot.high)]
+            y, low, high = zip(*sure, strict=True) if sure else ((), (), ())
+            axes.hlines(y, low, high, color=look.colour, linewidth=1.8, alpha=0.6)
+            values, places = [dot.value for _, dot in known], [y for y, _ in known]
+            axes.plot(values, places, look.marker, color=look.colour, markersize=5.5, markeredgewidth=0)
+        axes.set_yticks(range(len(rows)), [chart_text(row.name) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        _ticks(axes.xaxis, _points if in_points else _percent, 6)
+        axes.margins(x=0.06)
+        axes.set_xlabel(axis_label)
+        return svg(figure, label)
+
+
+def distribution_svg(found: Distribution, look: Look) -> str:
+    """The histogram of the better samples as an area, that of the worse ones as a line."""
+    with drawing() as (figure, axes):
+        axes.stairs(found.chosen, found.edges, fill=True, color=look.colour, alpha=0.55, label="better answers")
+        axes.stairs(found.rejected, found.edges, color=INK, linewidth=1.3, label="worse answers")
+        _ticks(axes.xaxis, None, 6)
+        _ticks(axes.yaxis, count, 5)
+        axes.set_xlabel("reward")
+        axes.set_ylabel("pairs")
+        axes.margins(x=0.01)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, borderaxespad=0.1)
+        return svg(figure, "Histograms of the rewards of better and of worse answers")
+
+
+def calibration_svg(bins: Sequence[CalibrationBin], look: Look) -> str:
+    """How often win probabilities come true, the diagonal, and how many pairs each bin has as a bar at the bottom."""
+    most = max(part.pairs for part in bins)
+    with drawing(height=3.4) as (figure, axes):
+        for part in bins:
+            axes.bar(part.low, 0.2 * part.pairs / most, part.high - part.low, align="edge", color=INK, alpha=0.16, linewidth=0)
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.6, linestyle=(0, (3, 3)))
+        predicted, observed = [part.predicted for part in bins], [part.observed for part in bins]
+        axes.plot(predicted, observed, color=look.colour, marker=look.marker, markersize=5.5, markeredgewidth=0, linewidth=1.6)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="win probability", ylabel="comes true")
+        _ticks(axes.xaxis, _percent, 5)
+        _ticks(axes.yaxis, _percent, 5)
+        return svg(figure, "Calibration: how often predicted win probabilities come true")
+
+
+def scatter_svg(found: LengthScatter, look: Look) -> str:
+    """Rewards against lengths, and the curve of what a length gets."""
+    with drawing() as (figure, axes):
+        axes.plot(found.lengths, found.rewards, "o", color=look.colour, markersize=2.8, markeredgewidth=0, alpha=0.45)
+        axes.plot(found.curve_lengths, found.curve, color=INK, linewidth=2)
+        _ticks(axes.xaxis, count, 5)
+        _ticks(axes.yaxis, None, 5)
+        axes.set_xlabel("length in characters")
+        axes.set_ylabel("reward")
+        return svg(figure, "Reward against length, with the curve that length alone predicts")
+
+
+def best_of_n_svg(curves: Sequence[tuple[BestOfN, Look]]) -> str:
+    """What the best of n is worth, n spaced by the square root of the divergence; dashed, the best that there is."""
+    with drawing(height=3.0) as (figure, axes):
+        for ceiling in dict.fromkeys((found.kl, found.best) for found, _ in curves):
+            axes.plot(np.sqrt(ceiling[0]), ceiling[1], color=INK, linewidth=1.2, alpha=0.7, linestyle=(0, (4, 3)))
+        for found, look in curves:
+            x = np.sqrt(found.kl)
+            low, high = ([getattr(mean, side) for mean in found.mean] for side in ("low", "high"))
+            axes.fill_between(x, low, high, color=look.colour, alpha=0.14, linewidth=0)
+            values = [mean.value for mean in found.mean]
+            axes.plot(x, values, color=look.colour, marker=look.marker, markersize=5.5, markeredgewidth=0, linewidth=1.8)
+        places = {n: math.sqrt(kl) for found, _ in curves for n, kl in zip(found.n, found.kl, strict=True)}
+        axes.set_xticks(list(places.values()), list(map(count, places)))
+        _ticks(axes.yaxis, None, 6)
+        axes.set_xlabel("n, spaced by the square root of the KL divergence")
+        axes.set_ylabel("gold reward")
+        return svg(figure, "Gold reward of the best of n completions")
+
+
+def _ticks(axis: Any, form: Callable[[float], str] | None, most: int) -> None:
+    """At most so many round ticks, which do not touch each other on a phone."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+    if form is not None:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 6):+g}".replace("-", MINUS) if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}%" if abs(100 * value - round(100 * value)) < 1e-6 else f"{100 * value:.1f}%"

@@ -1,0 +1,77 @@
+"""How each reward of an evaluation looks: one colour and one shape throughout a page, for readers who tell colours apart and others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rm_plugins.evaluation.results import Evaluation, RewardResult
+from rm_plugins.reports.charts import COLOURS
+from rm_plugins.reports.page import text
+
+__all__ = ["Look", "legend", "looked", "named", "short"]
+
+_SHAPES = (("●", "o"), ("■", "s"), ("▲", "^"), ("◆", "D"), ("▼", "v"), ("✚", "P"), ("✖", "X"), ("★", "*"))
+_BRIEF = 20  # characters of a name that is not broken into lines
+_LONGEST = 48  # characters of a name, but where it is written out
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a reward looks.
+
+    Args:
+        name: What it is called.
+        colour: As in CSS.
+        sign: Its shape as a character.
+        marker: Its shape as matplotlib names it.
+    """
+
+    name: str
+    colour: str
+    sign: str
+    marker: str
+
+    @property
+    def html(self) -> str:
+        """Its shape in its colour and its name, which stays apart from the text around it in any script."""
+        mark = f'<span class="mark" style="color:{self.colour}" aria-hidden="true">{self.sign}</span>'
+        kind = "reward brief" if len(self.name) <= _BRIEF else "reward"
+        return f'<span class="{kind}" title="{text(self.name)}">{mark}<bdi>{text(short(self.name))}</bdi></span>'
+
+
+def looked(evaluation: Evaluation) -> list[tuple[RewardResult, Look]]:
+    """The rewards with how each looks; after eight, colours and shapes come again."""
+    found = []
+    for place, reward in enumerate(evaluation.rewards):
+        sign, marker = _SHAPES[place % len(_SHAPES)]
+        found.append((reward, Look(reward.name, COLOURS[place % len(COLOURS)], sign, marker)))
+    return found
+
+
+def legend(looks: Iterable[Look], *, mark: str = "") -> str:
+    """What the shapes of a chart stand for.
+
+    Args:
+        looks: Of its rewards.
+        mark: What the line across each row stands for; empty where there is none.
+    """
+    shown = [look.html for look in looks]
+    if mark:
+        shown.append(f'<span class="reward"><span class="mark" aria-hidden="true">┃</span>{text(mark)}</span>')
+    return f'<ul class="legend" aria-label="Legend">{"".join(f"<li>{entry}</li>" for entry in shown)}</ul>'
+
+
+def named(name: str) -> str:
+    """A name as HTML, cut where it is long; the whole name is shown to those who point at it."""
+    shown = re.sub("[/_.]", r"\g<0><wbr>", text(short(name)))  # where a line may end
+    return f"<bdi>{shown}</bdi>" if len(name) <= _LONGEST else f'<bdi title="{text(name)}">{shown}</bdi>'
+
+
+def short(name: str) -> str:
+    """A name, cut in the middle where it is long."""
+    if len(name) <= _LONGEST:
+        return name
+    half = _LONGEST // 2
+    return f"{name[:half]}…{name[1 - half :]}"

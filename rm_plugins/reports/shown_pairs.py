@@ -1,0 +1,58 @@
+"""Pairs with their texts: where one reward is wrong by most, and where two rewards differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rm_plugins.evaluation.results import Evaluation, FlippedPair, JudgedPair
+from rm_plugins.reports.looks import Look, looked, named
+from rm_plugins.reports.numbers import count, number
+from rm_plugins.reports.page import text, unfolding
+
+__all__ = ["flipped_pairs", "worst_mistakes"]
+
+
+def worst_mistakes(evaluation: Evaluation) -> str:
+    """The pairs that each reward has wrong by most, folded."""
+    shown = [(reward, look) for reward, look in looked(evaluation) if reward.mistakes]
+    return "\n".join(
+        unfolding(look.html, "\n".join(_mistake(pair) for pair in reward.mistakes), kind="mistakes", is_open=len(shown) == 1)
+        for reward, look in shown
+    )
+
+
+def flipped_pairs(pairs: Sequence[FlippedPair], a: Look, b: Look) -> str:
+    """Pairs that one of two rewards alone has right, with what each gave."""
+    return "\n".join(_flipped(found, a, b) for found in pairs)
+
+
+def _mistake(pair: JudgedPair) -> str:
+    summary = f"{_place(pair)} <span>better {number(pair.chosen_reward)}, worse {number(pair.rejected_reward)}</span>"
+    better, worse = (f"reward {number(value)}" for value in (pair.chosen_reward, pair.rejected_reward))
+    return unfolding(summary, _texts(pair, better, worse), kind="pair")
+
+
+def _flipped(found: FlippedPair, a: Look, b: Look) -> str:
+    pair = found.pair
+    better = f"{a.html} {number(found.chosen_reward_a)}, {b.html} {number(pair.chosen_reward)}"
+    worse = f"{a.html} {number(found.rejected_reward_a)}, {b.html} {number(pair.rejected_reward)}"
+    return unfolding(_place(pair), _texts(pair, better, worse), kind="pair")
+
+
+def _place(pair: JudgedPair) -> str:
+    section = f", {named(pair.section)}" if pair.section else ""
+    return f"<b>Row {count(pair.row)}</b>{section}"
+
+
+def _texts(pair: JudgedPair, better: str, worse: str) -> str:
+    sides = [
+        _text(f"Better answer: {better}, {count(pair.chosen_length)} characters", pair.chosen),
+        _text(f"Worse answer: {worse}, {count(pair.rejected_length)} characters", pair.rejected),
+    ]
+    both = "".join(f"<div>{side}</div>" for side in sides)
+    return f'{_text("Prompt", pair.prompt, "sample prompt")}\n<div class="sides">{both}</div>'
+
+
+def _text(title: str, sample: str, kind: str = "sample") -> str:
+    """A text in its own direction."""
+    return f'<p class="what">{title}</p><pre class="{kind}" dir="auto">{text(sample)}</pre>'

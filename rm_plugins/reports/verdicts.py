@@ -1,0 +1,201 @@
+"""What a reader of an evaluation sees first: what was found of each reward, and the rewards side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from rm_plugins.evaluation.figures import Figure, figure_of
+from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
+from rm_plugins.reports.looks import Look, looked, named
+from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
+from rm_plugins.reports.page import cells, text, unfolding
+
+__all__ = [
+    "SIGNIFICANT",
+    "estimate_cell",
+    "evaluated_line",
+    "figure_title",
+    "figures_table",
+    "outcome",
+    "outcome_html",
+    "summary_table",
+    "verdicts",
+    "with_interval",
+]
+
+SIGNIFICANT = 0.05
+"""Below this p-value, a difference is called one."""
+
+_KEY_FIGURES = (
+    *("accuracy", "accuracy_shorter", "accuracy_corrected", "length_preference", "ece", "top_1", "top_1_random", "kendall"),
+    *("auc", "member_agreement"),
+)
+_MOST_COLUMNS = 6
+_LONGEST_LEAD = 80  # characters
+_RANKS = ("alarm", "warning", "note")
+
+
+def evaluated_line(evaluation: Evaluation) -> str:
+    """What was evaluated, in a line."""
+    data = evaluation.data
+    named = data.source + (f", split {data.split}" if data.split else "")
+    facts = [f"<bdi>{text(named)}</bdi>"]
+    if data.suite:
+        facts.append(f"benchmark <bdi>{text(data.suite)}</bdi>")
+    for name in ("rows", "pairs", "prompts"):
+        if getattr(data, name):
+            facts.append(f"{count(getattr(data, name))} {name}")
+    return f'<p class="evaluated">{" · ".join(facts)}</p>'
+
+
+def verdicts(evaluation: Evaluation) -> str:
+    """A card for each reward, the most alarming first."""
+    cards = sorted(
+        looked(evaluation), key=lambda shown: min((_rank(found) for found in shown[0].findings), default=len(_RANKS))
+    )
+    return f'<div class="verdicts">\n{"".join(_card(reward, look) for reward, look in cards)}</div>'
+
+
+def summary_table(evaluation: Evaluation) -> str:
+    """The key figures of the rewards, a row each, and what the longer answer would reach."""
+    shown = looked(evaluation)
+    names = _key_figures(evaluation.rewards)
+    against = {found.b: found for found in evaluation.differences if found.a == evaluation.rewards[0].name}
+    heads = ["", *(figure_title(name) for name in names)]
+    if against:
+        heads.append(f"Against {shown[0][1].html}")
+    rows = []
+    for place, (reward, look) in enumerate(shown):
+        best = '<span class="best">best</span> ' if _is_best(evaluation, place) else ""
+        row = [look.html]
+        for name in names:
+            row.append(estimate_cell(name, reward.figures.get(name), best if name == "accuracy" else ""))
+        if against:
+            row.append(_against(against.get(reward.name)))
+        rows.append(row)
+    if "accuracy" in names and math.isfinite(evaluation.data.longer_chosen):
+        base = f"<td><b>{share(evaluation.data.longer_chosen)}</b></td>"
+        blank = [""] * (len(heads) - 2)
+        rows.append(['<span class="baseline">The longer answer</span>', base, *blank])
+    return cells("Rewards side by side", heads, rows, kind="summary") if names else ""
+
+
+def figures_table(evaluation: Evaluation) -> str:
+    """All figures of all rewards, and how each is read."""
+    shown = looked(evaluation)
+    names = list(dict.fromkeys(name for reward, _ in shown for name in reward.figures))
+    rows = [
+        [
+            figure_title(name),
+            *(estimate_cell(name, reward.figures.get(name)) for reward, _ in shown),
+            f'<td class="meaning">{text(_figure(name).meaning)}</td>',
+        ]
+        for name in names
+    ]
+    heads = ["Figure", *(look.html for _, look in shown), '<span class="meaning">How to read it</span>']
+    return cells("All figures", heads, rows, kind="figures") if names else ""
+
+
+def figure_title(name: str) -> str:
+    """What a figure is called, as HTML, with an arrow to where it gets better."""
+    figure = _figure(name)
+    arrow = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}.get(figure.better)
+    if arrow is None:
+        return named(figure.title)
+    return f'{named(figure.title)}&nbsp;<span class="arrow" role="img" aria-label="{arrow[1]}" title="{arrow[1]}">{arrow[0]}</span>'
+
+
+def estimate_cell(name: str, found: Estimate | None, mark: str = "") -> str:
+    """A figure with its interval below it."""
+    form = share if _figure(name).is_share else number
+    if found is None:
+        return f"<td>{number(math.nan)}</td>"
+    return f"<td>{mark}<b>{form(found.value)}</b>{_small(interval(found, form))}</td>"
+
+
+def with_interval(found: Estimate | None, form: Callable[[float], str] = share) -> str:
+    """A cell with an estimate and its interval beside it."""
+    if found is None:
+        return f"<td>{number(math.nan)}</td>"
+    return f'<td class="line"><b>{form(found.value)}</b>{_small(interval(found, form))}</td>'
+
+
+def outcome(found: Difference) -> str:
+    """Whether b is better than a, in a word."""
+    if math.isfinite(found.p_value) and found.p_value < SIGNIFICANT:
+        return "better" if found.accuracy.value > 0 else "worse"
+    return "unclear"
+
+
+def outcome_html(found: Difference) -> str:
+    """The same as HTML, in a colour of its own."""
+    return f'<span class="outcome {outcome(found)}">{outcome(found)}</span>'
+
+
+def _rank(found: Finding) -> int:
+    return _RANKS.index(found.severity) if found.severity in _RANKS else len(_RANKS)
+
+
+def _card(reward: RewardResult, look: Look) -> str:
+    found = sorted(reward.findings, key=_rank)
+    kind = f" {text(found[0].severity)}" if found else ""
+    shown = "".join(_finding(finding, is_folded=place > 0) for place, finding in enumerate(found))
+    calm = "" if found else '<p class="calm">Nothing stands out.</p>'
+    return f'<article class="verdict{kind}"><p class="who">{look.html}</p>{shown}{calm}</article>\n'
+
+
+def _finding(found: Finding, *, is_folded: bool) -> str:
+    """A finding; its first words say what it is about, and the rest can be folded, so that all rewards are seen at once."""
+    kind = f"finding {text(found.severity)}"
+    badge = f'<b class="badge">{text(found.severity)}</b> '
+    lead, colon, rest = found.message.partition(": ")
+    if not colon or len(lead) > _LONGEST_LEAD:
+        return f'<p class="{kind}">{badge}{text(found.message)}</p>'
+    if is_folded:
+        return unfolding(f"{badge}<b>{text(lead)}</b>", f"<p>{text(rest[:1].upper() + rest[1:])}</p>", kind=kind)
+    return f'<p class="{kind}">{badge}<b>{text(lead)}:</b> {text(rest)}</p>'
+
+
+def _key_figures(rewards: Sequence[RewardResult]) -> list[str]:
+    known = list(dict.fromkeys(name for reward in rewards for name in reward.figures))
+    key = [name for name in _KEY_FIGURES if name in known]
+    others = [name for name in known if name not in key]
+    return [*key, *others][:_MOST_COLUMNS] if len(key) < 3 else key[:_MOST_COLUMNS]
+
+
+def _is_best(evaluation: Evaluation, place: int) -> bool:
+    """Whether the accuracy of a reward is higher than that of every other, as far as the comparisons with the first one show.
+
+    Of two rewards that were each compared with the first alone, one is better where the intervals do not meet.
+    """
+    names = [reward.name for reward in evaluation.rewards]
+    found = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}
+    others = names[1:]
+    if not others or any(name not in found for name in others):
+        return False
+    if place == 0:
+        return all(outcome(found[name]) == "worse" for name in others)
+    mine = found[names[place]]
+    rivals = [found[name] for name in others if name != names[place]]
+    return outcome(mine) == "better" and all(mine.accuracy.low > rival.accuracy.high for rival in rivals)
+
+
+def _against(found: Difference | None) -> str:
+    if found is None:
+        return "<td></td>"
+    p = f"p = {p_value(found.p_value)}"
+    small = ", ".join(part for part in (interval(found.accuracy, points), p) if part)
+    return f"<td><b>{points(found.accuracy.value)}</b> points, {outcome_html(found)}{_small(small)}</td>"
+
+
+def _small(shown: str) -> str:
+    return f"<small>{shown}</small>" if shown else ""
+
+
+def _figure(name: str) -> Figure:
+    try:
+        return figure_of(name)
+    except KeyError:  # of a plug-in
+        return Figure(name, "")
