@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from rm_plugins.errors import DataError, MissingDependencyError
+from rm_plugins.evaluation import findings
+from rm_plugins.evaluation.figures import FIGURES
 from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import Difference, Evaluation, RewardResult
 from rm_plugins.reports import comparison_page, evaluation_page
@@ -558,3 +560,15 @@ class TestInTheBrowser:
         page.click("#mistakes summary >> nth=0")
         page.click("#mistakes .pair summary >> nth=0")
         assert page.locator("#mistakes .pair pre").first.is_visible()
+
+
+def test_the_documentation_says_how_every_figure_and_chart_is_read() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, figure in FIGURES.items():
+        row = f"| `{name.replace('*', 'RATING')}` | {figure.title.format('RATING')} | {figure.meaning.format('RATING')} |"
+        assert row in page
+    for sentence in CHARTS.values():
+        assert f"| {sentence} |" in page
+        assert sentence.count(". ") == 0
+    for kind in re.findall(r'Finding\("(\w+)"', Path(findings.__file__).read_text(encoding="utf-8")):
+        assert f"| `{kind}` |" in page

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from types import MappingProxyType
 
+from rm_plugins.data import is_data_file
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.reports import evaluation_parts as parts
 from rm_plugins.reports.evaluation_facts import evaluated_facts
@@ -61,12 +63,8 @@ CHARTS: Mapping[str, str] = MappingProxyType(
         "comparisons_by_section": (
             "Right of the dashed line, a reward is more accurate in a section than the first; left of it, less."
         ),
-        "won": (
-            "The pairs that the second reward has right and the first has wrong, those that the first has wrong by most first."
-        ),
-        "lost": (
-            "The pairs that the first reward has right and the second has wrong, those that the second has wrong by most first."
-        ),
+        "won": ("The pairs that the second reward has right and the first has wrong, the clearest first."),
+        "lost": ("The pairs that the first reward has right and the second has wrong, the clearest first."),
         "mistakes": ("The pairs that a reward has wrong by most, with their texts; often it is the label that is wrong."),
         "evaluated": "All that is needed to have the same numbers again.",
     }
@@ -103,7 +101,7 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    named = title if title is not None else f"Rewards on {evaluation.data.suite or evaluation.data.source}"
+    named = title if title is not None else f"Rewards on {_data_name(evaluation)}"
     shown = [(name, heading, part(evaluation)) for name, heading, part in _SECTIONS]
     shown = [(name, heading, content) for name, heading, content in shown if content]
     links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading, _ in shown)
@@ -118,6 +116,12 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
         ]
     )
     return page(named, body, css=CSS)
+
+
+def _data_name(evaluation: Evaluation) -> str:
+    """What the data is called: a benchmark or a dataset by its name, a file without its folder."""
+    data = evaluation.data
+    return data.suite or (PurePath(data.source).name if is_data_file(data.source) else data.source)
 
 
 def first_screen(evaluation: Evaluation) -> str:
