@@ -22,7 +22,7 @@ import rm_plugins as rm
 from rm_plugins.cli.scoring_job import RowScoring, RowSource
 from rm_plugins.data import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.judged_rows import RowCollector
+from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, evaluation_of
 from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
@@ -44,6 +44,7 @@ class EvaluationOptions:
     split: str | None
     section: str | None
     by: str | None
+    cluster: Cluster
     rename: tuple[str, ...]
     limit: int | None
     scores: Path | None
@@ -70,6 +71,13 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option(
                 "--by", metavar="RATING", help="The one rating that answers are compared by; the mean of all by default."
+            ),
+            click.option(
+                "--cluster",
+                type=click.Choice(["prompt", "row"]),
+                default="prompt",
+                show_default=True,
+                help="What the intervals take for independent: rows with different prompts, or each row.",
             ),
             click.option("--rename", metavar="OLD=NEW", multiple=True, help="Read the column OLD as NEW; may be repeated."),
             click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only."),
@@ -105,7 +113,7 @@ def run_evaluation(specs: Sequence[str], data: str, options: EvaluationOptions) 
     suite: Suite | None = None if options.suite is None else component("suite", options.suite)
     with _spooled(data) as file:
         source = _source(data, file, suite, options)
-        collector = RowCollector(section=options.section, by=options.by)
+        collector = RowCollector(section=options.section, by=options.by, cluster=options.cluster)
         names: set[str] = set()
         found: list[tuple[RewardFacts, RewardColumns]] = []
         jobs: list[RowScoring] = []

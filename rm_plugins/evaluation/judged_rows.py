@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from rm_plugins.journal import text_of
 from rm_plugins.judgements import Judgement, attribute_names, judgement
 from rm_plugins.types import FloatArray, Sample
 
-__all__ = ["SECTION_COLUMNS", "JudgedRows", "RowCollector"]
+__all__ = ["SECTION_COLUMNS", "Cluster", "JudgedRows", "RowCollector"]
+
+Cluster: TypeAlias = Literal["prompt", "row"]
 
 SECTION_COLUMNS = ("section", "subset")
 """Which columns name a row's section if nothing else is said: the first of them that the data has."""
@@ -41,7 +43,10 @@ class JudgedRows:
         gold_name: What `gold` is; empty where nothing is known.
         section: int [R], the number of each row's section, -1 where it has none.
         sections: The names of the sections.
-        prompt: int [R], equal where the prompts are; of rows that all have the same prompt, or none, each has its own number.
+        cluster: int [R], equal where rows are not independent: those with the same prompt. Where all have the same prompt or none, each
+            row is independent.
+        clustered_by: What is taken for independent: each ``prompt``, or each ``row``.
+        prompts: The number of different prompts.
         ids: [R], the rows' own ``id``, empty where they have none.
         compared: Of the rows that name them, the positions of the samples that a benchmark compares.
         formats: The number of rows of each format.
@@ -57,7 +62,9 @@ class JudgedRows:
     gold_name: str
     section: NDArray[np.intp]
     sections: tuple[str, ...]
-    prompt: NDArray[np.intp]
+    cluster: NDArray[np.intp]
+    clustered_by: Cluster
+    prompts: int
     ids: tuple[str, ...]
     compared: Mapping[int, tuple[tuple[int, int], ...]]
     formats: Mapping[str, int]
@@ -91,11 +98,13 @@ class RowCollector:
     Args:
         section: The column that names a row's section; one of `SECTION_COLUMNS` by default.
         by: The one attribute that rated samples are compared by; the mean of all by default.
+        cluster: Whether rows with the same prompt are taken for dependent, or each row for independent.
     """
 
-    def __init__(self, *, section: str | None = None, by: str | None = None) -> None:
+    def __init__(self, *, section: str | None = None, by: str | None = None, cluster: Cluster = "prompt") -> None:
         self._section_column = section
         self._by = by
+        self._cluster = cluster
         self._row = array("q")
         self._pairs = array("q")
         self._features = array("q")
@@ -165,6 +174,7 @@ class RowCollector:
 
     def collected(self) -> JudgedRows:
         """All rows that were taken."""
+        by_prompt = self._cluster == "prompt" and len(self._prompts) > 1
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),
             pairs=np.array(self._pairs, dtype=np.intp).reshape(-1, 2),
@@ -175,7 +185,9 @@ class RowCollector:
             gold_name=self._gold_name(tuple(self._labels)),
             section=np.array(self._section, dtype=np.intp),
             sections=tuple(self._sections),
-            prompt=np.array(self._prompt if len(self._prompts) > 1 else range(len(self._prompt)), dtype=np.intp),
+            cluster=np.array(self._prompt if by_prompt else range(len(self._prompt)), dtype=np.intp),
+            clustered_by="prompt" if by_prompt else "row",
+            prompts=len(self._prompts),
             ids=tuple(self._ids),
             compared=self._compared,
             formats=dict(self._formats),

@@ -42,8 +42,7 @@ class DataSummary:
         rows: The number of rows.
         samples: The number of samples in them.
         pairs: The number of pairs of a better and a worse sample.
-        prompts: The number of different prompts, which the intervals take as the independent units; the number of rows where all
-            have the same prompt or none.
+        prompts: The number of different prompts.
         formats: The number of rows in each format of `rm_plugins.judgements`.
         sections: The number of pairs in each section, empty where the rows name none.
         attributes: The names of the ratings or labels.

@@ -137,20 +137,20 @@ def best_of_n_curve(rows: JudgedRows, values: FloatArray, *, resamples: int, see
     counts = best_of_n_counts(most)
     gold = np.array([best_of_n(values[samples], rows.gold[samples], counts) for samples in lists])
     ceiling = np.array([best_of_n(rows.gold[samples], rows.gold[samples], counts) for samples in lists])
-    prompt = [int(rows.prompt[rows.row[samples[0]]]) for samples in lists]
+    cluster = [int(rows.cluster[rows.row[samples[0]]]) for samples in lists]
     return BestOfN(
         gold=rows.gold_name,
         prompts=len(lists),
         n=tuple(counts),
         kl=tuple(best_of_n_kl(n) for n in counts),
-        mean=tuple(mean_estimate(column, prompt, resamples=resamples, seed=seed) for column in gold.T),
+        mean=tuple(mean_estimate(column, cluster, resamples=resamples, seed=seed) for column in gold.T),
         best=tuple(ceiling.mean(axis=0).tolist()),
     )
 
 
 def _accuracy(scored: ScoredPairs, where: NDArray[np.bool_], resamples: int, seed: int) -> Estimate:
     right = (scored.delta[where] > 0).astype(np.float64)
-    return mean_estimate(right, scored.prompt[where], resamples=resamples, seed=seed)
+    return mean_estimate(right, scored.cluster[where], resamples=resamples, seed=seed)
 
 
 def _mean(values: NDArray[np.bool_]) -> float:

@@ -35,7 +35,7 @@ class ScoredPairs:
         pairs: int [P, 2], the samples of winner and loser.
         delta: float64 [P], the winner's reward minus the loser's.
         longer: float64 [P], by how many characters the winner is longer.
-        prompt: int [P], the number of the prompt.
+        cluster: int [P], equal where pairs are not independent, such as those of one prompt.
         section: int [P], the number of the section, -1 for none.
     """
 
@@ -46,7 +46,7 @@ class ScoredPairs:
         self.delta: FloatArray = delta[self.number]
         self.longer: FloatArray = rows.longer[self.number]
         row = rows.pair_row[self.number]
-        self.prompt = rows.prompt[row]
+        self.cluster = rows.cluster[row]
         self.section = rows.section[row]
 
     def __len__(self) -> int:
@@ -84,13 +84,13 @@ def reward_figures(
 
 
 def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:
-    delta, prompt = scored.delta, scored.prompt
+    delta, cluster = scored.delta, scored.cluster
     if not len(delta):
         return {}
 
     def mean(values: NDArray[Any], where: NDArray[np.bool_] | None = None) -> Estimate:
         chosen = slice(None) if where is None else where
-        return mean_estimate(values[chosen].astype(np.float64), prompt[chosen], **settings)
+        return mean_estimate(values[chosen].astype(np.float64), cluster[chosen], **settings)
 
     def where_any(values: NDArray[Any], where: NDArray[np.bool_]) -> Estimate:
         return mean(values, where) if where.any() else _plain(math.nan)
@@ -105,7 +105,7 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
         "length_preference": where_any(np.where(longer > 0, delta, -delta) > 0, longer != 0),
         "margin": mean(delta),
         "log_loss": mean(np.logaddexp(0, -delta)),
-        "ece": _calibration_error(delta, prompt, settings),
+        "ece": _calibration_error(delta, cluster, settings),
         "brier": mean(squared),
     }
 
@@ -113,14 +113,14 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
 def _of_lengths(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
     scored = ScoredPairs(rows, values)
     known = np.flatnonzero(~np.isnan(values))
-    lengths, prompt = rows.lengths[known], rows.prompt[rows.row[known]]
-    found = {"length_correlation": correlation_estimate(values[known], lengths, prompt, **settings)} if len(known) else {}
+    lengths, cluster = rows.lengths[known], rows.cluster[rows.row[known]]
+    found = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}
     if len(scored):
         corrected = np.full(len(values), np.nan)
         corrected[known] = length_corrected(values[known], lengths)
         delta = corrected[scored.pairs[:, 0]] - corrected[scored.pairs[:, 1]]
         # A tie counts half, since all of a reward that is length alone is equal without it: that is chance, and no fault.
-        found["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.prompt, **settings)
+        found["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.cluster, **settings)
         chosen, rejected = np.unique(scored.pairs[:, 0]), np.unique(scored.pairs[:, 1])
         if not np.isin(chosen, rejected).any():  # in a ranking, a sample is better than one and worse than another
             both = np.concatenate([values[chosen], values[rejected]])
@@ -134,7 +134,7 @@ def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any])
     }
     for samples in rows.lists():
         reward, gold = values[samples], rows.gold[samples]
-        prompt = int(rows.prompt[rows.row[samples[0]]])
+        cluster = int(rows.cluster[rows.row[samples[0]]])
         if np.isnan(reward).any() or np.ptp(gold) == 0:
             continue
         best = (gold == gold.max()).astype(np.float64)
@@ -147,7 +147,7 @@ def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any])
         }
         for name, value in measured.items():
             if not math.isnan(value):  # of equal rewards, no rank correlation
-                columns[name].append((value, prompt))
+                columns[name].append((value, cluster))
     return {name: mean_estimate(*zip(*found, strict=True), **settings) for name, found in columns.items() if found}
 
 
@@ -155,14 +155,14 @@ def _of_attributes(rows: JudgedRows, values: FloatArray, settings: Mapping[str, 
     found: dict[str, Estimate] = {}
     for attribute, column in zip(rows.attributes, rows.labels.T, strict=True):
         known = ~np.isnan(column) & ~np.isnan(values)
-        reward, label, prompt = values[known], column[known], rows.prompt[rows.row[known]]
+        reward, label, cluster = values[known], column[known], rows.cluster[rows.row[known]]
         if not len(reward):
             continue
         if np.isin(label, (0, 1)).all():
             found[f"auc/{attribute}"] = _plain(auc(reward, label))
             continue
-        found[f"correlation/{attribute}"] = correlation_estimate(reward, label, prompt, **settings)
-        found[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), prompt, **settings)
+        found[f"correlation/{attribute}"] = correlation_estimate(reward, label, cluster, **settings)
+        found[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), cluster, **settings)
         found[f"kendall/{attribute}"] = _plain(kendall(reward, label))
     return found
 
@@ -176,25 +176,25 @@ def _of_members(
     known = ~np.isnan(each).any(axis=0)
     found = {}
     if known.any():
-        prompt = rows.prompt[rows.row[known]]
-        found["member_std"] = mean_estimate(each[:, known].std(axis=0), prompt, **settings)
+        cluster = rows.cluster[rows.row[known]]
+        found["member_std"] = mean_estimate(each[:, known].std(axis=0), cluster, **settings)
     scored = ScoredPairs(rows, np.where(known, values, np.nan))
     if len(scored):
         signs = np.sign(each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]])
         unanimous = (signs == signs[:1]).all(axis=0).astype(np.float64)
-        found["member_agreement"] = mean_estimate(unanimous, scored.prompt, **settings)
+        found["member_agreement"] = mean_estimate(unanimous, scored.cluster, **settings)
     return found
 
 
-def _calibration_error(delta: FloatArray, prompt: NDArray[np.intp], settings: Mapping[str, Any]) -> Estimate:
+def _calibration_error(delta: FloatArray, cluster: NDArray[np.intp], settings: Mapping[str, Any]) -> Estimate:
     """`expected_calibration_error`, whose interval comes from each bin's sum of predictions minus outcomes."""
     right = (1 + np.tanh(delta / 2)) / 2
-    _, cluster = np.unique(prompt, return_inverse=True)
-    sums = np.zeros((int(cluster.max()) + 1, BINS + 1))
+    _, number = np.unique(cluster, return_inverse=True)
+    sums = np.zeros((int(number.max()) + 1, BINS + 1))
     for probability, outcome in ((right, 1.0), (1 - right, 0.0)):
         place = np.minimum((probability * BINS).astype(np.intp), BINS - 1)
-        np.add.at(sums, (cluster, place), probability - outcome)
-        np.add.at(sums[:, BINS], cluster, 1.0)
+        np.add.at(sums, (number, place), probability - outcome)
+        np.add.at(sums[:, BINS], number, 1.0)
     return bootstrap(sums, lambda totals: np.abs(totals[:, :BINS]).sum(axis=1) / totals[:, BINS], **settings)
 
 

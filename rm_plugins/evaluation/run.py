@@ -15,7 +15,7 @@ import numpy as np
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
 from rm_plugins.evaluation.findings import findings
-from rm_plugins.evaluation.judged_rows import JudgedRows, RowCollector
+from rm_plugins.evaluation.judged_rows import Cluster, JudgedRows, RowCollector
 from rm_plugins.evaluation.metrics import calibration_curve
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.evaluation.reward_charts import (
@@ -51,6 +51,7 @@ def evaluate(
     suite: Suite | str | None = None,
     section: str | None = None,
     by: str | None = None,
+    cluster: Cluster = "prompt",
     source: str = "",
     batch_size: int = 256,
     resamples: int = RESAMPLES,
@@ -66,6 +67,8 @@ def evaluate(
         suite: A benchmark, or its name, whose own rule is applied too.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The attribute that rated samples are compared by; the mean of all by default.
+        cluster: What intervals and tests take for independent: rows with different prompts, or each ``row``. Where all rows have the same
+            prompt or none, each row is.
         source: What the data is called in reports.
         batch_size: Rows scored at a time.
         resamples: Of the bootstrap of the intervals.
@@ -85,7 +88,7 @@ def evaluate(
     def again() -> Iterator[Mapping[str, Any]]:
         return iter(rows) if found is None else found.checked_rows(rows)
 
-    collector = RowCollector(section=section, by=by)
+    collector = RowCollector(section=section, by=by, cluster=cluster)
     columns = {name: RewardColumns() for name in named}
     facts: dict[str, RewardFacts] = {}
     for place, (name, provider) in enumerate(named.items()):
@@ -145,7 +148,7 @@ def evaluation_of(
     Raises:
         DataError: There is no row.
     """
-    if not len(rows.prompt):
+    if not len(rows.cluster):
         raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
     arrays = [np.array(columns.values, dtype=np.float64) for _, columns in rewards]
     settings = {"resamples": resamples, "seed": seed}
@@ -182,7 +185,7 @@ def evaluation_of(
     return Evaluation(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"python": sys.version.partition(" ")[0], **{name: version(name) for name in _PACKAGES}},
-        settings={**settings, "confidence": 0.95, "calibration_bins": BINS},
+        settings={**settings, "cluster": rows.clustered_by, "confidence": 0.95, "calibration_bins": BINS},
         data=summary,
         rewards=tuple(replace(result, mistakes=tuple(map(texts, result.mistakes))) for result in results),
         differences=tuple(
@@ -205,10 +208,10 @@ def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> 
         split=split,
         suite="" if suite is None else suite.name,
         digest=rows.digest,
-        rows=len(rows.prompt),
+        rows=len(rows.cluster),
         samples=len(rows.row),
         pairs=len(rows.pairs),
-        prompts=len(np.unique(rows.prompt)),
+        prompts=rows.prompts,
         formats=rows.formats,
         sections={name: int((section == number).sum()) for number, name in enumerate(rows.sections)},
         attributes=rows.attributes,

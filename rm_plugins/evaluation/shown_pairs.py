@@ -35,7 +35,7 @@ class ShownPairs:
 
     def __init__(self, rows: JudgedRows) -> None:
         self._rows = rows
-        self._first = np.searchsorted(rows.row, np.arange(len(rows.prompt)))
+        self._first = np.searchsorted(rows.row, np.arange(len(rows.cluster)))
         self._wanted: set[int] = set()
 
     def pair(self, number: int, values: FloatArray) -> JudgedPair:
