@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
@@ -246,8 +247,11 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def json_line(row: object) -> str:
-    """A row as a line of JSON Lines; dates, bytes and decimals, which Parquet files hold, become text."""
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    """A row as a line of JSON Lines; decimals become numbers, dates and bytes, which Parquet files hold too, become text."""
+    text = json.dumps(row, ensure_ascii=False, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
+    return (
+        text.encode("utf-8", "backslashreplace").decode() + "\n"
+    )  # half a surrogate pair, which is no UTF-8, as JSON writes it
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 import rm_plugins as rm
 from rm_plugins.cli import main
@@ -207,6 +211,38 @@ class TestGoingOn:
         found = run("evaluate", "rules:length", write("in.jsonl", pairs()[::-1]), "--scores", "scores")
         assert "was begun with other data: its row 1 is not the source's. Begin anew with --overwrite." in found.output
 
+    def test_two_runs_do_not_share_a_file(self, run: Any) -> None:
+        write("in.jsonl", pairs())
+        run("evaluate", "rules:length", "in.jsonl", "--scores", "scores")
+        (kept_file,) = Path("scores").glob("*.jsonl")
+        with FileLock(kept_file.with_name(f".{kept_file.name}.lock"), is_singleton=False):
+            found = run("evaluate", "rules:length", "in.jsonl", "--scores", "scores")
+        assert "is being written by another run, which does the same" in found.output
+        assert run("evaluate", "rules:length", "in.jsonl", "--scores", "scores").exit_code == 0
+        assert sum(calls()) == 80
+
+    def test_scores_stay_until_all_is_written(self, run: Any) -> None:
+        write("in.jsonl", pairs())
+        Path("folder").mkdir()
+        assert (
+            "folder is a folder; name the file to write" in run("evaluate", "rules:length", "in.jsonl", "-o", "folder").output
+        )
+        assert "rules" not in sys.modules
+        assert run("evaluate", "rules:length", "in.jsonl", "--fail-under", "acuracy=1").exit_code == 1
+        assert sum(calls()) == 80
+        assert run("evaluate", "rules:length", "in.jsonl", "--fail-under", "accuracy = 0.5").exit_code == 0
+        assert (sum(calls()), kept()) == (80, [])
+
+    def test_rows_keep_what_json_has_no_name_for(self, run: Any) -> None:
+        odd = [{"prompt": "Q", "completions": ["1 \ud800", "22 \ud800"], "scores": [1, 2]}]
+        assert run("evaluate", "rules:length", write("in.jsonl", odd), "-o", "out.json").exit_code == 0
+        assert json.loads(Path("out.json").read_text(encoding="utf-8"))["data"]["rows"] == 1
+        ratings = [[Decimal("1.5"), Decimal("0.5")]]
+        table = arrow.table({"prompt": ["Q"], "completions": [["1", "22"]], "scores": ratings})
+        parquet.write_table(table, "in.parquet")
+        found = json.loads(run("evaluate", "rules:length", "in.parquet", "--json").stdout)
+        assert found["rewards"][0]["figures"]["accuracy"]["value"] == 0.0
+
 
 class TestDiff:
     def test_it_says_which_is_better_and_shows_the_flips(self, run: Any) -> None:
@@ -217,6 +253,10 @@ class TestDiff:
         assert "Right with digit only" in found.stdout
         assert "Right with length only" not in found.stdout
         assert "(chosen 1 -> 9, rejected 10 -> 1)" in found.stdout
+
+    def test_as_many_flips_are_shown_as_were_asked_for(self, run: Any) -> None:
+        found = run("diff", "rules:length", "rules:digit", write("in.jsonl", pairs(120)), "--show", "25")
+        assert found.stdout.count("\nrow ") == 25
 
     @pytest.mark.parametrize(
         ("a", "b", "gate", "code"),

@@ -128,6 +128,24 @@ class TestFigures:
         with pytest.raises(DataError, match="row 1: the reward weighs 'tru', which is no attribute here"):
             evaluate(reward(float), rows, by="tru")
 
+    def test_rewards_that_differ_by_their_rounding_or_fill_a_float_have_a_distribution(self) -> None:
+        for rewards in ((0.3, 0.1 + 0.2), (1e6, float(np.nextafter(1e6, 2e6))), (-1.7e308, 1.7e308), (1e154, 3e154)):
+            scores = dict(zip("ba", rewards, strict=True))
+            found = only(evaluate(reward(scores.__getitem__), [pair("a", "b")]))
+            assert found.distribution is not None
+            assert sum(found.distribution.chosen) == sum(found.distribution.rejected) == 1
+            json.dumps(found.distribution.edges, allow_nan=False)
+
+    def test_goodness_of_several_kinds_is_not_averaged(self) -> None:
+        rows = [
+            {"prompt": "1", "completions": ["1", "2"], "ranks": [2, 1]},
+            {"prompt": "2", "completions": ["1", "2"], "scores": [1, 9]},
+        ]
+        found = only(evaluate(reward(float), rows, resamples=50))
+        assert (found.best_of_n, value(found, "top_1")) == (None, 1.0)
+        with pytest.raises(DataError, match="No row rates its answers by 'true'"):
+            evaluate(LENGTH, [pair("a", "b")], by="true")
+
     def test_the_interval_is_over_prompts(self) -> None:
         same = [pair("22", "1", id=0) for _ in range(50)] + [pair("1", "22", id=1) for _ in range(50)]
         different = [pair(*(("22", "1") if number % 2 else ("1", "22")), id=number) for number in range(100)]
@@ -137,16 +155,16 @@ class TestFigures:
         assert only(evaluate(LENGTH, same, cluster="row")).figures["accuracy"].low > 0.3
         assert narrow.high - narrow.low < 0.25
 
-    @pytest.mark.parametrize("prompt", [{"prompt": "Q"}, {}])
-    def test_rows_that_all_have_one_prompt_or_none_are_taken_for_independent(self, prompt: Row) -> None:
+    @pytest.mark.parametrize(("prompt", "prompts"), [({"prompt": "Q"}, 1), ({}, 30)])
+    def test_rows_that_all_have_one_prompt_or_none_are_taken_for_independent(self, prompt: Row, prompts: int) -> None:
         rows = [{"chosen": "a" * (number % 3 + 1), "rejected": "bb", **prompt} for number in range(30)]
         found = evaluate(LENGTH, rows, resamples=50)
-        assert found.data.prompts == 1
+        assert found.data.prompts == prompts
         assert only(found).figures["accuracy"].low < only(found).figures["accuracy"].high
 
     def test_every_figure_is_explained(self) -> None:
         rows = [{"prompt": str(n), "completions": ["1", "2", "3"], "scores": {"a": [1, 2, n]}} for n in range(5)]
-        members = {"member/0": float, "member/1": lambda one: -float(one)}
+        members = {"member/0": float, "member/1": lambda one: -float(one), "std": float}
         found = only(evaluate(reward(float, details=members), rows, resamples=50))
         for name in found.figures:
             assert figure_of(name).meaning.endswith(".")
@@ -207,12 +225,41 @@ class TestFindings:
         assert kinds["turned"]["chance"].startswith("It prefers the worse answer")
         assert kinds["chance"]["chance"].startswith("It is no better than chance here")
 
+    def test_few_pairs_are_no_alarm(self) -> None:
+        noisy = reward(lambda one: float(one[0]) * (1 if hash((len(one), 3)) % 10 < 8 else -1))
+        found = only(evaluate(noisy, made_pairs(12, longer=0.5), resamples=200)).findings
+        assert [(one.kind, one.severity) for one in found if one.severity != "note"] == []
+
+    def test_a_coarse_reward_is_not_said_to_prefer_the_worse_answer(self) -> None:
+        coarse = reward(lambda one: float(one[0] == "9" and len(one) % 3 == 0))
+        found = only(evaluate(coarse, made_pairs(200, longer=0.5), resamples=200))
+        assert value(found, "accuracy") < 0.45
+        assert [one.kind for one in found.findings] == ["ties"]
+
+    def test_a_step_of_length_is_exposed_though_most_pairs_tie(self) -> None:
+        step = reward(lambda one: float(len(one) > 90))
+        first = only(evaluate(step, made_pairs(400, longer=0.5), resamples=200)).findings[0]
+        assert (first.kind, first.severity) == ("length", "alarm")
+        assert "it prefers the longer answer in" in first.message
+
+    def test_a_reward_that_errs_is_not_said_to_like_a_format(self) -> None:
+        rng = np.random.default_rng(0)
+        rows = [pair(*((f"**9** {n}", f"1 {n}") if rng.random() < 0.2 else (f"9 {n}", f"**1** {n}")), id=n) for n in range(400)]
+        noise = {row[side]: float(rng.normal()) for row in rows for side in ("chosen", "rejected")}
+        errs = reward(lambda one: ("9" in one.split(" ")[0]) * 0.6 + noise[one])
+        assert "format" not in {one.kind for one in only(evaluate(errs, rows, resamples=200)).findings}
+
     def test_a_taste_for_lists_is_told(self) -> None:
         rows = [pair("good", "- a\n- b", id=number) for number in range(40)]
         rows += [pair("- good\n- b", "- a", id=number) for number in range(40, 80)]
         found = only(evaluate(reward(lambda one: float(one.count("- ")) + 0.5 * ("good" in one)), rows, resamples=200))
         (bias,) = [finding for finding in found.findings if finding.kind == "format"]
-        assert bias.numbers == {"pairs": 80, "preferred": 1.0, "chosen": 0.5}
+        assert {name: bias.numbers[name] for name in ("pairs", "preferred", "accuracy_more", "accuracy_less")} == {
+            "pairs": 80,
+            "preferred": 1.0,
+            "accuracy_more": 1.0,
+            "accuracy_less": 0.0,
+        }
 
     def test_their_numbers_are_in_them(self) -> None:
         for finding in only(evaluate(LENGTH, made_pairs(300, longer=0.8), resamples=200)).findings:
@@ -265,13 +312,22 @@ class TestMistakes:
 class TestMembers:
     def test_agreement_is_between_members_and_divides_the_accuracy(self) -> None:
         rows = made_pairs(100, longer=0.5)
-        members = {"member/0": lambda one: float(one[0]), "member/1": lambda one: float(len(one))}
+        members = {"member/0": lambda one: float(one[0]), "member/1": lambda one: float(len(one)), "std": lambda one: 1.0}
         found = only(evaluate(reward(lambda one: float(one[0]), details=members), rows, resamples=50)).members
         assert found is not None
         assert found.names == ("member/0", "member/1")
         assert found.accuracy[0] == 1.0
         assert found.agreement[0] == (1.0, found.accuracy[1])
         assert (found.unanimous, found.accuracy_unanimous, found.accuracy_divided) == (found.accuracy[1], 1.0, 1.0)
+
+    def test_details_of_members_and_the_parts_of_a_sum_are_no_members(self) -> None:
+        rows = made_pairs(4, longer=0.5)
+        parts = {"member/0": lambda one: 1.0, "member/1": lambda one: 2.0}
+        assert only(evaluate(reward(lambda one: 3.0, details=parts), rows, resamples=50)).members is None
+        details = {**parts, "std": lambda one: 1.0, "member/0/raw": lambda one: 5.0, "member/1/member/0": lambda one: 5.0}
+        found = only(evaluate(reward(lambda one: 3.0, details=details), rows, resamples=50)).members
+        assert found is not None
+        assert found.names == ("member/0", "member/1")
 
 
 class TestData:

@@ -14,8 +14,8 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
 from rm_plugins.data import is_data_file, read_rows
-from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.evaluation.judged_rows import RowCollector
+from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, evaluate
 from rm_plugins.files import write_atomically
@@ -54,6 +54,7 @@ class RewardEvaluation(TrainerCallback):
         every: ``evaluate`` for whenever the trainer evaluates, a number of steps, or ``end`` for the final model only.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The rating that rated samples are compared by; the mean of all by default.
+        cluster: What the intervals take for independent: rows with different prompts, or each ``row``.
         split: The split of datasets that are given by name; a benchmark's own, or else ``test``, by default.
         report: A folder for a page with the last evaluation of each data, ``NAME.html``.
         batch_size: Rows scored at a time.
@@ -82,6 +83,7 @@ class RewardEvaluation(TrainerCallback):
         every: Literal["evaluate", "end"] | int = "evaluate",
         section: str | None = None,
         by: str | None = None,
+        cluster: Cluster = "prompt",
         split: str | None = None,
         report: Path | str | None = None,
         batch_size: int = 256,
@@ -101,7 +103,7 @@ class RewardEvaluation(TrainerCallback):
 
             with drawing():  # now, and not at the first evaluation, it shows where matplotlib is missing
                 pass
-        columns = {"section": section, "by": by}
+        columns = {"section": section, "by": by, "cluster": cluster}
         self._data = [
             _read(name, named.get(name), chosen.get(name), split, columns) for name in dict.fromkeys([*named, *chosen])
         ]
@@ -182,8 +184,8 @@ class RewardEvaluation(TrainerCallback):
         for data in self._data:
             try:
                 evaluation = data.evaluate(reward, self._settings)
-            except RmPluginsError as error:
-                # The training has gone on for hours perhaps, and the model is not saved yet.
+            except Exception as error:
+                # Whatever it is: the training has gone on for hours perhaps, and the model is not saved yet.
                 if trainer.is_world_process_zero():
                     logger.error("Step %d: the evaluation on %s failed, and has no figures: %s", step, data.name, error)
                 continue
@@ -241,7 +243,7 @@ class _Data:
     source: str
     split: str
     suite: Suite | None
-    columns: Mapping[str, str | None]
+    columns: Mapping[str, Any]
 
     def evaluate(self, reward: _SharedScoring, settings: Mapping[str, int]) -> Evaluation:
         reward.check_rows(self)
@@ -289,7 +291,7 @@ class _SharedScoring(ModelInMemory):
         return [value] if self._processes == 1 else list(gather_object([value]))
 
 
-def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, columns: Mapping[str, str | None]) -> _Data:
+def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, columns: Mapping[str, Any]) -> _Data:
     """The rows, of which each was looked at, for a training to fail at its beginning and not at its first evaluation."""
     if not name:
         raise SpecError("Data needs a name, which its figures are logged under.")
@@ -310,7 +312,7 @@ def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, 
     kept = found if hasattr(found, "__len__") else list(found)
     data = _Data(name, kept, source, used, suite, columns)
     collector, number = RowCollector(**columns), 0
-    for number, row in enumerate(kept if suite is None else suite.rows(kept), start=1):
+    for number, row in enumerate(kept if suite is None else suite.checked_rows(kept), start=1):
         collector.judged(row, f"Row {number} of {name}")
     if not number:
         raise DataError(f"There is no row in {name} to evaluate on.")

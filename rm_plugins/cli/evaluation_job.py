@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial, wraps
 from itertools import islice
@@ -19,18 +19,18 @@ from typing import Any
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.scoring_job import RowScoring, RowSource
+from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow
 from rm_plugins.data import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import RESAMPLES, evaluation_of
+from rm_plugins.evaluation.run import RESAMPLES, SHOWN, evaluation_of
 from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
 from rm_plugins.fingerprint import fingerprint
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
-__all__ = ["EvaluationOptions", "evaluation_options", "run_evaluation"]
+__all__ = ["EvaluationOptions", "check_output", "evaluated", "evaluation_options"]
 
 HUB = "hub"
 """In the place of a file: a benchmark's own dataset."""
@@ -86,11 +86,21 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Path(path_type=Path, file_okay=False),
                 help="Keep the scores in this folder, where another evaluation finds them.",
             ),
-            click.option("--overwrite", is_flag=True, help="Score anew what was scored before."),
+            click.option(
+                "--overwrite",
+                is_flag=True,
+                help="Score anew what was scored before; needed where a function's code, or a server's model, has changed.",
+            ),
             click.option(
                 "--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted."
             ),
-            click.option("--resamples", default=RESAMPLES, show_default=True, help="Of the bootstrap of the intervals."),
+            click.option(
+                "--resamples",
+                type=click.IntRange(min=1),
+                default=RESAMPLES,
+                show_default=True,
+                help="Of the bootstrap of the intervals.",
+            ),
             click.option("--seed", default=0, show_default=True, help="Of the bootstrap."),
         )
     ):
@@ -98,67 +108,92 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
     return found
 
 
-def run_evaluation(specs: Sequence[str], data: str, options: EvaluationOptions) -> Evaluation:
+@contextmanager
+def evaluated(specs: Sequence[str], data: str, options: EvaluationOptions, *, shown: int = SHOWN) -> Iterator[Evaluation]:
     """Score DATA with each spec, going on where an interrupted evaluation stopped, and evaluate the scores.
+
+    The scores are deleted when the block ends, unless they are to be kept or it fails: then they are there for the next run.
 
     Args:
         specs: The rewards.
         data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
         options: What the command was told.
+        shown: How many mistakes, and flipped pairs of each sort, are shown.
 
     Raises:
         DataError: The data cannot be read or judged.
         RmPluginsError: A reward cannot be loaded, or fails.
     """
     suite: Suite | None = None if options.suite is None else component("suite", options.suite)
+    jobs: list[RowScoring] = []
     with _spooled(data) as file:
         source = _source(data, file, suite, options)
         collector = RowCollector(section=options.section, by=options.by, cluster=options.cluster)
         names: set[str] = set()
         found: list[tuple[RewardFacts, RewardColumns]] = []
-        jobs: list[RowScoring] = []
-        for place, spec in enumerate(specs):
-            provider = rm.load(spec)
-            name = _unused(provider.label, names)
-            click.echo(f"Evaluating {name}.", err=True)
-            identity = {"columns": list(options.rename), "limit": options.limit, "suite": options.suite}
-            job = RowScoring(
-                provider,
-                source,
-                _scores_file(options.scores, provider, source, identity),
-                identity,
-                lambda row, where: collector.judged(row, where).samples,
+        try:
+            for spec in specs:
+                provider = rm.load(spec)
+                name = _unused(provider.label, names)
+                click.echo(f"Evaluating {name}.", err=True)
+                jobs.append(_job(provider, source, collector, options))
+                rows = jobs[-1].run(options.batch_size)
+                found.append(_scored(rows, collector, provider, name, spec, is_first=len(jobs) == 1))
+                provider.close()
+            yield evaluation_of(
+                collector.collected(),
+                found,
+                lambda: (scored.row for scored in jobs[0].scored_rows()),
+                suite=suite,
+                source=source.name,
+                split="" if is_data_file(data) else source.split,
+                shown=shown,
+                resamples=options.resamples,
+                seed=options.seed,
             )
-            if options.overwrite:
-                job.discard()
-            jobs.append(job)
-            columns = RewardColumns()
-            facts = None
-            for number, scored in enumerate(job.run(options.batch_size), start=1):
-                judged = collector.judged(scored.row, f"row {number}")
-                if place == 0:
-                    collector.add(scored.row, judged)
-                if facts is None:
-                    facts = reward_facts(provider, name=name, source=spec, sample=judged.samples[0])
-                columns.add(_numbers(scored.scores), {key: _numbers(values) for key, values in scored.details.items()})
-            provider.close()
-            if facts is None:
-                raise DataError(f"There is no row to evaluate in {data}.")
-            found.append((facts, columns))
-        evaluation = evaluation_of(
-            collector.collected(),
-            found,
-            lambda: (scored.row for scored in jobs[0].scored_rows()),
-            suite=suite,
-            source=source.name,
-            split="" if is_data_file(data) else source.split,
-            resamples=options.resamples,
-            seed=options.seed,
-        )
-        if options.scores is None:
+        except BaseException:
             for job in jobs:
+                job.close()
+            raise
+        for job in jobs:
+            if options.scores is None:
                 job.discard()
-        return evaluation
+            else:
+                job.close()
+
+
+def _job(provider: rm.Provider, source: RowSource, collector: RowCollector, options: EvaluationOptions) -> RowScoring:
+    identity = {"columns": list(options.rename), "limit": options.limit, "suite": options.suite}
+    part = _scores_file(options.scores, provider, source, identity)
+    job = RowScoring(provider, source, part, identity, lambda row, where: collector.judged(row, where).samples)
+    if options.overwrite:
+        job.discard()
+    return job
+
+
+def _scored(
+    rows: Iterator[ScoredRow], collector: RowCollector, provider: rm.Provider, name: str, spec: str, *, is_first: bool
+) -> tuple[RewardFacts, RewardColumns]:
+    """The scores of a reward; of the first one, the rows are collected too."""
+    columns, sample = RewardColumns(), None
+    for number, scored in enumerate(rows, start=1):
+        if is_first or sample is None:
+            judged = collector.judged(scored.row, f"row {number}")
+            sample = sample or judged.samples[0]
+            if is_first:
+                collector.add(scored.row, judged)
+        columns.add(_numbers(scored.scores), {key: _numbers(values) for key, values in scored.details.items()})
+    return reward_facts(provider, name=name, source=spec, sample=sample), columns
+
+
+def check_output(path: Path | None) -> None:
+    """See, before anything is scored, that a file can be written there.
+
+    Raises:
+        DataError: It is a folder.
+    """
+    if path is not None and path.is_dir():
+        raise DataError(f"{path} is a folder; name the file to write, such as {path / 'evaluation'}.json.")
 
 
 def _spooled(data: str) -> AbstractContextManager[Any]:
@@ -166,7 +201,10 @@ def _spooled(data: str) -> AbstractContextManager[Any]:
     if data != "-":
         return nullcontext()
     file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115 - the caller closes it
-    shutil.copyfileobj(sys.stdin, file)
+    try:
+        shutil.copyfileobj(sys.stdin, file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is no UTF-8: {error}") from error
     file.flush()
     return file
 

@@ -46,7 +46,7 @@ def parse_gates(least: Sequence[str], most: Sequence[str]) -> list[Gate]:
                 limit = math.nan
             if not (figure and equals) or not math.isfinite(limit):
                 raise click.UsageError(f"{text!r} is not FIGURE=NUMBER, such as accuracy=0.8.")
-            found.append(Gate(figure, limit, is_least))
+            found.append(Gate(figure.strip(), limit, is_least))
     return found
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rm_plugins.data import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
@@ -18,6 +20,8 @@ __all__ = ["KeptRows", "UnfinishedFile"]
 class KeptRows:
     """Rows that are appended to a file as JSON Lines, with a note beside it of what they were made by and of.
 
+    From `resume` to `close` or `discard`, no other process has it.
+
     Args:
         path: The file; the note is ``PATH.json``.
         identity: What the rows are made by and of, as JSON has it.
@@ -27,15 +31,23 @@ class KeptRows:
         self.path = path
         self._note = path.with_name(f"{path.name}.json")
         self._identity = json.loads(json.dumps(identity))
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)  # this process's, however often it asks
 
     def resume(self) -> int:
         """Begin the file, or cut a half-written last line off; returns how many rows it holds.
 
         Raises:
-            DataError: It was begun by or of something else.
+            DataError: It was begun by or of something else, or another process writes it.
         """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
+                "folder with --scores."
+            ) from None
         if not self._file.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._note, json.dumps(self._identity, indent=2) + "\n")
             self.path.touch()
             return 0
@@ -67,10 +79,17 @@ class KeptRows:
             for line in file:
                 yield json.loads(line)
 
+    def close(self) -> None:
+        """Leave it to others."""
+        if self._lock.is_locked:
+            self._lock.release(force=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
     def discard(self) -> None:
-        """Delete file and note."""
+        """Delete file and note, unless another process has them."""
         for path in (self.path, self._note):
             path.unlink(missing_ok=True)
+        self.close()
 
     @property
     def _file(self) -> Path:

@@ -54,7 +54,13 @@ def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a command that is a scoring job."""
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
-        click.option("--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="Samples scored at a time, and kept if interrupted.",
+        ),
         click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
     ):
         command = option(command)
@@ -177,6 +183,10 @@ class RowScoring:
     def scored_rows(self) -> Iterator[ScoredRow]:
         """What was scored so far."""
         return (ScoredRow(**found) for found in self._kept.rows())
+
+    def close(self) -> None:
+        """Leave what was kept to others."""
+        self._kept.close()
 
     def discard(self) -> None:
         """Delete what was kept."""

@@ -1,7 +1,15 @@
 """How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
 
 from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.evaluation.intervals import Estimate, PairedTest, bootstrap, correlation_estimate, mean_estimate, paired_test
+from rm_plugins.evaluation.intervals import (
+    Estimate,
+    PairedTest,
+    bootstrap,
+    correlation_estimate,
+    mean_estimate,
+    paired_test,
+    share_estimate,
+)
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
 from rm_plugins.evaluation.metrics import (
     CalibrationBin,
@@ -51,5 +59,6 @@ __all__ = [
     "pair_metrics",
     "paired_test",
     "pearson",
+    "share_estimate",
     "spearman",
 ]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rm_plugins.evaluation.intervals import Estimate, share_estimate
 from rm_plugins.evaluation.metrics import pearson
 from rm_plugins.types import FloatArray
 
 __all__ = [
     "FORMAT_FEATURES",
+    "LEAST_SAMPLES",
     "FeatureBias",
     "feature_bias",
     "format_features",
@@ -28,7 +31,7 @@ FORMAT_FEATURES: tuple[str, ...] = ("characters", "lines", "list_items", "headin
 _NEIGHBOURS = 0.3
 """The share of samples that a point of the length curve looks at."""
 _LEAST_NEIGHBOURS, _MOST_NEIGHBOURS = 30, 500
-_LEAST_SAMPLES = 10
+LEAST_SAMPLES = 10
 """With fewer, a curve would go through them."""
 _INTERPOLATED = 0.01
 """Lengths nearer than this share of their usual range are interpolated between."""
@@ -53,6 +56,9 @@ class FeatureBias:
         chosen: The share of them in which the label does; where it is lower, the reward likes the feature more than people do.
         correlation: Of the differences in reward and in the feature over all pairs, each entered both ways round: the sum of
             their products / sqrt(the product of the sums of their squares).
+        accuracy_more: How often the reward is right where the better answer has more of it; None where this never is so, or where no
+            intervals were asked for.
+        accuracy_less: How often where it has less. Far below, the reward pays for the feature.
     """
 
     feature: str
@@ -60,30 +66,44 @@ class FeatureBias:
     preferred: float
     chosen: float
     correlation: float
+    accuracy_more: Estimate | None = None
+    accuracy_less: Estimate | None = None
 
 
-def feature_bias(feature: str, delta: ArrayLike, difference: ArrayLike) -> FeatureBias:
+def feature_bias(
+    feature: str, delta: ArrayLike, difference: ArrayLike, clusters: ArrayLike | None = None, **settings: Any
+) -> FeatureBias:
     """How a reward's preferences and the labels go with a feature of the answers.
 
     Args:
         feature: The feature's name.
         delta: float [M], the winner's reward minus the loser's.
         difference: [M], how much more of the feature the winner has than the loser.
+        clusters: [M], the pairs' clusters, for the accuracies with their intervals: see `share_estimate`.
+        settings: `resamples`, `confidence` and `seed`.
 
     Returns:
         Shares that are NaN where no pair differs, numbers that are NaN where something is NaN.
 
     >>> feature_bias("bold", [1.0, -1.0, 1.0, 1.0], [2, 2, 2, 2])
-    FeatureBias(feature='bold', pairs=4, preferred=0.75, chosen=1.0, correlation=0.5)
+    FeatureBias(feature='bold', pairs=4, preferred=0.75, chosen=1.0, correlation=0.5, accuracy_more=None, accuracy_less=None)
     """
     delta, difference = (np.asarray(values, dtype=np.float64) for values in (delta, difference))
     correlation = pearson(np.concatenate([delta, -delta]), np.concatenate([difference, -difference]))
+
+    def accuracy(where: NDArray[np.bool_]) -> Estimate | None:
+        if clusters is None or not where.any():
+            return None
+        return share_estimate(delta[where] > 0, np.asarray(clusters)[where], **settings)
+
     return FeatureBias(
         feature=feature,
         pairs=int((difference != 0).sum()),
         preferred=longer_preference(delta, difference),
         chosen=longer_preference(np.ones_like(delta), difference),
         correlation=correlation,
+        accuracy_more=accuracy(difference > 0),
+        accuracy_less=accuracy(difference < 0),
     )
 
 
@@ -163,7 +183,7 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     if not (np.isfinite(rewards).all() and np.isfinite(lengths).all()):
         return np.full(rewards.shape, np.nan)
     found, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
-    if len(rewards) < _LEAST_SAMPLES or len(found) == 1:
+    if len(rewards) < LEAST_SAMPLES or len(found) == 1:
         return np.full(rewards.shape, rewards.mean() if rewards.size else np.nan)
     from statsmodels.nonparametric.smoothers_lowess import lowess  # takes half a second to import
 
@@ -210,7 +230,7 @@ def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     curve = length_curve(rewards, lengths)
     if np.isnan(curve).any() or not rewards.size:
         return curve
-    if len(rewards) >= _LEAST_SAMPLES and _is_function_of(rewards, lengths):
+    if len(rewards) >= LEAST_SAMPLES and _is_function_of(rewards, lengths):
         return np.full(rewards.shape, rewards.mean())
     corrected: FloatArray = rewards - curve + rewards.mean()
     return corrected

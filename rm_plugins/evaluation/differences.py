@@ -43,7 +43,7 @@ def reward_difference(
         return None
     delta_a = a[both.pairs[:, 0]] - a[both.pairs[:, 1]]
     right_a, right_b = ((delta > 0).astype(np.float64) for delta in (delta_a, both.delta))
-    test = paired_test(right_a, right_b, both.cluster, seed=seed)
+    test = paired_test(right_a, right_b, both.cluster, resamples=resamples, seed=seed)
     change = right_b - right_a
     sections = {
         name: mean_estimate(change[where], both.cluster[where], resamples=resamples, seed=seed)

@@ -53,6 +53,11 @@ FIGURES: Mapping[str, Figure] = {
         "The share of pairs of two lengths in which the reward prefers the longer answer; compare it with how often that is the better.",
         is_share=True,
     ),
+    "shortness_preference": Figure(
+        "Prefers the shorter",
+        "The share of pairs of two lengths in which the reward prefers the shorter answer.",
+        is_share=True,
+    ),
     "length_correlation": Figure(
         "Correlation with length",
         "Pearson's correlation of reward and length over all answers; 0 where length does not matter.",

@@ -20,13 +20,15 @@ FEWEST_PAIRS = 30
 ALWAYS_LONGER = 0.95
 """Of the pairs: where the longer (or the shorter) answer is preferred this often, length decides."""
 LARGE_GAP = 0.25
-"""Between the accuracies where the longer and where the shorter answer is better."""
-LARGE_EXCESS = 0.2
-"""By which a reward prefers a feature of format more often than it is the better answer's."""
+"""Between the accuracies where the answer with more length, or with more of a feature of format, is the better, and where it is not."""
 MANY_TIES = 0.05
 MANY_ABSTENTIONS = 0.01
 LARGE_CALIBRATION_ERROR = 0.1
 FEW_PAIRS = 100
+LARGE_LEAD = 0.1
+"""Over chance: a reward of which the data does not even exclude it is not called no better than chance."""
+ENOUGH_TO_CALIBRATE = 500
+"""Pairs; with fewer, the calibration error of a perfect reward is large by chance."""
 
 
 def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
@@ -52,34 +54,44 @@ def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
 
 
 def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
-    accuracy = result.figures.get("accuracy")
-    if accuracy is None or math.isnan(accuracy.low) or accuracy.low > 0.5:
+    accuracy, ties = result.figures.get("accuracy"), result.figures.get("ties")
+    if accuracy is None or ties is None or math.isnan(accuracy.low):
         return None
-    numbers = _numbers(accuracy=accuracy)
-    if accuracy.high < 0.5:
+    chance = (1 - ties.value) / 2  # of the pairs that it tells apart
+    if accuracy.low > chance or not chance:
+        return None
+    numbers = _numbers(accuracy=accuracy) | {"chance": chance}
+    if accuracy.high < chance:
         message = (
-            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs, where 50% would be chance. If it does so on other "
-            "data too, the sign of the reward or the labels of what it was trained on are the wrong way round."
+            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs, where {chance:.1%} would be chance. If it does so "
+            "on other data too, the sign of the reward or the labels of what it was trained on are the wrong way round."
         )
-    else:
-        message = f"It is no better than chance here: it is right in {_share(accuracy)} of pairs, and 50% would be chance."
-    return Finding("chance", "alarm", message, numbers)
+        return Finding("chance", "alarm", message, numbers)
+    if accuracy.high < chance + LARGE_LEAD:
+        message = (
+            f"It is no better than chance here: it is right in {_share(accuracy)} of pairs, and {chance:.1%} would be chance."
+        )
+        return Finding("chance", "alarm", message, numbers)
+    message = (
+        f"It cannot be told from chance on so few pairs: it is right in {_share(accuracy)} of {result.pairs:,}, and {chance:.1%} would "
+        "be chance."
+    )
+    return Finding("chance", "note", message, numbers | {"pairs": result.pairs})
 
 
 def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     figures = result.figures
-    wanted = ("length_preference", "accuracy_longer", "accuracy_shorter", "accuracy_corrected")
+    wanted = ("length_preference", "shortness_preference", "accuracy_longer", "accuracy_shorter", "accuracy_corrected")
     if not all(name in figures for name in wanted) or result.pairs < FEWEST_PAIRS:
         return None
-    preference, longer, shorter, corrected = (figures[name] for name in wanted)
-    numbers = _numbers(**{name: figures[name] for name in wanted}) | {"longer_chosen": data.longer_chosen}
-    takes_longer = preference.value >= 0.5
+    prefers_longer, prefers_shorter, longer, shorter, corrected = (figures[name] for name in wanted)
+    takes_longer = longer.value >= shorter.value
     word = "longer" if takes_longer else "shorter"
     easy, hard = (longer, shorter) if takes_longer else (shorter, longer)
-    share = preference.value if takes_longer else 1 - preference.value
-    numbers["preferred_share"] = share
+    share = (prefers_longer if takes_longer else prefers_shorter).value
     base = data.longer_chosen if takes_longer else 1 - data.longer_chosen
-    numbers["base_share"] = base
+    numbers = _numbers(accuracy_longer=longer, accuracy_shorter=shorter, accuracy_corrected=corrected)
+    numbers |= {"preferred": share, "better": base}
     facts = (
         f"it prefers the {word} answer in {share:.1%} of pairs (the {word} one is the better in {base:.1%}), and is right in "
         f"{_share(easy)} of pairs whose better answer is the {word}, but in {_share(hard)} of the others; without what length "
@@ -97,9 +109,10 @@ def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:
     if not result.abstained:
         return None
     share = result.abstained / result.samples
+    suite = "; the benchmark's own score counts them as wrong" if result.suite is not None else ""
     message = (
-        f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). They are left out of every figure, so "
-        "that these describe the others only."
+        f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). They are left out of the figures, "
+        f"which describe the others only{suite}."
     )
     severity = "warning" if share > MANY_ABSTENTIONS else "note"
     return Finding("abstained", severity, message, {"abstained": result.abstained, "samples": result.samples, "share": share})
@@ -117,41 +130,43 @@ def _ties(result: RewardResult, data: DataSummary) -> Finding | None:
 
 
 def _sections(result: RewardResult, data: DataSummary) -> Finding | None:
-    large = [section for section in result.sections if section.pairs >= FEWEST_PAIRS]
-    if len(result.sections) < 2 or not large:
+    ties = result.figures.get("ties")
+    chance = 0.5 if ties is None else (1 - ties.value) / 2
+    below = [found for found in result.sections if found.pairs >= FEWEST_PAIRS and found.accuracy.high < chance]
+    if len(result.sections) < 2 or not below:
         return None
-    worst = min(large, key=lambda section: section.accuracy.high)
-    if not worst.accuracy.high < 0.5:
-        return None
-    below = [section for section in large if section.accuracy.high < 0.5]
+    worst = min(below, key=lambda section: section.accuracy.high)
     others = f", and so it is in {len(below) - 1} more" if len(below) > 1 else ""
     message = (
         f"In the section {worst.name!r} it is worse than chance: it is right in {_share(worst.accuracy)} of {worst.pairs:,} "
         f"pairs{others}."
     )
-    numbers = _numbers(accuracy=worst.accuracy) | {
-        "pairs": worst.pairs,
-        "sections_below_chance": len(below),
-        "more": len(below) - 1,
-    }
+    numbers = _numbers(accuracy=worst.accuracy) | {"pairs": worst.pairs, "more": len(below) - 1}
     return Finding("section", "warning", message, numbers)
 
 
 def _formats(result: RewardResult, data: DataSummary) -> Finding | None:
-    candidates = [bias for bias in result.formats if bias.feature not in ("characters", "lines") and bias.pairs >= FEWEST_PAIRS]
-    worst = max(candidates, key=lambda bias: bias.preferred - bias.chosen, default=None)
-    if worst is None or worst.preferred - worst.chosen <= LARGE_EXCESS:
+    found = [
+        (bias, more, less)
+        for bias in result.formats
+        if bias.feature not in ("characters", "lines") and bias.pairs >= FEWEST_PAIRS
+        for more, less in [(bias.accuracy_more, bias.accuracy_less)]
+        if more is not None and less is not None and more.value - less.value > LARGE_GAP and more.low > less.high
+    ]
+    if not found:
         return None
+    worst, more, less = max(found, key=lambda one: one[1].value - one[2].value)
     message = (
-        f"It pays for format: of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with "
-        f"more in {worst.preferred:.1%}, which is the better in {worst.chosen:.1%}."
+        f"It pays for format: of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with more "
+        f"in {worst.preferred:.1%}; it is right in {_share(more)} where that one is the better, but in {_share(less)} of the others."
     )
-    return Finding("format", "warning", message, {"pairs": worst.pairs, "preferred": worst.preferred, "chosen": worst.chosen})
+    numbers = {"pairs": worst.pairs, "preferred": worst.preferred, **_numbers(accuracy_more=more, accuracy_less=less)}
+    return Finding("format", "warning", message, numbers)
 
 
 def _calibration(result: RewardResult, data: DataSummary) -> Finding | None:
     error, accuracy = result.figures.get("ece"), result.figures.get("accuracy")
-    if error is None or accuracy is None or error.value <= LARGE_CALIBRATION_ERROR:
+    if error is None or accuracy is None or error.value <= LARGE_CALIBRATION_ERROR or result.pairs < ENOUGH_TO_CALIBRATE:
         return None
     sure = sum(found.predicted * found.pairs for found in result.calibration if found.low >= 0.5)
     count = sum(found.pairs for found in result.calibration if found.low >= 0.5)
@@ -161,7 +176,7 @@ def _calibration(result: RewardResult, data: DataSummary) -> Finding | None:
         f"Its scale is {word}: its win probabilities are off by {error.value:.3f} on average. This matters where rewards are combined, "
         "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
     )
-    return Finding("calibration", "note", message, _numbers(ece=error))
+    return Finding("calibration", "note", message, {"ece": error.value})
 
 
 def _members(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -182,6 +197,9 @@ def _members(result: RewardResult, data: DataSummary) -> Finding | None:
 
 
 def _few_pairs(result: RewardResult, data: DataSummary) -> Finding | None:
+    if not result.pairs and not any("/" in name for name in result.figures):
+        message = "There is no pair of a better and a worse answer that it scored, so that there is nothing to say of it."
+        return Finding("few", "warning", message, {"pairs": 0})
     if not 0 < result.pairs < FEW_PAIRS:
         return None
     message = f"There are {result.pairs} pairs only: look at the intervals, not at the figures."

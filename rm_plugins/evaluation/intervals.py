@@ -18,7 +18,7 @@ from rm_plugins.errors import DataError
 from rm_plugins.evaluation.metrics import pearson
 from rm_plugins.types import FloatArray
 
-__all__ = ["Estimate", "PairedTest", "bootstrap", "correlation_estimate", "mean_estimate", "paired_test"]
+__all__ = ["Estimate", "PairedTest", "bootstrap", "correlation_estimate", "mean_estimate", "paired_test", "share_estimate"]
 
 _FLIPS = 10_000
 _MOST_UNDEFINED = 0.05
@@ -131,6 +131,29 @@ def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Es
     return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), _ratio, **settings)
 
 
+def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
+    """`mean_estimate` of outcomes that are 0 or 1.
+
+    Where all are 0, or all are 1, nothing changes when they are drawn again; the interval is then that of Clopper and Pearson for
+    as many clusters, of which all were the same.
+
+    Args:
+        outcomes: [M], numbers or booleans.
+        clusters: The number of each outcome's cluster, any integers, [M].
+        settings: `resamples`, `confidence` and `seed`.
+
+    Source: Clopper and Pearson 1934.
+
+    >>> print(share_estimate([True] * 10, range(10)))
+    1.000 [0.692, 1.000]
+    """
+    found = mean_estimate(np.asarray(outcomes, dtype=np.float64), clusters, **settings)
+    if found.value not in (0.0, 1.0) or math.isnan(found.low):
+        return found
+    reached = ((1 - settings.get("confidence", 0.95)) / 2) ** (1 / len(np.unique(np.asarray(clusters))))
+    return Estimate(found.value, reached, 1.0) if found.value else Estimate(found.value, 0.0, 1 - reached)
+
+
 def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
     """`pearson` with the interval of clusters that are drawn again: see `bootstrap`.
 
@@ -158,7 +181,7 @@ def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **sett
     return Estimate(value, found.low, found.high)
 
 
-def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, seed: int = 0) -> PairedTest:
+def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> PairedTest:
     """Whether reward b does better than reward a on the same pairs, or worse.
 
     If both were equally good, the difference of a cluster's outcomes would be as likely to have the other sign. The p-value is
@@ -169,6 +192,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, seed: int = 
         a: The outcomes of a, 1 where it is right and 0 where it is wrong, [M].
         b: Those of b, [M].
         clusters: The number of each pair's cluster, any integers, [M].
+        resamples: Of the interval of the difference.
         seed: The same seed gives the same result.
 
     Raises:
@@ -186,7 +210,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, seed: int = 
             f"Two rewards are compared on pairs that both scored; of {len(a)} pairs, {int((np.isnan(a) | np.isnan(b)).sum())} have "
             "no outcome (NaN). Leave these pairs out."
         )
-    difference = mean_estimate(b - a, clusters, seed=seed)
+    difference = mean_estimate(b - a, clusters, resamples=resamples, seed=seed)
     by_cluster = _cluster_sums([b - a], clusters)[:, 0]
     return PairedTest(difference, _sign_flip_p_value(by_cluster, seed), int((a > b).sum()), int((b > a).sum()))
 

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.data import json_line
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.evaluation.bias import FORMAT_FEATURES, format_features
 from rm_plugins.journal import text_of
 from rm_plugins.judgements import Judgement, attribute_names, judgement
 from rm_plugins.types import FloatArray, Sample
+
+_LISTS = ("ranking", "ratings", "best-of", "labelled")
 
 __all__ = ["SECTION_COLUMNS", "Cluster", "JudgedRows", "RowCollector"]
 
@@ -40,7 +42,7 @@ class JudgedRows:
         labels: float64 [N, A], the ratings or labels, NaN where missing.
         attributes: [A], their names.
         gold: float64 [N], how good a sample is known to be, the higher the better; NaN where it is not known but in pairs.
-        gold_name: What `gold` is; empty where nothing is known.
+        gold_name: What `gold` is; empty where nothing is known, or where rows of several formats do not mean the same by it.
         section: int [R], the number of each row's section, -1 where it has none.
         sections: The names of the sections.
         cluster: int [R], equal where rows are not independent: those with the same prompt. Where all have the same prompt or none, each
@@ -150,8 +152,8 @@ class RowCollector:
             column.extend([math.nan] * (start + count - len(column)))
         self._gold.extend(self._goodness(found, columns))
         self._section.append(self._section_number(row))
-        self._prompt.append(self._prompts.setdefault(_prompt_key(found.samples), len(self._prompts)))
-        self._ids.append(str(row.get("id", "")))
+        self._prompt.append(self._prompts.setdefault(_prompt_key(found.samples, number), len(self._prompts)))
+        self._ids.append("" if row.get("id") is None else str(row["id"]))
         if row.get("compared"):
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
         self._formats[found.format] += 1
@@ -173,7 +175,13 @@ class RowCollector:
         return self._sections.setdefault(str(row[column]), len(self._sections))
 
     def collected(self) -> JudgedRows:
-        """All rows that were taken."""
+        """All rows that were taken.
+
+        Raises:
+            DataError: No row has the attribute that samples are to be compared by.
+        """
+        if self._by is not None and self._by not in self._labels:
+            raise DataError(f"No row rates its answers by {self._by!r}. {did_you_mean(self._by, self._labels)}")
         by_prompt = self._cluster == "prompt" and len(self._prompts) > 1
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),
@@ -195,13 +203,12 @@ class RowCollector:
         )
 
     def _gold_name(self, attributes: Sequence[str]) -> str:
-        if self._by is not None:
-            return self._by
-        if len(attributes) == 1:
-            return attributes[0]
-        if attributes:
-            return f"mean of {len(attributes)} ratings"
-        return "best" if self._formats["best-of"] else "rank" if self._formats["ranking"] else ""
+        kinds = [name for name in _LISTS if self._formats[name]]
+        if len(kinds) != 1:
+            return ""  # a mean of ranks and ratings would mean nothing
+        if kinds[0] in ("ratings", "labelled"):
+            return self._by or (attributes[0] if len(attributes) == 1 else f"mean of {len(attributes)} ratings")
+        return {"best-of": "best", "ranking": "rank"}[kinds[0]]
 
 
 def _mean(ratings: Sequence[float | None]) -> float:
@@ -209,6 +216,8 @@ def _mean(ratings: Sequence[float | None]) -> float:
     return round(math.fsum(value for value in ratings if value is not None) / len(ratings), 8)
 
 
-def _prompt_key(samples: Sequence[Sample]) -> bytes:
+def _prompt_key(samples: Sequence[Sample], row: int) -> bytes:
     prompt = samples[0].prompt if samples else ""
+    if not prompt:
+        return str(row).encode()  # of answers without a prompt it is not known that they belong together
     return hashlib.blake2b(json.dumps(prompt, sort_keys=True, default=repr).encode(), digest_size=16).digest()

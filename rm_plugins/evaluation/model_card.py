@@ -79,10 +79,10 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
     end_of_line = "\r\n" if "\r\n" in card.text else "\n"
     card.text = _with_section(card.text, evaluation_section(evaluation, reward).replace("\n", end_of_line), end_of_line)
     new = _results(evaluation.data, evaluation.rewards[reward])
-    others = [found for found in metadata.eval_results or () if _dataset_of(found) != _dataset_of(new[0])] if new else []
-    if new:
+    others = [found for found in metadata.eval_results or () if found.dataset_name != _title(evaluation.data)]
+    if new or metadata.eval_results:
         metadata.model_name = metadata.model_name or folder.resolve().name
-        metadata.eval_results = [*others, *new]
+        metadata.eval_results = [*others, *new] or None
     return write_atomically(path, str(card))
 
 
@@ -136,7 +136,11 @@ def _beginning(data: DataSummary) -> str:
 def _facts(evaluation: Evaluation, result: RewardResult) -> str:
     data, settings = evaluation.data, evaluation.settings
     abstained = f" It gave no reward to {result.abstained:,} of {result.samples:,} samples." if result.abstained else ""
-    intervals = f"Intervals are of {settings.get('resamples', 0):,} bootstrap resamples of prompts." if result.figures else ""
+    intervals = (
+        f"Intervals are of {settings.get('resamples', 0):,} bootstrap resamples of {settings.get('cluster', 'prompt')}s."
+        if result.figures
+        else ""
+    )
     return (
         f"{data.rows:,} rows with {data.pairs:,} pairs and {data.samples:,} samples of {data.prompts:,} prompts, SHA-256 `{data.digest}`, "
         f"evaluated on {evaluation.created[:10]} with rm-plugins {evaluation.versions.get('rm-plugins', '')}.{abstained} {intervals}"

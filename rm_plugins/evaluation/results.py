@@ -221,7 +221,7 @@ class RewardResult:
         name: What it is called.
         source: The spec as it was given.
         spec: The spec, every nested one written out; None where the reward was made in Python.
-        fingerprint: Of its settings, weights and rendering.
+        fingerprint: Of its settings, weights and rendering; empty where the reward was made in Python.
         rendering: A sample as the model is given it, empty where the reward is no model.
         manifest: What the models' manifests say of their training, by their path in the spec.
         samples: The number of samples that it scored.
@@ -335,7 +335,8 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The same as text."""
-        return json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def _json(value: Any) -> Any:

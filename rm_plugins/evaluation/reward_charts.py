@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
 from rm_plugins.evaluation.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_preference
-from rm_plugins.evaluation.intervals import Estimate, mean_estimate
+from rm_plugins.evaluation.intervals import Estimate, mean_estimate, share_estimate
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.evaluation.metrics import agreement
 from rm_plugins.evaluation.results import BestOfN, Distribution, LengthBin, LengthScatter, Members, SectionResult
@@ -41,12 +43,14 @@ def longer_share(longer: FloatArray) -> float:
 
 def section_results(rows: JudgedRows, scored: ScoredPairs, *, resamples: int, seed: int) -> tuple[SectionResult, ...]:
     """The accuracy of each section that has pairs, in the order of the data."""
+    order = np.argsort(scored.section, kind="stable")
+    starts = np.searchsorted(scored.section[order], np.arange(len(rows.sections) + 1))
     found = []
-    for number, name in enumerate(rows.sections):
-        where = scored.section == number
-        if where.any():
+    for name, (start, end) in zip(rows.sections, pairwise(starts), strict=True):
+        if end > start:
+            where = order[start:end]
             accuracy = _accuracy(scored, where, resamples, seed)
-            found.append(SectionResult(name, int(where.sum()), accuracy, longer_share(scored.longer[where])))
+            found.append(SectionResult(name, len(where), accuracy, longer_share(scored.longer[where])))
     return tuple(found)
 
 
@@ -72,7 +76,7 @@ def reward_distribution(scored: ScoredPairs, values: FloatArray) -> Distribution
     if not len(scored):
         return None
     chosen, rejected = values[scored.pairs[:, 0]], values[scored.pairs[:, 1]]
-    edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), _REWARD_BINS)
+    edges = _edges(np.concatenate([chosen, rejected]))
     counts = [np.histogram(side, edges)[0] for side in (chosen, rejected)]
     return Distribution(tuple(edges.tolist()), *(tuple(map(int, side)) for side in counts))
 
@@ -91,15 +95,14 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
     return LengthScatter(*(tuple(column.tolist()) for column in columns))
 
 
-def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, ...]:
+def format_biases(rows: JudgedRows, scored: ScoredPairs, *, resamples: int, seed: int) -> tuple[FeatureBias, ...]:
     """How the reward takes to each feature of format in which pairs differ."""
     differences = (rows.features[scored.pairs[:, 0]] - rows.features[scored.pairs[:, 1]]).astype(np.float64)
-    found = [
-        feature_bias(name, scored.delta, column)
+    return tuple(
+        feature_bias(name, scored.delta, column, scored.cluster, resamples=resamples, seed=seed)
         for name, column in zip(FORMAT_FEATURES, differences.T, strict=True)
         if column.any()
-    ]
-    return tuple(bias for bias in found if bias.pairs)
+    )
 
 
 def member_comparison(rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray]) -> Members | None:
@@ -148,9 +151,16 @@ def best_of_n_curve(rows: JudgedRows, values: FloatArray, *, resamples: int, see
     )
 
 
-def _accuracy(scored: ScoredPairs, where: NDArray[np.bool_], resamples: int, seed: int) -> Estimate:
-    right = (scored.delta[where] > 0).astype(np.float64)
-    return mean_estimate(right, scored.cluster[where], resamples=resamples, seed=seed)
+def _edges(values: FloatArray) -> FloatArray:
+    try:
+        edges = np.histogram_bin_edges(values, _REWARD_BINS)
+    except ValueError:  # rewards that differ by their rounding alone, or fill all that a float can be
+        edges = np.array([values.min(), values.max()])
+    return np.asarray(edges, dtype=np.float64)
+
+
+def _accuracy(scored: ScoredPairs, where: NDArray[Any], resamples: int, seed: int) -> Estimate:
+    return share_estimate(scored.delta[where] > 0, scored.cluster[where], resamples=resamples, seed=seed)
 
 
 def _mean(values: NDArray[np.bool_]) -> float:

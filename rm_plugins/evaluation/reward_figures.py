@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.bias import length_corrected
+from rm_plugins.evaluation.bias import LEAST_SAMPLES, length_corrected
 from rm_plugins.evaluation.figures import FIGURES
-from rm_plugins.evaluation.intervals import Estimate, bootstrap, correlation_estimate, mean_estimate
+from rm_plugins.evaluation.intervals import Estimate, correlation_estimate, mean_estimate, share_estimate
 from rm_plugins.evaluation.judged_rows import JudgedRows
-from rm_plugins.evaluation.metrics import auc, best_of, kendall, ndcg, spearman
+from rm_plugins.evaluation.metrics import auc, best_of, expected_calibration_error, kendall, ndcg, spearman
 from rm_plugins.ranks import mean_ranks
 from rm_plugins.types import FloatArray
 
@@ -78,9 +78,9 @@ def reward_figures(
     known = values[~np.isnan(values)]
     if len(known):
         found["mean_reward"], found["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
-    order = {name.partition("/")[0]: place for place, name in enumerate(FIGURES)}
-    kept = {name: estimate for name, estimate in found.items() if not math.isnan(estimate.value)}
-    return dict(sorted(kept.items(), key=lambda item: order[item[0].partition("/")[0]]))
+    order = {name: place for place, name in enumerate(FIGURES)}
+    kept = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
+    return dict(sorted(kept.items(), key=lambda item: order[item[0] if item[0] in order else f"{item[0].partition('/')[0]}/*"]))
 
 
 def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:
@@ -88,24 +88,26 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
     if not len(delta):
         return {}
 
-    def mean(values: NDArray[Any], where: NDArray[np.bool_] | None = None) -> Estimate:
-        chosen = slice(None) if where is None else where
-        return mean_estimate(values[chosen].astype(np.float64), cluster[chosen], **settings)
+    def mean(values: FloatArray) -> Estimate:
+        return mean_estimate(values, cluster, **settings)
 
-    def where_any(values: NDArray[Any], where: NDArray[np.bool_]) -> Estimate:
-        return mean(values, where) if where.any() else _plain(math.nan)
+    def share(holds: NDArray[np.bool_], where: NDArray[np.bool_] | None = None) -> Estimate:
+        if where is None:
+            return share_estimate(holds, cluster, **settings)
+        return share_estimate(holds[where], cluster[where], **settings) if where.any() else _plain(math.nan)
 
     right, longer = delta > 0, scored.longer
     squared = np.square((1 - np.tanh(delta / 2)) / 2)
     return {
-        "accuracy": mean(right),
-        "ties": mean(delta == 0),
-        "accuracy_longer": where_any(right, longer > 0),
-        "accuracy_shorter": where_any(right, longer < 0),
-        "length_preference": where_any(np.where(longer > 0, delta, -delta) > 0, longer != 0),
+        "accuracy": share(right),
+        "ties": share(delta == 0),
+        "accuracy_longer": share(right, longer > 0),
+        "accuracy_shorter": share(right, longer < 0),
+        "length_preference": share(np.where(longer > 0, delta, -delta) > 0, longer != 0),
+        "shortness_preference": share(np.where(longer > 0, delta, -delta) < 0, longer != 0),
         "margin": mean(delta),
         "log_loss": mean(np.logaddexp(0, -delta)),
-        "ece": _calibration_error(delta, cluster, settings),
+        "ece": _plain(expected_calibration_error(delta, BINS)),  # which drawing again makes larger, for it has no sign
         "brier": mean(squared),
     }
 
@@ -115,12 +117,13 @@ def _of_lengths(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any
     known = np.flatnonzero(~np.isnan(values))
     lengths, cluster = rows.lengths[known], rows.cluster[rows.row[known]]
     found = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}
-    if len(scored):
+    if len(scored) and len(known) >= LEAST_SAMPLES:
         corrected = np.full(len(values), np.nan)
         corrected[known] = length_corrected(values[known], lengths)
         delta = corrected[scored.pairs[:, 0]] - corrected[scored.pairs[:, 1]]
         # A tie counts half, since all of a reward that is length alone is equal without it: that is chance, and no fault.
         found["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.cluster, **settings)
+    if len(scored):
         chosen, rejected = np.unique(scored.pairs[:, 0]), np.unique(scored.pairs[:, 1])
         if not np.isin(chosen, rejected).any():  # in a ranking, a sample is better than one and worse than another
             both = np.concatenate([values[chosen], values[rejected]])
@@ -181,21 +184,9 @@ def _of_members(
     scored = ScoredPairs(rows, np.where(known, values, np.nan))
     if len(scored):
         signs = np.sign(each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]])
-        unanimous = (signs == signs[:1]).all(axis=0).astype(np.float64)
-        found["member_agreement"] = mean_estimate(unanimous, scored.cluster, **settings)
+        unanimous = (signs == signs[:1]).all(axis=0)
+        found["member_agreement"] = share_estimate(unanimous, scored.cluster, **settings)
     return found
-
-
-def _calibration_error(delta: FloatArray, cluster: NDArray[np.intp], settings: Mapping[str, Any]) -> Estimate:
-    """`expected_calibration_error`, whose interval comes from each bin's sum of predictions minus outcomes."""
-    right = (1 + np.tanh(delta / 2)) / 2
-    _, number = np.unique(cluster, return_inverse=True)
-    sums = np.zeros((int(number.max()) + 1, BINS + 1))
-    for probability, outcome in ((right, 1.0), (1 - right, 0.0)):
-        place = np.minimum((probability * BINS).astype(np.intp), BINS - 1)
-        np.add.at(sums, (number, place), probability - outcome)
-        np.add.at(sums[:, BINS], number, 1.0)
-    return bootstrap(sums, lambda totals: np.abs(totals[:, :BINS]).sum(axis=1) / totals[:, BINS], **settings)
 
 
 def _plain(value: float) -> Estimate:

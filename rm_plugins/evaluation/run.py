@@ -35,11 +35,11 @@ from rm_plugins.spec import component
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 from rm_plugins.types import FloatArray, Provider, Scores
 
-__all__ = ["RESAMPLES", "evaluate", "evaluation_of"]
+__all__ = ["RESAMPLES", "SHOWN", "evaluate", "evaluation_of"]
 
 RESAMPLES = 1_000
 """Of the bootstrap, if nothing else is said."""
-_SHOWN = 20
+SHOWN = 20
 """How many mistakes, and flipped pairs of each sort, are shown."""
 _PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
 
@@ -120,6 +120,7 @@ def _take(columns: RewardColumns, scores: Scores) -> None:
     columns.add(scores.values.tolist(), {name: column.tolist() for name, column in scores.details.items()})
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out
 def evaluation_of(
     rows: JudgedRows,
     rewards: Sequence[tuple[RewardFacts, RewardColumns]],
@@ -128,7 +129,7 @@ def evaluation_of(
     suite: Suite | None = None,
     source: str = "",
     split: str = "",
-    shown: int = _SHOWN,
+    shown: int = SHOWN,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Evaluation:
@@ -169,7 +170,7 @@ def evaluation_of(
             distribution=reward_distribution(scored, values),
             calibration=tuple(calibration_curve(scored.delta, BINS)) if len(scored) else (),
             length_scatter=length_scatter(rows, values, seed=seed),
-            formats=format_biases(rows, scored),
+            formats=format_biases(rows, scored, **settings),
             members=member_comparison(rows, values, members),
             best_of_n=best_of_n_curve(rows, values, **settings),
             mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
@@ -223,10 +224,13 @@ def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> 
 
 def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteResult:
     items = []
+    of_pairs = set(rows.pair_row[np.isnan(rows.gold[rows.pairs[:, 0]])].tolist())
     for samples in np.split(np.arange(len(rows.row)), np.flatnonzero(np.diff(rows.row)) + 1):
         row = rows.row[samples[0]]
         gold = rows.gold[samples]
+        if np.isnan(gold).any() and row not in of_pairs:
+            raise DataError(f"row {row + 1}: a sample has no label; {suite.name} needs to know of each whether it is right.")
         labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
         section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
         items.append(SuiteItem(rows.ids[row], section, values[samples], labels, rows.compared.get(int(row), ())))
-    return suite.result(items)
+    return suite.checked_result(items)

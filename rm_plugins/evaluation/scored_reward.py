@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.errors import RmPluginsError
+from rm_plugins.evaluation.reward_history import is_member
 from rm_plugins.evaluation.shown_pairs import cut_text
 from rm_plugins.fingerprint import fingerprint, shown_spec
 from rm_plugins.types import FloatArray, Provider, Sample
@@ -63,8 +64,10 @@ class RewardColumns:
 
     @property
     def members(self) -> dict[str, FloatArray]:
-        """float64 [N] of each member of an ensemble."""
-        return {name: np.array(column) for name, column in self.details.items() if name.startswith("member/")}
+        """float64 [N] of each member, where the reward is an ensemble: what says how far its members disagree."""
+        if "std" not in self.details:
+            return {}  # the parts of a sum, say, which need not agree
+        return {name: np.array(column) for name, column in self.details.items() if is_member(name)}
 
 
 def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sample | None = None) -> RewardFacts:
@@ -86,4 +89,6 @@ def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sam
                 rendering = cut_text(part.render(sample))
                 break
     spec = None if provider.spec is None else json.loads(json.dumps(shown_spec(provider), default=str))
-    return RewardFacts(name, source, spec, fingerprint(provider), rendering, manifests)
+    # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
+    identity = "" if spec is None else fingerprint(provider)
+    return RewardFacts(name, source, spec, identity, rendering, manifests)

@@ -172,6 +172,21 @@ class Suite(Component):
                 f"of that benchmark ({self.source})?"
             ) from error
 
+    def checked_result(self, items: Sequence[SuiteItem]) -> SuiteResult:
+        """`result`, whatever fails in it translated.
+
+        Raises:
+            DataError: The rule failed.
+        """
+        try:
+            return self.result(items)
+        except RmPluginsError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"The suite {self.name!r} could not score {len(items)} rows: {type(error).__name__}: {error}."
+            ) from error
+
     def published(self, split: str = "") -> Iterator[dict[str, Any]]:
         """The rows of its dataset on the hub, as `rows` takes them; of several datasets, one after the other.
 
