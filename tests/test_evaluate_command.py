@@ -216,8 +216,9 @@ class TestGoingOn:
         run("evaluate", "rules:length", "in.jsonl", "--scores", "scores")
         (kept_file,) = Path("scores").glob("*.jsonl")
         with FileLock(kept_file.with_name(f".{kept_file.name}.lock"), is_singleton=False):
-            found = run("evaluate", "rules:length", "in.jsonl", "--scores", "scores")
-        assert "is being written by another run, which does the same" in found.output
+            for more in ((), ("--overwrite",)):
+                found = run("evaluate", "rules:length", "in.jsonl", "--scores", "scores", *more)
+                assert "is being written by another run, which does the same" in found.output
         assert run("evaluate", "rules:length", "in.jsonl", "--scores", "scores").exit_code == 0
         assert sum(calls()) == 80
 

@@ -39,14 +39,7 @@ class KeptRows:
         Raises:
             DataError: It was begun by or of something else, or another process writes it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(
-                f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
-                "folder with --scores."
-            ) from None
+        self._take()
         if not self._file.exists():
             write_atomically(self._note, json.dumps(self._identity, indent=2) + "\n")
             self.path.touch()
@@ -68,7 +61,8 @@ class KeptRows:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows, which are on the disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("r+", encoding="utf-8") as file:  # which fails where somebody has deleted it
+            file.seek(0, os.SEEK_END)
             file.writelines(json_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
@@ -86,10 +80,25 @@ class KeptRows:
             Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Delete file and note, unless another process has them."""
+        """Delete file and note.
+
+        Raises:
+            DataError: Another process writes it.
+        """
+        self._take()
         for path in (self.path, self._note):
             path.unlink(missing_ok=True)
         self.close()
+
+    def _take(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
+                "folder with --scores."
+            ) from None
 
     @property
     def _file(self) -> Path:
@@ -120,6 +129,7 @@ class UnfinishedFile(KeptRows):
     def forget(self) -> None:
         """Delete the note, so that the finished file is one like any other."""
         self._note.unlink(missing_ok=True)
+        self.close()
 
     def discard(self) -> None:
         """Delete it, finished or not."""
