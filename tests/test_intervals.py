@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -17,7 +18,16 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.intervals import Estimate, bootstrap, correlation_estimate, mean_estimate, paired_test
+from rm_plugins.evaluation.intervals import (
+    Estimate,
+    bootstrap,
+    correlation_estimate,
+    mean_estimate,
+    mean_estimates,
+    paired_test,
+    share_estimate,
+    share_estimates,
+)
 from rm_plugins.evaluation.metrics import pearson
 from rm_plugins.ranks import mean_ranks
 
@@ -288,3 +298,30 @@ class TestPairedTest:
     def test_outcomes_that_are_nan_are_the_callers(self) -> None:
         with pytest.raises(DataError, match="of 3 pairs, 2 have no outcome"):
             paired_test([1.0, NAN, 0.0], [1.0, 0.0, NAN], [1, 2, 3])
+
+
+class TestSeveralTogether:
+    def test_each_is_what_it_is_alone(self) -> None:
+        rng = np.random.default_rng(0)
+        clusters = rng.integers(0, 30, 200)
+        columns = {"a": rng.normal(size=200), "b": (rng.random(200) < 0.4).astype(float)}
+        together = mean_estimates(columns, clusters, seed=3)
+        for name, column in columns.items():
+            alone = mean_estimate(column, clusters, seed=3)
+            assert dataclasses.astuple(together[name]) == pytest.approx(dataclasses.astuple(alone))
+        assert share_estimates({"b": columns["b"]}, clusters, seed=3)["b"] == together["b"]
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        values = np.array([1.0, np.nan, 0.0, 1.0] * 10)
+        found = mean_estimates({"some": values, "none": np.full(40, np.nan)}, np.arange(40))
+        assert found["some"].value == pytest.approx(2 / 3)
+        assert found["some"].low < 2 / 3 < found["some"].high
+        assert math.isnan(found["none"].value)
+
+    def test_a_share_in_few_clusters_has_no_interval(self) -> None:
+        outcomes = np.full(40, np.nan)
+        outcomes[0] = 1.0
+        found = share_estimates({"one": outcomes, "all": np.ones(40)}, np.arange(40))
+        assert math.isnan(found["one"].low)
+        assert found["all"].low == pytest.approx(0.025 ** (1 / 40))
+        assert share_estimate(np.zeros(40), np.arange(40)).high == pytest.approx(1 - 0.025 ** (1 / 40))

@@ -7,8 +7,9 @@ whole prompt (a cluster) with all that it has, since an interval over single pai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from rm_plugins.errors import DataError
 from rm_plugins.evaluation.metrics import pearson
 from rm_plugins.types import FloatArray
 
-__all__ = ["Estimate", "PairedTest", "bootstrap", "correlation_estimate", "mean_estimate", "paired_test", "share_estimate"]
+__all__ = [
+    "Estimate",
+    "PairedTest",
+    "bootstrap",
+    "correlation_estimate",
+    "mean_estimate",
+    "mean_estimates",
+    "paired_test",
+    "share_estimate",
+    "share_estimates",
+]
 
 _FLIPS = 10_000
 _MOST_UNDEFINED = 0.05
@@ -98,22 +109,7 @@ def bootstrap(
     >>> print(bootstrap(totals_of_prompts, lambda totals: totals[:, 0] / totals[:, 1]))
     0.667 [0.333, 0.875]
     """
-    if resamples < 1 or not 0 < confidence < 1:
-        raise DataError(
-            f"A bootstrap of {resamples} resamples with a confidence of {confidence} is not possible: allowed are 1 resample or more "
-            "(2000 are usual), and a confidence between 0 and 1 (0.95 is usual)."
-        )
-    sums = np.asarray(sums, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-        if len(sums) < 2 or not math.isfinite(value):
-            return Estimate(value, math.nan, math.nan)
-        found = statistic(_resampled_totals(sums, resamples, seed))
-    known = found[np.isfinite(found)]
-    if len(known) < (1 - _MOST_UNDEFINED) * resamples:
-        return Estimate(value, math.nan, math.nan)
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high))
+    return _estimates(sums, [statistic], resamples, confidence, seed)[0]
 
 
 def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -128,7 +124,36 @@ def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Es
     0.667 [0.500, 1.000]
     """
     values = np.asarray(values, dtype=np.float64)
-    return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), _ratio, **settings)
+    values = np.asarray(values, dtype=np.float64)
+    return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), partial(_ratio, place=0, count=1), **settings)
+
+
+def mean_estimates(
+    values: Mapping[str, ArrayLike],
+    clusters: ArrayLike,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """`mean_estimate` of several columns of values, for which clusters are drawn together.
+
+    Args:
+        values: float [M] each, by name; NaN where a value is to be left out of its mean.
+        clusters: The number of each place's cluster, any integers, [M].
+        resamples: How often to draw.
+        confidence: How often such an interval has the true value in it.
+        seed: The same seed gives the same intervals.
+
+    >>> print(mean_estimates({"some": [1.0, np.nan, 0.0, 1.0]}, [1, 1, 2, 3])["some"])
+    0.667 [0.000, 1.000]
+    """
+    columns = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
+    known = [~np.isnan(column) for column in columns.values()]
+    added = [np.where(where, column, 0.0) for where, column in zip(known, columns.values(), strict=True)]
+    sums = _cluster_sums([*added, *(where.astype(np.float64) for where in known)], clusters)
+    ratios = [partial(_ratio, place=place, count=len(columns)) for place in range(len(columns))]
+    return dict(zip(columns, _estimates(sums, ratios, resamples, confidence, seed), strict=True))
 
 
 def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -147,11 +172,26 @@ def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) ->
     >>> print(share_estimate([True] * 10, range(10)))
     1.000 [0.692, 1.000]
     """
-    found = mean_estimate(np.asarray(outcomes, dtype=np.float64), clusters, **settings)
-    if found.value not in (0.0, 1.0) or math.isnan(found.low):
-        return found
-    reached = ((1 - settings.get("confidence", 0.95)) / 2) ** (1 / len(np.unique(np.asarray(clusters))))
-    return Estimate(found.value, reached, 1.0) if found.value else Estimate(found.value, 0.0, 1 - reached)
+    return share_estimates({"share": outcomes}, clusters, **settings)["share"]
+
+
+def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
+    """`share_estimate` of several columns of outcomes, for which clusters are drawn together.
+
+    Args:
+        outcomes: [M] each, by name: numbers or booleans, NaN where there is none.
+        clusters: The number of each place's cluster, any integers, [M].
+        settings: `resamples`, `confidence` and `seed`.
+    """
+    columns = {name: np.asarray(column, dtype=np.float64) for name, column in outcomes.items()}
+    found = mean_estimates(columns, clusters, **settings)
+    tail = (1 - settings.get("confidence", 0.95)) / 2
+    for name, estimate in found.items():
+        if estimate.value in (0.0, 1.0) and not math.isnan(estimate.low):
+            reached = tail ** (1 / len(np.unique(np.asarray(clusters)[~np.isnan(columns[name])])))
+            low, high = (reached, 1.0) if estimate.value else (0.0, 1 - reached)
+            found[name] = Estimate(estimate.value, low, high)
+    return found
 
 
 def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -251,8 +291,39 @@ def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray
     return totals
 
 
-def _ratio(totals: FloatArray) -> FloatArray:
-    ratio: FloatArray = totals[:, 0] / totals[:, 1]
+def _estimates(
+    sums: ArrayLike,
+    statistics: Sequence[Callable[[FloatArray], FloatArray]],
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> list[Estimate]:
+    """`bootstrap` of several statistics of the same totals."""
+    if resamples < 1 or not 0 < confidence < 1:
+        raise DataError(
+            f"A bootstrap of {resamples} resamples with a confidence of {confidence} is not possible: allowed are 1 resample or more "
+            "(2000 are usual), and a confidence between 0 and 1 (0.95 is usual)."
+        )
+    sums = np.asarray(sums, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = [float(statistic(sums.sum(axis=0, keepdims=True))[0]) for statistic in statistics]
+        if len(sums) < 2 or not any(map(math.isfinite, values)):
+            return [Estimate(value, math.nan, math.nan) for value in values]
+        totals = _resampled_totals(sums, resamples, seed)
+        drawn = [statistic(totals) for statistic in statistics]
+    return [_interval(value, found, confidence) for value, found in zip(values, drawn, strict=True)]
+
+
+def _interval(value: float, drawn: FloatArray, confidence: float) -> Estimate:
+    known = drawn[np.isfinite(drawn)]
+    if not math.isfinite(value) or len(known) < (1 - _MOST_UNDEFINED) * len(drawn):
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _ratio(totals: FloatArray, *, place: int, count: int) -> FloatArray:
+    ratio: FloatArray = totals[:, place] / totals[:, count + place]
     return ratio
 
 

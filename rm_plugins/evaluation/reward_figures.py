@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from rm_plugins.evaluation.bias import LEAST_SAMPLES, length_corrected
 from rm_plugins.evaluation.figures import FIGURES
-from rm_plugins.evaluation.intervals import Estimate, correlation_estimate, mean_estimate, share_estimate
+from rm_plugins.evaluation.intervals import (
+    Estimate,
+    correlation_estimate,
+    mean_estimate,
+    mean_estimates,
+    share_estimate,
+    share_estimates,
+)
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.evaluation.metrics import auc, best_of, expected_calibration_error, kendall, ndcg, spearman
 from rm_plugins.ranks import mean_ranks
@@ -88,27 +95,25 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
     if not len(delta):
         return {}
 
-    def mean(values: FloatArray) -> Estimate:
-        return mean_estimate(values, cluster, **settings)
-
-    def share(holds: NDArray[np.bool_], where: NDArray[np.bool_] | None = None) -> Estimate:
-        if where is None:
-            return share_estimate(holds, cluster, **settings)
-        return share_estimate(holds[where], cluster[where], **settings) if where.any() else _plain(math.nan)
-
     right, longer = delta > 0, scored.longer
-    squared = np.square((1 - np.tanh(delta / 2)) / 2)
+    for_longer = np.where(longer > 0, delta, -delta)
+    shares = {
+        "accuracy": right,
+        "ties": delta == 0,
+        "accuracy_longer": np.where(longer > 0, right, np.nan),
+        "accuracy_shorter": np.where(longer < 0, right, np.nan),
+        "length_preference": np.where(longer != 0, for_longer > 0, np.nan),
+        "shortness_preference": np.where(longer != 0, for_longer < 0, np.nan),
+    }
+    means = {
+        "margin": delta,
+        "log_loss": np.logaddexp(0, -delta),
+        "brier": np.square((1 - np.tanh(delta / 2)) / 2),
+    }
     return {
-        "accuracy": share(right),
-        "ties": share(delta == 0),
-        "accuracy_longer": share(right, longer > 0),
-        "accuracy_shorter": share(right, longer < 0),
-        "length_preference": share(np.where(longer > 0, delta, -delta) > 0, longer != 0),
-        "shortness_preference": share(np.where(longer > 0, delta, -delta) < 0, longer != 0),
-        "margin": mean(delta),
-        "log_loss": mean(np.logaddexp(0, -delta)),
+        **share_estimates(shares, cluster, **settings),
+        **mean_estimates(means, cluster, **settings),
         "ece": _plain(expected_calibration_error(delta, BINS)),  # which drawing again makes larger, for it has no sign
-        "brier": mean(squared),
     }
 
 
