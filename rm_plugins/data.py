@@ -262,7 +262,9 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
             import pyarrow as arrow
             import pyarrow.parquet as parquet
 
-            table = arrow.Table.from_pylist(list(rows))
+            found = list(rows)
+            names = dict.fromkeys(name for row in found for name in row)  # not of the first row alone, as pyarrow takes them
+            table = arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in found])
             count = table.num_rows
             parquet.write_table(table, temporary)
         else:

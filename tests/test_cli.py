@@ -190,6 +190,23 @@ class TestScore:
         assert list(Path().glob("in.scored*")) == []
 
 
+def test_columns_that_only_later_rows_have_reach_parquet(run: Any) -> None:
+    rows = [{"prompt": "Q", "completion": "a"}, {"prompt": "Q", "completion": "bb", "note": "later"}]
+    run("score", "rules:length", write("in.jsonl", rows), "-o", "out.parquet")
+    assert parquet.read_table("out.parquet").column("note").to_pylist() == [None, "later"]
+    assert "-o writes .jsonl, .json, .ndjson, .parquet" in run("score", "rules:length", "in.jsonl", "-o", "out.csv").output
+
+
+def test_an_interrupted_replacement_is_gone_on_with(run: Any) -> None:
+    write("in.jsonl", completions("a", "bb", "poison"))
+    run("score", "rules:length", "in.jsonl", "-o", "out.jsonl")
+    told = run("score", "rules:dies_late", "in.jsonl", "-o", "out.jsonl", "--overwrite", "--batch-size", "2")
+    assert "out of memory" in told.output
+    assert [row["score"] for row in read("out.jsonl")] == [1.0, 2.0, 6.0]  # nothing is lost before there is better
+    again = run("score", "rules:dies_late", "in.jsonl", "-o", "out.jsonl", "--batch-size", "2")
+    assert "Going on behind 2 rows" in again.output
+
+
 class TestRank:
     def test_orders_completions(self, run: Any) -> None:
         rows = [{"prompt": "Q", "completions": ["bb", "abstain", "a", "ccc"], "is_correct": [0, 0, 0, 1]}]

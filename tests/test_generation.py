@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.machinery
+import re
+import shutil
 import sys
 import types
 from collections import Counter
@@ -16,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError
-from rm_plugins.generation import Completion, Generator, Sampling, default_engine, load_generator
+from rm_plugins.generation import Completion, Generator, PolicyPrompts, Sampling, default_engine, load_generator
 from tests.policies import make_policy
 
 PROMPTS = [{"prompt": "The sea"}, {"prompt": "Name a colour, write one sentence about rain."}, {"prompt": "count"}]
@@ -30,6 +32,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def generator(policy: str, *, batch_size: int | None = None, **sampling: Any) -> Generator:
     settings = Sampling(**{"n": 3, "max_new_tokens": 8, **sampling})
     return load_generator(policy, settings, engine="transformers", batch_size=batch_size)
+
+
+def tokens(made: Generator, row: dict[str, Any]) -> list[int]:
+    return made.prompts.tokens(row, "row 1")
 
 
 def texts(written: Sequence[Sequence[Completion]]) -> list[list[str]]:
@@ -56,7 +62,7 @@ class TestSampling:
         (written,) = texts(made.complete(PROMPTS[:1]))
         model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
         with torch.no_grad():
-            logits = model(torch.tensor([made.prompt_tokens(PROMPTS[0])])).logits[0, -1]
+            logits = model(torch.tensor([tokens(made, PROMPTS[0])])).logits[0, -1]
         likely, order = (logits / temperature).softmax(-1).sort(descending=True)
         kept = likely.cumsum(-1) - likely < top_p
         expected: Counter[str] = Counter()
@@ -67,11 +73,13 @@ class TestSampling:
         for text, share in expected.items():
             assert found[text] / n == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
 
-    def test_padding_on_the_left_leaves_the_likeliest_tokens_as_they_are(self, policy: str) -> None:
+    @pytest.mark.parametrize("absolute", [False, True], ids=["rotary", "absolute"])
+    def test_padding_on_the_left_leaves_the_likeliest_tokens_as_they_are(self, absolute: bool, tmp_path: Path) -> None:
+        policy = make_policy(tmp_path, absolute=absolute)
         made = generator(policy, n=1, top_p=1e-9)
         model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
         for row, (completion,) in zip(PROMPTS, made.complete(PROMPTS), strict=True):
-            ids = torch.tensor([made.prompt_tokens(row)])
+            ids = torch.tensor([tokens(made, row)])
             alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
             assert completion.text == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
 
@@ -115,29 +123,62 @@ class TestPrompts:
         made = generator(policy)
 
         def rendered(**row: Any) -> str:
-            return str(made.tokenizer.decode(made.prompt_tokens(row)))
+            return str(made.tokenizer.decode(tokens(made, row)))
 
         asked = {"role": "user", "content": "Hi"}
         assert rendered(prompt=[asked]) == "<|start|>user\nHi<|end|>\n<|start|>assistant\n"
         assert rendered(prompt=[asked], tools=[{"name": "t"}]).startswith('<|start|>tools\n[{"name": "t"}]<|end|>')
         assert rendered(prompt=[asked], chat_template_kwargs={"closing": "!"}).endswith("assistant\n!")
-        assert rendered(prompt=[asked, {"role": "assistant", "content": "It is"}]).endswith("<|start|>assistant\nIt is")
+        assert rendered(prompt=[asked], tools='[{"name": "t"}]') == rendered(prompt=[asked], tools=[{"name": "t"}])
         assert rendered(prompt="Hi <|end|>") == "Hi <|end|>"
 
     def test_a_text_begins_as_the_tokenizer_begins_texts(self, tmp_path: Path) -> None:
         made = generator(make_policy(tmp_path, adds_bos=True))
-        assert made.prompt_tokens({"prompt": "Hi"})[0] == made.tokenizer.bos_token_id
+        assert tokens(made, {"prompt": "Hi"})[0] == made.tokenizer.bos_token_id
         messages = [{"role": "user", "content": "Hi"}]
-        assert made.tokenizer.bos_token_id not in made.prompt_tokens({"prompt": messages})  # whose template begins it
+        assert made.tokenizer.bos_token_id not in tokens(made, {"prompt": messages})  # whose template begins it
+
+    def test_a_text_does_not_end_where_the_policy_goes_on(self, tmp_path: Path) -> None:
+        made = generator(make_policy(tmp_path, appends_eos=True))
+        assert made.tokenizer("Hi")["input_ids"][-1] == made.tokenizer.eos_token_id
+        assert made.tokenizer.decode(tokens(made, {"prompt": "Hi"})) == "Hi"
+        assert made.tokenizer.decode(tokens(made, {"prompt": "Hi<|end|>"})) == "Hi<|end|>"  # which the prompt says itself
+        with pytest.raises(DataError, match="is empty"):
+            tokens(made, {"prompt": ""})
+
+    def test_the_tokenizer_comes_from_where_the_weights_come_from(self, policy: str, tmp_path: Path) -> None:
+        shutil.copytree(policy, tmp_path / "all" / "last")
+        made = load_generator(
+            str(tmp_path / "all"), Sampling(2, max_new_tokens=4), engine="transformers", options={"subfolder": "last"}
+        )
+        assert made.complete(PROMPTS) == generator(policy, n=2, max_new_tokens=4).complete(PROMPTS)
+        commit, kept = "a" * 40, tmp_path / "hub" / "models--some--policy"
+        shutil.copytree(policy, kept / "snapshots" / commit)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "v2").write_text(commit)
+        options = {"revision": "v2", "local_files_only": True}
+        for name in ("cache_dir", "download_dir"):  # which is vLLM's name
+            prompts = PolicyPrompts("some/policy", 8, {**options, name: str(tmp_path / "hub"), "dtype": "float32"})
+            assert prompts.tokens(PROMPTS[0], "row 1") == tokens(made, PROMPTS[0])
+            with pytest.raises(DataError, match="more than the 256 positions"):
+                prompts.tokens({"prompt": "rain " * 300}, "row 1")
+
+    def test_the_limit_of_vllm_is_a_limit(self, policy: str) -> None:
+        row = {"prompt": "rain " * 20}
+        assert len(PolicyPrompts(policy, 8).tokens(row, "row 1")) > 12
+        with pytest.raises(DataError, match="more than the 20 positions"):
+            PolicyPrompts(policy, 8, {"max_model_len": 20}).tokens(row, "row 1")
 
     @pytest.mark.parametrize(
         ("row", "message"),
         [
             ({"question": "Hi"}, "prompt 3: there is no 'prompt'; the row has the columns 'question'"),
             ({"prompt": 7}, "prompt 3: "),
-            ({"prompt": ""}, "prompt 3 is empty"),
+            ({"prompt": ""}, "prompt 3: the prompt is empty"),
             ({"prompt": "rain " * 300}, "more than the 256 positions of the policy"),
             ({"prompt": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"closing": 1, "tokenize": 2}}, "refuses"),
+            ({"prompt": [{"role": "user", "content": "Hi"}], "tools": "[{"}, "refuses the prompt: JSONDecodeError"),
+            ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "prompt 3: the prompt ends with a message of the assistant"),
         ],
     )
     def test_a_prompt_that_cannot_be_given(self, policy: str, row: dict[str, Any], message: str) -> None:
@@ -146,9 +187,32 @@ class TestPrompts:
 
     def test_a_tokenizer_without_a_chat_template(self, tmp_path: Path) -> None:
         made = generator(make_policy(tmp_path, chat_template=None, pad=None))
-        with pytest.raises(DataError, match=r"prompt 1 is a list of messages, and the tokenizer .* has no chat template"):
+        with pytest.raises(
+            DataError, match=r"prompt 1: the prompt is a list of messages, and the tokenizer .* has no chat template"
+        ):
             made.complete([{"prompt": [{"role": "user", "content": "Hi"}]}])
         assert len(made.complete(PROMPTS)) == 3  # and texts need no token for padding
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ({"n": 0}, "n=0; allowed are integers from 1 on"),
+        ({"n": 2.0}, "n=2.0; allowed are integers"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0; allowed are integers from 1 on"),
+        ({"seed": -1}, "seed=-1; allowed are integers from 0 on"),
+        ({"temperature": 0}, "temperature=0; allowed are numbers above 0, and 2 at most"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 1.5}, "top_p=1.5; allowed are numbers above 0, and 1 at most"),
+    ],
+)
+def test_sampling_that_is_not_possible(setting: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(DataError, match=f"Completions cannot be drawn with {re.escape(allowed)}"):
+        Sampling(**{"n": 1, **setting})
+
+
+def test_whole_numbers_are_numbers(policy: str) -> None:
+    assert generator(policy, temperature=2, top_p=1).complete(PROMPTS) == generator(policy, temperature=2.0).complete(PROMPTS)
 
 
 def test_a_policy_that_cannot_be_loaded(tmp_path: Path, policy: str) -> None:
@@ -263,8 +327,8 @@ class TestVLLM:
         made = load_generator(policy, sampling, engine="vllm", options={"tensor_parallel_size": 2, "max_model_len": 64})
         written = made.complete(PROMPTS, first=10)
         for number, (row, completions) in enumerate(zip(PROMPTS, written, strict=True), start=10):
-            tokens, seed = len(made.prompt_tokens(row)), sampling.seed_of(number)
-            assert [found.text for found in completions] == [f"{tokens}/{seed + k}/7" for k in range(3)]
+            length, seed = len(tokens(made, row)), sampling.seed_of(number)
+            assert [found.text for found in completions] == [f"{length}/{seed + k}/7" for k in range(3)]
             assert [found.finished for found in completions] == [True, False, False]
         assert written[0] == made.complete(PROMPTS[:1], first=10)[0]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,14 +20,24 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rm_plugins as rm
 from rm_plugins.cli import generation_job, main, rank_curve
+from rm_plugins.cli.rank_curve import best_of_n_curve
+from rm_plugins.cli.rank_outputs import ScoredPrompt
 from rm_plugins.errors import ModelError
 from rm_plugins.generation import Generator
+from rm_plugins.reports.best_of_n_page import BestOfNCurve
 from tests.policies import make_policy
 
 RULES = '''
+from pathlib import Path
+
+
 def length(samples):
     """The completion's length; it abstains where asked to."""
     return [None if "abstain" in text(s) else float(len(text(s))) for s in samples]
+
+
+def abstains(samples):
+    return [None for _ in samples]
 
 
 def vowels(samples):
@@ -35,6 +46,13 @@ def vowels(samples):
 
 def fails(samples):
     raise RuntimeError("out of memory")
+
+
+def late(samples):
+    """The length; it fails at a word while there is a file ``stop``."""
+    if Path("stop").exists() and any("fail" in text(s) for s in samples):
+        raise RuntimeError("the power failed")
+    return length(samples)
 
 
 def text(sample):
@@ -108,6 +126,11 @@ class TestBest:
         assert [(row["prompt"], row["score"]) for row in read()] == [("Q", 5.0)]
         assert "2 prompts are left out: 2 have no completion that is good enough." in told.stderr
 
+    def test_finished_is_a_list_or_that_of_the_one_completion(self, rank: Any) -> None:
+        rows = [{"prompt": "Q", "completion": "aaa", "finished": False}, {"prompt": "Q", "completion": "bb", "finished": True}]
+        rank("rules:length", write(*rows, listed("R", "a", finished=[True])), "--format", "best", "--finished-only")
+        assert [(row["completion"], row["finished"]) for row in read()] == [("bb", True), ("a", True)]
+
 
 class TestPairs:
     def test_best_and_worst(self, rank: Any) -> None:
@@ -144,6 +167,32 @@ class TestPairs:
         told = rank("rules:length", write(*rows, listed("good", "a", "b" * 5)), "--pairs", "best-worst", "--min-score", "4")
         assert [row["prompt"] for row in read()] == ["good"]
         assert "4 prompts are left out: 2 have fewer than two different completions that count; 2 have no pair" in told.stderr
+
+
+class TestPrompts:
+    TOOLS = ({"name": "clock"},)
+    SETTINGS: ClassVar[dict[str, Any]] = {"enable_thinking": False}
+
+    @pytest.mark.parametrize("form", ["ranked", "best", "pairs"])
+    @pytest.mark.parametrize("out", ["out.jsonl", "out.parquet"])
+    def test_what_the_chat_template_takes_goes_with_the_prompt(self, rank: Any, form: str, out: str) -> None:
+        plain = listed(ASKED, "a", "bb")
+        rows = [plain, {**plain, "tools": self.TOOLS}, {**plain, "tools": self.TOOLS, "chat_template_kwargs": self.SETTINGS}]
+        rank("rules:length", write(*rows, plain), "--format", form, "-o", out)
+        found = list(rm.data.read_rows(out))
+        assert [row["tools"] for row in found] == [None, list(self.TOOLS), list(self.TOOLS)]  # other tools, another prompt
+        nothing = {name: None for name in self.SETTINGS} if out.endswith("parquet") else {}
+        assert [row["chat_template_kwargs"] for row in found] == [nothing, nothing, self.SETTINGS]
+        rank("rules:length", write(plain), "--format", form, "-o", "plain.jsonl")
+        assert not {"tools", "chat_template_kwargs"} & set(read("plain.jsonl")[0])
+
+    def test_rows_without_a_prompt_have_none_in_common(self, rank: Any) -> None:
+        rows: list[dict[str, Any]] = [{"chosen": "aaaa", "rejected": "b"}, {"chosen": "c", "rejected": "dd"}]
+        source = write(*rows, {"prompt": "", "completion": "e"}, {"prompt": "", "completion": "f"})
+        rank("rules:length", source, "--pairs", "all")
+        assert [(row["chosen"], row["rejected"]) for row in read()] == [("aaaa", "b"), ("dd", "c")]
+        rank("rules:length", source, "--n", "2", "--overwrite")
+        assert [row["completions"] for row in read()] == [["aaaa", "b"], ["dd", "c"], ["e"], ["f"]]
 
 
 class TestFirstN:
@@ -224,7 +273,10 @@ class TestGold:
         pytest.importorskip("matplotlib", reason="matplotlib, which draws the curve, is not installed")
         rows = [listed(f"Q{number}", "aa" * 2, "b" * 9, "c", good=[3 + number % 2, 0, 1]) for number in range(30)]
         told = rank("rules:length", write(*rows), "--gold", "good", "--curve", "curve.html")
-        assert re.search(r"Gold is highest at n = 1 \(1.5\) and falls to 0 at n = 3, while the proxy rises", told.stdout)
+        assert re.search(
+            r"Gold is highest at n = 1 \(1.5\) and falls to 0 at n = 3, by 1.5 \[1.4\d*, 1.5\d*\], while the proxy rises",
+            told.stdout,
+        )
         assert 'class="warning">Gold is highest' in Path("curve.html").read_text(encoding="utf-8")
 
     def test_every_number_of_the_page_is_in_the_data(self, rank: Any) -> None:
@@ -258,7 +310,7 @@ class TestGold:
             root = ElementTree.parse(f"{number}.svg").getroot()
             assert root.tag == "{http://www.w3.org/2000/svg}svg"
             texts = {"".join(found.itertext()) for found in root.iter("{http://www.w3.org/2000/svg}text")}
-            assert {"KL bound (nats): log n - (n - 1) / n", "n", "1", "2", "4", "proxy"} <= texts
+            assert {"n, spaced by the square root of the KL bound", "1", "2", "4", "proxy"} <= texts
             assert ("best possible gold" in texts) == bool(gold)
 
     @pytest.mark.parametrize(
@@ -270,15 +322,74 @@ class TestGold:
             ),
             ("name", "row 1: the column 'name' has ['x', 'y']"),
             ("goood", "--gold 'goood' is no column of the first row, and as a spec it cannot be loaded: "),
-            ("unknown", "No prompt has 2 completions with a score and a gold score"),
+            ("endless", "row 2: the column 'endless' has [1, inf]; a gold reward must be finite, or null where it is unknown."),
+            ("huge", "row 2: the column 'huge' has [1, 100000"),
         ],
     )
     def test_gold_that_is_none(self, rank: Any, gold: str, message: str) -> None:
-        first = listed("Q", "a", "bb", good=[True, None], name=["x", "y"], unknown=[None, 1])
-        source = write(first, listed("R", "a", "bb", good=[1], unknown=[None, None]))
+        first = listed("Q", "a", "bb", good=[True, None], name=["x", "y"], endless=[1, 2], huge=[1, 2])
+        source = write(first, listed("R", "a", "bb", good=[1], endless=[1, float("inf")], huge=[1, 10**400]))
         told = rank("rules:length", source, "--gold", gold, "--n", "2", code=1)
         assert message in told.output
         assert not Path("in.ranked.jsonl").exists()
+
+    def test_nan_in_a_column_is_unknown(self, rank: Any) -> None:
+        source = write(listed("Q", "a", "bb", good=[float("nan"), 1]))
+        rank("rules:length", source, "--gold", "good")
+        assert read()[0]["gold_scores"] == [1.0, None]
+
+    @pytest.mark.parametrize(
+        ("spec", "settings", "message"),
+        [
+            (
+                "rules:length",
+                ["--n", 2],
+                "No prompt has 2 completions with a score and a gold score; the most that one has is 1. Ask",
+            ),
+            ("rules:abstains", [], "There is no completion with a score and a gold score."),
+        ],
+    )
+    def test_where_no_curve_is_possible_the_rows_are_written(
+        self, rank: Any, spec: str, settings: list[Any], message: str
+    ) -> None:
+        source = write(listed("Q", "a", "bb", good=[None, 1]), listed("R", "a", good=[1]))
+        told = rank(spec, source, "--gold", "good", "--curve", "curve.json", *settings, code=1)
+        assert f"in.ranked.jsonl is written, but there is no curve: {message}" in told.output
+        assert len(read()) == 2 and not Path("curve.json").exists()
+        assert left_behind() == []
+
+    def test_chance_is_no_fall(self) -> None:
+        rng = np.random.default_rng(0)
+
+        def said(prompts: int, fall: float) -> bool:
+            found = []
+            for number in range(prompts):
+                proxy, gold = rng.normal(size=(2, 8))
+                gold = gold - fall * proxy
+                found.append(ScoredPrompt(str(number), {}, ["x"] * 8, ["x"] * 8, proxy.tolist(), gold.tolist()))
+            return bool(best_of_n_curve(found, 8, proxy="p", gold="g").warning)
+
+        assert not any(said(2, 0) for _ in range(12))
+        assert said(20, 1)
+        assert not said(3, 9)  # of three prompts, nothing is sure
+
+    def test_a_misspelt_gold_is_told_before_the_proxy_scores(self, rank: Any) -> None:
+        told = rank("rules:fails", write(*self.ROWS), "--gold", "rules:vowel", code=1)
+        assert "--gold 'rules:vowel' is no column of the first row, and as a spec it cannot be loaded" in told.output
+
+    def test_no_two_rewards_are_in_memory(self, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded: list[tuple[Any, weakref.ref[rm.Provider]]] = []
+        original = rm.load
+
+        def load(spec: str) -> rm.Provider:
+            assert [before for before, provider in loaded if provider() is not None] == []
+            found = original(spec)
+            loaded.append((spec, weakref.ref(found)))
+            return found
+
+        monkeypatch.setattr(rm, "load", load)
+        rank("rules:length", write(*self.ROWS), "--gold", "rules:vowels")
+        assert [spec for spec, _ in loaded] == ["rules:vowels", "rules:length", "rules:vowels"]
 
     def test_standard_input_is_read_once_for_both(self, rank: Any) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.ROWS)
@@ -361,7 +472,7 @@ class TestGenerate:
         assert (generated, len(read("in.ranked.jsonl.completions.jsonl.part"))) == ([0], 1)
         with Path("in.ranked.jsonl.completions.jsonl.part").open("a") as file:
             file.write('{"prompt": "half a li')
-        Path("in.ranked.jsonl").unlink(missing_ok=True)
+        assert read() == whole  # until there is something to replace it with
         assert "Going on behind 1 prompts whose completions were written before." in generate().stderr
         assert generated == [0, 1, 2]
         assert read() == whole
@@ -403,6 +514,37 @@ class TestGenerate:
         assert [len(row["completions"]) for row in read()] == [2, 2]
         assert generated == [0, 1]
 
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("rain " * 300, "row 4: the prompt has "),
+            ([*ASKED, {"role": "assistant", "content": "It is"}], "row 4: the prompt ends with a message of the assistant"),
+            (None, "row 4: there is no 'prompt'"),
+        ],
+    )
+    def test_every_prompt_is_looked_at_before_the_first_is_completed(
+        self, rank: Any, policy: str, monkeypatch: pytest.MonkeyPatch, prompt: Any, message: str
+    ) -> None:
+        source = write({"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": prompt})
+        settings = ("--generate", policy, "--n", 2, "--max-new-tokens", 4)
+        with monkeypatch.context() as patched:
+            patched.setattr(generation_job, "load_generator", lambda *_, **__: pytest.fail("the policy was loaded"))
+            assert message in rank("rules:length", source, *settings, code=1).output
+        write({"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"})
+        rank("rules:length", source, *settings)  # nothing was begun
+        assert len(read()) == 2
+
+    def test_standard_input_is_kept_to_be_read_twice(self, rank: Any, policy: str) -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in self.PROMPTS)
+        rank("rules:length", "-", "-o", "out.jsonl", "--generate", policy, "--n", 2, "--max-new-tokens", 4, input=lines)
+        assert [row["prompt"] for row in read("out.jsonl")] == [row["prompt"] for row in self.PROMPTS]
+        assert [path.name for path in Path().glob("*out.*")] == ["out.jsonl"]
+
+    def test_an_access_token_is_not_written_down(self, generate: Any) -> None:
+        generate("--engine-options", '{"token": "hf_secret"}', spec="rules:fails", code=1)
+        notes = [path.read_text(encoding="utf-8") for path in Path().glob("*.json")]
+        assert notes and not any("hf_secret" in note for note in notes)
+
     def test_gold_judges_what_was_generated(self, generate: Any, policy: str) -> None:
         generate("--gold", "rules:vowels", "--curve", "curve.json", "--pairs", "all")
         found = json.loads(Path("curve.json").read_text(encoding="utf-8"))
@@ -440,7 +582,20 @@ class TestGenerate:
         (["--generate", "m"], "--generate needs to know how many completions of a prompt to write: --n N."),
         (["--generate", "m", "--n", "2", "--temperature", "0"], "0.0 is not in the range"),
         (["--generate", "m", "--n", "2", "--keep-completions", "kept.csv"], "--keep-completions writes .jsonl"),
-        (["--generate", "m", "--n", "2", "--keep-completions", "./in.jsonl"], "which is read or written already"),
+        (
+            ["--generate", "m", "--n", "2", "--keep-completions", "./in.jsonl"],
+            "FILE and --keep-completions are the same file, 'in.jsonl'.",
+        ),
+        (
+            ["--generate", "m", "--n", "2", "--keep-completions", "in.ranked.jsonl"],
+            "the output and --keep-completions are the same",
+        ),
+        (["-o", "./in.jsonl", "--overwrite"], "FILE and the output are the same file, 'in.jsonl'. Name different ones."),
+        (["-o", "out.json", "--curve", "out.json"], "the output and --curve are the same file"),
+        (
+            ["--curve", "in.ranked.jsonl.rows.json", "-o", "in.ranked.csv"],
+            "-o writes .jsonl, .json, .ndjson, .parquet; 'in.ranked.csv'",
+        ),
         (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is no JSON"),
         (["--generate", "m", "--n", "2", "--engine-options", "[1]"], "--engine-options must be a JSON mapping"),
         (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which knows nothing of"),
@@ -464,6 +619,74 @@ def test_a_curve_that_cannot_be_written_is_told_before_scoring(rank: Any, monkey
     assert "curve.json exists already" in rank("rules:fails", source, "--curve", "curve.json", code=1).output
     monkeypatch.setattr(rank_curve, "find_spec", lambda name: None)
     assert "pip install 'rm-plugins[report]'" in rank("rules:fails", source, "--curve", "curve.svg", code=1).output
+
+
+def test_a_file_on_the_way_is_no_source(rank: Any) -> None:
+    source = write(listed("Q", "a"), path="out.jsonl.rows.jsonl")
+    told = rank("rules:length", source, "-o", "out.jsonl", code=2)
+    assert "FILE is 'out.jsonl.rows.jsonl', where something is kept while out.jsonl is made." in " ".join(told.output.split())
+    assert read(source) == [listed("Q", "a")]
+
+
+@pytest.mark.parametrize("flag", ["-o", "--curve", "--keep-completions"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(rank: Any, flag: str) -> None:
+    Path("blocked").touch()
+    generating = ["--generate", "no-policy", "--n", 2] if flag == "--keep-completions" else []
+    name = "blocked/f.json" if flag == "--curve" else "blocked/f.jsonl"
+    told = rank("rules:fails", write(listed("Q", "a")), flag, name, *generating, code=1)
+    assert f"{name} cannot be written, which is {'the output' if flag == '-o' else flag}: " in " ".join(told.output.split())
+    Path("folder.json").mkdir()
+    if flag == "--curve":
+        assert "'folder.json' is a folder" in rank("rules:fails", "in.jsonl", flag, "folder.json", code=1).output
+
+
+class TestInterrupted:
+    ROWS = (listed("Q", "a", "bb"), listed("R", "fail", "c"))
+
+    def test_a_run_that_was_to_overwrite_goes_on_without_the_flag(self, rank: Any) -> None:
+        source, curve = write(*self.ROWS), ("--curve", "curve.json", "--batch-size", 1)
+        rank("rules:late", source, *curve)
+        before = read()
+        write(listed("Q", "aaa", "b"), self.ROWS[1])
+        Path("stop").touch()
+        rank("rules:late", source, *curve, "--overwrite", code=1)
+        assert read() == before  # until there is something to replace it with
+        Path("stop").unlink()
+        told = rank("rules:late", source, *curve)
+        assert "in.ranked.jsonl will be replaced: a run with --overwrite was interrupted." in told.stderr
+        assert "Going on behind 1 rows" in told.stderr
+        assert [row["completions"] for row in read()] == [["aaa", "b"], ["fail", "c"]]
+        assert json.loads(Path("curve.json").read_text(encoding="utf-8"))["prompts"] == 2
+        assert "in.ranked.jsonl exists already" in rank("rules:late", source, *curve, code=1).output
+
+    def test_other_work_does_not_replace_what_it_was_to_replace(self, rank: Any) -> None:
+        source = write(*self.ROWS)
+        rank("rules:late", source)
+        before = read()
+        Path("stop").touch()
+        rank("rules:late", source, "--batch-size", 1, "--overwrite", code=1)
+        assert "was begun by another reward" in rank("rules:length", source, code=1).output
+        assert read() == before
+
+    def test_a_curve_of_somebody_else_is_not_replaced(self, rank: Any) -> None:
+        source = write(*self.ROWS)
+        Path("stop").touch()
+        rank("rules:late", source, "--batch-size", 1, code=1)
+        Path("curve.json").touch()
+        assert "curve.json exists already" in rank("rules:late", source, "--curve", "curve.json", code=1).output
+
+    def test_rows_and_curve_are_written_together_or_not_at_all(self, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = write(*self.ROWS)
+        settings = ("--format", "best", "--finished-only", "--curve", "curve.json")
+        assert "--finished-only needs rows with 'finished'" in rank("rules:length", source, *settings, code=1).output
+        assert not Path("curve.json").exists()
+        with monkeypatch.context() as patched:
+            patched.setattr(BestOfNCurve, "to_json", lambda self: 1 / 0)
+            rank("rules:length", source, "--curve", "curve.json", code=1)
+        assert not Path("in.ranked.jsonl").exists() and not Path("curve.json").exists()
+        told = rank("rules:length", source, "--curve", "curve.json")
+        assert "Going on behind 2 rows that were scored before." in told.stderr
+        assert [path.name for path in Path().iterdir() if "curve" in path.name] == ["curve.json"]
 
 
 def test_help_has_its_options_in_groups(rank: Any) -> None:

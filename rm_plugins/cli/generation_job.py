@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rm_plugins.cli.kept_rows import UnfinishedFile
+from rm_plugins.cli.rank_outputs import prompt_key
 from rm_plugins.cli.scoring_job import progress_bar
-from rm_plugins.data import is_data_file, json_line, read_rows
+from rm_plugins.data import json_line, read_rows
 from rm_plugins.errors import DataError
-from rm_plugins.generation import Sampling, load_generator
+from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 
 __all__ = ["GenerationJob"]
 
 _ANSWERS = ("completion", "completions", "chosen", "rejected", "messages", "finished")
+_SECRET = ("hf_token", "token")
+"""Options that are not to be written down."""
 
 
 class GenerationJob:
@@ -33,10 +36,10 @@ class GenerationJob:
         engine: What runs it.
         options: Keyword arguments for the engine that loads it.
         sampling: How completions are drawn.
-        source: A path, ``-`` for standard input, or the name of a dataset.
+        source: A path or the name of a dataset, which is read twice.
         split: The dataset's split.
         out: The finished file, beside which the unfinished one is kept.
-        overwrite: Whether to replace a finished file and to begin anew where an unfinished one is found.
+        overwrite: Whether a finished file may be replaced.
 
     Raises:
         DataError: `out` exists and is none of this job's.
@@ -62,12 +65,16 @@ class GenerationJob:
         self._sampling = sampling
         self._source = source
         self._split = split
-        identity = {**self._policy, "weights": _weights(model), "source": source, "split": split}
+        known = {name: value for name, value in options.items() if name not in _SECRET}
+        identity = {**self._policy, "options": known, "weights": _weights(model), "source": source, "split": split}
         self.file = UnfinishedFile(out, identity)
-        if overwrite:
-            self.file.discard()
-        elif out.exists() and not self.file.is_finished:
+        if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an earlier run has left completions to go on with."""
+        return self.file.path.exists() or self.file.is_finished
 
     def run(self, batch_size: int | None = None) -> None:
         """Write what is not written yet.
@@ -83,35 +90,56 @@ class GenerationJob:
         if self.file.is_finished:
             click.echo(f"Taking the completions of {done} prompts that were written before.", err=True)
             return
-        rows = _distinct(read_rows(self._source, self._split))
+        rows = self._distinct_rows()
         for number, before in enumerate(self.file.rows(), start=1):
-            if _prompt_row(next(rows, None)) != {name: before[name] for name in before if name not in _ANSWERS}:
+            _, row = next(rows, (0, None))
+            if _prompt_row(row) != {name: before[name] for name in before if name not in _ANSWERS}:
                 raise DataError(
                     f"{self.file.path} was begun with other data: its prompt {number} is not the source's. Begin anew with --overwrite."
                 )
         if done:
             click.echo(f"Going on behind {done} prompts whose completions were written before.", err=True)
-        self._generate(rows, done, batch_size)
+        if left := self._check(rows):
+            self._generate(done, left, batch_size)
         self.file.finish()
 
-    def _generate(self, rows: Iterator[dict[str, Any]], done: int, batch_size: int | None) -> None:
-        first = next(rows, None)
-        if first is None:  # nothing is left to do, so that no model is needed
-            return
+    def _distinct_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The first row of each prompt, with its number in the source.
+
+        Completions of a prompt are ranked together, whichever row they were written for.
+        """
+        seen: set[str] = set()
+        for number, row in enumerate(read_rows(self._source, self._split), start=1):
+            key = prompt_key(row.get("prompt"), row)
+            if key not in seen:
+                seen.add(key)
+                yield number, row
+
+    def _check(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> int:
+        """Refuse prompts that the policy cannot be given, before its weights are loaded; returns how many rows there are."""
+        prompts: PolicyPrompts | None = None
+        answered, count = False, 0
+        for number, row in rows:
+            if prompts is None:  # of no rows, no policy is needed
+                prompts = PolicyPrompts(self._policy["model"], self._sampling.max_new_tokens, self._policy["options"])
+            prompts.tokens(row, f"row {number}")
+            answered = answered or any(row.get(name) is not None for name in _ANSWERS)
+            count += 1
+        if answered:
+            click.echo("The source's own answers are left out: completions come from the policy.", err=True)
+        return count
+
+    def _generate(self, done: int, left: int, batch_size: int | None) -> None:
         policy = self._policy
         generator = load_generator(
             policy["model"], self._sampling, engine=policy["engine"], options=policy["options"], batch_size=batch_size
         )
-        told = False
+        rows = (row for _, row in islice(self._distinct_rows(), done, None))
+        size = max(1, generator.batch_size // self._sampling.n)
         try:
             with progress_bar() as bar:
-                task = bar.add_task("Generating", total=None if bar.disable else _row_count(self._source), completed=done)
-                rows = chain([first], rows)
-                size = max(1, generator.batch_size // self._sampling.n)
+                task = bar.add_task("Generating", total=done + left, completed=done)
                 while batch := list(islice(rows, size)):
-                    if not told and any(row.get(name) is not None for row in batch for name in _ANSWERS):
-                        click.echo("The source's own answers are left out: completions come from the policy.", err=True)
-                        told = True
                     written = generator.complete(batch, first=done)
                     self.file.append(
                         {
@@ -127,16 +155,6 @@ class GenerationJob:
             generator.close()  # the reward needs the memory
 
 
-def _distinct(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The first row of each prompt: completions of a prompt are ranked together, whichever row they were written for."""
-    seen: set[str] = set()
-    for row in rows:
-        key = json.dumps(row.get("prompt"), sort_keys=True, default=str)
-        if key not in seen:
-            seen.add(key)
-            yield row
-
-
 def _prompt_row(row: Mapping[str, Any] | None) -> Any:
     """What is kept of a row, as it comes back from a file."""
     return None if row is None else json.loads(json_line({name: row[name] for name in row if name not in _ANSWERS}))
@@ -149,7 +167,3 @@ def _weights(model: str) -> list[list[Any]] | None:
         return None
     found = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
-
-
-def _row_count(source: str) -> int | None:
-    return sum(1 for _ in read_rows(source)) if source != "-" and is_data_file(source) else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.generation_job import GenerationJob
+from rm_plugins.cli.kept_rows import KeptRows
 from rm_plugins.cli.option_groups import GroupedCommand
-from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, print_curve, write_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, check_options, engine_options, gold_column, no_gold
+from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
+from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
 from rm_plugins.cli.rank_outputs import (
     PAIRS,
     Rule,
@@ -28,9 +30,10 @@ from rm_plugins.cli.rank_outputs import (
     ranked_rows,
     scored_prompts,
 )
-from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, scoring_options
+from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, output_path, scoring_options
 from rm_plugins.data import read_rows, write_rows
 from rm_plugins.errors import DataError, RmPluginsError
+from rm_plugins.files import replacing
 from rm_plugins.generation import ENGINES, Sampling, default_engine
 
 __all__ = ["command"]
@@ -86,41 +89,59 @@ def command(
     where it stopped.
     """
     form = options["form"] or ("pairs" if options["pairs"] else "ranked")
-    check_options(context, form, file, options)
+    check_options(context, form, options)
     out = output_path(file, options["output"], "ranked")
-    curve_file = check_curve_file(options["curve"], overwrite)
-    if out.exists() and not overwrite:  # before completions are written for it
-        raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    gold, column = options["gold"], gold_column(options["gold"], file, split, options["generate"])
-
+    curve_file = check_curve_file(options["curve"])
+    check_files(file, out, _on_the_way(out, options), options)
     rows = _Rows(file, split, out, overwrite, options)
-    source = rows.prepare([spec] if column is not None else [spec, gold], column)
-    jobs = [ScoringJob(spec, source, split, out, overwrite)]
-    scored = jobs[0].run(batch_size)
+    gold, column = options["gold"], gold_column(options["gold"], file, split, options["generate"])
+    kept, kept_gold = (KeptRows(out.with_name(f"{out.name}{ending}.part"), {}) for ending in ("", ".gold"))
+    if not overwrite:
+        _check_free(out, curve_file, begun=rows.is_begun or kept.path.exists())
+
+    if rows.are_to_be_generated:
+        _try(spec)
+    if gold is not None and column is None:
+        try:
+            _try(gold)
+        except RmPluginsError as error:
+            raise no_gold(gold, error) from error
+    if overwrite:
+        for old in (kept, kept_gold, rows):
+            old.discard()
+    source = RowSource.of(rows.prepare(column), split)
+    scored = _scored(spec, source, kept.path, batch_size)
     if column is not None:
         prompts = scored_prompts(scored, partial(_from_column, column))
     elif gold is not None:
-        jobs.append(_gold_job(gold, source, split, out, overwrite))
-        prompts = scored_prompts(scored, partial(_from_rows, jobs[1].run(batch_size)))
+        prompts = scored_prompts(scored, partial(_from_rows, _scored(gold, source, kept_gold.path, batch_size)))
     else:
         prompts = scored_prompts(scored)
 
     _tell_of_few(prompts, options["n"])
-    curve = None
+    curve = no_curve = None
     if gold is not None or curve_file is not None:
         policy = options["generate"] or ""
-        curve = best_of_n_curve(prompts, options["n"], proxy=spec, gold=gold or "", source=file, policy=policy)
+        try:
+            curve = best_of_n_curve(prompts, options["n"], proxy=spec, gold=gold or "", source=file, policy=policy)
+        except DataError as error:
+            no_curve = error
     left_out: Counter[str] = Counter()
-    count = write_rows(_shaped(prompts, form, options, left_out), out)
+    with ExitStack() as stack:
+        if curve is not None and curve_file is not None:  # which takes its place behind the rows: both are written, or neither
+            temporary = stack.enter_context(replacing(curve_file))
+            temporary.write_text(curve_text(curve, curve_file.suffix), encoding="utf-8")
+        count = write_rows(_shaped(prompts, form, options, left_out), out)
     _tell(count, prompts, form, out, left_out)
     if curve is not None:
         print_curve(curve)
         if curve_file is not None:
-            write_curve(curve, curve_file)
             click.echo(f"Wrote the curve to {curve_file}.", err=True)
-    for job in jobs:
-        job.discard()
+    for old in (kept, kept_gold):
+        old.discard()
     rows.clear()
+    if no_curve is not None:
+        raise DataError(f"{out} is written, but there is no curve: {no_curve}") from no_curve
 
 
 class _Rows:
@@ -128,68 +149,107 @@ class _Rows:
 
     def __init__(self, file: str, split: str, out: Path, overwrite: bool, options: dict[str, Any]) -> None:
         self._file, self._split, self._options = file, split, options
-        self._first = out.with_name(f"{out.name}.rows.jsonl")
+        self._overwrite = overwrite
+        self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
+        self._is_read_twice = options["gold"] is not None or options["generate"] is not None
         if options["generate"] is not None:
-            keep = options["keep_completions"]
             names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
             self._generation = GenerationJob(
                 options["generate"],
                 options["engine"] or default_engine(),
                 engine_options(options["engine_options"]),
                 Sampling(**{name: options[name] for name in names}),
-                file,
+                str(self._first) if file == "-" else file,
                 split,
-                Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl"),
+                completions,
                 overwrite,
             )
 
-    def prepare(self, specs: Iterable[str | None], column: str | None) -> str:
+    @property
+    def is_begun(self) -> bool:
+        """Whether an earlier run has left completions to go on with."""
+        return self._generation is not None and self._generation.is_begun
+
+    @property
+    def are_to_be_generated(self) -> bool:
+        """Whether hours of generating lie ahead."""
+        return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
+
+    def prepare(self, column: str | None) -> str:
         """Make it, unless that was done before; returns its name.
 
         Args:
-            specs: The rewards that will score it, which are tried before hours of generating.
             column: A column with one value a completion.
         """
+        n = None if self._generation is not None else self._options["n"]
+        source = self._file
+        if n is not None or (self._file == "-" and self._is_read_twice):
+            found: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
+            if n is not None:
+                found = first_completions(found, n, ["finished", *([column] if column is not None else [])])
+            write_rows(found, self._first)
+            source = str(self._first)
         if self._generation is not None:
-            if not self._generation.file.is_finished:
-                _try(specs)
             self._generation.run(self._options["generation_batch_size"])
-            return str(self._generation.file.out)
-        n = self._options["n"]
-        if n is None and not (self._file == "-" and self._options["gold"] is not None):  # which is read twice
-            return self._file
-        found: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
-        if n is not None:
-            found = first_completions(found, n, ["finished", *([column] if column is not None else [])])
-        write_rows(found, self._first)
-        return str(self._first)
+            source = str(self._generation.file.out)
+        return source
+
+    def discard(self) -> None:
+        """Delete what an earlier run made."""
+        self._first.unlink(missing_ok=True)
+        if self._generation is not None:
+            self._generation.file.discard()
 
     def clear(self) -> None:
         """Delete what was made, or leave it to the user who asked for it."""
-        self._first.unlink(missing_ok=True)
-        if self._generation is not None:
-            if self._options["keep_completions"]:
-                self._generation.file.forget()
-            else:
-                self._generation.file.discard()
+        if self._generation is not None and self._options["keep_completions"]:
+            self._first.unlink(missing_ok=True)
+            self._generation.file.forget()
+        else:
+            self.discard()
 
 
-def _try(specs: Iterable[str | None]) -> None:
-    """Load rewards and give back what they hold."""
-    for spec in specs:
-        if spec is not None:
-            rm.load(spec).close()
+def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
+    """The files of the first completions, or of what is read twice, and of the completions that a policy writes."""
+    keep = options["keep_completions"]
+    return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
+
+
+def _check_free(out: Path, curve_file: Path | None, begun: bool) -> None:
+    """Refuse to replace files, unless an interrupted run with ``--overwrite`` was to replace them."""
+    if out.exists():
+        if begun:
+            click.echo(f"{out} will be replaced: a run with --overwrite was interrupted.", err=True)
+            return
+        raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+    if curve_file is not None and curve_file.exists():
+        raise DataError(
+            f"{curve_file} exists already. Name another file for --curve, delete it, or begin anew with --overwrite."
+        )
+
+
+def _try(spec: str) -> None:
+    """Load a reward before hours of other work, and give back what it holds."""
+    rm.load(spec).close()
+    _free_memory()
+
+
+def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterator[ScoredRow]:
+    """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
+    provider = rm.load(spec)
+    try:
+        return RowScoring(provider, source, part, {"spec": spec}).run(batch_size)
+    finally:
+        provider.close()
+        del provider
+        _free_memory()
+
+
+def _free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _gold_job(gold: str, source: str, split: str, out: Path, overwrite: bool) -> ScoringJob:
-    try:
-        return ScoringJob(gold, source, split, out.with_name(f"{out.name}.gold"), overwrite)
-    except RmPluginsError as error:
-        raise no_gold(gold, error) from error
 
 
 def _from_column(column: str, scored: ScoredRow, number: int) -> list[float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,12 +16,11 @@ from rich.table import Table
 from rm_plugins.cli.rank_outputs import ScoredPrompt
 from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.evaluation.intervals import Estimate, mean_estimate
-from rm_plugins.files import write_atomically
-from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_svg, best_of_n_table
+from rm_plugins.evaluation.intervals import Estimate, mean_estimate, paired_test
+from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
 from rm_plugins.types import FloatArray
 
-__all__ = ["best_of_n_curve", "check_curve_file", "print_curve", "write_curve"]
+__all__ = ["best_of_n_curve", "check_curve_file", "curve_text", "print_curve"]
 
 _ENDINGS = (".html", ".json", ".svg")
 
@@ -47,13 +47,14 @@ def best_of_n_curve(
     used = [found for found in scores if len(found) >= most]
     if not used:
         needed = "with a score and a gold score" if gold else "with a score"
+        if not sizes:
+            raise DataError(f"There is no completion {needed}.")
         raise DataError(
-            f"No prompt has {most} completions {needed}, so that there is no curve; the most that one has is "
-            f"{max(sizes, default=0)}. Ask for fewer with --n."
+            f"No prompt has {most} completions {needed}; the most that one has is {max(sizes)}. Ask for fewer with --n."
         )
     counts = best_of_n_counts(most)
     by_proxy = np.stack([best_of_n(found[:, 0], found[:, 0], counts) for found in used])
-    return BestOfNCurve(
+    curve = BestOfNCurve(
         proxy=proxy,
         gold=gold,
         source=source,
@@ -63,19 +64,31 @@ def best_of_n_curve(
         n=tuple(counts),
         kl=tuple(best_of_n_kl(count) for count in counts),
         proxy_mean=_means(by_proxy),
-        gold_mean=_means(np.stack([best_of_n(found[:, 0], found[:, 1], counts) for found in used])) if gold else (),
-        gold_best=tuple(np.mean([best_of_n(found[:, 1], found[:, 1], counts) for found in used], axis=0).tolist())
-        if gold
-        else (),
     )
+    if not gold:
+        return curve
+    by_gold = np.stack([best_of_n(found[:, 0], found[:, 1], counts) for found in used])
+    best = np.mean([best_of_n(found[:, 1], found[:, 1], counts) for found in used], axis=0)
+    fall, p_value = _fall(by_gold)
+    return replace(curve, gold_mean=_means(by_gold), gold_best=tuple(best.tolist()), fall=fall, fall_p_value=p_value)
 
 
-def check_curve_file(name: str | None, overwrite: bool) -> Path | None:
+def _fall(by_gold: FloatArray) -> tuple[Estimate, float]:
+    """By how much gold, [P, C], falls from its highest mean to the last one, and how likely a fall as deep is by chance.
+
+    The same prompts are compared with themselves. That the highest of several means is looked at counts: the p-value is that of
+    one of as many tests (Bonferroni).
+    """
+    peak = int(np.argmax(by_gold.mean(axis=0)))
+    found = paired_test(by_gold[:, -1], by_gold[:, peak], range(len(by_gold)))
+    return found.difference, min(1.0, found.p_value * max(1, by_gold.shape[1] - 1))
+
+
+def check_curve_file(name: str | None) -> Path | None:
     """The file that a curve goes to, before anything is done for it.
 
     Raises:
         UsageError: Its ending is not known.
-        DataError: It exists.
         MissingDependencyError: matplotlib is needed and absent.
     """
     if name is None:
@@ -83,8 +96,6 @@ def check_curve_file(name: str | None, overwrite: bool) -> Path | None:
     path = Path(name)
     if path.suffix not in _ENDINGS:
         raise click.UsageError(f"--curve writes {', '.join(_ENDINGS)}; {name!r} ends in none of these.")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already. Name another file for --curve, or replace it with --overwrite.")
     if path.suffix != ".json" and find_spec("matplotlib") is None:
         raise MissingDependencyError(
             "The curve as a drawing needs matplotlib: pip install 'rm-plugins[report]', or write it as .json."
@@ -92,10 +103,9 @@ def check_curve_file(name: str | None, overwrite: bool) -> Path | None:
     return path
 
 
-def write_curve(curve: BestOfNCurve, path: Path) -> None:
-    """Write the curve as the page, the drawing or the data that the file's ending says."""
-    made = {".html": best_of_n_page, ".json": BestOfNCurve.to_json, ".svg": _svg_file}[path.suffix]
-    write_atomically(path, made(curve))
+def curve_text(curve: BestOfNCurve, ending: str) -> str:
+    """The curve as the page, the drawing or the data that a file's ending says."""
+    return {".html": best_of_n_page, ".json": BestOfNCurve.to_json, ".svg": _svg_file}[ending](curve)
 
 
 def print_curve(curve: BestOfNCurve) -> None:
@@ -119,7 +129,7 @@ def _plain(cell: str) -> str:
 
 def _svg_file(curve: BestOfNCurve) -> str:
     """The drawing as a file of its own, with a size and the colour that a page would give it."""
-    drawn = best_of_n_svg(curve)
+    drawn = proxy_curve_svg(curve)
     return drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" width="768" color="#64748b"', 1) + "\n"
 
 

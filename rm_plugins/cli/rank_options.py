@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from click.core import ParameterSource
 from rm_plugins.data import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "check_options", "engine_options", "gold_column", "no_gold"]
+__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column", "no_gold"]
+
 
 OF_GENERATE = (
     "engine",
@@ -36,13 +39,12 @@ _FORMS = {
 """Options that shape the output, and the formats that they belong to."""
 
 
-def check_options(context: click.Context, form: str, file: str, options: dict[str, Any]) -> None:
+def check_options(context: click.Context, form: str, options: Mapping[str, Any]) -> None:
     """Refuse options that do not go together.
 
     Args:
         context: The command's, which knows what was given.
         form: The format of the output.
-        file: The source.
         options: The command's options.
 
     Raises:
@@ -61,11 +63,44 @@ def check_options(context: click.Context, form: str, file: str, options: dict[st
     keep = options["keep_completions"]
     if keep is not None and not keep.endswith(".jsonl"):
         raise click.UsageError(f"--keep-completions writes .jsonl; {keep!r} does not end in it.")
-    if keep is not None and Path(keep).resolve() in (Path(file).resolve(), Path(options["output"] or "").resolve()):
-        raise click.UsageError(f"--keep-completions cannot be {keep!r}, which is read or written already. Name another file.")
     low, high = options["min_margin"], options["max_margin"]
     if low is not None and high is not None and low > high:
         raise click.UsageError(f"No margin is at least {low:g} (--min-margin) and at most {high:g} (--max-margin).")
+
+
+def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mapping[str, Any]) -> None:
+    """Refuse files that cannot be written, or of which one would replace another, before anything is done for them.
+
+    Args:
+        file: The source.
+        out: The output.
+        on_the_way: Files that are made before it.
+        options: The command's options.
+
+    Raises:
+        UsageError: Two are the same.
+        DataError: A file cannot be written there.
+    """
+    named = {"--keep-completions": options["keep_completions"], "--curve": options["curve"]}
+    written = {"the output": out, **{name: Path(path) for name, path in named.items() if path is not None}}
+    places = {} if file == "-" else {Path(file).resolve(): "FILE"}
+    for name, path in written.items():
+        other = places.setdefault(path.resolve(), name)
+        if other != name:
+            raise click.UsageError(f"{other} and {name} are the same file, {str(path)!r}. Name different ones.")
+    for path in on_the_way:
+        other = places.get(path.resolve(), "--keep-completions")
+        if other != "--keep-completions":
+            raise click.UsageError(f"{other} is {str(path)!r}, where something is kept while {out} is made. Name another file.")
+    for name, path in written.items():
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(f"{str(path)!r} is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise DataError(f"{path} cannot be written, which is {name}: {error}. Name another file.") from error
 
 
 def engine_options(written: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,16 @@ __all__ = [
     "column_values",
     "first_completions",
     "pair_rows",
+    "prompt_key",
     "ranked_rows",
     "scored_prompts",
 ]
 
 Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
 PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
+
+_OF_THE_PROMPT = ("tools", "chat_template_kwargs")
+"""Columns that chat templates take beside the prompt, for a reward, a policy and TRL's trainers alike."""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,7 @@ class ScoredPrompt:
 
     Args:
         prompt: Text or messages.
+        beside: ``tools`` and ``chat_template_kwargs``, where any of the prompts has them.
         written: The completions in the form of the input.
         completions: The same, text under a text prompt and messages under messages.
         scores: None for an abstention.
@@ -46,6 +52,7 @@ class ScoredPrompt:
     """
 
     prompt: Any
+    beside: dict[str, Any] = field(default_factory=dict)
     written: list[Any] = field(default_factory=list)
     completions: list[Any] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
@@ -62,6 +69,11 @@ class ScoredPrompt:
         """What is known of each completion, by the name of its column."""
         columns: dict[str, list[Any]] = {"score": self.scores, "gold_score": self.gold, "finished": self.finished}
         return {name: column for name, column in columns.items() if len(column) == len(self.scores)}
+
+    @property
+    def begin(self) -> dict[str, Any]:
+        """What every row made of it begins with."""
+        return {"prompt": self.prompt, **self.beside}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,7 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
         samples = row_samples(row, f"row {number}").samples
         if not samples:
             continue
-        key = _key(samples[0].prompt)
+        key = prompt_key(samples[0].prompt, row, number)
         room = n - seen[key]
         seen[key] += min(len(samples), room)
         if len(samples) <= room:
@@ -133,23 +145,42 @@ def scored_prompts(
     """
     prompts: dict[str, ScoredPrompt] = {}
     for number, scored in enumerate(rows, start=1):
-        samples = row_samples(scored.row).samples
+        row, samples = scored.row, row_samples(scored.row).samples
         values = gold(scored, number) if gold is not None else []
         if not samples:
             continue
-        found = prompts.setdefault(_key(samples[0].prompt), ScoredPrompt(samples[0].prompt))
-        found.written += [_as_written(scored.row, sample) for sample in samples]
+        prompt = samples[0].prompt
+        beside = {name: row[name] for name in _OF_THE_PROMPT if row.get(name) is not None}
+        found = prompts.setdefault(prompt_key(prompt, row, number), ScoredPrompt(prompt, beside))
+        found.written += [_as_written(row, sample) for sample in samples]
         found.completions += [sample.completion for sample in samples]
         found.scores += scored.scores
         found.gold += values
-        finished = scored.row.get("finished")
-        if isinstance(finished, list) and len(finished) == len(samples):
+        finished = row.get("finished")
+        finished = finished if isinstance(finished, list) else [finished]
+        if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
             found.finished += finished
+    names = [name for name in _OF_THE_PROMPT if any(name in found.beside for found in prompts.values())]
+    for found in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+        found.beside = {name: found.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 
+def prompt_key(prompt: Any, row: Mapping[str, Any], number: int | None = None) -> str:
+    """What rows of the same prompt have in common.
+
+    Args:
+        prompt: Text or messages.
+        row: The columns, of which tools and settings of the chat template belong to the prompt.
+        number: The row's number; a row without prompt, which may answer any question, then has nothing in common with another.
+    """
+    if not prompt and number is not None:
+        return f"row {number}"
+    return _key([prompt, *(row.get(name) for name in _OF_THE_PROMPT)])
+
+
 def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -> list[float | None]:
-    """A column's number for each of a row's completions; true is 1, false is 0, null is unknown.
+    """A column's number for each of a row's completions; true is 1, false is 0, null and NaN are unknown.
 
     Args:
         row: Columns by name.
@@ -158,7 +189,7 @@ def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -
         where: What an error message calls the row.
 
     Raises:
-        DataError: There is not one number a completion.
+        DataError: There is not one number a completion, or one is infinite.
     """
     value = row.get(column)
     values = value if isinstance(value, list) else [value]
@@ -167,7 +198,19 @@ def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -
             f"{where}: the column {column!r} has {value!r:.80}; as a gold reward it must have a number, true or false for each of "
             f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
         )
-    return [None if found is None else float(found) for found in values]
+    numbers = [None if found is None else _float(found) for found in values]
+    if any(found is not None and math.isinf(found) for found in numbers):
+        raise DataError(
+            f"{where}: the column {column!r} has {value!r:.80}; a gold reward must be finite, or null where it is unknown."
+        )
+    return [None if found is None or math.isnan(found) else found for found in numbers]
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
@@ -179,7 +222,7 @@ def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
 
 
 def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 # --- Rows out of prompts --------------------------------------------------------------------------------------------------
@@ -194,7 +237,7 @@ def ranked_rows(prompts: Iterable[ScoredPrompt], best: int | None) -> Iterator[d
     """
     for found in prompts:
         order = found.order[:best]
-        row: dict[str, Any] = {"prompt": found.prompt}
+        row = found.begin
         columns = {"completion": found.written, **found.details}
         if best == 1:
             row |= {name: column[order[0]] for name, column in columns.items()}
@@ -227,7 +270,7 @@ def best_rows(prompts: Iterable[ScoredPrompt], best: int, rule: Rule, left_out: 
         if not good:
             left_out["no completion that counts" if not places else "no completion that is good enough"] += 1
         for place in good[:best]:
-            row = {"prompt": found.prompt, "completion": found.completions[place]}
+            row = {**found.begin, "completion": found.completions[place]}
             yield row | {name: column[place] for name, column in found.details.items()}
 
 
@@ -259,7 +302,7 @@ def pair_rows(
         if pairs == "best-random" and allowed:
             allowed = [allowed[int(np.random.default_rng([seed, number]).integers(len(allowed)))]]
         for chosen, rejected in allowed:
-            row = {"prompt": found.prompt, "chosen": found.completions[chosen], "rejected": found.completions[rejected]}
+            row = {**found.begin, "chosen": found.completions[chosen], "rejected": found.completions[rejected]}
             for name, column in found.details.items():
                 row |= {f"chosen_{name}": column[chosen], f"rejected_{name}": column[rejected]}
             yield {**row, "margin": _score(found, chosen) - _score(found, rejected)}
@@ -277,7 +320,7 @@ def _candidates(found: ScoredPrompt, rule: Rule) -> list[int]:
     """The places of the completions that count, best first: with a score, each text once, and finished if need be."""
     if rule.finished_only and len(found.finished) != len(found.scores):
         raise DataError(
-            "--finished-only needs rows with 'finished', one true or false a completion, as --generate writes them."
+            "--finished-only needs rows with 'finished', true or false for each completion, as --generate writes them."
         )
     places: dict[str, int] = {}
     for place in found.order:

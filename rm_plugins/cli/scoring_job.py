@@ -26,6 +26,7 @@ from rm_plugins.wire import values_to_json
 
 __all__ = ["RowScoring", "RowSource", "ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
 
+_WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
 
@@ -40,8 +41,14 @@ class ScoredRow:
 
 
 def output_path(source: str, out: str | None, ending: str) -> Path:
-    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``."""
+    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``.
+
+    Raises:
+        click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
+    """
     if out is not None:
+        if Path(out).suffix not in _WRITTEN:
+            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}; {out!r} ends in none of these.")
         return Path(out)
     if source == "-":
         raise click.UsageError("Reading standard input needs an output file: -o FILE.")
@@ -208,9 +215,9 @@ class ScoringJob(RowScoring):
     """
 
     def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
-        if out.exists() and not overwrite:
-            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         part = out.with_name(f"{out.name}.part")
+        if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
+            raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         super().__init__(rm.load(spec), RowSource.of(source, split), part, {"spec": spec})
         self.out = out
         if overwrite:

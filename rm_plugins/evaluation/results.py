@@ -27,6 +27,7 @@ __all__ = [
     "Members",
     "RewardResult",
     "SectionResult",
+    "as_json",
 ]
 
 
@@ -330,7 +331,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = _json(asdict(self))
+        found = as_json(asdict(self))
         return {"format": "rm-plugins evaluation", "version": 1, **found}
 
     def to_json(self) -> str:
@@ -339,11 +340,12 @@ class Evaluation:
         return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
-def _json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Numbers, mappings and lists as JSON has them: null for what is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [as_json(item) for item in value]
     return value

@@ -6,15 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from rm_plugins.errors import DataError, ModelError, RmPluginsError
-from rm_plugins.types import Sample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rm_plugins.generation.prompts import PolicyPrompts
 
 __all__ = ["ENGINES", "Completion", "Generator", "Sampling", "default_engine", "load_generator"]
 
@@ -27,11 +24,14 @@ class Sampling:
 
     Args:
         n: Completions of a prompt.
-        temperature: What the logits are divided by; above 0.
+        temperature: What the logits are divided by; above 0, and 2 at most.
         top_p: Tokens are drawn among the most likely ones that together have this probability; above 0, 1 for all.
         max_new_tokens: Where a completion is cut off that has not ended.
         seed: The same seed draws the same. What is drawn hangs on it, on the number of the prompt and on the place of the
             completion among those of its prompt, and on nothing else: neither on the batch nor on `n`.
+
+    Raises:
+        DataError: A value is out of range.
     """
 
     n: int
@@ -39,6 +39,19 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 512
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"Completions cannot be drawn with {name}={value!r}; allowed are integers from {least} on.")
+        for name, most in (("temperature", 2), ("top_p", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value <= most:  # which NaN is not, either
+                raise DataError(
+                    f"Completions cannot be drawn with {name}={value!r}; allowed are numbers above 0, and {most} at most."
+                )
+            object.__setattr__(self, name, float(value))
 
     def seed_of(self, *place: int) -> int:
         """The seed of a prompt (its number) or of a completion (and its place), an integer of 31 bits."""
@@ -80,7 +93,8 @@ class Generator(ABC):
         self.model = model
         self.sampling = sampling
         self.batch_size = batch_size or self.usual_batch_size
-        self.tokenizer, self._positions = _tokenizer_and_positions(model)
+        self.prompts = PolicyPrompts(model, sampling.max_new_tokens, options)
+        self.tokenizer = self.prompts.tokenizer
         try:
             self._load(dict(options or {}))
         except RmPluginsError:
@@ -120,7 +134,7 @@ class Generator(ABC):
             ModelError: The engine failed.
         """
         numbers = range(first, first + len(rows))
-        prompts = [self.prompt_tokens(row, number) for row, number in zip(rows, numbers, strict=True)]
+        prompts = [self.prompts.tokens(row, f"prompt {number + 1}") for row, number in zip(rows, numbers, strict=True)]
         try:
             return self._draw(prompts, numbers)
         except RmPluginsError:
@@ -130,62 +144,6 @@ class Generator(ABC):
             raise ModelError(
                 f"The policy {self.model!r} failed on the prompts {first + 1} to {last}: {type(error).__name__}: {error}"
             ) from error
-
-    def prompt_tokens(self, row: Mapping[str, Any], number: int = 0) -> list[int]:
-        """The token ids that the policy is given of a row's prompt: a text as it is, messages by its chat template.
-
-        A text that the policy goes on with gets the special tokens that its tokenizer puts before texts. Behind a last message
-        of the assistant, the policy goes on with that message.
-
-        Args:
-            row: Columns by name.
-            number: The prompt's number, from 0, for messages.
-
-        Raises:
-            DataError: The row has no prompt, or one that this policy cannot be given.
-        """
-        where = f"prompt {number + 1}"
-        if row.get("prompt") is None:
-            raise DataError(f"{where}: there is no 'prompt'; the row has the columns {', '.join(map(repr, row)) or 'none'}.")
-        try:
-            prompt = Sample(row["prompt"], "").prompt
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-        if isinstance(prompt, str):
-            tokens = list(self.tokenizer(prompt)["input_ids"])
-        else:
-            tokens = self._templated([dict(message) for message in prompt], row, where)
-        if not tokens:
-            raise DataError(f"{where} is empty, and the policy {self.model!r} needs one token at least.")
-        needed = len(tokens) + self.sampling.max_new_tokens
-        if self._positions is not None and needed > self._positions:
-            raise DataError(
-                f"{where} has {len(tokens):,} tokens, which with {self.sampling.max_new_tokens:,} new ones are more than the "
-                f"{self._positions:,} positions of the policy {self.model!r}. Leave the row out, or ask for fewer new tokens."
-            )
-        return tokens
-
-    def _templated(self, messages: list[dict[str, Any]], row: Mapping[str, Any], where: str) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                f"{where} is a list of messages, and the tokenizer of the policy {self.model!r} has no chat template. "
-                "Give it prompts that are text, or save a chat template with its tokenizer."
-            )
-        goes_on = bool(messages) and messages[-1].get("role") == "assistant"
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tools=row.get("tools"),
-                tokenize=False,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
-                **(row.get("chat_template_kwargs") or {}),
-            )
-        except Exception as error:  # a template is a program, with errors of its own
-            raise DataError(
-                f"{where}: the chat template of the policy {self.model!r} refuses it: {type(error).__name__}: {error}"
-            ) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def default_engine() -> str:
@@ -212,6 +170,7 @@ def load_generator(
         sampling: How completions are drawn.
         engine: One of `ENGINES`; `default_engine` if None.
         options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
+            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
         batch_size: Completions written at a time; what is usual for the engine if None.
 
     Raises:
@@ -225,22 +184,3 @@ def load_generator(
     from rm_plugins.generation.transformers_generator import TransformersGenerator
 
     return TransformersGenerator(model, sampling, options, batch_size)
-
-
-def _tokenizer_and_positions(model: str) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A policy's tokenizer, and how many tokens the policy can look at, if its configuration says so."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # the hub, transformers and tokenizers each have their own
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"No tokenizer could be loaded for the policy {model!r}: {type(error).__name__}: {reason} Name a folder or hub id that "
-            "holds a causal language model and its tokenizer."
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(model).get_text_config()
-    except (OSError, ValueError):  # such as a folder of an adapter
-        return tokenizer, None
-    return tokenizer, getattr(config, "max_position_embeddings", None)

@@ -10,10 +10,12 @@ from html import escape
 from typing import Any
 
 from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.evaluation.results import as_json
 from rm_plugins.reports.charts import COLOURS, drawing, svg
 from rm_plugins.reports.page import page, table
+from rm_plugins.reports.verdicts import SIGNIFICANT
 
-__all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_svg", "best_of_n_table"]
+__all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_table", "proxy_curve_svg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class BestOfNCurve:
         proxy_mean: The proxy's own mean, with the interval of prompts that are drawn again.
         gold_mean: The gold mean, likewise; empty where there is no gold.
         gold_best: The gold mean if gold itself chose; empty where there is no gold.
+        fall: By how much the last gold mean lies below the highest one, with its interval; None where there is no gold.
+        fall_p_value: How likely a fall as deep is where there is none; 1 where there is no gold.
     """
 
     proxy: str
@@ -45,10 +49,12 @@ class BestOfNCurve:
     proxy_mean: tuple[Estimate, ...]
     gold_mean: tuple[Estimate, ...] = ()
     gold_best: tuple[float, ...] = ()
+    fall: Estimate | None = None
+    fall_p_value: float = 1.0
 
     def to_json(self) -> str:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = {"format": "rm-plugins best-of-n", "version": 1, **_json(asdict(self))}
+        found = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
         return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @property
@@ -59,16 +65,14 @@ class BestOfNCurve:
 
     @property
     def warning(self) -> str:
-        """What to say where gold falls again while the proxy goes on rising; empty where it does not."""
-        if not self.gold_mean:
+        """What to say where gold surely falls again while the proxy goes on rising; empty where it does not."""
+        if self.fall is None or self.fall_p_value >= SIGNIFICANT:
             return ""
         peak = max(range(len(self.n)), key=lambda place: self.gold_mean[place].value)
         top, last = self.gold_mean[peak], self.gold_mean[-1]
-        if not last.high < top.value:
-            return ""
         return (
-            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, while "
-            "the proxy rises: to choose among more completions exploits the proxy."
+            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, by "
+            f"{_shown(self.fall)}, while the proxy rises: to choose among more completions exploits the proxy."
         )
 
 
@@ -84,26 +88,25 @@ def best_of_n_table(curve: BestOfNCurve) -> tuple[tuple[str, ...], list[tuple[st
     return (*heads, "gold mean [95%]", "best possible gold"), [(*row, _shown(mean), f"{best:.4g}") for row, mean, best in gold]
 
 
-def best_of_n_svg(curve: BestOfNCurve) -> str:
-    """The curve: gold, its ceiling and the proxy against the divergence, each reward with an axis of its own.
+def proxy_curve_svg(curve: BestOfNCurve) -> str:
+    """The curve: gold, its ceiling and the proxy, each reward with an axis of its own, n spaced by the square root of the KL bound.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
+    places = [math.sqrt(kl) for kl in curve.kl]
     with drawing(6.4, 3.6) as (figure, axes):
-        axes.set_xlabel("KL bound (nats): log n - (n - 1) / n")
-        above = axes.secondary_xaxis("top")
-        above.set_xticks(curve.kl, [str(n) for n in curve.n])
-        above.set_xlabel("n")
+        axes.set_xticks(places, [f"{n:,}" for n in curve.n])
+        axes.set_xlabel("n, spaced by the square root of the KL bound")
         if curve.gold_mean:
-            _line(axes, curve.kl, curve.gold_mean, COLOURS[0], "gold")
-            axes.plot(curve.kl, curve.gold_best, color=COLOURS[5], linestyle=":", label="best possible gold")
+            _line(axes, places, curve.gold_mean, COLOURS[0], "gold")
+            axes.plot(places, curve.gold_best, color=COLOURS[5], linestyle=":", label="best possible gold")
             _label(axes, "gold", COLOURS[0])
             beside = axes.twinx()
             beside.spines[["top"]].set_visible(False)
         else:
             beside = axes
-        _line(beside, curve.kl, curve.proxy_mean, COLOURS[1], "proxy", "--" if curve.gold_mean else "-")
+        _line(beside, places, curve.proxy_mean, COLOURS[1], "proxy", "--" if curve.gold_mean else "-")
         _label(beside, "proxy", COLOURS[1])
         handles = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
         axes.legend(handles=handles, frameon=False, loc="best", labelcolor="linecolor")
@@ -122,7 +125,7 @@ def best_of_n_page(curve: BestOfNCurve) -> str:
     warning = f'<div class="warning">{escape(curve.warning)}</div>' if curve.warning else ""
     body = f"""<p>{escape(f"Of {curve.source}: {counted}{written}{left_out}.")}</p>
 {warning}
-<figure>{best_of_n_svg(curve)}</figure>
+<figure>{proxy_curve_svg(curve)}</figure>
 {table("The same in numbers", *best_of_n_table(curve))}
 <p>The proxy chooses the best of n completions, for which every way to draw n of a prompt's completions counts. The bands and
 brackets are 95% intervals, for which whole prompts are drawn again. The KL bound says how far best-of-n is from the policy at
@@ -136,20 +139,12 @@ def _label(axes: Any, name: str, colour: str) -> None:
     axes.tick_params(axis="y", colors=colour)
 
 
-def _line(axes: Any, kl: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(kl, [found.value for found in means], style, color=colour, label=label, marker="o", markersize=3)
+def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
+    axes.plot(places, [found.value for found in means], style, color=colour, label=label, marker="o", markersize=3)
     axes.fill_between(
-        kl, [found.low for found in means], [found.high for found in means], color=colour, alpha=0.15, linewidth=0
+        places, [found.low for found in means], [found.high for found in means], color=colour, alpha=0.15, linewidth=0
     )
 
 
 def _shown(found: Estimate) -> str:
     return f"{found.value:.4g}" if math.isnan(found.low) else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    return [_json(item) for item in value] if isinstance(value, (list, tuple)) else value

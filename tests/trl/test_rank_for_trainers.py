@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from datasets import load_dataset
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rm_plugins.cli import main
 from tests.trl.conftest import TRL_WARNINGS, write_jsonl
@@ -29,11 +29,16 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["text", "messages"])
+@pytest.fixture(params=["text", "messages", "tools"])
 def prompts(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Prompts, of which some have what the chat template takes beside them where `request` says ``tools``."""
     texts = [f"Name a colour, number {number}." for number in range(4)]
     asked: list[Any] = texts if request.param == "text" else [[{"role": "user", "content": text}] for text in texts]
-    return write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in asked])
+    beside: dict[str, Any] = {"tools": [{"name": "clock"}], "chat_template_kwargs": {"closing": "!"}}
+    return write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [{"prompt": prompt, **(beside if number and request.param == "tools" else {})} for number, prompt in enumerate(asked)],
+    )
 
 
 def ranked(prompts: Path, policy: Path, reward: Path, *arguments: str) -> Any:
@@ -62,6 +67,20 @@ def test_pairs_are_rows_for_dpo(prompts: Path, tiny_policy: Path, tiny_decoder: 
     assert all(row["chosen_score"] - row["rejected_score"] == pytest.approx(row["margin"]) for row in rows)
     trainer = DPOTrainer(str(tiny_policy), args=DPOConfig(str(tmp_path / "dpo"), **SMALL), train_dataset=rows)
     assert loss_of(trainer) == pytest.approx(0.6931, abs=1e-3)  # log 2, as long as the policy is its own reference
+
+
+def test_pairs_are_rows_for_a_reward_model(prompts: Path, tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+    rows = ranked(prompts, tiny_policy, tiny_decoder(), "--pairs", "all").remove_columns("margin")
+    trainer = RewardTrainer(str(tiny_decoder()), RewardConfig(str(tmp_path / "reward"), **SMALL), train_dataset=rows)
+    assert 0 < loss_of(trainer) < 20
+
+
+def test_what_the_chat_template_takes_reaches_the_trainer(tiny_policy: Path, tiny_decoder: Any, tmp_path: Path) -> None:
+    asked = {"prompt": [{"role": "user", "content": "What time is it?"}], "tools": [{"name": "clock"}]}
+    rows = ranked(write_jsonl(tmp_path / "prompts.jsonl", [asked]), tiny_policy, tiny_decoder(), "--format", "best")
+    trainer = SFTTrainer(str(tiny_policy), SFTConfig(str(tmp_path / "sft"), **SMALL), train_dataset=rows)
+    (ids,) = trainer.train_dataset["input_ids"]
+    assert trainer.processing_class.decode(ids).startswith('<|start|>tools\n[{"name": "clock"}]<|end|>')
 
 
 def test_pairs_of_a_real_policy_by_a_real_reward(polarity_model: Path, smollm2_path: Path, tmp_path: Path) -> None:
