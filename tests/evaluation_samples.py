@@ -69,7 +69,7 @@ def evaluation_of(
     return Evaluation(
         created="2026-03-14T15:09:26Z",
         versions={"rm-plugins": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        settings={"resamples": 2_000, "seed": 0, "bins": 20},
+        settings={"resamples": 2_000, "seed": 0, "cluster": "prompt", "confidence": 0.95, "calibration_bins": 20},
         data=DataSummary(
             source="data/preferences.jsonl.gz",
             split="test",
@@ -115,10 +115,11 @@ def _reward(
         "accuracy_shorter": _share(shorter_is_right),
         "accuracy_corrected": Estimate(0.503, 0.474, 0.531) if is_length else _share(right[: len(right) // 2]),
         "length_preference": _share((delta > 0) == (longer > 0)),
+        "shortness_preference": _share((delta > 0) == (longer < 0)),
         "length_correlation": _mean((reward - reward.mean()) / reward.std() * (lengths - lengths.mean()) / lengths.std()),
         "margin": _mean(delta),
         "log_loss": _mean(-np.log(p)),
-        "ece": Estimate(0.2213 if is_length else 0.0312, 0.2014 if is_length else 0.0215, 0.2421 if is_length else 0.0442),
+        "ece": Estimate(0.2213 if is_length else 0.0312, math.nan, math.nan),
         "brier": _mean((1 - p) ** 2),
         "auc": Estimate(0.5812 + 0.1 * (not is_length), math.nan, math.nan),
         "mean_reward": Estimate(float(reward.mean()), math.nan, math.nan),
@@ -178,6 +179,8 @@ def _reward(
                 min(0.97, base + 0.2 * is_length + float(rng.normal(0.03, 0.04))),
                 base,
                 0.12 - 0.05 * place,
+                _share(longer_is_right[: 300 + 40 * place]),
+                _share(shorter_is_right[: 200 + 30 * place]),
             )
             for place, (feature, base) in enumerate(
                 [

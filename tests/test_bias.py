@@ -208,6 +208,42 @@ class TestLengthCorrected:
         rewards = np.random.default_rng(0).normal(size=30)
         assert length_corrected(rewards, np.full(30, 5)) == pytest.approx(rewards)
 
+    @pytest.mark.parametrize("size", [60, 800])
+    @pytest.mark.parametrize("outlier", [-1e3, -1e4, 1e6, -1e12, 1e300])
+    def test_one_reward_that_is_far_out_says_nothing_of_the_others(self, size: int, outlier: float) -> None:
+        rng = np.random.default_rng(1)
+        quality, lengths = rng.normal(size=size), some_lengths(size)
+        rewards = quality + 0.5 * np.log(lengths)
+        usual = length_corrected(rewards, lengths)
+        rewards[size // 3] = outlier
+        corrected = length_corrected(rewards, lengths)
+        others = np.arange(size) != size // 3
+        assert np.corrcoef(corrected[others], usual[others])[0, 1] > 0.98
+        assert np.abs(corrected - usual)[others].max() < 1.5, "nor next to it, nor does it move them all"
+        assert corrected[size // 3] == pytest.approx(outlier, rel=0.01)
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e300, 2.0**1020])
+    def test_the_unit_of_a_reward_does_not_matter(self, scale: float) -> None:
+        lengths = some_lengths(400)
+        rewards = np.random.default_rng(1).normal(size=400) + np.log(lengths)
+        assert length_corrected(scale * rewards, lengths) / scale == pytest.approx(length_corrected(rewards, lengths))
+        assert length_curve(scale * rewards, lengths) / scale == pytest.approx(length_curve(rewards, lengths))
+        assert len(np.unique(length_corrected(scale * np.log(lengths), lengths))) == 1
+
+    def test_the_largest_floats_have_finite_rewards_in_the_same_order(self) -> None:
+        right = np.random.default_rng(1).random(400) < 0.5
+        corrected = length_corrected(np.where(right, 1.7e308, -1.7e308), some_lengths(400))
+        assert np.isfinite(corrected).all()
+        assert corrected[right].min() > corrected[~right].max()
+
+    @pytest.mark.parametrize("found", [1, 3, 40])
+    def test_a_verifier_that_hardly_ever_finds_an_error_stays_what_it_is(self, found: int) -> None:
+        rewards = np.ones(1000)
+        rewards[np.random.default_rng(1).permutation(1000)[:found]] = 0
+        corrected = length_corrected(rewards, some_lengths(1000))
+        if found > 1:  # one alone is a function of length
+            assert corrected[rewards == 0].max() < 0.2 < 0.8 < corrected[rewards == 1].min()
+
     def test_a_constant_reward_stays_constant(self) -> None:
         assert len(np.unique(length_corrected(np.full(50, 0.1), np.arange(50)))) == 1
 

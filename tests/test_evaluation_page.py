@@ -196,6 +196,42 @@ class TestTheWholePage:
             replace(small, rewards=(bare(small.rewards[0]),)), "Before & after"
         )
 
+    @pytest.mark.parametrize(
+        ("source", "split", "title", "first"),
+        [
+            ("", "", "Rewards", "1,200 rows · "),
+            ("", "test", "Rewards", "split test · 1,200 rows · "),
+            ("data/a.jsonl", "", "Rewards on a.jsonl", "data/a.jsonl · 1,200 rows · "),
+            ("trl-lib/tldr", "test", "Rewards on trl-lib/tldr", "trl-lib/tldr, split test · 1,200 rows · "),
+        ],
+    )
+    def test_what_has_no_name_has_no_empty_place(
+        self, small: Evaluation, source: str, split: str, title: str, first: str
+    ) -> None:
+        light = replace(small, rewards=(bare(small.rewards[0]),), data=replace(small.data, source=source, split=split))
+        shown = evaluation_page(light)
+        assert f"<h1>{title}</h1>" in shown
+        line = shown.partition('<p class="evaluated">')[2].partition("</p>")[0]
+        assert re.sub("<[^>]*>", "", line).startswith(first)
+
+    def test_long_texts_of_many_rewards_leave_the_page_small(self, small: Evaluation) -> None:
+        long = tuple(
+            replace(small.rewards[0].mistakes[0], row=row, prompt="p" * 500, chosen="ä" * 3_000, rejected="<" * 3_000)
+            for row in range(1, 21)
+        )
+        rewards = tuple(replace(small.rewards[0], name=f"reward {number}", mistakes=long) for number in range(10))
+        shown = evaluation_page(replace(small, rewards=rewards))
+        assert len(shown.encode()) < 2_000_000
+        kept = shown.count("<b>Row ")
+        assert kept % 10 == 0 and kept >= 10
+        assert shown.count(f"{20 - kept // 10} more are in the JSON of the evaluation.") == 10
+        assert shown.count("<b>Row 1</b>") == 10, "the worst are kept"
+        alone = evaluation_page(replace(small, rewards=rewards[:1]))
+        assert alone.count("<b>Row ") == 20 and "more are in the JSON" not in alone
+        huge = tuple(replace(pair, prompt="x" * 900_000) for pair in long)
+        shown = evaluation_page(replace(small, rewards=(replace(small.rewards[0], mistakes=huge),)))
+        assert shown.count("<b>Row ") == 1 and "19 more are in the JSON" in shown
+
 
 class TestAbsence:
     @pytest.mark.parametrize(
@@ -519,6 +555,14 @@ class TestInTheBrowser:
         assert [item for item in found if item["contrast"] < item["least"]] == []
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 19, 22)"
         assert dark == (scheme == "dark")
+
+    def test_cells_of_members_have_the_colour_of_their_agreement(self, look: Callable[..., Page]) -> None:
+        colour = "(cells) => cells.map((cell) => [cell.textContent, getComputedStyle(cell).backgroundColor])"
+        found = look("three").locator("td.heat").evaluate_all(colour)
+        assert len(found) == 9
+        by_agreement = dict(found)
+        assert len(set(by_agreement.values())) == len(by_agreement) == 4, "1, 0.842, 0.811 and 0.867"
+        assert not any("0, 0, 0, 0" in shown for shown in by_agreement.values())
 
     def test_the_first_screen_has_the_verdicts_and_the_table(self, look: Callable[..., Page]) -> None:
         page = look("three")

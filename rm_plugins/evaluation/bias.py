@@ -166,6 +166,9 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     better; 30 at least; and more where they would all be of one length. The line is fitted once, without iterations that give
     outliers less weight: of a reward of 0 and 1, the rarer value would be an outlier.
 
+    Rewards that are far out count as the last value that is not, see `_tamed`: one of -10,000 among rewards around 0 would have a
+    valley of its own.
+
     Args:
         rewards: float [N].
         lengths: [N], such as characters.
@@ -182,6 +185,79 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (rewards, lengths))
     if not (np.isfinite(rewards).all() and np.isfinite(lengths).all()):
         return np.full(rewards.shape, np.nan)
+    tamed = _tamed(rewards)
+    exponent = _exponent(tamed)
+    return _times_power(_curve(np.ldexp(tamed, -exponent), lengths), exponent)
+
+
+def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
+    """Rewards without what they give for length, float64 [N]: reward - `length_curve` + mean reward.
+
+    A reward that is nothing but a function of length has the mean reward everywhere, so that all pairs tie, instead of the small
+    remains of a curve that is never exact, which would still tell lengths apart. It is one if a function that rises all along,
+    falls all along, or turns once misses it by less than a hundredth of the standard deviation of the rewards, those that are far
+    out moved nearer as for the curve. Steps are such functions. Of other rewards with a steep step in length, some of the step
+    remains close to it.
+
+    Args:
+        rewards: float [N].
+        lengths: [N], such as characters.
+
+    Returns:
+        All NaN where something is not finite.
+
+    Source: Huang et al. 2024, arXiv 2409.17407.
+
+    >>> lengths = np.arange(100)
+    >>> np.unique(length_corrected(np.sqrt(lengths), lengths)).round(2).tolist()
+    [6.61]
+    """
+    rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (rewards, lengths))
+    if not (np.isfinite(rewards).all() and np.isfinite(lengths).all()) or not rewards.size:
+        return np.full(rewards.shape, np.nan)
+    tamed = _tamed(rewards)
+    exponent = _exponent(tamed)
+    with np.errstate(over="ignore"):  # what is far out may be infinitely far in this unit
+        scaled, tamed = np.ldexp(rewards, -exponent), np.ldexp(tamed, -exponent)
+    mean = tamed.mean()
+    if len(rewards) >= LEAST_SAMPLES and _is_function_of(tamed, lengths):
+        return _times_power(np.full(rewards.shape, mean), exponent)
+    return _times_power(scaled - _curve(tamed, lengths) + mean, exponent)
+
+
+def _tamed(rewards: FloatArray) -> FloatArray:
+    """Rewards with those that are far out moved to where far out begins.
+
+    The usual ones are all but two, and 0.5%, at either end. Far out is what is farther from them than they are from each other,
+    which in a normal distribution are eight standard deviations. Where the usual ones are all the same, as of a verifier that
+    hardly ever finds an error, nothing is.
+    """
+    if len(rewards) < LEAST_SAMPLES:
+        return rewards
+    beyond = 2 + len(rewards) // 200
+    ordered = np.partition(rewards, [beyond, len(rewards) - 1 - beyond])
+    low, high = ordered[beyond], ordered[len(rewards) - 1 - beyond]
+    if low == high:
+        return rewards
+    with np.errstate(over="ignore"):  # between the largest floats nothing is far out
+        tamed: FloatArray = np.clip(rewards, low - (high - low), high + (high - low))
+    return tamed
+
+
+def _exponent(rewards: FloatArray) -> int:
+    """The power of two that makes the largest about 1: squares of 1e300 are infinite and those of 1e-300 are 0."""
+    return int(np.frexp(np.abs(rewards).max(initial=0.0))[1])
+
+
+def _times_power(values: FloatArray, exponent: int) -> FloatArray:
+    """Values in the rewards' own unit, which is exact, and finite."""
+    largest = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        found: FloatArray = np.clip(np.ldexp(values, exponent), -largest, largest)
+    return found
+
+
+def _curve(rewards: FloatArray, lengths: FloatArray) -> FloatArray:
     found, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     if len(rewards) < LEAST_SAMPLES or len(found) == 1:
         return np.full(rewards.shape, rewards.mean() if rewards.size else np.nan)
@@ -203,37 +279,6 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     )
     curve: FloatArray = fitted[np.cumsum(counts) - 1][where]  # of each length, what was fitted for its last sample
     return curve
-
-
-def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
-    """Rewards without what they give for length, float64 [N]: reward - `length_curve` + mean reward.
-
-    A reward that is nothing but a function of length has the mean reward everywhere, so that all pairs tie, instead of the small
-    remains of a curve that is never exact, which would still tell lengths apart. It is one if a function that rises all along,
-    falls all along, or turns once misses it by less than a hundredth of the rewards' standard deviation. Steps are such
-    functions. Of other rewards with a steep step in length, some of the step remains close to it.
-
-    Args:
-        rewards: float [N].
-        lengths: [N], such as characters.
-
-    Returns:
-        All NaN where something is not finite.
-
-    Source: Huang et al. 2024, arXiv 2409.17407.
-
-    >>> lengths = np.arange(100)
-    >>> np.unique(length_corrected(np.sqrt(lengths), lengths)).round(2).tolist()
-    [6.61]
-    """
-    rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (rewards, lengths))
-    curve = length_curve(rewards, lengths)
-    if np.isnan(curve).any() or not rewards.size:
-        return curve
-    if len(rewards) >= LEAST_SAMPLES and _is_function_of(rewards, lengths):
-        return np.full(rewards.shape, rewards.mean())
-    corrected: FloatArray = rewards - curve + rewards.mean()
-    return corrected
 
 
 def _is_function_of(rewards: FloatArray, lengths: FloatArray) -> bool:

@@ -7,11 +7,11 @@ from rm_plugins.evaluation.results import Difference, Evaluation
 from rm_plugins.reports import evaluation_parts as parts
 from rm_plugins.reports.evaluation_facts import evaluated_facts
 from rm_plugins.reports.evaluation_page import first_screen, section
-from rm_plugins.reports.evaluation_style import CSS
 from rm_plugins.reports.looks import Look, looked, short
 from rm_plugins.reports.numbers import interval, p_value, points
 from rm_plugins.reports.page import page
-from rm_plugins.reports.shown_pairs import flipped_pairs
+from rm_plugins.reports.pair_texts import flipped_pairs
+from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 from rm_plugins.reports.verdicts import outcome
 
@@ -47,7 +47,7 @@ def comparison_page(evaluation: Evaluation) -> str:
     }
     sections = (section(name, heading, content) for name, (heading, content) in contents.items() if content)
     body = "\n".join([_headline(found, a, b), first_screen(evaluation), "<main>", *sections, "</main>"])
-    return page(f"{short(b.name)} against {short(a.name)}", body, css=CSS)
+    return page(f"{short(b.name)} against {short(a.name)}", body, css=EVALUATION_CSS)
 
 
 def _headline(found: Difference, a: Look, b: Look) -> str:

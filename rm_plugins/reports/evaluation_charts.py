@@ -16,7 +16,12 @@ from rm_plugins.reports.charts import INK, chart_text, drawing, svg
 from rm_plugins.reports.looks import Look
 from rm_plugins.reports.numbers import MINUS, count
 
-__all__ = ["DotRow", "best_of_n_svg", "calibration_svg", "distribution_svg", "dots_svg", "scatter_svg"]
+__all__ = ["DotRow", "best_of_n_svg", "calibration_svg", "can_be_drawn", "distribution_svg", "dots_svg", "scatter_svg"]
+
+_FARTHEST = 1e300
+"""Beyond, matplotlib does not find ticks."""
+_SAME_ZERO = 0.01
+"""Dashed lines nearer than this would cover each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,13 @@ class DotRow:
 
 
 def dots_svg(
-    rows: Sequence[DotRow], looks: Sequence[Look], *, label: str, axis_label: str, zero: float, in_points: bool = False
+    rows: Sequence[DotRow],
+    looks: Sequence[Look],
+    *,
+    label: str,
+    axis_label: str,
+    zeros: Sequence[float],
+    in_points: bool = False,
 ) -> str:
     """Dots with their intervals, a row for each part of the data and a dot for each reward.
 
@@ -44,12 +55,19 @@ def dots_svg(
         looks: Of the rewards.
         label: What the chart shows.
         axis_label: What the dots are.
-        zero: Where a dot says nothing, such as 0.5 for an accuracy.
+        zeros: Where the dots of each reward say nothing, such as 0.5 for an accuracy: one dashed line, or where these places differ
+            one of each reward in its colour.
         in_points: Whether the dots are differences of shares, else they are shares.
     """
     height = 0.14 * len(looks) + 0.14  # of a row
     with drawing(height=0.55 + height * len(rows)) as (figure, axes):
-        axes.axvline(zero, color=INK, linewidth=0.8, alpha=0.5, linestyle=(0, (3, 3)))
+        lines = (
+            [(zeros[0], INK)]
+            if np.ptp(zeros) < _SAME_ZERO
+            else [(x, look.colour) for x, look in zip(zeros, looks, strict=True)]
+        )
+        for x, colour in lines:
+            axes.axvline(x, color=colour, linewidth=0.8, alpha=0.5 if colour == INK else 1, linestyle=(0, (3, 3)))
         for place in range(0, len(rows), 2):
             axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.05, linewidth=0)
         marks = [(place, row.mark) for place, row in enumerate(rows) if math.isfinite(row.mark)]
@@ -133,11 +151,16 @@ def best_of_n_svg(curves: Sequence[tuple[BestOfN, Look]]) -> str:
         return svg(figure, "Gold reward of the best of n completions")
 
 
+def can_be_drawn(*columns: Sequence[float]) -> bool:
+    """Whether a chart can have axes for these values: not where they are among the largest floats."""
+    return all(abs(value) <= _FARTHEST for column in columns for value in column)
+
+
 def _ticks(axis: Any, form: Callable[[float], str] | None, most: int) -> None:
-    """At most so many round ticks, which do not touch each other on a phone."""
+    """At most so many round ticks, which do not touch each other on a phone; of what is counted, whole ones."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=form is count))
     if form is not None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
 

@@ -10,9 +10,9 @@ from rm_plugins.data import is_data_file
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.reports import evaluation_parts as parts
 from rm_plugins.reports.evaluation_facts import evaluated_facts
-from rm_plugins.reports.evaluation_style import CSS
 from rm_plugins.reports.page import page, text
-from rm_plugins.reports.shown_pairs import worst_mistakes
+from rm_plugins.reports.pair_texts import worst_mistakes
+from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 from rm_plugins.reports.verdicts import evaluated_line, figures_table, summary_table, verdicts
 
@@ -21,18 +21,19 @@ __all__ = ["CHARTS", "evaluation_page", "first_screen", "section"]
 CHARTS: Mapping[str, str] = MappingProxyType(
     {
         "summary": (
-            "Below each figure is its 95% interval, and the last row is what a reward reaches that looks at length alone; "
+            "Below a figure is its 95% interval, and the last row is what a reward reaches that looks at length alone; "
             "“best” stands only where the comparisons show that no other reward is as accurate."
         ),
         "suite": "The benchmark's own score, by its own rule, and the sections that it is made of.",
-        "figures": "Every figure with its 95% interval below it; an arrow points to where a reward gets better.",
+        "figures": "Every figure, with its 95% interval below it where it has one; an arrow points to where a reward gets better.",
         "sections": (
-            "A dot is a reward's accuracy in a section and its line the 95% interval; where it is left of the dashed line "
-            "it is worse than chance, and the bar across the row is what the longer answer reaches."
+            "A dot is a reward's accuracy in a section and its line the 95% interval; the dashed line is chance (half of the pairs of "
+            "all sections that are no ties: ties are wrong), and the bar across the row is what the longer answer reaches."
         ),
         "by_length": (
             "From pairs whose better answer is much shorter (top) to pairs whose better answer is much longer (bottom): "
-            "dots that move to the right on the way down show a reward that pays for length."
+            "dots that move to the right on the way down show a reward that pays for length, and the dashed line is chance "
+            "(half of the pairs that are no ties: ties are wrong)."
         ),
         "distribution": (
             "The less the rewards of better answers (area) and of worse answers (line) overlap, the better they are told apart."
@@ -46,7 +47,8 @@ CHARTS: Mapping[str, str] = MappingProxyType(
         ),
         "formats": (
             "How often a reward prefers the answer with more of a feature; far to the right of the bar, which is how "
-            "often that answer is the better, the reward pays for format."
+            "often that answer is the better, the reward pays for format, and so it does where its accuracy (small) is much "
+            "higher if the better answer has more of the feature than if it has less."
         ),
         "members": (
             "How often two members prefer the same answer, darker where more often; members that agree always add nothing "
@@ -63,9 +65,9 @@ CHARTS: Mapping[str, str] = MappingProxyType(
         "comparisons_by_section": (
             "Right of the dashed line, a reward is more accurate in a section than the first; left of it, less."
         ),
-        "won": ("The pairs that the second reward has right and the first has wrong, the clearest first."),
-        "lost": ("The pairs that the first reward has right and the second has wrong, the clearest first."),
-        "mistakes": ("The pairs that a reward has wrong by most, with their texts; often it is the label that is wrong."),
+        "won": "The pairs that the second reward has right and the first has wrong, the clearest first.",
+        "lost": "The pairs that the first reward has right and the second has wrong, the clearest first.",
+        "mistakes": "The pairs that a reward has wrong by most, with their texts; often it is the label that is wrong.",
         "evaluated": "All that is needed to have the same numbers again.",
     }
 )
@@ -96,12 +98,13 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
 
     Args:
         evaluation: What was found; every number of the page is in its JSON.
-        title: What the page is about; by default rewards on the data.
+        title: What the page is about; by default rewards, on the data where it has a name.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    named = title if title is not None else f"Rewards on {_data_name(evaluation)}"
+    on = _data_name(evaluation)
+    named = title if title is not None else f"Rewards on {on}" if on else "Rewards"
     shown = [(name, heading, part(evaluation)) for name, heading, part in _SECTIONS]
     shown = [(name, heading, content) for name, heading, content in shown if content]
     links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading, _ in shown)
@@ -115,11 +118,11 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
             "</main>",
         ]
     )
-    return page(named, body, css=CSS)
+    return page(named, body, css=EVALUATION_CSS)
 
 
 def _data_name(evaluation: Evaluation) -> str:
-    """What the data is called: a benchmark or a dataset by its name, a file without its folder."""
+    """What the data is called, if anything: a benchmark or a dataset by its name, a file without its folder."""
     data = evaluation.data
     return data.suite or (PurePath(data.source).name if is_data_file(data.source) else data.source)
 

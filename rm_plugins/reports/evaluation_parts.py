@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from rm_plugins.evaluation.bias import FeatureBias
 from rm_plugins.evaluation.intervals import Estimate
-from rm_plugins.evaluation.results import BestOfN, Evaluation, Members
+from rm_plugins.evaluation.results import BestOfN, Evaluation, Members, RewardResult
 from rm_plugins.reports.evaluation_charts import (
     DotRow,
     best_of_n_svg,
     calibration_svg,
+    can_be_drawn,
     distribution_svg,
     dots_svg,
     scatter_svg,
 )
 from rm_plugins.reports.looks import Look, legend, looked, named
-from rm_plugins.reports.numbers import count, number, p_value, points, share, signed
+from rm_plugins.reports.numbers import count, interval, number, p_value, points, share, signed
 from rm_plugins.reports.page import cells, text, unfolding
 from rm_plugins.reports.verdicts import outcome_html, with_interval
 
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _LONGER = "the longer answer"
+_TOO_LARGE = "<p>Its rewards are too large to be drawn.</p>"
 
 
 def by_section(evaluation: Evaluation) -> str:
@@ -43,7 +46,7 @@ def by_section(evaluation: Evaluation) -> str:
     names = list(dict.fromkeys(name for sections in found for name in sections))
     if not names:
         return ""
-    looks = [look for _, look in shown]
+    looks, zeros = [look for _, look in shown], [_chance(reward) for reward, _ in shown]
     rows, lines = [], []
     for name in names:
         known = [sections.get(name) for sections in found]
@@ -52,7 +55,7 @@ def by_section(evaluation: Evaluation) -> str:
         rows.append(DotRow(name, dots, first.longer_chosen))
         pairs = evaluation.data.sections.get(name, first.pairs)
         lines.append([named(name), count(pairs), share(first.longer_chosen), *map(with_interval, dots)])
-    chart = dots_svg(rows, looks, label="Accuracy by section", axis_label="accuracy", zero=0.5)
+    chart = dots_svg(rows, looks, label="Accuracy by section", axis_label="accuracy", zeros=zeros)
     numbers = cells(
         "Accuracy by section", ["Section", "Pairs", "Longer is better", *(look.html for look in looks)], lines, kind="names"
     )
@@ -67,7 +70,7 @@ def by_length(evaluation: Evaluation) -> str:
     for place, (reward, _) in enumerate(shown):
         alike.setdefault(tuple((part.low, part.high) for part in reward.by_length), []).append(place)
     for edges, places in alike.items():
-        looks = [shown[place][1] for place in places]
+        looks, zeros = [shown[place][1] for place in places], [_chance(shown[place][0]) for place in places]
         rows, lines = [], []
         for number_of_bin, (low, high) in enumerate(edges):
             bins = [shown[place][0].by_length[number_of_bin] for place in places]
@@ -75,7 +78,7 @@ def by_length(evaluation: Evaluation) -> str:
             rows.append(DotRow(name, [part.accuracy for part in bins]))
             lines.append([name, count(bins[0].pairs), *(with_interval(part.accuracy) for part in bins)])
         label = "Accuracy by how many characters longer the better answer is"
-        chart = dots_svg(rows, looks, label=label, axis_label="accuracy", zero=0.5)
+        chart = dots_svg(rows, looks, label=label, axis_label="accuracy", zeros=zeros)
         numbers = cells(label, ["Characters longer", "Pairs", *(look.html for look in looks)], lines)
         parts.append(_beside(legend(looks), chart, numbers))
     return "\n".join(parts)
@@ -84,9 +87,9 @@ def by_length(evaluation: Evaluation) -> str:
 def distributions(evaluation: Evaluation) -> str:
     """The rewards of better and worse samples."""
     return _charts(
-        (look, distribution_svg(reward.distribution, look), "")
+        (look, distribution_svg(found, look) if can_be_drawn(found.edges) else _TOO_LARGE, "")
         for reward, look in looked(evaluation)
-        if reward.distribution is not None
+        if (found := reward.distribution) is not None
     )
 
 
@@ -107,9 +110,9 @@ def calibrations(evaluation: Evaluation) -> str:
 def length_scatters(evaluation: Evaluation) -> str:
     """Rewards against lengths."""
     return _charts(
-        (look, scatter_svg(reward.length_scatter, look), "")
+        (look, scatter_svg(found, look) if can_be_drawn(found.rewards, found.curve) else _TOO_LARGE, "")
         for reward, look in looked(evaluation)
-        if reward.length_scatter is not None
+        if (found := reward.length_scatter) is not None
     )
 
 
@@ -128,13 +131,9 @@ def formats(evaluation: Evaluation) -> str:
         title = name.replace("_", " ")
         dots = [None if bias is None else Estimate(bias.preferred, math.nan, math.nan) for bias in known]
         rows.append(DotRow(title, dots, first.chosen))
-        each = [
-            "" if bias is None else f"<b>{share(bias.preferred)}</b><small>r = {number(bias.correlation)}</small>"
-            for bias in known
-        ]
-        lines.append([named(title), count(first.pairs), share(first.chosen), *each])
+        lines.append([named(title), count(first.pairs), share(first.chosen), *map(_bias_cell, known)])
     label = "Preference for features of format"
-    chart = dots_svg(rows, looks, label=label, axis_label="prefers the answer with more of it", zero=0.5)
+    chart = dots_svg(rows, looks, label=label, axis_label="prefers the answer with more of it", zeros=[0.5] * len(looks))
     numbers = cells(label, ["Feature", "Pairs", "More is better", *(look.html for look in looks)], lines, kind="names")
     return _beside(legend(looks, mark="how often more of it is better"), chart, numbers)
 
@@ -168,7 +167,9 @@ def best_of_n_parts(evaluation: Evaluation) -> str:
         numbers = cells("Best of n", ["n", "KL in nats", *(look.html for look in looks), "Best possible"], lines)
         prompts = ", ".join(dict.fromkeys(count(found.prompts) for found, _ in curves))
         said = f"<p>Gold reward: {named(gold)}. Prompts: {prompts}.</p>"
-        parts.append(said + _beside(legend(looks), best_of_n_svg(curves), numbers))
+        values = [found.best for found, _ in curves] + [[mean.low, mean.high] for found, _ in curves for mean in found.mean]
+        chart = best_of_n_svg(curves) if can_be_drawn(*values) else "<p>The gold rewards are too large to be drawn.</p>"
+        parts.append(said + _beside(legend(looks), chart, numbers))
     return "\n".join(parts)
 
 
@@ -207,9 +208,28 @@ def differences_by_section(evaluation: Evaluation) -> str:
     label = "Difference in accuracy by section"
     first = by_name.get(found[0].a)
     against = first.html if first is not None else text(found[0].a)
-    chart = dots_svg(rows, looks, label=label, axis_label="points of accuracy", zero=0.0, in_points=True)
+    chart = dots_svg(rows, looks, label=label, axis_label="points of accuracy", zeros=[0.0] * len(looks), in_points=True)
     numbers = cells(label, ["Section", *(look.html for look in looks)], lines, kind="names")
     return f"<p>Against {against}, which is the dashed line.</p>" + _beside(legend(looks), chart, numbers)
+
+
+def _chance(reward: RewardResult) -> float:
+    """How often a reward is right by chance: in half of the pairs whose rewards differ, since ties are wrong."""
+    ties = reward.figures.get("ties")
+    return 0.5 if ties is None or not math.isfinite(ties.value) else (1 - ties.value) / 2
+
+
+def _bias_cell(found: FeatureBias | None) -> str:
+    """How often a reward prefers more of a feature, and how often it is right where more of it is better and where less is."""
+    if found is None:
+        return ""
+    right = [("more", found.accuracy_more), ("less", found.accuracy_less)]
+    shown = [
+        f"<small>{word} {share(accuracy.value)} {interval(accuracy, share)}</small>"
+        for word, accuracy in right
+        if accuracy is not None
+    ]
+    return f"<b>{share(found.preferred)}</b>{''.join(shown)}"
 
 
 def _members(found: Members) -> str:

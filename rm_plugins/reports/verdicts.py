@@ -40,8 +40,8 @@ _RANKS = ("alarm", "warning", "note")
 def evaluated_line(evaluation: Evaluation) -> str:
     """What was evaluated, in a line."""
     data = evaluation.data
-    named = data.source + (f", split {data.split}" if data.split else "")
-    facts = [f"<bdi>{text(named)}</bdi>"]
+    named = ", ".join(part for part in (data.source, f"split {data.split}" if data.split else "") if part)
+    facts = [f"<bdi>{text(named)}</bdi>"] if named else []
     if data.suite:
         facts.append(f"benchmark <bdi>{text(data.suite)}</bdi>")
     for name in ("rows", "pairs", "prompts"):

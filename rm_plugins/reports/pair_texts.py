@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rm_plugins.evaluation.results import Evaluation, FlippedPair, JudgedPair
 from rm_plugins.reports.looks import Look, looked, named
@@ -11,19 +11,39 @@ from rm_plugins.reports.page import text, unfolding
 
 __all__ = ["flipped_pairs", "worst_mistakes"]
 
+_TEXTS = 500_000
+"""Bytes of all pairs of a page, whatever the number of rewards: a browser and a mail take a page of two million."""
+
 
 def worst_mistakes(evaluation: Evaluation) -> str:
-    """The pairs that each reward has wrong by most, folded."""
+    """The pairs that each reward has wrong by most, folded; of many rewards, fewer each."""
     shown = [(reward, look) for reward, look in looked(evaluation) if reward.mistakes]
     return "\n".join(
-        unfolding(look.html, "\n".join(_mistake(pair) for pair in reward.mistakes), kind="mistakes", is_open=len(shown) == 1)
+        unfolding(
+            look.html, _fitting(map(_mistake, reward.mistakes), _TEXTS // len(shown)), kind="mistakes", is_open=len(shown) == 1
+        )
         for reward, look in shown
     )
 
 
 def flipped_pairs(pairs: Sequence[FlippedPair], a: Look, b: Look) -> str:
     """Pairs that one of two rewards alone has right, with what each gave."""
-    return "\n".join(_flipped(found, a, b) for found in pairs)
+    return _fitting((_flipped(found, a, b) for found in pairs), _TEXTS // 2)
+
+
+def _fitting(pairs: Iterable[str], room: int) -> str:
+    """As many pairs as there is room for, one at least, and how many there are besides."""
+    shown: list[str] = []
+    left_out = 0
+    for pair in pairs:
+        room -= len(pair.encode("utf-8", "backslashreplace"))
+        if shown and (room < 0 or left_out):
+            left_out += 1
+        else:
+            shown.append(pair)
+    if left_out:
+        shown.append(f'<p class="how">{count(left_out)} more are in the JSON of the evaluation.</p>')
+    return "\n".join(shown)
 
 
 def _mistake(pair: JudgedPair) -> str:
