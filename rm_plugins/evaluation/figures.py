@@ -30,7 +30,10 @@ class Figure:
 
 FIGURES: Mapping[str, Figure] = {
     "accuracy": Figure(
-        "Accuracy", "The share of pairs whose better answer gets strictly the higher reward; without ties, 50% is chance.", "higher", True
+        "Accuracy",
+        "The share of pairs whose better answer gets strictly the higher reward; without ties, 50% is chance.",
+        "higher",
+        True,
     ),
     "ties": Figure("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower", True),
     "accuracy_longer": Figure(
