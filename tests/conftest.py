@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,6 +40,12 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.load_profile("tests")
 
 collect_ignore = ["plugin"]  # somebody else's distribution, as far as these tests are concerned
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER_ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
 
 MakeFolder: TypeAlias = Callable[..., Path]
 
@@ -251,3 +258,17 @@ def _saved(
         model(config).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")  # no longer: while it is open, nothing else can run a loop of asyncio
+def browser() -> Iterator[Any]:
+    """A real browser, of playwright's class `Browser`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+    named = [os.environ.get("RM_PLUGINS_CHROMIUM"), *map(shutil.which, BROWSERS)]
+    program = next((path for path in named if path), None)
+    if program is None:
+        pytest.skip("there is no Chromium here; RM_PLUGINS_CHROMIUM names one")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=program, args=[*BROWSER_ARGUMENTS])
+        yield found
+        found.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -425,23 +423,6 @@ class TestHostileTexts:
         found = Reader(evaluation_page(replace(evaluation, rewards=light)))
         assert found.tags.count("svg") == 2
         assert all(found.text().count(f"section {number} ") for number in range(40))
-
-
-ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-    named = [os.environ.get("RM_PLUGINS_CHROMIUM"), *map(shutil.which, NAMES)]
-    program = next((path for path in named if path), None)
-    if program is None:
-        pytest.skip("there is no Chromium here; RM_PLUGINS_CHROMIUM names one")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=program, args=[*ARGUMENTS])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

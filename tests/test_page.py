@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +25,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright, whic
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FOLDER = Path(page_package.__file__).parent
 FINGERPRINT = "0123456789abcdef" * 4
 ATTACK = "<img src=x onerror=\"document.title='owned'\">"
@@ -154,18 +147,6 @@ class Desk:
     @property
     def focus(self) -> str:
         return str(self.run("document.activeElement.id || document.activeElement.textContent.trim()"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    named = [os.environ.get("RM_PLUGINS_CHROMIUM"), *map(shutil.which, NAMES)]
-    program = next((path for path in named if path), None)
-    if program is None:
-        pytest.skip("there is no Chromium here; RM_PLUGINS_CHROMIUM names one")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=program, args=[*ARGUMENTS])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from typing import Literal
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, check_output, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
 from rm_plugins.cli.evaluation_tables import print_difference, print_flips
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.run import SHOWN
-from rm_plugins.files import write_atomically
+from rm_plugins.reports import comparison_page
 
 __all__ = ["command"]
 
@@ -50,27 +51,14 @@ def command(
     A and B are specs; DATA is what `rm-plugins evaluate` takes. Both score all of DATA; an interrupted run goes on where it
     stopped, and with --scores what `evaluate` has scored is not scored again.
     """
-    for path in (output, report):
-        check_output(path)
-    if report is not None:
-        from rm_plugins.reports.charts import drawing
-
-        with drawing():  # what is missing is said before anything is scored
-            pass
+    outputs = EvaluationOutputs(output, report)
     with evaluated([a, b], data, options, shown=max(show, SHOWN)) as evaluation:
         if not evaluation.differences:
             raise DataError(
                 f"There is no pair in {data} of which both rewards scored both answers, so that nothing can be compared."
             )
         (difference,) = evaluation.differences
-        if output is not None:
-            write_atomically(output, evaluation.to_json())
-            click.echo(f"Wrote {output}.", err=True)
-        if report is not None:
-            from rm_plugins.reports import comparison_page
-
-            write_atomically(report, comparison_page(evaluation))
-            click.echo(f"Wrote {report}.", err=True)
+        outputs.write(evaluation, comparison_page)
     if as_json:
         click.echo(evaluation.to_json(), nl=False)
     else:

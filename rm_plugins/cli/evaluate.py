@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, check_output, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
 from rm_plugins.cli.evaluation_tables import print_evaluation
 from rm_plugins.cli.gates import failures, parse_gates
 from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
+from rm_plugins.evaluation.model_card import write_model_card
+from rm_plugins.reports import evaluation_page
 
 __all__ = ["command"]
 
@@ -51,27 +53,12 @@ def command(
         raise click.UsageError("Both a SPEC and DATA are needed: rm-plugins evaluate ./Qwen2.5-Reward pairs.jsonl")
     *rewards, data = specs
     gates = parse_gates(fail_under, fail_over)
-    for path in (output, report):
-        check_output(path)
-    if report is not None:
-        from rm_plugins.reports.charts import drawing
-
-        with drawing():  # what is missing is said before anything is scored
-            pass
+    outputs = EvaluationOutputs(output, report)
     folders = [_card_folder(spec) for spec in rewards] if card else []
     with evaluated(rewards, data, options) as evaluation:
         missed = failures(evaluation, gates)
-        if output is not None:
-            write_atomically(output, evaluation.to_json())
-            click.echo(f"Wrote {output}.", err=True)
-        if report is not None:
-            from rm_plugins.reports import evaluation_page
-
-            write_atomically(report, evaluation_page(evaluation))
-            click.echo(f"Wrote {report}.", err=True)
+        outputs.write(evaluation, evaluation_page)
         for place, folder in enumerate(folders):
-            from rm_plugins.evaluation.model_card import write_model_card
-
             click.echo(f"Wrote {write_model_card(folder, evaluation, reward=place)}.", err=True)
     if as_json:
         click.echo(evaluation.to_json(), nl=False)

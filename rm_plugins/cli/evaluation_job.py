@@ -30,7 +30,7 @@ from rm_plugins.fingerprint import fingerprint
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
-__all__ = ["EvaluationOptions", "check_output", "evaluated", "evaluation_options"]
+__all__ = ["EvaluationOptions", "evaluated", "evaluation_options"]
 
 HUB = "hub"
 """In the place of a file: a benchmark's own dataset."""
@@ -92,7 +92,11 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 help="Score anew what was scored before; needed where a function's code, or a server's model, has changed.",
             ),
             click.option(
-                "--batch-size", default=512, show_default=True, help="Samples scored at a time, and kept if interrupted."
+                "--batch-size",
+                type=click.IntRange(min=1),
+                default=512,
+                show_default=True,
+                help="Samples scored at a time, and kept if interrupted.",
             ),
             click.option(
                 "--resamples",
@@ -184,16 +188,6 @@ def _scored(
                 collector.add(scored.row, judged)
         columns.add(_numbers(scored.scores), {key: _numbers(values) for key, values in scored.details.items()})
     return reward_facts(provider, name=name, source=spec, sample=sample), columns
-
-
-def check_output(path: Path | None) -> None:
-    """See, before anything is scored, that a file can be written there.
-
-    Raises:
-        DataError: It is a folder.
-    """
-    if path is not None and path.is_dir():
-        raise DataError(f"{path} is a folder; name the file to write, such as {path / 'evaluation'}.json.")
 
 
 def _spooled(data: str) -> AbstractContextManager[Any]:
