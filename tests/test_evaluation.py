@@ -202,6 +202,11 @@ class TestFindings:
         )
         assert value(found, "accuracy_corrected") == pytest.approx(0.5, abs=0.02)
 
+    def test_and_so_it_is_on_two_prompts(self) -> None:
+        rows = [{**row, "prompt": f"Q{number % 2}"} for number, row in enumerate(made_pairs(300, longer=0.8))]
+        first = only(evaluate(LENGTH, rows, resamples=200)).findings[0]
+        assert (first.kind, first.severity) == ("length", "alarm")
+
     def test_a_reward_that_likes_short_answers_is_exposed_too(self) -> None:
         found = only(evaluate(reward(lambda one: -(len(one) ** 0.5)), made_pairs(300, longer=0.2), resamples=200))
         assert found.findings[0].message.startswith("Length decides: it prefers the shorter answer in 100.0% of pairs")
