@@ -98,9 +98,8 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
         f"predicts, its accuracy is {_share(corrected)}"
     )
     remedy = "Train on pairs of equal length, with the regularizer length-correlation, or subtract a length penalty."
-    enough = min(base, 1 - base) * result.pairs >= FEWEST_PAIRS  # of either sort, where too few prompts leave no intervals
-    is_clear = enough if math.isnan(easy.low) or math.isnan(hard.high) else easy.low > hard.high
-    if easy.value - hard.value <= LARGE_GAP or not is_clear:
+    always = share >= ALWAYS_LONGER and min(base, 1 - base) * result.pairs >= FEWEST_PAIRS  # however few the prompts are
+    if easy.value - hard.value <= LARGE_GAP or not (always or easy.low > hard.high):
         return None
     if share >= ALWAYS_LONGER or corrected.low <= 0.5:
         return Finding("length", "alarm", f"Length decides: {facts}. {remedy}", numbers)
