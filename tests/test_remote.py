@@ -692,6 +692,7 @@ class TestProcessesAndThreads:
             return None
 
         scorer.before = slow
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run in the background was started without
         with remote(scorer) as provider:
             timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
@@ -699,6 +700,7 @@ class TestProcessesAndThreads:
                 provider.score(SAMPLES)
             wait_for(lambda: scorer.hung_up >= 5)
             assert provider.score(SAMPLES).values.tolist() == EXPECTED
+        signal.signal(signal.SIGINT, before)
 
     def test_several_threads_may_score_at_once(self) -> None:
         with remote(Scorer(max_items=2), concurrency=3) as provider, ThreadPoolExecutor(8) as pool:
