@@ -28,3 +28,4 @@ autoclass_content = "class"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 nitpicky = False
+suppress_warnings = ["misc.highlighting_failure"]  # a quotation over several lines, which no lexer of consoles follows
