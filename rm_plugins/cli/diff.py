@@ -65,8 +65,8 @@ def command(
         print_difference(difference)
         print_flips(f"Right with {difference.b} only", difference.won, show)
         print_flips(f"Right with {difference.a} only", difference.lost, show)
-    is_sure = difference.p_value < 0.05
-    is_better, is_worse = (is_sure and sign * difference.accuracy.value > 0 for sign in (1, -1))
-    if (fail_if == "worse" and is_worse) or (fail_if == "not-better" and not is_better):
-        click.echo(f"failed: {difference.b} is {'worse' if is_worse else 'not better'} than {difference.a}.", err=True)
+    outcome = difference.outcome
+    if (fail_if == "worse" and outcome == "worse") or (fail_if == "not-better" and outcome != "better"):
+        word = "worse" if outcome == "worse" else "not better"
+        click.echo(f"failed: {difference.b} is {word} than {difference.a}.", err=True)
         raise click.exceptions.Exit(1)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow
+from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, batch_size_option
 from rm_plugins.data import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
@@ -91,13 +91,7 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 is_flag=True,
                 help="Score anew what was scored before; needed where a function's code, or a server's model, has changed.",
             ),
-            click.option(
-                "--batch-size",
-                type=click.IntRange(min=1),
-                default=512,
-                show_default=True,
-                help="Samples scored at a time, and kept if interrupted.",
-            ),
+            batch_size_option,
             click.option(
                 "--resamples",
                 type=click.IntRange(min=1),
@@ -140,9 +134,11 @@ def evaluated(specs: Sequence[str], data: str, options: EvaluationOptions, *, sh
                 provider = rm.load(spec)
                 name = _unused(provider.label, names)
                 click.echo(f"Evaluating {name}.", err=True)
-                jobs.append(_job(provider, source, collector, options))
-                rows = jobs[-1].run(options.batch_size)
-                found.append(_scored(rows, collector, provider, name, spec, is_first=len(jobs) == 1))
+                identity = fingerprint(provider)  # reads every weight
+                jobs.append(_job(provider, identity, source, collector, options))
+                columns, sample = _scored(jobs[-1].run(options.batch_size), collector, is_first=len(jobs) == 1)
+                facts = reward_facts(provider, name=name, source=spec, sample=sample, identity=identity)
+                found.append((facts, columns))
                 provider.close()
             yield evaluation_of(
                 collector.collected(),
@@ -166,19 +162,19 @@ def evaluated(specs: Sequence[str], data: str, options: EvaluationOptions, *, sh
                 job.close()
 
 
-def _job(provider: rm.Provider, source: RowSource, collector: RowCollector, options: EvaluationOptions) -> RowScoring:
-    identity = {"columns": list(options.rename), "limit": options.limit, "suite": options.suite}
-    part = _scores_file(options.scores, provider, source, identity)
-    job = RowScoring(provider, source, part, identity, lambda row, where: collector.judged(row, where).samples)
+def _job(
+    provider: rm.Provider, identity: str, source: RowSource, collector: RowCollector, options: EvaluationOptions
+) -> RowScoring:
+    note = {"fingerprint": identity, "columns": list(options.rename), "limit": options.limit, "suite": options.suite}
+    part = _scores_file(options.scores, provider.label, source, note)
+    job = RowScoring(provider, source, part, note, lambda row, where: collector.judged(row, where).samples)
     if options.overwrite:
         job.discard()
     return job
 
 
-def _scored(
-    rows: Iterator[ScoredRow], collector: RowCollector, provider: rm.Provider, name: str, spec: str, *, is_first: bool
-) -> tuple[RewardFacts, RewardColumns]:
-    """The scores of a reward; of the first one, the rows are collected too."""
+def _scored(rows: Iterator[ScoredRow], collector: RowCollector, *, is_first: bool) -> tuple[RewardColumns, rm.Sample | None]:
+    """The scores of a reward, and its first sample; of the first reward, the rows are collected too."""
     columns, sample = RewardColumns(), None
     for number, scored in enumerate(rows, start=1):
         if is_first or sample is None:
@@ -187,7 +183,7 @@ def _scored(
             if is_first:
                 collector.add(scored.row, judged)
         columns.add(_numbers(scored.scores), {key: _numbers(values) for key, values in scored.details.items()})
-    return reward_facts(provider, name=name, source=spec, sample=sample), columns
+    return columns, sample
 
 
 def _spooled(data: str) -> AbstractContextManager[Any]:
@@ -247,14 +243,14 @@ def _unused(name: str, names: set[str]) -> str:
     return found
 
 
-def _scores_file(folder: Path | None, provider: rm.Provider, source: RowSource, identity: Mapping[str, Any]) -> Path:
+def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:
     """Where the scores of a reward are kept: in the folder that was named, else in the user's cache until all is evaluated."""
-    place = [fingerprint(provider), os.path.abspath(source.name), source.split, identity]
+    place = [os.path.abspath(source.name), source.split, note]
     digest = hashlib.sha256(json_line(place).encode()).hexdigest()[:12]
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
-    label = re.sub(r"[^\w.-]+", "-", provider.label)[:60]
-    return folder / f"{label}-{digest}.jsonl"
+    name = re.sub(r"[^\w.-]+", "-", label)[:60]
+    return folder / f"{name}-{digest}.jsonl"
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -118,16 +118,14 @@ def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> 
 
 
 def _in_words(difference: Difference) -> str:
-    better = abs(difference.accuracy.value)
     numbers = (
         f"{shown_estimate(difference.accuracy, is_share=True, signed=True)} in accuracy on {difference.pairs:,} pairs, p = "
         f"{difference.p_value:.3g}; {difference.only_b:,} pairs that {difference.a} has wrong are right with {difference.b}, and "
         f"{difference.only_a:,} the other way round"
     )
-    if difference.p_value >= 0.05 or not better:
+    if difference.outcome == "unclear":
         return f"{difference.b} and {difference.a} cannot be told apart ({numbers})."
-    word = "better" if difference.accuracy.value > 0 else "worse"
-    return f"{difference.b} is {word} than {difference.a} ({numbers})."
+    return f"{difference.b} is {difference.outcome} than {difference.a} ({numbers})."
 
 
 def _table(title: str, heads: list[str]) -> Table:

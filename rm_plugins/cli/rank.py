@@ -34,6 +34,7 @@ from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, output_
 from rm_plugins.data import read_rows, write_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
+from rm_plugins.fingerprint import fingerprint
 from rm_plugins.generation import ENGINES, Sampling, default_engine
 
 __all__ = ["command"]
@@ -239,7 +240,7 @@ def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterat
     """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
     provider = rm.load(spec)
     try:
-        return RowScoring(provider, source, part, {"spec": spec}).run(batch_size)
+        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(batch_size)
     finally:
         provider.close()
         del provider

@@ -24,7 +24,16 @@ from rm_plugins.errors import DataError
 from rm_plugins.fingerprint import fingerprint
 from rm_plugins.wire import values_to_json
 
-__all__ = ["RowScoring", "RowSource", "ScoredRow", "ScoringJob", "output_path", "progress_bar", "scoring_options"]
+__all__ = [
+    "RowScoring",
+    "RowSource",
+    "ScoredRow",
+    "ScoringJob",
+    "batch_size_option",
+    "output_path",
+    "progress_bar",
+    "scoring_options",
+]
 
 _WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
@@ -57,17 +66,20 @@ def output_path(source: str, out: str | None, ending: str) -> Path:
     return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
 
 
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Samples scored at a time, and kept if interrupted.",
+)
+
+
 def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a command that is a scoring job."""
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=512,
-            show_default=True,
-            help="Samples scored at a time, and kept if interrupted.",
-        ),
+        batch_size_option,
         click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
     ):
         command = option(command)
@@ -105,7 +117,7 @@ class RowScoring:
         provider: The reward.
         source: The rows.
         part: The file that scored rows are kept in, beside which a note says whose they are.
-        identity: What the note says; another one is refused.
+        identity: What the note says of the reward, such as its spec and fingerprint; another one is refused.
         samples: The samples of a row, which an error calls by its second argument.
 
     Raises:
@@ -124,8 +136,7 @@ class RowScoring:
         self.source = source
         self.work: Counter[str] = Counter()
         self._samples = samples
-        whose = {**identity, "source": source.name, "split": source.split, "fingerprint": fingerprint(provider)}
-        self._kept = KeptRows(part, whose)
+        self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
     def run(self, batch_size: int) -> Iterator[ScoredRow]:
         """Score what is not scored yet, then give back every row in the order of the source.
@@ -218,7 +229,9 @@ class ScoringJob(RowScoring):
         part = out.with_name(f"{out.name}.part")
         if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-        super().__init__(rm.load(spec), RowSource.of(source, split), part, {"spec": spec})
+        provider = rm.load(spec)
+        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
+        super().__init__(provider, RowSource.of(source, split), part, identity)
         self.out = out
         if overwrite:
             self.discard()

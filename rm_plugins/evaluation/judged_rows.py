@@ -88,10 +88,18 @@ class JudgedRows:
         """int [M], the row of each pair."""
         return self.row[self.pairs[:, 0]]
 
+    def samples(self) -> list[NDArray[np.intp]]:
+        """The samples of every row, R arrays."""
+        return np.split(np.arange(len(self.row)), np.flatnonzero(np.diff(self.row)) + 1)
+
     def lists(self) -> list[NDArray[np.intp]]:
         """The samples of every row that has several, of all of which it is known how good they are."""
-        rows = np.split(np.arange(len(self.row)), np.flatnonzero(np.diff(self.row)) + 1)
-        return [samples for samples in rows if len(samples) > 1 and not np.isnan(self.gold[samples]).any()]
+        return [samples for samples in self.samples() if len(samples) > 1 and not np.isnan(self.gold[samples]).any()]
+
+    def section_of(self, row: int) -> str:
+        """The name of a row's section, empty where it has none."""
+        number = self.section[row]
+        return self.sections[number] if number >= 0 else ""
 
 
 class RowCollector:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rm_plugins.evaluation.bias import FeatureBias
 from rm_plugins.evaluation.intervals import Estimate
@@ -14,6 +14,7 @@ from rm_plugins.evaluation.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult
 
 __all__ = [
+    "SIGNIFICANT",
     "BestOfN",
     "DataSummary",
     "Difference",
@@ -29,6 +30,10 @@ __all__ = [
     "SectionResult",
     "as_json",
 ]
+
+
+SIGNIFICANT = 0.05
+"""Below this p-value, a difference is called one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +297,13 @@ class Difference:
     sections: Mapping[str, Estimate] = field(default_factory=dict)
     won: tuple[FlippedPair, ...] = ()
     lost: tuple[FlippedPair, ...] = ()
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "unclear"]:
+        """What b is beside a, as far as the p-value tells."""
+        if not (math.isfinite(self.p_value) and self.p_value < SIGNIFICANT) or not self.accuracy.value:
+            return "unclear"
+        return "better" if self.accuracy.value > 0 else "worse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,13 @@ class ScoredPairs:
 
 
 def reward_figures(
-    rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray], *, resamples: int, seed: int
+    rows: JudgedRows,
+    scored: ScoredPairs,
+    values: FloatArray,
+    members: Mapping[str, FloatArray],
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Estimate]:
     """The figures of `rm_plugins.evaluation.figures.FIGURES` that the data allows, in their order.
 
@@ -69,6 +75,7 @@ def reward_figures(
 
     Args:
         rows: What is known of R rows with N samples.
+        scored: The pairs of which it scored both samples.
         values: float64 [N], the rewards, NaN where it abstained.
         members: float64 [N] of each member of an ensemble, by name.
         resamples: Of the intervals.
@@ -76,8 +83,8 @@ def reward_figures(
     """
     settings = {"resamples": resamples, "seed": seed}
     found = {
-        **_of_pairs(ScoredPairs(rows, values), settings),
-        **_of_lengths(rows, values, settings),
+        **_of_pairs(scored, settings),
+        **_of_lengths(rows, scored, values, settings),
         **_of_lists(rows, values, settings),
         **_of_attributes(rows, values, settings),
         **_of_members(rows, values, members, settings),
@@ -94,7 +101,6 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
     delta, cluster = scored.delta, scored.cluster
     if not len(delta):
         return {}
-
     right, longer = delta > 0, scored.longer
     for_longer = np.where(longer > 0, delta, -delta)
     shares = {
@@ -117,8 +123,7 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
     }
 
 
-def _of_lengths(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
-    scored = ScoredPairs(rows, values)
+def _of_lengths(rows: JudgedRows, scored: ScoredPairs, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
     known = np.flatnonzero(~np.isnan(values))
     lengths, cluster = rows.lengths[known], rows.cluster[rows.row[known]]
     found = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}

@@ -164,7 +164,7 @@ def evaluation_of(
             samples=len(values),
             abstained=int(np.isnan(values).sum()),
             pairs=len(scored),
-            figures=reward_figures(rows, values, members, **settings),
+            figures=reward_figures(rows, scored, values, members, **settings),
             sections=section_results(rows, scored, **settings),
             by_length=accuracy_by_length(scored, **settings),
             distribution=reward_distribution(scored, values),
@@ -225,12 +225,10 @@ def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> 
 def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteResult:
     items = []
     of_pairs = set(rows.pair_row[np.isnan(rows.gold[rows.pairs[:, 0]])].tolist())
-    for samples in np.split(np.arange(len(rows.row)), np.flatnonzero(np.diff(rows.row)) + 1):
-        row = rows.row[samples[0]]
+    for row, samples in enumerate(rows.samples()):
         gold = rows.gold[samples]
         if np.isnan(gold).any() and row not in of_pairs:
             raise DataError(f"row {row + 1}: a sample has no label; {suite.name} needs to know of each whether it is right.")
         labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
-        section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
-        items.append(SuiteItem(rows.ids[row], section, values[samples], labels, rows.compared.get(int(row), ())))
+        items.append(SuiteItem(rows.ids[row], rows.section_of(row), values[samples], labels, rows.compared.get(row, ())))
     return suite.checked_result(items)

@@ -70,7 +70,9 @@ class RewardColumns:
         return {name: np.array(column) for name, column in self.details.items() if is_member(name)}
 
 
-def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sample | None = None) -> RewardFacts:
+def reward_facts(
+    provider: Provider, *, name: str, source: str = "", sample: Sample | None = None, identity: str = ""
+) -> RewardFacts:
     """What identifies a reward.
 
     Args:
@@ -78,6 +80,7 @@ def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sam
         name: What to call it.
         source: The spec as it was given.
         sample: What to render as an example.
+        identity: The reward's fingerprint, where it is known already.
     """
     manifests = {
         path: manifest.training for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
@@ -90,5 +93,5 @@ def reward_facts(provider: Provider, *, name: str, source: str = "", sample: Sam
                 break
     spec = None if provider.spec is None else json.loads(json.dumps(shown_spec(provider), default=str))
     # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
-    identity = "" if spec is None else fingerprint(provider)
-    return RewardFacts(name, source, spec, identity, rendering, manifests)
+    known = "" if spec is None else identity or fingerprint(provider)
+    return RewardFacts(name, source, spec, known, rendering, manifests)

@@ -35,6 +35,7 @@ class ShownPairs:
 
     def __init__(self, rows: JudgedRows) -> None:
         self._rows = rows
+        self._lengths = rows.lengths
         self._first = np.searchsorted(rows.row, np.arange(len(rows.cluster)))
         self._wanted: set[int] = set()
 
@@ -43,11 +44,12 @@ class ShownPairs:
         rows = self._rows
         winner, loser = (int(sample) for sample in rows.pairs[number])
         row = int(rows.row[winner])
-        section = rows.sections[rows.section[row]] if rows.section[row] >= 0 else ""
         chosen, rejected = (str(sample - int(self._first[row])) for sample in (winner, loser))
         self._wanted.add(row)
-        lengths = (int(rows.lengths[sample]) for sample in (winner, loser))
-        return JudgedPair(row + 1, section, "", chosen, rejected, float(values[winner]), float(values[loser]), *lengths)
+        lengths = (int(self._lengths[sample]) for sample in (winner, loser))
+        return JudgedPair(
+            row + 1, rows.section_of(row), "", chosen, rejected, float(values[winner]), float(values[loser]), *lengths
+        )
 
     def texts(self, again: Iterable[Mapping[str, Any]]) -> Callable[[JudgedPair], JudgedPair]:
         """What puts the texts in their places."""

@@ -10,10 +10,9 @@ from html import escape
 from typing import Any
 
 from rm_plugins.evaluation.intervals import Estimate
-from rm_plugins.evaluation.results import as_json
+from rm_plugins.evaluation.results import SIGNIFICANT, as_json
 from rm_plugins.reports.charts import COLOURS, drawing, svg
 from rm_plugins.reports.page import page, table
-from rm_plugins.reports.verdicts import SIGNIFICANT
 
 __all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_table", "proxy_curve_svg"]
 

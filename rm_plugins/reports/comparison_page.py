@@ -13,7 +13,6 @@ from rm_plugins.reports.page import page
 from rm_plugins.reports.pair_texts import flipped_pairs
 from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
-from rm_plugins.reports.verdicts import outcome
 
 __all__ = ["comparison_page"]
 
@@ -52,6 +51,6 @@ def comparison_page(evaluation: Evaluation) -> str:
 
 def _headline(found: Difference, a: Look, b: Look) -> str:
     said = {"better": f"{b.html} is better than {a.html}", "worse": f"{a.html} is better than {b.html}"}
-    verdict = said.get(outcome(found), f"No clear difference between {a.html} and {b.html}")
+    verdict = said.get(found.outcome, f"No clear difference between {a.html} and {b.html}")
     size = f"{points(found.accuracy.value)} points of accuracy {interval(found.accuracy, points)}, p = {p_value(found.p_value)}"
     return f'<p class="headline"><b>{verdict}</b><span>{size}</span></p>'

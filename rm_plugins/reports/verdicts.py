@@ -13,20 +13,15 @@ from rm_plugins.reports.numbers import count, interval, number, p_value, points,
 from rm_plugins.reports.page import cells, text, unfolding
 
 __all__ = [
-    "SIGNIFICANT",
     "estimate_cell",
     "evaluated_line",
     "figure_title",
     "figures_table",
-    "outcome",
     "outcome_html",
     "summary_table",
     "verdicts",
     "with_interval",
 ]
-
-SIGNIFICANT = 0.05
-"""Below this p-value, a difference is called one."""
 
 _KEY_FIGURES = (
     *("accuracy", "accuracy_shorter", "accuracy_corrected", "length_preference", "ece", "top_1", "top_1_random", "kendall"),
@@ -122,16 +117,9 @@ def with_interval(found: Estimate | None, form: Callable[[float], str] = share) 
     return f'<td class="line"><b>{form(found.value)}</b>{_small(interval(found, form))}</td>'
 
 
-def outcome(found: Difference) -> str:
-    """Whether b is better than a, in a word."""
-    if math.isfinite(found.p_value) and found.p_value < SIGNIFICANT:
-        return "better" if found.accuracy.value > 0 else "worse"
-    return "unclear"
-
-
 def outcome_html(found: Difference) -> str:
-    """The same as HTML, in a colour of its own."""
-    return f'<span class="outcome {outcome(found)}">{outcome(found)}</span>'
+    """Whether b is better than a, as HTML in a colour of its own."""
+    return f'<span class="outcome {found.outcome}">{found.outcome}</span>'
 
 
 def _rank(found: Finding) -> int:
@@ -176,10 +164,10 @@ def _is_best(evaluation: Evaluation, place: int) -> bool:
     if not others or any(name not in found for name in others):
         return False
     if place == 0:
-        return all(outcome(found[name]) == "worse" for name in others)
+        return all(found[name].outcome == "worse" for name in others)
     mine = found[names[place]]
     rivals = [found[name] for name in others if name != names[place]]
-    return outcome(mine) == "better" and all(mine.accuracy.low > rival.accuracy.high for rival in rivals)
+    return mine.outcome == "better" and all(mine.accuracy.low > rival.accuracy.high for rival in rivals)
 
 
 def _against(found: Difference | None) -> str:
