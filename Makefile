@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-ensembles bench-losses bench-overoptimization bench-serving bench-training clean
+.PHONY: help demo test lint docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,6 +51,12 @@ bench-ensembles: $(VENV)/bench.stamp  ## Measure what ensembles cost beside one 
 bench-serving: $(VENV)/bench.stamp  ## Measure how fast a served reward is and whether its memory stays flat.
 	$(BIN)/python -m tests.benchmarks.serving
 	$(BIN)/python -m tests.benchmarks.soak
+
+bench-gpu: $(VENV)/dev.stamp  ## Measure scoring, training and serving on a GPU in eight minutes, and write their section of docs/benchmarks.md.
+	$(BIN)/python -m tests.benchmarks.gpu
+
+gpu-wheels: | $(BIN)/python  ## Gather in build/gpu-wheels/ what bench-gpu needs on a machine that can download nothing.
+	$(BIN)/python -m tests.benchmarks.gpu.wheels
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses

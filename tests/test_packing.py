@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_plugins.errors import UnsupportedError
+from rm_plugins.scoring import packing as packing_module
 from rm_plugins.scoring.packing import PACKED, Packing, attention_as
 from tests.test_scoring_engine import make_model
 
@@ -245,20 +247,19 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         calls.append(query.dtype)
         return varlen_attn(query, *args, **kwargs)
 
+    called.__signature__ = inspect.signature(varlen_attn)  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "varlen_attn", called)
+    monkeypatch.setattr(packing_module, "_has_flash_attention", lambda device: True)
     return calls
 
 
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("share_prefixes", [True, False])
-def test_the_kernel_gives_the_same(
-    key_heads: int, scale: float | None, share_prefixes: bool, kernel: list[torch.dtype]
-) -> None:
+def test_the_kernel_gives_the_same(key_heads: int, scale: float | None, share_prefixes: bool) -> None:
     packing = Packing(TREE, share_prefixes=share_prefixes)
     inputs = states(packing, key_heads=key_heads)
-    output = packing._flash(*inputs, scale)
-    assert kernel
+    output = packing._in_kernel(varlen_attn, *inputs, scale)
     torch.testing.assert_close(output, packing.attention(*inputs, scale, 0.0))
     assert_same_attention(packing, TREE, inputs, output, scale)
 
@@ -268,9 +269,45 @@ def test_the_kernel_gives_the_same(
 def test_the_kernel_gives_the_same_for_any_rows(rows: list[list[int]]) -> None:
     packing = Packing(rows)
     inputs = states(packing, heads=2, key_heads=1, size=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pytest.importorskip("torch.nn.attention.varlen"), "varlen_attn", varlen_attn)
-        torch.testing.assert_close(packing._flash(*inputs, None), packing.attention(*inputs, None, 0.0))
+    torch.testing.assert_close(packing._in_kernel(varlen_attn, *inputs, None), packing.attention(*inputs, None, 0.0))
+
+
+def test_a_kernel_that_takes_no_grouped_heads_is_given_repeated_ones() -> None:
+    """torch 2.11 has no `enable_gqa`."""
+
+    def older(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> torch.Tensor:
+        assert key.shape[1] == value.shape[1] == query.shape[1]
+        return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    packing = Packing(TREE)
+    inputs = states(packing, key_heads=2)
+    torch.testing.assert_close(packing._in_kernel(older, *inputs, None), packing.attention(*inputs, None, 0.0))
+
+
+def test_the_installed_kernel_takes_the_arguments() -> None:
+    module = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no attention for sequences of any length")
+    packing = Packing(TREE)
+    calls: list[dict[str, Any]] = []
+
+    def bound(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(inspect.signature(module.varlen_attn).bind(*args, **kwargs).arguments)
+        return torch.zeros_like(args[0])
+
+    bound.__signature__ = inspect.signature(module.varlen_attn)  # type: ignore[attr-defined]
+    for key_heads in (4, 2):
+        packing._in_kernel(bound, *states(packing, key_heads=key_heads), 0.3)
+    assert [call["window_size"] for call in calls] == [(-1, 0)] * 2
 
 
 class OnAccelerator(torch.Tensor):
@@ -308,6 +345,23 @@ class TestWhichComputationRuns:
         self.attention(torch.bfloat16, dropout=0.1)
         self.attention(torch.bfloat16, tensor=torch.Tensor)
         assert kernel == []
+
+    @pytest.mark.parametrize("size", [4, 12, 264])
+    def test_heads_that_the_kernel_does_not_take(self, size: int, kernel: list[torch.dtype]) -> None:
+        query = torch.zeros(1, 1, 3, size, dtype=torch.bfloat16).as_subclass(OnAccelerator)
+        assert packing_module._kernel(query) is None
+        assert packing_module._kernel(torch.zeros(1, 1, 3, 64, dtype=torch.bfloat16).as_subclass(OnAccelerator)) is not None
+
+    def test_a_gpu_without_flash_attention(self, kernel: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(packing_module, "_has_flash_attention", lambda device: False)
+        found, expected = self.attention(torch.bfloat16)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+        assert kernel == []
+
+    def test_a_torch_whose_kernel_has_no_window(self, kernel: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value, is_causal=False: query)
+        found, expected = self.attention(torch.bfloat16)
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
 
 
 # --- As transformers' attention --------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 
 from rm_plugins.errors import UnsupportedError
-from rm_plugins.scoring.engine import costs_of, default_max_tokens, padded, read_position, scores_differ
+from rm_plugins.scoring.engine import costs_of, default_max_tokens, read_position, scores_differ
 from rm_plugins.scoring.packing import PACKED, Packing, attends_packed, attention_as, attention_window
 from rm_plugins.scoring.plan import micro_batches
 from rm_plugins.scoring.prefix_cache import is_causal, is_decoder
+from rm_plugins.scoring.tensors import padded
 from rm_plugins.scoring.tokenize import common_beginning
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from torch import nn
 from rm_plugins.errors import ScoringError
 from rm_plugins.scoring.plan import Costs, MicroBatch, Plan, Stage, plan_batches
 from rm_plugins.scoring.prefix_cache import Beginnings, PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.scoring.tensors import on_device, padded
 from rm_plugins.types import FloatArray
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.scoring.score_cache import ScoreCache
 
-__all__ = ["ScoringEngine", "Work", "costs_of", "default_max_tokens", "padded", "read_position", "scores_differ"]
+__all__ = ["ScoringEngine", "Work", "activation_bytes", "costs_of", "default_max_tokens", "read_position", "scores_differ"]
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,9 @@ class ScoringEngine:
     def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
         """The head's outputs where each row is read, [segments, num_labels]; `hidden` is [segments, longest, size]."""
         at = [read_position(rows[segment.row], self._pad_token_id) - segment.start for segment in batch.segments]
-        logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), at])
+        logits: torch.Tensor = self.model.score(
+            hidden[torch.arange(len(at), device=hidden.device), on_device(at, hidden.device)]
+        )
         return logits
 
     def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -293,17 +296,6 @@ def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, siz
     return outputs, done
 
 
-def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, each int64 [rows, longest], padded on the right."""
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for position, row in enumerate(rows):
-        ids[position, : len(row)] = row
-        mask[position, : len(row)] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
 def scores_differ(found: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
     """How scores differ from those of a plainer computation; None where they agree as floating point allows.
 
@@ -327,8 +319,13 @@ def default_max_tokens(model: PreTrainedModel) -> int:
     """The budget that suits the device: on an accelerator, activations take at most half of the memory that is free."""
     if model.device.type != "cuda":
         return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fitting = free // 2 // activation_bytes(model)
+    return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
+
+
+def activation_bytes(model: PreTrainedModel) -> int:
+    """The memory of one token's activations in a layer, in bytes, as it is taken to be for a budget."""
     config = model.config.get_text_config()
     widths = 12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    free, _ = torch.cuda.mem_get_info(model.device)
-    fitting = free // 2 // (widths * model.dtype.itemsize)
-    return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
+    return int(widths * model.dtype.itemsize)

@@ -6,11 +6,12 @@ as one of transformers' attention implementations, and is handed the `Packing` t
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.scoring.plan import Costs, Stage, plan_batches
 from rm_plugins.scoring.prefix_cache import has_standard_cache
+from rm_plugins.scoring.tensors import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +31,9 @@ __all__ = ["PACKED", "Packing", "attends_packed", "attention_as", "attention_win
 
 PACKED = "rm_plugins_packed"
 """The name of the attention implementation."""
+
+_LARGEST_KERNEL_HEAD = 256
+"""The kernel for sequences of any length takes heads of at most this size, in multiples of 8."""
 
 _UNLIMITED = 2**40
 # A packed beginning costs no launch of its own; what reads it reads it again.
@@ -89,8 +94,8 @@ class Packing:
 
         lay_out(plan.stages, ())
         self._last = [last[row] for row in plan.computed_as]
-        self.ids = torch.tensor([ids], device=device)
-        self.positions = torch.tensor([positions], device=device)
+        self.ids = on_device([ids], device)
+        self.positions = on_device([positions], device)
 
     def tokens_of(self, row: int) -> torch.Tensor:
         """The places of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
@@ -127,10 +132,10 @@ class Packing:
         if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys, but not values, in float32
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-            return self._flash(query, key, value, scale)
-        if (repeats := query.shape[1] // key.shape[1]) > 1:
-            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        kernel = _kernel(query) if not dropout and query.shape[-1] == value.shape[-1] else None
+        if kernel is not None:
+            return self._in_kernel(kernel, query, key, value, scale)
+        key, value = _repeated(key, query), _repeated(value, query)
         outputs = []
         for span, mask in zip(self.spans, self._masks, strict=True):
             parts = (*span.before, span)
@@ -147,13 +152,19 @@ class Packing:
             )
         return torch.cat(outputs, 2)
 
-    def _flash(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
-        """The same in one kernel, which aligns a span's queries with the last of its keys."""
-        from torch.nn.attention.varlen import varlen_attn
-
+    def _in_kernel(
+        self, kernel: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """The same in one call of `varlen_attn`, which aligns a span's queries with the last of its keys."""
+        grouped = {}
+        if key.shape[1] != query.shape[1]:
+            if _takes_grouped_heads(kernel):
+                grouped = {"enable_gqa": True}
+            else:
+                key, value = _repeated(key, query), _repeated(value, query)
         starts, key_starts, longest, longest_keys = self._bounds
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-        found = varlen_attn(
+        attended = kernel(
             queries.contiguous(),
             keys[self._read],
             values[self._read],
@@ -163,10 +174,46 @@ class Packing:
             longest_keys,
             scale=scale,
             window_size=(-1, 0),
-            enable_gqa=keys.shape[1] != queries.shape[1],
+            **grouped,
         )
-        assert isinstance(found, torch.Tensor)  # it is a pair where more is asked for
-        return found.transpose(0, 1)[None]
+        assert isinstance(attended, torch.Tensor)  # it is a pair where more is asked for
+        return attended.transpose(0, 1)[None]
+
+
+def _kernel(query: torch.Tensor) -> Callable[..., Any] | None:
+    """torch's attention for sequences of any length; None where this torch has none that is causal, or it cannot take these queries."""
+    size = query.shape[-1]
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16) or size % 8 or size > _LARGEST_KERNEL_HEAD:
+        return None
+    if not _has_flash_attention(query.device):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in _arguments(varlen_attn) else None
+
+
+@cache
+def _has_flash_attention(device: torch.device) -> bool:
+    """Whether a GPU is of the Ampere generation or newer, for which torch has flash attention."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _takes_grouped_heads(kernel: Callable[..., Any]) -> bool:
+    """Whether fewer key heads than query heads may be given, which the kernel of torch 2.11 does not allow."""
+    return "enable_gqa" in _arguments(kernel)
+
+
+def _repeated(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Keys or values [1, heads, T, size] with as many heads as the queries have."""
+    repeats = query.shape[1] // states.shape[1]
+    return states.repeat_interleave(repeats, 1) if repeats > 1 else states
 
 
 def _places(spans: Sequence[_Span]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from rm_plugins.scoring.plan import Segment
+from rm_plugins.scoring.tensors import on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,13 +90,13 @@ class PrefixCache:
     def __init__(self, before: Beginnings | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
         self._cache: Cache
         self._holes = False
-        starts = torch.tensor([segment.start for segment in segments], device=mask.device)
+        starts = on_device([segment.start for segment in segments], mask.device)
         self._positions = starts[:, None] + torch.arange(mask.shape[1], device=mask.device)
         if before is None:
             self._cache, self.mask = DynamicCache(), mask
             return
         self._holes = any(segment.start < before.mask.shape[1] for segment in segments)
-        rows = torch.tensor([segment.parent for segment in segments], device=mask.device)
+        rows = on_device([segment.parent for segment in segments], mask.device)
         self._cache = Cache(layers=[_Continuation(keys, values, rows, keep) for keys, values in before.layers])
         self.mask = torch.cat([before.mask[rows], mask], dim=1)
 

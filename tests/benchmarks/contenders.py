@@ -40,25 +40,28 @@ def contenders(folder: Path, rewards: rm.Provider, samples: Sequence[rm.Sample])
     return {
         OURS: lambda: rewards.score(samples),
         HALF: lambda: half.score(samples),
-        TRL: padded_batch(folder, texts),
+        TRL: padded_batch(*loaded(folder), texts),
         PIPELINE: lambda: [found["score"] for found in classify(texts, batch_size=32, truncation=True)],
         CROSS_ENCODER: lambda: encoder.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=False),
     }
 
 
-def padded_batch(folder: Path, texts: Sequence[str]) -> Score:
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """The model in a folder and its tokenizer."""
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def padded_batch(model: Any, tokenizer: Any, texts: Sequence[str]) -> Score:
     """What GRPO and RLOO do with a model: one forward over the whole batch, padded to its longest row.
 
     TRL leaves special tokens out and cannot truncate; both are changed here, for the scores to be comparable and an encoder
     to run at all.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     @torch.inference_mode()
     def score() -> Any:
         inputs = tokenizer(text=list(texts), return_tensors="pt", padding=True, padding_side="right", truncation=True)
-        return model(**inputs).logits[:, 0].numpy()
+        return model(**inputs.to(model.device)).logits[:, 0].float().cpu().numpy()
 
     return score
 

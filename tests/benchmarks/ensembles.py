@@ -38,12 +38,11 @@ from rm_plugins.files import write_atomically
 from rm_plugins.scoring import Manifest, Rendering
 from rm_plugins.scoring.heads import Heads
 from tests.benchmarks.models import DecoderSize, save_decoder, train_tokenizer
-from tests.benchmarks.page import machine, table
+from tests.benchmarks.page import ENSEMBLES, machine, table, with_section
 from tests.benchmarks.scoring import DATA, PAGE, ROOT
 from tests.benchmarks.texts import Texts, spread
 
 MODULE = "tests.benchmarks.ensembles"
-HEADING = "\n## Ensembles\n"
 MEMBERS = 5
 LATENCY, LOCAL = 0.3, 0.4
 
@@ -319,11 +318,6 @@ def section(results: Results, command: str, rounds: int) -> str:
     )
 
 
-def with_section(page: str, found: str) -> str:
-    """The page with another section on ensembles, which stands at its end."""
-    return f"{page.partition(HEADING)[0].rstrip()}\n{HEADING}\n{found}\n"
-
-
 def main() -> None:
     """Measure, and write the section."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
@@ -348,7 +342,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
         page = output.read_text(encoding="utf-8") if output.is_file() else "# Benchmarks\n"
-        write_atomically(output, with_section(page, found))
+        write_atomically(output, with_section(page, ENSEMBLES, found))
 
 
 if __name__ == "__main__":

@@ -83,16 +83,24 @@ def save_policy(folder: Path, size: DecoderSize, tokenizer: Any) -> Path:
     return folder
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens, trained on `texts`, with a padding token of its own."""
+def train_tokenizer(texts: Sequence[str], vocabulary: int, *, most_tokens: int = 1_024, special: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer, trained on the spot, with a padding token of its own.
+
+    Args:
+        texts: What it is trained on.
+        vocabulary: The most tokens that it has.
+        most_tokens: The length of the longest text that it announces.
+        special: Special tokens beside those of padding and end.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|pad|>", "<|end|>"],
+        special_tokens=["<|pad|>", "<|end|>", *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=1_024)
+    names = {"eos_token": "<|end|>", "pad_token": "<|pad|>", "additional_special_tokens": [*special]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=most_tokens, **names)

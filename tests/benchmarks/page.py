@@ -100,19 +100,28 @@ Everything runs on the CPU, and in float32 where nothing else is said. Every con
 differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 
 
-_TRAINING = "\n## Training a reward model\n"
+TRAINING, ENSEMBLES, GPU = "Training a reward model", "Ensembles", "On a GPU"
+"""The headings of the sections that other benchmarks write."""
 
 
-def with_training_section(page: str, section: str) -> str:
-    """The page with another section on training; those that follow it stay."""
-    before, _, rest = page.partition(_TRAINING)
-    _, heading, following = rest.partition("\n## ")
-    return f"{before.rstrip()}\n{_TRAINING}\n{section}\n{heading}{following}"
+def section(page: str, heading: str) -> str:
+    """The section of this heading, without it; empty where the page has none."""
+    return _parts(page, heading)[1]
 
 
-def training_section(page: str) -> str:
-    """The section on training, without its heading; empty where the page has none."""
-    return page.partition(_TRAINING)[2].strip()
+def with_section(page: str, heading: str, text: str) -> str:
+    """The page with this text under the heading, at its end where it has no such heading; without any text, the page as it is."""
+    if not text:
+        return page
+    before, _, after = _parts(page, heading)
+    return "\n\n".join(part for part in (before, f"## {heading}\n\n{text}", after) if part) + "\n"
+
+
+def _parts(page: str, heading: str) -> tuple[str, str, str]:
+    """What is before a section, the section, and what is after it."""
+    before, _, rest = f"\n{page}".partition(f"\n## {heading}\n")
+    text, mark, after = rest.partition("\n## ")
+    return before.strip(), text.strip(), f"{mark}{after}".strip()
 
 
 def machine() -> str:

@@ -27,9 +27,9 @@ from transformers.utils import logging as transformers_logging
 import rm_plugins as rm
 from rm_plugins.files import write_atomically
 from tests.benchmarks import grpo_step
-from tests.benchmarks.contenders import OURS, TRL, Measured, measure, padded_batch
+from tests.benchmarks.contenders import OURS, TRL, Measured, loaded, measure, padded_batch
 from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save_policy, train_tokenizer
-from tests.benchmarks.page import Planning, Results, render, training_section, with_training_section
+from tests.benchmarks.page import ENSEMBLES, GPU, TRAINING, Planning, Results, render, section, with_section
 from tests.benchmarks.texts import Texts, random_rows, spread
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def _score_once(name: str, folder: str, path: str) -> None:
     """Score the texts of a file, and print this process's peak memory in bytes."""
     texts = json.loads(Path(path).read_text(encoding="utf-8"))
     if name == TRL:
-        padded_batch(Path(folder), texts)()
+        padded_batch(*loaded(Path(folder)), texts)()
     else:
         rm.load(folder).score([rm.Sample("", text) for text in texts])
     print(_peak())
@@ -248,8 +248,10 @@ def main() -> None:
     print(f"\n{page}")
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
-        training = training_section(output.read_text(encoding="utf-8")) if output.is_file() else ""
-        write_atomically(output, with_training_section(page, training) if training else page)
+        before = output.read_text(encoding="utf-8") if output.is_file() else ""
+        for heading in (TRAINING, ENSEMBLES, GPU):
+            page = with_section(page, heading, section(before, heading))
+        write_atomically(output, page)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ class Texts:
 
     def prompts(self, tokenizer: Any, number: int, tokens: int) -> list[str]:
         """LLMBar's text in stretches of about `tokens` tokens, [number]."""
-        ids = _stream(tokenizer, [_text(sample) for sample in self._llmbar], number * tokens)
+        ids = token_stream(tokenizer, [_text(sample) for sample in self._llmbar], number * tokens)
         return [tokenizer.decode(ids[start : start + tokens]) for start in range(0, number * tokens, tokens)]
 
     def groups(self, tokenizer: Any, prompts: int, prompt_tokens: int, lengths: Sequence[int]) -> list[rm.Sample]:
         """Long prompts, each with completions of gsm8k's text of `lengths` tokens, [prompts * len(lengths)]."""
-        ids = _stream(tokenizer, [_text(sample) for group in self._gsm8k for sample in group], prompts * sum(lengths))
+        ids = token_stream(tokenizer, [_text(sample) for group in self._gsm8k for sample in group], prompts * sum(lengths))
         samples, start = [], 0
         for prompt in self.prompts(tokenizer, prompts, prompt_tokens):
             for length in lengths:
@@ -85,8 +85,8 @@ def _text(sample: rm.Sample) -> str:
     return "\n".join(str(message["content"]) for message in sample.messages)
 
 
-def _stream(tokenizer: Any, texts: Sequence[str], tokens: int) -> list[int]:
-    """The first token ids of the texts in a row, [tokens]."""
+def token_stream(tokenizer: Any, texts: Sequence[str], tokens: int) -> list[int]:
+    """The first token ids of the texts, one after the other, [tokens]; fewer where the texts end."""
     ids: list[int] = []
     for text in texts:
         if len(ids) >= tokens:

@@ -22,6 +22,7 @@ from typing import Any
 # Before anything imports huggingface_hub, which reads it once: nothing here needs a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -32,7 +33,7 @@ from rm_plugins.files import write_atomically
 from rm_plugins.scoring.packing import Packing
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.benchmarks.models import DecoderSize, save_decoder, train_tokenizer
-from tests.benchmarks.page import machine, table, with_training_section
+from tests.benchmarks.page import TRAINING, machine, table, with_section
 from tests.benchmarks.scoring import DATA, PAGE, ROOT
 from tests.benchmarks.texts import data_rows
 
@@ -74,16 +75,26 @@ class Measured:
         return max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
 
 
-class _StepTimes(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+class StepTimes(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """The seconds of each step of a training, in which a GPU has done all of its work."""
+
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._started = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = perf_counter()
+        """Start the clock."""
+        self._started = _now()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(perf_counter() - self._started)
+        """Stop it."""
+        self.seconds.append(_now() - self._started)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter()
 
 
 def measure(rows: Sequence[Mapping[str, Any]], size: DecoderSize, steps: int, rounds: int, scratch: Path) -> Measured:
@@ -107,12 +118,10 @@ def measure(rows: Sequence[Mapping[str, Any]], size: DecoderSize, steps: int, ro
     data = Dataset.from_list([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in shuffled])
     found = Measured()
     for number, name in itertools.product(range(rounds), (OURS, APART, TRL)):
-        trainer = _trainer(name, model, data, steps, scratch)
-        times = _StepTimes()
-        trainer.add_callback(times)
-        trainer.train()
-        found.seconds.setdefault(name, []).extend(times.seconds[1:])
-        found.losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        settings = {"output_dir": str(scratch / "out"), "max_steps": steps, "bf16": False, "use_cpu": True}
+        trainer = trainer_of(name, str(model), AutoTokenizer.from_pretrained(model), data, settings)
+        seconds, found.losses[name] = trained(trainer)
+        found.seconds.setdefault(name, []).extend(seconds[1:])
         found.parameters = trainer.model.num_parameters()
         if name == OURS and not found.tokens:
             _count_tokens(trainer, steps, found)
@@ -123,29 +132,44 @@ def measure(rows: Sequence[Mapping[str, Any]], size: DecoderSize, steps: int, ro
     return found
 
 
-def _trainer(name: str, model: Path, data: Dataset, steps: int, scratch: Path) -> Any:
+def trainer_of(
+    name: str, model: Any, tokenizer: Any, data: Dataset, changes: Mapping[str, Any], peft_config: Any = None
+) -> Any:
+    """A contender's trainer.
+
+    Args:
+        name: The contender.
+        model: A folder or a model, which is trained in place.
+        tokenizer: Its tokenizer.
+        data: The preference pairs.
+        changes: Settings that differ from those below.
+        peft_config: The adapter that is trained instead of the model, if any.
+    """
     settings: dict[str, Any] = {
-        "output_dir": str(scratch / "out"),
-        "max_steps": steps,
         "per_device_train_batch_size": PAIRS,
         "learning_rate": 1e-4,
         "warmup_steps": 0,
         "max_length": 1_024,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
         "seed": 1,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        **changes,
     }
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    parts = {"train_dataset": data, "processing_class": tokenizer, "peft_config": peft_config}
     if name == TRL:
-        config = TrlRewardConfig(**settings)
-        return TrlRewardTrainer(str(model), config, train_dataset=data, processing_class=tokenizer)
-    ours = RewardConfig(**settings, share_prompts=name == OURS)
-    return RewardTrainer(str(model), ours, train_dataset=data, processing_class=tokenizer)
+        return TrlRewardTrainer(model, TrlRewardConfig(**settings), **parts)
+    return RewardTrainer(model, RewardConfig(**settings, share_prompts=name == OURS), **parts)
+
+
+def trained(trainer: Any) -> tuple[list[float], list[float]]:
+    """The seconds of each step and its loss."""
+    times = StepTimes()
+    trainer.add_callback(times)
+    trainer.train()
+    return times.seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _count_tokens(trainer: Any, steps: int, found: Measured) -> None:
@@ -208,7 +232,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
         page = output.read_text(encoding="utf-8") if output.is_file() else "# Benchmarks\n"
-        write_atomically(output, with_training_section(page, found))
+        write_atomically(output, with_section(page, TRAINING, found))
 
 
 if __name__ == "__main__":
