@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rm_plugins.errors import RmPluginsError
-    from rm_plugins.hookspecs import hookimpl
+    from rm_plugins.hooks import hookimpl
+    from rm_plugins.provider import Aggregate, Provider, Transform
     from rm_plugins.registry import Registry
+    from rm_plugins.samples import Sample
+    from rm_plugins.scores import Scores
     from rm_plugins.spec import load
-    from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
 __all__ = [
     "Aggregate",
@@ -33,14 +35,14 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _HOMES = {
-    "Aggregate": "types",
-    "Provider": "types",
+    "Aggregate": "provider",
+    "Provider": "provider",
     "Registry": "registry",
     "RmPluginsError": "errors",
-    "Sample": "types",
-    "Scores": "types",
-    "Transform": "types",
-    "hookimpl": "hookspecs",
+    "Sample": "samples",
+    "Scores": "scores",
+    "Transform": "provider",
+    "hookimpl": "hooks",
     "load": "spec",
 }
 

@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
-from rm_plugins.hookspecs import hookimpl
-from rm_plugins.types import Aggregate, FloatArray
+from rm_plugins.hooks import hookimpl
+from rm_plugins.provider import Aggregate
+from rm_plugins.scores import FloatArray
 
 __all__ = [
     "LowerConfidenceBound",

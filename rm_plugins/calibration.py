@@ -11,15 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.engine.score_cache import MEMORY
 from rm_plugins.errors import DataError, RmPluginsError, SpecError
-from rm_plugins.providers.cached import Cached
-from rm_plugins.providers.ensemble import Ensemble
-from rm_plugins.providers.fallback import Fallback
+from rm_plugins.provider import Provider, Transform
+from rm_plugins.providers.combinators.cached import Cached
+from rm_plugins.providers.combinators.ensemble import Ensemble
+from rm_plugins.providers.combinators.fallback import Fallback
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.scoring.score_cache import MEMORY
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 from rm_plugins.spec import SpecBuilder, join_path
 from rm_plugins.transforms import Chain, FittedTransform, transforms_in
-from rm_plugins.types import FloatArray, Provider, Sample, Transform
 
 __all__ = ["Calibrated", "Calibration"]
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from rm_plugins.errors import PluginError
-from rm_plugins.types import Component, LocalPath, Provider
+from rm_plugins.provider import Component, LocalPath, Provider
 
 __all__ = ["announces", "schema_of", "validator_of"]
 

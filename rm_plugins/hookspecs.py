@@ -14,24 +14,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pluggy
+from rm_plugins.hooks import hookspec
 
 if TYPE_CHECKING:
     import click
 
     from rm_plugins.losses import Loss, Regularizer
     from rm_plugins.protocols import Protocol
+    from rm_plugins.provider import Aggregate, Provider, Transform
+    from rm_plugins.samples import Sample
+    from rm_plugins.scores import Scores
     from rm_plugins.suites import Suite
-    from rm_plugins.types import Aggregate, Provider, Sample, Scores, Transform
 
-__all__ = ["PROJECT", "HookSpecs", "hookimpl", "hookspec"]
-
-PROJECT = "rm_plugins"
-"""The pluggy project name and the entry-point group."""
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plug-in as the implementation of a hook."""
+__all__ = ["HookSpecs"]
 
 
 class HookSpecs:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from rm_plugins.errors import BrokenPluginError, DuplicateNameError, PluginError, UnknownNameError, did_you_mean
-from rm_plugins.hookspecs import PROJECT, HookSpecs
+from rm_plugins.hooks import PROJECT
+from rm_plugins.hookspecs import HookSpecs
 
 if TYPE_CHECKING:
     import click
 
-    from rm_plugins.types import Provider, Sample, Scores
+    from rm_plugins.provider import Provider
+    from rm_plugins.samples import Sample
+    from rm_plugins.scores import Scores
 
 __all__ = ["KINDS", "BrokenPlugin", "PluginCommand", "Registration", "Registry", "default_registry"]
 

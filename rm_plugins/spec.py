@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
+from rm_plugins.provider import Component, LocalPath, Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
-from rm_plugins.types import Component, LocalPath, Provider
 
 __all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "named_rewards"]
 

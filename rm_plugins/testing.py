@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.data.judgements import judgement
 from rm_plugins.errors import AnswerError
-from rm_plugins.judgements import judgement
 from rm_plugins.protocols import Answer, Ask, Item, Protocol, Response, ServerFacts
+from rm_plugins.provider import Provider
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
-from rm_plugins.types import FloatArray, Provider, Sample, Scores
 
 if TYPE_CHECKING:
     from rm_plugins.losses import Loss, RewardBatch

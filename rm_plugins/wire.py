@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 
 __all__ = ["sample_from_json", "sample_to_json", "values_to_json"]
 

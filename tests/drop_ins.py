@@ -14,8 +14,8 @@ import httpx2
 
 import rm_plugins as rm
 from rm_plugins.providers.function import FunctionProvider
+from rm_plugins.samples import RenderedSample
 from rm_plugins.server import Settings, create_app
-from rm_plugins.types import RenderedSample
 from tests.conftest import make_tokenizer
 from tests.servers import serving
 from tests.test_scoring_engine import make_model

@@ -9,9 +9,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.bias import FeatureBias
-from rm_plugins.evaluation.intervals import Estimate
-from rm_plugins.evaluation.metrics import CalibrationBin
 from rm_plugins.evaluation.results import (
     BestOfN,
     DataSummary,
@@ -27,6 +24,9 @@ from rm_plugins.evaluation.results import (
     RewardResult,
     SectionResult,
 )
+from rm_plugins.statistics.bias import FeatureBias
+from rm_plugins.statistics.intervals import Estimate
+from rm_plugins.statistics.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult, SuiteSection, SuiteTable
 
 __all__ = ["SECTIONS", "evaluation_of"]

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch import distributed
 from torch.nn.functional import linear, softplus
 
+from rm_plugins.engine import batch_forward
+from rm_plugins.engine.batch_forward import BatchForward, BatchOutput
+from rm_plugins.engine.packing import PACKED, Packing
 from rm_plugins.errors import UnsupportedError
-from rm_plugins.scoring import batch_forward
-from rm_plugins.scoring.batch_forward import BatchForward, BatchOutput
-from rm_plugins.scoring.packing import PACKED, Packing
 from tests.test_scoring_engine import PAD, PLAIN, SHARING, VOCABULARY, make_model
 
 MLA = {

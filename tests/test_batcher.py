@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rm_plugins as rm
+from rm_plugins.batching.batcher import Batch, Batcher, Done, Overloaded, Stopped
+from rm_plugins.batching.fair_queue import FairQueue
+from rm_plugins.batching.isolation import Isolated, score_requests
 from rm_plugins.errors import DataError, ScoringError
-from rm_plugins.server.batcher import Batch, Batcher, Done, Overloaded, Stopped
-from rm_plugins.server.fair_queue import FairQueue
-from rm_plugins.server.isolation import Isolated, score_requests
-from rm_plugins.types import Sample, Scores
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
 
 
 @dataclass(eq=False)

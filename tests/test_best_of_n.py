@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
+from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
 
 NAN, INF = math.nan, math.inf
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
-from rm_plugins.evaluation.bias import (
+from rm_plugins.statistics.bias import (
     FORMAT_FEATURES,
     FeatureBias,
     feature_bias,
@@ -23,7 +23,7 @@ from rm_plugins.evaluation.bias import (
     length_curve,
     longer_preference,
 )
-from rm_plugins.evaluation.metrics import spearman
+from rm_plugins.statistics.metrics import spearman
 
 NAN, INF = math.nan, math.inf
 Floats = NDArray[np.float64]

@@ -18,8 +18,8 @@ from rm_plugins.aggregates import Mean
 from rm_plugins.calibration import Calibration
 from rm_plugins.cli import main
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.providers.members import combined
-from rm_plugins.types import Transform
+from rm_plugins.provider import Transform
+from rm_plugins.providers.combinators.members import combined
 
 FUNCTIONS = """
 def length(samples):

@@ -28,16 +28,15 @@ from transformers import (
 import rm_plugins as rm
 from rm_plugins.calibration import Calibration
 from rm_plugins.errors import ManifestError, ModelError, SpecError, UnsupportedError
-from rm_plugins.providers.lora_ensemble import LoraEnsemble
-from rm_plugins.providers.mc_dropout import McDropout
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.reward_state import restore_reward_state, reward_state
-from rm_plugins.scoring import Manifest, ScoreStatistics
-from rm_plugins.scoring.golden import golden_scores
-from rm_plugins.scoring.heads import Heads
-from rm_plugins.scoring.manifest import file_digests
+from rm_plugins.models.golden import golden_scores
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
+from rm_plugins.providers.models.lora_ensemble import LoraEnsemble
+from rm_plugins.providers.models.mc_dropout import McDropout
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.scores import FloatArray
 from rm_plugins.testing import check_provider
-from rm_plugins.types import FloatArray
+from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from tests.conftest import MakeFolder, make_tokenizer
 
 QUESTION = "The sea is salty because rivers carry dissolved minerals into it. Question: what is " * 3
@@ -627,7 +626,7 @@ class TestDropout:
             assert message in str(caught.value)
 
     def test_a_model_with_nothing_to_drop(self, tiny_decoder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("rm_plugins.scoring.fixed_dropout._HEADS", ())
+        monkeypatch.setattr("rm_plugins.models.fixed_dropout._HEADS", ())
         with pytest.raises(ModelError, match="has no dropout layers, and no head called"):
             dropout(tiny_decoder())
 

@@ -16,14 +16,14 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.providers.cached import Cached
-from rm_plugins.providers.constant import Constant
-from rm_plugins.providers.fallback import Fallback
-from rm_plugins.providers.gate import Gate
-from rm_plugins.providers.product import Product
-from rm_plugins.providers.route import Route
-from rm_plugins.providers.sum import Sum
-from rm_plugins.providers.threshold import Threshold
+from rm_plugins.providers.combinators.cached import Cached
+from rm_plugins.providers.combinators.constant import Constant
+from rm_plugins.providers.combinators.fallback import Fallback
+from rm_plugins.providers.combinators.gate import Gate
+from rm_plugins.providers.combinators.product import Product
+from rm_plugins.providers.combinators.route import Route
+from rm_plugins.providers.combinators.sum import Sum
+from rm_plugins.providers.combinators.threshold import Threshold
 from rm_plugins.testing import check_provider
 from rm_plugins.training_progress import Schedule, current_progress, training_progress
 

@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_plugins.cli import data, main
-from rm_plugins.data import read_rows
-from rm_plugins.data_check import DataCheck, DataReport, Problem
+from rm_plugins.data.check import DataCheck
+from rm_plugins.data.check_report import DataReport, Problem
+from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
-from rm_plugins.scoring import Renderer, Rendering
-from rm_plugins.types import Sample
+from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.samples import Sample
 
 USER = {"role": "user", "content": "2+2?"}
 FOUR = {"role": "assistant", "content": "4"}
@@ -604,7 +605,7 @@ class TestCommandWithTokenizer:
 
 
 def test_checking_imports_nothing_heavy() -> None:
-    code = "import sys, rm_plugins.data_check, rm_plugins.cli.data; print(*sys.modules)"
+    code = "import sys, rm_plugins.data.check, rm_plugins.cli.data; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "pyarrow"} & set(found)
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import rm_plugins as rm
-from rm_plugins.scoring.batch_forward import BatchForward
-from rm_plugins.scoring.engine import ScoringEngine
-from rm_plugins.scoring.packing import Packing
-from rm_plugins.scoring.plan import Costs
+from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.engine.engine import ScoringEngine
+from rm_plugins.engine.packing import Packing
+from rm_plugins.engine.plan import Costs
 from tests.conftest import MakeFolder
 from tests.test_scoring_engine import make_model
 

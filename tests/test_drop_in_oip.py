@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.providers.ensemble import Ensemble
+from rm_plugins.providers.combinators.ensemble import Ensemble
 from rm_plugins.providers.function import FunctionProvider
 from tests.drop_ins import decoder, overloaded, rewards, served, text_rewards
 

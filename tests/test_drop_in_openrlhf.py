@@ -16,9 +16,9 @@ import httpx2
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.providers.ensemble import Ensemble
+from rm_plugins.providers.combinators.ensemble import Ensemble
+from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.function import FunctionProvider
-from rm_plugins.providers.sum import Sum
 from tests.drop_ins import decoder, served, text_rewards
 
 PROMPTS = ["<|start|>user\n2+2?<|end|>\n<|start|>assistant\n", "<|start|>user\nName a colour.<|end|>\n<|start|>assistant\n"]

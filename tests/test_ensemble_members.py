@@ -19,10 +19,10 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.aggregates import Mean, Min
 from rm_plugins.errors import ScoringError, SpecError
-from rm_plugins.providers.ensemble import Ensemble
-from rm_plugins.providers.members import combined, rank_disagreement
+from rm_plugins.providers.combinators.ensemble import Ensemble
+from rm_plugins.providers.combinators.members import combined, rank_disagreement
+from rm_plugins.scores import FloatArray
 from rm_plugins.testing import FixedProvider, check_provider
-from rm_plugins.types import FloatArray
 
 SAMPLES = [rm.Sample("Q", "a"), rm.Sample("Q", "bb"), rm.Sample("Q", "ccc"), rm.Sample("other", "d")]
 

@@ -14,12 +14,12 @@ from scipy.stats import pearsonr
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 import rm_plugins as rm
-from rm_plugins.data import read_rows
+from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError, UnknownNameError
 from rm_plugins.evaluation import evaluate, pair_metrics
 from rm_plugins.evaluation.figures import figure_of
 from rm_plugins.evaluation.results import Evaluation, RewardResult
-from rm_plugins.fingerprint import shown_spec
+from rm_plugins.identity import shown_spec
 
 Row = dict[str, Any]
 

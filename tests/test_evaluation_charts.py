@@ -13,9 +13,6 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.evaluation import evaluate
-from rm_plugins.evaluation.bias import FeatureBias
-from rm_plugins.evaluation.intervals import Estimate
-from rm_plugins.evaluation.metrics import CalibrationBin
 from rm_plugins.evaluation.results import (
     BestOfN,
     Difference,
@@ -31,6 +28,9 @@ from rm_plugins.evaluation.results import (
 )
 from rm_plugins.reports import comparison_page, evaluation_page
 from rm_plugins.reports.charts import COLOURS
+from rm_plugins.statistics.bias import FeatureBias
+from rm_plugins.statistics.intervals import Estimate
+from rm_plugins.statistics.metrics import CalibrationBin
 from tests.evaluation_samples import evaluation_of
 
 pytest.importorskip("matplotlib", reason="matplotlib, which draws the charts, is not installed")

@@ -18,10 +18,10 @@ import pytest
 from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.evaluation import findings
 from rm_plugins.evaluation.figures import FIGURES
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import Difference, Evaluation, RewardResult
 from rm_plugins.reports import comparison_page, evaluation_page
 from rm_plugins.reports.evaluation_page import CHARTS
+from rm_plugins.statistics.intervals import Estimate
 from tests.evaluation_samples import evaluation_of
 
 pytest.importorskip("matplotlib", reason="matplotlib, which draws the charts, is not installed")

@@ -18,7 +18,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.intervals import (
+from rm_plugins.statistics.intervals import (
     Estimate,
     bootstrap,
     correlation_estimate,
@@ -28,8 +28,8 @@ from rm_plugins.evaluation.intervals import (
     share_estimate,
     share_estimates,
 )
-from rm_plugins.evaluation.metrics import pearson
-from rm_plugins.ranks import mean_ranks
+from rm_plugins.statistics.metrics import pearson
+from rm_plugins.statistics.ranks import mean_ranks
 
 NAN = math.nan
 OUTCOMES = st.sampled_from([0.0, 1.0])

@@ -12,7 +12,7 @@ from datasets import load_dataset
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
-from rm_plugins.journal import Journal, JournalStep, kept_rows, read_journal
+from rm_plugins.training.journal import Journal, JournalStep, kept_rows, read_journal
 
 TURN = [{"role": "user", "content": "Name a colour."}]
 

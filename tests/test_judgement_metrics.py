@@ -23,7 +23,7 @@ from rm_plugins.evaluation import (
     pearson,
     spearman,
 )
-from rm_plugins.scoring.heads import Heads
+from rm_plugins.models.heads import Heads
 
 NAN = math.nan
 FLOATS = st.floats(-50, 50).map(lambda value: round(value, 1))  # with ties, and without differences that rounding makes

@@ -20,9 +20,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.data import completion_samples, preference_samples, read_rows
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.rows import completion_samples, preference_samples, read_rows
 from rm_plugins.errors import DataError
-from rm_plugins.judgements import Judgement, attribute_names, judgement
 
 NAN = math.nan
 USER = {"role": "user", "content": "2+2?"}

@@ -12,9 +12,9 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
-from rm_plugins.scoring import MANIFEST_NAME, GoldenScore, Manifest, Rendering, ScoreStatistics
-from rm_plugins.scoring.golden import GOLDEN_SAMPLES
-from rm_plugins.scoring.manifest import file_digests, token_digest
+from rm_plugins.models.golden import GOLDEN_SAMPLES
+from rm_plugins.models.manifest import MANIFEST_NAME, GoldenScore, Manifest, ScoreStatistics, file_digests, token_digest
+from rm_plugins.rendering.render import Rendering
 from rm_plugins.wire import sample_to_json
 
 

@@ -21,10 +21,11 @@ import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.evaluation import evaluate_pairs
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.scoring import MANIFEST_NAME, Manifest, Rendering
-from rm_plugins.scoring.heads import Heads
-from rm_plugins.scoring.merge import merge_models
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
+from rm_plugins.models.merge import merge_models
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.rendering.render import Rendering
 from tests.conftest import CORPUS, MakeFolder
 
 Tensors: TypeAlias = dict[str, torch.Tensor]

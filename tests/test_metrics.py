@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.metrics import (
+from rm_plugins.statistics.metrics import (
     agreement,
     auc,
     best_of,

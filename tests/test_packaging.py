@@ -130,7 +130,7 @@ class TestImporting:
         "statement",
         [
             "import rm_plugins, rm_plugins_trl",
-            "import rm_plugins.registry, rm_plugins.errors, rm_plugins.types, rm_plugins.wire, rm_plugins.data",
+            "import rm_plugins.registry, rm_plugins.errors, rm_plugins.provider, rm_plugins.wire, rm_plugins.data.rows",
             "from rm_plugins import Sample, Scores, Provider, Registry, load, hookimpl",
             "import rm_plugins as rm; rm.load(len)",
             "import rm_plugins as rm; registry = rm.Registry(discover=True); [registry.all(kind) for kind in ('loss', 'provider')]",

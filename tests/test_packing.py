@@ -15,9 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rm_plugins.engine import packing as packing_module
+from rm_plugins.engine.packing import PACKED, Packing, attention_as
 from rm_plugins.errors import UnsupportedError
-from rm_plugins.scoring import packing as packing_module
-from rm_plugins.scoring.packing import PACKED, Packing, attention_as
 from tests.test_scoring_engine import make_model
 
 QueryKeyValue = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

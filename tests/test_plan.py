@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.scoring.plan import CONTEXT_FACTOR, MAX_LEVELS, Costs, Stage, micro_batches, plan_batches
+from rm_plugins.engine.plan import CONTEXT_FACTOR, MAX_LEVELS, Costs, Stage, micro_batches, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 200), max_size=60)
 BUDGETS = st.integers(0, 1_000)

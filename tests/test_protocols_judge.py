@@ -13,9 +13,9 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols import Answer, Item, OpenAIJudge, ServerFacts
+from rm_plugins.samples import RenderedSample
 from rm_plugins.spec import component
 from rm_plugins.testing import check_protocol
-from rm_plugins.types import RenderedSample
 from tests.fake_servers.judge import Choice, choice, judge
 from tests.servers import Conversation
 

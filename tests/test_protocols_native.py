@@ -13,8 +13,8 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import AnswerError, DataError, ScoringError, UnsupportedError
 from rm_plugins.protocols import Item, Native, Response, ServerFacts
+from rm_plugins.samples import RenderedSample
 from rm_plugins.testing import check_protocol
-from rm_plugins.types import RenderedSample
 from tests.fake_servers.native import native
 from tests.fake_servers.openrlhf import openrlhf
 from tests.servers import Conversation

@@ -10,8 +10,8 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import AnswerError, DataError, ScoringError, UnsupportedError
 from rm_plugins.protocols import Item, OpenInference, OpenRLHF, Response, ServerFacts, Swift
+from rm_plugins.samples import RenderedSample
 from rm_plugins.testing import check_protocol
-from rm_plugins.types import RenderedSample
 from tests.fake_servers.oip import oip
 from tests.fake_servers.openrlhf import openrlhf, reward_of
 from tests.fake_servers.swift import swift

@@ -8,7 +8,7 @@ import pytest
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols import Item, Request, Response, SGLang
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 from tests.fake_servers import head, logit, tokens
 from tests.fake_servers.sglang import FakeSGLang
 from tests.fake_servers.vllm import FakeVLLM

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols import TEI, Item, Request, Response
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 from tests.fake_servers import logit, sigmoid, tokens
 from tests.fake_servers.sglang import FakeSGLang
 from tests.fake_servers.tei import FakeTEI

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.protocols import VLLM, Item, Request, Response
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 from tests.fake_servers import BOS, head, logit, sigmoid, tokens
 from tests.fake_servers.vllm import FakeVLLM, Fault
 from tests.servers import Conversation

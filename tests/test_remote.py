@@ -31,9 +31,9 @@ from rm_plugins.protocols import VLLM, Answer, Item, Native, Protocol, Request, 
 from rm_plugins.providers.remote import Remote
 from rm_plugins.remote import retry
 from rm_plugins.remote.items import SendableSamples
-from rm_plugins.scoring import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.samples import RenderedSample
 from rm_plugins.testing import check_provider
-from rm_plugins.types import RenderedSample
 from tests.conftest import make_tokenizer
 from tests.fake_servers import logit, tokens
 from tests.fake_servers.vllm import FakeVLLM

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import MissingDependencyError
-from rm_plugins.evaluation.journal_summary import Curve, summarize
-from rm_plugins.journal import Journal, read_journal
+from rm_plugins.training.journal import Journal, read_journal
+from rm_plugins.training.journal_summary import Curve, summarize
 
 pytest.importorskip("matplotlib", reason="matplotlib, which draws the page, is not installed")
 

@@ -22,14 +22,14 @@ import yaml
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, ScoringError, SpecError
-from rm_plugins.providers.format import Format
-from rm_plugins.providers.json_schema import JsonSchema
-from rm_plugins.providers.length_window import LengthWindow
-from rm_plugins.providers.math_verify import MathVerify
-from rm_plugins.providers.phrases import Phrases
-from rm_plugins.providers.repetition import Repetition
+from rm_plugins.providers.rules.format import Format
+from rm_plugins.providers.rules.json_schema import JsonSchema
+from rm_plugins.providers.rules.length_window import LengthWindow
+from rm_plugins.providers.rules.math_verify import MathVerify
+from rm_plugins.providers.rules.phrases import Phrases
+from rm_plugins.providers.rules.repetition import Repetition
+from rm_plugins.samples import Message
 from rm_plugins.testing import check_provider
-from rm_plugins.types import Message
 
 RULES: list[type[rm.Provider]] = [Format, JsonSchema, LengthWindow, MathVerify, Phrases, Repetition]
 PAGE = Path(__file__).parents[1] / "docs" / "providers" / "rules.md"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import rm_plugins as rm
+from rm_plugins.engine.score_cache import MEMORY, ScoreCache, model_fingerprint
 from rm_plugins.errors import ScoringError
-from rm_plugins.scoring.score_cache import MEMORY, ScoreCache, model_fingerprint
 from tests.conftest import MakeFolder
 
 ROWS = [[5, 6, 7], [5, 6], [5, 6, 7], [9]]
@@ -59,7 +59,7 @@ def test_more_rows_than_a_query_takes(tmp_path: Path) -> None:
 
 
 def test_the_memory_keeps_what_was_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rm_plugins.scoring.score_cache._ENTRIES_IN_MEMORY", 2)
+    monkeypatch.setattr("rm_plugins.engine.score_cache._ENTRIES_IN_MEMORY", 2)
     cache = ScoreCache(MEMORY, "a model")
     cache.write([[1], [2]], OUTPUTS[:2])
     unknown(cache, [[1]])
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
 def test_processes_write_into_one_file_at_once(tmp_path: Path) -> None:
     file = tmp_path / "scores.sqlite"
     script = (
-        "import sys, numpy as np\nfrom rm_plugins.scoring.score_cache import ScoreCache\n"
+        "import sys, numpy as np\nfrom rm_plugins.engine.score_cache import ScoreCache\n"
         "for start in range(int(sys.argv[2]), 400, 4):\n"
         "    cache = ScoreCache(sys.argv[1], 'a model')\n"
         "    rows = [[start, row] for row in range(20)]\n"

@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
+from rm_plugins.engine.engine import ScoringEngine, read_position
+from rm_plugins.engine.prefix_cache import PrefixCache
 from rm_plugins.errors import ScoringError
-from rm_plugins.scoring.engine import ScoringEngine, read_position
-from rm_plugins.scoring.prefix_cache import PrefixCache
 
 VOCABULARY = 120
 PAD = 3

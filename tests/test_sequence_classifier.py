@@ -24,10 +24,9 @@ from transformers import (
 
 import rm_plugins as rm
 from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.scoring import GoldenScore, Manifest, ScoreStatistics
-from rm_plugins.scoring.golden import GOLDEN_SAMPLES
-from rm_plugins.scoring.manifest import file_digests, token_digest
+from rm_plugins.models.golden import GOLDEN_SAMPLES
+from rm_plugins.models.manifest import GoldenScore, Manifest, ScoreStatistics, file_digests, token_digest
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from tests.conftest import MakeFolder, make_tokenizer
 
 Tensors: TypeAlias = dict[str, torch.Tensor]

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
+from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.scores import Scores
 from rm_plugins.server import Hosted, Settings, create_app
 from rm_plugins.server.request_log import log_request
 from rm_plugins.spec import component
 from rm_plugins.testing import FixedProvider
-from rm_plugins.types import RenderedSample, Sample, Scores
 from rm_plugins.wire import sample_to_json
 from tests.servers import serving
 

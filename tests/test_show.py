@@ -14,10 +14,10 @@ from rich.console import Console
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.cli.show import tree
-from rm_plugins.providers.constant import Constant
-from rm_plugins.providers.sum import Sum
-from rm_plugins.scoring.heads import Heads
-from rm_plugins.scoring.manifest import Manifest, ScoreStatistics
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest, ScoreStatistics
+from rm_plugins.providers.combinators.constant import Constant
+from rm_plugins.providers.combinators.sum import Sum
 
 SPEC = """\
 provider: gate

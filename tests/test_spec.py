@@ -16,12 +16,12 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import BrokenPluginError, ModelError, PluginError, RmPluginsError, SpecError, UnknownNameError
 from rm_plugins.losses.bradley_terry import BradleyTerry
+from rm_plugins.provider import LocalPath, ModelSource
 from rm_plugins.providers.function import FunctionProvider
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.registry import BrokenPlugin
 from rm_plugins.spec import component, named_rewards
 from rm_plugins.transforms import Clip, Scale
-from rm_plugins.types import LocalPath, ModelSource
 
 SAMPLES = [rm.Sample("", "a"), rm.Sample("", "bb")]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rm_plugins.scoring.tokenize import TemplatedTextTokenizer
+from rm_plugins.rendering.tokenize import TemplatedTextTokenizer
 from tests.conftest import CORPUS, make_tokenizer
 
 PROMPT = "<|start|>user\nName a colour, and say why  <|end|>\n<|start|>assistant\n"

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import rm_plugins as rm
-from rm_plugins.data import write_rows
+from rm_plugins.data.rows import write_rows
 from rm_plugins.errors import DataError, SpecError
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import (
     Chain,
     Clip,
@@ -38,7 +39,6 @@ from rm_plugins.transforms import (
     rm_register_transforms,
     shared_batch,
 )
-from rm_plugins.types import FloatArray
 
 SCORES = np.array([-3.0, 0.0, np.nan, 5.0])
 FINITE = st.floats(-1e6, 1e6)
@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
 
 
 def test_transforms_import_no_torch() -> None:
-    program = "import rm_plugins.transforms, rm_plugins.reward_state, sys; sys.exit('torch' in sys.modules)"
+    program = "import rm_plugins.transforms, rm_plugins.training.reward_state, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rm_plugins_trl.ppo import PPOConfig, PPOTrainer
-    from rm_plugins_trl.reward_config import RewardConfig
-    from rm_plugins_trl.reward_evaluation import RewardEvaluation
     from rm_plugins_trl.reward_function import RewardFunction, reward_func
     from rm_plugins_trl.reward_model import RewardModel
-    from rm_plugins_trl.reward_trainer import RewardTrainer
+    from rm_plugins_trl.reward_training.reward_config import RewardConfig
+    from rm_plugins_trl.reward_training.reward_evaluation import RewardEvaluation
+    from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
     from rm_plugins_trl.reward_watch import RewardWatch
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
 _HOMES = {
     "PPOConfig": "ppo",
     "PPOTrainer": "ppo",
-    "RewardConfig": "reward_config",
-    "RewardEvaluation": "reward_evaluation",
+    "RewardConfig": "reward_training.reward_config",
+    "RewardEvaluation": "reward_training.reward_evaluation",
     "RewardFunction": "reward_function",
     "RewardModel": "reward_model",
-    "RewardTrainer": "reward_trainer",
+    "RewardTrainer": "reward_training.reward_trainer",
     "RewardWatch": "reward_watch",
     "reward_func": "reward_function",
 }

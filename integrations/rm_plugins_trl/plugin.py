@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 def rm_register_commands() -> Sequence[click.Command]:
     """``train`` and ``demo``."""
     from rm_plugins_trl.demo.command import demo
-    from rm_plugins_trl.train import train
+    from rm_plugins_trl.reward_training.train import train
 
     return [train, demo]

@@ -13,10 +13,10 @@ import numpy as np
 import rm_plugins as rm
 from rm_plugins.errors import DataError
 from rm_plugins.processes import all_gathered
-from rm_plugins.reward_state import restore_reward_state, reward_state
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
+from rm_plugins.training.reward_state import restore_reward_state, reward_state
+from rm_plugins.training.session import RewardInTraining
 from rm_plugins.wire import values_to_json
-from rm_plugins_trl.reward_in_training import RewardInTraining
 
 if TYPE_CHECKING:
     from transformers import TrainerState

@@ -14,7 +14,7 @@ from trl import maybe_apply_chat_template
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
-from rm_plugins_trl.reward_in_training import RewardInTraining
+from rm_plugins.training.session import RewardInTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState

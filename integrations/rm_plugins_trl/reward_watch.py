@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.evaluation.exploitation import Evidence, WatchedStep
-from rm_plugins.evaluation.reward_history import RewardHistory, scored_texts, step_figures, watched_steps
-from rm_plugins.journal import Journal, kept_rows, read_journal, text_of
+from rm_plugins.samples import text_of
+from rm_plugins.training.exploitation import Evidence, WatchedStep
+from rm_plugins.training.journal import Journal, kept_rows, read_journal
+from rm_plugins.training.reward_history import RewardHistory, scored_texts, step_figures, watched_steps
 
 __all__ = ["RewardWatch", "Watched"]
 
@@ -44,7 +45,7 @@ class RewardWatch(TrainerCallback):
 
     It sees every batch that its rewards score in training (evaluation is left out), and adds what it measures of each reward to the
     trainer's logs as ``watch/NAME/FIGURE``, the mean over the steps since the last entry: the figures of
-    `rm_plugins.evaluation.reward_history.step_figures`, and ``warnings``, how many there were. They are in
+    `rm_plugins.training.reward_history.step_figures`, and ``warnings``, how many there were. They are in
     ``trainer.state.log_history`` in any case. What reports to wandb and the like comes before the trainer's
     ``callbacks=[...]`` and never sees what these add, so that `attach` is there to put the watch first.
 

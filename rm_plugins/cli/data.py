@@ -14,12 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from rm_plugins.cli.scoring_job import progress_bar
-from rm_plugins.data import is_data_file, read_rows
-from rm_plugins.data_check import DataCheck, DataReport, Problem
+from rm_plugins.data.check import DataCheck
+from rm_plugins.data.check_report import DataReport, Problem
+from rm_plugins.data.rows import is_data_file, read_rows
 from rm_plugins.errors import ModelError
 
 if TYPE_CHECKING:
-    from rm_plugins.scoring import Renderer
+    from rm_plugins.rendering.render import Renderer
 
 __all__ = ["command"]
 
@@ -104,7 +105,7 @@ def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
     """Renders samples as training a model from this folder or hub id does."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from rm_plugins.scoring import Renderer, Rendering
+    from rm_plugins.rendering.render import Renderer, Rendering
 
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)

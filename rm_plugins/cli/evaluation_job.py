@@ -20,13 +20,13 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, batch_size_option
-from rm_plugins.data import is_data_file, json_line, read_rows
+from rm_plugins.data.rows import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, evaluation_of
 from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
-from rm_plugins.fingerprint import fingerprint
+from rm_plugins.identity import fingerprint
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 

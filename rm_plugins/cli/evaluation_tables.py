@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rm_plugins.evaluation.figures import figure_of
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["print_difference", "print_evaluation", "print_flips", "shown_estimate"]
 

@@ -14,7 +14,7 @@ import click
 from rm_plugins.cli.kept_rows import UnfinishedFile
 from rm_plugins.cli.rank_outputs import prompt_key
 from rm_plugins.cli.scoring_job import progress_bar
-from rm_plugins.data import json_line, read_rows
+from rm_plugins.data.rows import json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 

@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rm_plugins.cli.scoring_job import progress_bar
-from rm_plugins.data import read_rows
+from rm_plugins.data.rows import read_rows
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.scoring import ScoreStatistics
-from rm_plugins.types import FloatArray
+from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.scores import FloatArray
 
 __all__ = ["command"]
 
@@ -52,7 +52,7 @@ def command(
     They must be of one architecture and tokenizer, render samples the same way, and be trained from the same weights; what
     differs is named. With --data, how often each model and the merged one prefer the chosen answer is printed.
     """
-    from rm_plugins.scoring.merge import merge_models
+    from rm_plugins.models.merge import merge_models
 
     rows = None if data is None else list(read_rows(data, split))
     found: dict[str, PairMetrics] = {}

@@ -31,11 +31,11 @@ from rm_plugins.cli.rank_outputs import (
     scored_prompts,
 )
 from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, output_path, scoring_options
-from rm_plugins.data import read_rows, write_rows
+from rm_plugins.data.rows import read_rows, write_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
-from rm_plugins.fingerprint import fingerprint
 from rm_plugins.generation import ENGINES, Sampling, default_engine
+from rm_plugins.identity import fingerprint
 
 __all__ = ["command"]
 

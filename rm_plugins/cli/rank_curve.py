@@ -15,10 +15,10 @@ from rich.table import Table
 
 from rm_plugins.cli.rank_outputs import ScoredPrompt
 from rm_plugins.errors import DataError, MissingDependencyError
-from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.evaluation.intervals import Estimate, mean_estimate, paired_test
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
+from rm_plugins.statistics.intervals import Estimate, mean_estimate, paired_test
 
 __all__ = ["best_of_n_curve", "check_curve_file", "curve_text", "print_curve"]
 

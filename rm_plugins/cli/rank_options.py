@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from rm_plugins.data import read_rows
+from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
 __all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column", "no_gold"]

@@ -14,7 +14,7 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.cli.scoring_job import ScoredRow
-from rm_plugins.data import row_samples
+from rm_plugins.data.rows import row_samples
 from rm_plugins.errors import DataError
 
 __all__ = [

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.evaluation.journal_summary import RewardSummary, summarize
 from rm_plugins.files import write_atomically
-from rm_plugins.journal import read_journal
 from rm_plugins.reports.training_page import FIGURES, training_page
+from rm_plugins.training.journal import read_journal
+from rm_plugins.training.journal_summary import RewardSummary, summarize
 
 __all__ = ["command"]
 

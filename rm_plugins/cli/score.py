@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, scoring_options
-from rm_plugins.data import row_samples
+from rm_plugins.data.rows import row_samples
 
 __all__ = ["command"]
 

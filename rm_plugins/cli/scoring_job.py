@@ -19,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import rm_plugins as rm
 from rm_plugins.cli.kept_rows import KeptRows
-from rm_plugins.data import is_data_file, json_line, read_rows, row_samples, write_rows
+from rm_plugins.data.rows import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.errors import DataError
-from rm_plugins.fingerprint import fingerprint
+from rm_plugins.identity import fingerprint
 from rm_plugins.wire import values_to_json
 
 __all__ = [

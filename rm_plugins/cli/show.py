@@ -12,10 +12,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 import rm_plugins as rm
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.provider import Aggregate, Provider, Transform
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.spec import SHARED_KEYS
 from rm_plugins.transforms import Chain
-from rm_plugins.types import Aggregate, Provider, Transform
 
 __all__ = ["command", "tree"]
 

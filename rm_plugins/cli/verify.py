@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
-from rm_plugins.scoring.manifest import MANIFEST_NAME
+from rm_plugins.models.manifest import MANIFEST_NAME
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 
 __all__ = ["command"]
 

@@ -1,7 +1,11 @@
 """How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
 
-from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.evaluation.intervals import (
+from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
+from rm_plugins.evaluation.pairs import evaluate_pairs
+from rm_plugins.evaluation.results import Evaluation
+from rm_plugins.evaluation.run import evaluate
+from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
+from rm_plugins.statistics.intervals import (
     Estimate,
     PairedTest,
     bootstrap,
@@ -10,8 +14,7 @@ from rm_plugins.evaluation.intervals import (
     paired_test,
     share_estimate,
 )
-from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
-from rm_plugins.evaluation.metrics import (
+from rm_plugins.statistics.metrics import (
     CalibrationBin,
     PairMetrics,
     agreement,
@@ -27,9 +30,6 @@ from rm_plugins.evaluation.metrics import (
     pearson,
     spearman,
 )
-from rm_plugins.evaluation.pairs import evaluate_pairs
-from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import evaluate
 
 __all__ = [
     "CalibrationBin",

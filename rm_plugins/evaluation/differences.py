@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.intervals import mean_estimate, paired_test
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.evaluation.results import Difference, FlippedPair, JudgedPair
 from rm_plugins.evaluation.reward_figures import ScoredPairs
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.intervals import mean_estimate, paired_test
 
 __all__ = ["flipped_pairs", "reward_difference"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["findings"]
 

@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.data import json_line
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.rows import json_line
 from rm_plugins.errors import DataError, did_you_mean
-from rm_plugins.evaluation.bias import FORMAT_FEATURES, format_features
-from rm_plugins.journal import text_of
-from rm_plugins.judgements import Judgement, attribute_names, judgement
-from rm_plugins.types import FloatArray, Sample
+from rm_plugins.samples import Sample, text_of
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.bias import FORMAT_FEATURES, format_features
 
 _LISTS = ("ranking", "ratings", "best-of", "labelled")
 
@@ -133,7 +133,7 @@ class RowCollector:
         """What a row says of its samples, without taking it.
 
         Raises:
-            DataError: The row is in no format of `rm_plugins.judgements`, or lacks the column or attribute that was asked for.
+            DataError: The row is in no format of `rm_plugins.data.judgements`, or lacks the column or attribute that was asked for.
         """
         try:
             if self._section_column is not None and self._section_column not in row:

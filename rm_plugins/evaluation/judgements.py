@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.metrics import auc, brier_score, expected_calibration_error, pearson, spearman
-from rm_plugins.scoring.heads import Heads
-from rm_plugins.types import FloatArray
+from rm_plugins.models.heads import Heads
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.metrics import auc, brier_score, expected_calibration_error, pearson, spearman
 
 __all__ = ["head_metrics", "judgement_metrics"]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_plugins.data import is_data_file
+from rm_plugins.data.rows import is_data_file
 from rm_plugins.errors import DataError, ModelError
 from rm_plugins.evaluation.figures import figure_of
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.files import write_atomically
+from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.suites import SuiteResult
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from rm_plugins.data import preference_samples
+from rm_plugins.data.rows import preference_samples
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.metrics import PairMetrics, pair_metrics
-from rm_plugins.types import Provider, Sample
+from rm_plugins.provider import Provider
+from rm_plugins.samples import Sample
+from rm_plugins.statistics.metrics import PairMetrics, pair_metrics
 
 __all__ = ["evaluate_pairs"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rm_plugins.evaluation.bias import FeatureBias
-from rm_plugins.evaluation.intervals import Estimate
-from rm_plugins.evaluation.metrics import CalibrationBin
+from rm_plugins.statistics.bias import FeatureBias
+from rm_plugins.statistics.intervals import Estimate
+from rm_plugins.statistics.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult
 
 __all__ = [
@@ -49,7 +49,7 @@ class DataSummary:
         samples: The number of samples in them.
         pairs: The number of pairs of a better and a worse sample.
         prompts: The number of different prompts.
-        formats: The number of rows in each format of `rm_plugins.judgements`.
+        formats: The number of rows in each format of `rm_plugins.data.judgements`.
         sections: The number of pairs in each section, empty where the rows name none.
         attributes: The names of the ratings or labels.
         longer_chosen: Of the pairs of two lengths, the share whose better sample is the longer: what a reward reaches that looks

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.evaluation.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_preference
-from rm_plugins.evaluation.intervals import Estimate, mean_estimate, share_estimate
 from rm_plugins.evaluation.judged_rows import JudgedRows
-from rm_plugins.evaluation.metrics import agreement
 from rm_plugins.evaluation.results import BestOfN, Distribution, LengthBin, LengthScatter, Members, SectionResult
 from rm_plugins.evaluation.reward_figures import ScoredPairs
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
+from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_preference
+from rm_plugins.statistics.intervals import Estimate, mean_estimate, share_estimate
+from rm_plugins.statistics.metrics import agreement
 
 __all__ = [
     "accuracy_by_length",

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.bias import LEAST_SAMPLES, length_corrected
 from rm_plugins.evaluation.figures import FIGURES
-from rm_plugins.evaluation.intervals import (
+from rm_plugins.evaluation.judged_rows import JudgedRows
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.bias import LEAST_SAMPLES, length_corrected
+from rm_plugins.statistics.intervals import (
     Estimate,
     correlation_estimate,
     mean_estimate,
@@ -19,10 +21,8 @@ from rm_plugins.evaluation.intervals import (
     share_estimate,
     share_estimates,
 )
-from rm_plugins.evaluation.judged_rows import JudgedRows
-from rm_plugins.evaluation.metrics import auc, best_of, expected_calibration_error, kendall, ndcg, spearman
-from rm_plugins.ranks import mean_ranks
-from rm_plugins.types import FloatArray
+from rm_plugins.statistics.metrics import auc, best_of, expected_calibration_error, kendall, ndcg, spearman
+from rm_plugins.statistics.ranks import mean_ranks
 
 __all__ = ["BINS", "ScoredPairs", "reward_figures"]
 

@@ -16,7 +16,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
 from rm_plugins.evaluation.findings import findings
 from rm_plugins.evaluation.judged_rows import Cluster, JudgedRows, RowCollector
-from rm_plugins.evaluation.metrics import calibration_curve
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.evaluation.reward_charts import (
     accuracy_by_length,
@@ -31,9 +30,11 @@ from rm_plugins.evaluation.reward_charts import (
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
 from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
+from rm_plugins.provider import Provider
+from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.spec import component
+from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
-from rm_plugins.types import FloatArray, Provider, Scores
 
 __all__ = ["RESAMPLES", "SHOWN", "evaluate", "evaluation_of"]
 
@@ -62,7 +63,7 @@ def evaluate(
 
     Args:
         rewards: A reward, or several by name.
-        rows: Rows in the formats of `rm_plugins.judgements`, such as a `datasets.Dataset`; with a suite, the rows of its dataset. They
+        rows: Rows in the formats of `rm_plugins.data.judgements`, such as a `datasets.Dataset`; with a suite, the rows of its dataset. They
             are gone through several times: what can be gone through once is kept in memory.
         suite: A benchmark, or its name, whose own rule is applied too.
         section: The column that names a row's section; ``section`` or ``subset`` by default.

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from rm_plugins.data.judgements import judgement
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.evaluation.results import JudgedPair
 from rm_plugins.evaluation.reward_figures import ScoredPairs
-from rm_plugins.journal import text_of
-from rm_plugins.judgements import judgement
-from rm_plugins.types import FloatArray, Sample
+from rm_plugins.samples import Sample, text_of
+from rm_plugins.scores import FloatArray
 
 __all__ = ["ShownPairs", "cut_text", "worst_pairs"]
 

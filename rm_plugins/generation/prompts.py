@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rm_plugins.errors import DataError, ModelError
-from rm_plugins.types import Sample
+from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from rm_plugins.generation.generator import Completion, Generator
-from rm_plugins.scoring.checkpoint import default_device
+from rm_plugins.models.checkpoint import default_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable

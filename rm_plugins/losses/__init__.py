@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_plugins.hookspecs import hookimpl
+from rm_plugins.hooks import hookimpl
 from rm_plugins.losses.batch import Loss, Regularizer, RewardBatch
 
 __all__ = ["Loss", "Regularizer", "RewardBatch", "rm_register_losses", "rm_register_regularizers"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels, zero_to_one
 from rm_plugins.losses.reductions import at_least_float32
-from rm_plugins.scoring.heads import Heads
+from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.scoring.heads import Heads
+from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import Loss, RewardBatch
 from rm_plugins.losses.reductions import mean_over_pairs, pearson
-from rm_plugins.scoring.heads import Heads
+from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels
-from rm_plugins.scoring.heads import Heads
+from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_plugins.hookspecs import hookimpl
+from rm_plugins.hooks import hookimpl
 from rm_plugins.protocols.auto import Auto
 from rm_plugins.protocols.native import Native
 from rm_plugins.protocols.oip import OpenInference

@@ -9,7 +9,7 @@ from rm_plugins.errors import AnswerError, DataError, UnsupportedError
 from rm_plugins.protocols.asking import found_at, told_by
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.protocols.values import json_form
-from rm_plugins.types import RenderedSample
+from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Native"]

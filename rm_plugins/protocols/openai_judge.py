@@ -13,7 +13,8 @@ from rm_plugins.protocols.asking import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
-from rm_plugins.types import LocalPath, Message, RenderedSample
+from rm_plugins.provider import LocalPath
+from rm_plugins.samples import Message, RenderedSample
 
 __all__ = ["OpenAIJudge"]
 

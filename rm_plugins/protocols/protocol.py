@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError
-from rm_plugins.types import Component, Sample
+from rm_plugins.provider import Component
+from rm_plugins.samples import Sample
 
 __all__ = [
     "Answer",

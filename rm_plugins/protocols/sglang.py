@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols.asking import found_at, told_by
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
-from rm_plugins.types import RenderedSample
+from rm_plugins.samples import RenderedSample
 
 __all__ = ["SGLang"]
 

@@ -9,7 +9,7 @@ from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.protocols.asking import found_at, only_model
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
 from rm_plugins.protocols.values import json_form
-from rm_plugins.types import RenderedSample
+from rm_plugins.samples import RenderedSample
 
 __all__ = ["Swift"]
 

@@ -19,7 +19,7 @@ from rm_plugins.protocols.protocol import (
     finite,
     in_order,
 )
-from rm_plugins.types import RenderedSample
+from rm_plugins.samples import RenderedSample
 
 __all__ = ["TEI"]
 

@@ -22,7 +22,7 @@ from rm_plugins.protocols.protocol import (
     in_order,
 )
 from rm_plugins.protocols.raw_logits import judge
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 
 __all__ = ["VLLM"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_plugins.hookspecs import hookimpl
-from rm_plugins.types import Provider
+from rm_plugins.hooks import hookimpl
+from rm_plugins.provider import Provider
 
 __all__ = ["rm_register_providers"]
 
@@ -13,26 +13,26 @@ __all__ = ["rm_register_providers"]
 @hookimpl
 def rm_register_providers() -> Sequence[type[Provider]]:
     """The built-in providers."""
-    from rm_plugins.providers.cached import Cached
-    from rm_plugins.providers.constant import Constant
-    from rm_plugins.providers.ensemble import Ensemble
-    from rm_plugins.providers.fallback import Fallback
-    from rm_plugins.providers.format import Format
+    from rm_plugins.providers.combinators.cached import Cached
+    from rm_plugins.providers.combinators.constant import Constant
+    from rm_plugins.providers.combinators.ensemble import Ensemble
+    from rm_plugins.providers.combinators.fallback import Fallback
+    from rm_plugins.providers.combinators.gate import Gate
+    from rm_plugins.providers.combinators.product import Product
+    from rm_plugins.providers.combinators.route import Route
+    from rm_plugins.providers.combinators.sum import Sum
+    from rm_plugins.providers.combinators.threshold import Threshold
     from rm_plugins.providers.function import FunctionProvider
-    from rm_plugins.providers.gate import Gate
-    from rm_plugins.providers.json_schema import JsonSchema
-    from rm_plugins.providers.length_window import LengthWindow
-    from rm_plugins.providers.lora_ensemble import LoraEnsemble
-    from rm_plugins.providers.math_verify import MathVerify
-    from rm_plugins.providers.mc_dropout import McDropout
-    from rm_plugins.providers.phrases import Phrases
-    from rm_plugins.providers.product import Product
+    from rm_plugins.providers.models.lora_ensemble import LoraEnsemble
+    from rm_plugins.providers.models.mc_dropout import McDropout
+    from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
     from rm_plugins.providers.remote import Remote
-    from rm_plugins.providers.repetition import Repetition
-    from rm_plugins.providers.route import Route
-    from rm_plugins.providers.sequence_classifier import SequenceClassifier
-    from rm_plugins.providers.sum import Sum
-    from rm_plugins.providers.threshold import Threshold
+    from rm_plugins.providers.rules.format import Format
+    from rm_plugins.providers.rules.json_schema import JsonSchema
+    from rm_plugins.providers.rules.length_window import LengthWindow
+    from rm_plugins.providers.rules.math_verify import MathVerify
+    from rm_plugins.providers.rules.phrases import Phrases
+    from rm_plugins.providers.rules.repetition import Repetition
 
     return [
         Cached,

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.errors import ScoringError, SpecError, did_you_mean
-from rm_plugins.types import FloatArray, Provider, Sample, Scores
+from rm_plugins.provider import Provider
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray, Scores
 
 __all__ = ["FunctionProvider", "imported"]
 

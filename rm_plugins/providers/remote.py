@@ -17,9 +17,11 @@ import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.protocols import Auto, Protocol
+from rm_plugins.provider import ModelSource, OnError, Provider
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
-from rm_plugins.scoring.render import Renderer, Truncation
-from rm_plugins.types import ModelSource, OnError, Provider, Sample, Scores, rows_of_batch
+from rm_plugins.rendering.render import Renderer, Truncation
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores, rows_of_batch
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Remote"]
@@ -135,7 +137,7 @@ class Remote(Provider):
 
     def _loaded_renderer(self) -> Renderer | None:
         if self._tokenizer is not None:
-            from rm_plugins.scoring.model_folder import load_renderer
+            from rm_plugins.models.model_folder import load_renderer
 
             return load_renderer(self._tokenizer, self._rendering_settings)
         for key, value in self._rendering_settings.items():

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rm_plugins.protocols.protocol import Item
-from rm_plugins.types import RenderedSample, Sample
+from rm_plugins.samples import RenderedSample, Sample
 
 if TYPE_CHECKING:
-    from rm_plugins.scoring.render import Renderer
+    from rm_plugins.rendering.render import Renderer
 
 __all__ = ["SendableSamples"]
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import SIGNIFICANT, as_json
 from rm_plugins.reports.charts import COLOURS, drawing, svg
 from rm_plugins.reports.page import page, table
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_table", "proxy_curve_svg"]
 

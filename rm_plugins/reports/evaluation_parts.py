@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from rm_plugins.evaluation.bias import FeatureBias
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import BestOfN, Evaluation, Members, RewardResult
 from rm_plugins.reports.evaluation_charts import (
     DotRow,
@@ -21,6 +19,8 @@ from rm_plugins.reports.looks import Look, legend, looked, named
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share, signed
 from rm_plugins.reports.page import cells, text, unfolding
 from rm_plugins.reports.verdicts import outcome_html, with_interval
+from rm_plugins.statistics.bias import FeatureBias
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = [
     "best_of_n_parts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from rm_plugins.evaluation.intervals import Estimate
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["MINUS", "NONE", "count", "interval", "number", "p_value", "points", "share", "signed"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rm_plugins.evaluation.journal_summary import Curve
 from rm_plugins.reports.charts import COLOURS, drawing, svg
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
+from rm_plugins.training.journal_summary import Curve
 
 __all__ = ["curves_svg"]
 

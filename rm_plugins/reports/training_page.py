@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from rm_plugins.evaluation.exploitation import Evidence
-from rm_plugins.evaluation.journal_summary import Curve, JournalSummary, NotedSample, RewardSummary
-from rm_plugins.evaluation.phrases import Phrase
-from rm_plugins.evaluation.reward_history import is_member
-from rm_plugins.journal import text_of
 from rm_plugins.reports.page import page, shown_text, table
 from rm_plugins.reports.training_charts import curves_svg
+from rm_plugins.samples import text_of
+from rm_plugins.training.exploitation import Evidence
+from rm_plugins.training.journal_summary import Curve, JournalSummary, NotedSample, RewardSummary
+from rm_plugins.training.phrases import Phrase
+from rm_plugins.training.reward_history import is_member
 
 __all__ = ["FIGURES", "training_page"]
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 from rm_plugins.evaluation.figures import Figure, figure_of
-from rm_plugins.evaluation.intervals import Estimate
 from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
 from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
 from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.statistics.intervals import Estimate
 
 __all__ = [
     "estimate_cell",

@@ -11,16 +11,17 @@ from starlette.exceptions import HTTPException
 
 from rm_plugins import __version__
 from rm_plugins.errors import DataError
-from rm_plugins.server import oip, openrlhf, page, probes, rewards, tei, vllm
+from rm_plugins.provider import Provider
+from rm_plugins.server import page, probes
 from rm_plugins.server.bodies import BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
-from rm_plugins.server.dialect import Dialect, Problem, Scorer
+from rm_plugins.server.dialects import oip, openrlhf, rewards, tei, vllm
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer
 from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
-from rm_plugins.types import Provider
 
 __all__ = ["DIALECTS", "create_app"]
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
-from rm_plugins.server.dialect import Problem
+from rm_plugins.server.dialects.dialect import Problem
 
 __all__ = ["BodyReader", "Disconnected", "check_json"]
 

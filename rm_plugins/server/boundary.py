@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from rm_plugins.errors import DataError
 from rm_plugins.server.bodies import BodyReader, Disconnected, check_json
-from rm_plugins.server.dialect import Cause, Dialect, Problem
+from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
 from rm_plugins.server.security import ClientKeys, client_of

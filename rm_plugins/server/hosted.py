@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.fingerprint import fingerprint, manifest_digests, renders, shown_spec
-from rm_plugins.providers.parts import learns_while_scoring, ranks_within_batch
-from rm_plugins.scoring.render import Renderer
+from rm_plugins.identity import fingerprint, manifest_digests, renders, shown_spec
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import learns_while_scoring, ranks_within_batch
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server.token_counts import CountingRenderer
 from rm_plugins.spec import load
-from rm_plugins.types import Provider, RenderedSample, Sample
 
 __all__ = ["Hosted", "characters"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from rm_plugins.server.batcher import Batch
+from rm_plugins.batching.batcher import Batch
 
 __all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Metrics"]
 

@@ -19,7 +19,7 @@ import uvicorn
 
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.server.app import create_app
-from rm_plugins.server.dialect import Problem
+from rm_plugins.server.dialects.dialect import Problem
 from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.service import Service

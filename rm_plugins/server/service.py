@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from rm_plugins import __version__
+from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
+from rm_plugins.batching.isolation import Isolated, score_requests
 from rm_plugins.errors import DataError
-from rm_plugins.server.batcher import Batcher, Overloaded, Stopped
-from rm_plugins.server.dialect import Problem, Scored
+from rm_plugins.samples import Sample
+from rm_plugins.server.dialects.dialect import Problem, Scored
 from rm_plugins.server.hosted import Hosted, characters
-from rm_plugins.server.isolation import Isolated, score_requests
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.settings import Settings
 from rm_plugins.server.token_counts import counting_tokens
-from rm_plugins.types import Sample
 
 __all__ = ["PROTOCOL", "Service"]
 
@@ -109,7 +109,7 @@ class Service:
         self.hosted.close()
 
     async def score(self, samples: Sequence[Sample], client: str) -> Scored:
-        """Score one request's samples; see `rm_plugins.server.dialect.Scorer`."""
+        """Score one request's samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
         hosted = self.hosted
         if not samples:
             return Scored(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from rm_plugins.scoring.render import Renderer
-from rm_plugins.types import Sample
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.samples import Sample
 
 __all__ = ["CountingRenderer", "counting_tokens"]
 

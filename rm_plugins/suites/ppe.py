@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.ranks import mean_ranks
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.ranks import mean_ranks
 from rm_plugins.suites.raw_rows import ANYTHING, FLAGS, LIST, PROMPT, TEXT, RawRow, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean, overall_score
-from rm_plugins.types import FloatArray
 
 __all__ = ["Ppe"]
 

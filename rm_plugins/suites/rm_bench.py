@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.scores import FloatArray
 from rm_plugins.suites.raw_rows import ANYTHING, PROMPT, TEXT, TEXTS, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, overall_score
-from rm_plugins.types import FloatArray
 
 __all__ = ["RmBench"]
 

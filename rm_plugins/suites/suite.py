@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.data import read_rows
+from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.types import Component, FloatArray
+from rm_plugins.provider import Component
+from rm_plugins.scores import FloatArray
 
 __all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable", "mean", "overall_score"]
 
@@ -131,7 +132,7 @@ class Suite(Component):
 
     @abstractmethod
     def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The benchmark's rows in a format of `rm_plugins.judgements`, with ``section`` and ``id``; lazily.
+        """The benchmark's rows in a format of `rm_plugins.data.judgements`, with ``section`` and ``id``; lazily.
 
         Right and wrong samples are ``chosen`` and ``rejected``, or ``completions`` with ``labels``, with ``compared`` where the
         benchmark compares some pairs only.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rm_plugins.hookspecs import hookimpl
+from rm_plugins.hooks import hookimpl
+from rm_plugins.provider import Transform
 from rm_plugins.transforms.centred import LogSigmoidCentred, Par
 from rm_plugins.transforms.chain import Chain
 from rm_plugins.transforms.fitted import FittedTransform
@@ -18,7 +19,6 @@ from rm_plugins.transforms.rank_in_group import RankInGroup
 from rm_plugins.transforms.running import RunningStatistics, shared_batch
 from rm_plugins.transforms.within import transforms_in
 from rm_plugins.transforms.zscore import ZScore
-from rm_plugins.types import Transform
 
 __all__ = [
     "Chain",

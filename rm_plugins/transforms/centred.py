@@ -9,9 +9,11 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
+from rm_plugins.provider import LocalPath
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.fixed import log_sigmoid
-from rm_plugins.types import FloatArray, LocalPath, Sample
 
 __all__ = ["LogSigmoidCentred", "Par"]
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import DataError, SpecError
+from rm_plugins.provider import Provider, Transform
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
-from rm_plugins.types import FloatArray, Provider, Sample, Transform
 
 __all__ = ["Chain"]
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.data import is_data_file, read_rows
+from rm_plugins.data.rows import is_data_file, read_rows
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.types import FloatArray, Provider, Transform
+from rm_plugins.provider import Provider, Transform
+from rm_plugins.scores import FloatArray
 
 __all__ = ["FittedTransform", "scores_in_file"]
 

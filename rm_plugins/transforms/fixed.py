@@ -9,7 +9,9 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
-from rm_plugins.types import FloatArray, Sample, Transform
+from rm_plugins.provider import Transform
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 
 __all__ = ["Clip", "Scale", "Sigmoid", "Tanh", "log_sigmoid"]
 

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from rm_plugins.ranks import prompt_groups, ranks_in_groups
-from rm_plugins.types import FloatArray, Sample, Transform
+from rm_plugins.provider import Transform
+from rm_plugins.samples import Sample, prompt_groups
+from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.ranks import ranks_in_groups
 
 __all__ = ["RankInGroup"]
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.processes import all_gathered
+from rm_plugins.provider import Provider, Transform
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.within import transforms_in
-from rm_plugins.types import FloatArray, Provider, Transform
 
 __all__ = ["RunningStatistics", "shared_batch"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rm_plugins.types import Provider, Transform
+from rm_plugins.provider import Provider, Transform
 
 __all__ = ["transforms_in"]
 

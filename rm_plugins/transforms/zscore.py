@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import FiniteFloat
 
 from rm_plugins.errors import DataError, SpecError
+from rm_plugins.provider import LocalPath
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.running import RunningStatistics
-from rm_plugins.types import FloatArray, LocalPath, Sample
 
 __all__ = ["ZScore"]
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import rm_plugins as rm
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
 
 OURS = "rm-plugins"
 HALF = "rm-plugins with `dtype: bfloat16`"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.files import write_atomically
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
 from tests.benchmarks.overoptimization_runs import FLIP_RATE, KL_WEIGHT, MEMBERS, PROXIES, SINGLE, Sizes
 from tests.benchmarks.page import table
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import rm_plugins as rm
-from rm_plugins.data import read_rows, write_rows
+from rm_plugins.data.rows import read_rows, write_rows
 from rm_plugins.evaluation import evaluate_pairs
-from rm_plugins.scoring.merge import merge_models
+from rm_plugins.models.merge import merge_models
+from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
-from rm_plugins.types import FloatArray
 from rm_plugins_trl.demo.progress import Stage, quiet_libraries
 from rm_plugins_trl.demo.sampling import load_policy, sampled_completions
 from rm_plugins_trl.demo.tiny_models import make_language_model, make_tokenizer

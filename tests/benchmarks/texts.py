@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import rm_plugins as rm
-from rm_plugins.data import preference_samples, row_samples
+from rm_plugins.data.rows import preference_samples, row_samples
 
 
 class Texts:

@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
 
+from rm_plugins.engine.packing import Packing
 from rm_plugins.files import write_atomically
-from rm_plugins.scoring.packing import Packing
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.benchmarks.models import DecoderSize, save_decoder, train_tokenizer
 from tests.benchmarks.page import TRAINING, machine, table, with_section

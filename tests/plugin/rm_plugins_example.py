@@ -14,7 +14,7 @@ from rm_plugins import Aggregate, Provider, Sample, Scores, Transform, hookimpl
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.protocols import Answer, Item, Protocol, Request, Response, ServerFacts, finite
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
 
 if TYPE_CHECKING:
     from torch import Tensor

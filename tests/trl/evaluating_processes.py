@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.errors import ScoringError
-from rm_plugins.scoring.engine import ScoringEngine
 from rm_plugins_trl import RewardConfig, RewardEvaluation, RewardTrainer
 
 

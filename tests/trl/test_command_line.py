@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import rm_plugins as rm
 from rm_plugins.cli import main
-from rm_plugins.scoring import Manifest
+from rm_plugins.models.manifest import Manifest
 from tests.trl.conftest import run_program, write_jsonl
 
 ROW = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import rm_plugins as rm
 from rm_plugins.cli import main
-from rm_plugins.data import preference_samples
+from rm_plugins.data.rows import preference_samples
 from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.preference_world import read_world
 from rm_plugins_trl.demo.run import FILES, FOLDERS, run_demo

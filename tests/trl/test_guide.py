@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rm_plugins.data import preference_samples
+from rm_plugins.data.rows import preference_samples
 from tests.trl.conftest import HELD_OUT, last_trl_with_ppo, write_jsonl
 
 pytestmark = [

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, SpecError
 from rm_plugins.evaluation import evaluate_pairs
-from rm_plugins.scoring import Manifest
+from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.conftest import make_tokenizer
 
@@ -248,7 +248,7 @@ class TestHeads:
         assert rm.load(tmp_path).verify() == []  # type: ignore[attr-defined]
 
     def test_bootstraps_differ_by_member_and_stay_the_same(self, tiny_decoder: Any, tmp_path: Path) -> None:
-        from rm_plugins_trl.training_rows import bootstrap_repeats
+        from rm_plugins_trl.reward_training.training_rows import bootstrap_repeats
 
         drawn = np.array([bootstrap_repeats(1, member, range(4_000)) for member in (0, 1)])
         assert (drawn == [bootstrap_repeats(1, member, range(4_000)) for member in (0, 1)]).all()

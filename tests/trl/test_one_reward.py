@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, pipeline
 from trl import __version__ as trl_version
 
 import rm_plugins as rm
-from rm_plugins.data import preference_samples
+from rm_plugins.data.rows import preference_samples
 from rm_plugins_trl import RewardConfig, RewardModel, RewardTrainer, reward_func
 from rm_plugins_trl.reward_model import Rollout
 

@@ -26,7 +26,7 @@ from trl import __version__ as trl_version
 
 from rm_plugins.cli import main
 from rm_plugins.hookspecs import HookSpecs
-from rm_plugins.providers.sequence_classifier import SequenceClassifier
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.servers import RewardServer
 from tests.trl.conftest import newest_trl, run_program, write_jsonl

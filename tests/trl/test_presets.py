@@ -13,8 +13,8 @@ import pytest
 from trl import RewardConfig
 
 from rm_plugins.errors import SpecError
-from rm_plugins_trl import presets
-from rm_plugins_trl.presets import Preset, preset
+from rm_plugins_trl.reward_training import presets
+from rm_plugins_trl.reward_training.presets import Preset, preset
 
 SIZES = {
     1: "<1B",
@@ -140,7 +140,8 @@ def test_it_says_in_a_line_what_it_sets(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_importing_it_imports_no_trl() -> None:
     code = (
-        "import json, sys\nfrom rm_plugins_trl.presets import preset\nprint(preset(1, adapter=True).settings(), file=sys.stderr)\n"
+        "import json, sys\nfrom rm_plugins_trl.reward_training.presets import preset\n"
+        "print(preset(1, adapter=True).settings(), file=sys.stderr)\n"
         "print(json.dumps([name for name in ('trl', 'transformers', 'torch') if name in sys.modules]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

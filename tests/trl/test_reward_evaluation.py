@@ -244,7 +244,7 @@ def test_what_an_evaluation_finds_is_warned_of_once(
 ) -> None:
     same = [{"prompt": row["prompt"], "chosen": " four", "rejected": " four"} for row in ROWS]
     evaluation = RewardEvaluation({"same": same}, every=1, resamples=20)
-    with caplog.at_level(logging.WARNING, "rm_plugins_trl.reward_evaluation"):
+    with caplog.at_level(logging.WARNING, "rm_plugins_trl.reward_training.reward_evaluation"):
         trainer_of(tiny_decoder(), tmp_path, evaluation, save_strategy="no").train()
     ties = [record.message for record in caplog.records if "equal rewards" in record.message]
     assert len(ties) == 1

@@ -17,10 +17,10 @@ from trl import RewardTrainer as TrlRewardTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 import rm_plugins as rm
-from rm_plugins.data import preference_samples
+from rm_plugins.data.rows import preference_samples
 from rm_plugins.errors import DataError, SpecError, UnknownNameError
 from rm_plugins.losses import Loss, RewardBatch
-from rm_plugins.scoring import Manifest
+from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
 
 # TRL's and accelerate's own, on a machine without an accelerator.

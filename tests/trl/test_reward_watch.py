@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.journal import JournalStep, read_journal
+from rm_plugins.training.journal import JournalStep, read_journal
 from rm_plugins_trl import RewardWatch, reward_func
 from tests.trl.conftest import last_trl_with_ppo
 

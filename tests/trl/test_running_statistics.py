@@ -20,7 +20,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
-from rm_plugins.reward_state import restore_reward_state, reward_state
+from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from rm_plugins.training_progress import current_progress
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl import two_scorers

@@ -14,7 +14,7 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.errors import ScoringError
-from rm_plugins.reward_state import reward_state
+from rm_plugins.training.reward_state import reward_state
 from rm_plugins_trl import RewardFunction, reward_func
 
 BATCHES, ROWS = 3, 8

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from rm_plugins.data import preference_samples, read_rows
+from rm_plugins.data.rows import preference_samples, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.world import Row, World
 

@@ -14,7 +14,7 @@ import numpy as np
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.evaluation import PairMetrics
 from rm_plugins.files import replacing
-from rm_plugins.types import FloatArray
+from rm_plugins.scores import FloatArray
 
 __all__ = ["Measure", "draw_curves", "summary"]
 

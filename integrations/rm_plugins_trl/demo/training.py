@@ -16,9 +16,9 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from rm_plugins_trl.demo.progress import Stage
 from rm_plugins_trl.demo.world import Row
 from rm_plugins_trl.precision import bf16_by_default
-from rm_plugins_trl.reward_config import RewardConfig
 from rm_plugins_trl.reward_function import RewardFunction
-from rm_plugins_trl.reward_trainer import RewardTrainer
+from rm_plugins_trl.reward_training.reward_config import RewardConfig
+from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
 
 __all__ = ["GENERATIONS", "TINY", "WHOLE", "Recipe", "optimize_policy", "start_policy", "train_reward_model"]
 

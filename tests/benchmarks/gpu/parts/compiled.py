@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rm_plugins.scoring.engine import ScoringEngine
+from rm_plugins.engine.engine import ScoringEngine
 from tests.benchmarks.gpu.parts.scoring import Scorers
 from tests.benchmarks.gpu.run import Run
 from tests.benchmarks.gpu.shapes import QWEN_HALF

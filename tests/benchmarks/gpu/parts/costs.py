@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rm_plugins.scoring.engine import ACCELERATOR_BATCH_TOKENS, activation_bytes, costs_of, default_max_tokens
-from rm_plugins.scoring.plan import Segment
-from rm_plugins.scoring.prefix_cache import Beginnings, PrefixCache
+from rm_plugins.engine.engine import ACCELERATOR_BATCH_TOKENS, activation_bytes, costs_of, default_max_tokens
+from rm_plugins.engine.plan import Segment
+from rm_plugins.engine.prefix_cache import Beginnings, PrefixCache
 from tests.benchmarks.gpu.run import Run
 from tests.benchmarks.gpu.shapes import QWEN_HALF, QWEN_SEVEN, Shape
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rm_plugins.scoring.engine import ScoringEngine
+from rm_plugins.engine.engine import ScoringEngine
 from tests.benchmarks.gpu.parts.scoring import Scorers
 from tests.benchmarks.gpu.run import GIBIBYTE, Run
 from tests.benchmarks.gpu.shapes import QWEN_HALF

@@ -12,13 +12,14 @@ import torch
 from transformers import pipeline
 
 import rm_plugins as rm
-from rm_plugins.providers.model_in_memory import ModelInMemory
-from rm_plugins.scoring import Renderer, Rendering, plan_batches
-from rm_plugins.scoring.batch_forward import BatchForward
-from rm_plugins.scoring.engine import costs_of
-from rm_plugins.scoring.heads import Heads
-from rm_plugins.scoring.packing import Packing
-from rm_plugins.types import FloatArray
+from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.engine.engine import costs_of
+from rm_plugins.engine.packing import Packing
+from rm_plugins.engine.plan import plan_batches
+from rm_plugins.models.heads import Heads
+from rm_plugins.providers.models.model_in_memory import ModelInMemory
+from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.scores import FloatArray
 from tests.benchmarks.contenders import padded_batch
 from tests.benchmarks.gpu import shapes
 from tests.benchmarks.gpu.run import Run, Timing, gibibytes

@@ -1,0 +1,3 @@
+"""RewardTrainer, and what only it uses."""
+
+__all__: list[str] = []

@@ -1,0 +1,170 @@
+"""The arguments of `RewardTrainer`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trl import RewardConfig as TrlRewardConfig
+
+from rm_plugins.errors import SpecError
+from rm_plugins.losses import Loss
+from rm_plugins_trl.precision import bf16_by_default
+from rm_plugins_trl.reward_training.presets import Preset
+
+__all__ = ["RewardConfig"]
+
+
+_TRL_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_train_epochs": 3.0, "warmup_steps": 0}
+"""What a preset sets, with the values that TRL's own trainer takes where the configuration is handed to that."""
+
+
+@dataclass
+class RewardConfig(TrlRewardConfig):
+    """TRL's ``RewardConfig`` with the loss, what the model's outputs are, how rows are batched, and what is watched.
+
+    ``learning_rate``, ``per_device_train_batch_size``, ``num_train_epochs`` and ``warmup_steps`` come from the preset of the
+    model's size (`rm_plugins_trl.reward_training.presets`) unless they are given. Unlike TRL's, it starts on a machine without
+    an accelerator: ``bf16`` is on by default only where there is one with it.
+
+    Args:
+        loss: The name of a registered loss, a mapping ``{"name": NAME, ...}`` with its arguments (JSON on a command line), or
+            a `rm_plugins.losses.Loss`.
+        regularizers: Name to weight of the terms added to the loss (JSON on a command line).
+            ``center_rewards_coefficient`` is the same as ``{"centering": ...}``.
+        overlong: What happens to a dataset row with a text of more than ``max_length`` tokens: ``drop`` it, as TRL does, or
+            ``truncate`` the text on the left. Both are counted and reported.
+        attributes: The attributes that ratings are given on, in the order of the model's outputs; those of the first row if unset.
+        reward: The weight of each attribute in the reward, by which rated completions are compared (JSON on a command line);
+            equal weights if unset.
+        members: The members of a shared-trunk ensemble: as many score heads, initialized differently, on one backbone.
+        bootstrap: Whether each member sees its own Poisson bootstrap of the dataset's rows.
+        section_column: The column with the section that a row belongs to, for accuracies by section.
+        max_batch_tokens: Tokens that run through the model at a time; by default what suits the device.
+        share_prompts: Whether rows of a batch share the computation of what they begin with, where the model allows.
+        early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) before training stops,
+            with the best model loaded.
+        merge_adapter: Whether the final model of a LoRA training is saved as a whole model instead of an adapter.
+
+    Raises:
+        SpecError: A JSON value cannot be read, or settings contradict each other.
+    """
+
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "The initial learning rate; that of the preset of the model's size if unset."}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Dataset rows of a step on each device; those of the preset if unset."}
+    )
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Passes over the training data; those of the preset if unset."}
+    )
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": "Steps of warm-up, or a share of all steps if below 1; the preset's if unset."}
+    )
+    loss: dict[str, Any] | str | Loss | None = field(
+        default="bradley-terry",
+        metadata={"help": 'Loss: a registered name, or JSON such as \'{"name": "focal", "gamma": 2}\'.'},
+    )
+    regularizers: dict[str, float] | str | None = field(
+        default=None,
+        metadata={"help": "Terms added to the loss, JSON of name to weight, such as '{\"centering\": 0.01}'."},
+    )
+    overlong: Literal["drop", "truncate"] = field(
+        default="drop",
+        metadata={"help": "What happens to a row with a text longer than max_length: drop it, or truncate it on the left."},
+    )
+    attributes: list[str] | None = field(
+        default=None, metadata={"help": "The attributes of ratings, in the order of outputs; those of the first row if unset."}
+    )
+    reward: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "The weight of each attribute in the reward, JSON; equal weights if unset."}
+    )
+    members: int = field(default=1, metadata={"help": "Members of a shared-trunk ensemble: score heads on one backbone."})
+    bootstrap: bool = field(
+        default=False, metadata={"help": "Whether each member sees its own bootstrap of the dataset's rows."}
+    )
+    section_column: str | None = field(
+        default=None, metadata={"help": "The column with a row's section, for accuracies by section."}
+    )
+    max_batch_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens that run through the model at a time; what suits the device if unset."}
+    )
+    share_prompts: bool = field(
+        default=True, metadata={"help": "Whether rows of a batch share the computation of what they begin with."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Evaluations without a better accuracy before training stops and the best model is loaded."},
+    )
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "Whether the final model of a LoRA training is saved whole, not as an adapter."}
+    )
+
+    def __post_init__(self) -> None:
+        given: bool | None = vars(self)["bf16"]
+        self.bf16 = bf16_by_default(self.fp16) if given is None else given
+        for name in ("loss", "regularizers", "reward"):
+            value = getattr(self, name)
+            if isinstance(value, str) and (name != "loss" or value.lstrip().startswith("{")):
+                setattr(self, name, _from_json(name, value))
+        if self.members < 1 or (self.bootstrap and self.members == 1):
+            raise SpecError(f"members must be at least 1, and at least 2 for a bootstrap, not {self.members}.")
+        if self.early_stopping_patience is not None:
+            if self.eval_strategy == "no":
+                raise SpecError("early_stopping_patience needs evaluations: set eval_strategy to 'steps' or 'epoch'.")
+            self.load_best_model_at_end = True
+            if vars(self)["metric_for_best_model"] is None:
+                self.metric_for_best_model, self.greater_is_better = "accuracy", True
+        self.unset = tuple(name for name in _TRL_DEFAULTS if getattr(self, name) is None)
+        for name in self.unset:
+            setattr(self, name, _TRL_DEFAULTS[name])
+        if getattr(self, "warmup_ratio", None):
+            self.unset = tuple(name for name in self.unset if name != "warmup_steps")
+        super().__post_init__()
+
+    def apply_preset(self, preset: Preset) -> dict[str, Any]:
+        """Take a preset's values for what was not given; returns them."""
+        given = dict.fromkeys(self.unset)
+        if "warmup_steps" in given:
+            given["warmup_ratio"] = None  # its name before transformers 5
+        taken = preset.applied(given)
+        for name, value in taken.items():
+            setattr(self, name, value)
+        self.unset = ()
+        return taken
+
+    @property
+    def regularizer_weights(self) -> dict[str, float]:
+        """Name to weight, TRL's ``center_rewards_coefficient`` included.
+
+        Raises:
+            SpecError: Centering was given twice, or a weight is no number.
+        """
+        weights: dict[str, Any] = dict(self.regularizers or {})  # type: ignore[arg-type]  # text was read before
+        if self.center_rewards_coefficient is not None:
+            if "centering" in weights:
+                raise SpecError("Give the centering weight once: in `regularizers` or as `center_rewards_coefficient`.")
+            weights["centering"] = self.center_rewards_coefficient
+        for name, weight in weights.items():
+            if not isinstance(weight, (int, float)):
+                raise SpecError(f"regularizers.{name}: the weight must be a number, not {weight!r}.")
+        return weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as plain values, for trackers and files."""
+        found: dict[str, Any] = super().to_dict()
+        if not isinstance(self.loss, (str, dict)):
+            found["loss"] = getattr(self.loss, "name", repr(self.loss))
+        return found
+
+
+def _from_json(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{name}: {text!r} is no JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise SpecError(f"{name}: {text!r} must be a JSON mapping.")
+    return found

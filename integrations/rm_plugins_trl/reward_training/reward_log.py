@@ -1,0 +1,107 @@
+"""What a trainer has seen of its rewards since it last said so."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rm_plugins.evaluation import head_metrics
+from rm_plugins.losses import RewardBatch
+from rm_plugins.models.heads import Heads
+from rm_plugins.scores import FloatArray
+
+__all__ = ["RewardLog"]
+
+_REMEMBERED = 2_000  # training rewards whose statistics are saved where there is no evaluation data
+_MOST_BATCHES = 1_000  # of training between two log entries; where nothing is ever logged, the older ones are forgotten
+_OF_TRAINING = ("accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward")
+"""What is logged in training, where each entry is of a few batches; an evaluation says everything."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Batches of judged rows."""
+
+    outputs: list[FloatArray] = field(default_factory=list)
+    pairs: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
+    labels: list[FloatArray] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+    rows: int = 0
+
+
+class RewardLog:
+    """Keeps what batches say, and makes metrics of it.
+
+    Args:
+        heads: The model's outputs.
+        attributes: What the labels rate.
+    """
+
+    def __init__(self, heads: Heads, attributes: Sequence[str] = ()) -> None:
+        self.heads = heads
+        self.attributes = tuple(attributes)
+        self._weights = np.array(heads.reward_weights)
+        self._seen = {"train": _Seen(), "eval": _Seen()}
+        self.rewards: dict[str, deque[float]] = {"train": deque(maxlen=_REMEMBERED), "eval": deque()}
+        """The last training rewards, and all of the last evaluation."""
+
+    def start_evaluation(self) -> None:
+        """Forget the evaluation before."""
+        self._seen["eval"] = _Seen()
+        self.rewards["eval"].clear()
+
+    @torch.no_grad()
+    def add(self, mode: str, batch: RewardBatch, numbers: Sequence[int], sections: Sequence[str | None]) -> None:
+        """Keep a batch.
+
+        Args:
+            mode: ``train`` or ``eval``.
+            batch: The whole batch.
+            numbers: The dataset row of each group; one that an evaluation has seen already was there to fill up a batch.
+            sections: The section of each group.
+        """
+        if mode == "train" and len(self._seen[mode].outputs) >= _MOST_BATCHES:
+            self._seen[mode] = _Seen()
+        seen = self._seen[mode]
+        groups = batch.groups.cpu().numpy()
+        fresh = np.ones(len(numbers), dtype=np.bool_)
+        if mode == "eval":
+            for group, number in enumerate(numbers):
+                fresh[group] = number not in seen.numbers
+                seen.numbers.add(number)
+        kept = fresh[groups]
+        place = np.cumsum(kept) - 1 + seen.rows
+        pairs = batch.pairs.cpu().numpy().reshape(-1, 2)
+        outputs = batch.rewards.double().cpu().numpy()[kept]
+        seen.outputs.append(outputs)
+        seen.pairs.append(place[pairs[kept[pairs[:, 0]]]] if len(pairs) else pairs)
+        seen.lengths.append(batch.lengths.cpu().numpy()[kept])
+        labels = np.full((len(outputs), len(self.attributes)), np.nan)
+        if batch.labels is not None and self.attributes:
+            labels = batch.labels.double().cpu().numpy()[kept]
+        seen.labels.append(labels)
+        seen.sections += [sections[group] or "other" if any(sections) else "" for group in groups[kept].tolist()]
+        seen.rows += len(outputs)
+        self.rewards[mode].extend((outputs @ self._weights).tolist())
+
+    def metrics(self, mode: str) -> dict[str, float]:
+        """The metrics of what was kept in this mode since the last call, which is then forgotten; empty if nothing was."""
+        seen, self._seen[mode] = self._seen[mode], _Seen()
+        if not seen.rows:
+            return {}
+        found = head_metrics(
+            np.concatenate(seen.outputs),
+            self.heads,
+            np.concatenate(seen.pairs),
+            np.concatenate(seen.lengths),
+            sections=seen.sections if any(seen.sections) else None,
+            labels=np.concatenate(seen.labels) if self.attributes else None,
+            attributes=self.attributes,
+        )
+        return found if mode == "eval" else {name: found[name] for name in _OF_TRAINING if name in found}

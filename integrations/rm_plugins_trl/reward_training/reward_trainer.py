@@ -1,0 +1,428 @@
+"""TRL's RewardTrainer for every loss and format of data, whose models score the same everywhere afterwards."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import AutoTokenizer, EarlyStoppingCallback
+from trl import RewardTrainer as TrlRewardTrainer
+
+from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.errors import SpecError
+from rm_plugins.files import write_atomically
+from rm_plugins.losses import Loss, Regularizer, RewardBatch
+from rm_plugins.losses.batch import FunctionLoss
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.spec import component
+from rm_plugins_trl.reward_training.checkpoints import checked_checkpoint, last_checkpoint
+from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
+from rm_plugins_trl.reward_training.language_model_head import language_model_head
+from rm_plugins_trl.reward_training.model_card import complete_model_card
+from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
+from rm_plugins_trl.reward_training.presets import preset
+from rm_plugins_trl.reward_training.reward_config import RewardConfig
+from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
+from rm_plugins_trl.reward_training.reward_log import RewardLog
+from rm_plugins_trl.reward_training.score_head import (
+    check_outputs,
+    deployed_head,
+    head_layer,
+    load_classifier,
+    parameter_count,
+    trained_heads,
+    trains_head,
+)
+from rm_plugins_trl.reward_training.trained_manifest import write_trained_manifest
+from rm_plugins_trl.reward_training.training_rows import COLUMNS, Collator, Tokenization, bootstrap_repeats, rated_attributes
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["RewardTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_LOSS_STATE = "loss_state.json"
+
+
+class RewardTrainer(TrlRewardTrainer):
+    """Trains a reward model on judged texts, for every encoder and decoder that classifies sequences.
+
+    It takes the arguments of TRL's ``RewardTrainer`` and differs in this:
+
+    - data may be preference pairs, rankings, ratings, best-of lists or labelled texts (`rm_plugins.data.judgements`);
+    - the loss and its regularizers are looked up by name (``RewardConfig(loss=..., regularizers=...)``), the model has the
+      outputs that the loss trains, and each process computes the loss of the whole batch of all processes;
+    - samples are rendered and tokenized by the same code that scores them later, so tokenizers without EOS or without a chat
+      template train too;
+    - rows run without padding where the model allows, and share the computation of what they begin with;
+    - rows longer than ``max_length`` are counted in `overlong` and reported;
+    - what is not given comes from the preset of the model's size;
+    - the final model is saved into ``output_dir`` (unless ``save_strategy="no"``), with ``reward_manifest.json`` beside it and
+      with ``problem_type="regression"``, which makes ``pipeline("text-classification")`` return the raw reward.
+
+    Args:
+        model: A model id, a folder, or a sequence classifier with the outputs that the loss trains.
+        args: The arguments; TRL's own `RewardConfig` gives the default loss.
+        kwargs: Everything else that TRL's trainer takes, but ``data_collator``.
+
+    Attributes:
+        heads: What the model's outputs are.
+        rows: The dataset rows that are left, by dataset.
+        overlong: The dataset rows with a text longer than ``max_length``, by dataset.
+        preset: What the preset of the model's size has set; None if it set nothing.
+        last_metrics: The metrics of the last evaluation.
+
+    Raises:
+        DataError: A row is in none of the formats, no row is short enough, or the data has not what the loss needs.
+        ModelError: The model has not the outputs that the loss trains.
+        UnknownNameError: The loss or a regularizer is registered by nobody.
+        SpecError: An argument of the loss is wrong.
+    """
+
+    model: Any
+
+    def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        if args is None:
+            args = RewardConfig(f"{Path(name).name}-Reward")
+        if kwargs.get("data_collator") is not None:
+            raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
+        settings = args if isinstance(args, RewardConfig) else _defaults_with(args)
+        found = component("loss", settings.loss)
+        loss = found if isinstance(found, Loss) else FunctionLoss(found)
+        self.losses = [loss, *(copy.deepcopy(loss) for _ in range(settings.members - 1))]
+        self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
+            term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
+        }
+        self._settings = settings
+        data = kwargs.get("train_dataset")
+        self.attributes = tuple(settings.attributes or (() if data is None else rated_attributes(data)))
+        self.heads, self._reward = trained_heads(loss, self.attributes, settings.reward, settings.members)
+        self.overlong: dict[str, int] = {}
+        self.rows: dict[str, int] = {}
+        self.renderer: Renderer | None = None
+        self.preset: str | None = None
+        if isinstance(args, RewardConfig) and args.unset:
+            chosen = preset(parameter_count(model, args), adapter=_has_adapter(model, kwargs.get("peft_config")))
+            taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(chosen).items())
+            self.preset = f"{chosen.name}: {taken}"
+        self._reward_log = RewardLog(self.heads, self.attributes)
+        self._evaluated_at: int | None = None
+        self._metric_prefix = "eval"
+        self.last_metrics: dict[str, float] = {}
+        _keep_head(kwargs.get("peft_config"))
+        model_settings, revision = args.model_init_kwargs, None
+        if isinstance(model, str):
+            revision = (args.model_init_kwargs or {}).get("revision")
+            model = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
+            args.model_init_kwargs = None  # they have been heeded
+            if kwargs.get("processing_class") is None:
+                code = args.trust_remote_code
+                kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
+        check_outputs(model, self.heads)
+        self._position_limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if settings.early_stopping_patience is not None:
+            stopping = EarlyStoppingCallback(settings.early_stopping_patience)
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]
+        model.config.num_labels = 1  # TRL refuses any other number, for the sake of its own loss
+        super().__init__(model, args, data_collator=Collator(loss.mean_over), **kwargs)
+        self.args.model_init_kwargs = model_settings
+        plain = self._plain_model()
+        self._name_outputs(plain, self.heads)
+        plain.config.problem_type = "regression"
+        self._head_layer = head_layer(plain) if len(self.heads) > 1 else None
+        self.batch_forward = BatchForward(
+            plain,
+            settings.max_batch_tokens,
+            share_prefixes=settings.share_prompts,
+            language_model_head=language_model_head(plain) if "logprobs" in self.losses[0].needs else None,
+        )
+        if self.preset is not None and self.args.should_log:
+            logger.warning("Preset %s, because nothing else was given.", self.preset)
+        if hasattr(self.model, "peft_config") and not trains_head(self.model):
+            logger.warning(
+                "The adapter does not train the score head, which therefore stays as it was initialized. Make the adapter with "
+                "modules_to_save=['score'] (or 'classifier'), or hand its peft_config to the trainer."
+            )
+
+    # --- Data -------------------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self, dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
+    ) -> Dataset | IterableDataset:
+        if self.renderer is None:
+            self.renderer = Renderer(processing_class, self._rendering(processing_class, args))
+        tokenization = Tokenization(
+            self.renderer,
+            dataset_name,
+            self.attributes,
+            self._reward,
+            self._settings.section_column,
+            truncate=self._settings.overlong == "truncate",
+        )
+        found = prepared_dataset(dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log)
+        if isinstance(found, Dataset):
+            self.rows[dataset_name] = len(found)
+            check_needs(found, self.losses[0], dataset_name, reports=args.should_log)
+        return found
+
+    def _rendering(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Rendering:
+        rendering = Rendering.default(tokenizer, self._position_limit)
+        limits = [limit for limit in (args.max_length, rendering.max_length) if limit is not None]
+        if args.max_length is not None and min(limits) < args.max_length:
+            logger.info("max_length is %d, the model's own limit, not %d.", min(limits), args.max_length)
+        return replace(rendering, max_length=min(limits, default=None))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(COLUMNS)
+
+    # --- Loss and metrics -------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss and its regularizers on the batch of all processes."""
+        mode = "train" if self.model.training else "eval"
+        starts = None
+        if "logprobs" in self.losses[0].needs:
+            winners = set(inputs["pairs"][:, 0].tolist())
+            starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
+        outputs = model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
+        known = {field.name: inputs[field.name] for field in fields(RewardBatch) if field.name in inputs}
+        own = RewardBatch(
+            rewards=outputs.logits,
+            logprobs=outputs.logprobs,
+            head=None if self._head_layer is None else self._head_layer.weight,
+            **known,
+        )
+        processes = self.accelerator.num_processes
+        batch = global_batch(own, processes, self.accelerator.process_index)
+        check_batch(batch, self.losses[0])
+        tokens = sum(map(len, inputs["rows"]))
+        shares = self._all([(inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens)])
+        numbers, sections = ([value for share in shares for value in share[part]] for part in (0, 1))
+        loss = self._loss(mode, batch, numbers)
+        self._reward_log.add(mode, batch, numbers, sections)
+        if mode == "train":
+            self._total_train_tokens += sum(share[3] for share in shares) // getattr(self, "_tp_size", 1)
+            if num_items_in_batch is not None:
+                # The mean over the items of all accumulated batches, whatever their sizes.
+                items = sum(share[2] for share in shares)
+                loss = loss * (items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
+            loss = summed_gradient(loss, processes)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, mode: str, batch: RewardBatch, numbers: Sequence[int]) -> torch.Tensor:
+        """The mean over members of the loss and its regularizers."""
+        width = len(self.heads.names)
+        weights = batch.rewards.new_tensor(self.heads.weights)
+        total = batch.rewards.sum() * 0.0
+        for member, loss in enumerate(self.losses):
+            own = slice(member * width, (member + 1) * width)
+            part = replace(batch, rewards=batch.rewards[:, own], head=None if batch.head is None else batch.head[own])
+            if self._settings.bootstrap and mode == "train":
+                drawn = bootstrap_repeats(self.args.seed, member, numbers)
+                repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
+                part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
+            if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties only has no pair to take the mean over
+                total = total + loss(part) / len(self.losses)
+            reward = replace(part, rewards=(part.rewards @ weights)[:, None])
+            for name, (weight, regularizer) in self.regularizers.items():
+                term = regularizer(reward)
+                total = total + weight * term / len(self.losses)
+                self._metrics[mode][f"regularizers/{name}"].append(term.item())
+        return total
+
+    def _all(self, values: list[Any]) -> list[Any]:
+        """The values of all processes, in their order."""
+        return values if self.accelerator.num_processes == 1 else list(gather_object(values))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int | None:
+        """The items that the loss is a mean over, in all batches that are accumulated, of all processes."""
+        if not batch_samples:
+            return None
+        counts: list[int] = self._all([sum(int(batch["items"]) for batch in batch_samples)])
+        return sum(counts)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's step, in which the model attends to packed rows."""
+        with self.batch_forward.attention():
+            found: torch.Tensor = super().training_step(*args, **kwargs)
+        return found
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""
+        return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with what the rewards were like since the last one."""
+        mode = "train" if self.model.training else "eval"
+        prefix = "" if mode == "train" else f"{self._metric_prefix}_"
+        terms = {name: sum(values) / len(values) for name, values in self._metrics[mode].items()}
+        self._metrics[mode].clear()
+        found = {**self._reward_log.metrics(mode), **terms}
+        if found:
+            found["num_tokens"] = self._total_train_tokens
+        logs.update({f"{prefix}{name}": value for name, value in found.items()})
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as TRL does; the rewards seen become the score statistics of the manifest."""
+        attached_evaluations(self)
+        self._reward_log.start_evaluation()
+        before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        finally:
+            self._metric_prefix = before
+        self.last_metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+        self._evaluated_at = self.state.global_step
+        return metrics
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train as TRL does, then evaluate, and save the final model into ``output_dir`` unless ``save_strategy`` is ``no``.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True (or ``"true"``) for the last one in ``output_dir``, which one
+                that was not saved to its end is not; where there is none, training starts from the beginning.
+            kwargs: What TRL's ``train`` takes.
+
+        Raises:
+            DataError: The checkpoint was not saved to its end.
+        """
+        evaluations = attached_evaluations(self)
+        found: Path | None = None
+        if str(resume_from_checkpoint).lower() == "true":
+            found = last_checkpoint(Path(self.args.output_dir))
+            if found is None:
+                logger.warning("There is no checkpoint in %s, so training starts from the beginning.", self.args.output_dir)
+        elif isinstance(resume_from_checkpoint, (str, Path)):
+            found = checked_checkpoint(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+        for name, long in self.overlong.items():
+            if long and name not in self.rows:
+                logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)
+        if self.eval_dataset is not None and (self._evaluated_at != self.state.global_step or self.args.load_best_model_at_end):
+            self.evaluate()
+        if self.args.save_strategy != "no":
+            self.save_model()
+            if evaluations:
+                self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+        return result
+
+    # --- Saving -----------------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model: a checkpoint's with all outputs, any other with those that are deployed."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        trained, heads = self.model, self.heads
+        if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
+            self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
+        kept = list(self.losses[0].deployed(heads))
+        cut = len(kept) < len(heads.names)
+        if cut:
+            names, weights = tuple(heads.names[at] for at in kept), tuple(heads.weights[at] for at in kept)
+            self.heads = Heads(names, weights, heads.members)
+        width = len(heads.names)
+        outputs = [member * width + place for member in range(heads.members) for place in kept]
+        plain = self._plain_model()
+        try:
+            with deployed_head(plain, outputs) if cut else nullcontext():
+                self._name_outputs(plain, self.heads)
+                super().save_model(output_dir, _internal_call)
+        finally:
+            self.model, self.heads = trained, heads
+            self._name_outputs(self._plain_model(), heads)
+
+    def _name_outputs(self, model: PreTrainedModel, heads: Heads) -> None:
+        model.config.num_labels = len(heads)
+        if len(heads) > 1:
+            model.config.id2label = dict(enumerate(heads.labels))
+            model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.renderer is None:
+            return
+        source = "eval" if self._reward_log.rewards["eval"] else "train"
+        write_trained_manifest(
+            Path(output_dir if output_dir is not None else self.args.output_dir),
+            # The weights of a sharded model are not all here, and so cannot score the golden samples.
+            None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._plain_model(),
+            self.renderer,
+            heads=self.heads,
+            statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
+            training=self._training_facts(),
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        states = [dict(loss.state()) for loss in self.losses]
+        if any(states) and self.args.should_save:
+            write_atomically(Path(output_dir) / _LOSS_STATE, json.dumps(states))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (found := Path(checkpoint) / _LOSS_STATE).is_file():
+            for loss, state in zip(self.losses, json.loads(found.read_text(encoding="utf-8")), strict=True):
+                loss.load_state(state)
+
+    def _plain_model(self) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _training_facts(self) -> dict[str, Any]:
+        return {
+            "base_model": self.model.config._name_or_path,
+            "loss": self.args.to_dict().get("loss", "bradley-terry"),
+            "formula": self.losses[0].formula,
+            "regularizers": {name: weight for name, (weight, _) in self.regularizers.items()},
+            "preset": self.preset,
+            "rows": self.rows,
+            "overlong": self.overlong,
+            "steps": self.state.global_step,
+            "epochs": self.state.epoch,
+            "learning_rate": self.args.learning_rate,
+            "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "seed": self.args.seed,
+            "metrics": self.last_metrics,
+        }
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card, with how the reward was trained, how to use it, and what a `RewardEvaluation` found."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            evaluations = {name: found for callback in attached_evaluations(self) for name, found in callback.last.items()}
+            complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
+
+
+def _defaults_with(args: Any) -> RewardConfig:
+    """Our defaults beside a configuration of TRL's own."""
+    return RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=args.center_rewards_coefficient)
+
+
+def _has_adapter(model: Any, peft_config: Any) -> bool:
+    return peft_config is not None or hasattr(model, "peft_config")
+
+
+def _keep_head(peft_config: Any) -> None:
+    """Make an adapter train and save the score head, without which it would score at random when loaded."""
+    if peft_config is not None:
+        peft_config.task_type = "SEQ_CLS"  # peft then adds the head, whatever the model calls it

@@ -1,0 +1,157 @@
+"""The layer that gives a classifier's outputs: loaded with as many as a loss trains, and cut down to those that are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from trl.trainer.utils import create_model_from_path
+
+from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.models.heads import Heads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rm_plugins.losses import Loss
+
+try:
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+except ImportError:  # pragma: no cover - a private name of TRL's, for fewer warnings
+    from contextlib import nullcontext as suppress_seqcls_warning
+
+__all__ = ["check_outputs", "deployed_head", "head_layer", "load_classifier", "parameter_count", "trained_heads", "trains_head"]
+
+_HEADS = ("score", "classifier")
+
+
+def load_classifier(source: str, args: Any, heads: Heads, quantization_config: Any = None) -> PreTrainedModel:
+    """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, with the outputs that a loss trains.
+
+    A head of another size, which a trained reward model may have, makes room for a new one.
+
+    Args:
+        source: The path or id.
+        args: The configuration of the training, whose ``model_init_kwargs`` are heeded.
+        heads: The outputs.
+        quantization_config: Handed to transformers.
+
+    Raises:
+        ModelError: The quantization is given twice.
+    """
+    settings = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in settings:
+            raise ModelError("Give quantization_config once: to the trainer or in model_init_kwargs.")
+        settings["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        settings["device_map"] = None
+    settings.setdefault("trust_remote_code", args.trust_remote_code)
+    settings["num_labels"] = len(heads)
+    if len(heads) > 1:
+        settings["id2label"] = dict(enumerate(heads.labels))
+        settings["label2id"] = {label: number for number, label in enumerate(heads.labels)}
+        settings["ignore_mismatched_sizes"] = True
+    set_seed(args.seed)  # the new head is random
+    with suppress_seqcls_warning():
+        return create_model_from_path(source, AutoModelForSequenceClassification, **settings)
+
+
+def parameter_count(model: Any, args: Any) -> int:
+    """The number of a model's parameters; those of a path or hub id are counted without loading them."""
+    if not isinstance(model, str):
+        return int(model.num_parameters())
+    settings = dict(args.model_init_kwargs or {})
+    code = settings.get("trust_remote_code", args.trust_remote_code)
+    config = AutoConfig.from_pretrained(model, revision=settings.get("revision"), trust_remote_code=code)
+    with torch.device("meta"):
+        found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
+    return int(found.num_parameters())
+
+
+def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members: int) -> tuple[Heads, dict[str, float] | None]:
+    """The outputs that a loss trains, and the weight of each attribute in the reward, by which rated texts are compared.
+
+    Args:
+        loss: The loss.
+        attributes: What the data is rated on.
+        reward: The weight of each attribute as the user has set it; None for the loss's own.
+        members: The members of a shared-trunk ensemble.
+
+    Raises:
+        SpecError: A weight is given to what is no attribute, or the loss cannot be trained on the attributes.
+    """
+    found = loss.heads(attributes)
+    if reward is not None and (unknown := reward.keys() - {*attributes}):
+        raise SpecError(f"reward: {', '.join(sorted(unknown))} is no attribute of the data, which has {', '.join(attributes)}.")
+    weights = found.weights
+    if attributes and found.names == attributes:
+        if reward is not None:
+            weights = tuple(float(reward.get(name, 0.0)) for name in attributes)
+        reward = dict(zip(attributes, weights, strict=True))
+    return Heads(found.names, weights, members), reward
+
+
+def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
+    """Check that a model that was handed over has the outputs that the loss trains.
+
+    Raises:
+        ModelError: It has another number.
+    """
+    if model.config.num_labels != len(heads):
+        raise ModelError(
+            f"The model has num_labels={model.config.num_labels}, and the loss trains {len(heads)} outputs "
+            f"({', '.join(heads.labels)}). Load it with num_labels={len(heads)}, or hand over its path."
+        )
+
+
+def head_layer(model: PreTrainedModel) -> nn.Linear | None:
+    """The linear layer whose outputs are the model's; None where there is no such layer."""
+    outputs = model.config.num_labels
+    found = [
+        module
+        for name, module in model.named_modules()
+        if name.partition(".")[0] in _HEADS
+        and "original_module" not in name  # peft keeps the untrained head beside the trained one
+        and isinstance(module, nn.Linear)
+        and module.out_features == outputs
+    ]
+    return found[-1] if found else None
+
+
+@contextmanager
+def deployed_head(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
+    """Within it, a model has only some of its outputs.
+
+    Args:
+        model: The classifier.
+        kept: The outputs to keep, by number.
+
+    Raises:
+        ModelError: The model's outputs are not those of one linear layer.
+    """
+    layer = head_layer(model)
+    if layer is None:
+        raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
+    whole = {name: found for name, found in layer.named_parameters(recurse=False)}
+    outputs = model.config.num_labels
+    for name, parameter in whole.items():
+        setattr(layer, name, nn.Parameter(parameter.detach()[list(kept)].clone()))
+    layer.out_features = model.config.num_labels = model.num_labels = len(kept)
+    try:
+        yield
+    finally:
+        for name, parameter in whole.items():
+            setattr(layer, name, parameter)
+        layer.out_features = model.config.num_labels = model.num_labels = outputs
+
+
+def trains_head(model: nn.Module) -> bool:
+    """Whether a model with an adapter trains its head."""
+    return any(
+        parameter.requires_grad and any(f"{head}." in name for head in _HEADS) for name, parameter in model.named_parameters()
+    )

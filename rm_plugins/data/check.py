@@ -1,0 +1,274 @@
+"""Looking at the rows of a dataset, one by one."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+
+from rm_plugins.data.check_report import AttributeSummary, DataReport, Example, LengthBias, Problem, SourceCounts
+from rm_plugins.data.check_texts import (
+    VERDICT_BITS,
+    characters,
+    excerpt,
+    is_blank,
+    one_line,
+    row_digests,
+    sample_digests,
+)
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.rows import json_line
+from rm_plugins.errors import DataError
+from rm_plugins.samples import Sample
+
+__all__ = ["DataCheck"]
+
+Lengths: TypeAlias = Callable[[Sequence[Sample]], Sequence[int]]
+
+_QUANTILES = {"shortest": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "longest": 1.0}
+_SAMPLES_AT_A_TIME = 512
+_EXAMPLES = 3
+
+_ERRORS = {"malformed": "that cannot be trained on"}
+_WARNINGS = {
+    "contradiction": "with the texts of an earlier row and another judgement",
+    "identical-pair": "whose winner and loser are the same text",
+    "duplicate": "equal to an earlier row",
+    "repeated-completion": "with one completion twice",
+    "leaked-sample": "with a prompt and completion that are in an earlier file too",
+    "leaked-prompt": "with a prompt that is in an earlier file too, and other completions",
+    "overlong": "longer than {limit}",
+    "empty-completion": "with an empty completion",
+    "empty-prompt": "with an empty prompt",
+    "no-prompt": "without a prompt, whose completions are judged by themselves",
+    "mixed-formats": "of another format than the first row",
+    "mixed-texts": "of text where the first has messages, or the other way round",
+}
+
+
+class DataCheck:
+    """Looks at the rows of one or more files or datasets.
+
+    Args:
+        lengths: Gives the length of each of many samples, and raises for one that cannot be rendered.
+        unit: What it counts in.
+        max_length: What is too long; None for nothing.
+        compares_sources: Whether to look for what is in several sources, for which every prompt and sample is remembered.
+
+    >>> check = DataCheck()
+    >>> check.begin("pairs.jsonl")
+    >>> check.add({"prompt": "2+2?", "chosen": "4", "rejected": "four"})
+    >>> check.add({"prompt": "2+2?", "chosen": "four", "rejected": "4"})
+    >>> report = check.report()
+    >>> [(problem.kind, problem.examples[0].row) for problem in report.problems]
+    [('contradiction', 2)]
+    """
+
+    def __init__(
+        self,
+        *,
+        lengths: Lengths = characters,
+        unit: str = "characters",
+        max_length: int | None = None,
+        compares_sources: bool = True,
+    ) -> None:
+        self.unit = unit
+        self.max_length = max_length
+        self._measure = lengths
+        self._compares_sources = compares_sources
+        self._sources: list[SourceCounts] = []
+        self._waiting: list[_Waiting] = []
+        self._waiting_samples = 0
+        self._counts: Counter[str] = Counter()
+        self._examples: defaultdict[str, list[Example]] = defaultdict(list)
+        self._attributes: defaultdict[str, AttributeSummary] = defaultdict(AttributeSummary)
+        self._lengths: Counter[int] = Counter()
+        self._bias = _LengthBiasSums()
+        self._first: Judgement | None = None
+        self._rows: dict[bytes, int] = {}  # the texts of this source's rows: where they are first, and how they are judged
+        self._prompts: dict[bytes, int] = {}  # the first source that each is in
+        self._samples: dict[bytes, int] = {}
+
+    def begin(self, source: str) -> None:
+        """Say that the rows that follow are those of another file or dataset."""
+        self._flush()
+        self._sources.append(SourceCounts(source))
+        self._rows.clear()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Look at a row."""
+        self._sources[-1].rows += 1
+        number = self._sources[-1].rows
+        try:
+            found = judgement(row)
+            names = attribute_names(row) if found.labels is not None else ()
+        except DataError as error:
+            self._note("malformed", number, str(error), json_line(row))
+            return
+        self._waiting.append(_Waiting(number, found, names, has_prompt=row.get("prompt") is not None))
+        self._waiting_samples += len(found.samples)
+        if self._waiting_samples >= _SAMPLES_AT_A_TIME:
+            self._flush()
+
+    def refuse(self, error: DataError) -> None:
+        """Count a line that is no row."""
+        self._sources[-1].rows += 1
+        self._note("malformed", self._sources[-1].rows, str(error), "")
+
+    def report(self) -> DataReport:
+        """What was found so far."""
+        self._flush()
+        return DataReport(
+            sources=tuple(self._sources),
+            attributes=dict(self._attributes),
+            unit=self.unit,
+            max_length=self.max_length,
+            lengths=_quantiles(self._lengths),
+            length_bias=self._bias.summary(),
+            problems=tuple(self._problems()),
+        )
+
+    def _flush(self) -> None:
+        """Measure the samples that wait, all at once, and take their rows in."""
+        waiting, self._waiting, self._waiting_samples = self._waiting, [], 0
+        try:
+            lengths = self._measure([sample for row in waiting for sample in row.found.samples])
+        except Exception:  # whatever a tokenizer or a template raises, at one of the samples
+            for row in waiting:
+                try:
+                    lengths = self._measure(row.found.samples)
+                except Exception as error:
+                    what = " ".join(f"{type(error).__name__}: {error}".split())
+                    self._note("malformed", row.number, what, row.found.samples[0])
+                else:
+                    self._take(row, lengths)
+            return
+        remaining = iter(lengths)
+        for row in waiting:
+            self._take(row, list(islice(remaining, len(row.found.samples))))
+
+    def _take(self, row: _Waiting, lengths: Sequence[int]) -> None:
+        source, found = self._sources[-1], row.found
+        source.samples += len(found.samples)
+        source.pairs += len(found.pairs)
+        source.ties += len(found.ties)
+        source.formats[found.format] = source.formats.get(found.format, 0) + 1
+        for column, name in enumerate(row.names):
+            for ratings in found.labels or ():
+                self._attributes[name].add(ratings[column])
+        self._lengths.update(lengths)
+        self._bias.add(found.pairs, lengths)
+        if self.max_length is not None and max(lengths) > self.max_length:
+            self._note("overlong", row.number, f"{max(lengths):,} {self.unit}", found.samples[0])
+        self._look_at_texts(row)
+        self._look_for_repetitions(row)
+
+    def _look_at_texts(self, row: _Waiting) -> None:
+        found, sample = row.found, row.found.samples[0]
+        first = self._first = self._first or found
+        if found.format != first.format:
+            self._note("mixed-formats", row.number, found.format, sample)
+        if sample.is_conversational != first.samples[0].is_conversational:
+            self._note("mixed-texts", row.number, "conversation" if sample.is_conversational else "text", sample)
+        if row.has_prompt and is_blank(sample.prompt):
+            self._note("empty-prompt", row.number, "", sample)
+        if not row.has_prompt and not sample.prompt and found.format != "preference":
+            self._note("no-prompt", row.number, "", sample)
+        empty = next((sample for sample in found.samples if is_blank(sample.completion)), None)
+        if empty is not None:
+            self._note("empty-completion", row.number, "", empty)
+
+    def _look_for_repetitions(self, row: _Waiting) -> None:
+        found, sample = row.found, row.found.samples[0]
+        prompt, samples = sample_digests(found.samples)
+        if any(samples[winner] == samples[loser] for winner, loser in found.pairs):
+            self._note("identical-pair", row.number, "", sample)
+        elif len(set(samples)) < len(samples):
+            self._note("repeated-completion", row.number, "", sample)
+        texts, verdict = row_digests(found, samples)
+        entry = self._rows.setdefault(texts, row.number << VERDICT_BITS | verdict)
+        earlier = entry >> VERDICT_BITS
+        if earlier != row.number:
+            kind = "duplicate" if entry % (1 << VERDICT_BITS) == verdict else "contradiction"
+            self._note(kind, row.number, f"as row {earlier}", sample)
+        if not self._compares_sources:
+            return
+        here = len(self._sources) - 1
+        homes = [self._samples.setdefault(digest, here) for digest in samples]
+        home = here if is_blank(sample.prompt) else self._prompts.setdefault(prompt, here)
+        if min(homes) < here:
+            self._note("leaked-sample", row.number, f"as in {self._sources[min(homes)].name}", sample)
+        elif home < here:
+            self._note("leaked-prompt", row.number, f"as in {self._sources[home].name}", sample)
+
+    def _note(self, kind: str, number: int, detail: str, where: Sample | str) -> None:
+        self._counts[kind] += 1
+        known = self._examples[kind]
+        if len(known) == _EXAMPLES:
+            return
+        if kind == "malformed" and any(example.text.startswith(detail) for example in known):
+            return  # thousands of rows with one fault must not hide another fault
+        shown = one_line(where) if isinstance(where, str) else excerpt(where)
+        between = ": " if detail and shown and not detail.endswith(".") else " "
+        known.append(Example(self._sources[-1].name, number, f"{detail}{between}{shown}".strip()))
+
+    def _problems(self) -> Iterator[Problem]:
+        for kind, description in _ERRORS.items():
+            if self._counts[kind]:
+                yield Problem(kind, True, self._counts[kind], description, tuple(self._examples[kind]))
+        sound = sum(sum(source.formats.values()) for source in self._sources)
+        rated = sum(summary.rated for summary in self._attributes.values())
+        limit = f"{self.max_length or 0:,} {self.unit}"
+        if not rated and not any(source.pairs or source.ties for source in self._sources):
+            yield Problem("nothing-to-train-on", True, 0, "no row has a comparison, a rating or a label")
+        elif self._counts["overlong"] == sound:
+            yield Problem("nothing-to-train-on", True, 0, f"every row is longer than {limit}")
+        for kind, description in _WARNINGS.items():
+            if self._counts[kind]:
+                yield Problem(kind, False, self._counts[kind], description.format(limit=limit), tuple(self._examples[kind]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A row that is to be measured."""
+
+    number: int
+    found: Judgement
+    names: tuple[str, ...]
+    has_prompt: bool
+
+
+class _LengthBiasSums:
+    """Sums over rows, each with w pairs that the longer one wins of n pairs of different lengths."""
+
+    def __init__(self) -> None:
+        self.w = self.n = self.ww = self.wn = self.nn = self.equal = 0
+
+    def add(self, pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
+        gaps = [lengths[winner] - lengths[loser] for winner, loser in pairs]
+        w, n = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
+        self.w, self.n, self.equal = self.w + w, self.n + n, self.equal + len(gaps) - n
+        self.ww, self.wn, self.nn = self.ww + w * w, self.wn + w * n, self.nn + n * n
+
+    def summary(self) -> LengthBias | None:
+        if not self.n:
+            return None
+        share = self.w / self.n
+        # The variance of a ratio of sums over independent rows; p (1 - p) / n where each row has one pair.
+        squares = self.ww - 2 * share * self.wn + share * share * self.nn
+        return LengthBias(self.n, share, math.sqrt(max(squares, 0.0)) / self.n, self.equal)
+
+
+def _quantiles(lengths: Counter[int]) -> dict[str, int]:
+    """The smallest length that at least a share of all lengths do not exceed, by the share's name."""
+    total = lengths.total()
+    remaining, found = list(_QUANTILES.items()), {}
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        while remaining and seen >= remaining[0][1] * total:
+            found[remaining.pop(0)[0]] = length
+    return found

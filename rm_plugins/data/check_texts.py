@@ -1,0 +1,69 @@
+"""What is looked at and remembered of the texts in a row: whether they are empty, their lengths, digests and excerpts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from rm_plugins.data.judgements import Judgement
+from rm_plugins.samples import Message, Sample
+
+__all__ = ["VERDICT_BITS", "characters", "excerpt", "is_blank", "one_line", "row_digests", "sample_digests"]
+
+VERDICT_BITS = 64
+"""How many bits of a digest tell how a row is judged."""
+
+_EXCERPT = 48
+_LOOKED_AT = 8 * _EXCERPT  # of a text that may be long, to find as much that is no white space
+
+
+def characters(samples: Sequence[Sample]) -> list[int]:
+    """The number of characters of each sample, prompt and completion together."""
+    return [sum(map(len, (*_texts(sample.prompt), *_texts(sample.completion)))) for sample in samples]
+
+
+def _texts(part: str | Sequence[Message]) -> list[str]:
+    return [part] if isinstance(part, str) else [message.get("content") or "" for message in part]
+
+
+def is_blank(part: str | Sequence[Message]) -> bool:
+    """Whether a prompt or completion says nothing and calls no tool."""
+    called = not isinstance(part, str) and any(message.get("tool_calls") for message in part)
+    return not called and not any(text.strip() for text in _texts(part))
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text, on one line, which can be printed."""
+    line = " ".join(text[:_LOOKED_AT].encode("utf-8", "backslashreplace").decode().split())
+    whole = len(text) <= _LOOKED_AT and len(line) <= _EXCERPT
+    return line if whole else f"{line[: _EXCERPT - 1]}…"
+
+
+def excerpt(sample: Sample) -> str:
+    """What a person finds the row again by."""
+    return " → ".join(repr(one_line(" ".join(_texts(part)))) for part in (sample.prompt, sample.completion) if part)
+
+
+def _bytes(part: str | Sequence[Message]) -> bytes:
+    """Equal for equal texts and messages; a null is as good as an absent key."""
+    if isinstance(part, str):
+        return part.encode("utf-8", "surrogatepass")
+    turns = [{key: value for key, value in message.items() if value is not None} for message in part]
+    return json.dumps(turns, sort_keys=True, default=str).encode()
+
+
+def sample_digests(samples: Sequence[Sample]) -> tuple[bytes, list[bytes]]:
+    """The digest of the prompt that the samples answer, and of each sample."""
+    settings = [samples[0].columns.get(name) for name in ("tools", "chat_template_kwargs")]
+    beginning = _bytes(samples[0].prompt) + (json.dumps(settings, default=str).encode() if any(settings) else b"")
+    prompt = blake2b(beginning, digest_size=16).digest()
+    return prompt, [blake2b(prompt + _bytes(sample.completion), digest_size=16).digest() for sample in samples]
+
+
+def row_digests(found: Judgement, samples: Sequence[bytes]) -> tuple[bytes, int]:
+    """The digest of a row's samples in any order, and a number for how they are judged."""
+    ranks, labels = found.ranks or [None] * len(samples), found.labels or [None] * len(samples)
+    judged = sorted(digest + repr(verdict).encode() for digest, *verdict in zip(samples, ranks, labels, strict=True))
+    texts = blake2b(b"".join(part[:16] for part in judged), digest_size=16).digest()
+    return texts, int.from_bytes(blake2b(b"".join(judged), digest_size=VERDICT_BITS // 8).digest(), "big")

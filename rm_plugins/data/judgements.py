@@ -1,0 +1,369 @@
+"""Dataset rows as judgements: the texts of a row, and what is known of how good they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from rm_plugins.data.rows import completion_samples, preference_samples
+from rm_plugins.errors import DataError, did_you_mean
+from rm_plugins.samples import Sample
+
+__all__ = ["DataFormat", "Judgement", "attribute_names", "judgement"]
+
+DataFormat: TypeAlias = Literal["preference", "ranking", "ratings", "best-of", "labelled"]
+
+_OF_COMPLETIONS: Mapping[str, DataFormat] = {
+    "ranks": "ranking",
+    "scores": "ratings",
+    "best": "best-of",
+    "labels": "labelled",
+}
+_OF_ONE_COMPLETION: Mapping[str, DataFormat] = {"score": "ratings", "scores": "ratings", "label": "labelled"}
+
+_DECIMALS = 8
+"""Weighted means of ratings that agree this far are equal: ratings are often thirds, cut off somewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A dataset row to train on: n samples that answer one prompt, and how they compare.
+
+    Args:
+        format: Which format the row has.
+        samples: The n samples.
+        pairs: Positions of winner and loser of every comparison that the row implies.
+        ties: Positions of samples that were judged equally good. Samples in neither `pairs` nor `ties` were not compared, equal
+            ranks or not.
+        ranks: Rank of each sample, 0 for the best, NaN where unknown; None where none are compared.
+        labels: Ratings, or 0 and 1, of each sample, [n, attributes], None where missing; None where the row has none.
+        margins: By how much each pair's winner should win; None where the row has no margin.
+        weight: The row's weight in the loss.
+    """
+
+    format: DataFormat
+    samples: tuple[Sample, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    ties: tuple[tuple[int, int], ...] = ()
+    ranks: tuple[float, ...] | None = None
+    labels: tuple[tuple[float | None, ...], ...] | None = None
+    margins: tuple[float, ...] | None = None
+    weight: float = 1.0
+
+
+def attribute_names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the attributes that a row's samples are rated on.
+
+    They are the keys of its ratings, in their order; ``score`` where the ratings are plain numbers; ``label`` where it has
+    labels; and none for the other formats.
+
+    Raises:
+        DataError: The row has none of the formats of `judgement`, or its ratings are neither numbers nor mappings.
+
+    >>> attribute_names({"completion": "4", "scores": {"helpful": 3, "brief": 5}})
+    ('helpful', 'brief')
+    """
+    form, column = _verdict(row)
+    if form == "ratings":
+        return tuple(_attributes(row[column], column))
+    return ("label",) if form == "labelled" else ()
+
+
+def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Mapping[str, float] | None = None) -> Judgement:
+    """What a row says of its samples.
+
+    A row has one of these formats; ``prompt`` is text or messages, and may be absent:
+
+    - preference: ``chosen`` and ``rejected``; ``tie`` (true: equally good), ``margin`` and ``weight`` at will;
+    - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
+    - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
+      or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
+    - best-of: ``completions`` and ``best``, the position of the best one;
+    - labelled: ``completions`` and ``labels``, or ``completion`` and ``label``: true (1) for good, false (0) for bad. Two
+      samples with one label do not tie, because a label says good or bad and not how good.
+
+    ``messages`` may stand for prompt and completion, and ``weight`` may stand in any row. Null columns are absent columns.
+
+    Ratings compare samples by the weighted mean of their attributes. A sample whose rating on an attribute of that mean is
+    missing is not compared, and has no rank.
+
+    Args:
+        row: Columns by name.
+        attributes: The columns of `Judgement.labels`; `attribute_names` of the row by default. Others are left out.
+        reward: Weight in the mean, by attribute; equal for all of `attributes` by default.
+
+    Raises:
+        DataError: The row has none of these formats or several, a value is not what its column allows, or `reward` weighs
+            what is not among the attributes or nothing at all.
+
+    >>> found = judgement({"prompt": "2+2?", "completions": ["4", "5", "four"], "ranks": [1, 2, 1]})
+    >>> found.pairs, found.ties, found.ranks
+    (((0, 1), (2, 1)), ((0, 2),), (0.0, 1.0, 0.0))
+    """
+    form, column = _verdict(row)
+    weight = row.get("weight")
+    if weight is None:
+        weight = 1.0
+    elif (weight := _number(weight, _WEIGHT, "weight")) is None or weight < 0:
+        raise _refused(row["weight"], _WEIGHT, "weight")
+    if form == "preference":
+        return _preference(row, weight)
+    samples, verdict = completion_samples(row), row[column]
+    if form == "ranking":
+        return _ranking(samples, verdict, weight)
+    if form == "best-of":
+        return _best_of(samples, verdict, weight)
+    count = len(samples) if row.get("completions") is not None else None
+    if form == "labelled":
+        return _labelled(samples, _flags(verdict, column, count), attributes, weight)
+    return _ratings(samples, _rating_columns(verdict, column, count), attributes, reward, weight)
+
+
+def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:
+    """The format of a row, and the column that judges its samples."""
+    listed = row.get("completions") is not None
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        if listed and (also := [name for name in _OF_COMPLETIONS if row.get(name) is not None]):
+            raise DataError(
+                f"there are both 'chosen' with 'rejected' and 'completions' with {also[0]!r}; drop or rename one of them."
+            )
+        return "preference", "chosen"
+    columns = _OF_COMPLETIONS if listed else _OF_ONE_COMPLETION
+    given = [name for name in columns if row.get(name) is not None]
+    alone = row.get("completion") is not None or (row.get("prompt") is None and row.get("messages") is not None)
+    if not given or not (listed or alone):
+        raise _unjudged(row, listed, alone)
+    if len(given) > 1:
+        raise DataError(
+            f"there are both {given[0]!r} and {given[1]!r}; a row's samples are judged by one. Drop or rename the other."
+        )
+    return columns[given[0]], given[0]
+
+
+def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
+    """Why a row has no format."""
+    if listed or alone:
+        other = {"score": "scores", "label": "labels"} if listed else {"labels": "label"}
+        for name in ("score", "label", "labels", "ranks", "best"):
+            if row.get(name) is not None and name in other:
+                what = "completions" if listed else "one completion"
+                return DataError(f"there is {name!r}; {what} must be judged by {other[name]!r}. Rename it.")
+            if row.get(name) is not None:
+                return DataError(f"there is {name!r}, which needs a list of 'completions'; the row has a single one.")
+    absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
+    return DataError(
+        f"there is {'nothing judged' if len(absent) != 1 else f'no {absent[0]!r}'}; the row has the columns "
+        f"{', '.join(map(repr, row)) or 'none'}. A row to train on has 'chosen' and 'rejected'; 'completions' with 'ranks', "
+        "'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'."
+    )
+
+
+# --- The formats ----------------------------------------------------------------------------------------------------------
+
+
+def _preference(row: Mapping[str, Any], weight: float) -> Judgement:
+    samples = preference_samples(row)
+    margin, tie = row.get("margin"), row.get("tie")
+    if margin is not None and (margin := _number(margin, _NUMBER, "margin")) is None:
+        raise _refused(row["margin"], _NUMBER, "margin")
+    if tie is not None and _flag(tie, "tie"):
+        if margin:
+            raise DataError(f"'tie' is true and 'margin' is {margin!r}; of two equally good samples neither wins by a margin.")
+        return Judgement("preference", samples, ties=((0, 1),), ranks=(0.0, 0.0), weight=weight)
+    margins = None if margin is None else (margin,)
+    return Judgement("preference", samples, ((0, 1),), ranks=(0.0, 1.0), margins=margins, weight=weight)
+
+
+def _ranking(samples: tuple[Sample, ...], verdict: Any, weight: float) -> Judgement:
+    ranks = _numbers(verdict, _RANK, len(samples), "ranks")
+    pairs, ties = _comparisons(ranks)
+    return Judgement("ranking", samples, pairs, ties, _dense(ranks) if pairs or ties else None, weight=weight)
+
+
+def _best_of(samples: tuple[Sample, ...], verdict: Any, weight: float) -> Judgement:
+    allowed = f"the position of a completion, a whole number from 0 to {len(samples) - 1},"
+    best = _number(verdict, allowed, "best")
+    if best is None or best not in range(len(samples)):
+        raise _refused(verdict, allowed, "best")
+    order = [0.0 if place == best else 1.0 for place in range(len(samples))]
+    pairs, _ = _comparisons(order)
+    return Judgement("best-of", samples, pairs, ranks=tuple(order) if pairs else None, weight=weight)
+
+
+def _labelled(
+    samples: tuple[Sample, ...], flags: Sequence[float | None], attributes: Sequence[str], weight: float
+) -> Judgement:
+    order = [None if flag is None else -flag for flag in flags]
+    pairs, _ = _comparisons(order)
+    ranks = _dense(order) if pairs else None
+    labels = tuple(tuple(flag if name == "label" else None for name in attributes or ("label",)) for flag in flags)
+    return Judgement("labelled", samples, pairs, ranks=ranks, labels=labels, weight=weight)
+
+
+def _flags(verdict: Any, column: str, count: int | None) -> list[float | None]:
+    """The label of each sample; `count` is None where the row has a single completion."""
+    if count is None:
+        return [_flag(verdict, column)]
+    labels = enumerate(_one_each(verdict, count, column))
+    return [None if label is None else _flag(label, column, place) for place, label in labels]
+
+
+def _ratings(
+    samples: tuple[Sample, ...],
+    ratings: Mapping[str, Sequence[float | None]],
+    attributes: Sequence[str],
+    reward: Mapping[str, float] | None,
+    weight: float,
+) -> Judgement:
+    if attributes:
+        missing: list[float | None] = [None] * len(samples)
+        ratings = {name: ratings.get(name, missing) for name in attributes}
+    order = [None if mean is None else -mean for mean in _weighted_means(ratings, reward)]
+    pairs, ties = _comparisons(order)
+    ranks = _dense(order) if pairs or ties else None
+    return Judgement("ratings", samples, pairs, ties, ranks, tuple(zip(*ratings.values(), strict=True)), weight=weight)
+
+
+def _rating_columns(verdict: Any, column: str, count: int | None) -> dict[str, Sequence[float | None]]:
+    """The ratings on each attribute, one a sample; `count` is None where the row has a single completion."""
+    if count is None:
+        if column == "score":
+            return {"score": [_number(verdict, _NUMBER, column)]}
+        if not isinstance(verdict, Mapping):
+            raise _refused(verdict, "a mapping of attribute to number, or a number as 'score',", column)
+        return {name: [_number(verdict[name], _RATING, column, name)] for name in _attributes(verdict, column)}
+    names = _attributes(verdict, column)
+    if isinstance(verdict, Mapping):
+        return {
+            name: [None] * count if verdict[name] is None else _numbers(verdict[name], _RATING, count, column, name)
+            for name in names
+        }
+    ratings = _one_each(verdict, count, column)
+    if not any(isinstance(rating, Mapping) for rating in ratings):
+        return {"score": _numbers(ratings, _RATING, count, column)}
+    absent: Mapping[str, Any] = {}
+    mappings = [absent if rating is None else rating for rating in ratings]
+    return {
+        name: [_number(found.get(name), _RATING, column, place, name) for place, found in enumerate(mappings)] for name in names
+    }
+
+
+def _attributes(verdict: Any, column: str) -> list[str]:
+    """The names of the attributes in a row's ratings."""
+    if isinstance(verdict, Mapping):
+        mappings = [verdict]
+    elif isinstance(verdict, Sequence) and any(isinstance(rating, Mapping) for rating in verdict):
+        mappings = [rating for rating in verdict if rating is not None]
+        for place, rating in enumerate(verdict):
+            if not (rating is None or isinstance(rating, Mapping)):
+                raise _refused(rating, "a mapping of attribute to number, as the others are,", column, place)
+    else:
+        return ["score"]
+    names = list(dict.fromkeys(name for found in mappings for name in found))
+    if not names or not all(isinstance(name, str) for name in names):
+        raise _refused(verdict, "at least one attribute, named by text,", column)
+    return names
+
+
+# --- Comparisons ----------------------------------------------------------------------------------------------------------
+
+
+def _weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mapping[str, float] | None) -> list[float | None]:
+    """What the samples are compared by, None where a rating that counts is missing."""
+    weights = dict.fromkeys(ratings, 1.0) if reward is None else {name: weight for name, weight in reward.items() if weight}
+    for name in weights:
+        if name not in ratings:
+            raise DataError(f"the reward weighs {name!r}, which is no attribute here. {did_you_mean(name, ratings)}")
+    total = math.fsum(map(abs, weights.values()))
+    if not 0 < total < math.inf:
+        raise DataError(
+            f"the reward weighs its attributes by {reward!r}; finite numbers are allowed, at least one of them not 0."
+        )
+    if len(weights) == 1:
+        ((name, weight),) = weights.items()
+        return [rating if rating is None or weight > 0 else -rating for rating in ratings[name]]
+    shares = [weight / total for weight in weights.values()]
+    means: list[float | None] = []
+    for row in zip(*(ratings[name] for name in weights), strict=True):
+        known = [share * rating for share, rating in zip(shares, row, strict=True) if rating is not None]
+        means.append(round(math.fsum(known), _DECIMALS) if len(known) == len(shares) else None)
+    return means
+
+
+def _comparisons(order: Sequence[float | None]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """Pairs of winner and loser, and ties, where the smaller number wins and None is not compared."""
+    known = [(place, value) for place, value in enumerate(order) if value is not None]
+    pairs: list[tuple[int, int]] = []
+    ties: list[tuple[int, int]] = []
+    for start, (one, value) in enumerate(known, start=1):
+        for other, beside in known[start:]:
+            if value == beside:
+                ties.append((one, other))
+            else:
+                pairs.append((one, other) if value < beside else (other, one))
+    return tuple(pairs), tuple(ties)
+
+
+def _dense(order: Sequence[float | None]) -> tuple[float, ...]:
+    """Ranks 0, 1, 2 and so on, NaN for None."""
+    ranks = {value: float(rank) for rank, value in enumerate(sorted({value for value in order if value is not None}))}
+    return tuple(math.nan if value is None else ranks[value] for value in order)
+
+
+# --- Values ---------------------------------------------------------------------------------------------------------------
+
+_NUMBER = "a finite number"
+_RATING = "a finite number, or null where it is missing,"
+_RANK = "a finite number, or null where it is unknown,"
+_WEIGHT = "a finite number of at least 0"
+_FLAG = "true or false (1 or 0)"
+
+
+def _refused(value: Any, allowed: str, *path: str | int) -> DataError:
+    column, *inner = path
+    where = f"{column!r}" + "".join(f"[{part!r}]" for part in inner)
+    return DataError(f"{where} is {value!r:.80}; {allowed} is allowed.")
+
+
+def _number(value: Any, allowed: str, *path: str | int) -> float | None:
+    """A finite number; None for null and NaN."""
+    if type(value) is not float:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
+            raise _refused(value, allowed, *path)
+        try:
+            value = float(value)
+        except (OverflowError, ValueError):
+            raise _refused(value, allowed, *path) from None
+    if math.isinf(value):
+        raise _refused(value, allowed, *path)
+    return None if math.isnan(value) else value
+
+
+def _flag(value: Any, *path: str | int) -> float:
+    """1.0 for true and 0.0 for false."""
+    if isinstance(value, (bool, np.bool_)):
+        return 1.0 if value else 0.0
+    if isinstance(value, (Real, Decimal)) and (value == 0 or value == 1):
+        return float(value)
+    raise _refused(value, _FLAG, *path)
+
+
+def _one_each(value: Any, count: int, *path: str | int) -> Sequence[Any]:
+    """A list with a value for each of `count` completions."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise _refused(value, "a list with one value for each completion", *path)
+    if len(value) != count:
+        raise _refused(value, f"one value for each of the {count} completions, not {len(value)},", *path)
+    return value
+
+
+def _numbers(value: Any, allowed: str, count: int, *path: str | int) -> Sequence[float | None]:
+    return [_number(found, allowed, *path, place) for place, found in enumerate(_one_each(value, count, *path))]

@@ -1,0 +1,244 @@
+"""The forward pass of a whole training batch, with gradients: rows of any lengths in, their scores out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers.utils import ModelOutput
+
+from rm_plugins.engine.engine import costs_of, default_max_tokens, read_position, scores_differ
+from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_as, attention_window
+from rm_plugins.engine.plan import micro_batches
+from rm_plugins.engine.prefix_cache import is_causal, is_decoder
+from rm_plugins.engine.tensors import padded
+from rm_plugins.errors import UnsupportedError
+from rm_plugins.rendering.tokenize import common_beginning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["BatchForward", "BatchOutput"]
+
+_OVER_BUDGET = 1.25
+"""A pack may have this many times the budget: what rows have in common counts once, and so little is not always shared."""
+
+
+@dataclass
+class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
+    """What the model says of N rows.
+
+    Args:
+        logits: The head's outputs, float [N, num_labels].
+        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not asked for; None if for none.
+    """
+
+    logits: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
+
+
+class BatchForward:
+    """Lets a sequence classifier take a whole batch in one call: ``model(rows=[[token ids], ...])``.
+
+    One call is what wrappers such as DDP count on, however many micro-batches it takes. Inside, a decoder whose attention can be
+    replaced runs over packed rows (`rm_plugins.engine.packing`): no padding, and what rows begin with in common once. Any other
+    model runs over length-sorted, padded micro-batches. Scores and gradients are those of the rows one by one.
+
+    Args:
+        model: The classifier; its ``forward`` is replaced by this object, which passes on every other call.
+        max_tokens: The budget for the tokens of a micro-batch; by default what suits the model's device.
+        share_prefixes: Whether rows may share the computation of their beginnings.
+        language_model_head: Gives logits of the vocabulary [n, vocabulary] for hidden states [n, size].
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_tokens: int | None = None,
+        *,
+        share_prefixes: bool = True,
+        language_model_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        self.share_prefixes = share_prefixes
+        self.language_model_head = language_model_head
+        self._decoder = is_decoder(model)
+        self.packs = self._decoder and is_causal(model) and attends_packed(model)
+        self._window = attention_window(model)
+        self._checked = False
+        self._attention: str = model.config.get_text_config()._attn_implementation
+        self._forward = model.forward
+        model.forward = self
+
+    def attention(self) -> AbstractContextManager[None]:
+        """The context in which a batch is run and its gradients are computed."""
+        return attention_as(self.model, PACKED) if self.packs else nullcontext()
+
+    def __call__(
+        self,
+        *args: Any,
+        rows: Sequence[Sequence[int]] | None = None,
+        completion_starts: Sequence[int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The outputs of `rows`, or of whatever else the model's own ``forward`` takes.
+
+        Args:
+            args: The model's own arguments.
+            rows: Token ids per row, [N] lists without padding, none of them empty.
+            completion_starts: The number of prompt tokens of each row whose completion's log-probability is asked for.
+            kwargs: The model's own arguments.
+
+        Raises:
+            UnsupportedError: Log-probabilities are asked of a model that gives none.
+        """
+        if rows is None:
+            return self._forward(*args, **kwargs)
+        if self.packs and max(map(len, rows)) > self._window:
+            self._stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
+        if self.packs and not self._checked:
+            self._check(rows)
+        starts = completion_starts if completion_starts is not None else [None] * len(rows)
+        if completion_starts is not None and (self.language_model_head is None or not self._decoder):
+            raise UnsupportedError(f"{type(self.model).__name__} has no language-model head to give log-probabilities.")
+        return self._run(rows, starts, packs=self.packs)
+
+    def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool) -> BatchOutput:
+        if not self._decoder:
+            parts = [(group, self._forward(**self._padded(rows, group)).logits) for group in self._groups(rows)]
+            return BatchOutput(logits=_in_order(parts))
+        logits: list[tuple[list[int], torch.Tensor]] = []
+        logprobs: list[tuple[list[int], torch.Tensor]] = []
+        pad_token_id = self.model.config.get_text_config().pad_token_id
+        for group, hidden, places in self._packed(rows) if packs else self._hidden(rows):
+            read = [tokens[read_position(rows[row], pad_token_id)] for row, tokens in zip(group, places, strict=True)]
+            logits.append((group, self.model.score(hidden[torch.stack(read)])))
+            if any(start is not None for start in starts):
+                logprobs.append((group, self._logprobs(rows, starts, group, hidden, places)))
+        return BatchOutput(logits=_in_order(logits), logprobs=_in_order(logprobs) if logprobs else None)
+
+    def _packed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+        """Rows by number, the hidden states of a micro-batch [tokens, size], and the places of the rows' tokens there."""
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        for group, packing in self._packs(rows):
+            arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
+            with attention_as(self.model, PACKED):
+                hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
+            yield group, hidden, [packing.tokens_of(place) for place in range(len(group))]
+
+    def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
+        """Rows that run together: neighbours in the order of their tokens, which have the most in common."""
+        budget = self._budget()
+        pack: list[int] = []
+        tokens = 0
+        for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
+            new = len(rows[row]) - (common_beginning(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
+            if pack and tokens + new > budget:
+                yield from self._packings(rows, pack)
+                pack, tokens, new = [], 0, len(rows[row])
+            pack.append(row)
+            tokens += new
+        yield from self._packings(rows, pack)
+
+    def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
+        """The pack, or parts of it where not all that its rows have in common is shared, as with many turns of one dialogue."""
+        packing = Packing([rows[row] for row in pack], share_prefixes=self.share_prefixes, device=self.model.device)
+        if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
+            yield pack, packing
+        else:
+            middle = len(pack) // 2
+            yield from self._packings(rows, pack[:middle])
+            yield from self._packings(rows, pack[middle:])
+
+    def _hidden(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+        """The same as `_packed` from padded micro-batches."""
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        for group in self._groups(rows):
+            inputs = self._padded(rows, group)
+            with attention_as(self.model, self._attention):
+                hidden = backbone(**inputs, use_cache=False).last_hidden_state
+            starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
+            places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
+            yield group, hidden.flatten(0, 1), places
+
+    def _groups(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        return micro_batches([len(row) for row in rows], self._budget(), costs_of(self.model).launch)
+
+    def _padded(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> dict[str, torch.Tensor]:
+        pad_token_id = self.model.config.get_text_config().pad_token_id
+        ids, mask = padded([rows[row] for row in group], pad_token_id or 0, self.model.device)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _budget(self) -> int:
+        if not self._decoder and self.model.config.get_text_config().pad_token_id is None:
+            return 0  # without padding, an encoder can only be given one row at a time
+        if self.max_tokens is None:
+            self.max_tokens = default_max_tokens(self.model)
+        return self.max_tokens
+
+    def _logprobs(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int | None],
+        group: Sequence[int],
+        hidden: torch.Tensor,
+        places: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Mean log-probability of each row's tokens behind its start, float [rows of the group], NaN for rows without one."""
+        assert self.language_model_head is not None
+        found = []
+        for row, tokens in zip(group, places, strict=True):
+            start = starts[row]
+            if start is None or len(tokens) <= max(start, 1):
+                found.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
+                continue
+            first = max(start, 1)  # nothing predicts a row's first token
+            targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
+            found.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def _check(self, rows: Sequence[Sequence[int]]) -> None:
+        """Compare a few packed rows with the same ones padded; stop packing where they differ."""
+        self._checked = True
+        training = self.model.training
+        few = sorted([*rows[:4], rows[0][1:] or rows[0]], key=len)  # more than one, for it to show where a model mixes rows
+        self.model.eval()  # for dropout to be off
+        try:
+            found, expected = (self._run(few, [None] * len(few), packs=packs).logits for packs in (True, False))
+            assert found is not None and expected is not None
+            problem = scores_differ(found.double().cpu().numpy(), expected.double().cpu().numpy(), exact=self._is_exact())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whether a model takes another attention shows only when it is tried
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            self.model.train(training)
+        if problem is not None:
+            self._stop_packing(problem)
+
+    def _stop_packing(self, problem: str) -> None:
+        self.packs = False
+        self.model.config.get_text_config()._attn_implementation = self._attention
+        warnings.warn(
+            f"{type(self.model).__name__} cannot be trained on packed rows ({problem}), so they are padded instead: exact, "
+            "but slower where prompts are shared.",
+            stacklevel=2,
+        )
+
+    def _is_exact(self) -> bool:
+        exact = self.model.dtype in (torch.float32, torch.float64)
+        return exact and not torch.is_autocast_enabled(self.model.device.type)
+
+
+def _in_order(parts: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
+    """Tensors of groups of rows as one, row by row."""
+    order = np.argsort([row for group, _ in parts for row in group])
+    return torch.cat([found for _, found in parts])[torch.from_numpy(order).to(parts[0][1].device)]

@@ -1,0 +1,331 @@
+"""Runs a sequence classifier over token ids: the one scoring loop of this code base.
+
+Equal rows run once, what rows have in common at their beginnings runs once where that pays (`rm_plugins.engine.plan`), and
+everything else in length-sorted micro-batches under a token budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Stage, plan_batches
+from rm_plugins.engine.prefix_cache import Beginnings, PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.engine.tensors import on_device, padded
+from rm_plugins.errors import ScoringError
+from rm_plugins.scores import FloatArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rm_plugins.engine.score_cache import ScoreCache
+
+__all__ = ["ScoringEngine", "Work", "activation_bytes", "costs_of", "default_max_tokens", "read_position", "scores_differ"]
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 2_048
+ACCELERATOR_BATCH_TOKENS = 16_384
+SMALLEST_BATCH_TOKENS = 64
+"""The budget is not halved below this."""
+
+# A forward pass takes a while to launch, in which an accelerator could compute many more tokens than a CPU.
+_CPU_COSTS = Costs(launch=64, read=0.02)
+_ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
+
+_TOLERANCE = 1e-4
+_HALF_TOLERANCE = 5e-2
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+IndexArray: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class Work:
+    """What scoring a batch took, of all variants of a model together.
+
+    Args:
+        rows: Rows that were asked for.
+        duplicates: Rows with the same token ids as another one, which were not computed.
+        cached: Rows whose scores came from the score cache.
+        tokens: Tokens of all rows.
+        unique_tokens: Tokens that the model ran over, without padding: duplicates and shared beginnings count once.
+        padded_tokens: The same with padding.
+        seconds: Wall time.
+    """
+
+    rows: int = 0
+    duplicates: int = 0
+    cached: int = 0
+    tokens: int = 0
+    unique_tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def as_metadata(self) -> dict[str, float]:
+        """The fields by name, with ``tokens_per_second`` and ``duplicate_share``, both 0 where nothing was scored."""
+        return {
+            **asdict(self),
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "duplicate_share": self.duplicates / self.rows if self.rows else 0.0,
+        }
+
+
+def read_position(ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Where a decoder's score is read: at the last token that is not the padding token; without a padding token, the last.
+
+    This is transformers' rule for one row by itself, which a batch must not change: with ``pad == eos`` it is the token
+    before the closing EOS, whatever side the padding is on. A row of nothing but padding tokens is read at its first.
+
+    >>> read_position([5, 6, 2], pad_token_id=2), read_position([5, 6, 2], pad_token_id=None)
+    (1, 2)
+    """
+    if pad_token_id is not None:
+        for position in range(len(ids) - 1, -1, -1):
+            if ids[position] != pad_token_id:
+                return position
+        return 0
+    return len(ids) - 1
+
+
+class ScoringEngine:
+    """A model with its token budget.
+
+    Args:
+        model: A ``*ForSequenceClassification`` model in evaluation mode.
+        max_tokens: The budget for the padded tokens of a micro-batch; by default what suits the model's device. Halved for
+            good when the device runs out of memory.
+        share_prefixes: Whether a decoder may compute what rows begin with only once.
+        compile: Whether whole rows run through ``torch.compile``.
+        cache: Where scores are kept for later calls.
+        variants: Functions that each turn the model into another one of its architecture, such as by activating an adapter.
+            Every row is scored by all of them, and their outputs stand side by side.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_tokens: int | None = None,
+        *,
+        share_prefixes: bool = True,
+        compile: bool = False,
+        cache: ScoreCache | None = None,
+        variants: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self.model = model
+        self._variants = variants or (_as_it_is,)
+        self.max_tokens = max_tokens or default_max_tokens(model)
+        self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
+        self._decoder = is_decoder(model)
+        self._causal = self._decoder and is_causal(model)
+        self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self._decoder else model
+        self._whole: Callable[..., Any] = torch.compile(self._backbone, dynamic=True) if compile else self._backbone
+        self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
+        self._sharing_checked: set[bool] = set()
+        self._cache = cache
+        self._costs = costs_of(model)
+
+    @torch.inference_mode()
+    def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
+        """The classification head's outputs, float64 [N, variants * num_labels], in the rows' order, and what they took.
+
+        Args:
+            ids: Token ids per row, [N] lists without padding, none of them empty.
+
+        Raises:
+            ScoringError: The device has not enough memory even for the smallest micro-batch.
+        """
+        started = time.perf_counter()
+        # What follows the token that the score is read at changes nothing in a causal model.
+        rows = [row[: read_position(row, self._pad_token_id) + 1] for row in ids] if self._causal else ids
+        labels, variants = self.model.config.num_labels, len(self._variants)
+        outputs = np.full((len(rows), variants * labels), np.nan)
+        work = Work(rows=variants * len(rows), tokens=variants * sum(map(len, ids)))
+        unknown: IndexArray = np.arange(len(rows))
+        if self._cache is not None:
+            unknown = self._cache.read(rows, outputs)
+            work.cached = variants * (len(rows) - len(unknown))
+        for number, activate in enumerate(self._variants):
+            activate()
+            pending = unknown
+            while len(pending):
+                pending = self._compute(pending, rows, outputs[:, number * labels : (number + 1) * labels], work)
+        if self._cache is not None and len(unknown):
+            self._cache.write([rows[row] for row in unknown], outputs[unknown])
+        work.seconds = time.perf_counter() - started
+        return outputs, work
+
+    def _compute(self, pending: IndexArray, rows: Sequence[Sequence[int]], outputs: FloatArray, work: Work) -> IndexArray:
+        """Fill in the outputs of the pending rows; returns those that are still pending.
+
+        Rows stay behind where the device ran out of memory, and all of them where sharing prefixes turned out not to work.
+        """
+        subset = [rows[row] for row in pending]
+        plan = self._plan(subset, share_prefixes=self.shares_prefixes)
+        logits: list[tuple[list[int], torch.Tensor]] = []
+        kind = plan.pads_prefixes
+        trusted = kind in self._sharing_checked or not plan.shares_prefixes
+        problem = None
+        try:
+            logits.extend(self._run(plan.stages, subset, None, work))
+            if not trusted and (chosen := self._compared(plan, subset)):
+                problem = self._difference(chosen, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
+                self._sharing_checked.add(kind)
+        except torch.OutOfMemoryError as error:
+            self._halve_budget(error)
+        except Exception as error:  # whether a model takes a cache, and how, shows only when it is tried
+            if trusted:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            self._stop_sharing(problem)
+            return pending
+        found, done = _scattered(logits, outputs.shape[1], len(subset))
+        finished = done[plan.computed_as]
+        outputs[pending[finished]] = found[plan.computed_as][finished]
+        work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
+        return pending[~finished]
+
+    def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
+        # Without padding, an encoder can only be given one row at a time; a decoder reads nothing behind a row's end.
+        max_tokens = self.max_tokens if self._decoder or self._pad_token_id is not None else 0
+        return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
+
+    def _run(
+        self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: Beginnings | None, work: Work
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Run stages and all that continue them; gives the numbers of rows that end, with their outputs [n, num_labels].
+
+        The outputs stay on the device, which need not wait for the next micro-batch to be prepared.
+        """
+        for stage in stages:
+            caches = []
+            for batch in stage.batches:
+                work.unique_tokens += sum(map(len, batch.segments))
+                work.padded_tokens += batch.padded_tokens
+                parts = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
+                ids, mask = padded(parts, self._pad_token_id or 0, self.model.device)
+                ends = [segment.row for segment in batch.segments]
+                if before is None and not stage.continuations:
+                    yield ends, self._whole_rows(batch, rows, ids, mask)
+                    continue
+                cache = PrefixCache(before, batch.segments, mask, keep=bool(stage.continuations))
+                hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
+                if stage.continuations:
+                    caches.append(cache)
+                else:
+                    yield ends, self._scores(batch, rows, hidden)
+            if stage.continuations:
+                beginnings = Beginnings.of(caches)
+                del caches, cache, hidden
+                yield from self._run(stage.continuations, rows, beginnings, work)
+
+    def _whole_rows(
+        self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        if not self._decoder:
+            logits: torch.Tensor = self._whole(input_ids=ids, attention_mask=mask).logits
+            return logits
+        # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
+        arguments = {} if self._causal else {"attention_mask": mask}
+        return self._scores(batch, rows, self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state)
+
+    def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
+        """The head's outputs where each row is read, [segments, num_labels]; `hidden` is [segments, longest, size]."""
+        at = [read_position(rows[segment.row], self._pad_token_id) - segment.start for segment in batch.segments]
+        logits: torch.Tensor = self.model.score(
+            hidden[torch.arange(len(at), device=hidden.device), on_device(at, hidden.device)]
+        )
+        return logits
+
+    def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
+        """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch of those that fit into one."""
+        continued = [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
+        fitting = [segment.row for segment in continued if len(rows[segment.row]) <= self.max_tokens]
+        step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
+        # The rows of the shortest beginning have the most padding before their continuation.
+        stages = [stage for stage in plan.walk() if stage.continuations]
+        uneven = max(stages, key=lambda stage: len({segment.stop for segment in stage.segments}))
+        shortest = min(uneven.segments, key=lambda segment: segment.stop)
+        return sorted({*fitting[:: max(1, step)]}.union({shortest.row} & {*fitting}))
+
+    def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
+        """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
+        subset = [rows[row] for row in chosen]
+        whole, _ = _scattered(
+            self._run(self._plan(subset, share_prefixes=False).stages, subset, None, Work()), found.shape[1], len(subset)
+        )
+        return scores_differ(found[chosen], whole, exact=self.model.dtype in (torch.float32, torch.float64))
+
+    def _stop_sharing(self, problem: str) -> None:
+        self.shares_prefixes = False
+        warnings.warn(
+            f"{type(self.model).__name__} ({self.model.name_or_path}) does not give the same scores from cached prompts ({problem}), "
+            "so every row is computed whole from now on: exact, but slower where prompts are shared.",
+            stacklevel=2,
+        )
+
+    def _halve_budget(self, error: Exception) -> None:
+        if self.max_tokens <= SMALLEST_BATCH_TOKENS:
+            raise ScoringError(
+                f"The device {self.model.device} has not enough memory left for one row or {self.max_tokens} tokens at a time: "
+                f"{error}. Free memory there, or set a smaller dtype or max_length in the spec."
+            ) from error
+        self.max_tokens //= 2
+        logger.warning("%s ran out of memory; scoring goes on with %d tokens at a time.", self.model.device, self.max_tokens)
+
+
+def _as_it_is() -> None:
+    """The one variant of a model that has no others."""
+
+
+def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, size: int) -> tuple[FloatArray, BoolArray]:
+    """Outputs by row, float64 [size, labels], and which rows have any."""
+    outputs, done = np.full((size, labels), np.nan), np.zeros(size, dtype=np.bool_)
+    for numbers, logits in parts:
+        outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
+    return outputs, done
+
+
+def scores_differ(found: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
+    """How scores differ from those of a plainer computation; None where they agree as floating point allows.
+
+    Args:
+        found: Scores of any shape.
+        expected: The same scores, computed plainly.
+        exact: Whether the model computes in float32 or more, for a tolerance of 1e-4 instead of 5e-2.
+    """
+    difference = np.abs(found - expected)
+    allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(expected))
+    wrong = ~(difference <= allowed) & np.isfinite(expected)  # a model that gives no number is somebody else's to report
+    return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
+
+
+def costs_of(model: PreTrainedModel) -> Costs:
+    """What computing costs on the model's device beside the tokens."""
+    return _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
+
+
+def default_max_tokens(model: PreTrainedModel) -> int:
+    """The budget that suits the device: on an accelerator, activations take at most half of the memory that is free."""
+    if model.device.type != "cuda":
+        return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fitting = free // 2 // activation_bytes(model)
+    return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
+
+
+def activation_bytes(model: PreTrainedModel) -> int:
+    """The memory of one token's activations in a layer, in bytes, as it is taken to be for a budget."""
+    config = model.config.get_text_config()
+    widths = 12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    return int(widths * model.dtype.itemsize)

@@ -1,0 +1,274 @@
+"""Rows of different lengths as one sequence without padding, in which what they have in common at their beginnings stands once.
+
+Attention keeps the rows apart, so that a decoder computes the same as row by row, and its gradients are the same too. It runs
+as one of transformers' attention implementations, and is handed the `Packing` through the keyword arguments of the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rm_plugins.engine.plan import Costs, Stage, plan_batches
+from rm_plugins.engine.prefix_cache import has_standard_cache
+from rm_plugins.engine.tensors import on_device
+from rm_plugins.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["PACKED", "Packing", "attends_packed", "attention_as", "attention_window"]
+
+PACKED = "rm_plugins_packed"
+"""The name of the attention implementation."""
+
+_LARGEST_KERNEL_HEAD = 256
+"""The kernel for sequences of any length takes heads of at most this size, in multiples of 8."""
+
+_UNLIMITED = 2**40
+# A packed beginning costs no launch of its own; what reads it reads it again.
+_COSTS = Costs(launch=8, read=0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens ``start`` to ``stop`` of the sequence: a stretch of a row, which continues ``before``, the stretches above it."""
+
+    start: int
+    stop: int
+    before: tuple[_Span, ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Packing:
+    """N rows as one sequence of T tokens.
+
+    Args:
+        rows: Token ids per row, [N] lists, none of them empty.
+        share_prefixes: Whether what rows have in common at their beginnings stands only once.
+        device: Where the tensors are.
+
+    >>> packing = Packing([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]])
+    >>> packing.ids.tolist(), packing.positions.tolist()
+    ([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]], [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]])
+    >>> packing.tokens_of(1).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
+    """
+
+    def __init__(
+        self, rows: Sequence[Sequence[int]], *, share_prefixes: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        plan = plan_batches(rows, _UNLIMITED, _COSTS, share_prefixes=share_prefixes)
+        self.spans: list[_Span] = []
+        self.longest = max(map(len, rows))
+        ids: list[int] = []
+        positions: list[int] = []
+        last: dict[int, _Span] = {}
+
+        def lay_out(stages: Sequence[Stage], before: Sequence[_Span]) -> None:
+            for stage in stages:
+                placed = []
+                for segment in stage.segments:
+                    parent = None if segment.parent is None else before[segment.parent]
+                    above = () if parent is None else (*parent.before, parent)
+                    span = _Span(len(ids), len(ids) + len(segment), above)
+                    ids.extend(rows[segment.row][segment.start : segment.stop])
+                    positions.extend(range(segment.start, segment.stop))
+                    placed.append(span)
+                    if not stage.continuations:
+                        last[segment.row] = span
+                self.spans += placed
+                lay_out(stage.continuations, placed)
+
+        lay_out(plan.stages, ())
+        self._last = [last[row] for row in plan.computed_as]
+        self.ids = on_device([ids], device)
+        self.positions = on_device([positions], device)
+
+    def tokens_of(self, row: int) -> torch.Tensor:
+        """The places of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
+        span = self._last[row]
+        return _places((*span.before, span))
+
+    @cached_property
+    def _masks(self) -> list[torch.Tensor | None]:
+        """What each span sees of the stretches above it and of itself, bool [tokens, tokens above + tokens]; None at a start."""
+        masks: list[torch.Tensor | None] = []
+        for span in self.spans:
+            above = sum(map(len, span.before))
+            size = (len(span), above + len(span))
+            masks.append(torch.ones(size, dtype=torch.bool).tril(above).to(self.ids.device) if above else None)
+        return masks
+
+    @cached_property
+    def _read(self) -> torch.Tensor:
+        """The places of the keys that the spans see, span by span."""
+        return _places([part for span in self.spans for part in (*span.before, span)]).to(self.ids.device)
+
+    @cached_property
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Where the spans' queries and keys begin, int32 [spans + 1] each, and the most of either in a span."""
+        queries = [len(span) for span in self.spans]
+        keys = [len(span) + sum(map(len, span.before)) for span in self.spans]
+        starts = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=self.ids.device) for sizes in (queries, keys)]
+        return starts[0], starts[1], max(queries), max(keys)
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
+    ) -> torch.Tensor:
+        """Causal attention within rows, [1, heads, T, size]; `key` and `value` have as many heads or a divisor of them."""
+        if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys, but not values, in float32
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        kernel = _kernel(query) if not dropout and query.shape[-1] == value.shape[-1] else None
+        if kernel is not None:
+            return self._in_kernel(kernel, query, key, value, scale)
+        key, value = _repeated(key, query), _repeated(value, query)
+        outputs = []
+        for span, mask in zip(self.spans, self._masks, strict=True):
+            parts = (*span.before, span)
+            keys, values = (
+                torch.cat([states[:, :, part.start : part.stop] for part in parts], 2)
+                if span.before
+                else states[:, :, span.start : span.stop]
+                for states in (key, value)
+            )
+            outputs.append(
+                scaled_dot_product_attention(
+                    query[:, :, span.start : span.stop], keys, values, mask, dropout, is_causal=mask is None, scale=scale
+                )
+            )
+        return torch.cat(outputs, 2)
+
+    def _in_kernel(
+        self, kernel: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """The same in one call of `varlen_attn`, which aligns a span's queries with the last of its keys."""
+        grouped = {}
+        if key.shape[1] != query.shape[1]:
+            if _takes_grouped_heads(kernel):
+                grouped = {"enable_gqa": True}
+            else:
+                key, value = _repeated(key, query), _repeated(value, query)
+        starts, key_starts, longest, longest_keys = self._bounds
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        attended = kernel(
+            queries.contiguous(),
+            keys[self._read],
+            values[self._read],
+            starts,
+            key_starts,
+            longest,
+            longest_keys,
+            scale=scale,
+            window_size=(-1, 0),
+            **grouped,
+        )
+        assert isinstance(attended, torch.Tensor)  # it is a pair where more is asked for
+        return attended.transpose(0, 1)[None]
+
+
+def _kernel(query: torch.Tensor) -> Callable[..., Any] | None:
+    """torch's attention for sequences of any length; None where this torch has none that is causal, or it cannot take these queries."""
+    size = query.shape[-1]
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16) or size % 8 or size > _LARGEST_KERNEL_HEAD:
+        return None
+    if not _has_flash_attention(query.device):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in _arguments(varlen_attn) else None
+
+
+@cache
+def _has_flash_attention(device: torch.device) -> bool:
+    """Whether a GPU is of the Ampere generation or newer, for which torch has flash attention."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _takes_grouped_heads(kernel: Callable[..., Any]) -> bool:
+    """Whether fewer key heads than query heads may be given, which the kernel of torch 2.11 does not allow."""
+    return "enable_gqa" in _arguments(kernel)
+
+
+def _repeated(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Keys or values [1, heads, T, size] with as many heads as the queries have."""
+    repeats = query.shape[1] // states.shape[1]
+    return states.repeat_interleave(repeats, 1) if repeats > 1 else states
+
+
+def _places(spans: Sequence[_Span]) -> torch.Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' signature of an attention implementation."""
+    window = settings.get("sliding_window")
+    special = [name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None]
+    if packing is None:
+        reason = "does not hand its keyword arguments to its attention"
+    elif attention_mask is not None:
+        reason = "has a mask of its own"
+    elif special:
+        reason = f"uses {', '.join(special)}"
+    elif window is not None and window < packing.longest:
+        reason = "has a sliding window"
+    else:
+        return packing.attention(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
+    raise UnsupportedError(f"{type(module).__name__} {reason}.")
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, _attend)
+
+
+def attends_packed(model: PreTrainedModel) -> bool:
+    """Whether a decoder takes its attention from outside, as packing needs, and mixes tokens in no other way."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return bool(getattr(model, "_supports_attention_backend", False)) and {*layers} <= {"full_attention", "sliding_attention"}
+
+
+def attention_window(model: PreTrainedModel) -> float:
+    """The length of rows up to which every token sees all before it; not every layer hands its window to its attention."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return math.inf if has_standard_cache(model) or window is None else window
+
+
+@contextmanager
+def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Within it, a model attends by another implementation, also where checkpointed layers run again for their gradients."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

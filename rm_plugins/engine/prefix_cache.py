@@ -1,0 +1,144 @@
+"""What a decoder has computed of rows' beginnings, kept as keys and values for the tokens that follow."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from rm_plugins.engine.plan import Segment
+from rm_plugins.engine.tensors import on_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Beginnings", "PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
+
+_DECODERS = frozenset({"biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"})
+"""Model types that read their score as transformers' generic decoder does, without being one."""
+
+
+def is_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model scores the hidden state of a row's last token that is not padding, through its head `score`."""
+    return isinstance(model, GenericForSequenceClassification) or model.config.model_type in _DECODERS
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether no token of a decoder sees those behind it."""
+    config = model.config.get_text_config()
+    return getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", None)
+
+
+def has_standard_cache(model: PreTrainedModel) -> bool:
+    """Whether each layer of a decoder keeps the keys and values of all tokens: no sliding windows, no recurrent states."""
+    config = model.config.get_text_config()
+    if config.model_type == "mpt":  # its positions count the padding inside of a row
+        return False
+    if getattr(model, "_is_stateful", False) or "local" in getattr(config, "attention_layers", ()):
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return getattr(config, "sliding_window", None) is None
+    return set(layer_types) <= {"full_attention"}
+
+
+class Beginnings:
+    """Keys and values of the beginnings of rows, with holes where padding was.
+
+    Args:
+        layers: The keys and the values, each [rows, heads, cached tokens, size], of every layer.
+        mask: int64 [rows, cached tokens], 0 in the holes.
+    """
+
+    def __init__(self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor) -> None:
+        self.layers = layers
+        self.mask = mask
+
+    @classmethod
+    def of(cls, caches: Sequence[PrefixCache]) -> Beginnings:
+        """What micro-batches have cached, one after the other, padded to the longest."""
+        kept = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
+        if len(caches) == 1:
+            return cls(kept[0], caches[0].mask)
+        width = max(cache.mask.shape[1] for cache in caches)
+        layers = [
+            (_stacked([keys for keys, _ in layer], width), _stacked([values for _, values in layer], width))
+            for layer in zip(*kept, strict=True)
+        ]
+        return cls(layers, torch.cat([pad(cache.mask, (0, width - cache.mask.shape[1])) for cache in caches]))
+
+
+def _stacked(states: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    return torch.cat([pad(state, (0, 0, 0, width - state.shape[-2])) for state in states])
+
+
+class PrefixCache:
+    """The cache that a micro-batch reads what came before it from, and that it is kept in itself.
+
+    Args:
+        before: The beginnings that are continued; None at the start of the rows.
+        segments: The micro-batch's segments.
+        mask: int64 [segments, longest], 0 where a segment is padded.
+        keep: Whether other micro-batches will continue this one.
+    """
+
+    def __init__(self, before: Beginnings | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
+        self._cache: Cache
+        self._holes = False
+        starts = on_device([segment.start for segment in segments], mask.device)
+        self._positions = starts[:, None] + torch.arange(mask.shape[1], device=mask.device)
+        if before is None:
+            self._cache, self.mask = DynamicCache(), mask
+            return
+        self._holes = any(segment.start < before.mask.shape[1] for segment in segments)
+        rows = on_device([segment.parent for segment in segments], mask.device)
+        self._cache = Cache(layers=[_Continuation(keys, values, rows, keep) for keys, values in before.layers])
+        self.mask = torch.cat([before.mask[rows], mask], dim=1)
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """transformers' layers, each with its `keys` and `values`, once the micro-batch has run."""
+        layers: Sequence[Any] = self._cache.layers
+        return layers
+
+    def arguments(self, backbone: torch.nn.Module) -> dict[str, Any]:
+        """What a backbone's ``forward`` takes beside the token ids."""
+        arguments: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        if self._holes:  # padding behind a row is hidden from it by causality, padding inside of it is not
+            arguments["attention_mask"] = self.mask
+        if "position_ids" in inspect.signature(backbone.forward).parameters:
+            arguments["position_ids"] = self._positions
+        return arguments
+
+
+class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+    """A layer's keys and values of beginnings, handed to every row that continues one of them.
+
+    Unlike transformers' own layers, it makes the rows' copies of a beginning only while their layer runs.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, keep: bool) -> None:
+        super().__init__()
+        self.beginnings = keys, values
+        self.rows = rows
+        self.keep = keep
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (
+            torch.cat([beginning.index_select(0, self.rows.to(beginning.device)), new], dim=-2)
+            for beginning, new in zip(self.beginnings, (key_states, value_states), strict=True)
+        )
+        if self.keep:
+            self.keys, self.values = keys, values
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return int(self.beginnings[0].shape[-2])

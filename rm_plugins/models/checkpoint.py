@@ -1,0 +1,255 @@
+"""Loads a sequence-classification checkpoint, and refuses one whose scores would mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
+from rm_plugins.models.manifest import Manifest
+from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Checkpoint", "default_device", "load_adapters", "load_checkpoint"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded model, its tokenizer, and the manifest beside it, if there is one."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    manifest: Manifest | None
+
+
+def default_device() -> torch.device:
+    """This process's accelerator (the one of its ``LOCAL_RANK`` under a launcher), else the CPU."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    local_rank = os.environ.get("LOCAL_RANK")
+    index = torch.accelerator.current_device_index() if local_rank is None else int(local_rank)
+    return torch.device(accelerator.type, index % max(1, torch.accelerator.device_count()))
+
+
+def load_checkpoint(
+    source: str,
+    *,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: torch.device,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
+
+    Args:
+        source: The folder or id.
+        tokenizer: Where the tokenizer is, if not beside the model.
+        revision: The revision of a hub id.
+        dtype: ``auto`` for float32 on a CPU and the checkpoint's own elsewhere, or the name of a dtype.
+        device: Where the model runs.
+        attn_implementation: Handed to transformers.
+        trust_remote_code: Whether code in the checkpoint may run.
+
+    Raises:
+        ModelError: Nothing of that name is here or on the hub, it cannot be loaded, or it has no tokenizer, no
+            configuration, or no trained classification head.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
+        raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
+    arguments = _arguments(revision, dtype, device, attn_implementation, trust_remote_code)
+    base = _base_of(source, revision)
+    with _errors_of(source):
+        model = _load_adapter(source, base, arguments).get_base_model() if base else _load_whole(source, arguments)
+        model = model.to(device).eval()
+    return _beside(model, source, [tokenizer] if tokenizer else [source, base], revision, trust_remote_code)
+
+
+def load_adapters(
+    adapters: Sequence[str],
+    *,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    device: torch.device,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
+    """Load several LoRA adapters into the one base model that they were trained on.
+
+    Args:
+        adapters: Folders or ids.
+        tokenizer: As for `load_checkpoint`, and so are the others.
+        dtype: See there.
+        device: See there.
+        attn_implementation: See there.
+        trust_remote_code: See there.
+
+    Returns:
+        A checkpoint for each adapter, all of the same model, and the functions that each make the model score as one of them. A
+        checkpoint's tokenizer is loaded when it is its turn, for several of a large vocabulary take the memory of a small model.
+
+    Raises:
+        SpecError: Something in the list is no adapter, or has another base model or number of labels than the first.
+        ModelError: As for `load_checkpoint`.
+    """
+    bases = [_base_of(source, None) for source in adapters]
+    for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
+        where = f"adapters[{place}]"
+        if base is None:
+            raise SpecError(f"{source} is no LoRA adapter: no {_ADAPTER_CONFIG} is to be found there.", key=where)
+        if os.path.realpath(base) != os.path.realpath(str(bases[0])):
+            raise SpecError(
+                f"{source} is an adapter of {base!r}, and {adapters[0]} (adapters[0]) of {bases[0]!r}; all must be of one base model. "
+                "Models of different bases go into an `ensemble`.",
+                key=where,
+            )
+        labels, first = (_adapter_head_labels(found, None) for found in (source, adapters[0]))
+        if labels != first:
+            raise SpecError(
+                f"{source} has {_head_in_words(labels)}, and {adapters[0]} (adapters[0]) {_head_in_words(first)}; all must have as many "
+                "labels.",
+                key=where,
+            )
+    names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
+    with _errors_of(adapters[0]):
+        arguments = _arguments(None, dtype, device, attn_implementation, trust_remote_code)
+        model = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
+    for source, name in zip(adapters[1:], names[1:], strict=True):
+        with _errors_of(source):
+            missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
+            if missing:
+                raise ModelError(
+                    f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
+                )
+    whole = model.get_base_model().to(device).eval()
+    checkpoints = (
+        _beside(whole, source, [tokenizer] if tokenizer else [source, base], None, trust_remote_code)
+        for source, base in zip(adapters, bases, strict=True)
+    )
+    return checkpoints, [partial(model.set_adapter, name) for name in names]
+
+
+def _head_in_words(labels: int | None) -> str:
+    return "no head of its own" if labels is None else f"a head of {labels} labels"
+
+
+def _arguments(
+    revision: str | None, dtype: str, device: torch.device, attn_implementation: str | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The arguments of transformers' ``from_pretrained``."""
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    loading = {"revision": revision, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    return {**loading, "dtype": _dtype(dtype, device), **attention}
+
+
+def _base_of(source: str, revision: str | None) -> str | None:
+    """What an adapter is an adapter of; None where the source is none."""
+    config = found_file(source, _ADAPTER_CONFIG, revision)
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config else None
+
+
+@contextmanager
+def _errors_of(source: str) -> Iterator[None]:
+    """Turns what loading a model may raise into a `ModelError`."""
+    try:
+        yield
+    except RmPluginsError:
+        raise
+    except Exception as error:  # the hub, transformers, safetensors and torch each have their own
+        what = source if Path(source).exists() else f"{source!r} is no folder here, and as a model id it"
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+def _beside(
+    model: PreTrainedModel, source: str, tokenizers: list[str | None], revision: str | None, trust_remote_code: bool
+) -> Checkpoint:
+    """The model with what lies beside its weights."""
+    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trust_remote_code)
+    return Checkpoint(model, tokenizer, read_manifest(source, revision))
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **arguments)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        architecture = ", ".join(model.config.architectures or []) or "no named architecture"
+        raise ModelError(
+            f"{source} is no trained reward model: its checkpoint ({architecture}) has no weights for "
+            f"{', '.join(missing[:3])}, which would be random and so would every score. Train it as a sequence classifier "
+            "first (`rm-plugins train`), or name another folder."
+        )
+    return model
+
+
+def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> Any:
+    """An adapter of a base model, as peft's ``PeftModel``; it lives inside of the base model's layers."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
+    head_labels = _adapter_head_labels(source, arguments["revision"])
+    shared = {**arguments, "revision": None}
+    try:
+        labels = AutoConfig.from_pretrained(base, trust_remote_code=arguments["trust_remote_code"]).num_labels
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            output_loading_info=True,
+            num_labels=head_labels or labels,
+            ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
+            **shared,
+        )
+    except OSError as error:
+        raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
+    if info["missing_keys"] and head_labels is None:
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(info['missing_keys'])}). "
+            "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
+        )
+    others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
+    if others:
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
+        )
+    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"])
+
+
+def _key(mismatched: Any) -> str:
+    """The name of a weight that does not fit, which transformers gives with both shapes."""
+    return str(mismatched if isinstance(mismatched, str) else mismatched[0])
+
+
+def _adapter_head_labels(source: str, revision: str | None) -> int | None:
+    """The number of outputs of the head that an adapter carries; None if it carries none."""
+    weights = found_file(source, _ADAPTER_WEIGHTS, revision)
+    if weights is None:
+        raise ModelError(f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}.")
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            if name.endswith(("score.weight", "classifier.weight", "classifier.out_proj.weight")):
+                return int(file.get_slice(name).get_shape()[0])
+    return None

@@ -1,0 +1,73 @@
+"""Golden samples: what a model's scores on them are kept for, and how they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rm_plugins.engine.engine import ScoringEngine
+from rm_plugins.errors import DataError
+from rm_plugins.models.as_loaded import as_loaded
+from rm_plugins.models.manifest import GoldenScore, token_digest
+from rm_plugins.samples import Sample
+from rm_plugins.wire import sample_to_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rm_plugins.models.heads import Heads
+    from rm_plugins.rendering.render import Renderer
+
+__all__ = ["GOLDEN_SAMPLES", "golden_rows", "golden_scores"]
+
+_BATCH_TOKENS = 2_048
+
+GOLDEN_SAMPLES = (
+    Sample("Name a colour.", " Blue."),
+    Sample("Q: What is 2 + 2?\nA:", " 4"),
+    Sample("Q: What is 2 + 2?\nA:", " Fish swim — naïve 東京 🙂"),
+    Sample("Say nothing.", ""),
+    Sample([{"role": "user", "content": "Name a colour."}], "Blue."),
+    Sample([{"role": "user", "content": "Write one sentence about rain."}], "Rain falls softly on the roof.\n"),
+    Sample(
+        [
+            {"role": "user", "content": "Is the sea salty?"},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": "Why?"},
+        ],
+        "Rivers carry dissolved minerals into it, and water leaves by evaporation while the salt stays.",
+    ),
+    Sample([{"role": "user", "content": "Count. " * 400}], "One, two, three."),
+)
+"""Samples of every form, none of them anybody's data, whose scores are kept to recognise the model by."""
+
+
+def golden_rows(renderer: Renderer) -> tuple[list[Sample], Sequence[Sequence[int]]]:
+    """The golden samples that a renderer's chat template takes, and their token ids, [N] lists."""
+    samples = []
+    for sample in GOLDEN_SAMPLES:
+        try:
+            renderer.text(sample)
+        except DataError:
+            continue  # a chat template may refuse some conversations, such as those without a system message
+        samples.append(sample)
+    return samples, renderer.token_ids(samples)[0]
+
+
+def golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> list[GoldenScore]:
+    """The golden samples with the scores that a model in memory gives them.
+
+    Args:
+        model: The model, which is left in the mode it was in.
+        renderer: How samples become its token ids.
+        heads: What its outputs are.
+    """
+    samples, ids = golden_rows(renderer)
+    with as_loaded(model):
+        outputs, _ = ScoringEngine(model, _BATCH_TOKENS, share_prefixes=False).outputs(ids)
+    return [
+        GoldenScore(sample=sample_to_json(sample), token_ids=token_digest(row_ids), score=float(score))
+        for sample, row_ids, score in zip(samples, ids, outputs @ np.array(heads.reward_weights), strict=True)
+    ]

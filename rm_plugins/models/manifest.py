@@ -1,0 +1,171 @@
+"""``reward_manifest.json``: what a trained reward model needs to give the same number everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rm_plugins.errors import ManifestError
+from rm_plugins.files import write_atomically
+from rm_plugins.models.heads import Heads
+from rm_plugins.rendering.render import Rendering
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
+from rm_plugins.wire import sample_from_json
+
+__all__ = [
+    "MANIFEST_NAME",
+    "FileDigest",
+    "GoldenScore",
+    "Manifest",
+    "ScoreStatistics",
+    "file_digests",
+    "token_digest",
+]
+
+MANIFEST_NAME = "reward_manifest.json"
+
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
+_NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json"}
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
+_HALF_TOLERANCE = 5e-2
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreStatistics(_Strict):
+    """Mean, standard deviation (ddof 0), minimum, maximum and number of the scores a model gave on `source`."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    count: int
+    source: str
+
+    @classmethod
+    def of(cls, scores: Sequence[float] | FloatArray, source: str) -> ScoreStatistics | None:
+        """The statistics of the scores seen on `source`, [N]; None where there are none.
+
+        >>> ScoreStatistics.of([1.0, 3.0], "eval").std
+        1.0
+        """
+        if not len(scores):
+            return None
+        found = np.asarray(scores, dtype=np.float64)
+        moments = {name: float(getattr(found, name)()) for name in ("mean", "std", "min", "max")}
+        return cls(**moments, count=len(found), source=source)
+
+
+class GoldenScore(_Strict):
+    """A golden sample, its token ids' digest, and the score that the trained model gave it."""
+
+    sample: dict[str, Any]
+    token_ids: str
+    score: float
+
+    def as_sample(self) -> Sample:
+        """The sample itself."""
+        return sample_from_json(self.sample)
+
+
+class FileDigest(_Strict):
+    """Size in bytes and SHA-256 of a file of the model."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(_Strict):
+    """Everything in ``reward_manifest.json``.
+
+    Args:
+        version: The version of this format.
+        created_by: Package to version, of what wrote the model.
+        rendering: How samples become token ids.
+        dtype: The dtype that the golden scores were computed in.
+        heads: What the model's outputs are, where it has several.
+        statistics: The scores of the evaluation data, or of the last training batches where there was none.
+        training: What the model was trained on and how; for readers, not for the program.
+        files: The model's files beside the manifest, by name.
+        golden: Golden samples with their scores.
+    """
+
+    version: Literal[1] = 1
+    created_by: dict[str, str]
+    rendering: Rendering
+    dtype: str
+    heads: Heads | None = None
+    statistics: ScoreStatistics | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileDigest] = Field(default_factory=dict)
+    golden: list[GoldenScore] = Field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a file.
+
+        Raises:
+            ManifestError: The file is no manifest, or one of a version that is not known here.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ManifestError(
+                f"{path} is not a manifest that this version of rm-plugins reads: {where}: {first['msg']}. Train again, or "
+                "delete it to use the model with default rendering."
+            ) from error
+
+    def write(self, folder: Path) -> Path:
+        """Write the manifest into `folder`, whole or not at all."""
+        return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
+
+    def tolerance(self, score: float, dtype: str) -> float:
+        """By how much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + |score|) in float32."""
+        widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, dtype))
+        return widest * (1 + abs(score))
+
+    def size_problems(self, folder: Path) -> list[str]:
+        """Weight files whose size differs from what was written, one line each; reads no file."""
+        sizes = {name: found.size for name, found in self.files.items() if name.endswith(".safetensors")}
+        return [
+            f"{name} has {(folder / name).stat().st_size} bytes; {size} were written"
+            for name, size in sizes.items()
+            if (folder / name).is_file() and (folder / name).stat().st_size != size
+        ]
+
+    def file_problems(self, folder: Path) -> list[str]:
+        """Files that are absent or differ from what was written, one line each; reads them all."""
+        present = file_digests(folder, self.files)
+        missing = [f"{name} is missing" for name in self.files if name not in present]
+        changed = [f"{name} has other contents than were written" for name in present if present[name] != self.files[name]]
+        return missing + changed
+
+
+def token_digest(ids: Iterable[int]) -> str:
+    """A short digest of token ids."""
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]
+
+
+def file_digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileDigest]:
+    """The digests of the named files of a model folder that exist, of all its model files by default."""
+    if names is None:
+        found = {path.name for pattern in _FILES for path in folder.glob(pattern)} - _NOT_THE_MODEL
+        names = sorted(name for name in found if not name.startswith("."))
+    digests = {}
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = FileDigest(size=path.stat().st_size, sha256=digest)
+    return digests

@@ -1,0 +1,386 @@
+"""Averages the weights of reward models that were trained from the same start into one model.
+
+Source: weight averaged reward models (WARM), Ramé et al. 2024, arXiv 2401.12187.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import AutoConfig
+
+import rm_plugins
+from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.models.checkpoint import load_checkpoint
+from rm_plugins.models.golden import golden_rows, golden_scores
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
+from rm_plugins.rendering.render import Renderer, Rendering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["SAME_START", "merge_models"]
+
+logger = logging.getLogger(__name__)
+
+SAME_START = 0.5
+"""The least cosine similarity of two models' weight matrices that speaks for a common start.
+
+Matrices that were initialised independently have one near 0, whatever they were trained on; training moves a model by much less
+than its own length. At 0.5, each model would have moved as far as its start is long.
+"""
+
+_COMPARED_WEIGHTS = 10_000_000
+_INCIDENTAL = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "initializer_range",
+    "problem_type",
+    "transformers_version",
+    "use_cache",
+}
+_LABELS = {"id2label", "label2id"}
+_SHOWN_DIFFERENCES = 3
+_SHOWN_CHARACTERS = 60
+_INSTEAD = "The scores of such models can be averaged instead, with `provider: ensemble`."
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """What is kept of a model when its weights are in the mean."""
+
+    source: str
+    manifest: Manifest | None
+    renderer: Renderer
+    heads: Heads | None
+    facets: Mapping[str, Mapping[str, Any]]
+    backbone: torch.Tensor
+    head: torch.Tensor
+
+    @property
+    def start(self) -> str | None:
+        """What its manifest says that it was trained from."""
+        return self.manifest.training.get("base_model") if self.manifest is not None else None
+
+
+def merge_models(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    allow_different_starts: bool = False,
+    overwrite: bool = False,
+    statistics: Callable[[Path], ScoreStatistics | None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Write a model whose weights are the mean of several models' weights.
+
+    Members are read one at a time, and the mean is kept in float32, so that this takes the memory of two float32 models. The
+    result has the first member's dtype and configuration, and is written whole or not at all.
+
+    Args:
+        sources: K model folders, LoRA adapter folders (which are merged into their base models first) or hub ids, two or more.
+        out: The folder to write.
+        weights: K weights, not negative, of which only the proportions count; equal ones by default.
+        allow_different_starts: Whether to go on where the weights say that the members were not trained from one start.
+        overwrite: Whether to replace what `out` holds.
+        statistics: Called with the finished folder before it becomes `out`; gives the score statistics for the manifest.
+        progress: Called with each source once its weights are in the mean.
+
+    Returns:
+        The manifest of the merged model.
+
+    Raises:
+        SpecError: There are fewer than two members, or the weights do not fit them.
+        ModelError: A member cannot be loaded or does not fit the first one, or `out` holds something.
+
+    Source: WARM, arXiv 2401.12187, section 3.1: the mean of the members' weights, under a shared pretraining.
+    """
+    shares = _normalized(sources, weights)
+    _check_output(out, sources, overwrite)
+    model, first = _read(sources[0])
+    dtype = _stored_dtype(model)
+    facts = [_facts(first, shares[0], first)]
+    if progress is not None:
+        progress(first.source)
+    total = shares[0]
+    for source, share in zip(sources[1:], shares[1:], strict=True):
+        total += share
+        # The mean of all so far; a share of nothing of nothing is nothing.
+        facts.append(_averaged(model, first, source, share, share / total if total else 0.0, allow_different_starts))
+        if progress is not None:
+            progress(source)
+    starts = {fact["base_model"] for fact in facts}
+    training = {"base_model": starts.pop() if len(starts) == 1 else None, "members": facts}
+    with _taking_the_place_of(out) as folder:
+        manifest = _write(folder, model, dtype, first, training)
+        del model  # which leaves its memory to what the statistics take
+        if statistics is not None:
+            manifest = manifest.model_copy(update={"statistics": statistics(folder)})
+            manifest.write(folder)
+    return manifest
+
+
+def _normalized(sources: Sequence[str], weights: Sequence[float] | None) -> list[float]:
+    if len(sources) < 2:
+        raise SpecError(f"Averaging takes two models or more, not {len(sources)}.")
+    weights = [1.0] * len(sources) if weights is None else list(weights)
+    if len(weights) != len(sources) or not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+        raise SpecError(
+            f"there must be one for each of the {len(sources)} models, none negative and not all 0; got {weights}.",
+            key="weights",
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def _averaged(
+    mean: PreTrainedModel, first: _Member, source: str, weight: float, share: float, allow_different_starts: bool
+) -> dict[str, Any]:
+    """Move `mean` towards a member by `share` of their distance; returns what the manifest says of the member."""
+    model, member = _read(source)
+    _check_facets(first, member)
+    facts = _facts(member, weight, first)
+    _check_start(first, member, facts["cosine"], facts["head_cosine"], allow_different_starts)
+    others = _tensors(model)
+    with torch.no_grad():
+        for name, tensor in _tensors(mean).items():
+            tensor.lerp_(others[name], share)
+    return facts
+
+
+def _read(source: str) -> tuple[PreTrainedModel, _Member]:
+    checkpoint = load_checkpoint(source, dtype="float32", device=torch.device("cpu"))
+    model, manifest, tokenizer = _without_adapter(checkpoint.model, source), checkpoint.manifest, checkpoint.tokenizer
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError(f"{source} is quantized, and such weights have no mean. Merge the models before they are quantized.")
+    for name, tensor in _tensors(model).items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"{source} has broken weights: {name} holds NaN or infinity. Leave it out, or train it again.")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    renderer = Renderer(tokenizer, manifest.rendering if manifest is not None else Rendering.default(tokenizer, limit))
+    if model.config.num_labels == 1:
+        heads: Heads | None = Heads()
+    else:
+        heads = manifest.heads if manifest is not None else None
+    member = _Member(
+        source=source,
+        manifest=manifest,
+        renderer=renderer,
+        heads=heads,
+        facets={
+            "configuration": _configuration(model, heads),
+            "tokenizer": _vocabulary(tokenizer),
+            "rendering": asdict(renderer.rendering),
+            "heads": asdict(heads) if heads is not None else {},
+            "tokenization": _token_ids(renderer),
+        },
+        backbone=_matrices(model, head=False),
+        head=_matrices(model, head=True),
+    )
+    return model, member
+
+
+def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
+    """The model, with the layers of a LoRA adapter merged into those they adapt, as peft's ``merge_and_unload`` leaves it."""
+    if not hasattr(model, "peft_config"):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        parent, _, own_name = name.rpartition(".")
+        if isinstance(module, ModulesToSaveWrapper):
+            setattr(model.get_submodule(parent), own_name, module.modules_to_save[module.active_adapter])
+        elif isinstance(module, BaseTunerLayer):
+            module.merge()
+            setattr(model.get_submodule(parent), own_name, module.get_base_layer())
+    left = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    if left:
+        raise ModelError(
+            f"{source} is an adapter with layers that are not merged here: {left[0]}. Merge it with peft's merge_and_unload, save "
+            "the whole model, and name its folder instead."
+        )
+    del model.peft_config
+    return model
+
+
+def _stored_dtype(model: PreTrainedModel) -> torch.dtype:
+    # The configuration in memory names the dtype that the model was loaded in.
+    found = AutoConfig.from_pretrained(model.name_or_path).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What is averaged, by name: parameters and buffers that are no counts or positions, each once, however many names it has."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+
+
+def _matrices(model: PreTrainedModel, *, head: bool) -> torch.Tensor:
+    """The weight matrices of the head or of everything else in one vector, or evenly spaced weights where they are many."""
+    backbone = f"{model.base_model_prefix}."
+    found = [
+        parameter.detach().flatten()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and name.startswith(backbone) is not head
+    ]
+    size = sum(map(len, found))
+    stride = math.ceil(size / _COMPARED_WEIGHTS) | 1  # odd, so that it walks through all columns of a matrix
+    return torch.cat([torch.empty(0), *(weights[::stride] for weights in found)])
+
+
+def _facts(member: _Member, weight: float, first: _Member) -> dict[str, Any]:
+    digest = None
+    if member.manifest is not None:
+        digest = hashlib.sha256(member.manifest.model_dump_json().encode()).hexdigest()
+    return {
+        "source": member.source,
+        "weight": weight,
+        "manifest": digest,
+        "base_model": member.start,
+        "cosine": float(cosine_similarity(first.backbone.double(), member.backbone.double(), dim=0)),
+        "head_cosine": float(cosine_similarity(first.head.double(), member.head.double(), dim=0)),
+    }
+
+
+def _configuration(model: PreTrainedModel, heads: Heads | None) -> dict[str, Any]:
+    """Everything about a model that its weights rely on, by name: its class, its settings, its tensors' shapes."""
+    ignored = _INCIDENTAL if heads is None else _INCIDENTAL | _LABELS
+    shapes = {f"the shape of {name}": tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    return {"the class": type(model).__name__, **_settings(model.config.to_dict(), ignored), **shapes}
+
+
+def _settings(values: Mapping[Any, Any], ignored: set[str], path: str = "") -> dict[str, Any]:
+    """The entries of a configuration by their dotted names, without dropout, in which members may well differ."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in ignored or "drop" in str(name):
+            continue
+        nested = isinstance(value, Mapping)
+        found.update(_settings(value, ignored, f"{path}{name}.") if nested else {f"{path}{name}": value})
+    return found
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    tokens = {f"the id of the token {token!r}": number for token, number in tokenizer.get_vocab().items()}
+    return {**tokenizer.special_tokens_map, "the chat template": tokenizer.chat_template, **tokens}
+
+
+def _token_ids(renderer: Renderer) -> dict[str, Any]:
+    samples, ids = golden_rows(renderer)
+    return {f"the token ids of {sample.prompt!r:.40}": row for sample, row in zip(samples, ids, strict=True)}
+
+
+def _check_facets(first: _Member, member: _Member) -> None:
+    for facet, wanted in first.facets.items():
+        found = member.facets[facet]
+        different = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        if different:
+            shown = [_difference(name, wanted.get(name), found.get(name)) for name in different[:_SHOWN_DIFFERENCES]]
+            more = len(different) - len(shown)
+            raise ModelError(
+                f"{member.source} cannot be averaged with {first.source}, from which it differs in its {facet}: "
+                f"{'; '.join(shown)}{f'; and {more} more' if more else ''}. {_INSTEAD}"
+            )
+
+
+def _difference(name: str, wanted: object, found: object) -> str:
+    if max(len(repr(wanted)), len(repr(found))) > _SHOWN_CHARACTERS:
+        return f"{name} is another"
+    return f"{name} is {found!r}, not {wanted!r}"
+
+
+def _check_start(first: _Member, member: _Member, cosine: float, head_cosine: float, allow_different_starts: bool) -> None:
+    if cosine < SAME_START:
+        named = f" Their manifests say {member.start} and {first.start}." if member.start != first.start else ""
+        message = (
+            f"{member.source} and {first.source} were not trained from the same weights: the cosine similarity of their weight "
+            f"matrices is {cosine:.3f}, and at least {SAME_START} is expected.{named} The mean of such models knows nothing."
+        )
+        if not allow_different_starts:
+            raise ModelError(f"{message} {_INSTEAD} allow_different_starts averages them all the same.")
+        logger.warning("%s", message)
+    if head_cosine < SAME_START:
+        logger.warning(
+            "The heads of %s and %s have a cosine similarity of %.3f, so their mean is shorter than either and the scores have a "
+            "smaller scale. Members that are trained with the same seed, and another data_seed each, start from the same head.",
+            member.source,
+            first.source,
+            head_cosine,
+        )
+
+
+def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ModelError(f"{out} is a file. Name a folder for the merged model.")
+    if any(Path(source).is_dir() and out.samefile(source) for source in sources):
+        raise ModelError(f"{out} is one of the models to merge. Name another folder for the merged model.")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ModelError(f"{out} is not empty. Name another folder, or set overwrite to replace it.")
+    for path in out.iterdir():
+        if path.is_dir():
+            raise ModelError(
+                f"{out} holds the folder {path.name}, so it is more than a model and is not replaced. Name another."
+            )
+    if not (out / "config.json").is_file():
+        raise ModelError(f"{out} holds something that is no model, so it is not replaced. Name another folder.")
+
+
+@contextmanager
+def _taking_the_place_of(out: Path) -> Iterator[Path]:
+    """Lend a folder beside `out`, which takes its place when the block ends and is gone if it fails."""
+    place = out.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        yield folder
+        if place.exists():
+            place.rename(Path(scratch) / "replaced")
+        folder.rename(place)
+
+
+def _set_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    # Of the parameters alone: rotary frequencies are buffers that transformers keeps in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Member, training: dict[str, Any]) -> Manifest:
+    heads = first.heads
+    if heads is not None:
+        model.config.problem_type = "regression"  # which makes transformers' pipeline return the raw reward
+        model.config.id2label = dict(enumerate(heads.labels))
+        model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
+    _set_dtype(model, dtype)
+    model.save_pretrained(folder)
+    first.renderer.tokenizer.save_pretrained(folder)
+    _set_dtype(model, torch.float32)  # the golden scores are exact, and those of the weights as the file has them
+    manifest = Manifest(
+        created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in ("torch", "transformers")}},
+        rendering=first.renderer.rendering,
+        dtype="float32",
+        heads=heads if heads is not None and len(heads) > 1 else None,
+        training=training,
+        files=file_digests(folder),
+        golden=golden_scores(model, first.renderer, heads) if heads is not None else [],
+    )
+    manifest.write(folder)
+    return manifest

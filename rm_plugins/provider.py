@@ -1,0 +1,272 @@
+"""What every author of a reward meets: `Provider`, and the `Transform` and `Aggregate` that a spec gives it."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray, Scores, merged, rows_of_batch
+
+__all__ = ["Aggregate", "Component", "LocalPath", "ModelSource", "OnError", "Provider", "Transform"]
+
+logger = logging.getLogger(__name__)
+
+OnError: TypeAlias = Literal["raise", "abstain"]
+
+
+class LocalPath:
+    """Marks a constructor's text argument that may be a path, which a spec file gives relative to itself."""
+
+
+ModelSource: TypeAlias = Annotated[str, LocalPath]
+"""A model folder or a model id of the hub."""
+
+
+class Component(ABC):
+    """A part of a spec that is written as ``NAME`` or ``{name: NAME, ...}``.
+
+    Its constructor's annotated keyword arguments are its schema there.
+    """
+
+    kind: ClassVar[str]
+    """What it is registered as, such as ``transform``."""
+
+    name: ClassVar[str]
+
+    spec: Mapping[str, Any] | None = None
+    """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+
+
+class Transform(Component):
+    """Reshapes a provider's scores: z-score, clip, scale."""
+
+    kind: ClassVar[str] = "transform"
+
+    @abstractmethod
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
+
+    def bind(self, provider: Provider) -> None:
+        """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned while scoring, as JSON has it; a checkpoint keeps it. Empty where it learns nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+
+class Aggregate(Component):
+    """Makes one score of those of an ensemble's members."""
+
+    kind: ClassVar[str] = "aggregate"
+
+    needs_common_scale: ClassVar[bool] = False
+    """Whether it compares members with each other, which means nothing where each has a scale of its own."""
+
+    @abstractmethod
+    def __call__(self, members: FloatArray) -> FloatArray:
+        """Combine `members` (float64 [K, N], NaN where one gave no score, never for a whole column); returns float64 [N]."""
+
+    def bind(self, members: int) -> None:
+        """Called once with the number of members.
+
+        Raises:
+            SpecError: It does not fit this number.
+        """
+
+
+class Provider(ABC):
+    """Turns samples into scores.
+
+    A subclass sets `name` and implements `score_batch`; its constructor's annotated keyword arguments are its schema in a
+    spec. What every provider shares (`transform`, `on_error`, counting, checking) lives here, in `score`.
+    """
+
+    name: ClassVar[str]
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
+    label: str = ""
+    """What this reward is called in metrics and messages; the provider's name unless something better is known."""
+    on_error: OnError = "raise"
+    """What a failure becomes: the error itself, or NaN."""
+    fallback: Provider | None = None
+    """Scores the samples that failed, before `on_error` is asked."""
+    transform: Transform | None = None
+    observer: Callable[[Provider, Sequence[Sample], Scores], None] | None = None
+    concurrent: bool = False
+    """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score` must then be
+    safe to call in another thread."""
+    spec: Mapping[str, Any] | None = None
+    """What it was made from, every nested spec written out; None where it was made in Python."""
+    where: str = ""
+    """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "label" not in cls.__dict__ and isinstance(cls.__dict__.get("name"), str):
+            cls.label = cls.__dict__["name"]
+
+    @abstractmethod
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score a non-empty batch; NaN abstains.
+
+        Raises:
+            ScoringError: The batch, or the `rows` that the error names, could not be scored.
+        """
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often what happened so far: ``samples``, ``abstained``, ``errors``, ``fallbacks``."""
+        counts: Counter[str] = self.__dict__.setdefault("_counts", Counter())
+        return counts
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its label and, inside another spec, its place there."""
+        return f"{self.label!r} ({self.where})" if self.where else repr(self.label)
+
+    @property
+    def children(self) -> dict[str, Provider]:
+        """The providers that it is made of, by their path in its spec: those in its public attributes, and its fallback."""
+        found: dict[str, Provider] = {}
+        for name, value in vars(self).items():
+            if name.startswith("_") or name == "fallback":
+                continue
+            if isinstance(value, Provider):
+                found[name] = value
+            elif isinstance(value, Mapping):
+                found.update({f"{name}.{key}": item for key, item in value.items() if isinstance(item, Provider)})
+            elif isinstance(value, (list, tuple)):
+                found.update({f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Provider)})
+        return found if self.fallback is None else {**found, "on_error.fallback": self.fallback}
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
+        """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
+        yield path, self
+        for part, child in self.children.items():
+            yield from child.walk(f"{path}.{part}" if path else part)
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned while scoring, as JSON has it, without its children's; empty where it learns nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most providers learn nothing
+        """Go on from what `state` returned."""
+
+    def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
+        """One score per sample, in their order; an empty batch gives empty scores.
+
+        Args:
+            samples: The batch.
+            on_error: What a failure becomes in this call, where it is not to be the provider's own `on_error`.
+
+        Raises:
+            DataError: Something in the batch is not a `Sample`.
+            ScoringError: The provider failed and `on_error` is ``raise``.
+        """
+        for position, sample in enumerate(samples):
+            if not isinstance(sample, Sample):
+                raise DataError(
+                    f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r}."
+                )
+        if not samples:
+            return Scores(np.empty(0))
+        scores = self._guarded(samples, on_error)
+        self.counts["samples"] += len(samples)
+        self.counts["abstained"] += int(scores.abstained.sum())
+        if self.observer is not None:
+            self.observer(self, samples, scores)
+        return scores
+
+    def render(self, sample: Sample) -> str:
+        """The exact text that is scored.
+
+        Raises:
+            UnsupportedError: The provider does not score a text of its own making.
+        """
+        raise UnsupportedError(f"The provider {self.label!r} ({self.name}) has no text of its own to render.")
+
+    def close(self) -> None:
+        """Give back what the provider and those that it is made of hold: connections, processes."""
+        for child in self.children.values():
+            child.close()
+
+    def _checked(self, samples: Sequence[Sample]) -> Scores:
+        # The one boundary at which the foreign exceptions of a provider and its transform become ours.
+        try:
+            scores = self.score_batch(samples)
+            self._check(scores, samples)
+            if self.transform is None:
+                return scores
+            reshaped = Scores(self.transform(scores.values, samples))
+        except RmPluginsError:
+            raise
+        except Exception as error:
+            raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
+        self._check(reshaped, samples)
+        revived = np.flatnonzero(scores.abstained & ~reshaped.abstained)
+        if len(revived):
+            raise ScoringError(
+                f"The transform {self.transform.name!r} of the provider {self.called} made a score of {len(revived)} "
+                f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
+                rows=revived.tolist(),
+            )
+        return Scores(reshaped.values, {**scores.details, "raw": scores.values}, scores.metadata)
+
+    def _check(self, scores: Scores, samples: Sequence[Sample]) -> None:
+        if len(scores) != len(samples):
+            raise ScoringError(
+                f"The provider {self.called} returned {len(scores)} scores for {len(samples)} samples; it must return "
+                "exactly one per sample, NaN where it abstains."
+            )
+        infinite = np.flatnonzero(np.isinf(scores.values))
+        if len(infinite):
+            raise ScoringError(
+                f"The provider {self.called} returned an infinite score for {len(infinite)} of {len(samples)} samples "
+                f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
+                rows=infinite.tolist(),
+            )
+
+    def _guarded(self, samples: Sequence[Sample], on_error: OnError | None) -> Scores:
+        everything = range(len(samples))
+        pending, failed, parts = list(everything), list[int](), list[Scores]()
+        while pending:
+            try:
+                scores = self._checked(samples if not failed else [samples[row] for row in pending])
+            except ScoringError as error:
+                if (on_error or self.on_error) == "raise" and self.fallback is None:
+                    raise
+                # Rows that the batch does not have say nothing about those that it has.
+                wrong = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
+                self.counts["errors"] += 1
+                remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
+                logger.warning("%d of %d samples failed, %s: %s", len(wrong), len(samples), remedy, error)
+                failed = sorted({*failed, *wrong})
+                pending = [row for row in pending if row not in wrong]
+            else:
+                if not failed:
+                    return scores
+                parts.append(scores.scattered(pending, len(samples)))
+                break
+        if self.fallback is not None:
+            self.counts["fallbacks"] += len(failed)
+            with rows_of_batch(failed):
+                found = self.fallback.score([samples[row] for row in failed], on_error=on_error)
+            # Its details are of other things than those of the same names here.
+            details = {f"fallback/{name}": column for name, column in found.details.items()}
+            parts.append(replace(found, details=details).scattered(failed, len(samples)))
+        else:
+            nothing = np.full(len(samples), np.nan)
+            parts.append(Scores(nothing, failed=np.isin(everything, failed)))
+        return merged(parts)

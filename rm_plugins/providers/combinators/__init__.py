@@ -1,0 +1,3 @@
+"""Providers that make a reward of other rewards."""
+
+__all__: list[str] = []

@@ -1,0 +1,134 @@
+"""A reward whose scores are kept and found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.engine.score_cache import MEMORY, ScoreCache
+from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import (
+    Combinator,
+    failures_in,
+    learns_while_scoring,
+    ranks_within_batch,
+    score_rows,
+    summed_work,
+)
+from rm_plugins.providers.combinators.sum import Sum
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+from rm_plugins.wire import sample_to_json
+
+__all__ = ["Cached"]
+
+
+class Cached(Combinator):
+    """The reward's score, computed once for each different sample.
+
+    A sample is its prompt, completion and columns; the reward is its spec with everything nested in it, the manifests of its
+    models, and `version`. What else it depends on (the code of a function, a model behind a URL) is not seen: change `version`
+    with it. Abstentions are not kept, nor are batches in which something failed, though a fallback stood in; details are not
+    kept either. `counts["cached"]` has how many scores were found.
+
+    Args:
+        reward: What is scored.
+        path: ``memory``, or the path of an SQLite file, which processes of one machine may share.
+        version: Anything; another one finds no earlier scores.
+
+    Raises:
+        SpecError: The file cannot be used, nothing tells the reward from others in it, or the reward's scores change with the
+            training or with what it has scored.
+    """
+
+    name: ClassVar[str] = "cached"
+    metrics: ClassVar[tuple[str, ...]] = ("cached",)
+
+    def __init__(self, *, reward: Provider, path: str, version: str = "") -> None:
+        _check_lasts(reward)
+        if path != MEMORY and not version and not _is_written_out(reward.spec):
+            raise SpecError(
+                f"part of {reward.label!r} was made in Python, so that nothing tells its scores from others in the file {path}; give "
+                "a `version`, or the path `memory`.",
+                key="version",
+            )
+        self.reward = reward
+        self.path = path
+        self.version = version
+        manifests = [found.model_dump_json() for _, part in reward.walk() if (found := getattr(part, "manifest", None))]
+        try:
+            self._cache = ScoreCache(path, json.dumps([reward.spec, manifests, version], default=str))
+        except ScoringError as error:
+            raise SpecError(str(error), key="path") from error
+
+    def render(self, sample: Sample) -> str:
+        """The text that the reward scores."""
+        return self.reward.render(sample)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Find what is known, and have the reward score the rest, equal samples once."""
+        contents = [_content(row, sample) for row, sample in enumerate(samples)]
+        outputs = np.full((len(samples), 1), np.nan)
+        unknown = self._cache.read(contents, outputs).tolist()
+        firsts = {contents[row]: row for row in reversed(unknown)}
+        rows = sorted(firsts.values())
+        failures = failures_in(self.reward)
+        (found,) = score_rows(samples, [(self.reward, rows)])
+        for row in unknown:
+            outputs[row] = found.values[firsts[contents[row]]]
+        if failures_in(self.reward) == failures:
+            self._cache.write([contents[row] for row in rows], outputs[rows])
+        self.counts["cached"] += len(samples) - len(unknown)
+        values = outputs[:, 0]
+        work = summed_work([found])
+        return Scores(values, {"reward": values}, {**work, "cached": work.get("cached", 0) + len(samples) - len(unknown)})
+
+
+def _check_lasts(reward: Provider) -> None:
+    """Refuse a reward whose score for a sample will be another one later."""
+    for path, part in reward.walk("reward"):
+        if isinstance(part, Sum) and part.is_scheduled:
+            raise SpecError(
+                "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
+                key=f"{path}.weights",
+            )
+        if ranks_within_batch(part):
+            raise SpecError(
+                f"{part.label!r} is ranked within its batch, and a score that was kept would not; put `cached` inside of what ranks.",
+                key=path,
+            )
+        if learns_while_scoring(part):
+            raise SpecError(
+                f"{part.label!r} or its transform learns from what it scores, and a score that was kept would not; put `cached` "
+                "inside of what learns.",
+                key=path,
+            )
+
+
+def _is_written_out(spec: object) -> bool:
+    """Whether a spec says all of a reward: no part was made in Python or has no name to import it by."""
+    return spec is not None and not any(
+        mark in json.dumps(spec, default=str) for mark in ("made in Python>", "<lambda>", "<locals>")
+    )
+
+
+def _content(row: int, sample: Sample) -> bytes:
+    try:
+        return json.dumps(sample_to_json(sample), sort_keys=True, default=_plain).encode()
+    except TypeError as error:
+        raise DataError(
+            f"item {row} cannot be told from others, for its messages or columns hold something without a JSON form: {error}. Leave "
+            "such columns out of the dataset, or `cached` out of the spec."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, dates as text; what has no exact form of the kind is refused."""
+    for form in ("tolist", "isoformat"):
+        if hasattr(value, form):
+            return getattr(value, form)()
+    raise TypeError(f"{type(value).__name__} {value!r:.80}")

@@ -1,0 +1,73 @@
+"""Several rewards as one, with what they disagree about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.provider import Aggregate, OnError, Provider
+from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
+from rm_plugins.providers.combinators.parts import Combinator, part_details, score_side_by_side, summed_work
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble(Combinator):
+    """The scores of several members, combined, with each member's score and how far they disagree in the details.
+
+    Members that compute here run one after another, those that wait for somebody (remote ones) beside them.
+
+    Args:
+        members: Any providers, each with a `transform` and an `on_error` of its own if need be.
+        aggregate: How their scores become one.
+        quorum: Go on with at least so many members where others fail or abstain. By default a member's failure is the
+            ensemble's, subject to its `on_error`, and where a member abstains the ensemble does.
+        common_scale: Whether the members are known to share a scale, which some aggregates warn of otherwise.
+
+    Raises:
+        SpecError: There is no member, the quorum is more than there are, or the aggregate does not fit their number.
+    """
+
+    name: ClassVar[str] = "ensemble"
+    metrics: ClassVar[tuple[str, ...]] = ("missing_members",)
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[Provider],
+        aggregate: Aggregate | None = None,
+        quorum: int | None = None,
+        common_scale: bool = False,
+    ) -> None:
+        if not members:
+            raise SpecError("an ensemble needs at least one member.", key="members")
+        if quorum is not None and not 1 <= quorum <= len(members):
+            raise SpecError(f"quorum must be from 1 to the number of members, {len(members)}; not {quorum}.", key="quorum")
+        self.members = list(members)
+        self.aggregate = bound_aggregate(aggregate, len(members))
+        self.quorum = quorum
+        if not common_scale:
+            warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Have every member score the batch, and combine."""
+        on_error: OnError | None = None if self.quorum is None else "abstain"
+        scores = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
+        members = np.stack([found.values for found in scores])
+        self.counts["missing_members"] += int(np.isnan(members).sum())
+        if self.quorum is not None:
+            failed = np.any([found.failed for found in scores], axis=0)
+            short = np.flatnonzero(((~np.isnan(members)).sum(axis=0) < self.quorum) & failed)
+            if len(short):
+                raise ScoringError(
+                    f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
+                    f"{len(short)} of {len(samples)} samples (first: item {short[0]}), because members failed.",
+                    rows=short.tolist(),
+                )
+        details = part_details({f"member/{number}": found for number, found in enumerate(scores)})
+        return combined(members, samples, self.aggregate, quorum=self.quorum, details=details, metadata=summed_work(scores))

@@ -1,0 +1,52 @@
+"""Rewards of which each stands in for the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import Combinator, score_rows, summed_work
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+
+__all__ = ["Fallback"]
+
+
+class Fallback(Combinator):
+    """The score of the first member that gives one.
+
+    The samples for which a member abstains or fails are left to the next one; a failure is counted in that member's `counts`
+    and logged. What the last member says of those left to it stands: its score, its abstention, or its error.
+    `counts["member/0"]` and so on have whose scores were given.
+
+    Args:
+        members: Any providers, the best first.
+
+    Raises:
+        SpecError: There is no member.
+    """
+
+    name: ClassVar[str] = "fallback"
+
+    def __init__(self, *, members: Sequence[Provider]) -> None:
+        if not members:
+            raise SpecError("a fallback needs at least one member.", key="members")
+        self.members = list(members)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Ask one member after another about the samples that have no score yet."""
+        values = np.full(len(samples), np.nan)
+        found = []
+        for number, member in enumerate(self.members):
+            rows = np.flatnonzero(np.isnan(values)).tolist()
+            is_last = number == len(self.members) - 1
+            (scores,) = score_rows(samples, [(member, rows)], on_error=None if is_last else "abstain")
+            values[rows] = scores.values[rows]
+            found.append(scores)
+        given = {f"member/{number}": scores.values for number, scores in enumerate(found)}
+        self.counts.update({name: int((~np.isnan(scores)).sum()) for name, scores in given.items()})
+        return Scores(values, given, summed_work(found))

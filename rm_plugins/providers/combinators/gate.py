@@ -1,0 +1,47 @@
+"""A reward that counts only where another one allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from pydantic import FiniteFloat
+
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import Combinator, part_details, score_rows, summed_work
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+
+__all__ = ["Gate"]
+
+
+class Gate(Combinator):
+    """The score of `reward` where that of `gate` is high enough; where `gate` abstains, no score.
+
+    `reward` is asked only about the samples that the gate lets through; `counts["closed"]` has how many it did not.
+
+    Args:
+        gate: What decides.
+        reward: What is scored then.
+        at: The gate is open from this score on.
+        closed: The score where the gate is closed; None abstains there.
+    """
+
+    name: ClassVar[str] = "gate"
+
+    def __init__(self, *, gate: Provider, reward: Provider, at: FiniteFloat = 0.5, closed: FiniteFloat | None = 0.0) -> None:
+        self.gate = gate
+        self.reward = reward
+        self.at = at
+        self.closed = closed
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score the gate, then what it lets through."""
+        gate = self.gate.score(samples)
+        is_open = gate.values >= self.at
+        (reward,) = score_rows(samples, [(self.reward, np.flatnonzero(is_open).tolist())])
+        is_closed = ~is_open & ~gate.abstained
+        self.counts["closed"] += int(is_closed.sum())
+        values = np.where(is_closed, np.nan if self.closed is None else self.closed, reward.values)
+        return Scores(values, {**part_details({"gate": gate}), "reward": reward.values}, summed_work([gate, reward]))

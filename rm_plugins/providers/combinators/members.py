@@ -1,0 +1,120 @@
+"""One score of those of several members, and what they disagree about."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rm_plugins.aggregates import Mean
+from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.provider import Aggregate, Transform
+from rm_plugins.samples import Sample, prompt_groups
+from rm_plugins.scores import FloatArray, Scores
+from rm_plugins.statistics.ranks import ranks_in_groups
+
+__all__ = ["bound_aggregate", "combined", "rank_disagreement", "warn_without_common_scale"]
+
+
+def combined(
+    members: FloatArray,
+    samples: Sequence[Sample],
+    aggregate: Aggregate,
+    *,
+    quorum: int | None = None,
+    details: Mapping[str, FloatArray] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Scores:
+    """One score of those of several members.
+
+    Args:
+        members: float64 [K, N], NaN where a member gave no score.
+        samples: [N], whose prompts say what is compared with what.
+        aggregate: How they are combined.
+        quorum: How many members must have given a score, of all K by default; a sample with fewer has none.
+        details: Further details of the members, each [N].
+        metadata: Facts about the batch.
+
+    Returns:
+        The combined scores, with the details ``member/0`` and so on, ``std`` (over members, ddof 0) and
+        ``rank_disagreement`` (see `rank_disagreement`), and in the metadata ``missing_members``, the share of member scores
+        that are missing.
+
+    Raises:
+        ScoringError: The aggregate does not return one number per sample.
+    """
+    present = ~np.isnan(members)
+    enough = present.sum(axis=0) >= (len(members) if quorum is None else quorum)
+    values = np.full(len(samples), np.nan)
+    if enough.any():
+        found = np.asarray(aggregate(members[:, enough]), dtype=np.float64)
+        if found.shape != (enough.sum(),):
+            raise ScoringError(
+                f"The aggregate {aggregate.name!r} made an array of shape {found.shape} of the scores of {len(members)} members for "
+                f"{enough.sum()} samples; one score per sample was expected."
+            )
+        values[enough] = found
+    spread = np.full(len(samples), np.nan)
+    some = present.any(axis=0)
+    spread[some] = np.nanstd(members[:, some], axis=0)
+    return Scores(
+        values,
+        {
+            **{f"member/{number}": row for number, row in enumerate(members)},
+            "std": spread,
+            "rank_disagreement": rank_disagreement(members, samples),
+            **(details or {}),
+        },
+        {**(metadata or {}), "missing_members": float((~present).mean())},
+    )
+
+
+def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+    """How much members disagree about the place of a completion among those of its prompt, float64 [N].
+
+    Each member ranks the completions of a prompt from 0, the worst, to 1, the best, ties sharing their mean rank; the
+    disagreement is the standard deviation over members (ddof 0) of a completion's rank: 0 where all agree, 0.5 where half of
+    them find it the best and half the worst. It does not depend on the members' scales.
+
+    Args:
+        members: float64 [K, N], NaN where a member gave no score.
+        samples: [N]; completions of equal prompts are compared.
+
+    Returns:
+        NaN for a completion that has no other to be compared with, or has not the scores of two members.
+    """
+    groups = prompt_groups(samples)
+    ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
+    comparable = (~np.isnan(ranks)).sum(axis=0) > 1
+    found = np.full(len(samples), np.nan)
+    found[comparable] = np.nanstd(ranks[:, comparable], axis=0)
+    return found
+
+
+def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
+    """The aggregate of so many members; their mean where there is none.
+
+    Raises:
+        SpecError: It does not fit their number.
+    """
+    found = aggregate or Mean()
+    try:
+        found.bind(members)
+    except SpecError as error:
+        raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
+    return found
+
+
+def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:
+    """Warn where an aggregate compares members that no transform brings to one scale."""
+    bare = [number for number, transform in enumerate(transforms) if transform is None]
+    if aggregate.needs_common_scale and bare and len(transforms) > 1:
+        warnings.warn(
+            f"The aggregate {aggregate.name!r} of {called} compares members, and {'none' if len(bare) == len(transforms) else 'some'} "
+            f"of them have a transform (without: {', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to "
+            "a shift, so one member may always be the lowest. Give each member `transform: zscore` (in one model: "
+            "`member_transforms`), have `rm-plugins calibrate` do so, or say `common_scale: true` where they share a scale.",
+            stacklevel=3,
+        )

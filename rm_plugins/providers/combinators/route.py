@@ -1,0 +1,122 @@
+"""A reward for each kind of sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import DataError, SpecError, did_you_mean
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import Combinator, score_rows, summed_work
+from rm_plugins.providers.function import imported
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+
+__all__ = ["Route"]
+
+_SHOWN = 5
+_FILE_ENDINGS = (".yaml", ".yml", ".json")
+
+
+class Route(Combinator):
+    """Each sample's score is that of the reward which its kind chooses, and only that reward is asked about it.
+
+    A kind is compared as text, written as YAML writes it: ``true``, ``false``, ``null``, ``3``. `counts["route/NAME"]` and
+    `counts["otherwise"]` have how many samples went where.
+
+    Args:
+        routes: Kinds, each with its reward.
+        column: The dataset column that holds a sample's kind.
+        by: In place of a column, a function that says a sample's kind, or ``module:function``.
+        otherwise: The reward of every other kind; without it, another kind is an error.
+
+    Raises:
+        SpecError: There are no routes or two of one name, or not exactly one of `column` and `by` is given, or `by` cannot be
+            imported.
+    """
+
+    name: ClassVar[str] = "route"
+
+    def __init__(
+        self,
+        *,
+        routes: Mapping[str | int | bool | None, Provider],
+        column: str | None = None,
+        by: str | Callable[[Sample], Any] | None = None,
+        otherwise: Provider | None = None,
+    ) -> None:
+        if (column is None) == (by is None):
+            raise SpecError("give either `column`, a dataset column, or `by`, a function of a sample, to choose the route.")
+        if not routes:
+            raise SpecError("there is none; give each kind of sample its reward, {KIND: SPEC}.", key="routes")
+        self.routes = {_text(kind): reward for kind, reward in routes.items()}
+        if len(self.routes) < len(routes):
+            raise SpecError(f"two are called the same: {', '.join(map(_text, routes))}.", key="routes")
+        self.column = column
+        try:
+            self.by = imported(by) if isinstance(by, str) else by
+        except SpecError as error:
+            raise SpecError(error.message, key="by") from error.__cause__
+        self.otherwise = otherwise
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Find each sample's route, and have every route score its own samples."""
+        kinds = self._kinds(samples)
+        jobs: dict[str, tuple[Provider, list[int]]] = {
+            f"route/{name}": (reward, [row for row, kind in enumerate(kinds) if kind == name])
+            for name, reward in self.routes.items()
+        }
+        others = [row for row, kind in enumerate(kinds) if kind not in self.routes]
+        if self.otherwise is not None:
+            jobs["otherwise"] = (self.otherwise, others)
+        elif others:
+            unknown = sorted({repr(kinds[row]) for row in others})
+            raise self._error(
+                f"{_counted(others, samples)} are of a kind without a route: {_shown(unknown)}. "
+                f"{did_you_mean(kinds[others[0]], self.routes)} Give it a route, or all such kinds the key `otherwise`."
+            )
+        found = score_rows(samples, list(jobs.values()))
+        values = np.full(len(samples), np.nan)
+        for (name, (_, rows)), scores in zip(jobs.items(), found, strict=True):
+            self.counts[name] += len(rows)
+            values[rows] = scores.values[rows]
+        details = {name: scores.values for name, scores in zip(jobs, found, strict=True)}
+        return Scores(values, details, summed_work(found))
+
+    def _kinds(self, samples: Sequence[Sample]) -> list[str]:
+        """The kind of each sample, [N]."""
+        if self.by is not None:
+            return [_text(self.by(sample)) for sample in samples]
+        column = str(self.column)
+        without = [row for row, sample in enumerate(samples) if column not in sample.columns]
+        if without:
+            there = {name for sample in samples for name in sample.columns}
+            raise self._error(
+                f"{_counted(without, samples)} have no column {column!r}. "
+                f"{did_you_mean(column, there) if there else 'The samples have no columns at all.'} Give the dataset this column, or "
+                "the spec another one."
+            )
+        return [_text(sample.columns[column]) for sample in samples]
+
+    def _error(self, message: str) -> DataError:
+        key = "by" if self.column is None else "column"
+        # A spec's own file stands before the path inside it, and alone where that is empty.
+        is_file = self.where.endswith(_FILE_ENDINGS) and ": " not in self.where
+        where = f"{self.where}{': ' if is_file else '.' if self.where else ''}{key}"
+        return DataError(f"{where}: the route {self.label!r} cannot score the batch: {message}")
+
+
+def _text(kind: object) -> str:
+    if kind is None:
+        return "null"
+    return str(kind).lower() if isinstance(kind, (bool, np.bool_)) else str(kind)
+
+
+def _counted(rows: Sequence[int], samples: Sequence[Sample]) -> str:
+    return f"{len(rows)} of {len(samples)} samples (items {_shown(rows)})"
+
+
+def _shown(items: Sequence[object]) -> str:
+    return ", ".join(f"{item!s:.40}" for item in items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")

@@ -1,0 +1,74 @@
+"""Rewards added up, with weights that may follow the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import FiniteFloat
+
+from rm_plugins.errors import SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import Combinator, part_details, score_side_by_side, summed_work
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+from rm_plugins.training_progress import Schedule
+
+__all__ = ["Sum"]
+
+
+class Sum(Combinator):
+    """The weighted sum of its members.
+
+    Every member scores every sample, for its detail, whatever its weight is now. Where a member with a weight other than 0
+    abstains, the sum does.
+
+    Args:
+        members: Any providers.
+        weights: One a member, all 1 by default: a number, or ``{from: 0.0, to: 1.0, start: 0.0, end: 1.0}`` (see
+            `rm_plugins.training_progress.Schedule`), which follows the training and has its final value outside of one.
+
+    Raises:
+        SpecError: There is no member, there is not one weight a member, a schedule is wrong, or all weights are 0.
+    """
+
+    name: ClassVar[str] = "sum"
+
+    def __init__(
+        self, *, members: Sequence[Provider], weights: Sequence[FiniteFloat | Mapping[str, Any]] | None = None
+    ) -> None:
+        if not members:
+            raise SpecError("a sum needs at least one member.", key="members")
+        if weights is not None and len(weights) != len(members):
+            raise SpecError(f"there are {len(weights)} weights for {len(members)} members; give one a member.", key="weights")
+        self.members = list(members)
+        self.weights = [_weight(weight, place) for place, weight in enumerate(weights or [1.0] * len(members))]
+        if not any(self.weights):
+            raise SpecError("all weights are 0, so that every reward would be; give one that is not.", key="weights")
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a weight follows the training."""
+        return any(isinstance(weight, Schedule) for weight in self.weights)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Have every member score the batch, and add up."""
+        found = score_side_by_side([(member, samples) for member in self.members])
+        weights = [weight.value() if isinstance(weight, Schedule) else weight for weight in self.weights]
+        silent = np.all([scores.abstained for scores in found], axis=0)
+        values = np.where(silent, np.nan, 0.0)
+        for weight, scores in zip(weights, found, strict=True):
+            if weight:
+                values += weight * scores.values
+        details = part_details({f"member/{number}": scores for number, scores in enumerate(found)})
+        return Scores(values, details, {**summed_work(found), "weights": weights})
+
+
+def _weight(weight: float | Mapping[str, Any], place: int) -> float | Schedule:
+    if not isinstance(weight, Mapping):
+        return float(weight)
+    try:
+        return Schedule.from_spec(weight)
+    except SpecError as error:
+        raise SpecError(error.message, key=f"weights[{place}].{error.key}".rstrip(".")) from None

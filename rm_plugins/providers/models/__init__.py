@@ -1,0 +1,3 @@
+"""Providers that score by a trained model."""
+
+__all__: list[str] = []

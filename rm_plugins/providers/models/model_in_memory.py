@@ -1,0 +1,63 @@
+"""Rewards from a sequence classifier that is in memory already, such as one that is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rm_plugins.errors import UnsupportedError
+from rm_plugins.models.as_loaded import as_loaded
+from rm_plugins.models.heads import Heads
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ModelInMemory"]
+
+
+class ModelInMemory(SequenceClassifier):
+    """A sequence classifier that was not loaded for scoring, with the scores that it has once it is saved and loaded.
+
+    The model is not copied, and between batches it is as it was: its mode, and what mixed precision has put around it. It has no spec, so
+    that it is made in Python alone.
+
+    Args:
+        model: The model, without wrappers such as DDP around it.
+        renderer: How samples become its token ids.
+        heads: What its outputs are, and how the reward is made of them.
+        label: What to call it.
+        max_batch_tokens: Padded tokens of a micro-batch; what suits the model's device if unset.
+    """
+
+    name: ClassVar[str] = "model-in-memory"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        renderer: Renderer,
+        heads: Heads,
+        *,
+        label: str = name,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        self._given = (model, renderer, heads)
+        super().__init__(model=label, max_batch_tokens=max_batch_tokens, verify=False)
+
+    def _load(self) -> None:
+        model, self.renderer, self._heads = self._given
+        self.manifest = None
+        self._start(model)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score each different row once, with the model as it is now."""
+        with as_loaded(self.model):
+            return super().score_batch(samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise UnsupportedError(
+            f"{self.label!r} is a model in the memory of this process. Save it, and load it in the other one."
+        )

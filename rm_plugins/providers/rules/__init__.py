@@ -1,0 +1,3 @@
+"""Providers that score by a rule."""
+
+__all__: list[str] = []

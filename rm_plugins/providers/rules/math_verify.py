@@ -1,0 +1,108 @@
+"""A reward for completions whose final answer is mathematically the right one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from numbers import Real
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import DataError, MissingDependencyError, ScoringError, SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.providers.rules.math_comparison import MathComparison
+from rm_plugins.samples import Sample, completion_text
+from rm_plugins.scores import Scores
+
+__all__ = ["MathVerify"]
+
+logger = logging.getLogger(__name__)
+
+
+class MathVerify(Provider):
+    """1 for a completion whose final answer equals the gold answer in a dataset column, 0 for any other.
+
+    Where there is an ``<answer>``, the last one is all that is looked at. The final answer is the last ``\\boxed{}``, with those
+    listed right before it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number;
+    a text that is mathematics alone is the answer as a whole. The gold answer is found in its column in the same way. Where it is none,
+    or not mathematical, the provider abstains, unless the completion is literally the same.
+
+    Args:
+        column: The column with the gold answer: text or a number.
+        timeout: Seconds that one comparison may take. An answer that takes longer, such as ``9^{9^{9^9}}``, counts as wrong, with a
+            warning and in ``counts["timeouts"]``.
+
+    Raises:
+        SpecError: `timeout` is not positive.
+        MissingDependencyError: math-verify is not installed.
+    """
+
+    name: ClassVar[str] = "math-verify"
+    concurrent: bool = True  # another process computes
+
+    def __init__(self, *, column: str = "solution", timeout: float = 5.0) -> None:
+        if not 0 < timeout < np.inf:
+            raise SpecError(f"must be a positive number of seconds; got {timeout}.", key="timeout")
+        if find_spec("math_verify") is None:
+            raise MissingDependencyError("math-verify needs the package of that name: pip install 'rm-plugins[rules]'.")
+        self.column = column
+        self._comparison = MathComparison(timeout)
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Compare every completion's answer.
+
+        Raises:
+            DataError: A sample has no gold answer's column, or something else than text, a number or nothing in it.
+            ScoringError: The process that compares could not be started, or broke down over some rows.
+        """
+        values = np.full(len(samples), np.nan)
+        golds = [self._gold(row, sample) for row, sample in enumerate(samples)]
+        broken: dict[int, str] = {}
+        for row, (gold, sample) in enumerate(zip(golds, samples, strict=True)):
+            if gold is None:
+                continue
+            text = completion_text(sample)
+            try:
+                equal = self._comparison(gold, text)
+            except TimeoutError as error:
+                self.counts["timeouts"] += 1
+                logger.warning("%s: %s; the answer counts as wrong: %.80r", self.called, error, text[-80:])
+                equal = False
+            except ChildProcessError as error:
+                broken[row] = str(error)
+                continue
+            if equal is not None:
+                values[row] = equal
+            elif gold.strip() and gold.strip() == text.strip():
+                values[row] = 1.0
+        if broken:
+            first, reason = next(iter(broken.items()))
+            raise ScoringError(
+                f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. Its own "
+                "output above says more.",
+                rows=broken,
+            )
+        return Scores(values)
+
+    def _gold(self, row: int, sample: Sample) -> str | None:
+        if self.column not in sample.columns:
+            there = ", ".join(map(repr, sample.columns)) or "none"
+            raise DataError(
+                f"{self.called} needs the gold answer in the column {self.column!r}, which item {row} does not have. Its columns: "
+                f"{there}. Name the right one with the key 'column'."
+            )
+        gold = sample.columns[self.column]
+        if gold is not None and not isinstance(gold, (str, Real)):
+            raise DataError(
+                f"{self.called} needs text or a number as the gold answer; item {row} has {type(gold).__name__} in the column "
+                f"{self.column!r}: {gold!r:.80}."
+            )
+        if isinstance(gold, (float, np.floating)) and np.isfinite(gold):
+            return np.format_float_positional(gold, trim="-")
+        return None if gold is None else str(gold)
+
+    def close(self) -> None:
+        """End the process that compares."""
+        self._comparison.close()

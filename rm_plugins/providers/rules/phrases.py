@@ -1,0 +1,65 @@
+"""A reward for completions that say what they must, and nothing that they must not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.samples import Sample, completion_text
+from rm_plugins.scores import Scores
+
+__all__ = ["Phrases"]
+
+
+class Phrases(Provider):
+    """The share of the required phrases that a completion has (1 if none is required), and 0 if it has a forbidden one.
+
+    Args:
+        required: Phrases that should occur. White space within a phrase matches any white space.
+        forbidden: Phrases none of which may occur.
+        ignore_case: Whether upper and lower case are alike.
+        whole_words: Whether a phrase counts only where no letter, digit or underscore adjoins it: ``art`` is not in ``start``.
+
+    Raises:
+        SpecError: There is no phrase, or one is empty.
+    """
+
+    name: ClassVar[str] = "phrases"
+
+    def __init__(
+        self,
+        *,
+        required: Sequence[str] = (),
+        forbidden: Sequence[str] = (),
+        ignore_case: bool = True,
+        whole_words: bool = True,
+    ) -> None:
+        for key, phrases in {"required": required, "forbidden": forbidden}.items():
+            for place, phrase in enumerate(phrases):
+                if not phrase.strip():
+                    raise SpecError(f"a phrase must not be empty; got {phrase!r}.", key=f"{key}[{place}]")
+        if not required and not forbidden:
+            raise SpecError("phrases needs at least one phrase in `required` or `forbidden`.")
+
+        def pattern(phrase: str) -> re.Pattern[str]:
+            text = r"\s+".join(map(re.escape, phrase.split()))
+            return re.compile(rf"(?<!\w){text}(?!\w)" if whole_words else text, re.IGNORECASE if ignore_case else 0)
+
+        self._required = [pattern(phrase) for phrase in required]
+        self._forbidden = [pattern(phrase) for phrase in forbidden]
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Look for every phrase in every completion."""
+        return Scores(np.array([self._value(completion_text(sample)) for sample in samples]))
+
+    def _value(self, text: str) -> float:
+        if any(phrase.search(text) for phrase in self._forbidden):
+            return 0.0
+        if not self._required:
+            return 1.0
+        return sum(phrase.search(text) is not None for phrase in self._required) / len(self._required)

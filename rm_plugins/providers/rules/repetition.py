@@ -1,0 +1,50 @@
+"""A penalty for completions that repeat themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from rm_plugins.errors import SpecError
+from rm_plugins.provider import Provider
+from rm_plugins.samples import Sample, completion_text
+from rm_plugins.scores import Scores
+
+__all__ = ["Repetition"]
+
+
+class Repetition(Provider):
+    """-weight * (1 - distinct n-grams / all n-grams) of a completion's words; 0 where nothing repeats.
+
+    The penalty of appendix C.2 of Yeo et al., "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv 2502.03373), over
+    words instead of tokens: what white space separates, in lower case. A completion of fewer than n words scores 0.
+
+    Args:
+        n: Words of an n-gram.
+        weight: The size of the penalty for a completion that does nothing but repeat itself.
+
+    Raises:
+        SpecError: `n` is less than 1, or `weight` is negative.
+    """
+
+    name: ClassVar[str] = "repetition"
+
+    def __init__(self, *, n: int = 3, weight: float = 1.0) -> None:
+        if n < 1:
+            raise SpecError(f"an n-gram has at least 1 word; got {n}.", key="n")
+        if not 0 <= weight < np.inf:
+            raise SpecError(f"must be a number from 0 on, which is what repetition costs; got {weight}.", key="weight")
+        self.n = n
+        self.weight = weight
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Count every completion's n-grams."""
+        shares = np.array([self._repeated(completion_text(sample)) for sample in samples])
+        return Scores(0.0 - self.weight * shares)
+
+    def _repeated(self, text: str) -> float:
+        words = text.lower().split()
+        grams = [tuple(words[start : start + self.n]) for start in range(len(words) - self.n + 1)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,289 @@
+"""How a sample becomes the text and the token ids that a model scores.
+
+The same object renders for training and for scoring, which is what makes a reward the same number in both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
+from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
+from rm_plugins.samples import Message, RenderedSample, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer"]
+
+Truncation: TypeAlias = Literal["left", "error"]
+
+PLAIN = "plain"
+"""The name of the template that writes messages as ``Role: content`` paragraphs."""
+
+_UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """The choices that turn samples into token ids; part of the manifest.
+
+    Args:
+        chat_template: ``tokenizer`` for the tokenizer's own chat template, ``plain`` for ``Role: content`` paragraphs.
+        append_eos: Whether a text (not a templated conversation) ends with the EOS token, as in TRL's training.
+        max_length: Most tokens of a row; None for no limit.
+        truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
+            and the leading special token; ``error`` refuses the row.
+        template_kwargs: Further arguments of the chat template.
+
+    Raises:
+        SpecError: `max_length` is less than 1.
+    """
+
+    chat_template: Literal["tokenizer", "plain"]
+    append_eos: bool
+    max_length: int | None
+    truncation: Truncation = "left"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
+
+    @classmethod
+    def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
+        """What TRL's RewardTrainer does with this tokenizer, extended to tokenizers that it cannot train with.
+
+        Args:
+            tokenizer: The tokenizer.
+            position_limit: The model's own limit on positions, if it has one.
+        """
+        limits = [limit for limit in (tokenizer.model_max_length, position_limit) if limit and limit < _UNLIMITED]
+        return cls(
+            chat_template="tokenizer" if tokenizer.chat_template else "plain",
+            append_eos=tokenizer.eos_token is not None and not _closes_texts(tokenizer),
+            max_length=min(limits, default=None),
+        )
+
+
+def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself ends every text with its EOS or separator token, as encoders' tokenizers do."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+
+
+class Renderer:
+    """Renders and tokenizes samples one way.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        rendering: The choices; `Rendering.default` where there is no manifest.
+
+    Raises:
+        ModelError: The rendering needs a chat template or an EOS token and the tokenizer has none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
+        if rendering.chat_template == "tokenizer" and not tokenizer.chat_template:
+            raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
+        if rendering.append_eos and tokenizer.eos_token is None:
+            raise ModelError("The rendering closes texts with the tokenizer's EOS token, and the tokenizer has none.")
+        self.tokenizer = tokenizer
+        self.rendering = rendering
+        self._tokenize_templated = TemplatedTextTokenizer(tokenizer)
+        self._bos = tokenizer.bos_token if self._adds_bos() else None
+        self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+
+    def _adds_bos(self) -> bool:
+        ids = self.tokenizer("a")["input_ids"]
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id and ids[0] is not None
+
+    def text(self, sample: Sample) -> str:
+        """The text of a sample, before truncation.
+
+        A leading BOS that the tokenizer adds by itself is left out, so that any consumer that tokenizes this text the usual
+        way (``pipeline``, a server) gets the same ids.
+
+        Raises:
+            DataError: The chat template refuses the conversation.
+        """
+        if isinstance(sample, RenderedSample):
+            return str(sample.completion) if sample.token_ids is None else str(self.tokenizer.decode(list(sample.token_ids)))
+        if self._is_templated(sample):
+            text = self._templated(sample)
+            return text.removeprefix(self._bos) if self._bos else text
+        if sample.is_conversational:
+            text = completion = "\n\n".join(_paragraph(message) for message in sample.messages)
+        else:
+            text, completion = f"{sample.prompt}{sample.completion}", str(sample.completion)
+        eos = self.tokenizer.eos_token
+        return text + eos if self.rendering.append_eos and not completion.endswith(eos) else text
+
+    def _is_templated(self, sample: Sample) -> bool:
+        return sample.is_conversational and self.rendering.chat_template == "tokenizer"
+
+    def _templated(self, sample: Sample, messages: Sequence[Message] | None = None, *, opens: bool = False) -> str:
+        """The sample's own messages, or others with its columns; `opens` begins the assistant's next turn."""
+        tools = sample.columns.get("tools")
+        settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in (sample.messages if messages is None else messages)],
+                add_generation_prompt=opens,
+                tools=json.loads(tools) if isinstance(tools, str) else tools,
+                tokenize=False,
+                **settings,
+            )
+        except Exception as error:  # a template is a program and raises whatever its author wrote
+            raise DataError(f"The chat template refused the conversation: {error}") from error
+        return str(rendered)
+
+    def token_ids(self, samples: Sequence[Sample]) -> tuple[list[list[int]], int]:
+        """The token ids of each sample, [N] lists, and how many rows were truncated.
+
+        Raises:
+            ScoringError: Rows exceed `max_length` and the rendering's truncation is ``error``.
+        """
+        ids = self.untruncated_ids(samples)
+        limit = self.rendering.max_length
+        long = [row for row, found in enumerate(ids) if limit is not None and len(found) > limit]
+        if not long or limit is None:
+            return ids, 0
+        if self.rendering.truncation == "error":
+            raise ScoringError(
+                f"{len(long)} of {len(ids)} samples are longer than max_length={limit} tokens (first: item {long[0]} with "
+                f"{len(ids[long[0]])}), and truncation is 'error'.",
+                rows=long,
+            )
+        for row in long:
+            ids[row] = self.truncated(ids[row], limit)
+        return ids, len(long)
+
+    def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token."""
+        ids: list[list[int]] = [[]] * len(samples)
+        texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether all of its special tokens are in the text
+        for row, sample in enumerate(samples):
+            if isinstance(sample, RenderedSample) and sample.token_ids is not None:
+                ids[row] = list(sample.token_ids)
+            elif isinstance(sample, RenderedSample):
+                texts[not sample.add_special_tokens][row] = str(sample.completion)
+            elif self._is_templated(sample):
+                # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+                texts[True][row] = self._templated(sample)
+            else:
+                texts[False][row] = self.text(sample)
+        for complete, found in texts.items():
+            if found:
+                rows_ids = self._tokenize_templated([*found.values()]) if complete else self._tokenized([*found.values()])
+                for row, row_ids in zip(found, rows_ids, strict=True):
+                    ids[row] = list(row_ids) or [self._placeholder()]
+        return ids
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
+        return found
+
+    def completion_starts(self, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[int]:
+        """The number of tokens before each sample's completion, [N].
+
+        That is as far as a row begins like the prompt by itself does, with the opening of the assistant's turn where there is a
+        chat template: a token that spans the border of prompt and completion belongs to the completion. It is 0 where there is
+        no prompt, or the chat template refuses one without an answer.
+
+        Args:
+            samples: N samples; those that share a prompt are best neighbours.
+            ids: Their untruncated token ids, [N] lists.
+        """
+        texts: dict[bool, list[str]] = {False: [], True: []}
+        places: list[tuple[bool, int]] = []
+        for row, sample in enumerate(samples):
+            if row and sample.prompt is samples[row - 1].prompt:
+                places.append(places[-1])
+                continue
+            templated = self._is_templated(sample)
+            texts[templated].append(self._prompt_text(sample))
+            places.append((templated, len(texts[templated]) - 1))
+        plain = self.tokenizer(texts[False], verbose=False)["input_ids"] if texts[False] else []
+        prompts = {False: plain, True: self._tokenize_templated(texts[True])}
+        return [common_beginning(prompts[kind][place], row) for (kind, place), row in zip(places, ids, strict=True)]
+
+    def _prompt_text(self, sample: Sample) -> str:
+        if not sample.is_conversational:
+            return str(sample.prompt)
+        messages = sample.messages[: len(sample.prompt)]
+        if not self._is_templated(sample):
+            return "".join(f"{_paragraph(message)}\n\n" for message in messages)
+        try:
+            return self._templated(sample, messages, opens=True) if messages else ""
+        except DataError:
+            return ""
+
+    def _placeholder(self) -> int:
+        # A text that no token stands for still needs a position to be scored at.
+        for token in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    def truncated(self, ids: list[int], limit: int) -> list[int]:
+        """The leading special token and the end of a row, at most `limit` token ids in all."""
+        if len(ids) <= limit:
+            return ids
+        kept = 1 if ids[0] in self._leading and limit > 1 else 0
+        return ids[:kept] + ids[len(ids) - (limit - kept) :]
+
+
+def _paragraph(message: Message) -> str:
+    content = message.get("content") or ""
+    if not content and message.get("tool_calls"):
+        content = json.dumps(message["tool_calls"], ensure_ascii=False)
+    return f"{str(message['role']).capitalize()}: {content}"
+
+
+def configured_renderer(
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    *,
+    chat_template: str | None = None,
+    append_eos: bool | None = None,
+    max_length: int | None = None,
+    truncation: Truncation | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Renderer:
+    """Renders as a spec says, and where it says nothing as the manifest does.
+
+    Args:
+        tokenizer: The model's tokenizer; given the chat template of a file.
+        rendering: The choices of the manifest, or the default ones.
+        chat_template: ``plain``, or a file with a Jinja template.
+        append_eos: See `Rendering`, as for the others.
+        max_length: See there.
+        truncation: See there.
+        template_kwargs: See there.
+
+    Raises:
+        ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
+    """
+    if chat_template not in (None, PLAIN):
+        tokenizer.chat_template = _read_chat_template(str(chat_template))
+    settings = {
+        "chat_template": None if chat_template is None else (PLAIN if chat_template == PLAIN else "tokenizer"),
+        "append_eos": append_eos,
+        "max_length": max_length,
+        "truncation": truncation,
+        "template_kwargs": template_kwargs,
+    }
+    chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    return Renderer(tokenizer, replace(rendering, **chosen))
+
+
+def _read_chat_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"The chat template {path!r} cannot be read: {error.strerror}.") from error

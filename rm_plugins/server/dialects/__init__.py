@@ -1,0 +1,3 @@
+"""What the server understands: one dialect a file."""
+
+__all__: list[str] = []

@@ -1,0 +1,97 @@
+"""The endpoint of OpenRLHF's reward model server, for ``--reward.remote_url``.
+
+Written after OpenRLHF 0.11.2. A query is prompt and response as the policy's tokenizer decoded them, special tokens and all, so the
+reward's tokenizer adds none. A query that is too long is cut as the reward was trained, where OpenRLHF's server cuts off its end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from pydantic import BaseModel, Field
+
+from rm_plugins.samples import Sample
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score_all
+from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody, text_sample
+
+__all__ = ["dialect"]
+
+
+class GetReward(RequestBody):
+    """Queries to score, and what else OpenRLHF's client knows of them."""
+
+    query: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
+        description="Prompt and response, one text for each."
+    )
+    prompts: Annotated[list[str | None], Field(fail_fast=True)] | None = Field(
+        None,
+        description="The prompts alone. A reward that is not made of models alone is told where a query's response begins.",
+    )
+    labels: list[Any] | None = Field(
+        None, description="References. A reward that is not made of models alone finds each sample's in its column `label`."
+    )
+
+
+class Rewards(BaseModel):
+    """One number per query, in the order of the queries."""
+
+    rewards: list[float]
+    scores: list[float] = Field(description="The same; OpenRLHF reads scores for dynamic filtering.")
+    extra_logs: dict[str, list[float]] = Field(description="The reward's details that every query has.")
+
+
+class Error(BaseModel):
+    """A problem as FastAPI, and so OpenRLHF's server, tells it."""
+
+    detail: str
+
+
+def error_body(problem: Problem) -> Any:
+    """A problem as FastAPI tells it; OpenRLHF's client looks at the status alone."""
+    return {"detail": problem.message}
+
+
+_EXAMPLES: Any = {
+    "rollout": {
+        "summary": "What OpenRLHF's client sends for one rollout",
+        "value": {"query": ["2+2?\nIt is 4.</s>"], "prompts": ["2+2?\n"], "labels": ["4"]},
+    },
+    "older": {"summary": "What older clients send", "value": {"query": ["2+2?\nIt is 4.</s>", "2+2?\nIt is 5.</s>"]}},
+}
+
+
+def dialect(scorer: Scorer) -> Dialect:
+    """OpenRLHF's endpoint, scoring with `scorer`."""
+    router = APIRouter(route_class=DropInRoute, tags=["OpenRLHF"])
+
+    @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
+    async def get_reward(request: Request, body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:
+        values, scored = await score_all(request, _samples(scorer, body))
+        details = {name: [value for value in column if value is not None] for name, column in scored.details.items()}
+        return Rewards(
+            rewards=values,
+            scores=values,
+            extra_logs={name: column for name, column in details.items() if len(column) == len(values)},
+        )
+
+    return Dialect("openrlhf", router, error_body)
+
+
+def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    prompts = body.prompts or [None] * len(queries)
+    labels = body.labels or [None] * len(queries)
+    for name, given in (("prompts", prompts), ("labels", labels)):
+        if len(given) != len(queries):
+            raise Problem(
+                "invalid", f"there are {len(given)} {name} for {len(queries)} queries; send one for each, or none at all"
+            )
+    if scorer.info["rendered"]:
+        return [text_sample(scorer, query, add_special_tokens=False) for query in queries]
+    samples = []
+    for query, prompt, label in zip(queries, prompts, labels, strict=True):
+        columns = {} if label is None else {"label": label}
+        prompt = prompt if prompt and query.startswith(prompt) else ""
+        samples.append(Sample(prompt, query.removeprefix(prompt), columns))
+    return samples

@@ -1,0 +1,264 @@
+"""The server's own endpoints: rewards with their details, abstentions and errors, and what the reward is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from rm_plugins.errors import DataError
+from rm_plugins.samples import Sample
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score
+from rm_plugins.server.service import Service
+from rm_plugins.wire import sample_from_json
+
+__all__ = ["dialect"]
+
+_MESSAGES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["assistant", "developer", "function", "system", "tool", "user"]},
+            "content": {"type": "string"},
+        },
+        "required": ["role"],
+    },
+}
+_TEXT_OR_MESSAGES = {"oneOf": [{"type": "string"}, _MESSAGES]}
+_SAMPLE = {
+    "oneOf": [
+        {
+            "title": "Prompt and completion",
+            "description": "Both are text, or both messages; the reward renders them. Columns are the others of a dataset's row.",
+            "type": "object",
+            "properties": {"prompt": _TEXT_OR_MESSAGES, "completion": _TEXT_OR_MESSAGES, "columns": {"type": "object"}},
+            "required": ["prompt", "completion"],
+            "additionalProperties": False,
+        },
+        {
+            "title": "Text",
+            "description": "A text that the model scores as it is.",
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "add_special_tokens": {"type": "boolean", "default": True}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+        {
+            "title": "Token ids",
+            "description": "What the model is given.",
+            "type": "object",
+            "properties": {"token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}},
+            "required": ["token_ids"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_TWO_SAMPLES: list[Any] = [
+    {"prompt": "Q: What is 2 + 2?\nA:", "completion": " 4"},
+    {"prompt": [{"role": "user", "content": "Name a colour."}], "completion": [{"role": "assistant", "content": "Blue."}]},
+]
+_FINGERPRINT = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+AnySample = Annotated[dict[str, Any], WithJsonSchema(_SAMPLE)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RewardsRequest(_Strict):
+    """Samples to score."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "step-7", "samples": _TWO_SAMPLES}]})
+
+    id: str | None = Field(None, description="Any text; the answer has it too.", max_length=1_000)
+    samples: list[AnySample] = Field(fail_fast=True, description="What is scored; at most `max_items` of GET /v1/info.")
+    details: bool = Field(True, description="Whether the answer has the details of the rewards.")
+
+
+class Reward(BaseModel):
+    """The reward of one sample."""
+
+    index: int = Field(description="The sample's place in the request, from 0.")
+    reward: float | None = Field(description="Null where the reward abstained and where it failed.")
+    error: str | None = Field(None, description="Why there is no reward, where it failed; absent otherwise.")
+
+
+class Usage(BaseModel):
+    """What a request took."""
+
+    samples: int
+    tokens: int = Field(description="Of all samples, after truncation; 0 where no model scored.")
+    truncated: int = Field(description="Samples that were too long for the model and lost the beginning of their prompt.")
+
+
+class RewardsAnswer(BaseModel):
+    """The rewards of a request, in the order of its samples."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "step-7",
+                    "model": "my-reward",
+                    "fingerprint": _FINGERPRINT,
+                    "manifests": {"": _FINGERPRINT},
+                    "rewards": [{"index": 0, "reward": 1.25}, {"index": 1, "reward": None}],
+                    "details": {"std": [0.1, None]},
+                    "usage": {"samples": 2, "tokens": 31, "truncated": 0},
+                }
+            ]
+        }
+    )
+
+    id: str | None
+    model: str
+    fingerprint: str = Field(description="Changes with the weights, the rendering and the spec of what scored.")
+    manifests: dict[str, str] = Field(description="By path in the spec, the SHA-256 of a model's reward manifest.")
+    rewards: list[Reward]
+    details: dict[str, list[float | None]] = Field(description="Named extras, one a sample, such as members' scores.")
+    usage: Usage
+
+
+class Info(BaseModel):
+    """What is served."""
+
+    protocol: str = Field(examples=["rm-plugins/1"])
+    server: str = Field(examples=["rm-plugins 0.1.0"])
+    model: str
+    fingerprint: str
+    manifests: dict[str, str]
+    max_items: int
+    rendered: bool = Field(description="Whether texts and token ids are taken, which only models can score.")
+    spec: dict[str, Any] | None
+
+
+class RenderRequest(_Strict):
+    """Samples to render."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"samples": _TWO_SAMPLES[:1]}]})
+
+    samples: list[AnySample] = Field(fail_fast=True)
+
+
+class Rendering(BaseModel):
+    """What a model is given for a sample."""
+
+    model: str
+    path: str = Field(description="In the spec.")
+    text: str
+    tokens: list[str]
+    token_ids: list[int]
+    truncated: bool
+
+
+class RenderAnswer(BaseModel):
+    """For each sample, what each model makes of it; models that make the same are named once."""
+
+    renderings: list[list[Rendering]]
+
+
+class ReloadAnswer(BaseModel):
+    """Whether another reward scores now."""
+
+    fingerprint: str
+    changed: bool
+
+
+class Fault(BaseModel):
+    """Why there is no answer."""
+
+    cause: str = Field(description="invalid, too-large, unauthorized, not-found, overload, unavailable or failed.")
+    message: str
+    request_id: str
+
+
+class FaultAnswer(BaseModel):
+    """What stands in place of an answer."""
+
+    error: Fault
+
+
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    401: {"model": FaultAnswer, "description": "No key, or not a right one."},
+    413: {"model": FaultAnswer, "description": "Too many samples, or too long ones."},
+    422: {"model": FaultAnswer, "description": "Not what this endpoint takes; the message names the place."},
+    429: {"model": FaultAnswer, "description": "Too much waits; come again after Retry-After seconds."},
+    500: {"model": FaultAnswer, "description": "The reward failed for all samples."},
+    503: {"model": FaultAnswer, "description": "The server is stopping."},
+}
+
+
+def dialect(scorer: Scorer) -> Dialect:
+    """The native dialect, ``rm-plugins/1``."""
+    router = APIRouter(tags=["rm-plugins"])
+
+    @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False, responses=_FAULTS)
+    async def rewards(request: Request, body: RewardsRequest) -> Response:
+        """Score samples."""
+        samples = _samples(body.samples, scorer.max_items)
+        found = await score(request, samples)
+        entries: list[dict[str, Any]] = [{"index": row, "reward": value} for row, value in enumerate(found.values)]
+        for row, message in found.errors.items():
+            entries[row]["error"] = message
+        return _json(
+            {
+                "id": body.id,
+                "model": scorer.name,
+                "fingerprint": found.fingerprint,
+                "manifests": found.metadata["manifests"],
+                "rewards": entries,
+                "details": dict(found.details) if body.details else {},
+                "usage": {
+                    "samples": len(samples),
+                    "tokens": found.metadata["tokens"],
+                    "truncated": found.metadata["truncated"],
+                },
+            }
+        )
+
+    @router.get("/v1/info", response_model=Info, responses={401: _FAULTS[401]})
+    async def info() -> Response:
+        """What is served, and what it takes."""
+        return _json(scorer.info)
+
+    @router.post("/v1/render", response_model=RenderAnswer, responses=_FAULTS)
+    async def render(request: Request, body: RenderRequest) -> Response:
+        """The texts and tokens that the models of the reward are given; none where nothing renders."""
+        service: Service = request.app.state.service
+        return _json({"renderings": await service.render(_samples(body.samples, scorer.max_items))})
+
+    @router.post("/v1/reload", response_model=ReloadAnswer, responses={status: _FAULTS[status] for status in (401, 422, 500)})
+    async def reload(request: Request) -> Response:
+        """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise Problem("invalid", "this is asked for by a page of another site")
+        service: Service = request.app.state.service
+        changed = await service.reload()
+        return _json({"fingerprint": service.fingerprint, "changed": changed})
+
+    return Dialect("rm-plugins", router, _error_body)
+
+
+def _samples(values: Sequence[dict[str, Any]], max_items: int) -> list[Sample]:
+    if len(values) > max_items:
+        raise Problem("too-large", f"{len(values)} samples were sent; at most {max_items} are taken at a time")
+    samples = []
+    for place, value in enumerate(values):
+        try:
+            samples.append(sample_from_json(value))
+        except DataError as error:
+            raise Problem("invalid", f"samples[{place}]: {error}") from error
+    return samples
+
+
+def _error_body(problem: Problem) -> dict[str, Any]:
+    return {"error": {"cause": problem.cause, "message": problem.message}}
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, allow_nan=False, default=str).encode(), media_type="application/json")

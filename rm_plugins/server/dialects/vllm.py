@@ -1,0 +1,220 @@
+"""The endpoints of vLLM's pooling models, whose clients need nothing but another URL.
+
+Written after vLLM 0.33.0. As there, a score is the sigmoid of the reward unless ``use_activation`` is false. A request for something
+that would change the reward, such as another template, is refused. A text that is too long is truncated as the reward was trained,
+where vLLM refuses it unless ``truncate_prompt_tokens`` is set.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.responses import JSONResponse
+
+from rm_plugins import __version__
+from rm_plugins.samples import Sample
+from rm_plugins.server.dialects import tei
+from rm_plugins.server.dialects import vllm_bodies as bodies
+from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all
+from rm_plugins.server.dialects.drop_in import DropInRoute, probability, text_sample, tokens
+
+__all__ = ["dialect"]
+
+VERSION = "0.33.0"
+"""The version of vLLM whose requests and answers these are; clients choose the names of their fields by it."""
+
+_ERROR_TYPES: Mapping[Cause, str] = {
+    "invalid": "BadRequestError",
+    "not-found": "NotFoundError",
+    "unavailable": "ServiceUnavailableError",
+    "failed": "InternalServerError",
+}
+_BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
+
+
+def error_body(problem: Problem) -> Any:
+    """A problem as vLLM tells it."""
+    if problem.cause == "unauthorized":
+        return {"error": "Unauthorized"}
+    kind = _ERROR_TYPES.get(problem.cause) or HTTPStatus(problem.status).phrase
+    return {"error": {"message": problem.message, "type": kind, "param": None, "code": problem.status}}
+
+
+_ERRORS: Any = {"4XX": {"model": bodies.Error}, "5XX": {"model": bodies.Error}}
+_INPUTS: Any = {
+    "texts": {
+        "summary": "Texts that have their special tokens already",
+        "value": {
+            "input": ["<|user|>2+2?<|assistant|>4", "<|user|>2+2?<|assistant|>5"],
+            "use_activation": False,
+            "add_special_tokens": False,
+        },
+    },
+    "tokens": {"summary": "Token ids", "value": {"input": [[5, 6, 7], [5, 8]], "use_activation": False}},
+    "chat": {
+        "summary": "A conversation",
+        "value": {
+            "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+            "use_activation": False,
+        },
+    },
+}
+_PAIRS: Any = {
+    "many": {
+        "summary": "Completions of a prompt",
+        "value": {"queries": "2+2?\n", "documents": ["4", "5"], "use_activation": False},
+    },
+    "pairs": {"summary": "Pairs", "value": {"text_1": ["2+2?\n", "3+3?\n"], "text_2": ["4", "6"], "use_activation": False}},
+}
+_RANKS: Any = {"best": {"summary": "The best one", "value": {"query": "2+2?\n", "documents": ["4", "5"], "top_n": 1}}}
+_EITHER_RANKS: Any = _RANKS | {
+    "tei": {"summary": "As TEI has it", "value": {"query": "2+2?\n", "texts": ["4", "5"], "raw_scores": True}},
+}
+
+
+class _Route(DropInRoute):
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
+
+
+class _SharedRoute(_Route):
+    """Tells of problems as TEI does where the request is in its form."""
+
+    async def statuses_for(self, request: Request) -> Mapping[Cause, int]:
+        try:
+            body = await request.json()
+        except ValueError:
+            return self.statuses
+        if not bodies.is_for_tei(body):
+            return self.statuses
+        request.state.dialect = replace(request.state.dialect, error_body=tei.error_body)
+        return tei.STATUSES
+
+
+def dialect(scorer: Scorer) -> Dialect:
+    """vLLM's endpoints, scoring with `scorer`."""
+    router = APIRouter(route_class=_Route, tags=["vLLM"])
+    started = int(time.time())
+
+    @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
+    async def classify(
+        request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
+    ) -> bodies.Classification:
+        values, scored = await _scored(request, scorer, body, _inputs(scorer, body))
+        data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
+        return bodies.Classification(id=_id("classify", request, body), model=scorer.name, data=data, usage=_usage(scored))
+
+    @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
+    async def pooling(request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]) -> bodies.Poolings:
+        values, scored = await _scored(request, scorer, body, _inputs(scorer, body))
+        data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
+        return bodies.Poolings(id=_id("pooling", request, body), model=scorer.name, data=data, usage=_usage(scored))
+
+    @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
+    @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
+    async def score(request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]) -> bodies.PairScores:
+        values, scored = await _scored(request, scorer, body, _pairs(*body.sides))
+        data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
+        return bodies.PairScores(id=_id("score", request, body), model=scorer.name, data=data, usage=_usage(scored))
+
+    async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
+        documents = [body.documents] if isinstance(body.documents, str) else body.documents
+        values, scored = await _scored(request, scorer, body, _pairs(body.query, documents))
+        order = sorted(range(len(values)), key=lambda row: values[row], reverse=True)[: body.top_n or None]
+        results = [
+            bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
+            for row in order
+        ]
+        usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+        return bodies.Ranking(id=_id("score", request, body), model=scorer.name, results=results, usage=usage)
+
+    @router.post("/v1/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+    @router.post("/v2/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+    async def rerank(request: Request, body: Annotated[bodies.Rerank, Body(openapi_examples=_RANKS)]) -> bodies.Ranking:
+        return await ranking(request, body)
+
+    async def rerank_either(
+        request: Request, body: Annotated[bodies.EitherRerank, Body(openapi_examples=_EITHER_RANKS)]
+    ) -> bodies.Ranking | Response:
+        if isinstance(body, bodies.Rerank):
+            return await ranking(request, body)
+        return JSONResponse([rank.model_dump(exclude_none=True) for rank in await tei.rerank(request, scorer, body)])
+
+    router.add_api_route(
+        "/rerank",
+        rerank_either,
+        methods=["POST"],
+        tags=["TEI"],
+        summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
+        response_model=bodies.Ranking | list[tei.Rank],
+        responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
+        route_class_override=_SharedRoute,
+    )
+
+    @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
+    async def version() -> dict[str, str]:
+        return {"version": VERSION, "server": f"rm-plugins {__version__}"}
+
+    @router.get("/v1/models", summary="What is served", responses=_ERRORS)
+    async def models() -> bodies.ModelList:
+        return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
+
+    return Dialect("vllm", router, error_body)
+
+
+async def _scored(request: Request, scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
+    """The scores that a request asks for, raw or not, and everything else that is known of them."""
+    if body.model and body.model != scorer.name:
+        raise Problem("not-found", f"The model `{body.model:.200}` does not exist; this server has `{scorer.name}`.")
+    values, scored = await score_all(request, samples)
+    return values if body.is_raw else [probability(value) for value in values], scored
+
+
+def _inputs(scorer: Scorer, body: bodies.Completions | bodies.Chat) -> list[Sample]:
+    if isinstance(body, bodies.Chat):
+        messages = [_message(message) for message in body.messages]
+        columns = {"chat_template_kwargs": body.chat_template_kwargs} if body.chat_template_kwargs else {}
+        return [Sample(messages[:-1], messages[-1:], columns)]
+    given = body.input
+    rows = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return [text_sample(scorer, row, add_special_tokens=body.add_special_tokens) for row in rows]
+
+
+def _message(message: bodies.ChatMessage) -> dict[str, Any]:
+    found = message.model_dump(exclude_unset=True)
+    if isinstance(message.content, list):
+        found["content"] = "\n".join(part.text for part in message.content)
+    return found
+
+
+def _vector(value: float, body: bodies.PoolingCompletions | bodies.PoolingChat) -> list[float] | str:
+    if body.encoding_format == "float":
+        return [value]
+    try:
+        found = struct.pack(f"{_BYTE_ORDERS[body.endianness]}f", value)
+    except OverflowError:
+        raise Problem("failed", f"the reward {value} is too large for 32 bits; ask for encoding_format float") from None
+    return base64.b64encode(found).decode()
+
+
+def _pairs(prompts: str | list[str], completions: str | list[str]) -> list[Sample]:
+    ones = [prompts] if isinstance(prompts, str) else prompts
+    others = [completions] if isinstance(completions, str) else completions
+    if len(ones) > 1 and len(ones) != len(others):
+        raise Problem("invalid", f"Input lengths must be either 1:1, 1:N or N:N, not {len(ones)}:{len(others)}")
+    return [Sample(one, other) for one, other in zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True)]
+
+
+def _id(kind: str, request: Request, body: bodies.Options) -> str:
+    given = None if "x-request-id" in request.headers else body.request_id
+    return f"{kind}-{given or request.state.request_id}"
+
+
+def _usage(scored: Scored) -> bodies.Usage:
+    return bodies.Usage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))

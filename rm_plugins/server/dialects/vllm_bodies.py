@@ -1,0 +1,348 @@
+"""The bodies of vLLM's pooling requests and answers, after vLLM 0.33.0.
+
+A field whose only value is its default stands for something that would change the reward, and that is not offered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from rm_plugins.server.dialects import tei
+from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
+
+__all__ = [
+    "Chat",
+    "ChatMessage",
+    "Classification",
+    "Classified",
+    "Classify",
+    "Completions",
+    "Document",
+    "EitherRerank",
+    "Error",
+    "ModelCard",
+    "ModelList",
+    "Options",
+    "PairScores",
+    "Pooled",
+    "Pooling",
+    "PoolingChat",
+    "PoolingCompletions",
+    "Poolings",
+    "RankUsage",
+    "Ranked",
+    "Ranking",
+    "Rerank",
+    "Score",
+    "ScoredPair",
+    "Usage",
+    "is_for_tei",
+]
+
+
+_Filled: TypeAlias = Annotated[str, Field(min_length=1)]
+_Token: TypeAlias = Annotated[int, Field(ge=0)]
+_Item = TypeVar("_Item")
+_Some: TypeAlias = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+
+
+class Options(RequestBody):
+    """What all requests have."""
+
+    model: str | None = Field(None, description="The served model's name, or nothing.")
+    request_id: str | None = None
+    use_activation: bool | None = Field(None, description="False for the reward itself; else its sigmoid is given.")
+    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
+    truncate_prompt_tokens: Literal[-1] | None = Field(
+        None, description="The reward truncates as it was trained, at its own length."
+    )
+    truncation_side: Literal["left"] | None = None
+    padding: Literal["do_not_pad"] | None = None
+    priority: Literal[0] = 0
+    normalize: None = Field(None, description="Was removed from vLLM.")
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the reward itself is asked for."""
+        return (self.activation if self.use_activation is None else self.use_activation) is False
+
+
+class Completions(Options):
+    """Texts that the client has rendered, or token ids."""
+
+    input: _Filled | _Some[_Filled] | _Some[_Token] | _Some[_Some[_Token]]
+    add_special_tokens: bool = Field(
+        True, description="Whether the tokenizer adds its own; false for a text that has them already."
+    )
+
+
+class TextPart(RequestBody):
+    """A part of a message that is text, as are all that the reward takes."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A turn of a conversation; what the chat template reads beside role and content is handed on."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["assistant", "developer", "function", "system", "tool", "user"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+
+
+class Chat(Options):
+    """One conversation, which the reward renders with its own template."""
+
+    messages: _Some[ChatMessage]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: Literal[False] = False
+    add_generation_prompt: Literal[False] = False
+    continue_final_message: Literal[False] = False
+    chat_template: None = None
+
+
+class _Encoding(RequestBody):
+    task: Literal["classify"] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little", "big"] = "native"
+    dimensions: None = None
+
+
+class PoolingCompletions(Completions, _Encoding):
+    """Texts or token ids, and how their scores are written."""
+
+
+class PoolingChat(Chat, _Encoding):
+    """One conversation, and how its score is written."""
+
+
+class _Pairs(Options):
+    max_tokens_per_query: Literal[0] = 0
+    max_tokens_per_doc: Literal[0] = 0
+    instruction: None = None
+
+
+Texts: TypeAlias = str | _Some[str]
+
+
+class QueriesDocuments(_Pairs):
+    """Prompts and completions: one of each, one prompt for all completions, or one for each."""
+
+    queries: Texts
+    documents: Texts
+
+    @property
+    def sides(self) -> tuple[str | list[str], str | list[str]]:
+        """Prompts and completions."""
+        return self.queries, self.documents
+
+
+class QueriesItems(_Pairs):
+    """The same under another name."""
+
+    queries: Texts
+    items: Texts
+
+    @property
+    def sides(self) -> tuple[str | list[str], str | list[str]]:
+        """Prompts and completions."""
+        return self.queries, self.items
+
+
+class Data(_Pairs):
+    """The same under other names."""
+
+    data_1: Texts
+    data_2: Texts
+
+    @property
+    def sides(self) -> tuple[str | list[str], str | list[str]]:
+        """Prompts and completions."""
+        return self.data_1, self.data_2
+
+
+class TextPair(_Pairs):
+    """The same under their oldest names."""
+
+    text_1: Texts
+    text_2: Texts
+
+    @property
+    def sides(self) -> tuple[str | list[str], str | list[str]]:
+        """Prompts and completions."""
+        return self.text_1, self.text_2
+
+
+class Rerank(_Pairs):
+    """A prompt and completions to rank."""
+
+    query: str
+    documents: Texts
+    top_n: int = Field(0, ge=0, description="How many to name, the best first; all if 0.")
+
+
+def _has(**names: str) -> Discriminator:
+    """Tells bodies apart by the first of the fields that they have; the first kind, where they have none of them."""
+
+    def kind(body: Any) -> str:
+        return next((kind for kind, name in names.items() if isinstance(body, Mapping) and name in body), next(iter(names)))
+
+    return Discriminator(kind)
+
+
+def is_for_tei(body: Any) -> bool:
+    """Whether a request to rerank is in TEI's form, which has the same path as vLLM's."""
+    return isinstance(body, Mapping) and "texts" in body and "documents" not in body
+
+
+_CHAT_OR_NOT = _has(completion="input", chat="messages")
+Classify: TypeAlias = Annotated[Annotated[Completions, Tag("completion")] | Annotated[Chat, Tag("chat")], _CHAT_OR_NOT]
+Pooling: TypeAlias = Annotated[
+    Annotated[PoolingCompletions, Tag("completion")] | Annotated[PoolingChat, Tag("chat")], _CHAT_OR_NOT
+]
+Score: TypeAlias = Annotated[
+    Annotated[QueriesDocuments, Tag("documents")]
+    | Annotated[QueriesItems, Tag("items")]
+    | Annotated[Data, Tag("data")]
+    | Annotated[TextPair, Tag("texts")],
+    _has(documents="documents", items="items", data="data_1", texts="text_1"),
+]
+EitherRerank: TypeAlias = Annotated[
+    Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")],
+    Discriminator(lambda body: "tei" if is_for_tei(body) else "vllm"),
+]
+"""TEI has the same path for another body."""
+
+
+class Usage(BaseModel):
+    """How much was read."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: None = None
+    completion_tokens_details: None = None
+
+
+class Classified(BaseModel):
+    """A text's score, as the only probability of the only class."""
+
+    index: int
+    label: str = LABEL
+    probs: list[float]
+    num_classes: int = 1
+
+
+class Pooled(BaseModel):
+    """A text's score, as a vector of one number."""
+
+    index: int
+    object: str = "pooling"
+    data: list[float] | str
+
+
+class ScoredPair(BaseModel):
+    """A pair's score."""
+
+    index: int
+    object: str = "score"
+    score: float
+
+
+class _Answer(BaseModel):
+    id: str
+    object: str = "list"
+    created: int = Field(default_factory=lambda: int(time.time()))
+    model: str
+    usage: Usage
+
+
+class Classification(_Answer):
+    """The answer of ``POST /classify``."""
+
+    data: list[Classified]
+
+
+class Poolings(_Answer):
+    """The answer of ``POST /pooling``."""
+
+    data: list[Pooled]
+
+
+class PairScores(_Answer):
+    """The answer of ``POST /score``."""
+
+    data: list[ScoredPair]
+
+
+class Document(BaseModel):
+    """What was ranked."""
+
+    text: str
+    multi_modal: None = None
+
+
+class Ranked(BaseModel):
+    """A completion, where the request had it, and its score."""
+
+    index: int
+    document: Document
+    relevance_score: float
+
+
+class RankUsage(BaseModel):
+    """How much was read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Ranking(BaseModel):
+    """The answer of ``POST /rerank``: the best first."""
+
+    id: str
+    model: str
+    usage: RankUsage
+    results: list[Ranked]
+
+
+class ModelCard(BaseModel):
+    """A served model."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "rm-plugins"
+    root: str
+    parent: None = None
+    max_model_len: None = None
+    permission: list[Any] = []
+
+
+class ModelList(BaseModel):
+    """The served models: one."""
+
+    object: str = "list"
+    data: list[ModelCard]
+
+
+class ErrorInfo(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Error(BaseModel):
+    """A problem as vLLM tells it: in words alone, where the key is wrong."""
+
+    error: ErrorInfo | str

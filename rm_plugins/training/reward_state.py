@@ -1,0 +1,60 @@
+"""What a reward has learned while scoring: taken from all its parts, and given back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rm_plugins.errors import DataError
+from rm_plugins.provider import Provider, Transform
+from rm_plugins.transforms import transforms_in
+
+__all__ = ["restore_reward_state", "reward_state"]
+
+
+def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:
+    """What a provider, all that it is made of, and their transforms have learned, as JSON has it.
+
+    Returns:
+        Path in the spec to state, of those that learn. The provider itself has the path ``""``.
+    """
+    return {path: state for path, part in _parts(provider) if (state := part.state())}
+
+
+def restore_reward_state(provider: Provider, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Have a reward go on from what `reward_state` returned.
+
+    Args:
+        provider: The reward, made of the same spec.
+        state: Path in the spec to state.
+
+    Raises:
+        DataError: The reward is another one: something has gone that had learned, or something learns that has no state.
+    """
+    parts = dict(_parts(provider))
+    found = [f"what learned is there no more: {path or 'the reward itself'}" for path in state if path not in parts]
+    found += [
+        f"what learns has no state: {path or 'the reward itself'}"
+        for path in parts
+        if parts[path].state() and path not in state
+    ]
+    if not found:
+        for path, learned in state.items():
+            try:
+                parts[path].load_state(learned)
+            except DataError as error:
+                found.append(f"{path}: {error}")
+            if not parts[path].state():
+                found.append(f"what learned does so no more: {path or 'the reward itself'}")
+    if found:
+        raise DataError(
+            f"The reward {provider.label!r} is not the one whose state was kept ({'; '.join(found)}). Use the spec that the state is "
+            "of, or begin without it."
+        )
+
+
+def _parts(provider: Provider) -> Iterator[tuple[str, Provider | Transform]]:
+    for path, part in provider.walk():
+        yield path, part
+        for place, transform in transforms_in(part).items():
+            yield f"{path}.{place}" if path else place, transform
