@@ -39,7 +39,23 @@ __all__ = [
 
 
 class RmPluginsError(Exception):
-    """The root of the tree: catch it to catch everything that rm-plugins raises on purpose."""
+    """The root of the tree: catch it to catch everything that rm-plugins raises on purpose.
+
+    Args:
+        message: What happened, to which component, what is allowed, what to do.
+        rows: The positions of the batch that the error is about; None where it is about all, or about none in particular.
+
+    Attributes:
+        provider: The label of the reward that failed; None where none did.
+        path: Its place in the spec that it was loaded from; None where there is none.
+    """
+
+    provider: str | None = None
+    path: str | None = None
+
+    def __init__(self, message: str = "", rows: Collection[int] | None = None) -> None:
+        super().__init__(*([message] if message else []))
+        self.rows = None if rows is None else frozenset(int(row) for row in rows)
 
     def __str__(self) -> str:
         # Some built-ins in the tree (LookupError's children) would quote the message.
@@ -80,7 +96,7 @@ class SpecError(RmPluginsError, ValueError):
 
 
 class DataError(RmPluginsError, ValueError):
-    """A sample, a row or a file does not have the form that was asked for."""
+    """A sample, a row or a file does not have the form that was asked for; `rows` are those of a batch that have not."""
 
 
 class ModelError(RmPluginsError, ValueError):
@@ -92,19 +108,7 @@ class ManifestError(ModelError):
 
 
 class ScoringError(RmPluginsError, RuntimeError):
-    """A provider could not score.
-
-    Args:
-        message: What happened, to which provider, what to do.
-        rows: The positions of the batch that failed, where the others could still be scored; ``None`` for all.
-    """
-
-    def __init__(self, message: str, rows: Collection[int] | None = None) -> None:
-        super().__init__(message)
-        self.rows = None if rows is None else frozenset(rows)
-
-    def __reduce__(self) -> tuple[type["ScoringError"], tuple[str, Collection[int] | None]]:
-        return type(self), (str(self), self.rows)
+    """A provider could not score; `rows` are those that failed, where the others could still be scored, None for all."""
 
 
 class AnswerError(ScoringError):

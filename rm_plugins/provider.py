@@ -13,7 +13,7 @@ import numpy as np
 
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.samples import Sample
-from rm_plugins.scores import FloatArray, Scores, merged, rows_of_batch
+from rm_plugins.scores import FloatArray, Scores, joined
 
 __all__ = ["Aggregate", "Component", "LocalPath", "ModelSource", "OnError", "Provider", "Transform"]
 
@@ -107,6 +107,8 @@ class Provider(ABC):
     concurrent: bool = False
     """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score` must then be
     safe to call in another thread."""
+    unnamed_failures: int = 0
+    """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
     spec: Mapping[str, Any] | None = None
     """What it was made from, every nested spec written out; None where it was made in Python."""
     where: str = ""
@@ -119,10 +121,11 @@ class Provider(ABC):
 
     @abstractmethod
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score a non-empty batch; NaN abstains.
+        """Score a non-empty batch; NaN abstains, and what failed is among the `Scores.errors`.
 
         Raises:
-            ScoringError: The batch, or the `rows` that the error names, could not be scored.
+            ScoringError: The batch, or the `rows` that the error names, could not be scored. The other rows are then asked for again,
+                so that a provider which has scored them returns the errors instead.
         """
 
     @property
@@ -172,9 +175,41 @@ class Provider(ABC):
             on_error: What a failure becomes in this call, where it is not to be the provider's own `on_error`.
 
         Raises:
-            DataError: Something in the batch is not a `Sample`.
+            DataError: Something in the batch is not a `Sample`, or cannot be scored for what it is.
             ScoringError: The provider failed and `on_error` is ``raise``.
         """
+        policy = on_error or self.on_error
+        scores = self._scored(samples, policy, stops=policy == "raise" and self.fallback is None)
+        errors = self.unhandled(scores) if on_error is None else scores.errors if on_error == "raise" else {}
+        if errors:
+            raise _as_exception(errors)
+        self._note(samples, scores)
+        return scores
+
+    def attempt(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
+        """The scores, with every failure of a sample among their `errors`: what rewards that are made of others call.
+
+        Which of the errors are failures of the whole as well, `unhandled` says.
+
+        Args:
+            samples: The batch.
+            on_error: ``abstain`` where the caller makes up for every failure, whatever the provider's own `on_error`.
+
+        Raises:
+            DataError: Something in the batch is not a `Sample`, or the batch cannot be scored for a reason that names no rows.
+        """
+        scores = self._scored(samples, on_error or self.on_error, stops=False)
+        self._note(samples, scores)
+        return scores
+
+    def unhandled(self, scores: Scores) -> Mapping[int, RmPluginsError]:
+        """The errors of an `attempt` that `on_error` does not make into abstentions, by row."""
+        if self.fallback is not None:
+            return self.fallback.unhandled(scores)
+        return {} if self.on_error == "abstain" else scores.errors
+
+    def _scored(self, samples: Sequence[Sample], policy: OnError, *, stops: bool) -> Scores:
+        """The scores, in which the fallback stands in for what failed; `stops` raises the first failure, for it ends the call."""
         for position, sample in enumerate(samples):
             if not isinstance(sample, Sample):
                 raise DataError(
@@ -182,12 +217,20 @@ class Provider(ABC):
                 )
         if not samples:
             return Scores(np.empty(0))
-        scores = self._guarded(samples, on_error)
+        scores = self._attempted(samples, stops=stops)
+        if scores.errors and (policy == "abstain" or self.fallback is not None):
+            remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
+            self._made_up_for(scores.errors, len(samples), remedy)
+        return scores if self.fallback is None or not scores.errors else self._with_fallback(scores, samples, self.fallback)
+
+    def _note(self, samples: Sequence[Sample], scores: Scores) -> None:
+        """Count a scored batch, and tell the observer of it."""
+        if not samples:
+            return
         self.counts["samples"] += len(samples)
         self.counts["abstained"] += int(scores.abstained.sum())
         if self.observer is not None:
             self.observer(self, samples, scores)
-        return scores
 
     def render(self, sample: Sample) -> str:
         """The exact text that is scored.
@@ -202,71 +245,106 @@ class Provider(ABC):
         for child in self.children.values():
             child.close()
 
-    def _checked(self, samples: Sequence[Sample]) -> Scores:
+    def _attempted(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
+        """The scores, of which those that failed are errors; `stops` raises the first failure, for nothing else is wanted then."""
+        pending = list(range(len(samples)))
+        errors: dict[int, RmPluginsError] = {}
+        scored: list[Scores] = []
+        while pending:
+            try:
+                scores = self._checked(samples if not errors else [samples[row] for row in pending], stops=stops)
+            except (ScoringError, DataError) as error:
+                self._signed(error)
+                if stops or (isinstance(error, DataError) and error.rows is None):
+                    raise
+                # Rows that the batch does not have say nothing about those that it has.
+                failed = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
+                self.unnamed_failures += len(failed) == len(pending) > 1
+                errors.update(dict.fromkeys(failed, error))
+                pending = [row for row in pending if row not in failed]
+            else:
+                if not errors:
+                    return scores
+                scored.append(scores.scattered(pending, len(samples)))
+                break
+        nothing = Scores(np.full(len(samples), np.nan), errors=errors)
+        return joined([*scored, nothing])
+
+    def _checked(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
         # The one boundary at which the foreign exceptions of a provider and its transform become ours.
         try:
-            scores = self.score_batch(samples)
-            self._check(scores, samples)
-            if self.transform is None:
-                return scores
-            reshaped = Scores(self.transform(scores.values, samples))
+            scores = self._with_wrong_values_failed(self.score_batch(samples), samples)
+            for error in scores.errors.values():
+                self._signed(error)
+            if stops and scores.errors:
+                raise _as_exception(scores.errors)
+            return scores if self.transform is None else self._reshaped(scores, samples, self.transform)
         except RmPluginsError:
             raise
         except Exception as error:
             raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
-        self._check(reshaped, samples)
-        revived = np.flatnonzero(scores.abstained & ~reshaped.abstained)
-        if len(revived):
-            raise ScoringError(
-                f"The transform {self.transform.name!r} of the provider {self.called} made a score of {len(revived)} "
-                f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
-                rows=revived.tolist(),
-            )
-        return Scores(reshaped.values, {**scores.details, "raw": scores.values}, scores.metadata)
 
-    def _check(self, scores: Scores, samples: Sequence[Sample]) -> None:
+    def _reshaped(self, scores: Scores, samples: Sequence[Sample], transform: Transform) -> Scores:
+        reshaped = self._with_wrong_values_failed(Scores(transform(scores.values, samples)), samples)
+        errors = {**scores.errors, **reshaped.errors}
+        revived = np.flatnonzero(scores.abstained & ~reshaped.abstained).tolist()
+        if revived:
+            error = ScoringError(
+                f"The transform {transform.name!r} of the provider {self.called} made a score of {len(revived)} "
+                f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
+                rows=revived,
+            )
+            errors = {**dict.fromkeys(revived, error), **errors}
+        return replace(scores, values=reshaped.values, details={**scores.details, "raw": scores.values}, errors=errors)
+
+    def _with_wrong_values_failed(self, scores: Scores, samples: Sequence[Sample]) -> Scores:
+        """The scores with an error where one is infinite."""
         if len(scores) != len(samples):
             raise ScoringError(
                 f"The provider {self.called} returned {len(scores)} scores for {len(samples)} samples; it must return "
                 "exactly one per sample, NaN where it abstains."
             )
-        infinite = np.flatnonzero(np.isinf(scores.values))
-        if len(infinite):
-            raise ScoringError(
-                f"The provider {self.called} returned an infinite score for {len(infinite)} of {len(samples)} samples "
-                f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
-                rows=infinite.tolist(),
-            )
+        infinite = np.flatnonzero(np.isinf(scores.values)).tolist()
+        if not infinite:
+            return scores
+        error = ScoringError(
+            f"The provider {self.called} returned an infinite score for {len(infinite)} of {len(samples)} samples "
+            f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
+            rows=infinite,
+        )
+        return replace(scores, errors={**dict.fromkeys(infinite, error), **scores.errors})
 
-    def _guarded(self, samples: Sequence[Sample], on_error: OnError | None) -> Scores:
-        everything = range(len(samples))
-        pending, failed, parts = list(everything), list[int](), list[Scores]()
-        while pending:
-            try:
-                scores = self._checked(samples if not failed else [samples[row] for row in pending])
-            except ScoringError as error:
-                if (on_error or self.on_error) == "raise" and self.fallback is None:
-                    raise
-                # Rows that the batch does not have say nothing about those that it has.
-                wrong = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
-                self.counts["errors"] += 1
-                remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
-                logger.warning("%d of %d samples failed, %s: %s", len(wrong), len(samples), remedy, error)
-                failed = sorted({*failed, *wrong})
-                pending = [row for row in pending if row not in wrong]
-            else:
-                if not failed:
-                    return scores
-                parts.append(scores.scattered(pending, len(samples)))
-                break
-        if self.fallback is not None:
-            self.counts["fallbacks"] += len(failed)
-            with rows_of_batch(failed):
-                found = self.fallback.score([samples[row] for row in failed], on_error=on_error)
-            # Its details are of other things than those of the same names here.
-            details = {f"fallback/{name}": column for name, column in found.details.items()}
-            parts.append(replace(found, details=details).scattered(failed, len(samples)))
-        else:
-            nothing = np.full(len(samples), np.nan)
-            parts.append(Scores(nothing, failed=np.isin(everything, failed)))
-        return merged(parts)
+    def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider) -> Scores:
+        """The scores with those of the fallback where there are errors."""
+        rows = sorted(scores.errors)
+        self.counts["fallbacks"] += len(rows)
+        instead = fallback.attempt([samples[row] for row in rows])
+        # What is said of it beside its score is of other things than what has the same names here: it is a part.
+        stands_in = Scores(
+            instead.values, {}, instead.metadata, errors=instead.errors, parts={"fallback": instead}, tokens=instead.tokens
+        )
+        return joined([replace(scores, errors={}), stands_in.scattered(rows, len(samples))])
+
+    def _signed(self, error: RmPluginsError) -> None:
+        """Have an error say which provider it came from, unless one inside has."""
+        if error.provider is None:
+            error.provider, error.path = self.label, self.where or None
+
+    def _made_up_for(self, errors: Mapping[int, RmPluginsError], size: int, remedy: str) -> None:
+        """Count and log failures that are not raised."""
+        by_error = Counter(map(id, errors.values()))
+        self.counts["errors"] += len(by_error)
+        for error in {id(error): error for error in errors.values()}.values():
+            logger.warning("%d of %d samples failed, %s: %s", by_error[id(error)], size, remedy, error)
+
+
+def _as_exception(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
+    """What to raise for the errors of a batch: the one error, or one that says of the first how many others there are."""
+    distinct = list({id(errors[row]): errors[row] for row in sorted(errors)}.values())
+    first = distinct[0]
+    if len(distinct) == 1 and (first.rows is None or first.rows == frozenset(errors)):
+        return first
+    more = f" ({len(errors) - 1} more of the batch failed)" if len(distinct) > 1 else ""
+    raised = (DataError if isinstance(first, DataError) else ScoringError)(f"{first}{more}", rows=sorted(errors))
+    raised.provider, raised.path, raised.__cause__ = first.provider, first.path, first
+    return raised

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.errors import ScoringError
+from rm_plugins.errors import RmPluginsError, ScoringError
 
-__all__ = ["FloatArray", "Scores", "merged", "rows_of_batch"]
+__all__ = ["FloatArray", "Scores", "TokenCounts", "joined"]
 
 FloatArray: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """How long the samples of a batch are for the models that scored them.
+
+    Args:
+        used: int64 [N], the tokens that all models together were given for each sample.
+        truncated: bool [N], where a model was not given all of them.
+    """
+
+    used: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(self.used + other.used, self.truncated | other.truncated)
+
+    def rows(self, rows: Sequence[int]) -> TokenCounts:
+        """The counts of some of the samples, in this order."""
+        chosen = np.asarray(rows, dtype=np.intp)
+        return TokenCounts(self.used[chosen], self.truncated[chosen])
+
+    def scattered(self, rows: Sequence[int], size: int) -> TokenCounts:
+        """These counts at positions `rows` of a batch of `size`, none everywhere else."""
+        used, truncated = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.bool_)
+        used[list(rows)], truncated[list(rows)] = self.used, self.truncated
+        return TokenCounts(used, truncated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +49,31 @@ class Scores:
 
     Args:
         values: float64 [N], one reward per sample, NaN where the provider abstains.
-        details: Named per-sample extras, each float64 [N]: member scores, spread.
+        details: Named per-sample extras, each float64 [N], such as the spread of an ensemble.
         metadata: Facts about the batch as a whole, such as how many samples were truncated.
-        failed: bool [N], where there is no score because of a failure, not because the provider abstained by its own choice;
-            nowhere by default. `Provider.score` fills it in.
+        errors: By row, why it has no score, where that is a failure and no abstention by choice. Its value is NaN. What a provider
+            returns here becomes what its ``on_error`` says, and the other rows keep their scores.
+        parts: By name, the scores [N] of what the reward is made of: an ensemble's members, a model's heads, the criteria of a
+            rubric.
+        kind: What these scores are in others that they are a part of, such as ``member`` or ``head``; part of their name where
+            scores are written out (`columns`).
+        tokens: How long the samples were for the models; None where no model scored.
+
+    Raises:
+        ScoringError: The arrays do not have one entry per sample, or an error is of a row that the batch does not have.
+
+    >>> scores = Scores([0.5, float("nan")], errors={1: ScoringError("timeout")}, parts={"0": Scores([1.0, 2.0], kind="member")})
+    >>> scores.failed.tolist(), list(scores.columns)
+    ([False, True], ['member/0'])
     """
 
     values: FloatArray
     details: Mapping[str, FloatArray] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    failed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), repr=False)
+    errors: Mapping[int, RmPluginsError] = field(default_factory=dict, kw_only=True)
+    parts: Mapping[str, Scores] = field(default_factory=dict, kw_only=True)
+    kind: str = field(default="", kw_only=True)
+    tokens: TokenCounts | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
@@ -42,10 +83,18 @@ class Scores:
         for name, column in details.items():
             if column.shape != values.shape:
                 raise ScoringError(f"The detail {name!r} has shape {column.shape}; {values.shape} was expected.")
+        for name, part in self.parts.items():
+            if len(part) != len(values):
+                raise ScoringError(f"The part {name!r} has {len(part)} scores; {len(values)} were expected.")
+        if self.errors:
+            unknown = [row for row in self.errors if not 0 <= row < len(values)]
+            if unknown:
+                raise ScoringError(f"Row {unknown[0]} has an error, and there are {len(values)} samples.")
+            if not np.isnan(values[list(self.errors)]).all():
+                values = values.copy()
+                values[list(self.errors)] = np.nan  # a failure is never a number
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "details", details)
-        if not len(self.failed):
-            object.__setattr__(self, "failed", np.zeros(len(values), dtype=np.bool_))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -55,6 +104,38 @@ class Scores:
         """bool [N]: where the provider gave no reward."""
         return np.isnan(self.values)
 
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """bool [N]: where there is no score because of a failure."""
+        failed = np.zeros(len(self), dtype=np.bool_)
+        failed[list(self.errors)] = True
+        return failed
+
+    @property
+    def columns(self) -> dict[str, FloatArray]:
+        """Details and parts by the names that they have where scores are written out: ``std``, ``member/0``, ``member/0/std``.
+
+        These names are made for files, the wire and trainers' metrics. Code asks `details` and `parts`.
+        """
+        parts = {f"{part.kind}/{name}" if part.kind else name: part for name, part in self.parts.items()}
+        columns = {name: part.values for name, part in parts.items()} | dict(self.details)
+        for name, part in parts.items():
+            columns |= {f"{name}/{inner}": column for inner, column in part.columns.items()}
+        return columns
+
+    def rows(self, rows: Sequence[int]) -> Scores:
+        """The scores of some of the samples, in this order."""
+        chosen = np.asarray(rows, dtype=np.intp)
+        places = {row: place for place, row in enumerate(chosen.tolist())}
+        return replace(
+            self,
+            values=self.values[chosen],
+            details={name: column[chosen] for name, column in self.details.items()},
+            errors={places[row]: error for row, error in self.errors.items() if row in places},
+            parts={name: part.rows(rows) for name, part in self.parts.items()},
+            tokens=None if self.tokens is None else self.tokens.rows(rows),
+        )
+
     def scattered(self, rows: Sequence[int], size: int) -> Scores:
         """These scores at positions `rows` of a batch of `size`, abstaining everywhere else."""
 
@@ -63,35 +144,41 @@ class Scores:
             out[list(rows)] = column
             return out
 
-        details = {name: spread(column) for name, column in self.details.items()}
-        failed = np.zeros(size, dtype=np.bool_)
-        failed[list(rows)] = self.failed
-        return Scores(spread(self.values), details, self.metadata, failed)
+        return replace(
+            self,
+            values=spread(self.values),
+            details={name: spread(column) for name, column in self.details.items()},
+            errors={int(rows[row]): error for row, error in self.errors.items()},
+            parts={name: part.scattered(rows, size) for name, part in self.parts.items()},
+            tokens=None if self.tokens is None else self.tokens.scattered(rows, size),
+        )
 
 
-@contextmanager
-def rows_of_batch(rows: Sequence[int]) -> Iterator[None]:
-    """Have an error name its rows as those of the batch, of which `rows` are scored inside."""
-    try:
-        yield
-    except ScoringError as error:
-        named = [row for place, row in enumerate(rows) if error.rows is None or place in error.rows] or rows
-        raise ScoringError(str(error), rows=[int(row) for row in named]) from error
+def joined(scored: Sequence[Scores]) -> Scores:
+    """Scores of disjoint rows of one batch, each [N], laid over each other; at least one."""
+    parts = _by_name(scores.parts for scores in scored)
+    counts = [scores.tokens for scores in scored if scores.tokens is not None]
+    return Scores(
+        _laid_over([scores.values for scores in scored]),
+        {name: _laid_over(columns) for name, columns in _by_name(scores.details for scores in scored).items()},
+        {name: value for scores in scored for name, value in scores.metadata.items()},
+        errors={row: error for scores in scored for row, error in scores.errors.items()},
+        parts={name: joined(same) for name, same in parts.items()},
+        kind=scored[0].kind,
+        tokens=None if not counts else sum(counts[1:], counts[0]),
+    )
 
 
-def merged(parts: Sequence[Scores]) -> Scores:
-    """Scores of disjoint rows of one batch laid over each other."""
+def _by_name(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {}
+    for mapping in mappings:
+        for name, value in mapping.items():
+            values.setdefault(name, []).append(value)
+    return values
 
-    def first(columns: Sequence[FloatArray]) -> FloatArray:
-        out = columns[0]
-        for column in columns[1:]:
-            out = np.where(np.isnan(out), column, out)
-        return out
 
-    names = dict.fromkeys(name for part in parts for name in part.details)
-    details = {name: first([part.details[name] for part in parts if name in part.details]) for name in names}
-    metadata: dict[str, Any] = {}
-    for part in parts:
-        metadata.update(part.metadata)
-    failed = np.any([part.failed for part in parts], axis=0)
-    return Scores(first([part.values for part in parts]), details, metadata, failed)
+def _laid_over(columns: Sequence[FloatArray]) -> FloatArray:
+    laid = columns[0]
+    for column in columns[1:]:
+        laid = np.where(np.isnan(laid), column, laid)
+    return laid

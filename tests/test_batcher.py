@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 import rm_plugins as rm
 from rm_plugins.batching.batcher import Batch, Batcher, Done, Overloaded, Stopped
 from rm_plugins.batching.fair_queue import FairQueue
-from rm_plugins.batching.isolation import Isolated, score_requests
+from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError, ScoringError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
+from rm_plugins.server.service import _told
 
 
 @dataclass(eq=False)
@@ -378,7 +379,7 @@ def requests(*texts: str) -> list[list[Sample]]:
     return [[Sample("", word) for word in text.split()] for text in texts]
 
 
-def isolated(provider: rm.Provider, *texts: str, **settings: Any) -> list[Isolated]:
+def isolated(provider: rm.Provider, *texts: str, **settings: Any) -> list[Scores]:
     return score_requests(provider, requests(*texts), [f"request {number}" for number in range(len(texts))], **settings)
 
 
@@ -399,10 +400,9 @@ class TestIsolation:
             poisoned = [row for row, word in enumerate(request) if word == "poison"]
             assert sorted(found.errors) == poisoned
             expected = [np.nan if word == "poison" else len(word) for word in request]
-            np.testing.assert_array_equal(found.scores.values, expected)
+            np.testing.assert_array_equal(found.values, expected)
             if len(poisoned) < len(request):
-                np.testing.assert_array_equal(found.scores.details["half"], np.array(expected) / 2)
-            assert found.is_broken == (len(poisoned) == len(request) and kind != "of the data")
+                np.testing.assert_array_equal(found.details["half"], np.array(expected) / 2)
 
     def test_all_is_one_batch_while_nothing_fails(self) -> None:
         provider = Poisoned()
@@ -418,16 +418,16 @@ class TestIsolation:
 
     def test_a_client_is_told_of_its_data_and_not_of_the_server(self, caplog: pytest.LogCaptureFixture) -> None:
         (broken,) = isolated(Poisoned(), "poison")
-        assert broken.errors == {0: "the reward failed (ScoringError); the server's log has the reason"}
+        assert _told(broken.errors[0]) == "the reward failed (ScoringError); the server's log has the reason"
         assert "request 0" in caplog.text
         assert "/srv/secret" in caplog.text
         (wrong,) = isolated(Poisoned(error=DataError), "poison")
-        assert wrong.errors == {0: "poison at /srv/secret"}  # errors of the data are about what the client sent
+        assert _told(wrong.errors[0]) == "poison at /srv/secret"  # errors of the data are about what the client sent
 
     def test_rows_that_depend_on_each_other_are_not_taken_apart(self) -> None:
         provider = Poisoned()
         (found,) = isolated(provider, "a poison b", by_row=False)
-        assert found.is_broken
+        assert sorted(found.errors) == [0, 1, 2]
         assert provider.batches == [3]
 
     def test_a_failure_that_names_everybodys_rows_is_nobodys_until_looked_at(self) -> None:
@@ -450,8 +450,8 @@ class TestIsolation:
 
         reward = rm.load({"provider": "function", "function": length, "on_error": policy})
         poisoned, sound = score_requests(reward, [[Sample("", "poison")], [Sample("", "a"), Sample("", "bb")]], ["p", "s"])
-        assert sound.scores.values.tolist() == [1.0, 2.0]
-        assert poisoned.scores.values[0] != 6.0
+        assert sound.values.tolist() == [1.0, 2.0]
+        assert poisoned.values[0] != 6.0
 
     def test_a_function_is_called_as_if_each_request_were_the_only_one(self) -> None:
         def names(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -459,9 +459,9 @@ class TestIsolation:
 
         reward = rm.load({"provider": "function", "function": names})
         requests = [[Sample("", "a", {"answer": "4"})], [Sample("", "b")], [Sample("", "c", {"answer": "5"})]]
-        alone = [score_requests(reward, [request], ["alone"])[0].scores.values.tolist() for request in requests]
+        alone = [score_requests(reward, [request], ["alone"])[0].values.tolist() for request in requests]
         together = score_requests(reward, requests, ["1", "2", "3"])
-        assert [found.scores.values.tolist() for found in together] == alone
+        assert [found.values.tolist() for found in together] == alone
         assert alone[0] != alone[1]
 
     def test_a_reward_that_ends_programs_ends_no_server(self) -> None:
@@ -472,15 +472,15 @@ class TestIsolation:
 
         bad, good = score_requests(rm.load(leave), [[Sample("", "exit()")], [Sample("", "x")]], ["bad", "good"])
         assert bad.errors and not good.errors
-        assert good.scores.values.tolist() == [1.0]
+        assert good.values.tolist() == [1.0]
 
     def test_what_the_reward_makes_of_failures_itself_is_left_so(self) -> None:
         provider = Poisoned(names_rows=True)
         provider.on_error = "abstain"
         (first, second) = isolated(provider, "a poison", "b")
         assert first.errors == {}
-        assert np.isnan(first.scores.values).tolist() == [False, True]
-        assert second.scores.values.tolist() == [1.0]
+        assert np.isnan(first.values).tolist() == [False, True]
+        assert second.values.tolist() == [1.0]
 
 
 def test_many_clients_share_a_busy_batcher_fairly() -> None:

@@ -105,10 +105,10 @@ class TestTheCommand:
         reward = rm.load("out.yaml")  # without the warning that there is no common scale
         scores = reward.score(samples)
         for member in ("member/0", "member/1"):
-            assert abs(scores.details[member].mean()) < 1e-6
-            assert abs(scores.details[member].std() - 1) < 1e-6
+            assert abs(scores.columns[member].mean()) < 1e-6
+            assert abs(scores.columns[member].std() - 1) < 1e-6
         raw = rm.load("models/encoder").score(samples).values
-        np.testing.assert_allclose(scores.details["member/1/raw"], raw, atol=1e-5)
+        np.testing.assert_allclose(scores.columns["member/1/raw"], raw, atol=1e-5)
 
     def test_models_elsewhere_have_absolute_paths(self, tiny_decoder: Any, folder: Path) -> None:
         model = str(tiny_decoder())
@@ -186,7 +186,7 @@ class TestWhatIsCalibrated:
         assert set(found) == {"members[0].members[0].transform", "members[0].members[1].transform.transforms[1]"}
         assert written["members"][0]["members"][1]["transform"]["transforms"][0] == {"name": "clip", "low": 80.0}
         scores = rm.load(written).score(SAMPLES)
-        assert np.nanmean(scores.details["member/0/member/1"]) == pytest.approx(0)
+        assert np.nanmean(scores.columns["member/0/member/1"]) == pytest.approx(0)
 
     def test_a_fallback_is_calibrated_with_all_samples(self) -> None:
         spec = function("broken", on_error={"fallback": function("length", transform="zscore")})
@@ -237,7 +237,7 @@ class TestWhatIsCalibrated:
             "member_transforms[0]": {"low": 1.0, "high": 8.0},
             "member_transforms[1]": {"low": 2.0, "high": 16.0},
         }
-        details = rm.load(written, registry=registry).score(SAMPLES).details
+        details = rm.load(written, registry=registry).score(SAMPLES).columns
         assert (details["member/1"].min(), details["member/1"].max()) == (0, 1)
         again, _ = calibrated(written, registry=registry)
         assert again == written

@@ -70,8 +70,8 @@ def values(spec: Any, samples: Sequence[rm.Sample] = SAMPLES, **settings: Any) -
 
 def members(scores: rm.Scores, count: int) -> FloatArray:
     """The members' rewards, [K, N]."""
-    assert f"member/{count}" not in scores.details
-    return np.stack([scores.details[f"member/{number}"] for number in range(count)])
+    assert f"member/{count}" not in scores.columns
+    return np.stack([scores.columns[f"member/{number}"] for number in range(count)])
 
 
 def near(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -91,16 +91,16 @@ class TestHeads:
     def outputs(self, folder: Path) -> FloatArray:
         """What the model's heads give, [N, 3]."""
         scores = rm.load(folder, head=0).score(SAMPLES)
-        return np.stack([scores.details[f"head/LABEL_{number}"] for number in range(3)], axis=1)
+        return np.stack([scores.columns[f"head/LABEL_{number}"] for number in range(3)], axis=1)
 
     def test_their_mean_by_default(self, folder: Path, outputs: FloatArray) -> None:
         scores = rm.load(folder).score(SAMPLES)
         near(scores.values, outputs.mean(axis=1))
         near(members(scores, 3), outputs.T)
-        near(scores.details["std"], outputs.std(axis=1))
-        assert scores.details["std"].min() > 0.01
-        assert np.isnan(scores.details["rank_disagreement"][-1])  # its prompt has one completion
-        assert np.nanmax(scores.details["rank_disagreement"]) > 0
+        near(scores.columns["std"], outputs.std(axis=1))
+        assert scores.columns["std"].min() > 0.01
+        assert np.isnan(scores.columns["rank_disagreement"][-1])  # its prompt has one completion
+        assert np.nanmax(scores.columns["rank_disagreement"]) > 0
         assert scores.metadata["missing_members"] == 0
 
     def test_an_aggregate(self, folder: Path, outputs: FloatArray) -> None:
@@ -118,12 +118,12 @@ class TestHeads:
         expected = np.stack([outputs[:, 0] * 2, outputs[:, 1] - 1, np.clip(outputs[:, 2], 0, None)])
         near(scores.values, expected.max(axis=0))
         near(members(scores, 3), expected)
-        near([scores.details[f"member/{number}/raw"] for number in range(3)], outputs.T)
-        near(scores.details["std"], expected.std(axis=0))
+        near([scores.columns[f"member/{number}/raw"] for number in range(3)], outputs.T)
+        near(scores.columns["std"], expected.std(axis=0))
 
     def test_members_of_several_outputs(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder(num_labels=4)
-        found = rm.load(folder, head=0).score(SAMPLES).details
+        found = rm.load(folder, head=0).score(SAMPLES).columns
         outputs = np.stack([found[f"head/LABEL_{number}"] for number in range(4)], axis=1)
         written(folder, heads=Heads(("helpful", "brief"), (1.0, -0.5), members=2))
         scores = rm.load(folder).score(SAMPLES)
@@ -302,7 +302,7 @@ class TestLora:
         expected = (alone - np.array([[1.0], [2.0], [3.0]])) / 2
         near(scores.values, expected.min(axis=0))
         near(members(scores, 3), expected)
-        near(scores.details["member/2/raw"], alone[2])
+        near(scores.columns["member/2/raw"], alone[2])
         with pytest.raises(
             SpecError, match="transform: zscore needs `mean` and `std`"
         ):  # no manifest is of the ensemble's scores
@@ -480,7 +480,7 @@ class TestDropout:
                 near(found[number], [model(input_ids=torch.tensor([row])).logits.item() for row in ids])
             for hook in hooks:
                 hook.remove()
-        assert scores.details["std"].min() > 0.01
+        assert scores.columns["std"].min() > 0.01
         near(scores.values, found.mean(axis=0))
         check_provider(provider, SAMPLES)
 
@@ -502,11 +502,11 @@ class TestDropout:
     def test_the_mean_of_many_passes_nears_the_model(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder()
         scores = dropout(folder, passes=2_000).score(SAMPLES)
-        error = scores.details["std"] / np.sqrt(2_000)
+        error = scores.columns["std"] / np.sqrt(2_000)
         assert (np.abs(scores.values - values(folder)) < 4 * error).all()
         wider = dropout(folder, passes=2_000, rate=0.5).score(SAMPLES)
         # The variance of a sum whose terms are kept with the probability 1 - p and then divided by it goes with p / (1 - p).
-        near(wider.details["std"] / scores.details["std"], np.full(len(SAMPLES), 3.0), 0.2)
+        near(wider.columns["std"] / scores.columns["std"], np.full(len(SAMPLES), 3.0), 0.2)
 
     def test_seed_rate_and_passes(self, tiny_encoder: MakeFolder) -> None:
         folder = tiny_encoder()
@@ -572,7 +572,7 @@ class TestDropout:
         written(folder, heads=Heads(members=3))
         provider = dropout(folder, passes=2_000)
         near(provider.score(SAMPLES).values, values(folder), 0.1)
-        assert "member/1999" in provider.score(SAMPLES[:1]).details
+        assert "member/1999" in provider.score(SAMPLES[:1]).columns
 
     def test_aggregate_and_transforms(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder()

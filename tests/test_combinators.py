@@ -137,8 +137,8 @@ class TestSum:
     def test_adds_its_members_up(self) -> None:
         scores = scored(provider="sum", members=[LENGTH, LONGER])
         same(scores.values, [NAN, 12, 14, 16])
-        same(scores.details["member/0"], [0, 1, 2, 3])
-        same(scores.details["member/1"], [NAN, 11, 12, 13])
+        same(scores.columns["member/0"], [0, 1, 2, 3])
+        same(scores.columns["member/1"], [NAN, 11, 12, 13])
 
     def test_weights(self) -> None:
         same(scored(provider="sum", members=[LENGTH, constant(10)], weights=[-1, 0.5]).values, [5, 4, 3, 2])
@@ -146,7 +146,7 @@ class TestSum:
     def test_a_member_without_weight_is_scored_and_does_not_count(self) -> None:
         scores = scored(provider="sum", members=[LENGTH, LONGER], weights=[1, 0])
         same(scores.values, [0, 1, 2, 3])
-        same(scores.details["member/1"], [NAN, 11, 12, 13])
+        same(scores.columns["member/1"], [NAN, 11, 12, 13])
 
     def test_a_weight_follows_the_training(self) -> None:
         ramp = {"from": 0.0, "to": 2.0, "start": 0.2, "end": 0.6}
@@ -166,8 +166,8 @@ class TestSum:
 
     def test_details_of_members_stay_under_their_name_and_their_work_adds_up(self) -> None:
         scores = scored(provider="sum", members=["combinator_rules:with_details", "combinator_rules:with_details"])
-        assert list(scores.details) == ["member/0", "member/1", "member/0/std", "member/1/std"]
-        same(scores.details["member/1/std"], [0, 0.5, 1, 1.5])
+        assert list(scores.columns) == ["member/0", "member/1", "member/0/std", "member/1/std"]
+        same(scores.columns["member/1/std"], [0, 0.5, 1, 1.5])
         assert (scores.metadata["tokens"], scores.metadata["truncated"]) == (8, 2)
 
     def test_a_failure_of_a_member_names_the_rows(self) -> None:
@@ -180,7 +180,7 @@ class TestProduct:
     def test_multiplies_its_members(self) -> None:
         scores = scored(provider="product", members=[LENGTH, LONGER, constant(-1)])
         same(scores.values, [NAN, -11, -24, -39])
-        assert list(scores.details) == ["member/0", "member/1", "member/2"]
+        assert list(scores.columns) == ["member/0", "member/1", "member/2"]
 
     def test_nothing_times_an_abstention_is_an_abstention(self) -> None:
         same(scored(provider="product", members=[LONGER, constant(0)]).values, [NAN, 0, 0, 0])
@@ -192,8 +192,8 @@ class TestGate:
         reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 2, "reward": LONGER, **closed})
         scores = reward.score(SAMPLES)
         same(scores.values, [value, value, 12, 13])
-        same(scores.details["gate"], [0, 1, 2, 3])
-        same(scores.details["reward"], [NAN, NAN, 12, 13])
+        same(scores.columns["gate"], [0, 1, 2, 3])
+        same(scores.columns["reward"], [NAN, NAN, 12, 13])
         assert reward.counts["closed"] == 2
 
     def test_only_what_it_lets_through_is_scored(self) -> None:
@@ -208,7 +208,7 @@ class TestGate:
 
     def test_the_names_of_details_are_the_same_in_every_batch(self) -> None:
         reward = rm.load({"provider": "gate", "gate": "combinator_rules:with_details", "at": 3, "reward": LENGTH})
-        assert {tuple(reward.score([sample]).details) for sample in SAMPLES} == {("gate", "gate/std", "reward")}
+        assert {tuple(reward.score([sample]).columns) for sample in SAMPLES} == {("gate", "reward", "gate/std")}
 
     def test_a_failure_names_the_rows_of_the_batch(self) -> None:
         reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 1, "reward": failing_on("ccc"), "on_error": "abstain"})
@@ -219,7 +219,7 @@ class TestThreshold:
     def test_makes_one_of_two_values(self) -> None:
         reward = rm.load({"provider": "threshold", "reward": LONGER, "at": 12})
         same(reward.score(SAMPLES).values, [NAN, 0, 1, 1])
-        same(reward.score(SAMPLES).details["reward"], [NAN, 11, 12, 13])
+        same(reward.score(SAMPLES).columns["reward"], [NAN, 11, 12, 13])
         assert reward.counts["above"] == 4
 
     def test_the_values_are_free(self) -> None:
@@ -231,8 +231,8 @@ class TestFallback:
         reward = rm.load({"provider": "fallback", "members": [LONGER, LENGTH]})
         scores = reward.score(SAMPLES)
         same(scores.values, [0, 11, 12, 13])
-        same(scores.details["member/0"], [NAN, 11, 12, 13])
-        same(scores.details["member/1"], [0, NAN, NAN, NAN])
+        same(scores.columns["member/0"], [NAN, 11, 12, 13])
+        same(scores.columns["member/1"], [0, NAN, NAN, NAN])
         assert (reward.counts["member/0"], reward.counts["member/1"]) == (3, 1)
 
     def test_a_failure_leaves_its_samples_to_the_next(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,8 +273,8 @@ class TestRoute:
         reward = rm.load({"provider": "route", "column": "topic", "routes": routes})
         scores = reward.score(SAMPLES)
         same(scores.values, [1, 2, 1, 2])
-        same(scores.details["route/math"], [1, NAN, 1, NAN])
-        same(scores.details["route/code"], [NAN, 2, NAN, 2])
+        same(scores.columns["route/math"], [1, NAN, 1, NAN])
+        same(scores.columns["route/code"], [NAN, 2, NAN, 2])
         assert asked == ([["", "bb"]], [["a", "ccc"]])
         assert (reward.counts["route/math"], reward.counts["route/code"]) == (2, 2)
 
@@ -298,8 +298,8 @@ class TestRoute:
     def test_the_others(self) -> None:
         scores = scored(provider="route", column="topic", routes={"math": LENGTH, "poetry": LONGER}, otherwise=constant(9))
         same(scores.values, [0, 9, 2, 9])
-        same(scores.details["otherwise"], [NAN, 9, NAN, 9])
-        same(scores.details["route/poetry"], [NAN] * 4)
+        same(scores.columns["otherwise"], [NAN, 9, NAN, 9])
+        same(scores.columns["route/poetry"], [NAN] * 4)
 
     def test_a_failure_names_the_rows_of_the_batch(self) -> None:
         routes = {"math": failing_on("bb"), "code": LENGTH}

@@ -121,8 +121,8 @@ class TestConcurrency:
             seconds = time.perf_counter() - started
         assert seconds < 2.5 * self.LATENCY  # one after the other they take four times that
         lengths = np.array([len(sample.completion) for sample in SAMPLES], dtype=float)
-        np.testing.assert_array_equal([scores.details[f"member/{number}"] for number in (0, 2, 3)], [lengths] * 3)
-        np.testing.assert_array_equal(scores.details["member/1"], np.full(4, 10.0))
+        np.testing.assert_array_equal([scores.columns[f"member/{number}"] for number in (0, 2, 3)], [lengths] * 3)
+        np.testing.assert_array_equal(scores.columns["member/1"], np.full(4, 10.0))
         np.testing.assert_array_equal(scores.values, (3 * lengths + 10) / 4)
 
     def test_an_ensemble_of_those_that_wait_waits_itself(self) -> None:
@@ -133,7 +133,7 @@ class TestConcurrency:
             scores = Ensemble(members=[inner, self.asking(one)]).score(SAMPLES)
             assert time.perf_counter() - started < 2.5 * self.LATENCY
         assert scores.values.tolist() == [1, 2, 3, 1]
-        assert scores.details["member/0/member/1"].tolist() == [1, 2, 3, 1]
+        assert scores.columns["member/0/member/1"].tolist() == [1, 2, 3, 1]
 
     def test_what_a_server_refuses_is_an_error_here(self) -> None:
         with self.server(status=503, latency=0) as down, self.server(latency=0) as up:
@@ -191,8 +191,8 @@ class TestMissingMembers:
         ensemble = Ensemble(members=[fixed(1, 2, 3, None), fixed(3, None, 5, None)])
         scores = ensemble.score(SAMPLES)
         np.testing.assert_array_equal(scores.values, [2, np.nan, 4, np.nan])
-        np.testing.assert_array_equal(scores.details["std"], [1, 0, 1, np.nan])  # of those that gave a score
-        np.testing.assert_array_equal(scores.details["member/1"], [3, np.nan, 5, np.nan])
+        np.testing.assert_array_equal(scores.columns["std"], [1, 0, 1, np.nan])  # of those that gave a score
+        np.testing.assert_array_equal(scores.columns["member/1"], [3, np.nan, 5, np.nan])
         assert scores.metadata["missing_members"] == 3 / 8
         assert (ensemble.counts["missing_members"], ensemble.counts["abstained"]) == (3, 2)
 
@@ -231,8 +231,8 @@ class TestDetails:
     def test_order_and_contract(self) -> None:
         ensemble = Ensemble(members=[fixed(1, 2, 3, None), fixed(3, -2, 5, 7)])
         scores = check_provider(ensemble, SAMPLES, pickles=False)
-        assert list(scores.details) == ["member/0", "member/1", "std", "rank_disagreement"]
-        assert scores.details["std"][:3].tolist() == [1, 2, 1]
+        assert list(scores.columns) == ["member/0", "member/1", "std", "rank_disagreement"]
+        assert scores.columns["std"][:3].tolist() == [1, 2, 1]
         assert ensemble.members[0].batches[0] == 4  # type: ignore[attr-defined]  # every member sees the whole batch at once
 
     def test_a_members_transform_and_details(self) -> None:
@@ -241,17 +241,17 @@ class TestDetails:
         ensemble = rm.load({"provider": "ensemble", "aggregate": "min", "members": [first, second]})
         scores = ensemble.score(SAMPLES)
         assert scores.values.tolist() == [-1, 0, 1, -1]
-        assert scores.details["member/0"].tolist() == [10, 20, 30, 10]
-        assert scores.details["member/0/raw"].tolist() == [1, 2, 3, 1]
-        assert scores.details["member/1/raw"].tolist() == [1, 2, 3, 1]
+        assert scores.columns["member/0"].tolist() == [10, 20, 30, 10]
+        assert scores.columns["member/0/raw"].tolist() == [1, 2, 3, 1]
+        assert scores.columns["member/1/raw"].tolist() == [1, 2, 3, 1]
 
     def test_nested_ensembles(self) -> None:
         inner = Ensemble(members=[fixed(1, 2, 3, 4), fixed(3, 4, 5, 6)])
         scores = Ensemble(members=[inner, fixed(0, 0, 0, 0)]).score(SAMPLES)
         assert scores.values.tolist() == [1, 1.5, 2, 2.5]
-        assert scores.details["member/0"].tolist() == [2, 3, 4, 5]
-        assert scores.details["member/0/member/1"].tolist() == [3, 4, 5, 6]
-        assert scores.details["member/0/std"].tolist() == [1, 1, 1, 1]
+        assert scores.columns["member/0"].tolist() == [2, 3, 4, 5]
+        assert scores.columns["member/0/member/1"].tolist() == [3, 4, 5, 6]
+        assert scores.columns["member/0/std"].tolist() == [1, 1, 1, 1]
 
     def test_work_adds_up(self) -> None:
         def counted(samples: Sequence[rm.Sample]) -> rm.Scores:
@@ -310,7 +310,7 @@ class TestRankDisagreement:
 
     def test_it_is_a_detail(self) -> None:
         found = combined(np.array([[1.0, 0, 2, 3], [3, 0, 2, 1]]), self.PROMPTS, Mean())
-        np.testing.assert_array_equal(found.details["rank_disagreement"], [0.5, np.nan, 0, 0.5])
+        np.testing.assert_array_equal(found.columns["rank_disagreement"], [0.5, np.nan, 0, 0.5])
 
 
 class TestCommonScale:

@@ -63,10 +63,10 @@ class TestAFallbackThatFails:
 
 def test_the_details_of_a_fallback_are_none_of_the_providers_own() -> None:
     scores = fragile(fallback=fragile()).score([GOOD])
-    assert scores.details["fragile"].tolist() == [0.0]
+    assert scores.columns["fragile"].tolist() == [0.0]
     rescued = fragile(fallback=rm.load(SEVEN)).score([BAD, GOOD])
     assert rescued.values.tolist() == [7.0, 1.0]
-    assert np.isnan(rescued.details["fragile"][0])
+    assert np.isnan(rescued.columns["fragile"][0])
     rescued = fragile(fallback=fragile(transform=rm.load(SEVEN).transform, fallback=rm.load(SEVEN))).score([BAD, GOOD])
     assert rescued.values.tolist() == [7.0, 1.0]
 

@@ -224,7 +224,7 @@ class TestManifest:
         folders = [with_manifest(tiny_decoder(num_labels=2), heads=Heads(("good", "short"), (1.0, 0.5))) for _ in range(2)]
         assert merge_models(names(*folders), tmp_path / "out").heads == Heads(("good", "short"), (1.0, 0.5))
         np.testing.assert_allclose(scores(tmp_path / "out"), scores(folders[0]), rtol=1e-6)
-        assert rm.load(tmp_path / "out").score(SAMPLES).details.keys() == {"head/good", "head/short"}
+        assert rm.load(tmp_path / "out").score(SAMPLES).columns.keys() == {"head/good", "head/short"}
         assert SequenceClassifier(model=str(tmp_path / "out")).verify() == []
         with_manifest(folders[1], heads=Heads(("good", "short"), (1.0, 0.0)))
         with pytest.raises(ModelError, match=r"differs in its heads: weights is \(1\.0, 0\.0\), not \(1\.0, 0\.5\)"):

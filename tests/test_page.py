@@ -577,7 +577,7 @@ def test_it_shows_what_the_server_says_of_a_real_reward(
         desk.score(*texts).look()
         order = np.argsort(-scores.values)
         assert desk.texts(".row .text") == [texts[row].strip() for row in order]
-        for name, values in {"score": scores.values, **scores.details}.items():
+        for name, values in {"score": scores.values, **scores.columns}.items():
             place = desk.texts("table th[scope=col]").index(name)
             shown = [float(text.replace("−", "-")) for text in desk.texts(f"table td:nth-child({place + 1})")]
             assert shown == pytest.approx(values[order], abs=6e-4)

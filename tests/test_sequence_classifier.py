@@ -266,8 +266,8 @@ class TestHeads:
         expected = reference(folder, SAMPLES)
         scores = rm.load({"provider": "sequence-classifier", "model": str(folder), "head": head}).score(SAMPLES)
         close(scores.values, expected @ np.array(weights))
-        assert list(scores.details) == ["head/helpful", "head/correct", "head/verbose"]
-        close(scores.details["head/verbose"], expected[:, 2])
+        assert list(scores.columns) == ["head/helpful", "head/correct", "head/verbose"]
+        close(scores.columns["head/verbose"], expected[:, 2])
 
     @pytest.mark.parametrize("head", [3, -1, "corect", {"helpful": 1.0, "corect": 1.0}])
     def test_an_unknown_label(self, head: Any, folder: Path) -> None:
@@ -275,7 +275,7 @@ class TestHeads:
             rm.load(folder, head=head)
 
     def test_one_label_has_no_details(self, tiny_decoder: MakeFolder) -> None:
-        assert rm.load(tiny_decoder()).score(SAMPLES).details == {}
+        assert rm.load(tiny_decoder()).score(SAMPLES).columns == {}
 
 
 class TestRefused:
@@ -449,8 +449,8 @@ class TestManifest:
         folder = tiny_decoder()
         with_manifest(folder)
         scores = rm.load(folder, transform="zscore").score(SAMPLES)
-        close(scores.values, (scores.details["raw"] - 2) / 4)
-        close(scores.details["raw"], reference(folder, SAMPLES)[:, 0])
+        close(scores.values, (scores.columns["raw"] - 2) / 4)
+        close(scores.columns["raw"], reference(folder, SAMPLES)[:, 0])
 
     def test_other_weights_are_refused_at_loading(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder()

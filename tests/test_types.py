@@ -9,10 +9,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.providers.combinators.constant import Constant
+from rm_plugins.providers.combinators.ensemble import Ensemble
+from rm_plugins.providers.combinators.fallback import Fallback
+from rm_plugins.providers.combinators.gate import Gate
+from rm_plugins.providers.combinators.product import Product
+from rm_plugins.providers.combinators.sum import Sum
+from rm_plugins.providers.combinators.threshold import Threshold
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import Clip, Scale
+from rm_plugins.transforms.zscore import ZScore
 
 USER = {"role": "user", "content": "2+2?"}
 ASSISTANT = {"role": "assistant", "content": "4"}
@@ -209,7 +220,7 @@ class TestOnError:
         with caplog.at_level(logging.WARNING, "rm_plugins"):
             scores = provider.score(completions("aa", "!", "?", "!"))
         np.testing.assert_array_equal(scores.values, [2, 0, np.nan, 0])
-        np.testing.assert_array_equal(scores.details["fallback/own"], [np.nan, 1, np.nan, 1])
+        np.testing.assert_array_equal(scores.columns["fallback/own"], [np.nan, 1, np.nan, 1])
         np.testing.assert_array_equal(scores.details["twice"], [4, np.nan, np.nan, np.nan])
         assert fallback.seen == [["!", "!"]]
         assert provider.counts == {"samples": 4, "abstained": 1, "errors": 1, "fallbacks": 2}
@@ -295,3 +306,118 @@ def test_a_scoring_error_survives_pickling_with_its_rows() -> None:
     error = pickle.loads(pickle.dumps(ScoringError("some rows", rows=[1, 2])))
     assert (str(error), error.rows) == ("some rows", frozenset([1, 2]))
     assert pickle.loads(pickle.dumps(ScoringError("all"))).rows is None
+
+
+class TestFailuresAsData:
+    """What failed is among the errors, and what did not is not scored again."""
+
+    class Counting(rm.Provider):
+        """Scores lengths, fails on ``!``, and counts how often it has scored each completion."""
+
+        name = "counting"
+
+        def __init__(self, *, raises: bool = False) -> None:
+            self.raises = raises
+            self.scored: list[str] = []
+
+        def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+            texts = [str(sample.completion) for sample in samples]
+            failed = [row for row, text in enumerate(texts) if text == "!"]
+            if failed and self.raises:
+                raise ScoringError("it is an exclamation", rows=failed)
+            self.scored += texts
+            error = ScoringError("it is an exclamation", rows=failed)
+            return rm.Scores(np.array([float(len(text)) for text in texts]), errors=dict.fromkeys(failed, error))
+
+    def test_good_samples_are_scored_once(self) -> None:
+        provider = self.Counting()
+        provider.on_error = "abstain"
+        scores = provider.score(completions("a", "bb", "!", "ccc"))
+        np.testing.assert_array_equal(scores.values, [1, 2, np.nan, 3])
+        assert list(scores.errors) == [2]
+        assert provider.scored == ["a", "bb", "!", "ccc"]
+        assert provider.counts == {"samples": 4, "abstained": 1, "errors": 1}
+
+    def test_an_exception_that_names_rows_is_the_same(self) -> None:
+        provider = self.Counting(raises=True)
+        provider.on_error = "abstain"
+        scores = provider.score(completions("a", "bb", "!", "ccc"))
+        np.testing.assert_array_equal(scores.values, [1, 2, np.nan, 3])
+        assert provider.scored == ["a", "bb", "ccc"]
+
+    @pytest.mark.parametrize("raises", [False, True])
+    def test_raised_errors_say_who_and_which(self, raises: bool) -> None:
+        provider = self.Counting(raises=raises)
+        provider.where = "rewards.yaml: members[1]"
+        with pytest.raises(ScoringError, match="it is an exclamation") as caught:
+            provider.score(completions("!", "a", "!"))
+        assert (caught.value.provider, caught.value.path) == ("counting", "rewards.yaml: members[1]")
+        assert caught.value.rows == {0, 2}
+        copied = pickle.loads(pickle.dumps(caught.value))
+        assert (str(copied), copied.rows, copied.provider, copied.path) == (
+            *(str(caught.value), frozenset({0, 2})),
+            *("counting", "rewards.yaml: members[1]"),
+        )
+
+    @pytest.mark.parametrize("policy", ["abstain", "fallback"])
+    @pytest.mark.parametrize("outer", ["ensemble", "sum", "product", "threshold", "gate", "fallback"])
+    def test_members_score_good_samples_once(self, outer: str, policy: str) -> None:
+        first, second = self.Counting(), self.Counting()
+        wholes: dict[str, Callable[[], rm.Provider]] = {
+            "ensemble": lambda: Ensemble(members=[first, second]),
+            "sum": lambda: Sum(members=[first, second]),
+            "product": lambda: Product(members=[first, second]),
+            "threshold": lambda: Threshold(reward=first, at=2.0),
+            "gate": lambda: Gate(gate=first, reward=second, at=0.0),
+            "fallback": lambda: Fallback(members=[first]),
+        }
+        whole = wholes[outer]()
+        if policy == "abstain":
+            whole.on_error = "abstain"
+        else:
+            whole.fallback = Constant(value=-7.0)
+        scores = whole.score(completions("a", "bb", "!", "ccc"))
+        assert first.scored == ["a", "bb", "!", "ccc"]
+        assert np.isnan(scores.values).tolist() == [False, False, policy == "abstain", False]
+        assert sorted(scores.errors) == ([2] if policy == "abstain" else [])
+
+    def test_running_statistics_count_good_samples_once(self) -> None:
+        provider, alone = self.Counting(), self.Counting()
+        provider.on_error = "abstain"
+        provider.transform, alone.transform = ZScore(running=True), ZScore(running=True)
+        provider.score(completions("a", "bb", "!", "ccc"))
+        alone.score(completions("a", "bb", "ccc"))
+        assert provider.transform.state() == alone.transform.state()
+
+    @given(st.lists(st.sampled_from(["a", "bb", "!"]), min_size=1, max_size=8), st.booleans())
+    def test_whatever_fails(self, texts: list[str], raises: bool) -> None:
+        provider = self.Counting(raises=raises)
+        ensemble = Ensemble(members=[provider, self.Counting(raises=not raises)])
+        ensemble.on_error = "abstain"
+        scores = ensemble.score(completions(*texts))
+        failed = [row for row, text in enumerate(texts) if text == "!"]
+        assert sorted(scores.errors) == failed
+        np.testing.assert_array_equal(scores.values, [np.nan if text == "!" else len(text) for text in texts])
+        assert [text for text in provider.scored if text != "!"] == [text for text in texts if text != "!"]
+
+
+def array(*values: float) -> FloatArray:
+    return np.array(values, dtype=np.float64)
+
+
+def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
+    inner = rm.Scores(array(1, 2), {"std": array(0.1, 0.2)}, kind="member")
+    scores = rm.Scores(
+        array(1, np.nan), {"spread": array(3, 4)}, errors={1: ScoringError("no")}, parts={"0": inner, "gate": inner}
+    )
+    assert list(scores.columns) == ["member/0", "member/gate", "spread", "member/0/std", "member/gate/std"]
+    picked = scores.rows([1, 0])
+    assert (sorted(picked.errors), picked.parts["0"].values.tolist()) == ([0], [2.0, 1.0])
+    spread = scores.scattered([2, 0], 4)
+    assert (sorted(spread.errors), spread.failed.tolist()) == ([0], [True, False, False, False])
+    np.testing.assert_array_equal(spread.parts["0"].details["std"], [0.2, np.nan, 0.1, np.nan])
+    with pytest.raises(ScoringError, match="Row 2 has an error, and there are 2 samples"):
+        rm.Scores(array(1, 2), errors={2: ScoringError("no")})
+    with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
+        rm.Scores(array(1), parts={"0": inner})
+    assert np.isnan(rm.Scores(array(5), errors={0: ScoringError("no")}).values[0])

@@ -214,8 +214,8 @@ class PPOTrainer(TrlPPOTrainer):
             return {}
         values = np.concatenate([found.values for found in scored])
         metrics = {name: float(statistic(values)) for name, statistic in _STATISTICS.items()}
-        for detail in sorted({name for found in scored for name in found.details}):
-            column = np.concatenate([found.details[detail] for found in scored if detail in found.details])
+        for detail in sorted({name for found in scored for name in found.columns}):
+            column = np.concatenate([found.columns[detail] for found in scored if detail in found.columns])
             known = column[~np.isnan(column)]
             if len(known):
                 metrics[detail_metric(detail)] = float(known.mean())

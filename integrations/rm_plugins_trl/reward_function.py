@@ -146,11 +146,11 @@ def detail_metric(detail: str) -> str:
 
 def _shared_details(scores: rm.Scores) -> Mapping[str, FloatArray]:
     """The details of a batch, those that only other processes have as NaN: what not all log makes TRL's gathering wait for ever."""
-    gathered = all_gathered(list(scores.details))
+    gathered = all_gathered(list(scores.columns))
     if len(gathered) == 1:
-        return scores.details
+        return scores.columns
     missing = np.full(len(scores), np.nan)
-    return {name: scores.details.get(name, missing) for name in sorted(set().union(*gathered))}
+    return {name: scores.columns.get(name, missing) for name in sorted(set().union(*gathered))}
 
 
 def _mean(values: FloatArray) -> float:

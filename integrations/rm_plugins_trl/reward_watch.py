@@ -226,14 +226,14 @@ def _joined(batches: Sequence[tuple[Sequence[rm.Sample], rm.Scores]]) -> tuple[l
     samples = [sample for batch, _ in batches for sample in batch]
     scored = [scores for _, scores in batches]
     details = {
-        name: np.concatenate([scores.details.get(name, np.full(len(scores), np.nan)) for scores in scored])
-        for name in dict.fromkeys(name for scores in scored for name in scores.details)
+        name: np.concatenate([scores.columns.get(name, np.full(len(scores), np.nan)) for scores in scored])
+        for name in dict.fromkeys(name for scores in scored for name in scores.columns)
     }
     return samples, rm.Scores(np.concatenate([scores.values for scores in scored]), details)
 
 
 def _taken(scores: rm.Scores, rows: NDArray[np.intp]) -> rm.Scores:
-    return rm.Scores(scores.values[rows], {name: column[rows] for name, column in scores.details.items()})
+    return rm.Scores(scores.values[rows], {name: column[rows] for name, column in scores.columns.items()})
 
 
 def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

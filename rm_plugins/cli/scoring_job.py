@@ -184,7 +184,7 @@ class RowScoring:
         start = 0
         for row, samples in batch:
             end = start + len(samples)
-            details = {name: values_to_json(column[start:end]) for name, column in scores.details.items()}
+            details = {name: values_to_json(column[start:end]) for name, column in scores.columns.items()}
             yield ScoredRow(row, values_to_json(scores.values[start:end]), details)
             start = end
 

@@ -118,7 +118,7 @@ def evaluate(
 
 
 def _take(columns: RewardColumns, scores: Scores) -> None:
-    columns.add(scores.values.tolist(), {name: column.tolist() for name, column in scores.details.items()})
+    columns.add(scores.values.tolist(), {name: column.tolist() for name, column in scores.columns.items()})
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out

@@ -17,11 +17,11 @@ import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.protocols import Auto, Protocol
-from rm_plugins.provider import ModelSource, OnError, Provider
+from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
 from rm_plugins.rendering.render import Renderer, Truncation
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores, rows_of_batch
+from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Remote"]
@@ -133,7 +133,6 @@ class Remote(Provider):
         self.renderer = self._loaded_renderer()
         self._lock = threading.Lock()
         self._fleet: Fleet | None = None
-        self._known = threading.local()
 
     def _loaded_renderer(self) -> Renderer | None:
         if self._tokenizer is not None:
@@ -146,7 +145,7 @@ class Remote(Provider):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("renderer", "_lock", "_fleet", "_known")
+        dropped = ("renderer", "_lock", "_fleet")
         return {key: value for key, value in vars(self).items() if key not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -165,61 +164,48 @@ class Remote(Provider):
             fleet.network.run(fleet.close())
         super().close()
 
-    def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
-        """As every provider's; what has been scored is not asked for again where other samples of the batch fail."""
-        vars(self._known).update(outcomes={}, tally=Counter(), begun=time.monotonic())
-        try:
-            return super().score(samples, on_error=on_error)
-        finally:
-            vars(self._known).clear()
-
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Have each different sample scored once, whichever server does it."""
-        begun: float = vars(self._known).setdefault("begun", time.monotonic())
+        """Have each different sample scored once, whichever server does it; what has no answer is an error."""
+        begun = time.monotonic()
         contents = [_content(sample) for sample in samples]
-        known: dict[object, Outcome] = vars(self._known).get("outcomes", {})
-        tally: Counter[str] = vars(self._known).get("tally", Counter())
         firsts: dict[object, int] = {}
         for row, content in enumerate(contents):
-            if content not in known:
-                firsts.setdefault(content, row)
-        if firsts:
-            sendable = self._sendable(samples, contents, list(firsts.values()))
-            known.update(zip(firsts, self._scored(sendable, tally), strict=True))
-        outcomes = [known[content] for content in contents]
-        failed = {row: outcome.error for row, outcome in enumerate(outcomes) if outcome.error}
-        if failed:
-            raise ScoringError(self._told(failed, len(samples)), rows=failed)
-        names = dict.fromkeys(name for outcome in outcomes for name in outcome.details)
-        fingerprint = next((outcome.fingerprint for outcome in outcomes if outcome.fingerprint), "")
+            firsts.setdefault(content, row)
+        tally: Counter[str] = Counter()
+        outcomes = self._outcomes(self._sendable(samples, contents, list(firsts.values())), tally)
+        by_content = dict(zip(firsts, outcomes, strict=True))
+        answers = [by_content[content] for content in contents]
+        failed = {row: answer.error for row, answer in enumerate(answers) if answer.error}
+        error = ScoringError(self._told(failed, len(samples)), rows=failed) if failed else None
+        names = dict.fromkeys(name for answer in answers for name in answer.details)
+        fingerprint = next((answer.fingerprint for answer in answers if answer.fingerprint), "")
         return Scores(
-            _column([outcome.value for outcome in outcomes]),
-            {name: _column([outcome.details.get(name) for outcome in outcomes]) for name in names},
+            _column([answer.value for answer in answers]),
+            {name: _column([answer.details.get(name) for answer in answers]) for name in names},
             {
                 "rows": len(samples),
-                "duplicates": len(samples) - len(set(contents)),
+                "duplicates": len(samples) - len(firsts),
                 "truncated": tally["truncated"],
                 "requests": tally["requests"],
                 "retries": tally["retries"],
                 "seconds": time.monotonic() - begun,
                 **({"fingerprint": fingerprint} if fingerprint else {}),
             },
+            errors={} if error is None else dict.fromkeys(failed, error),
         )
 
     def _sendable(self, samples: Sequence[Sample], contents: Sequence[object], rows: Sequence[int]) -> SendableSamples:
         """What is sent of `rows`, of which each stands for all samples of its content."""
         try:
-            with rows_of_batch(rows):
-                return SendableSamples([samples[row] for row in rows], self.renderer)
-        except ScoringError as error:
-            unfit, reason = error.rows or rows, str(error)
-            cause: Exception = error
-        except DataError as error:
-            unfit, reason = [row for row in rows if self._is_unfit(samples[row])] or rows, str(error)
-            cause = error
-        wrong = {contents[row] for row in unfit}
-        named = [row for row, content in enumerate(contents) if content in wrong]
-        raise ScoringError(f"The remote scorer {self.called} cannot be sent item {named[0]}: {reason}", rows=named) from cause
+            return SendableSamples([samples[row] for row in rows], self.renderer)
+        except (ScoringError, DataError) as error:
+            named = [rows[place] for place in error.rows or ()]
+            unfit = named or [row for row in rows if self._is_unfit(samples[row])] or rows
+            wrong = {contents[row] for row in unfit}
+            failed = [row for row, content in enumerate(contents) if content in wrong]
+            raise ScoringError(
+                f"The remote scorer {self.called} cannot be sent item {failed[0]}: {error}", rows=failed
+            ) from error
 
     def _is_unfit(self, sample: Sample) -> bool:
         try:
@@ -228,20 +214,20 @@ class Remote(Provider):
             return True
         return False
 
-    def _scored(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
+    def _outcomes(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
         with self._lock:
             if self._fleet is None or self._fleet.network.pid != os.getpid():
                 self._fleet = Fleet(self.urls, self.protocol, self._settings, self.called)
             fleet = self._fleet
-        found = Counter[str]()
+        counted = Counter[str]()
         try:
-            return fleet.network.run(ScoringCall(fleet, samples, found).outcomes())
+            return fleet.network.run(ScoringCall(fleet, samples, counted).outcomes())
         finally:
             if samples.truncated:
-                found["truncated"] = samples.truncated
-            tally.update(found)
+                counted["truncated"] = samples.truncated
+            tally.update(counted)
             with self._lock:
-                self.counts.update(found)
+                self.counts.update(counted)
 
     def _told(self, failed: Mapping[int, str], size: int) -> str:
         """What went wrong, each reason once."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from rm_plugins import __version__
 from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
-from rm_plugins.batching.isolation import Isolated, score_requests
+from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Problem, Scored
 from rm_plugins.server.hosted import Hosted, characters
 from rm_plugins.server.metrics import Metrics
@@ -41,7 +42,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    isolated: Isolated
+    scores: Scores
     hosted: Hosted
     tokens: int
     truncated: int
@@ -121,7 +122,9 @@ class Service:
         with _problems():
             done = await self._batcher.submit(_Work(samples, name, hosted), client=client, items=len(samples), size=size)
         found = done.result
-        scores, errors = found.isolated.scores, found.isolated.errors
+        scores = found.scores
+        errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
+        invalid = frozenset(row for row, error in scores.errors.items() if isinstance(error, DataError))
         self.metrics.scored(
             samples=len(samples),
             tokens=found.tokens,
@@ -134,13 +137,13 @@ class Service:
             fields["tokens"] = fields.get("tokens", 0) + found.tokens
             fields["queue_ms"] = round(1e3 * done.waited, 1)
             fields["score_ms"] = round(1e3 * done.took, 1)
-        if found.isolated.is_broken:
+        if len(errors) == len(samples) and not invalid:
             raise Problem("failed", next(iter(errors.values())))
         return Scored(
             _finite(scores.values),
-            {name: _finite(column) for name, column in scores.details.items()},
+            {name: _finite(column) for name, column in scores.columns.items()},
             errors,
-            found.isolated.invalid,
+            invalid,
             found.hosted.fingerprint,
             {"tokens": found.tokens, "truncated": found.truncated, "manifests": found.hosted.manifests},
         )
@@ -278,9 +281,9 @@ class Service:
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
         by_row = hosted.is_merged and not hosted.provider.concurrent
         with counting_tokens(hosted.renderers) as usage:
-            isolated = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
-            for place, one in zip(sound, isolated, strict=True):
-                found[place] = _Found(one, hosted, *usage(works[place].samples))
+            scored = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
+            for place, scores in zip(sound, scored, strict=True):
+                found[place] = _Found(scores, hosted, *usage(works[place].samples))
         return [found[place] for place in range(len(works))]
 
 
@@ -299,6 +302,13 @@ def _problems() -> Iterator[None]:
         raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"}) from None
     except DataError as error:
         raise Problem("invalid", str(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """What a client may read of an error: all of what is said of its own sample, and of others no more than the kind."""
+    if isinstance(error, DataError):
+        return str(error)
+    return f"the reward failed ({type(error).__name__}); the server's log has the reason"
 
 
 def _finite(values: Any) -> list[float | None]:

@@ -168,7 +168,7 @@ class Journal:
                     "completion": completion,
                     "is_conversational": sample.is_conversational,
                     "score": None if math.isnan(score) else score,
-                    "details": _named({name: float(column[row]) for name, column in scores.details.items()}),
+                    "details": _named({name: float(column[row]) for name, column in scores.columns.items()}),
                     "length": len(text_of(sample.completion)),
                     "time": now,
                     "rank": self.rank,

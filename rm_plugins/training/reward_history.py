@@ -140,7 +140,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
         "length_correlation": correlation,
         "length_correlation_df": float(freedom),
     }
-    for name, column in scores.details.items():
+    for name, column in scores.columns.items():
         if name in ("std", "rank_disagreement") or is_member(name):
             known = column[~np.isnan(column)]
             found["disagreement" if name == "std" else name] = float(known.mean()) if len(known) else math.nan

@@ -141,10 +141,10 @@ def test_a_loss_trains_saves_and_scores(
     if loss != "odin" and rows is not ATTRIBUTES:
         assert scores.values[0] > scores.values[2]
     if members > 1:
-        apart = np.stack([scores.details[f"member/{number}"] for number in range(members)], axis=1)
+        apart = np.stack([scores.columns[f"member/{number}"] for number in range(members)], axis=1)
         assert scores.values == pytest.approx(apart.mean(axis=1))
-        assert scores.details["std"] == pytest.approx(apart.std(axis=1))
-        assert scores.details["std"].min() > 0
+        assert scores.columns["std"] == pytest.approx(apart.std(axis=1))
+        assert scores.columns["std"].min() > 0
     training = Manifest.read(tmp_path / "reward_manifest.json").training
     assert (
         training["formula"] == rm.Registry().get("loss", training["loss"]["name"] if isinstance(loss, dict) else loss).formula
@@ -207,7 +207,7 @@ class TestHeads:
         )
         assert trainer.heads.labels == ("true", "brief")
         scores = rm.load(tmp_path).score([rm.Sample("Name a colour.", answer) for answer in ANSWERS])
-        assert scores.values == pytest.approx(scores.details["head/true"] - 0.5 * scores.details["head/brief"])
+        assert scores.values == pytest.approx(scores.columns["head/true"] - 0.5 * scores.columns["head/brief"])
         assert trainer.last_metrics["eval_true/correlation"] > 0.9
         assert (
             trainer.last_metrics["eval_accuracy"] == 1

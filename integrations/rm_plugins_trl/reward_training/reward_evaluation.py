@@ -21,7 +21,7 @@ from rm_plugins.evaluation.run import RESAMPLES, evaluate
 from rm_plugins.files import write_atomically
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores, merged
+from rm_plugins.scores import Scores, joined
 from rm_plugins.spec import component
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class _SharedScoring(ModelInMemory):
         problems = [problem for _, problem in shares if problem is not None]
         if problems:
             raise ScoringError(" ".join(problems))
-        return merged([part for part, _ in shares if part is not None])
+        return joined([part for part, _ in shares if part is not None])
 
     def _of_all(self, value: Any) -> list[Any]:
         return [value] if self._processes == 1 else list(gather_object([value]))

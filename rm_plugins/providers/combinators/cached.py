@@ -77,15 +77,22 @@ class Cached(Combinator):
         firsts = {contents[row]: row for row in reversed(unknown)}
         rows = sorted(firsts.values())
         failures = failures_in(self.reward)
-        (found,) = score_rows(samples, [(self.reward, rows)])
+        (scores,) = score_rows(samples, [(self.reward, rows)])
         for row in unknown:
-            outputs[row] = found.values[firsts[contents[row]]]
+            outputs[row] = scores.values[firsts[contents[row]]]
         if failures_in(self.reward) == failures:
             self._cache.write([contents[row] for row in rows], outputs[rows])
         self.counts["cached"] += len(samples) - len(unknown)
         values = outputs[:, 0]
-        work = summed_work([found])
-        return Scores(values, {"reward": values}, {**work, "cached": work.get("cached", 0) + len(samples) - len(unknown)})
+        work = summed_work([scores])
+        errors = self.reward.unhandled(scores)
+        return Scores(
+            values,
+            metadata={**work, "cached": work.get("cached", 0) + len(samples) - len(unknown)},
+            errors={row: errors[firsts[contents[row]]] for row in unknown if firsts[contents[row]] in errors},
+            parts={"reward": Scores(values)},
+            tokens=scores.tokens,
+        )
 
 
 def _check_lasts(reward: Provider) -> None:

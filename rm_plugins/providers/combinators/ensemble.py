@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Aggregate, OnError, Provider
 from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
-from rm_plugins.providers.combinators.parts import Combinator, part_details, score_side_by_side, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_side_by_side, summed_work
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores
+from rm_plugins.scores import FloatArray, Scores
 
 __all__ = ["Ensemble"]
 
@@ -57,17 +57,25 @@ class Ensemble(Combinator):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and combine."""
         on_error: OnError | None = None if self.quorum is None else "abstain"
-        scores = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
-        members = np.stack([found.values for found in scores])
-        self.counts["missing_members"] += int(np.isnan(members).sum())
-        if self.quorum is not None:
-            failed = np.any([found.failed for found in scores], axis=0)
-            short = np.flatnonzero(((~np.isnan(members)).sum(axis=0) < self.quorum) & failed)
-            if len(short):
-                raise ScoringError(
-                    f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
-                    f"{len(short)} of {len(samples)} samples (first: item {short[0]}), because members failed.",
-                    rows=short.tolist(),
-                )
-        details = part_details({f"member/{number}": found for number, found in enumerate(scores)})
-        return combined(members, samples, self.aggregate, quorum=self.quorum, details=details, metadata=summed_work(scores))
+        scored = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
+        members = np.stack([scores.values for scores in scored])
+        errors = failures_of(zip(self.members, scored, strict=True)) if self.quorum is None else self._short(scored, members)
+        missing = int(np.isnan(np.delete(members, list(errors), axis=1)).sum())
+        if missing:
+            self.counts["missing_members"] += missing
+        return combined(
+            members, samples, self.aggregate, quorum=self.quorum, scored=scored, errors=errors, metadata=summed_work(scored)
+        )
+
+    def _short(self, scored: Sequence[Scores], members: FloatArray) -> dict[int, RmPluginsError]:
+        """The errors of the rows that have fewer scores than the quorum because members failed."""
+        failed = np.any([scores.failed for scores in scored], axis=0)
+        short = np.flatnonzero(((~np.isnan(members)).sum(axis=0) < self.quorum) & failed).tolist()
+        if not short:
+            return {}
+        error = ScoringError(
+            f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
+            f"{len(short)} of {members.shape[1]} samples (first: item {short[0]}), because members failed.",
+            rows=short,
+        )
+        return dict.fromkeys(short, error)

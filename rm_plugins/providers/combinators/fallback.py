@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, score_rows, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, members_of, score_rows, summed_tokens, summed_work
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -40,13 +40,18 @@ class Fallback(Combinator):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Ask one member after another about the samples that have no score yet."""
         values = np.full(len(samples), np.nan)
-        found = []
+        scored: list[Scores] = []
         for number, member in enumerate(self.members):
             rows = np.flatnonzero(np.isnan(values)).tolist()
             is_last = number == len(self.members) - 1
             (scores,) = score_rows(samples, [(member, rows)], on_error=None if is_last else "abstain")
             values[rows] = scores.values[rows]
-            found.append(scores)
-        given = {f"member/{number}": scores.values for number, scores in enumerate(found)}
-        self.counts.update({name: int((~np.isnan(scores)).sum()) for name, scores in given.items()})
-        return Scores(values, given, summed_work(found))
+            self.counts[f"member/{number}"] += int((~scores.abstained).sum())
+            scored.append(scores)
+        return Scores(
+            values,
+            metadata=summed_work(scored),
+            errors=self.members[-1].unhandled(scored[-1]),
+            parts=members_of(scored),
+            tokens=summed_tokens(scored),
+        )

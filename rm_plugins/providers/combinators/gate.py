@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, part_details, score_rows, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows, summed_tokens, summed_work
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -38,10 +38,16 @@ class Gate(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score the gate, then what it lets through."""
-        gate = self.gate.score(samples)
+        gate = self.gate.attempt(samples)
         is_open = gate.values >= self.at
         (reward,) = score_rows(samples, [(self.reward, np.flatnonzero(is_open).tolist())])
         is_closed = ~is_open & ~gate.abstained
         self.counts["closed"] += int(is_closed.sum())
         values = np.where(is_closed, np.nan if self.closed is None else self.closed, reward.values)
-        return Scores(values, {**part_details({"gate": gate}), "reward": reward.values}, summed_work([gate, reward]))
+        return Scores(
+            values,
+            metadata=summed_work([gate, reward]),
+            errors=failures_of([(self.gate, gate), (self.reward, reward)]),
+            parts={"gate": gate, "reward": reward},
+            tokens=summed_tokens([gate, reward]),
+        )

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.aggregates import Mean
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Aggregate, Transform
+from rm_plugins.providers.combinators.parts import members_of, summed_tokens
 from rm_plugins.samples import Sample, prompt_groups
 from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.statistics.ranks import ranks_in_groups
@@ -24,7 +25,8 @@ def combined(
     aggregate: Aggregate,
     *,
     quorum: int | None = None,
-    details: Mapping[str, FloatArray] | None = None,
+    scored: Sequence[Scores] | None = None,
+    errors: Mapping[int, RmPluginsError] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Scores:
     """One score of those of several members.
@@ -34,11 +36,12 @@ def combined(
         samples: [N], whose prompts say what is compared with what.
         aggregate: How they are combined.
         quorum: How many members must have given a score, of all K by default; a sample with fewer has none.
-        details: Further details of the members, each [N].
+        scored: What the members said, [K], for the parts; their scores alone where there is no more.
+        errors: By row, why there is no score.
         metadata: Facts about the batch.
 
     Returns:
-        The combined scores, with the details ``member/0`` and so on, ``std`` (over members, ddof 0) and
+        The combined scores, with the members as parts ``0``, ``1`` and so on, the details ``std`` (over members, ddof 0) and
         ``rank_disagreement`` (see `rank_disagreement`), and in the metadata ``missing_members``, the share of member scores
         that are missing.
 
@@ -59,15 +62,14 @@ def combined(
     spread = np.full(len(samples), np.nan)
     some = present.any(axis=0)
     spread[some] = np.nanstd(members[:, some], axis=0)
+    parts = members_of(scored or [Scores(row) for row in members])
     return Scores(
         values,
-        {
-            **{f"member/{number}": row for number, row in enumerate(members)},
-            "std": spread,
-            "rank_disagreement": rank_disagreement(members, samples),
-            **(details or {}),
-        },
+        {"std": spread, "rank_disagreement": rank_disagreement(members, samples)},
         {**(metadata or {}), "missing_members": float((~present).mean())},
+        errors=errors or {},
+        parts=parts,
+        tokens=summed_tokens(parts.values()),
     )
 
 

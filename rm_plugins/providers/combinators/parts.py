@@ -1,28 +1,31 @@
-"""What providers that are made of others share: parts scored side by side, details of the same names in every batch, what depends on it."""
+"""What providers that are made of others share: parts scored side by side, their failures, work and tokens."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import ClassVar
+from dataclasses import replace
 
-from rm_plugins.errors import ScoringError
+from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import OnError, Provider, Transform
 from rm_plugins.samples import Sample
-from rm_plugins.scores import FloatArray, Scores, rows_of_batch
+from rm_plugins.scores import Scores, TokenCounts
 from rm_plugins.transforms import RankInGroup, transforms_in
 
 __all__ = [
     "Combinator",
     "failures_in",
+    "failures_of",
     "learns_while_scoring",
-    "part_details",
+    "members_of",
     "ranks_within_batch",
     "score_rows",
     "score_side_by_side",
+    "summed_tokens",
     "summed_work",
+    "unnamed_failures_in",
 ]
 
 _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
@@ -39,63 +42,76 @@ class Combinator(Provider):
 
 
 def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
-    """The scores of each provider for its own samples, in the order of the jobs.
+    """What each provider says of its own samples, in the order of the jobs, with failures among the errors.
 
     Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads beside them, so
     that all together take as long as the slowest.
 
     Args:
         jobs: Providers with the samples that each scores.
-        on_error: What a failure becomes, where it is not to be each provider's own `on_error`.
+        on_error: As for `Provider.attempt`.
 
     Raises:
-        ScoringError: One of them failed; the first in the order of the jobs.
+        DataError: As `Provider.attempt`; the first in the order of the jobs.
     """
     waiting = [place for place, (provider, _) in enumerate(jobs) if provider.concurrent]
     if not waiting or len(jobs) == 1:
-        return [provider.score(samples, on_error=on_error) for provider, samples in jobs]
+        return [provider.attempt(samples, on_error=on_error) for provider, samples in jobs]
     with ThreadPoolExecutor(len(waiting), thread_name_prefix="rm-plugins-member") as pool:
         running = {
-            place: pool.submit(copy_context().run, jobs[place][0].score, jobs[place][1], on_error=on_error) for place in waiting
+            place: pool.submit(copy_context().run, jobs[place][0].attempt, jobs[place][1], on_error=on_error)
+            for place in waiting
         }
-        here: dict[int, Scores | ScoringError] = {}
+        here: dict[int, Scores | DataError] = {}
         for place, (provider, samples) in enumerate(jobs):
             if place not in running:
                 try:
-                    here[place] = provider.score(samples, on_error=on_error)
-                except ScoringError as error:  # of several failures, the first in the order of the jobs is told
+                    here[place] = provider.attempt(samples, on_error=on_error)
+                except DataError as error:  # of several, the first in the order of the jobs is told
                     here[place] = error
-        found = []
+        scored = []
         for place in range(len(jobs)):
             scores = here[place] if place in here else running[place].result()
-            if isinstance(scores, ScoringError):
+            if isinstance(scores, DataError):
                 raise scores
-            found.append(scores)
-        return found
+            scored.append(scores)
+        return scored
 
 
 def score_rows(
     samples: Sequence[Sample], jobs: Sequence[tuple[Provider, Sequence[int]]], *, on_error: OnError | None = None
 ) -> list[Scores]:
-    """The scores of each provider for its own rows of a batch, at their places there; it abstains everywhere else.
+    """What each provider says of its own rows of a batch, at their places there; it abstains everywhere else.
 
     Args:
         samples: The batch, [N].
         jobs: Providers with the rows that each scores, which may be none.
-        on_error: What a failure becomes, where it is not to be each provider's own `on_error`.
+        on_error: As for `Provider.attempt`.
 
     Raises:
-        ScoringError: One of them failed; its `rows` are those of the batch.
+        DataError: As `Provider.attempt`; its `rows` are those of the batch.
     """
-    parts = [(_Part(provider, rows), [samples[row] for row in rows]) for provider, rows in jobs]
-    found = score_side_by_side(parts, on_error=on_error)
-    return [scores.scattered(rows, len(samples)) for (_, rows), scores in zip(jobs, found, strict=True)]
+    scored = score_side_by_side([(provider, [samples[row] for row in rows]) for provider, rows in jobs], on_error=on_error)
+    return [scores.scattered(rows, len(samples)) for (_, rows), scores in zip(jobs, scored, strict=True)]
 
 
-def part_details(parts: Mapping[str, Scores]) -> dict[str, FloatArray]:
-    """The scores of parts that scored the whole batch, by the part's name, and behind each its own details: ``NAME/std``."""
-    found: dict[str, FloatArray] = {name: scores.values for name, scores in parts.items()}
-    return found | {f"{name}/{detail}": values for name, scores in parts.items() for detail, values in scores.details.items()}
+def failures_of(jobs: Iterable[tuple[Provider, Scores]]) -> dict[int, RmPluginsError]:
+    """The errors of parts that are errors of the whole, by row: of several, that of the first part."""
+    errors: dict[int, RmPluginsError] = {}
+    for provider, scores in jobs:
+        errors = {**provider.unhandled(scores), **errors}
+    return errors
+
+
+def members_of(scored: Iterable[Scores]) -> dict[str, Scores]:
+    """Scores of members by their number, as the parts of a whole."""
+    return {str(number): replace(scores, kind="member") for number, scores in enumerate(scored)}
+
+
+def summed_tokens(scored: Iterable[Scores]) -> TokenCounts | None:
+    """The tokens that the parts of a batch were together; None where none has any."""
+    counts = [scores.tokens for scores in scored if scores.tokens is not None]
+    return None if not counts else sum(counts[1:], counts[0])
 
 
 def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
@@ -109,6 +125,11 @@ def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
 def failures_in(reward: Provider) -> int:
     """How often the reward or a part of it has failed so far, what an abstention or a fallback made up for included."""
     return sum(part.counts["errors"] for _, part in reward.walk())
+
+
+def unnamed_failures_in(reward: Provider) -> int:
+    """How often a batch of several samples failed in the reward or a part of it without a word on which of them it was."""
+    return sum(part.unnamed_failures for _, part in reward.walk())
 
 
 def ranks_within_batch(part: Provider) -> bool:
@@ -125,21 +146,3 @@ def _transforms_of(holder: Provider | Transform) -> Iterator[Transform]:
     for found in transforms_in(holder).values():
         yield found
         yield from _transforms_of(found)
-
-
-class _Part(Provider):
-    """A provider that scores some rows of a batch, and says of a failure which of these it was."""
-
-    name: ClassVar[str] = "part"
-
-    def __init__(self, provider: Provider, rows: Sequence[int]) -> None:
-        self.provider = provider
-        self.rows = rows
-        self.concurrent = provider.concurrent
-
-    def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
-        with rows_of_batch(self.rows):
-            return self.provider.score(samples, on_error=on_error)
-
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        return self.provider.score_batch(samples)

@@ -9,7 +9,14 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, part_details, score_side_by_side, summed_work
+from rm_plugins.providers.combinators.parts import (
+    Combinator,
+    failures_of,
+    members_of,
+    score_side_by_side,
+    summed_tokens,
+    summed_work,
+)
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -35,6 +42,11 @@ class Product(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and multiply."""
-        found = score_side_by_side([(member, samples) for member in self.members])
-        details = part_details({f"member/{number}": scores for number, scores in enumerate(found)})
-        return Scores(np.prod([scores.values for scores in found], axis=0), details, summed_work(found))
+        scored = score_side_by_side([(member, samples) for member in self.members])
+        return Scores(
+            np.prod([scores.values for scores in scored], axis=0),
+            metadata=summed_work(scored),
+            errors=failures_of(zip(self.members, scored, strict=True)),
+            parts=members_of(scored),
+            tokens=summed_tokens(scored),
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, score_rows, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows, summed_tokens, summed_work
 from rm_plugins.providers.function import imported
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -64,26 +65,31 @@ class Route(Combinator):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Find each sample's route, and have every route score its own samples."""
         kinds = self._kinds(samples)
-        jobs: dict[str, tuple[Provider, list[int]]] = {
-            f"route/{name}": (reward, [row for row, kind in enumerate(kinds) if kind == name])
+        jobs = [
+            _Job(name, "route", reward, [row for row, kind in enumerate(kinds) if kind == name])
             for name, reward in self.routes.items()
-        }
+        ]
         others = [row for row, kind in enumerate(kinds) if kind not in self.routes]
         if self.otherwise is not None:
-            jobs["otherwise"] = (self.otherwise, others)
+            jobs.append(_Job("otherwise", "", self.otherwise, others))
         elif others:
             unknown = sorted({repr(kinds[row]) for row in others})
             raise self._error(
                 f"{_counted(others, samples)} are of a kind without a route: {_shown(unknown)}. "
                 f"{did_you_mean(kinds[others[0]], self.routes)} Give it a route, or all such kinds the key `otherwise`."
             )
-        found = score_rows(samples, list(jobs.values()))
+        scored = score_rows(samples, [(job.reward, job.rows) for job in jobs])
         values = np.full(len(samples), np.nan)
-        for (name, (_, rows)), scores in zip(jobs.items(), found, strict=True):
-            self.counts[name] += len(rows)
-            values[rows] = scores.values[rows]
-        details = {name: scores.values for name, scores in zip(jobs, found, strict=True)}
-        return Scores(values, details, summed_work(found))
+        for job, scores in zip(jobs, scored, strict=True):
+            self.counts[f"{job.kind}/{job.name}" if job.kind else job.name] += len(job.rows)
+            values[job.rows] = scores.values[job.rows]
+        return Scores(
+            values,
+            metadata=summed_work(scored),
+            errors=failures_of((job.reward, scores) for job, scores in zip(jobs, scored, strict=True)),
+            parts={job.name: replace(scores, kind=job.kind) for job, scores in zip(jobs, scored, strict=True)},
+            tokens=summed_tokens(scored),
+        )
 
     def _kinds(self, samples: Sequence[Sample]) -> list[str]:
         """The kind of each sample, [N]."""
@@ -106,6 +112,13 @@ class Route(Combinator):
         is_file = self.where.endswith(_FILE_ENDINGS) and ": " not in self.where
         where = f"{self.where}{': ' if is_file else '.' if self.where else ''}{key}"
         return DataError(f"{where}: the route {self.label!r} cannot score the batch: {message}")
+
+
+class _Job(NamedTuple):
+    name: str
+    kind: str
+    reward: Provider
+    rows: list[int]
 
 
 def _text(kind: object) -> str:

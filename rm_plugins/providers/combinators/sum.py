@@ -10,7 +10,14 @@ from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, part_details, score_side_by_side, summed_work
+from rm_plugins.providers.combinators.parts import (
+    Combinator,
+    failures_of,
+    members_of,
+    score_side_by_side,
+    summed_tokens,
+    summed_work,
+)
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.training_progress import Schedule
@@ -54,15 +61,20 @@ class Sum(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and add up."""
-        found = score_side_by_side([(member, samples) for member in self.members])
+        scored = score_side_by_side([(member, samples) for member in self.members])
         weights = [weight.value() if isinstance(weight, Schedule) else weight for weight in self.weights]
-        silent = np.all([scores.abstained for scores in found], axis=0)
+        silent = np.all([scores.abstained for scores in scored], axis=0)
         values = np.where(silent, np.nan, 0.0)
-        for weight, scores in zip(weights, found, strict=True):
+        for weight, scores in zip(weights, scored, strict=True):
             if weight:
                 values += weight * scores.values
-        details = part_details({f"member/{number}": scores for number, scores in enumerate(found)})
-        return Scores(values, details, {**summed_work(found), "weights": weights})
+        return Scores(
+            values,
+            metadata={**summed_work(scored), "weights": weights},
+            errors=failures_of(zip(self.members, scored, strict=True)),
+            parts=members_of(scored),
+            tokens=summed_tokens(scored),
+        )
 
 
 def _weight(weight: float | Mapping[str, Any], place: int) -> float | Schedule:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, part_details, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, summed_work
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -42,8 +42,13 @@ class Threshold(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score, and compare."""
-        found = self.reward.score(samples)
-        reached = found.values >= self.at
+        reward = self.reward.attempt(samples)
+        reached = reward.values >= self.at
         self.counts["above"] += int(reached.sum())
-        values = np.where(found.abstained, np.nan, np.where(reached, self.above, self.below))
-        return Scores(values, part_details({"reward": found}), summed_work([found]))
+        return Scores(
+            np.where(reward.abstained, np.nan, np.where(reached, self.above, self.below)),
+            metadata=summed_work([reward]),
+            errors=self.reward.unhandled(reward),
+            parts={"reward": reward},
+            tokens=reward.tokens,
+        )

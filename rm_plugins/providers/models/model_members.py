@@ -68,8 +68,8 @@ class ModelMembers:
         if not self.transforms:
             return combined(rewards, samples, self.aggregate, metadata=metadata)
         members = np.stack([transform(row, samples) for transform, row in zip(self.transforms, rewards, strict=True)])
-        raw = {f"member/{number}/raw": row for number, row in enumerate(rewards)}
-        return combined(members, samples, self.aggregate, details=raw, metadata=metadata)
+        scored = [Scores(row, {"raw": raw}) for row, raw in zip(members, rewards, strict=True)]
+        return combined(members, samples, self.aggregate, scored=scored, metadata=metadata)
 
 
 class _Member(Provider):
