@@ -6,14 +6,28 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
-from rm_plugins.errors import DataError, UnsupportedError
+from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
-__all__ = ["ROLES", "Message", "RenderedSample", "Sample", "completion_text", "prompt_groups", "text_of"]
+__all__ = [
+    "PROMPT_COLUMNS",
+    "ROLES",
+    "Message",
+    "RenderedSample",
+    "Sample",
+    "completion_texts",
+    "message_text",
+    "prompt_groups",
+    "text_of",
+]
 
 Message: TypeAlias = Mapping[str, Any]
-"""One turn of a conversation: ``{"role": ..., "content": ...}``."""
+"""One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of parts as vision models take it."""
+
+PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns that reach the chat template, and so belong to the prompt."""
 
 ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 
@@ -32,7 +46,7 @@ class Sample:
             template).
 
     Raises:
-        DataError: A part is neither text nor messages, a role is unknown, or a message has no text.
+        DataError: Prompt or completion is neither text nor messages, a role is unknown, or a message has no content.
 
     >>> Sample("Q: 2+2?\\n", "4").is_conversational
     False
@@ -70,6 +84,45 @@ class Sample:
             raise UnsupportedError("A text sample has no messages; look at `is_conversational` first.")
         return [*self.prompt, *self.completion]
 
+    @property
+    def text_messages(self) -> list[dict[str, Any]]:
+        """The whole conversation with every content as text, for models and templates that know nothing else.
+
+        Raises:
+            UnsupportedError: The sample is text.
+            DataError: A content has a part that is no text.
+        """
+        return [{**message, "content": message_text(message, strict=True)} for message in self.messages]
+
+    @property
+    def completion_text(self) -> str:
+        """The completion as text: of messages, the contents of the assistant's, one after another on lines of their own.
+
+        Raises:
+            DataError: A content has a part that is no text.
+
+        >>> Sample([{"role": "user", "content": "2+2?"}], "4").completion_text
+        '4'
+        """
+        if isinstance(self.completion, str):
+            return self.completion
+        answers = [message_text(message, strict=True) for message in self.completion if message["role"] == "assistant"]
+        return "\n".join(answer for answer in answers if answer)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """16 bytes that samples of the same prompt have in common, and no others: its messages, tools, and template settings.
+
+        >>> Sample("2+2?", "4").prompt_key == Sample("2+2?", "5", {"difficulty": 1}).prompt_key
+        True
+        """
+        return _digest([_canonical(self.prompt), *(self.columns.get(name) or None for name in PROMPT_COLUMNS)])
+
+    @property
+    def key(self) -> bytes:
+        """16 bytes that equal samples have in common, and no others: those of the prompt, and the completion."""
+        return _digest([self.prompt_key.hex(), _canonical(self.completion)])
+
 
 @dataclass(frozen=True, slots=True)
 class RenderedSample(Sample):
@@ -90,6 +143,11 @@ class RenderedSample(Sample):
 
     token_ids: tuple[int, ...] | None = None
     add_special_tokens: bool = True
+
+    @property
+    def key(self) -> bytes:
+        """As of every sample; a text is another one with and without special tokens."""
+        return _digest([str(self.completion), self.token_ids, self.add_special_tokens])
 
     @classmethod
     def of(cls, text: str | Sequence[int], *, add_special_tokens: bool = True) -> RenderedSample:
@@ -119,29 +177,92 @@ def _check_text_or_messages(part: str, value: object) -> None:
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue
-        if not isinstance(content, str):
-            raise DataError(f"{where} needs text as its content, not {type(content).__name__}: {content!r}.")
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, Sequence):
+            raise DataError(
+                f"{where} needs text as its content, not {type(content).__name__}: {content!r}. A list of parts, such as "
+                "{'type': 'text', 'text': ...}, is taken as well."
+            )
+        for place, piece in enumerate(content):
+            if not isinstance(piece, Mapping) or not isinstance(piece.get("type"), str):
+                raise DataError(f"{where}.content[{place}] is not a part with a 'type', such as text: {piece!r:.200}.")
+            if piece["type"] == "text" and not isinstance(piece.get("text"), str):
+                raise DataError(f"{where}.content[{place}] is a part of the type 'text' and has no text: {piece!r:.200}.")
+
+
+def _canonical(part: str | Sequence[Message]) -> Any:
+    """Equal for equal texts and messages: null is as good as an absent key, and text parts as their text."""
+    if isinstance(part, str):
+        return part
+    return [
+        {
+            name: message_text(message) if name == "content" and _is_text(value) else value
+            for name, value in message.items()
+            if value is not None
+        }
+        for message in part
+    ]
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, str) or all(piece["type"] == "text" for piece in content)
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=_plain)
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, and whatever else has no JSON form as text."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def text_of(part: str | Sequence[Message]) -> str:
-    """A prompt or completion as one text: the contents of its messages, a line each.
+    """A prompt or completion as one text to be shown or measured: the contents of its messages, a line each.
 
     >>> text_of([{"role": "assistant", "content": "four"}])
     'four'
     """
-    return part if isinstance(part, str) else "\n".join(message.get("content") or "" for message in part)
+    return part if isinstance(part, str) else "\n".join(map(message_text, part))
 
 
-def completion_text(sample: Sample) -> str:
-    """The completion as text: of messages, the contents of the assistant's, one after another on lines of their own.
+def message_text(message: Message, *, strict: bool = False) -> str:
+    """A message's content as text, its parts joined; a part that is no text is its type in angle brackets.
 
-    >>> completion_text(Sample([{"role": "user", "content": "2+2?"}], "4"))
-    '4'
+    Args:
+        message: The message.
+        strict: Whether only text is allowed, as where it is scored and not only shown or measured.
+
+    Raises:
+        DataError: `strict`, and a part is no text.
+
+    >>> message_text({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]})
+    '<image>What is this?'
     """
-    if isinstance(sample.completion, str):
-        return sample.completion
-    contents = (message.get("content") for message in sample.completion if message["role"] == "assistant")
-    return "\n".join(content for content in contents if content)
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    kinds = [piece["type"] for piece in content if piece["type"] != "text"]
+    if strict and kinds:
+        raise DataError(
+            f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, and only text can be scored here. Leave such "
+            "parts out of what is scored, or score with a reward that takes them."
+        )
+    return "".join(piece["text"] if piece["type"] == "text" else f"<{piece['type']}>" for piece in content)
+
+
+def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
+    """The text of each completion by row, and why a row has none."""
+    texts: dict[int, str] = {}
+    errors: dict[int, RmPluginsError] = {}
+    for row, sample in enumerate(samples):
+        try:
+            texts[row] = sample.completion_text
+        except DataError as error:
+            errors[row] = error
+    return texts, errors
 
 
 def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
@@ -150,8 +271,7 @@ def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
     >>> prompt_groups([Sample("a", "1"), Sample("b", "2"), Sample("a", "3")])
     [[0, 2], [1]]
     """
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[bytes, list[int]] = defaultdict(list)
     for row, sample in enumerate(samples):
-        key = sample.prompt if isinstance(sample.prompt, str) else json.dumps(sample.prompt, sort_keys=True, default=repr)
-        groups[key].append(row)
+        groups[sample.prompt_key].append(row)
     return list(groups.values())

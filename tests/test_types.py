@@ -21,9 +21,11 @@ from rm_plugins.providers.combinators.gate import Gate
 from rm_plugins.providers.combinators.product import Product
 from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.combinators.threshold import Threshold
+from rm_plugins.samples import RenderedSample, text_of
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import Clip, Scale
 from rm_plugins.transforms.zscore import ZScore
+from tests.conftest import MakeFolder
 
 USER = {"role": "user", "content": "2+2?"}
 ASSISTANT = {"role": "assistant", "content": "4"}
@@ -80,7 +82,8 @@ class TestSample:
             ([USER], [{"role": "bot", "content": "4"}], r"completion\[0\] has the unknown role 'bot'. Allowed: assistant, dev"),
             ([USER], [{"role": "assistant", "content": None}], r"completion\[0\] needs text as its content, not NoneType"),
             ([USER], [{"role": "assistant"}], r"completion\[0\] needs text as its content"),
-            ([{"role": "user", "content": [{"type": "image"}]}], "4", r"prompt\[0\] needs text as its content, not list"),
+            ([{"role": "user", "content": ["2+2?"]}], "4", r"prompt\[0\].content\[0\] is not a part with a 'type'"),
+            ([{"role": "user", "content": [{"type": "text"}]}], "4", r"prompt\[0\].content\[0\] .* 'text' and has no text"),
         ],
     )
     def test_anything_else_is_refused(self, prompt: Any, completion: Any, message: str) -> None:
@@ -352,7 +355,7 @@ class TestFailuresAsData:
         with pytest.raises(ScoringError, match="it is an exclamation") as caught:
             provider.score(completions("!", "a", "!"))
         assert (caught.value.provider, caught.value.path) == ("counting", "rewards.yaml: members[1]")
-        assert caught.value.rows == {0, 2}
+        assert caught.value.rows == frozenset({0, 2})
         copied = pickle.loads(pickle.dumps(caught.value))
         assert (str(copied), copied.rows, copied.provider, copied.path) == (
             *(str(caught.value), frozenset({0, 2})),
@@ -421,3 +424,79 @@ def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
     with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
         rm.Scores(array(1), parts={"0": inner})
     assert np.isnan(rm.Scores(array(5), errors={0: ScoringError("no")}).values[0])
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]}]
+PICTURE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "2+2?"}]}]
+
+
+class TestContentsInParts:
+    """TRL's trainers of vision models make a list of parts of every content."""
+
+    def test_text_parts_are_the_text(self, tiny_decoder: MakeFolder) -> None:
+        plain, parts = (
+            rm.Sample([USER], "4"),
+            rm.Sample(PARTS, [{"role": "assistant", "content": [{"type": "text", "text": "4"}]}]),
+        )
+        assert parts.text_messages == plain.messages
+        assert (parts.prompt_key, parts.key, parts.completion_text) == (plain.prompt_key, plain.key, "4")
+        for spec in (
+            str(tiny_decoder()),
+            {"provider": "sequence-classifier", "model": str(tiny_decoder()), "chat_template": "plain"},
+            {"provider": "length-window", "high": 3},
+            {"provider": "format", "pattern": r"\d"},
+        ):
+            reward = rm.load(spec)
+            scores = reward.score([plain, parts]).values
+            assert scores[0] == scores[1]
+
+    def test_what_is_no_text_is_refused_when_it_is_scored(self, tiny_decoder: MakeFolder) -> None:
+        reward = rm.load(tiny_decoder())
+        samples = [rm.Sample([USER], "4"), rm.Sample(PICTURE, "4"), rm.Sample([USER], "5")]
+        with pytest.raises(
+            DataError, match=r"Item 1 cannot be rendered: .* of the type 'image', and only text can be"
+        ) as caught:
+            reward.score(samples)
+        assert caught.value.rows == frozenset({1})
+        scores = reward.score(samples, on_error="abstain")
+        assert list(scores.errors) == [1]
+        np.testing.assert_array_equal(scores.values[[0, 2]], reward.score([samples[0], samples[2]]).values)
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            {"provider": "format", "pattern": "4"},
+            {"provider": "phrases", "required": ["4"]},
+            {"provider": "repetition"},
+            {"provider": "length-window", "high": 3},
+            {"provider": "json-schema"},
+        ],
+        ids=lambda spec: str(spec["provider"]),
+    )
+    def test_rules_fail_for_the_one_sample(self, spec: dict[str, Any]) -> None:
+        picture = [{"role": "assistant", "content": [{"type": "image"}]}]
+        samples = [rm.Sample(PICTURE, "4"), rm.Sample([USER], picture)]
+        scores = rm.load(spec).score(samples, on_error="abstain")
+        assert (list(scores.errors), scores.abstained.tolist()) == ([1], [False, True])
+
+    def test_it_is_shown_all_the_same(self) -> None:
+        assert text_of(PICTURE) == "<image>2+2?"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same_prompt", "same"),
+    [
+        (rm.Sample("a", "b"), rm.Sample("a", "b", {"id": 7}), True, True),
+        (rm.Sample("a", "b"), rm.Sample("a", "c"), True, False),
+        (rm.Sample("ab", "c"), rm.Sample("a", "bc"), False, False),
+        (rm.Sample([USER], "4"), rm.Sample([{**USER, "name": None}], "4"), True, True),
+        (rm.Sample([USER], "4"), rm.Sample([USER], "4", {"tools": []}), True, True),
+        (rm.Sample([USER], "4"), rm.Sample([USER], "4", {"tools": [{"name": "add"}]}), False, False),
+        (rm.Sample([USER], "4"), rm.Sample([USER], "4", {"chat_template_kwargs": {"thinking": True}}), False, False),
+        (rm.Sample("2+2?", "4"), rm.Sample([USER], "4"), False, False),
+        (RenderedSample.of("a"), RenderedSample.of("a", add_special_tokens=False), True, False),
+        (RenderedSample.of([1, 2]), RenderedSample.of([12]), True, False),
+    ],
+)
+def test_keys(one: rm.Sample, other: rm.Sample, same_prompt: bool, same: bool) -> None:
+    assert ((one.prompt_key == other.prompt_key), (one.key == other.key)) == (same_prompt, same)

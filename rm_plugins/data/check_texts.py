@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from rm_plugins.data.judgements import Judgement
-from rm_plugins.samples import Message, Sample
+from rm_plugins.samples import Message, Sample, message_text
 
 __all__ = ["VERDICT_BITS", "characters", "excerpt", "is_blank", "one_line", "row_digests", "sample_digests"]
 
@@ -24,7 +24,7 @@ def characters(samples: Sequence[Sample]) -> list[int]:
 
 
 def _texts(part: str | Sequence[Message]) -> list[str]:
-    return [part] if isinstance(part, str) else [message.get("content") or "" for message in part]
+    return [part] if isinstance(part, str) else [message_text(message) for message in part]
 
 
 def is_blank(part: str | Sequence[Message]) -> bool:

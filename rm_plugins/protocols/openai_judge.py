@@ -14,7 +14,7 @@ from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.provider import LocalPath
-from rm_plugins.samples import Message, RenderedSample
+from rm_plugins.samples import Message, RenderedSample, message_text
 
 __all__ = ["OpenAIJudge"]
 
@@ -154,7 +154,10 @@ def _text(part: str | Sequence[Message]) -> str:
     """A text as it is, one message as its text, several as ``Role: content`` paragraphs."""
     if isinstance(part, str):
         return part
-    contents = [message.get("content") or json.dumps(message.get("tool_calls") or "", ensure_ascii=False) for message in part]
+    contents = [
+        message_text(message, strict=True) or json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
+        for message in part
+    ]
     if len(part) == 1:
         return str(contents[0])
     roles = [str(message["role"]).capitalize() for message in part]

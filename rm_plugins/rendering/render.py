@@ -117,7 +117,7 @@ class Renderer:
             text = self._templated(sample)
             return text.removeprefix(self._bos) if self._bos else text
         if sample.is_conversational:
-            text = completion = "\n\n".join(_paragraph(message) for message in sample.messages)
+            text = completion = "\n\n".join(_paragraph(message) for message in sample.text_messages)
         else:
             text, completion = f"{sample.prompt}{sample.completion}", str(sample.completion)
         eos = self.tokenizer.eos_token
@@ -132,7 +132,7 @@ class Renderer:
         settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in (sample.messages if messages is None else messages)],
+                list(sample.text_messages if messages is None else messages),
                 add_generation_prompt=opens,
                 tools=json.loads(tools) if isinstance(tools, str) else tools,
                 tokenize=False,
@@ -164,25 +164,43 @@ class Renderer:
         return ids, len(long)
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token."""
+        """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token.
+
+        Raises:
+            DataError: Samples cannot be rendered; `rows` are all of them.
+        """
         ids: list[list[int]] = [[]] * len(samples)
         texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether all of its special tokens are in the text
+        refused: dict[int, DataError] = {}
         for row, sample in enumerate(samples):
             if isinstance(sample, RenderedSample) and sample.token_ids is not None:
                 ids[row] = list(sample.token_ids)
-            elif isinstance(sample, RenderedSample):
-                texts[not sample.add_special_tokens][row] = str(sample.completion)
-            elif self._is_templated(sample):
-                # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
-                texts[True][row] = self._templated(sample)
+                continue
+            try:
+                complete, text = self._to_tokenize(sample)
+            except DataError as error:
+                refused[row] = error
             else:
-                texts[False][row] = self.text(sample)
+                texts[complete][row] = text
+        if refused:
+            first, refusal = next(iter(refused.items()))
+            more = f" ({len(refused) - 1} more of {len(samples)} samples are refused)" if len(refused) > 1 else ""
+            raise DataError(f"Item {first} cannot be rendered: {refusal}{more}", rows=refused) from refusal
         for complete, found in texts.items():
             if found:
                 rows_ids = self._tokenize_templated([*found.values()]) if complete else self._tokenized([*found.values()])
                 for row, row_ids in zip(found, rows_ids, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids
+
+    def _to_tokenize(self, sample: Sample) -> tuple[bool, str]:
+        """The text of a sample that is tokenized, and whether all of its special tokens are in it."""
+        if isinstance(sample, RenderedSample):
+            return not sample.add_special_tokens, str(sample.completion)
+        if self._is_templated(sample):
+            # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+            return True, self._templated(sample)
+        return False, self.text(sample)
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
@@ -215,7 +233,7 @@ class Renderer:
     def _prompt_text(self, sample: Sample) -> str:
         if not sample.is_conversational:
             return str(sample.prompt)
-        messages = sample.messages[: len(sample.prompt)]
+        messages = sample.text_messages[: len(sample.prompt)]
         if not self._is_templated(sample):
             return "".join(f"{_paragraph(message)}\n\n" for message in messages)
         try:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import Provider
-from rm_plugins.samples import Sample, completion_text
-from rm_plugins.scores import Scores
+from rm_plugins.provider import RowProvider
+from rm_plugins.samples import Sample
 
 __all__ = ["Format"]
 
 
-class Format(Provider):
+class Format(RowProvider):
     """1 for a completion that matches a regular expression, 0 for any other.
 
     Args:
@@ -51,7 +47,7 @@ class Format(Provider):
             raise SpecError(f"{pattern!r} is no regular expression: {reason}{where}.", key="pattern") from error
         self.match = match
 
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Match every completion."""
-        found = self.pattern.fullmatch if self.match == "full" else self.pattern.search
-        return Scores(np.array([float(found(completion_text(sample)) is not None) for sample in samples]))
+    def score_sample(self, sample: Sample) -> float:
+        """Match the completion."""
+        matches = self.pattern.fullmatch if self.match == "full" else self.pattern.search
+        return float(matches(sample.completion_text) is not None)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from rm_plugins.errors import MissingDependencyError, SpecError
-from rm_plugins.provider import LocalPath, Provider
-from rm_plugins.samples import Sample, completion_text
-from rm_plugins.scores import Scores
+from rm_plugins.provider import LocalPath, RowProvider
+from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -24,7 +23,7 @@ __all__ = ["JsonSchema"]
 _FENCED = re.compile(r"^ {0,3}```json[ \t]*\r?\n(.*?)^ {0,3}```[ \t]*(?=\r?$)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 
 
-class JsonSchema(Provider):
+class JsonSchema(RowProvider):
     """1 for a completion that is JSON and valid under a schema, `partial` for other JSON, 0 for what is no JSON.
 
     Args:
@@ -55,11 +54,9 @@ class JsonSchema(Provider):
         self.extract = extract
         self.partial = partial
 
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Parse and validate every completion."""
-        return Scores(np.array([self._value(completion_text(sample)) for sample in samples]))
-
-    def _value(self, text: str) -> float:
+    def score_sample(self, sample: Sample) -> float:
+        """Parse and validate the completion."""
+        text = sample.completion_text
         if self.extract != "whole":
             block = _FENCED.search(text)
             if block is None and self.extract == "fenced":

@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.provider import ModelSource, Provider
-from rm_plugins.samples import Sample, completion_text
+from rm_plugins.samples import Sample, completion_texts
 from rm_plugins.scores import Scores
 
 if TYPE_CHECKING:
@@ -66,12 +66,15 @@ class LengthWindow(Provider):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Measure every completion."""
-        lengths = np.array(self._lengths([completion_text(sample) for sample in samples]), dtype=np.float64)
+        texts, errors = completion_texts(samples)
+        lengths = np.full(len(samples), np.nan)
+        lengths[list(texts)] = self._lengths(list(texts.values()))
         outside = np.maximum(0, np.maximum(self.low - lengths, lengths - self.high))
-        return Scores(np.maximum(0, 1 - outside / self.soft) if self.soft else (outside == 0).astype(np.float64))
+        values = np.maximum(0, 1 - outside / self.soft) if self.soft else (outside == 0).astype(np.float64)
+        return Scores(values, errors=errors)
 
     def _lengths(self, texts: list[str]) -> list[int]:
-        if self._tokenizer is not None:
+        if self._tokenizer is not None and texts:
             return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
         return [len(text.split() if self.unit == "words" else text) for text in texts]
 

@@ -13,7 +13,7 @@ import numpy as np
 from rm_plugins.errors import DataError, MissingDependencyError, ScoringError, SpecError
 from rm_plugins.provider import Provider
 from rm_plugins.providers.rules.math_comparison import MathComparison
-from rm_plugins.samples import Sample, completion_text
+from rm_plugins.samples import Sample, completion_texts
 from rm_plugins.scores import Scores
 
 __all__ = ["MathVerify"]
@@ -53,17 +53,19 @@ class MathVerify(Provider):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Compare every completion's answer.
 
+        Where the process that compares could not be started, or broke down over some rows, these have an error.
+
         Raises:
             DataError: A sample has no gold answer's column, or something else than text, a number or nothing in it.
-            ScoringError: The process that compares could not be started, or broke down over some rows.
         """
         values = np.full(len(samples), np.nan)
         golds = [self._gold(row, sample) for row, sample in enumerate(samples)]
         broken: dict[int, str] = {}
-        for row, (gold, sample) in enumerate(zip(golds, samples, strict=True)):
+        texts, errors = completion_texts(samples)
+        for row, text in texts.items():
+            gold = golds[row]
             if gold is None:
                 continue
-            text = completion_text(sample)
             try:
                 equal = self._comparison(gold, text)
             except TimeoutError as error:
@@ -79,12 +81,13 @@ class MathVerify(Provider):
                 values[row] = 1.0
         if broken:
             first, reason = next(iter(broken.items()))
-            raise ScoringError(
+            failure = ScoringError(
                 f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. Its own "
                 "output above says more.",
                 rows=broken,
             )
-        return Scores(values)
+            errors |= dict.fromkeys(broken, failure)
+        return Scores(values, errors=errors)
 
     def _gold(self, row: int, sample: Sample) -> str | None:
         if self.column not in sample.columns:

@@ -6,17 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import Provider
-from rm_plugins.samples import Sample, completion_text
-from rm_plugins.scores import Scores
+from rm_plugins.provider import RowProvider
+from rm_plugins.samples import Sample
 
 __all__ = ["Phrases"]
 
 
-class Phrases(Provider):
+class Phrases(RowProvider):
     """The share of the required phrases that a completion has (1 if none is required), and 0 if it has a forbidden one.
 
     Args:
@@ -53,11 +50,9 @@ class Phrases(Provider):
         self._required = [pattern(phrase) for phrase in required]
         self._forbidden = [pattern(phrase) for phrase in forbidden]
 
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Look for every phrase in every completion."""
-        return Scores(np.array([self._value(completion_text(sample)) for sample in samples]))
-
-    def _value(self, text: str) -> float:
+    def score_sample(self, sample: Sample) -> float:
+        """Look for every phrase in the completion."""
+        text = sample.completion_text
         if any(phrase.search(text) for phrase in self._forbidden):
             return 0.0
         if not self._required:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import Provider
-from rm_plugins.samples import Sample, completion_text
-from rm_plugins.scores import Scores
+from rm_plugins.provider import RowProvider
+from rm_plugins.samples import Sample
 
 __all__ = ["Repetition"]
 
 
-class Repetition(Provider):
+class Repetition(RowProvider):
     """-weight * (1 - distinct n-grams / all n-grams) of a completion's words; 0 where nothing repeats.
 
     The penalty of appendix C.2 of Yeo et al., "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv 2502.03373), over
@@ -39,10 +37,9 @@ class Repetition(Provider):
         self.n = n
         self.weight = weight
 
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Count every completion's n-grams."""
-        shares = np.array([self._repeated(completion_text(sample)) for sample in samples])
-        return Scores(0.0 - self.weight * shares)
+    def score_sample(self, sample: Sample) -> float:
+        """Count the completion's n-grams."""
+        return 0.0 - self.weight * self._repeated(sample.completion_text)
 
     def _repeated(self, text: str) -> float:
         words = text.lower().split()
