@@ -66,4 +66,6 @@ class HookSpecs:
 
     @hookspec
     def rm_scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
-        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring."""
+        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring: it becomes a
+        `rm_plugins.errors.PluginError` that names the plug-in.
+        """
