@@ -16,6 +16,7 @@ import pluggy
 from rm_plugins.errors import BrokenPluginError, DuplicateNameError, PluginError, UnknownNameError, did_you_mean
 from rm_plugins.hooks import PROJECT
 from rm_plugins.hookspecs import HookSpecs
+from rm_plugins.version import __version__
 
 if TYPE_CHECKING:
     import click
@@ -128,9 +129,8 @@ class Registry:
         self._registered: dict[str, dict[str, Registration]] = {}
         self._discovered: dict[str, str] = {}
         self.broken: list[BrokenPlugin] = []
-        own_version = _own_version()
         for module in BUILT_INS:
-            self._add(__import__(module, fromlist=["_"]), module, own_version)
+            self._add(__import__(module, fromlist=["_"]), module, __version__)
         for plugin in plugins:
             name = getattr(plugin, "__name__", None) or type(plugin).__name__
             self._add(plugin, name, "")
@@ -349,12 +349,6 @@ def _attributed(values: Sequence[tuple[str, Any]], before: Sequence[_Registered]
         plugin = before[place].plugin if place < len(before) else wrapper
         placed.append((place, _Registered(name, value, plugin)))
     return [entry for _, entry in sorted(placed, key=lambda item: item[0])]
-
-
-def _own_version() -> str:
-    from rm_plugins import __version__
-
-    return __version__
 
 
 @lru_cache(maxsize=1)

@@ -6,16 +6,19 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Response
-from rm_plugins.remote.loop import THREAD_NAME, Trust
 from rm_plugins.remote.setback import Setback
 
-__all__ = ["Connections"]
+__all__ = ["THREAD_NAME", "Connections", "Trust"]
+
+THREAD_NAME = "rm-plugins-remote"
+"""The thread on which all connections of a process are made and used."""
 
 CONNECT_TIMEOUT = 5.0
 _KEPT_FOR = 4.0  # less than the 5 seconds after which uvicorn hangs up an idle connection
@@ -28,6 +31,21 @@ def _is_worth_telling(record: logging.LogRecord) -> bool:
 
 logging.getLogger(httpx2.__name__).addFilter(_is_worth_telling)
 logging.getLogger("hpack").setLevel(logging.INFO)  # below that it tells the headers, and the key in them
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a connection trusts; connections of the same trust are shared.
+
+    Args:
+        encrypted: Whether it uses TLS at all.
+        ca_file: The certificates that sign the servers'; the system's where None.
+        proxies: Whether the environment's proxies are used.
+    """
+
+    encrypted: bool
+    ca_file: str | None
+    proxies: bool
 
 
 class Connections:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
 from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
-from rm_plugins.remote.loop import Trust, network
+from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
 from rm_plugins.remote.requests import encoded
 from rm_plugins.remote.retry import backoff, retry_after
@@ -26,7 +26,7 @@ from rm_plugins.remote.setback import COUNTED, Setback
 from rm_plugins.remote.settings import Settings
 
 if TYPE_CHECKING:
-    from rm_plugins.remote.connections import Connections
+    from rm_plugins.remote.connections import Connections, Trust
 
 __all__ = ["Fleet", "Turn"]
 
@@ -250,6 +250,8 @@ class Fleet:
         Raises:
             Setback: There is no answer.
         """
+        from rm_plugins.remote.connections import Trust  # and the HTTP client with it, which takes a while to import
+
         headers = {
             **({"X-Request-ID": request_id} if request_id else {}),
             **dict(self.settings.headers),
