@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rm_plugins.provider import Aggregate, Provider, Transform
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
+    from rm_plugins.server.dialects import Dialect
     from rm_plugins.suites import Suite
 
 __all__ = ["HookSpecs"]
@@ -59,6 +60,10 @@ class HookSpecs:
     @hookspec
     def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]
         """Benchmarks of rewards: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""
+
+    @hookspec
+    def rm_register_dialects(self) -> Sequence[type[Dialect]]:  # type: ignore[empty-body]
+        """Endpoints that existing clients speak: subclasses of `rm_plugins.server.dialects.Dialect`, which ``rm-plugins serve`` has."""
 
     @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]

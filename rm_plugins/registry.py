@@ -35,6 +35,7 @@ KINDS: Mapping[str, str] = {
     "transform": "rm_register_transforms",
     "protocol": "rm_register_protocols",
     "suite": "rm_register_suites",
+    "dialect": "rm_register_dialects",
 }
 """What can be registered, and the hook that registers it."""
 
@@ -45,6 +46,7 @@ BUILT_INS = (
     "rm_plugins.transforms",
     "rm_plugins.protocols",
     "rm_plugins.suites",
+    "rm_plugins.server.dialects",
 )
 
 
