@@ -123,7 +123,7 @@ class _Route(DropInRoute):
 
 
 class OpenInference(Dialect):
-    """Open Inference Protocol: `/v2/models/MODEL/infer`, as Triton, KServe and NeMo-Aligner have it."""
+    """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
     name: ClassVar[str] = "oip"
 

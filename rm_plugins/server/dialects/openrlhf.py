@@ -57,7 +57,7 @@ _EXAMPLES: Any = {
 
 
 class OpenRLHF(Dialect):
-    """OpenRLHF's reward server: `/get_reward`, for `--reward.remote_url`."""
+    """OpenRLHF's reward server: /get_reward."""
 
     name: ClassVar[str] = "openrlhf"
 

@@ -193,7 +193,7 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 
 
 class Native(Dialect):
-    """The server's own: `/v1/rewards` with details, abstentions and errors."""
+    """The server's own: /v1/rewards, with details, abstentions and errors."""
 
     name: ClassVar[str] = "rm-plugins"
 

@@ -115,7 +115,7 @@ class _Route(DropInRoute):
 
 
 class TEI(Dialect):
-    """text-embeddings-inference: `/predict` and `/info`; `/rerank` is among vLLM's."""
+    """text-embeddings-inference: /predict and /info; /rerank is among vLLM's."""
 
     name: ClassVar[str] = "tei"
 

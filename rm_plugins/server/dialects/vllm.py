@@ -90,7 +90,7 @@ class _SharedRoute(_Route):
 
 
 class VLLM(Dialect):
-    """vLLM's pooling models: `/classify`, `/pooling`, `/score` and `/rerank`."""
+    """vLLM's pooling models: /classify, /pooling, /score and /rerank."""
 
     name: ClassVar[str] = "vllm"
 
