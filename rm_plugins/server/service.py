@@ -195,13 +195,13 @@ class Service:
             try:
                 changed = await self._swap()
             except Problem as problem:
-                for found in waiting:
-                    if not found.done():
-                        found.set_exception(problem)
+                for reload in waiting:
+                    if not reload.done():
+                        reload.set_exception(problem)
                 raise
-            for found in waiting:
-                if not found.done():
-                    found.set_result(changed)
+            for reload in waiting:
+                if not reload.done():
+                    reload.set_result(changed)
             return changed
 
     async def _swap(self) -> bool:
