@@ -18,12 +18,12 @@ TO_BE_BROKEN = {
 
 def modules(folder: Path, packages: tuple[str, ...] = ("*",)) -> dict[str, Path]:
     """The files of packages in a folder, by the names that they are imported by."""
-    found = {}
+    files = {}
     for package in sorted(path for pattern in packages for path in folder.glob(pattern) if (path / "__init__.py").exists()):
         for file in sorted(package.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
 
 
 def imported(module: str, file: Path, known: Mapping[str, Path]) -> Iterator[str]:

@@ -35,10 +35,10 @@ class Constant(rm.Provider):
 
 def plugin(name: str = "mine", /, **hooks: Any) -> object:
     """A plug-in whose hooks give what the keyword arguments say, or call it."""
-    found = SimpleNamespace(__name__=name)
+    module = SimpleNamespace(__name__=name)
     for hook, value in hooks.items():
-        setattr(found, hook, rm.hookimpl(value if callable(value) else giving(value)))
-    return found
+        setattr(module, hook, rm.hookimpl(value if callable(value) else giving(value)))
+    return module
 
 
 def giving(value: Any) -> Callable[[], Any]:
@@ -83,17 +83,17 @@ def rm_register_providers():
 def test_built_ins_come_through_the_same_hooks() -> None:
     registry = rm.Registry()
     assert {"function", "sequence-classifier"} <= set(registry.all("provider"))
-    found = registry.all("loss")["bradley-terry"]
-    assert (found.cls, found.plugin, found.version) == (BradleyTerry, "rm_plugins.losses", rm.__version__)
-    assert found.doc.startswith("Bradley-Terry")
+    loss = registry.all("loss")["bradley-terry"]
+    assert (loss.cls, loss.plugin, loss.version) == (BradleyTerry, "rm_plugins.losses", rm.__version__)
+    assert loss.doc.startswith("Bradley-Terry")
     assert all(registry.all(kind) is registry.all(kind) for kind in KINDS)
 
 
 def test_a_plugin_is_an_object_that_is_handed_in() -> None:
     registry = rm.Registry([plugin(rm_register_providers=[Constant])])
     assert registry.get("provider", "constant-number") is Constant
-    found = registry.all("provider")["constant-number"]
-    assert (found.plugin, found.version, found.doc) == ("mine", "", "Gives one number. Always.")
+    provider = registry.all("provider")["constant-number"]
+    assert (provider.plugin, provider.version, provider.doc) == ("mine", "", "Gives one number. Always.")
     assert "constant-number" not in rm.Registry().all("provider")
 
 
@@ -152,8 +152,8 @@ def test_a_plugin_that_was_handed_in_raises_what_it_raises() -> None:
 
 def test_commands_carry_their_plugin() -> None:
     command = click.Command("polish", help="Make it shine. And more.")
-    found = rm.Registry([plugin(rm_register_commands=[command])]).commands()["polish"]
-    assert (found.command, found.plugin, found.doc) == (command, "mine", "Make it shine.")
+    added = rm.Registry([plugin(rm_register_commands=[command])]).commands()["polish"]
+    assert (added.command, added.plugin, added.doc) == (command, "mine", "Make it shine.")
     with pytest.raises(DuplicateNameError, match="'polish' is added by two plug-ins: 'mine' and 'yours'"):
         rm.Registry(
             [plugin(rm_register_commands=[command]), plugin("yours", rm_register_commands=[click.Command("polish")])]
@@ -414,8 +414,8 @@ class TestScoredHooks:
 class TestInstalled:
     def test_a_distribution_is_found_with_its_version(self, install: Callable[..., None]) -> None:
         install("quiet-rewards", "quiet", PROVIDER)
-        found = rm.Registry(discover=True).all("provider")["quiet"]
-        assert (found.plugin, found.version, found.cls.__module__) == ("quiet", "1.5", "quiet_rewards")
+        quiet = rm.Registry(discover=True).all("provider")["quiet"]
+        assert (quiet.plugin, quiet.version, quiet.cls.__module__) == ("quiet", "1.5", "quiet_rewards")
         assert "quiet" not in rm.Registry().all("provider")
 
     def test_the_order_is_by_name_whatever_was_installed_first(self, install: Callable[..., None]) -> None:
@@ -423,8 +423,8 @@ class TestInstalled:
         source += "@hookimpl\ndef rm_register_providers():\n    return [A]\n"
         for name in ("zebra", "ant", "mole"):
             install(f"dist-{name[::-1]}", name, source.format(name))
-        found = [name for name in rm.Registry(discover=True).all("provider") if name in ("zebra", "ant", "mole")]
-        assert found == ["ant", "mole", "zebra"]
+        names = [name for name in rm.Registry(discover=True).all("provider") if name in ("zebra", "ant", "mole")]
+        assert names == ["ant", "mole", "zebra"]
 
     @pytest.mark.parametrize(
         ("source", "reason"),
