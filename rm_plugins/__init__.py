@@ -4,8 +4,9 @@ Importing this package imports no torch: every name below is loaded when it is f
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from rm_plugins.version import __version__
 
 if TYPE_CHECKING:
     from rm_plugins.errors import RmPluginsError
@@ -28,11 +29,6 @@ __all__ = [
     "hookimpl",
     "load",
 ]
-
-try:
-    __version__ = version("rm-plugins")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
 
 _HOMES = {
     "Aggregate": "provider",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rm_plugins.provider import Aggregate, Provider, Transform
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
+    from rm_plugins.server.dialects import Dialect
     from rm_plugins.suites import Suite
 
 __all__ = ["HookSpecs"]
@@ -61,9 +62,15 @@ class HookSpecs:
         """Benchmarks of rewards: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""
 
     @hookspec
+    def rm_register_dialects(self) -> Sequence[type[Dialect]]:  # type: ignore[empty-body]
+        """Endpoints that existing clients speak: subclasses of `rm_plugins.server.dialects.Dialect`, which ``rm-plugins serve`` has."""
+
+    @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]
         """Commands of the ``rm-plugins`` program. Import what is heavy inside the command, not beside it."""
 
     @hookspec
     def rm_scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
-        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring."""
+        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring: it becomes a
+        `rm_plugins.errors.PluginError` that names the plug-in.
+        """

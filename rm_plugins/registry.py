@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from traceback import walk_tb
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -14,6 +16,7 @@ import pluggy
 from rm_plugins.errors import BrokenPluginError, DuplicateNameError, PluginError, UnknownNameError, did_you_mean
 from rm_plugins.hooks import PROJECT
 from rm_plugins.hookspecs import HookSpecs
+from rm_plugins.version import __version__
 
 if TYPE_CHECKING:
     import click
@@ -32,6 +35,7 @@ KINDS: Mapping[str, str] = {
     "transform": "rm_register_transforms",
     "protocol": "rm_register_protocols",
     "suite": "rm_register_suites",
+    "dialect": "rm_register_dialects",
 }
 """What can be registered, and the hook that registers it."""
 
@@ -42,6 +46,7 @@ BUILT_INS = (
     "rm_plugins.transforms",
     "rm_plugins.protocols",
     "rm_plugins.suites",
+    "rm_plugins.server.dialects",
 )
 
 
@@ -98,13 +103,22 @@ class BrokenPlugin:
         return f"{type(self.error).__name__}: {str(self.error).partition(chr(10))[0]}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """Something that a plug-in registered through a hook."""
+
+    name: str
+    value: Any
+    plugin: str
+
+
 class Registry:
     """Plug-ins and what they registered.
 
     Args:
         plugins: Plug-in modules or objects, besides the built-in ones. One with a misspelt hook is refused at once.
         discover: Whether to load the installed plug-ins of the entry-point group ``rm_plugins``. One that fails is kept in
-            `broken` and takes nothing else down.
+            `broken` and does not affect the others.
 
     Raises:
         PluginError: One of `plugins` implements a hook that does not exist, or with wrong arguments.
@@ -117,27 +131,37 @@ class Registry:
         self._registered: dict[str, dict[str, Registration]] = {}
         self._discovered: dict[str, str] = {}
         self.broken: list[BrokenPlugin] = []
-        own_version = _own_version()
         for module in BUILT_INS:
-            self._add(__import__(module, fromlist=["_"]), module, own_version)
+            self._add(__import__(module, fromlist=["_"]), module, __version__)
         for plugin in plugins:
             name = getattr(plugin, "__name__", None) or type(plugin).__name__
             self._add(plugin, name, "")
         if discover:
-            for entry_point in sorted(entry_points(group=PROJECT), key=lambda found: found.name):
+            for entry_point in sorted(entry_points(group=PROJECT), key=lambda entry_point: entry_point.name):
                 self._discover(entry_point)
 
     def _add(self, plugin: object, name: str, version: str) -> None:
         if self._manager.has_plugin(name):
             raise PluginError(f"The plug-in {name!r} was refused: another one of that name is there already.")
         try:
-            self._manager.register(plugin, name)
+            self._manager.register(self._hashable(plugin, name), name)
             self._manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise PluginError(f"The plug-in {name!r} was refused: {error}") from error
         self._versions[name] = version
+
+    def _hashable(self, plugin: object, name: str) -> object:
+        """The plug-in itself, or a module with its hooks: pluggy keeps plug-ins in sets."""
+        try:
+            hash(plugin)
+        except TypeError:
+            module = ModuleType(name)
+            hooks = [key for key in dir(plugin) if self._manager.parse_hookimpl_opts(plugin, key) is not None]
+            vars(module).update({key: getattr(plugin, key) for key in hooks})
+            return module
+        return plugin
 
     def _discover(self, entry_point: EntryPoint) -> None:
         distribution = entry_point.dist
@@ -154,42 +178,82 @@ class Registry:
 
         Raises:
             DuplicateNameError: Two classes claim one name.
-            PluginError: A plug-in registered something that carries no name.
+            PluginError: A plug-in that was handed in registered something that is not a class with a name.
         """
         if kind not in self._registered:
             self._registered[kind] = self._collect(kind)
         return self._registered[kind]
 
     def _collect(self, kind: str) -> dict[str, Registration]:
-        found: dict[str, Registration] = {}
-        for plugin, value in self._call(KINDS[kind]):
-            for cls in value:
-                name = getattr(cls, "name", None)
-                if not isinstance(cls, type) or not isinstance(name, str):
-                    raise PluginError(
-                        f"The plug-in {plugin!r} registered {cls!r} as a {kind}; a class with `name: ClassVar[str]` is needed."
-                    )
-                if name in found:
-                    other = found[name]
-                    raise DuplicateNameError(
-                        f"The {kind} name {name!r} is registered twice: by {other.cls.__module__}.{other.cls.__qualname__} "
-                        f"(plug-in {other.plugin!r}) and {cls.__module__}.{cls.__qualname__} (plug-in {plugin!r}). Rename one, or "
-                        "uninstall its plug-in."
-                    )
-                found[name] = Registration(kind, name, cls, plugin, self._versions[plugin])
-        return found
+        registered: dict[str, Registration] = {}
+        for entry in self._ask(KINDS[kind], f"as a {kind}; a class with `name: ClassVar[str]` is needed", _name_of_class):
+            name, cls = entry.name, entry.value
+            if name in registered:
+                other = registered[name]
+                raise DuplicateNameError(
+                    f"The {kind} name {name!r} is registered twice: by {other.cls.__module__}.{other.cls.__qualname__} "
+                    f"(plug-in {other.plugin!r}) and {cls.__module__}.{cls.__qualname__} (plug-in {entry.plugin!r}). "
+                    "Rename one, or uninstall its plug-in."
+                )
+            registered[name] = Registration(kind, name, cls, entry.plugin, self._versions[entry.plugin])
+        return registered
 
-    def _call(self, hook: str) -> list[tuple[str, Sequence[Any]]]:
-        """What each plug-in answers to a hook; an installed one that fails is kept in `broken`."""
-        answers = []
-        for found in getattr(self._manager.hook, hook).get_hookimpls():
+    def _ask(self, hook: str, needed: str, name_of: Callable[[Any], str | None]) -> list[_Registered]:
+        """What plug-ins register through a hook, in the order of the plug-ins.
+
+        Each plug-in is asked alone, so that one that fails costs no other. Those that wrap the hook then see, from the innermost
+        to the outermost, what all others registered, and may drop, replace or add to it.
+
+        Args:
+            hook: The hook's name.
+            needed: The end of the message about a value that cannot be registered.
+            name_of: The name of a value that can be registered, else None.
+        """
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        wrapping = dict.fromkeys(one.plugin_name for one in implementations if one.wrapper or one.hookwrapper)
+        plain = dict.fromkeys(one.plugin_name for one in implementations if one.plugin_name not in wrapping)
+
+        def answer(plugin: str, others: Collection[str] = ()) -> list[tuple[str, Any]] | None:
+            """What one plug-in registers, around what others do; None where it failed and is kept in `broken`."""
+            named: list[tuple[str, Any]] = []
             try:
-                answers.append((found.plugin_name, found.function() or ()))
+                for value in self._call(hook, [*others, plugin]):
+                    name = name_of(value)
+                    if name is None:
+                        raise PluginError(f"The plug-in {plugin!r} registered {value!r} {needed}.")
+                    named.append((name, value))
             except Exception as error:
-                if found.plugin_name not in self._discovered:
+                if plugin not in self._discovered:
                     raise
-                self.broken.append(BrokenPlugin(found.plugin_name, self._discovered[found.plugin_name], error))
-        return answers
+                self._break(plugin, error)
+                return None
+            return named
+
+        registered: list[_Registered] = []
+        working: list[str] = []
+        for plugin in plain:
+            if (values := answer(plugin)) is not None:
+                working.append(plugin)
+                registered += [_Registered(name, value, plugin) for name, value in values]
+        for plugin in wrapping:
+            if (values := answer(plugin, working)) is not None:
+                working.append(plugin)
+                registered = _attributed(values, registered, plugin)
+        return registered
+
+    def _call(self, hook: str, plugins: Sequence[str]) -> Iterator[Any]:
+        """Call a hook of some plug-ins alone: every value of every list that it gives."""
+        others = [plugin for name, plugin in self._manager.list_name_plugin() if name not in plugins]
+        answers = self._manager.subset_hook_caller(hook, others)()
+        for values in answers if isinstance(answers, list) else [answers]:
+            if not isinstance(values, Iterable):
+                raise PluginError(f"The hook {hook} of the plug-in {plugins[-1]!r} gave {values!r}; a list is needed.")
+            yield from values
+
+    def _break(self, plugin: str, error: Exception) -> None:
+        broken = BrokenPlugin(plugin, self._discovered[plugin], error)
+        if (plugin, broken.reason) not in {(other.name, other.reason) for other in self.broken}:
+            self.broken.append(broken)
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The class registered under `name`; an underscore is read as a hyphen.
@@ -198,10 +262,10 @@ class Registry:
             UnknownNameError: Nobody registered it; the message has the nearest match.
             BrokenPluginError: Nobody registered it, and a plug-in that might have done so failed to load.
         """
-        found = self.all(kind)
-        if (kebab := name.replace("_", "-")) in found:
-            return found[kebab].cls
-        message = f"There is no {kind} called {name!r}. {did_you_mean(name, found)}"
+        registered = self.all(kind)
+        if (kebab := name.replace("_", "-")) in registered:
+            return registered[kebab].cls
+        message = f"There is no {kind} called {name!r}. {did_you_mean(name, registered)}"
         if self.broken:
             raise BrokenPluginError(f"{message} {self.suspects()}") from self.broken[0].error
         raise UnknownNameError(message)
@@ -217,30 +281,76 @@ class Registry:
         Raises:
             DuplicateNameError: Two plug-ins add one command.
         """
-        found: dict[str, PluginCommand] = {}
-        for plugin, commands in self._call("rm_register_commands"):
-            for command in commands:
-                name = str(command.name)
-                if name in found:
-                    raise DuplicateNameError(
-                        f"The command {name!r} is added by two plug-ins: {found[name].plugin!r} and {plugin!r}. Uninstall one."
-                    )
-                found[name] = PluginCommand(name, command, plugin, self._versions[plugin])
-        return found
+        commands: dict[str, PluginCommand] = {}
+        for entry in self._ask(
+            "rm_register_commands", "as a command; a `click.Command` with a name is needed", _name_of_command
+        ):
+            if entry.name in commands:
+                raise DuplicateNameError(
+                    f"The command {entry.name!r} is added by two plug-ins: {commands[entry.name].plugin!r} and "
+                    f"{entry.plugin!r}. Uninstall one."
+                )
+            commands[entry.name] = PluginCommand(entry.name, entry.value, entry.plugin, self._versions[entry.plugin])
+        return commands
 
     def scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
-        """Tell every `rm_scored` hook of a scored batch."""
-        self._manager.hook.rm_scored(provider=provider, samples=samples, scores=scores)
+        """Tell every `rm_scored` hook of a scored batch.
+
+        Raises:
+            PluginError: A hook raised; the message names its plug-in, and the original exception is the ``__cause__``.
+        """
+        try:
+            self._manager.hook.rm_scored(provider=provider, samples=samples, scores=scores)
+        except Exception as error:
+            raise PluginError(
+                f"{self._failed('rm_scored', error)} in its hook rm_scored, after {provider.called} had scored {len(samples)} "
+                f"samples: {type(error).__name__}: {error}"
+            ) from error
+
+    def _failed(self, hook: str, error: Exception) -> str:
+        """The plug-in whose implementation of a hook raised an error; the candidates where the traceback does not tell."""
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        suspects = list(dict.fromkeys(one.plugin_name for one in implementations))
+        for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+            owners = {one.plugin_name for one in implementations if getattr(one.function, "__code__", None) is frame.f_code}
+            if owners:
+                suspects = [plugin for plugin in suspects if plugin in owners]
+                break
+        if len(suspects) == 1:
+            return f"The plug-in {suspects[0]!r} failed"
+        return f"One of the plug-ins {', '.join(map(repr, suspects))} failed"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Plug-ins may be modules, which cannot be pickled: another process has the default registry in this one's place.
         return default_registry, ()
 
 
-def _own_version() -> str:
-    from rm_plugins import __version__
+def _name_of_class(value: Any) -> str | None:
+    name = getattr(value, "name", None)
+    return name if isinstance(value, type) and isinstance(name, str) else None
 
-    return __version__
+
+def _name_of_command(value: Any) -> str | None:
+    import click
+
+    return value.name if isinstance(value, click.Command) else None
+
+
+def _attributed(values: Sequence[tuple[str, Any]], before: Sequence[_Registered], wrapper: str) -> list[_Registered]:
+    """What is registered after a plug-in wrapped a hook: what was there keeps its plug-in and its place, the rest is the wrapper's.
+
+    A value that replaces another one of its name belongs to the plug-in of that one.
+    """
+    kept = {id(value) for _, value in values}
+    places: dict[object, int] = {}
+    for place, entry in enumerate(before):
+        places.setdefault(id(entry.value) if id(entry.value) in kept else entry.name, place)
+    placed: list[tuple[int, _Registered]] = []
+    for name, value in values:
+        place = places.get(id(value), places.get(name, len(before)))
+        plugin = before[place].plugin if place < len(before) else wrapper
+        placed.append((place, _Registered(name, value, plugin)))
+    return [entry for _, entry in sorted(placed, key=lambda item: item[0])]
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,10 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+
+from tests.servers import RewardServer
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -247,6 +250,23 @@ class TestOutsider:
             training = json.loads((tmp_path / folder / "reward_manifest.json").read_text(encoding="utf-8"))["training"]
             assert (training["loss"], training["regularizers"]) == (loss, {"small-rewards": 0.01})
 
+    def test_its_dialect_is_served_and_its_protocol_speaks_to_it(self, beside: Path, tmp_path: Path) -> None:
+        spec = tmp_path / "reward.yaml"
+        spec.write_text("provider: constant\nvalue: 1.5\n", encoding="utf-8")
+        with RewardServer(spec, PYTHONPATH=str(beside)) as server:
+            answer = httpx2.post(f"{server.url}/plain", json={"texts": ["a", "b"]}, trust_env=False)
+            refused = httpx2.post(f"{server.url}/plain", json={"texts": 3}, trust_env=False)
+            code = (
+                "import json\nimport rm_plugins as rm\nprotocol = {'name': 'plain', 'path': '/plain'}\n"
+                f"rewards = rm.load({{'provider': 'remote', 'url': {server.url!r}, 'protocol': protocol}})\n"
+                "print(json.dumps(rewards.score([rm.Sample('Q', text) for text in 'abc']).values.tolist()))"
+            )
+            scores = run_code(code, tmp_path, beside)
+        assert (answer.status_code, answer.json()) == (200, {"scores": [1.5, 1.5]})
+        assert (refused.status_code, refused.json()["error"]["cause"]) == (422, "invalid")
+        assert scores == [1.5, 1.5, 1.5]
+        assert "dialect=plain" in server.log
+
     def test_the_program_lists_it_and_has_its_command(self, beside: Path, tmp_path: Path) -> None:
         pytest.importorskip("rm_plugins.cli", reason="the command line is not there")
         program = (sys.executable, "-m", "rm_plugins")
@@ -255,6 +275,7 @@ class TestOutsider:
         assert {row["version"] for row in listed["registered"] if row["plugin"] == "example"} == {"1.2.3"}
         assert found == {
             ("protocol", "plain"),
+            ("dialect", "plain"),
             ("provider", "brevity"),
             ("aggregate", "midrange"),
             ("transform", "squash"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.errors import BrokenPluginError, DuplicateNameError, PluginError, UnknownNameError
+from rm_plugins.errors import BrokenPluginError, DataError, DuplicateNameError, PluginError, UnknownNameError
 from rm_plugins.losses.bradley_terry import BradleyTerry
 from rm_plugins.registry import KINDS, default_registry
 
@@ -31,12 +33,12 @@ class Constant(rm.Provider):
         return rm.Scores(np.full(len(samples), self.value))
 
 
-def plugin(name: str = "mine", **hooks: Any) -> object:
+def plugin(name: str = "mine", /, **hooks: Any) -> object:
     """A plug-in whose hooks give what the keyword arguments say, or call it."""
-    found = SimpleNamespace(__name__=name)
+    module = SimpleNamespace(__name__=name)
     for hook, value in hooks.items():
-        setattr(found, hook, rm.hookimpl(value if callable(value) else giving(value)))
-    return found
+        setattr(module, hook, rm.hookimpl(value if callable(value) else giving(value)))
+    return module
 
 
 def giving(value: Any) -> Callable[[], Any]:
@@ -81,17 +83,17 @@ def rm_register_providers():
 def test_built_ins_come_through_the_same_hooks() -> None:
     registry = rm.Registry()
     assert {"function", "sequence-classifier"} <= set(registry.all("provider"))
-    found = registry.all("loss")["bradley-terry"]
-    assert (found.cls, found.plugin, found.version) == (BradleyTerry, "rm_plugins.losses", rm.__version__)
-    assert found.doc.startswith("Bradley-Terry")
+    loss = registry.all("loss")["bradley-terry"]
+    assert (loss.cls, loss.plugin, loss.version) == (BradleyTerry, "rm_plugins.losses", rm.__version__)
+    assert loss.doc.startswith("Bradley-Terry")
     assert all(registry.all(kind) is registry.all(kind) for kind in KINDS)
 
 
 def test_a_plugin_is_an_object_that_is_handed_in() -> None:
     registry = rm.Registry([plugin(rm_register_providers=[Constant])])
     assert registry.get("provider", "constant-number") is Constant
-    found = registry.all("provider")["constant-number"]
-    assert (found.plugin, found.version, found.doc) == ("mine", "", "Gives one number. Always.")
+    provider = registry.all("provider")["constant-number"]
+    assert (provider.plugin, provider.version, provider.doc) == ("mine", "", "Gives one number. Always.")
     assert "constant-number" not in rm.Registry().all("provider")
 
 
@@ -150,8 +152,8 @@ def test_a_plugin_that_was_handed_in_raises_what_it_raises() -> None:
 
 def test_commands_carry_their_plugin() -> None:
     command = click.Command("polish", help="Make it shine. And more.")
-    found = rm.Registry([plugin(rm_register_commands=[command])]).commands()["polish"]
-    assert (found.command, found.plugin, found.doc) == (command, "mine", "Make it shine.")
+    added = rm.Registry([plugin(rm_register_commands=[command])]).commands()["polish"]
+    assert (added.command, added.plugin, added.doc) == (command, "mine", "Make it shine.")
     with pytest.raises(DuplicateNameError, match="'polish' is added by two plug-ins: 'mine' and 'yours'"):
         rm.Registry(
             [plugin(rm_register_commands=[command]), plugin("yours", rm_register_commands=[click.Command("polish")])]
@@ -169,11 +171,251 @@ def test_every_observer_is_told_of_a_scored_batch() -> None:
     assert seen == [("two", 3, 6.0)]
 
 
+def numbered(kind: str) -> type[Any]:
+    """A class that can be registered as this kind."""
+    return type("Numbered", (), {"name": f"a-{kind}-for-tests"})
+
+
+def around(change: Callable[[list[Any]], Any], **options: Any) -> Callable[[], Any]:
+    """A wrapper of a hook that returns what `change` makes of the lists of all others, in pluggy's new or old style."""
+
+    def new() -> Any:
+        return change((yield))
+
+    def old() -> Any:
+        outcome = yield
+        outcome.force_result(change(outcome.get_result()))
+
+    hook: Callable[[], Any] = rm.hookimpl(**options)(old if options.get("hookwrapper") else new)
+    return hook
+
+
+STYLES: list[dict[str, Any]] = [{"wrapper": True}, {"hookwrapper": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("style", STYLES, ids=str)
+class TestWrappers:
+    """Everything registered passes pluggy's wrappers."""
+
+    def registry(self, kind: str, style: dict[str, Any], change: Callable[[list[Any]], Any], *others: object) -> rm.Registry:
+        return rm.Registry([*others, SimpleNamespace(__name__="around", **{KINDS[kind]: around(change, **style)})])
+
+    def test_one_that_changes_nothing(self, kind: str, style: dict[str, Any]) -> None:
+        seen: list[list[Any]] = []
+
+        def watch(lists: list[Any]) -> list[Any]:
+            seen.append([cls for classes in lists for cls in classes])
+            return lists
+
+        theirs = plugin("theirs", **{KINDS[kind]: [numbered(kind)]})
+        registered = self.registry(kind, style, watch, theirs).all(kind)
+        assert list(registered.items()) == list(rm.Registry([theirs]).all(kind).items())
+        (everything,) = seen  # once
+        assert {cls.name for cls in everything} == set(registered)
+
+    def test_one_that_adds(self, kind: str, style: dict[str, Any]) -> None:
+        cls = numbered(kind)
+        registered = self.registry(kind, style, lambda lists: [*lists, [cls]]).all(kind)
+        assert (registered[cls.name].cls, registered[cls.name].plugin) == (cls, "around")
+        before = rm.Registry().all(kind)
+        assert {name: registered[name] for name in before} == before
+
+    def test_one_that_drops(self, kind: str, style: dict[str, Any]) -> None:
+        dropped = next(iter(rm.Registry().all(kind)), "")
+        registered = self.registry(
+            kind, style, lambda lists: [[cls for cls in classes if cls.name != dropped] for classes in lists]
+        ).all(kind)
+        assert [*registered] == [name for name in rm.Registry().all(kind) if name != dropped]
+
+    def test_one_that_replaces(self, kind: str, style: dict[str, Any]) -> None:
+        theirs, better = numbered(kind), numbered(kind)
+        registered = self.registry(
+            kind,
+            style,
+            lambda lists: [[better if cls is theirs else cls for cls in classes] for classes in lists],
+            plugin("theirs", **{KINDS[kind]: [theirs]}),
+        ).all(kind)
+        assert (registered[theirs.name].cls, registered[theirs.name].plugin) == (better, "theirs")
+
+    def test_one_that_adds_under_a_name_that_is_taken(self, kind: str, style: dict[str, Any]) -> None:
+        theirs, other = numbered(kind), numbered(kind)
+        registry = self.registry(kind, style, lambda lists: [*lists, [other]], plugin("theirs", **{KINDS[kind]: [theirs]}))
+        with pytest.raises(DuplicateNameError, match=r"plug-in 'theirs'.*plug-in 'around'"):
+            registry.all(kind)
+
+    def test_one_that_settles_which_of_two_is_meant(self, kind: str, style: dict[str, Any]) -> None:
+        ones, others = numbered(kind), numbered(kind)
+        plugins = [plugin("one", **{KINDS[kind]: [ones]}), plugin("two", **{KINDS[kind]: [others]})]
+        with pytest.raises(DuplicateNameError, match=r"plug-in 'one'.*plug-in 'two'"):
+            rm.Registry(plugins).all(kind)
+        registered = self.registry(
+            kind, style, lambda lists: [[cls for cls in classes if cls is not ones] for classes in lists], *plugins
+        ).all(kind)
+        assert (registered[ones.name].cls, registered[ones.name].plugin) == (others, "two")
+
+    @pytest.mark.parametrize("made", [None, 3, [[numbered("x"), "nobody"]]])
+    def test_one_that_gives_something_else(self, kind: str, style: dict[str, Any], made: Any) -> None:
+        with pytest.raises(PluginError, match="around"):
+            self.registry(kind, style, lambda lists: made).all(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [[type("Nameless", (), {})], [3], ["a name"], 3, [numbered("x"), None]], ids=repr)
+def test_what_is_no_class_with_a_name_is_refused_for_every_kind(kind: str, given: Any) -> None:
+    registry = rm.Registry([plugin(**{KINDS[kind]: given})])
+    with pytest.raises(PluginError, match="mine"):
+        registry.all(kind)
+
+
+def test_two_wrappers_are_told_apart() -> None:
+    def adding(name: str) -> object:
+        added = type(name, (), {"name": name})
+        hook = around(lambda lists: [*lists, [added]], wrapper=True)
+        return SimpleNamespace(__name__=f"adds-{name}", rm_register_losses=hook)
+
+    registered = rm.Registry([adding("first"), adding("second")]).all("loss")
+    assert [registered[name].plugin for name in ("first", "second")] == ["adds-first", "adds-second"]
+
+
+def test_a_plugin_need_not_be_hashable() -> None:
+    @dataclass
+    class Plugin:
+        cls: type[rm.Provider]
+
+        @rm.hookimpl
+        def rm_register_providers(self) -> list[type[rm.Provider]]:
+            return [self.cls]
+
+        @property
+        def beside(self) -> str:
+            raise RuntimeError("nobody asks for this")
+
+    registered = rm.Registry([Plugin(Constant)]).all("provider")["constant-number"]
+    assert (registered.cls, registered.plugin) == (Constant, "Plugin")
+
+
+def test_commands_pass_wrappers() -> None:
+    polish, shine = click.Command("polish"), click.Command("shine")
+
+    def change(lists: list[Any]) -> list[Any]:
+        return [[command for command in commands if command is not polish] for commands in [*lists, [shine]]]
+
+    wrapper = SimpleNamespace(__name__="around", rm_register_commands=around(change, wrapper=True))
+    plugins = [plugin(rm_register_commands=[polish]), wrapper]
+    assert {name: command.plugin for name, command in rm.Registry(plugins).commands().items()} == {"shine": "around"}
+
+
+@pytest.mark.parametrize("given", ["polish", click.Command(None), lambda: None])
+def test_only_commands_with_a_name_can_be_registered(given: object) -> None:
+    with pytest.raises(PluginError, match=r"'mine' registered .* as a command; a `click.Command` with a name is needed"):
+        rm.Registry([plugin(rm_register_commands=[given])]).commands()
+
+
+def scoring(*plugins: object) -> rm.Scores:
+    registry = rm.Registry([plugin("constants", rm_register_providers=[Constant]), *plugins])
+    return rm.load({"provider": "constant-number"}, registry=registry).score([rm.Sample("", "a")] * 3)
+
+
+class TestScoredHooks:
+    """What a hook that is told of scores may do."""
+
+    def test_one_that_raises_is_named(self) -> None:
+        def rm_scored(scores: rm.Scores) -> None:
+            raise KeyError("no such column")
+
+        quiet = plugin("quiet", rm_scored=lambda: None)
+        with pytest.raises(
+            PluginError, match=r"^The plug-in 'loud' failed in its hook rm_scored, after 'constant-number'"
+        ) as caught:
+            scoring(quiet, plugin("loud", rm_scored=rm_scored), plugin("last", rm_scored=lambda: None))
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert "KeyError: 'no such column'" in str(caught.value)
+
+    def test_an_error_of_ours_is_told_apart_from_the_rewards_own(self) -> None:
+        def rm_scored() -> None:
+            raise DataError("this row is odd")
+
+        with pytest.raises(PluginError, match=r"'mine' failed.*DataError: this row is odd"):
+            scoring(plugin(rm_scored=rm_scored))
+
+    def test_where_it_is_unknown_which_one_raised_all_are_named(self) -> None:
+        def failing() -> Callable[[], None]:
+            def rm_scored() -> None:
+                raise ValueError("of either")
+
+            return rm_scored
+
+        with pytest.raises(PluginError, match=r"^One of the plug-ins 'one', 'two' failed"):
+            scoring(plugin("one", rm_scored=failing()), plugin("two", rm_scored=failing()))
+
+    def test_a_call_from_within_is_its_plugins(self) -> None:
+        def rm_scored(scores: rm.Scores) -> None:
+            json.loads("no JSON")
+
+        with pytest.raises(PluginError, match=r"^The plug-in 'mine' failed"):
+            scoring(plugin("other", rm_scored=lambda: None), plugin(rm_scored=rm_scored))
+
+    @pytest.mark.parametrize("style", STYLES, ids=str)
+    def test_a_wrapper_is_run_around_the_others(self, style: dict[str, Any]) -> None:
+        told: list[str] = []
+
+        def wrapper(provider: rm.Provider) -> Any:
+            told.append("before")
+            result = yield
+            told.append("after")
+            return result
+
+        around = SimpleNamespace(__name__="around", rm_scored=rm.hookimpl(**style)(wrapper))
+        assert len(scoring(plugin(rm_scored=lambda: told.append("scored")), around)) == 3
+        assert told == ["before", "scored", "after"]
+
+    def test_a_wrapper_that_raises_is_named(self) -> None:
+        def wrapper() -> Any:
+            yield
+            raise ValueError("too late")
+
+        around = SimpleNamespace(__name__="around", rm_scored=rm.hookimpl(wrapper=True)(wrapper))
+        with pytest.raises(PluginError, match=r"^The plug-in 'around' failed.*ValueError: too late"):
+            scoring(plugin(rm_scored=lambda: None), around)
+
+    def test_one_inside_a_wrapper_is_named(self) -> None:
+        def rm_scored() -> None:
+            raise ValueError("inside")
+
+        def wrapper() -> Any:
+            return (yield)
+
+        around = SimpleNamespace(__name__="around", rm_scored=rm.hookimpl(wrapper=True)(wrapper))
+        with pytest.raises(PluginError, match=r"^The plug-in 'mine' failed.*ValueError: inside"):
+            scoring(plugin(rm_scored=rm_scored), around)
+
+    def test_a_wrapper_may_make_up_for_one_that_raises(self) -> None:
+        def rm_scored() -> None:
+            raise ValueError("inside")
+
+        def wrapper() -> Any:
+            try:
+                return (yield)
+            except ValueError:
+                return []
+
+        around = SimpleNamespace(__name__="around", rm_scored=rm.hookimpl(wrapper=True)(wrapper))
+        assert len(scoring(plugin(rm_scored=rm_scored), around)) == 3
+
+    def test_an_interrupt_stays_one(self) -> None:
+        def rm_scored() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            scoring(plugin(rm_scored=rm_scored))
+
+
 class TestInstalled:
     def test_a_distribution_is_found_with_its_version(self, install: Callable[..., None]) -> None:
         install("quiet-rewards", "quiet", PROVIDER)
-        found = rm.Registry(discover=True).all("provider")["quiet"]
-        assert (found.plugin, found.version, found.cls.__module__) == ("quiet", "1.5", "quiet_rewards")
+        quiet = rm.Registry(discover=True).all("provider")["quiet"]
+        assert (quiet.plugin, quiet.version, quiet.cls.__module__) == ("quiet", "1.5", "quiet_rewards")
         assert "quiet" not in rm.Registry().all("provider")
 
     def test_the_order_is_by_name_whatever_was_installed_first(self, install: Callable[..., None]) -> None:
@@ -181,8 +423,8 @@ class TestInstalled:
         source += "@hookimpl\ndef rm_register_providers():\n    return [A]\n"
         for name in ("zebra", "ant", "mole"):
             install(f"dist-{name[::-1]}", name, source.format(name))
-        found = [name for name in rm.Registry(discover=True).all("provider") if name in ("zebra", "ant", "mole")]
-        assert found == ["ant", "mole", "zebra"]
+        names = [name for name in rm.Registry(discover=True).all("provider") if name in ("zebra", "ant", "mole")]
+        assert names == ["ant", "mole", "zebra"]
 
     @pytest.mark.parametrize(
         ("source", "reason"),
@@ -220,6 +462,50 @@ class TestInstalled:
         assert [(broken.name, broken.reason) for broken in registry.broken] == [
             ("late", "ModuleNotFoundError: No module named 'no_such_module'")
         ]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("hook", "reason"),
+        [
+            (
+                "@hookimpl\ndef {hook}():\n    return [type('Nameless', (), {{}})]",
+                "PluginError: The plug-in 'wrong' registered",
+            ),
+            ("@hookimpl\ndef {hook}():\n    return [Sound, 'name']", "PluginError: The plug-in 'wrong' registered 'name'"),
+            ("@hookimpl\ndef {hook}():\n    return 3", "PluginError: The hook"),
+            ("@hookimpl\ndef {hook}():\n    return 1 / 0", "ZeroDivisionError"),
+            ("@hookimpl(wrapper=True)\ndef {hook}():\n    return 1 / 0\n    yield", "ZeroDivisionError"),
+            ("@hookimpl(wrapper=True)\ndef {hook}():\n    yield\n    return 1 / 0", "ZeroDivisionError"),
+            ("@hookimpl(wrapper=True)\ndef {hook}():\n    yield", "PluginError: The hook"),
+            ("@hookimpl(wrapper=True)\ndef {hook}():\n    yield\n    yield", "RuntimeError"),
+            ("@hookimpl(hookwrapper=True)\ndef {hook}():\n    return 1 / 0\n    yield", "ZeroDivisionError"),
+            ("@hookimpl(hookwrapper=True)\ndef {hook}():\n    outcome = yield\n    outcome.force_result(3)", "PluginError"),
+        ],
+    )
+    def test_what_is_wrong_with_one_costs_no_other(
+        self, kind: str, hook: str, reason: str, install: Callable[..., None]
+    ) -> None:
+        start = "from rm_plugins import hookimpl\nclass Sound:\n    name = {!r}\n"
+        install("wrong", "wrong", start.format("of-the-wrong-one") + hook.format(hook=KINDS[kind]))
+        sound = "@hookimpl\ndef {}():\n    return [Sound]"
+        for name in ("a-sound", "z-sound"):  # asked before and after it
+            install(name, name, start.format(name) + sound.format(KINDS[kind]))
+        mine = plugin(**{KINDS[kind]: [numbered(kind)]})
+        registry = rm.Registry([mine], discover=True)
+        expected = [*rm.Registry([mine]).all(kind), "a-sound", "z-sound"]
+        assert [*registry.all(kind)] == expected
+        (broken,) = registry.broken
+        assert (broken.name, broken.origin) == ("wrong", "wrong 1.5 (wrong)")
+        assert broken.reason.startswith(reason)
+        with pytest.raises(BrokenPluginError):
+            registry.get(kind, "of-the-wrong-one")
+
+    def test_a_command_that_is_none_costs_no_other(self, install: Callable[..., None]) -> None:
+        install("wrong", "wrong", "from rm_plugins import hookimpl\n@hookimpl\ndef rm_register_commands(): return ['polish']")
+        registry = rm.Registry([plugin(rm_register_commands=[click.Command("shine")])], discover=True)
+        assert "shine" in registry.commands()
+        assert "shine" in registry.commands()
+        assert [broken.name for broken in registry.broken] == ["wrong"]  # once
 
     def test_two_entry_points_of_one_name_leave_the_first(self, install: Callable[..., None]) -> None:
         install("quiet-rewards", "quiet", PROVIDER)

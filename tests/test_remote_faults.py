@@ -13,9 +13,9 @@ from rm_plugins.protocols import Native, ServerFacts
 from rm_plugins.remote import retry
 from rm_plugins.remote.endpoint import Breaker, ConcurrencyLimit, Endpoint
 from rm_plugins.remote.notices import Notices
+from rm_plugins.remote.request_failure import Cause, RequestFailure
 from rm_plugins.remote.requests import packed
 from rm_plugins.remote.retry import backoff, retry_after
-from rm_plugins.remote.setback import Cause, Setback
 from tests.fault_proxy import ANSWER_FAULTS, HARMLESS, STATUS_FAULTS, TCP_FAULTS
 from tests.fault_run import run
 
@@ -131,7 +131,7 @@ class TestEndpoint:
     def test_only_trouble_of_the_server_itself_opens_its_breaker(self, cause: Cause, status: int, opens: bool) -> None:
         endpoint = self.endpoint()
         for _ in range(2):
-            endpoint.failed(Setback(cause, "why", status=status), sent_at=0.0, now=1.0)
+            endpoint.failed(RequestFailure(cause, "why", status=status), sent_at=0.0, now=1.0)
         assert endpoint.breaker.is_open is opens
         assert (endpoint.facts is None) is opens, "it is asked again what it is, before it is used"
 
@@ -139,7 +139,7 @@ class TestEndpoint:
         endpoint = self.endpoint()
         facts = endpoint.facts
         for _ in range(2):
-            endpoint.failed(Setback("retry", "why", status=500), sent_at=0.0, now=1.0)
+            endpoint.failed(RequestFailure("retry", "why", status=500), sent_at=0.0, now=1.0)
         assert endpoint.wait(5.0) == math.inf, "nothing is known of it"
         endpoint.facts = facts
         assert endpoint.wait(1.25) == 0.75
@@ -158,7 +158,7 @@ class TestEndpoint:
         assert slow.load < quick.load
         quick.in_flight = 0
         for _ in range(3):
-            quick.failed(Setback("bad-answer", "NaN"), sent_at=1.0, now=1.0)
+            quick.failed(RequestFailure("bad-answer", "NaN"), sent_at=1.0, now=1.0)
         assert slow.load < quick.load
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -352,6 +353,16 @@ class TestWhatIsTaken:
             response = httpx2.post(f"{url}/v1/render", json={"samples": []})
         assert problem(response, 500, "failed") == "the server failed (KeyError); its log has the reason"
         assert "/srv/secret" in caplog.text
+
+    def test_a_hook_that_fails_is_the_servers_fault(self, caplog: pytest.LogCaptureFixture) -> None:
+        def rm_scored() -> None:
+            raise DataError("/srv/secret")
+
+        registry = rm.Registry([SimpleNamespace(__name__="theirs", rm_scored=rm.hookimpl(rm_scored))])
+        with served(rm.load({"provider": "constant", "value": 1.0}, registry=registry)) as client:
+            response = client.post("/v1/rewards", json={"samples": [sample_to_json(SAMPLES[0])]})
+        assert problem(response, 500, "failed") == "the reward failed (PluginError); the server's log has the reason"
+        assert "The plug-in 'theirs' failed in its hook rm_scored" in caplog.text
 
 
 class TestRendering:

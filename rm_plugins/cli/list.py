@@ -21,7 +21,7 @@ __all__ = ["command"]
 def command(kind: str | None, as_json: bool) -> None:
     """Show everything that is registered, where it comes from, and the plug-ins that failed to load; of losses the formula.
 
-    KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols, suites or commands.
+    KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols, suites, dialects or commands.
     """
     registry = default_registry()
     kinds = {_plural(name): name for name in (*KINDS, "command")}

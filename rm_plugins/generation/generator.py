@@ -1,11 +1,10 @@
-"""What writes completions: a policy, run by one of several engines, that samples the same with the same seed."""
+"""A policy that writes completions, whichever engine runs it: the same seed samples the same completions."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +12,7 @@ import numpy as np
 from rm_plugins.errors import DataError, ModelError, RmPluginsError
 from rm_plugins.generation.prompts import PolicyPrompts
 
-__all__ = ["ENGINES", "Completion", "Generator", "Sampling", "default_engine", "load_generator"]
-
-ENGINES = ("transformers", "vllm")
+__all__ = ["Completion", "Generator", "Sampling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,43 +141,3 @@ class Generator(ABC):
             raise ModelError(
                 f"The policy {self.model!r} failed on the prompts {first + 1} to {last}: {type(error).__name__}: {error}"
             ) from error
-
-
-def default_engine() -> str:
-    """``vllm`` if it is installed and there is a GPU of CUDA, else ``transformers``."""
-    if find_spec("vllm") is None:
-        return "transformers"
-    import torch
-
-    return "vllm" if torch.cuda.is_available() else "transformers"
-
-
-def load_generator(
-    model: str,
-    sampling: Sampling,
-    *,
-    engine: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
-) -> Generator:
-    """A policy that writes completions.
-
-    Args:
-        model: A folder or hub id.
-        sampling: How completions are drawn.
-        engine: One of `ENGINES`; `default_engine` if None.
-        options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
-            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
-        batch_size: Completions written at a time; what is usual for the engine if None.
-
-    Raises:
-        MissingDependencyError: The engine is not installed.
-        ModelError: The model or its tokenizer cannot be loaded.
-    """
-    if (engine or default_engine()) == "vllm":
-        from rm_plugins.generation.vllm_generator import VLLMGenerator
-
-        return VLLMGenerator(model, sampling, options, batch_size)
-    from rm_plugins.generation.transformers_generator import TransformersGenerator
-
-    return TransformersGenerator(model, sampling, options, batch_size)

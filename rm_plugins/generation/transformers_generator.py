@@ -53,10 +53,10 @@ class TransformersGenerator(Generator):
             for prompt, number in zip(prompts, numbers, strict=True)
             for place in range(n)
         ]
-        found: list[Completion] = []
+        completions: list[Completion] = []
         for start in range(0, len(rows), self.batch_size):
-            found += self._completed(rows[start : start + self.batch_size])
-        return [found[start : start + n] for start in range(0, len(found), n)]
+            completions += self._completed(rows[start : start + self.batch_size])
+        return [completions[start : start + n] for start in range(0, len(completions), n)]
 
     def _completed(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
         """One completion of each prompt with its seed, in halves where all at once do not fit."""

@@ -53,8 +53,8 @@ class VLLMGenerator(Generator):
         )
         return [
             [
-                Completion(found.text, found.finish_reason == "stop")
-                for found in sorted(output.outputs, key=lambda found: found.index)
+                Completion(completion.text, completion.finish_reason == "stop")
+                for completion in sorted(output.outputs, key=lambda completion: completion.index)
             ]
             for output in outputs
         ]

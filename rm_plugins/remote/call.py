@@ -18,9 +18,9 @@ from rm_plugins.protocols.protocol import Item, Protocol, ServerFacts
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
 from rm_plugins.remote.items import SendableSamples
-from rm_plugins.remote.requests import packed, parcel_of, read_answer
+from rm_plugins.remote.request_failure import RequestFailure
+from rm_plugins.remote.requests import packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
-from rm_plugins.remote.setback import Setback
 
 __all__ = ["Outcome", "ScoringCall"]
 
@@ -64,7 +64,7 @@ class ScoringCall:
         self._samples = samples
         self._tally = tally
         self._outcomes: dict[int, Outcome] = {}
-        self._setbacks: dict[int, str] = {}
+        self._last_failures: dict[int, str] = {}
         self._name = uuid.uuid4().hex[:12]
         self._numbers = count()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
@@ -96,11 +96,11 @@ class ScoringCall:
         late = f"no score within the deadline of {self._settings.deadline:g} seconds"
         newest = self._newest()
         for row in range(len(self._samples)):
-            found = self._outcomes.get(row)
-            if found is None:
-                self._fail([row], f"{late}; last: {self._setbacks.get(row) or self._fleet.troubles}")
-            elif found.fingerprint not in ("", newest):
-                self._fail([row], f"{late} by one model: it changed from {found.fingerprint} to {newest}")
+            outcome = self._outcomes.get(row)
+            if outcome is None:
+                self._fail([row], f"{late}; last: {self._last_failures.get(row) or self._fleet.troubles}")
+            elif outcome.fingerprint not in ("", newest):
+                self._fail([row], f"{late} by one model: it changed from {outcome.fingerprint} to {newest}")
 
     def _tell(self, seconds: float) -> None:
         """One line for a call in which something went wrong."""
@@ -124,15 +124,17 @@ class ScoringCall:
 
     def _newest(self) -> str:
         """The fingerprint of the model that scored what was sent last; empty where no server names it."""
-        told = [found for found in self._outcomes.values() if found.fingerprint]
-        return max(told, key=lambda found: found.sent_at).fingerprint if told else ""
+        told = [outcome for outcome in self._outcomes.values() if outcome.fingerprint]
+        return max(told, key=lambda outcome: outcome.sent_at).fingerprint if told else ""
 
     async def _score_by_one_model(self) -> None:
         """Send again what another model scored than the one that scores now."""
         fleet = self._fleet
         for rescorings in range(_RESCORINGS + 1):
             newest = self._newest()
-            older = {row: found.fingerprint for row, found in self._outcomes.items() if found.fingerprint not in ("", newest)}
+            older = {
+                row: outcome.fingerprint for row, outcome in self._outcomes.items() if outcome.fingerprint not in ("", newest)
+            }
             previous = next(iter(older.values()), fleet.fingerprint)
             if newest and previous not in ("", newest) and fleet.fingerprint != newest:
                 self._tally["model_changed"] += 1
@@ -175,18 +177,18 @@ class ScoringCall:
         while True:
             turn = await self._fleet.turn(avoid)
             try:
-                found = await self._answered_in_time(rows, request_id, turn)
-                self._outcomes.update(found)
-                self._splits_left = math.inf if any(not outcome.error for outcome in found.values()) else self._splits_left
+                outcomes = await self._answered_in_time(rows, request_id, turn)
+                self._outcomes.update(outcomes)
+                self._splits_left = math.inf if any(not outcome.error for outcome in outcomes.values()) else self._splits_left
                 return
-            except Setback as error:
-                setback = error
+            except RequestFailure as error:
+                failure = error
             finally:
                 self._fleet.done(turn)
-            reason = f"{turn.endpoint.url}: {setback}"
-            match setback.cause:
+            reason = f"{turn.endpoint.url}: {failure}"
+            match failure.cause:
                 case "refused":
-                    self._fleet.leave_out(turn.endpoint, ScoringError(str(setback)))
+                    self._fleet.leave_out(turn.endpoint, ScoringError(str(failure)))
                     continue
                 case "too-large" if len(rows) > 1:
                     return await self._split(rows, self._most_items(turn.facts))
@@ -205,9 +207,9 @@ class ScoringCall:
             if failures >= self._settings.tries:
                 return self._fail(rows, f"{reason} (tried {failures} times)")
             self._tally["retries"] += 1
-            self._setbacks.update(dict.fromkeys(rows, reason))
+            self._last_failures.update(dict.fromkeys(rows, reason))
             avoid = turn.endpoint
-            times = lost if setback.cause == "connection" else failures
+            times = lost if failure.cause == "connection" else failures
             await asyncio.sleep(backoff(times, self._fleet.random.random()))
 
     async def _split(self, rows: Sequence[int], most: int) -> None:
@@ -253,41 +255,41 @@ class ScoringCall:
         """The outcomes that one server gives by one request.
 
         Raises:
-            Setback: There are none.
+            RequestFailure: There are none.
             ScoringError: Its model is not the one that the spec names.
         """
         most = self._most_items(turn.facts)
         if len(rows) > most:
-            raise Setback("too-large", f"it takes {most} samples at a time")
+            raise RequestFailure("too-large", f"it takes {most} samples at a time")
         items = self._items(turn.facts.protocol)
-        parcel = parcel_of(rows, items, turn.facts, request_id)
-        found = {row: Outcome(error=reason) for row, reason in parcel.unsendable.items()}
-        if parcel.request is None:
-            return found
+        prepared = scoring_request(rows, items, turn.facts, request_id)
+        outcomes = {row: Outcome(error=reason) for row, reason in prepared.unsendable.items()}
+        if prepared.request is None:
+            return outcomes
         sent_at = monotonic()
         self._tally["requests"] += 1
         try:
-            response = await self._fleet.exchange(turn.endpoint, parcel.request, parcel.body, request_id)
+            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id)
             if not 200 <= response.status < 300:
-                raise self._fleet.setback(turn.facts.protocol, response, len(parcel.rows))
-            answer = read_answer(response, [items[row] for row in parcel.rows], turn.facts, request_id)
-        except Setback as setback:
-            raise self._fleet.noted(turn.endpoint, setback, sent_at, self._tally, "tried again") from setback
+                raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
+            answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)
+        except RequestFailure as failure:
+            raise self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again") from failure
         turn.endpoint.answered(sent_at, monotonic())
         self._check_fingerprint(answer.fingerprint, turn.endpoint)
-        for place, row in enumerate(parcel.rows):
+        for place, row in enumerate(prepared.rows):
             details = {name: column[place] for name, column in answer.details.items()}
             error = self._fleet.redacted(answer.errors.get(place, ""))
-            found[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
-        return found
+            outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
+        return outcomes
 
     def _items(self, protocol: Protocol) -> Sequence[Item]:
         return self._samples.items(server_adds_special_tokens=protocol.server_adds_special_tokens)
 
-    def _check_fingerprint(self, found: str, endpoint: Endpoint) -> None:
+    def _check_fingerprint(self, served: str, endpoint: Endpoint) -> None:
         wanted = self._settings.fingerprint
-        if wanted is not None and found != wanted:
-            has = f"serves the model with the fingerprint {found!r}" if found else "does not say which model it serves"
+        if wanted is not None and served != wanted:
+            has = f"serves the model with the fingerprint {served!r}" if served else "does not say which model it serves"
             raise ScoringError(
                 f"The remote scorer {self._fleet.called} must be the model with the fingerprint {wanted!r}, as the spec says, and "
                 f"{endpoint.url} {has}."

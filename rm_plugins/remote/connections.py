@@ -6,16 +6,19 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Response
-from rm_plugins.remote.loop import THREAD_NAME, Trust
-from rm_plugins.remote.setback import Setback
+from rm_plugins.remote.request_failure import RequestFailure
 
-__all__ = ["Connections"]
+__all__ = ["THREAD_NAME", "Connections", "Trust"]
+
+THREAD_NAME = "rm-plugins-remote"
+"""The thread on which all connections of a process are made and used."""
 
 CONNECT_TIMEOUT = 5.0
 _KEPT_FOR = 4.0  # less than the 5 seconds after which uvicorn hangs up an idle connection
@@ -28,6 +31,21 @@ def _is_worth_telling(record: logging.LogRecord) -> bool:
 
 logging.getLogger(httpx2.__name__).addFilter(_is_worth_telling)
 logging.getLogger("hpack").setLevel(logging.INFO)  # below that it tells the headers, and the key in them
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a connection trusts; connections of the same trust are shared.
+
+    Args:
+        encrypted: Whether it uses TLS at all.
+        ca_file: The certificates that sign the servers'; the system's where None.
+        proxies: Whether the environment's proxies are used.
+    """
+
+    encrypted: bool
+    ca_file: str | None
+    proxies: bool
 
 
 class Connections:
@@ -56,7 +74,7 @@ class Connections:
         """Send a request, and read the answer to its end.
 
         Raises:
-            Setback: There is no answer, not all of it within `timeout` seconds, or one that leads elsewhere.
+            RequestFailure: There is no answer, not all of it within `timeout` seconds, or one that leads elsewhere.
         """
         limits = httpx2.Timeout(None, connect=min(timeout, CONNECT_TIMEOUT))
         kind = {} if body is None else {"Content-Type": "application/json"}
@@ -73,14 +91,14 @@ class Connections:
                 finally:
                     await answer.aclose()
         except TimeoutError:
-            raise Setback("timeout", f"no answer within {timeout:g} seconds") from None
+            raise RequestFailure("timeout", f"no answer within {timeout:g} seconds") from None
         except httpx2.TransportError as error:
-            raise _setback(error, begun) from error
+            raise _failure_of(error, begun) from error
         except httpx2.RequestError as error:
-            raise Setback("bad-answer", f"the answer cannot be read ({_told(error)})") from error
+            raise RequestFailure("bad-answer", f"the answer cannot be read ({_told(error)})") from error
         if 300 <= answer.status_code < 400:
             target = answer.headers.get("location", "nowhere")
-            raise Setback(
+            raise RequestFailure(
                 "refused",
                 f"it answered {answer.status_code} and sends us to {target.partition('?')[0]:.200}. Redirects are not followed, for "
                 "samples and keys go only where the spec says. Write the final address into the spec's key 'url'.",
@@ -102,21 +120,21 @@ def _certificates(trust: Trust) -> ssl.SSLContext | bool:
         raise ScoringError(f"The certificates in ca_file={trust.ca_file!r} cannot be read: {error}.") from error
 
 
-def _setback(error: httpx2.TransportError, begun: bool) -> Setback:
+def _failure_of(error: httpx2.TransportError, begun: bool) -> RequestFailure:
     """What an error of the client means; `begun` where the server had begun to answer."""
-    if any(isinstance(found, ssl.SSLCertVerificationError) for found in _causes(error)):
-        return Setback(
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+        return RequestFailure(
             "refused",
             f"its certificate cannot be verified ({_told(error)}). If an authority of your own signs it, name that one's "
             "certificate with `ca_file`.",
         )
     if begun:
-        return Setback("bad-answer", f"the answer broke off ({_told(error)})")
+        return RequestFailure("bad-answer", f"the answer broke off ({_told(error)})")
     if isinstance(error, (httpx2.LocalProtocolError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
-        return Setback("retry", f"the request could not be sent ({_told(error)})")
+        return RequestFailure("retry", f"the request could not be sent ({_told(error)})")
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-        return Setback("timeout", f"no answer ({_told(error)})")
-    return Setback("connection", f"no connection ({_told(error)})")
+        return RequestFailure("timeout", f"no answer ({_told(error)})")
+    return RequestFailure("connection", f"no connection ({_told(error)})")
 
 
 def _told(error: Exception) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.protocols.protocol import ServerFacts
+from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.retry import backoff
-from rm_plugins.remote.setback import Setback
 
 __all__ = ["Breaker", "ConcurrencyLimit", "Endpoint"]
 
@@ -126,16 +126,16 @@ class Endpoint:
         self.heard_at = now
         self.trouble = ""
 
-    def failed(self, setback: Setback, sent_at: float, now: float) -> None:
+    def failed(self, failure: RequestFailure, sent_at: float, now: float) -> None:
         """Take note of a request without scores."""
-        self.trouble = str(setback)
+        self.trouble = str(failure)
         self._took(now - sent_at + _FAILURE_COSTS)
-        self.not_before = max(self.not_before, now + (setback.retry_after or 0.0))
-        if setback.cause in ("overload", "timeout"):
+        self.not_before = max(self.not_before, now + (failure.retry_after or 0.0))
+        if failure.cause in ("overload", "timeout"):
             self.limit.overloaded(sent_at, now)
-        if setback.speaks_of_the_server:
+        if failure.speaks_of_the_server:
             self.breaker.failed(sent_at, now)
-        if setback.cause == "connection" or self.breaker.is_open:
+        if failure.cause == "connection" or self.breaker.is_open:
             self.facts = None  # another server may come back in its place
 
     def _took(self, seconds: float) -> None:

@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
 from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
-from rm_plugins.remote.loop import Trust, network
+from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
+from rm_plugins.remote.request_failure import COUNTED, RequestFailure
 from rm_plugins.remote.requests import encoded
 from rm_plugins.remote.retry import backoff, retry_after
-from rm_plugins.remote.setback import COUNTED, Setback
 from rm_plugins.remote.settings import Settings
 
 if TYPE_CHECKING:
-    from rm_plugins.remote.connections import Connections
+    from rm_plugins.remote.connections import Connections, Trust
 
 __all__ = ["Fleet", "Turn"]
 
@@ -184,7 +184,10 @@ class Fleet:
     @property
     def troubles(self) -> str:
         """What was last wrong with each server, for somebody who waited in vain."""
-        return "; ".join(f"{found.url}: {found.trouble}" for found in self.endpoints if found.trouble) or "nothing was wrong"
+        return (
+            "; ".join(f"{endpoint.url}: {endpoint.trouble}" for endpoint in self.endpoints if endpoint.trouble)
+            or "nothing was wrong"
+        )
 
     # --- What a server is -------------------------------------------------------------------------------------------------
 
@@ -197,7 +200,7 @@ class Fleet:
             response = await self.exchange(endpoint, request, encoded(request), longest=_LONGEST_QUESTION)
             statuses.add(response.status)
             if response.status in (429, 502, 503, 504):  # of a gateway, or of a server that is still loading
-                raise Setback("connection", f"{request.method} {request.path} answered {response.status}")
+                raise RequestFailure("connection", f"{request.method} {request.path} answered {response.status}")
             return response
 
         try:
@@ -210,18 +213,18 @@ class Fleet:
                         raise TypeError(f"prepare() of the protocol {self.protocol.name!r} gave {facts!r:.80}, no ServerFacts")
                     endpoint.facts = facts
                 except Exception as error:  # a protocol may be anybody's and raise anything
-                    setback = self._as_setback(error)
-                    unreachable += setback.cause == "connection"
-                    failed += setback.cause != "connection"
+                    failure = self._as_failure(error)
+                    unreachable += failure.cause == "connection"
+                    failed += failure.cause != "connection"
                     # What a server that was known says now may be a gateway's, until the server is back.
                     final = isinstance(error, UnsupportedError) and endpoint not in self._known
                     hopeless = failed >= self.settings.tries and endpoint not in self._known
-                    if final or setback.cause == "refused" or hopeless:
+                    if final or failure.cause == "refused" or hopeless:
                         kind = UnsupportedError if final else ScoringError
                         hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
-                        self.leave_out(endpoint, kind(f"{self.redacted(str(setback))}{hint}"))
+                        self.leave_out(endpoint, kind(f"{self.redacted(str(failure))}{hint}"))
                     else:
-                        self.noted(endpoint, setback, sent_at, self.tally, "it is asked again what it is")
+                        self.noted(endpoint, failure, sent_at, self.tally, "it is asked again what it is")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
                 else:
                     endpoint.heard_at = monotonic()
@@ -234,11 +237,11 @@ class Fleet:
             del self._asked[endpoint]
             self._go_on()
 
-    def _as_setback(self, error: Exception) -> Setback:
-        if isinstance(error, Setback):
+    def _as_failure(self, error: Exception) -> RequestFailure:
+        if isinstance(error, RequestFailure):
             return error
         told = str(error).rstrip(".") if isinstance(error, RmPluginsError) else f"{type(error).__name__}: {error}"
-        return Setback("bad-answer" if isinstance(error, AnswerError) else "retry", told)
+        return RequestFailure("bad-answer" if isinstance(error, AnswerError) else "retry", told)
 
     # --- Requests ---------------------------------------------------------------------------------------------------------
 
@@ -248,8 +251,10 @@ class Fleet:
         """Send a request to a server, with the user's key.
 
         Raises:
-            Setback: There is no answer.
+            RequestFailure: There is no answer.
         """
+        from rm_plugins.remote.connections import Trust  # and the HTTP client with it, which takes a while to import
+
         headers = {
             **({"X-Request-ID": request_id} if request_id else {}),
             **dict(self.settings.headers),
@@ -266,17 +271,19 @@ class Fleet:
             response = replace(response, body=response.body.replace(self._key.encode(), b"***"))
         return response
 
-    def setback(self, protocol: Protocol, response: Response, items: int) -> Setback:
+    def failure_of(self, protocol: Protocol, response: Response, items: int) -> RequestFailure:
         """What an answer with an error status means, for a request of so many items."""
         reason = f"it answered {response.status}: {protocol.message(response)}"
         if response.status in (401, 403):
             reason = f"{reason}. {self.settings.key_hint}"
         wait = retry_after(response.headers, time())
-        return Setback(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
+        return RequestFailure(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
 
-    def noted(self, endpoint: Endpoint, setback: Setback, sent_at: float, tally: Counter[str], remedy: str) -> Setback:
+    def noted(
+        self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str
+    ) -> RequestFailure:
         """Take note of a request without scores, count it, and tell of it now and then; returns it without the user's key."""
-        told = setback.retold(self.redacted(str(setback)))
+        told = failure.retold(self.redacted(str(failure)))
         endpoint.failed(told, sent_at, monotonic())
         if told.cause in COUNTED:
             tally[COUNTED[told.cause]] += 1

@@ -65,17 +65,17 @@ def _texts_of(
 ) -> list[str | None]:
     """For each row a text that the tokenizer makes exactly these token ids of; None where none of those tried is one."""
     tokenizer = renderer.tokenizer
-    found: list[str | None] = [None] * len(ids)
+    sendable: list[str | None] = [None] * len(ids)
     for text_of in _candidates(tokenizer, ids, [renderer.text(sample) for sample in samples], adds_special_tokens):
-        missing = [row for row, text in enumerate(found) if text is None]
+        missing = [row for row, text in enumerate(sendable) if text is None]
         if not missing:
             break
         texts = [text_of(row) for row in missing]
         tokenized = tokenizer(texts, add_special_tokens=adds_special_tokens, verbose=False)["input_ids"]
         for row, text, row_ids in zip(missing, texts, tokenized, strict=True):
             if list(row_ids) == list(ids[row]):
-                found[row] = text
-    return found
+                sendable[row] = text
+    return sendable
 
 
 def _candidates(

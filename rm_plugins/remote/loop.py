@@ -8,38 +8,22 @@ import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from rm_plugins.remote.connections import Connections
+    from rm_plugins.remote.connections import Connections, Trust
 
-__all__ = ["THREAD_NAME", "Network", "Trust", "network"]
-
-THREAD_NAME = "rm-plugins-remote"
+__all__ = ["Network", "network"]
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """What a connection trusts; connections of the same trust are shared.
-
-    Args:
-        encrypted: Whether it uses TLS at all.
-        ca_file: The certificates that sign the servers'; the system's where None.
-        proxies: Whether the environment's proxies are used.
-    """
-
-    encrypted: bool
-    ca_file: str | None
-    proxies: bool
 
 
 class Network:
     """An event loop in a thread of its own, and the connections that live on it."""
 
     def __init__(self) -> None:
+        from rm_plugins.remote.connections import THREAD_NAME  # and the HTTP client with it, which takes a while to import
+
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=THREAD_NAME, daemon=True)

@@ -10,16 +10,16 @@ from itertools import pairwise
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError
 from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, finite
-from rm_plugins.remote.setback import Setback
+from rm_plugins.remote.request_failure import RequestFailure
 
-__all__ = ["MOST_BYTES", "Parcel", "encoded", "packed", "parcel_of", "read_answer"]
+__all__ = ["MOST_BYTES", "ScoringRequest", "encoded", "packed", "read_answer", "scoring_request"]
 
 MOST_BYTES = 1_000_000
 """Of the body of a request for several items: TEI takes 2 MB, many gateways take 1 MB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ScoringRequest:
     """A request and what is in it.
 
     Args:
@@ -47,7 +47,7 @@ def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
     return [rows[start:end] for start, end in pairwise(starts)]
 
 
-def parcel_of(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, request_id: str) -> Parcel:
+def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, request_id: str) -> ScoringRequest:
     """The request for those of the rows that can be sent.
 
     Args:
@@ -57,7 +57,7 @@ def parcel_of(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, r
         request_id: Its name.
 
     Raises:
-        Setback: It is more than one request should carry.
+        RequestFailure: It is more than one request should carry.
     """
 
     def made(some: Sequence[int]) -> tuple[Request, bytes | None]:
@@ -74,17 +74,17 @@ def parcel_of(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, r
             except DataError as error:
                 unsendable[row] = str(error)
         if not unsendable:
-            raise Setback("too-large", str(problem)) from problem
+            raise RequestFailure("too-large", str(problem)) from problem
         rows = [row for row in rows if row not in unsendable]
         if not rows:
-            return Parcel([], None, None, unsendable)
+            return ScoringRequest([], None, None, unsendable)
         try:
             request, body = made(rows)
         except DataError as mixed:
-            raise Setback("too-large", str(mixed)) from mixed
+            raise RequestFailure("too-large", str(mixed)) from mixed
     if len(rows) > 1 and body is not None and len(body) > MOST_BYTES:
-        raise Setback("too-large", f"{len(body):,} bytes are more than a request should have")
-    return Parcel(rows, request, body, unsendable)
+        raise RequestFailure("too-large", f"{len(body):,} bytes are more than a request should have")
+    return ScoringRequest(rows, request, body, unsendable)
 
 
 def encoded(request: Request) -> bytes | None:
@@ -105,7 +105,7 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
     """What the protocol makes of a good response, checked again whoever wrote the protocol.
 
     Raises:
-        Setback: It is not one finite score, abstention or error for each item.
+        RequestFailure: It is not one finite score, abstention or error for each item.
     """
     try:
         answer = server.protocol.answer(response, items, server, request_id)
@@ -119,7 +119,7 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
                 if place in answer.errors:
                     raise AnswerError(f"item {place} has both a score and an error")
     except ScoringError as error:
-        raise Setback("bad-answer", f"a wrong answer: {error}") from error
+        raise RequestFailure("bad-answer", f"a wrong answer: {error}") from error
     except Exception as error:  # an answer of a form that the protocol's author did not think of
-        raise Setback("bad-answer", f"an answer that cannot be read: {type(error).__name__}: {error}") from error
+        raise RequestFailure("bad-answer", f"an answer that cannot be read: {type(error).__name__}: {error}") from error
     return answer

@@ -45,9 +45,9 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """
     for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         if name in headers:
-            found = _number(headers[name])
-            if found is not None:
-                return _within_reason(found * seconds)
+            number = _number(headers[name])
+            if number is not None:
+                return _within_reason(number * seconds)
     try:
         return _within_reason(parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
     except (KeyError, ValueError, OverflowError):
@@ -56,10 +56,10 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 def _number(text: str) -> float | None:
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def _within_reason(seconds: float) -> float:

@@ -34,12 +34,12 @@ class Settings:
         """
         if self.api_key_env is None:
             return None
-        found = os.environ.get(self.api_key_env, "").strip()
-        if not found:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
             raise ScoringError(f"The environment variable {self.api_key_env}, which `api_key_env` names, is not set here.")
-        if not (found.isascii() and found.isprintable()):
+        if not (key.isascii() and key.isprintable()):
             raise ScoringError(f"The environment variable {self.api_key_env} holds characters that no HTTP header can carry.")
-        return found
+        return key
 
     @property
     def key_hint(self) -> str:

@@ -5,39 +5,34 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from rm_plugins import __version__
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, PluginError
 from rm_plugins.provider import Provider
+from rm_plugins.registry import Registration, Registry, default_registry
 from rm_plugins.server import page, probes
 from rm_plugins.server.bodies import BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
-from rm_plugins.server.dialects import oip, openrlhf, rewards, tei, vllm
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer
+from rm_plugins.server.dialects import Dialect, Problem, Scorer
+from rm_plugins.server.dialects.rewards import Native
 from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
-__all__ = ["DIALECTS", "create_app"]
-
-
-DIALECTS: tuple[Callable[[Scorer], Dialect], ...] = (
-    rewards.dialect,
-    vllm.dialect,
-    tei.dialect,
-    openrlhf.dialect,
-    oip.dialect,
-)
-"""What makes each dialect of a scorer, in the order in which their paths are tried."""
+__all__ = ["create_app"]
 
 
 def create_app(
-    reward: Provider | Hosted, settings: Settings | None = None, *, reload_all: Callable[[], None] | None = None
+    reward: Provider | Hosted,
+    settings: Settings | None = None,
+    *,
+    reload_all: Callable[[], None] | None = None,
+    registry: Registry | None = None,
 ) -> FastAPI:
     """The application that serves a reward.
 
@@ -45,6 +40,10 @@ def create_app(
         reward: The reward, which the application owns from now on.
         settings: How it is served.
         reload_all: Has all processes of the server load the reward again, where there are several.
+        registry: Where the dialects are registered; that of the installed plug-ins by default.
+
+    Raises:
+        PluginError: A dialect cannot be served.
     """
     settings = settings or Settings()
     hosted = reward if isinstance(reward, Hosted) else Hosted(reward)
@@ -67,20 +66,35 @@ def create_app(
     )
     app.state.service = service
     described = list(app.routes)  # the OpenAPI document
-    dialects = [make(service) for make in DIALECTS]
+    dialects = [_made(registered, service) for registered in (registry or default_registry()).all("dialect").values()]
     opened = [probes.router, page.router]
-    for router in [*(dialect.router for dialect in dialects), *opened]:
+    endpoints = Endpoints(
+        [(dialect, router.routes) for dialect, router in dialects],
+        [route for router in opened for route in router.routes] + described,
+        Native(),
+    )
+    for router in [*(router for _, router in dialects), *opened]:
         app.include_router(router)
     for kind in (Problem, RequestValidationError, HTTPException, DataError):
         app.add_exception_handler(kind, _told)
     app.add_middleware(
         Boundary,
-        endpoints=Endpoints(dialects, [route for router in opened for route in router.routes] + described),
+        endpoints=endpoints,
         keys=ClientKeys(settings.api_keys),
         bodies=BodyReader(settings.max_body_bytes),
         metrics=service.metrics,
     )
     return app
+
+
+def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter]:
+    try:
+        dialect: Dialect = registered.cls()
+        return dialect, dialect.router(scorer)
+    except Exception as error:
+        raise PluginError(
+            f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}"
+        ) from error
 
 
 async def _told(request: Request, error: Exception) -> Response:

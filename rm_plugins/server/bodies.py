@@ -88,8 +88,8 @@ def check_json(body: bytes) -> None:
     if finite and not _SURROGATE.search(body):
         return
     try:
-        found = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(found, ensure_ascii=False).encode()
+        value = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise Problem("invalid", "a text holds half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError):

@@ -16,8 +16,9 @@ from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, PluginError
 from rm_plugins.server.bodies import BodyReader, Disconnected, check_json
 from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
@@ -50,33 +51,48 @@ class Endpoints:
     """Which dialect a path belongs to, and whether it asks for a key; a path that nobody knows does.
 
     Args:
-        dialects: In the order in which their routes are tried; the first also speaks for what is no dialect's.
+        routes: Each dialect with its routes, in the order in which they are tried.
         open_routes: What is open to everybody beside the dialects.
+        usual: Speaks for what is no dialect's.
+
+    Raises:
+        PluginError: Two dialects answer the same requests, or one has something other than routes of HTTP.
     """
 
-    def __init__(self, dialects: Sequence[Dialect], open_routes: Sequence[Any]) -> None:
+    def __init__(self, routes: Sequence[tuple[Dialect, Sequence[Any]]], open_routes: Sequence[Any], usual: Dialect) -> None:
         self._exact: dict[str, _Endpoint] = {}
         self._patterns: list[tuple[re.Pattern[str], _Endpoint]] = []
-        self._elsewhere = _Endpoint(dialects[0], needs_key=True)
-        for dialect in dialects:
-            for route in dialect.router.routes:
+        self._elsewhere = _Endpoint(usual, needs_key=True)
+        owners = {(route.path, method): "" for route in open_routes for method in route.methods}
+        for dialect, own in routes:
+            for route in own:
+                if not isinstance(route, Route):  # a connection that stays open passes neither keys nor limits
+                    raise PluginError(f"The dialect {dialect.name!r} has {route!r}; only routes of HTTP can be served.")
+                for method in sorted(route.methods or ()):
+                    owner = owners.setdefault((route.path, method), dialect.name)
+                    if owner != dialect.name:
+                        other = f"The dialect {owner!r}" if owner else "The server itself"
+                        raise PluginError(
+                            f"{other} and the dialect {dialect.name!r} both answer {method} {route.path}. Uninstall the plug-in of "
+                            "one, or give its endpoint another path."
+                        )
                 # Who watches over a server has no key to it; the route's own path counts, not what a client makes of it.
-                self._add(route, _Endpoint(dialect, needs_key="/health" not in getattr(route, "path", "")))
+                watched = "health" in route.path.split("/") and (route.methods or set()) <= {"GET", "HEAD"}
+                self._add(route, _Endpoint(dialect, needs_key=not watched))
         for route in open_routes:
-            self._add(route, _Endpoint(dialects[0], needs_key=False))
+            self._add(route, _Endpoint(usual, needs_key=False))
 
-    def _add(self, route: Any, endpoint: _Endpoint) -> None:
-        path = getattr(route, "path", "")
-        if "{" in path:
+    def _add(self, route: Route, endpoint: _Endpoint) -> None:
+        if "{" in route.path:
             self._patterns.append((route.path_regex, endpoint))
-        elif path:
-            self._exact.setdefault(path, endpoint)
+        elif route.path not in self._exact or (endpoint.needs_key and not self._exact[route.path].needs_key):
+            self._exact[route.path] = endpoint
 
     def of(self, path: str) -> _Endpoint:
         """The endpoint that a path leads to."""
-        found = self._exact.get(path)
-        if found is not None:
-            return found
+        endpoint = self._exact.get(path)
+        if endpoint is not None:
+            return endpoint
         return next((endpoint for pattern, endpoint in self._patterns if pattern.match(path)), self._elsewhere)
 
 
@@ -218,25 +234,23 @@ def problem_of(error: Exception) -> Problem:
 
 def _complaints(errors: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each of the first things that are wrong, with its path."""
-    found: list[str] = []
+    complaints: list[str] = []
     for error in errors:
         if error["type"] == "json_invalid":
-            found.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+            complaints.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
             continue
         path = ""
         for part in error["loc"]:
             path = join_path(path, part)
-        found.append(f"{path[:200]}: {str(error['msg'])[:200]}")
-    if len(found) > _MOST_COMPLAINTS:
-        return [*found[:_MOST_COMPLAINTS], f"and {len(found) - _MOST_COMPLAINTS} more"]
-    return found
+        complaints.append(f"{path[:200]}: {str(error['msg'])[:200]}")
+    if len(complaints) > _MOST_COMPLAINTS:
+        return [*complaints[:_MOST_COMPLAINTS], f"and {len(complaints) - _MOST_COMPLAINTS} more"]
+    return complaints
 
 
 def answer_of(problem: Problem, dialect: Dialect, request_id: str) -> Response:
     """The response that tells of a problem, in a dialect's words."""
-    body = dialect.error_body(problem)
-    if dialect.name == "rm-plugins":
-        body["error"]["request_id"] = request_id
+    body = dialect.error_body(problem, request_id) if problem.body is None else problem.body
     # Escaped, for a message may quote what has no bytes in UTF-8.
     content = json.dumps(body, allow_nan=False).encode()
     return Response(content, problem.status, dict(problem.headers), media_type="application/json")

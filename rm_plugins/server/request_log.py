@@ -42,13 +42,13 @@ def configure_logging(form: Literal["json", "text"]) -> None:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        found: Fields = {
+        line: Fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
         fields = getattr(record, "fields", None)
-        found |= {"message": record.getMessage()} if fields is None else fields
+        line |= {"message": record.getMessage()} if fields is None else fields
         if record.exc_info:
-            found["exception"] = self.formatException(record.exc_info)
-        return json.dumps(found, default=str)
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)

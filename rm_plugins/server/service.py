@@ -97,6 +97,11 @@ class Service:
             "spec": self.hosted.public_spec,
         }
 
+    @property
+    def request_id(self) -> str:
+        """The id of the request that is answered here; empty outside of one."""
+        return str((current_fields.get() or {}).get("request_id", ""))
+
     def start(self) -> None:
         """Begin to score, in the running event loop."""
         self._batcher.start()
@@ -109,8 +114,8 @@ class Service:
         """Give back what the reward holds."""
         self.hosted.close()
 
-    async def score(self, samples: Sequence[Sample], client: str) -> Scored:
-        """Score one request's samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
+    async def score(self, samples: Sequence[Sample]) -> Scored:
+        """Score samples of the request that is answered here; see `rm_plugins.server.dialects.dialect.Scorer`."""
         hosted = self.hosted
         if not samples:
             return Scored(
@@ -118,9 +123,10 @@ class Service:
             )
         size = self._checked_size(samples, hosted)
         fields = current_fields.get()
-        name = str((fields or {}).get("request_id", ""))
+        client = str((fields or {}).get("client", ""))
+        work = _Work(samples, self.request_id, hosted)
         with _problems():
-            done = await self._batcher.submit(_Work(samples, name, hosted), client=client, items=len(samples), size=size)
+            done = await self._batcher.submit(work, client=client, items=len(samples), size=size)
         found = done.result
         scores = found.scores
         errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
@@ -192,13 +198,13 @@ class Service:
             try:
                 changed = await self._swap()
             except Problem as problem:
-                for found in waiting:
-                    if not found.done():
-                        found.set_exception(problem)
+                for reload in waiting:
+                    if not reload.done():
+                        reload.set_exception(problem)
                 raise
-            for found in waiting:
-                if not found.done():
-                    found.set_result(changed)
+            for reload in waiting:
+                if not reload.done():
+                    reload.set_result(changed)
             return changed
 
     async def _swap(self) -> bool:

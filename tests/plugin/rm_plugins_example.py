@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import click
 import numpy as np
+from pydantic import BaseModel
 
 from rm_plugins import Aggregate, Provider, Sample, Scores, Transform, hookimpl
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.protocols import Answer, Item, Protocol, Request, Response, ServerFacts, finite
 from rm_plugins.scores import FloatArray
+from rm_plugins.server.dialects import Dialect, Scorer, score_all, text_sample
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
     from torch import Tensor
 
 
@@ -114,6 +117,31 @@ class Plain(Protocol):
                 raise AnswerError(f"the answer is {found!r:.80}; {len(items)} 'scores' were expected")
 
 
+class PlainTexts(BaseModel):
+    """The body of a request to the dialect."""
+
+    texts: list[str]
+
+
+class PlainDialect(Dialect):
+    """What the protocol of this name speaks to: ``POST /plain {"texts": [...]}`` gives ``{"scores": [...]}``."""
+
+    name: ClassVar[str] = "plain"
+
+    def router(self, scorer: Scorer) -> APIRouter:
+        """The endpoint."""
+        from fastapi import APIRouter
+
+        router = APIRouter()
+
+        @router.post("/plain")
+        async def plain(body: PlainTexts) -> dict[str, list[float]]:
+            scores, _ = await score_all(scorer, [text_sample(scorer, text) for text in body.texts])
+            return {"scores": scores}
+
+        return router
+
+
 class Hinge(Loss):
     """The hinge loss: mean of max(0, gap - (r_winner - r_loser))."""
 
@@ -166,6 +194,12 @@ def rm_register_aggregates() -> Sequence[type[Aggregate]]:
 def rm_register_protocols() -> Sequence[type[Protocol]]:
     """The protocol."""
     return [Plain]
+
+
+@hookimpl
+def rm_register_dialects() -> Sequence[type[Dialect]]:
+    """The dialect."""
+    return [PlainDialect]
 
 
 @hookimpl

@@ -1,3 +1,28 @@
-"""What the server understands: one dialect a file."""
+"""What the server understands: one dialect a file, each registered through the hook ``rm_register_dialects``.
 
-__all__: list[str] = []
+Importing this package imports no web framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from rm_plugins.hooks import hookimpl
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scored, Scorer, score_all, text_sample
+
+__all__ = ["Dialect", "Problem", "Scored", "Scorer", "rm_register_dialects", "score_all", "text_sample"]
+
+
+@hookimpl
+def rm_register_dialects() -> Sequence[type[Dialect]]:
+    """The built-in dialects; none where the web framework, which the extra ``serve`` brings, is not installed."""
+    if find_spec("fastapi") is None:
+        return []
+    from rm_plugins.server.dialects.oip import OpenInference
+    from rm_plugins.server.dialects.openrlhf import OpenRLHF
+    from rm_plugins.server.dialects.rewards import Native
+    from rm_plugins.server.dialects.tei import TEI
+    from rm_plugins.server.dialects.vllm import VLLM
+
+    return [Native, VLLM, TEI, OpenRLHF, OpenInference]

@@ -1,16 +1,18 @@
-"""What the server's endpoints have in common: how a request reaches the reward, and how each family of them tells an error."""
+"""What a dialect is, what its endpoints are handed to reach the reward, and how they tell an error. Imports no web framework."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from fastapi import APIRouter, Request
+from rm_plugins.samples import RenderedSample, Sample
 
-from rm_plugins.samples import Sample
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
-__all__ = ["Cause", "Dialect", "Problem", "Scored", "Scorer", "score", "score_all"]
+__all__ = ["STATUS", "Cause", "Dialect", "Problem", "Scored", "Scorer", "score_all", "text_sample"]
 
 Cause: TypeAlias = Literal[
     "invalid",  # the request is not what the endpoint takes, or a sample of it cannot be scored
@@ -42,12 +44,14 @@ class Problem(Exception):
         message: For people, without anything of the server's inside.
         status: The HTTP status where it is not the cause's usual one.
         headers: Such as ``Retry-After``.
+        body: The JSON that stands for it where that is not the dialect's usual one.
     """
 
     cause: Cause
     message: str
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -76,7 +80,7 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """What endpoints see of the server: `rm_plugins.server.service.Service` is it."""
+    """What the endpoints of a dialect are handed: the served reward, and what is known of the request that they answer."""
 
     name: str
     """The model's name in answers and paths."""
@@ -89,43 +93,59 @@ class Scorer(Protocol):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What ``GET /v1/info`` answers."""
+        """What ``GET /v1/info`` answers; ``rendered`` says whether texts and token ids are scored as they are."""
 
-    async def score(self, samples: Sequence[Sample], client: str) -> Scored:
-        """Score one request's samples; cancelling the call drops those that have not begun.
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted."""
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request that is answered: the client's own, or one that the server gave it."""
+
+    async def score(self, samples: Sequence[Sample]) -> Scored:
+        """Score samples of the request that is answered; cancelling the call drops those that have not begun.
 
         Raises:
             Problem: Overload, stopping, too many samples, or a failure of the whole request.
         """
 
+    async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+        """For each sample, what each model of the reward is given; see ``POST /v1/render``.
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """A family of endpoints that existing clients speak.
+        Raises:
+            Problem: A sample cannot be rendered, or the server is stopping.
+        """
 
-    Args:
-        name: For metrics and logs.
-        router: Its endpoints.
-        error_body: The JSON that stands for a problem.
-    """
+    async def reload(self) -> bool:
+        """Load the reward again; returns whether another one scores now.
 
-    name: str
-    router: APIRouter
-    error_body: Callable[[Problem], Any]
-
-
-async def score(request: Request, samples: Sequence[Sample]) -> Scored:
-    """Have the server's reward score the samples of a request.
-
-    Raises:
-        Problem: There is no answer for any of them.
-    """
-    scorer: Scorer = request.app.state.service
-    return await scorer.score(samples, request.state.client)
+        Raises:
+            Problem: It could not be loaded, and the earlier one goes on.
+        """
 
 
-async def score_all(request: Request, samples: Sequence[Sample]) -> tuple[list[float], Scored]:
-    """As `score`, for answers that have no way to say that a sample got no reward.
+class Dialect(ABC):
+    """A family of endpoints that existing clients speak: a subclass sets `name`, and its constructor takes nothing."""
+
+    name: ClassVar[str]
+    """For metrics and logs."""
+
+    @abstractmethod
+    def router(self, scorer: Scorer) -> APIRouter:
+        """The endpoints, which score with `scorer` and use nothing else of the server.
+
+        Requests are limited, their keys checked, and errors told before and after them: what an endpoint raises becomes a `Problem`.
+        A path of GET that has a part ``health`` is open without a key.
+        """
+
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        """The JSON that stands for a problem: the server's own where a dialect has no other."""
+        return {"error": {"cause": problem.cause, "message": problem.message, "request_id": request_id}}
+
+
+async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:
+    """Score samples for an answer that has no way to say that a sample got no reward.
 
     Returns:
         The rewards, [N], and everything else that is known of them.
@@ -133,15 +153,31 @@ async def score_all(request: Request, samples: Sequence[Sample]) -> tuple[list[f
     Raises:
         Problem: A sample has no reward, because it failed or because the reward abstained.
     """
-    found = await score(request, samples)
-    for row, message in found.errors.items():
-        raise Problem("invalid" if row in found.invalid else "failed", f"item {row} could not be scored: {message}")
+    scored = await scorer.score(samples)
+    for row, message in scored.errors.items():
+        raise Problem("invalid" if row in scored.invalid else "failed", f"item {row} could not be scored: {message}")
     values: list[float] = []
-    for row, value in enumerate(found.values):
+    for row, value in enumerate(scored.values):
         if value is None:
             raise Problem(
                 "invalid",
                 f"the reward abstained from item {row}, and this endpoint's answer has no way to say so; POST /v1/rewards has",
             )
         values.append(value)
-    return values, found
+    return values, scored
+
+
+def text_sample(scorer: Scorer, text: str | Sequence[int], *, add_special_tokens: bool = True) -> Sample:
+    """A text that came without a prompt, or token ids.
+
+    A reward of models alone scores it as it is. For any other it is a completion, for which no token ids can stand.
+
+    Raises:
+        Problem: The reward takes no token ids.
+        DataError: There are no token ids, or one is negative.
+    """
+    if scorer.info["rendered"]:
+        return RenderedSample.of(text, add_special_tokens=add_special_tokens)
+    if isinstance(text, str):
+        return Sample("", text)
+    raise Problem("invalid", "this server's reward is not made of models alone and takes no token ids: send text or messages")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from itertools import takewhile
 from typing import Any, ClassVar
 
@@ -14,10 +14,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from rm_plugins.errors import DataError
-from rm_plugins.samples import RenderedSample, Sample
-from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer
+from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored
 
-__all__ = ["LABEL", "DropInRoute", "RequestBody", "probability", "text_sample", "tokens"]
+__all__ = ["LABEL", "DropInRoute", "RequestBody", "probability", "tokens"]
 
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model that was given no names for them."""
@@ -35,9 +34,9 @@ class DropInRoute(APIRoute):
     statuses: ClassVar[Mapping[Cause, int]] = {}
     """The status of a cause, where the original has another one than `rm_plugins.server.dialects.dialect.STATUS`."""
 
-    async def statuses_for(self, request: Request) -> Mapping[Cause, int]:
-        """The statuses for a request of which there is a problem to tell."""
-        return self.statuses
+    async def adapt(self, problem: Problem, request: Request) -> None:
+        """Give a problem the status of the original."""
+        problem.status = self.statuses.get(problem.cause, problem.status)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's own, around which problems are caught."""
@@ -50,10 +49,10 @@ class DropInRoute(APIRoute):
                 problem = Problem("invalid", _complaint(error))
             except DataError as error:
                 problem = Problem("invalid", str(error))
-            except Problem as found:
-                problem = found
+            except Problem as error:
+                problem = error
             if problem.status == STATUS[problem.cause]:
-                problem.status = (await self.statuses_for(request)).get(problem.cause, problem.status)
+                await self.adapt(problem, request)
             raise problem
 
         return handle_telling
@@ -63,31 +62,15 @@ def _complaint(error: RequestValidationError) -> str:
     """What is wrong with a body, by field, without repeating what was sent."""
     if isinstance(error.body, bytes):
         return "the body is read as JSON, and needs Content-Type: application/json"
-    found: dict[str, dict[str, None]] = {}
+    reasons_by_place: dict[str, dict[str, None]] = {}
     for one in error.errors():
         if one["type"] == "json_invalid":
             return f"the body is no JSON: {one['ctx']['error']}"
         # The alternatives of a field ("str", "list[int]") stand behind its name; they are all wrong, for different reasons.
         place = takewhile(lambda part: part not in ("str", "int") and re.fullmatch(r"\w+", str(part)), one["loc"])
-        found.setdefault(".".join(map(str, place)), {})[one["msg"]] = None
-    told = [f"{place}: {', or: '.join(reasons)}" for place, reasons in found.items()]
+        reasons_by_place.setdefault(".".join(map(str, place)), {})[one["msg"]] = None
+    told = [f"{place}: {', or: '.join(reasons)}" for place, reasons in reasons_by_place.items()]
     return "; ".join(told[:5]) + (f"; and {len(told) - 5} more" if len(told) > 5 else "")
-
-
-def text_sample(scorer: Scorer, text: str | Sequence[int], *, add_special_tokens: bool = True) -> Sample:
-    """A text that came without a prompt, or token ids.
-
-    A reward of models alone scores it as it is. For any other it is a completion, for which no token ids can stand.
-
-    Raises:
-        Problem: The reward takes no token ids.
-        DataError: There are no token ids, or one is negative.
-    """
-    if scorer.info["rendered"]:
-        return RenderedSample.of(text, add_special_tokens=add_special_tokens)
-    if isinstance(text, str):
-        return Sample("", text)
-    raise Problem("invalid", "this server's reward is not made of models alone and takes no token ids: send text or messages")
 
 
 def probability(reward: float) -> float:

@@ -15,11 +15,10 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody, text_sample
-from rm_plugins.server.service import Service
+from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
 
-__all__ = ["dialect"]
+__all__ = ["OpenInference"]
 
 _IDS = ("input_ids", "token_ids", "tokens")
 _PADDING = ("attention_mask", "sequence_lengths")
@@ -89,11 +88,6 @@ class Error(BaseModel):
     error: str
 
 
-def error_body(problem: Problem) -> Any:
-    """A problem as the protocol tells it."""
-    return {"error": problem.message}
-
-
 _ERRORS: Any = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 _EXAMPLES: Any = {
     "sentences": {
@@ -128,60 +122,68 @@ class _Route(DropInRoute):
     statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
 
-def dialect(scorer: Scorer) -> Dialect:
-    """The protocol's endpoints, scoring with `scorer`."""
-    router = APIRouter(route_class=_Route, tags=["Open Inference Protocol"])
+class OpenInference(Dialect):
+    """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
-    @router.get("/v2", summary="This server", responses=_ERRORS)
-    async def server() -> dict[str, Any]:
-        return {"name": "rm-plugins", "version": __version__, "extensions": []}
+    name: ClassVar[str] = "oip"
 
-    @router.get("/v2/health/live", summary="Whether the server answers", responses=_ERRORS)
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        """A problem as the protocol tells it."""
+        return {"error": problem.message}
 
-    @router.get("/v2/health/ready", summary="Whether the server scores", responses=_ERRORS)
-    async def ready(request: Request) -> dict[str, bool]:
-        _check_ready(request)
-        return {"ready": True}
+    def router(self, scorer: Scorer) -> APIRouter:
+        """The protocol's endpoints."""
+        router = APIRouter(route_class=_Route, tags=["Open Inference Protocol"])
 
-    # A model's name may be a path, and so have slashes.
-    @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores", responses=_ERRORS)
-    async def model_ready(request: Request, model: str) -> dict[str, Any]:
-        _check_model(scorer, model)
-        _check_ready(request)
-        return {"name": model, "ready": True}
+        @router.get("/v2", summary="This server", responses=_ERRORS)
+        async def server() -> dict[str, Any]:
+            return {"name": "rm-plugins", "version": __version__, "extensions": []}
 
-    @router.get("/v2/models/{model:path}", summary="A model's tensors", responses=_ERRORS)
-    async def metadata(model: str) -> dict[str, Any]:
-        _check_model(scorer, model)
-        return {
-            "name": model,
-            "platform": "rm-plugins",
-            "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
-            "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
-        }
+        @router.get("/v2/health/live", summary="Whether the server answers", responses=_ERRORS)
+        async def live() -> dict[str, bool]:
+            return {"live": True}
 
-    @router.post(
-        "/v2/models/{model:path}/infer",
-        summary="Rewards of texts, pairs or token ids",
-        responses=_ERRORS,
-        dependencies=[Depends(_refuse_binary_body)],
-        response_model_exclude_none=True,
-    )
-    async def infer(request: Request, model: str, body: Annotated[Infer, Body(openapi_examples=_EXAMPLES)]) -> Inferred:
-        _check_model(scorer, model)
-        _refuse_binary_parameters(body)
-        values, scored = await score_all(request, _samples(scorer, body))
-        names = [output.name for output in body.outputs or ()] or ["rewards"]
-        return Inferred(model_name=model, id=body.id, outputs=[_result(name, values, scored) for name in names])
+        @router.get("/v2/health/ready", summary="Whether the server scores", responses=_ERRORS)
+        async def ready() -> dict[str, bool]:
+            _check_ready(scorer)
+            return {"ready": True}
 
-    return Dialect("oip", router, error_body)
+        # A model's name may be a path, and so have slashes.
+        @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores", responses=_ERRORS)
+        async def model_ready(model: str) -> dict[str, Any]:
+            _check_model(scorer, model)
+            _check_ready(scorer)
+            return {"name": model, "ready": True}
+
+        @router.get("/v2/models/{model:path}", summary="A model's tensors", responses=_ERRORS)
+        async def metadata(model: str) -> dict[str, Any]:
+            _check_model(scorer, model)
+            return {
+                "name": model,
+                "platform": "rm-plugins",
+                "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
+                "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
+            }
+
+        @router.post(
+            "/v2/models/{model:path}/infer",
+            summary="Rewards of texts, pairs or token ids",
+            responses=_ERRORS,
+            dependencies=[Depends(_refuse_binary_body)],
+            response_model_exclude_none=True,
+        )
+        async def infer(model: str, body: Annotated[Infer, Body(openapi_examples=_EXAMPLES)]) -> Inferred:
+            _check_model(scorer, model)
+            _refuse_binary_parameters(body)
+            values, scored = await score_all(scorer, _samples(scorer, body))
+            names = [output.name for output in body.outputs or ()] or ["rewards"]
+            return Inferred(model_name=model, id=body.id, outputs=[_result(name, values, scored) for name in names])
+
+        return router
 
 
-def _check_ready(request: Request) -> None:
-    service: Service = request.app.state.service
-    if not service.is_ready:
+def _check_ready(scorer: Scorer) -> None:
+    if not scorer.is_ready:
         raise Problem("unavailable", "the server is stopping")
 
 
@@ -226,15 +228,15 @@ def _samples(scorer: Scorer, body: Infer) -> list[Sample]:
 
 
 def _without_padding(rows: Sequence[Sequence[int]], ids: str, tensor: Tensor) -> list[list[int]]:
-    found = _integers(tensor)
-    _check_rows(tensor.name, len(found), ids, len(rows))
+    padding = _integers(tensor)
+    _check_rows(tensor.name, len(padding), ids, len(rows))
     if tensor.name == "attention_mask":
-        if any(len(mask) != len(row) or not set(mask) <= {0, 1} for mask, row in zip(found, rows, strict=True)):
+        if any(len(mask) != len(row) or not set(mask) <= {0, 1} for mask, row in zip(padding, rows, strict=True)):
             raise Problem("invalid", f"attention_mask has not the shape of {ids}, or something other than 0 and 1 in it")
-        return [[token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, found, strict=True)]
-    if any(len(length) != 1 or not 0 < length[0] <= len(row) for length, row in zip(found, rows, strict=True)):
+        return [[token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, padding, strict=True)]
+    if any(len(length) != 1 or not 0 < length[0] <= len(row) for length, row in zip(padding, rows, strict=True)):
         raise Problem("invalid", f"sequence_lengths is one number for each row of {ids}, from 1 to the length of the row")
-    return [list(row[: length[0]]) for row, length in zip(rows, found, strict=True)]
+    return [list(row[: length[0]]) for row, length in zip(rows, padding, strict=True)]
 
 
 def _check_rows(name: str, rows: int, other: str, others: int) -> None:
@@ -281,7 +283,7 @@ def _result(name: str, values: Sequence[float], scored: Scored) -> Result:
     if column is None:
         names = ", ".join(["rewards", *scored.details])
         raise Problem("invalid", f"there is no output {name!r:.200}; this server gives {names}")
-    found = [value for value in column if value is not None]
-    if len(found) < len(values):
-        raise Problem("invalid", f"the output {name!r} is missing for {len(values) - len(found)} of {len(values)} rows")
-    return Result(name=name, shape=[len(values), 1], datatype="FP32", data=found)
+    numbers = [value for value in column if value is not None]
+    if len(numbers) < len(values):
+        raise Problem("invalid", f"the output {name!r} is missing for {len(values) - len(numbers)} of {len(values)} rows")
+    return Result(name=name, shape=[len(values), 1], datatype="FP32", data=numbers)

@@ -6,16 +6,16 @@ reward's tokenizer adds none. A query that is too long is cut as the reward was 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score_all
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody, text_sample
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
 
-__all__ = ["dialect"]
+__all__ = ["OpenRLHF"]
 
 
 class GetReward(RequestBody):
@@ -47,11 +47,6 @@ class Error(BaseModel):
     detail: str
 
 
-def error_body(problem: Problem) -> Any:
-    """A problem as FastAPI tells it; OpenRLHF's client looks at the status alone."""
-    return {"detail": problem.message}
-
-
 _EXAMPLES: Any = {
     "rollout": {
         "summary": "What OpenRLHF's client sends for one rollout",
@@ -61,21 +56,30 @@ _EXAMPLES: Any = {
 }
 
 
-def dialect(scorer: Scorer) -> Dialect:
-    """OpenRLHF's endpoint, scoring with `scorer`."""
-    router = APIRouter(route_class=DropInRoute, tags=["OpenRLHF"])
+class OpenRLHF(Dialect):
+    """OpenRLHF's reward server: /get_reward."""
 
-    @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
-    async def get_reward(request: Request, body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:
-        values, scored = await score_all(request, _samples(scorer, body))
-        details = {name: [value for value in column if value is not None] for name, column in scored.details.items()}
-        return Rewards(
-            rewards=values,
-            scores=values,
-            extra_logs={name: column for name, column in details.items() if len(column) == len(values)},
-        )
+    name: ClassVar[str] = "openrlhf"
 
-    return Dialect("openrlhf", router, error_body)
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        """A problem as FastAPI tells it; OpenRLHF's client looks at the status alone."""
+        return {"detail": problem.message}
+
+    def router(self, scorer: Scorer) -> APIRouter:
+        """OpenRLHF's endpoint."""
+        router = APIRouter(route_class=DropInRoute, tags=["OpenRLHF"])
+
+        @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
+        async def get_reward(body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:
+            values, scored = await score_all(scorer, _samples(scorer, body))
+            details = {name: [value for value in column if value is not None] for name, column in scored.details.items()}
+            return Rewards(
+                rewards=values,
+                scores=values,
+                extra_logs={name: column for name, column in details.items() if len(column) == len(values)},
+            )
+
+        return router
 
 
 def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:

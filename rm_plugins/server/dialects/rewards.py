@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score
-from rm_plugins.server.service import Service
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer
 from rm_plugins.wire import sample_from_json
 
-__all__ = ["dialect"]
+__all__ = ["Native"]
 
 _MESSAGES = {
     "type": "array",
@@ -193,55 +192,60 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def dialect(scorer: Scorer) -> Dialect:
-    """The native dialect, ``rm-plugins/1``."""
-    router = APIRouter(tags=["rm-plugins"])
+class Native(Dialect):
+    """The server's own: /v1/rewards, with details, abstentions and errors."""
 
-    @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False, responses=_FAULTS)
-    async def rewards(request: Request, body: RewardsRequest) -> Response:
-        """Score samples."""
-        samples = _samples(body.samples, scorer.max_items)
-        found = await score(request, samples)
-        entries: list[dict[str, Any]] = [{"index": row, "reward": value} for row, value in enumerate(found.values)]
-        for row, message in found.errors.items():
-            entries[row]["error"] = message
-        return _json(
-            {
-                "id": body.id,
-                "model": scorer.name,
-                "fingerprint": found.fingerprint,
-                "manifests": found.metadata["manifests"],
-                "rewards": entries,
-                "details": dict(found.details) if body.details else {},
-                "usage": {
-                    "samples": len(samples),
-                    "tokens": found.metadata["tokens"],
-                    "truncated": found.metadata["truncated"],
-                },
-            }
+    name: ClassVar[str] = "rm-plugins"
+
+    def router(self, scorer: Scorer) -> APIRouter:
+        """The endpoints of ``rm-plugins/1``."""
+        router = APIRouter(tags=["rm-plugins"])
+
+        @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False, responses=_FAULTS)
+        async def rewards(body: RewardsRequest) -> Response:
+            """Score samples."""
+            samples = _samples(body.samples, scorer.max_items)
+            scored = await scorer.score(samples)
+            entries: list[dict[str, Any]] = [{"index": row, "reward": value} for row, value in enumerate(scored.values)]
+            for row, message in scored.errors.items():
+                entries[row]["error"] = message
+            return _json(
+                {
+                    "id": body.id,
+                    "model": scorer.name,
+                    "fingerprint": scored.fingerprint,
+                    "manifests": scored.metadata["manifests"],
+                    "rewards": entries,
+                    "details": dict(scored.details) if body.details else {},
+                    "usage": {
+                        "samples": len(samples),
+                        "tokens": scored.metadata["tokens"],
+                        "truncated": scored.metadata["truncated"],
+                    },
+                }
+            )
+
+        @router.get("/v1/info", response_model=Info, responses={401: _FAULTS[401]})
+        async def info() -> Response:
+            """What is served, and what it takes."""
+            return _json(scorer.info)
+
+        @router.post("/v1/render", response_model=RenderAnswer, responses=_FAULTS)
+        async def render(body: RenderRequest) -> Response:
+            """The texts and tokens that the models of the reward are given; none where nothing renders."""
+            return _json({"renderings": await scorer.render(_samples(body.samples, scorer.max_items))})
+
+        @router.post(
+            "/v1/reload", response_model=ReloadAnswer, responses={status: _FAULTS[status] for status in (401, 422, 500)}
         )
+        async def reload(request: Request) -> Response:
+            """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
+            if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+                raise Problem("invalid", "this is asked for by a page of another site")
+            changed = await scorer.reload()
+            return _json({"fingerprint": scorer.fingerprint, "changed": changed})
 
-    @router.get("/v1/info", response_model=Info, responses={401: _FAULTS[401]})
-    async def info() -> Response:
-        """What is served, and what it takes."""
-        return _json(scorer.info)
-
-    @router.post("/v1/render", response_model=RenderAnswer, responses=_FAULTS)
-    async def render(request: Request, body: RenderRequest) -> Response:
-        """The texts and tokens that the models of the reward are given; none where nothing renders."""
-        service: Service = request.app.state.service
-        return _json({"renderings": await service.render(_samples(body.samples, scorer.max_items))})
-
-    @router.post("/v1/reload", response_model=ReloadAnswer, responses={status: _FAULTS[status] for status in (401, 422, 500)})
-    async def reload(request: Request) -> Response:
-        """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
-        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            raise Problem("invalid", "this is asked for by a page of another site")
-        service: Service = request.app.state.service
-        changed = await service.reload()
-        return _json({"fingerprint": service.fingerprint, "changed": changed})
-
-    return Dialect("rm-plugins", router, _error_body)
+        return router
 
 
 def _samples(values: Sequence[dict[str, Any]], max_items: int) -> list[Sample]:
@@ -254,10 +258,6 @@ def _samples(values: Sequence[dict[str, Any]], max_items: int) -> list[Sample]:
         except DataError as error:
             raise Problem("invalid", f"samples[{place}]: {error}") from error
     return samples
-
-
-def _error_body(problem: Problem) -> dict[str, Any]:
-    return {"error": {"cause": problem.cause, "message": problem.message}}
 
 
 def _json(content: Any) -> Response:

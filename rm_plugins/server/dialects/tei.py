@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scorer, score_all
-from rm_plugins.server.dialects.drop_in import LABEL, DropInRoute, RequestBody, probability, text_sample
+from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import LABEL, DropInRoute, RequestBody, probability
 
-__all__ = ["STATUSES", "Error", "Rank", "Rerank", "dialect", "error_body", "rerank"]
+__all__ = ["STATUSES", "TEI", "Error", "Rank", "Rerank", "error_body", "rerank"]
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
@@ -114,47 +114,56 @@ class _Route(DropInRoute):
     statuses: ClassVar[Mapping[Cause, int]] = STATUSES
 
 
-def dialect(scorer: Scorer) -> Dialect:
-    """TEI's endpoints, scoring with `scorer`."""
-    router = APIRouter(route_class=_Route, tags=["TEI"])
+class TEI(Dialect):
+    """text-embeddings-inference: /predict and /info; /rerank is among vLLM's."""
 
-    @router.post("/predict", summary="Scores of texts or pairs", responses=_ERRORS)
-    async def predict(
-        request: Request, body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)]
-    ) -> list[Prediction] | list[list[Prediction]]:
-        _check_size(scorer, len(body.items))
-        values, _ = await score_all(request, [_sample(scorer, item) for item in body.items])
-        predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
-        return predictions if body.is_batch else predictions[0]
+    name: ClassVar[str] = "tei"
 
-    @router.get("/info", summary="What is served", responses=_ERRORS)
-    async def info() -> dict[str, Any]:
-        # Of the fields that TEI has, those are left empty of which a reward says nothing, or that stand for settings of TEI alone.
-        return {
-            "model_id": scorer.name,
-            "model_sha": None,
-            "model_dtype": None,
-            "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
-            "max_concurrent_requests": None,
-            "max_input_length": None,
-            "max_batch_tokens": None,
-            "max_batch_requests": None,
-            "max_client_batch_size": scorer.max_items,
-            "auto_truncate": True,
-            "tokenization_workers": None,
-            "version": VERSION,
-            "sha": None,
-            "docker_label": None,
-            "server": f"rm-plugins {__version__}",
-        }
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        """A problem as TEI tells it."""
+        return error_body(problem)
 
-    return Dialect("tei", router, error_body)
+    def router(self, scorer: Scorer) -> APIRouter:
+        """TEI's endpoints."""
+        router = APIRouter(route_class=_Route, tags=["TEI"])
+
+        @router.post("/predict", summary="Scores of texts or pairs", responses=_ERRORS)
+        async def predict(
+            body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)],
+        ) -> list[Prediction] | list[list[Prediction]]:
+            _check_size(scorer, len(body.items))
+            values, _ = await score_all(scorer, [_sample(scorer, item) for item in body.items])
+            predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
+            return predictions if body.is_batch else predictions[0]
+
+        @router.get("/info", summary="What is served", responses=_ERRORS)
+        async def info() -> dict[str, Any]:
+            # Of the fields that TEI has, those are left empty of which a reward says nothing, or that stand for settings of TEI alone.
+            return {
+                "model_id": scorer.name,
+                "model_sha": None,
+                "model_dtype": None,
+                "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
+                "max_concurrent_requests": None,
+                "max_input_length": None,
+                "max_batch_tokens": None,
+                "max_batch_requests": None,
+                "max_client_batch_size": scorer.max_items,
+                "auto_truncate": True,
+                "tokenization_workers": None,
+                "version": VERSION,
+                "sha": None,
+                "docker_label": None,
+                "server": f"rm-plugins {__version__}",
+            }
+
+        return router
 
 
-async def rerank(request: Request, scorer: Scorer, body: Rerank) -> list[Rank]:
+async def rerank(scorer: Scorer, body: Rerank) -> list[Rank]:
     """The completions of a prompt by their scores, the best first."""
     _check_size(scorer, len(body.texts))
-    values, _ = await score_all(request, [_pair(body.query, text) for text in body.texts])
+    values, _ = await score_all(scorer, [_pair(body.query, text) for text in body.texts])
     order = sorted(range(len(values)), key=lambda row: values[row])[::-1]  # of equal ones, TEI has the last first
     texts = body.texts if body.return_text else [None] * len(values)
     return [Rank(index=row, text=texts[row], score=_score(values[row], body)) for row in order]

@@ -11,7 +11,6 @@ import base64
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
 
@@ -22,10 +21,10 @@ from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all
-from rm_plugins.server.dialects.drop_in import DropInRoute, probability, text_sample, tokens
+from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropInRoute, probability, tokens
 
-__all__ = ["dialect"]
+__all__ = ["VLLM"]
 
 VERSION = "0.33.0"
 """The version of vLLM whose requests and answers these are; clients choose the names of their fields by it."""
@@ -37,14 +36,6 @@ _ERROR_TYPES: Mapping[Cause, str] = {
     "failed": "InternalServerError",
 }
 _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
-
-
-def error_body(problem: Problem) -> Any:
-    """A problem as vLLM tells it."""
-    if problem.cause == "unauthorized":
-        return {"error": "Unauthorized"}
-    kind = _ERROR_TYPES.get(problem.cause) or HTTPStatus(problem.status).phrase
-    return {"error": {"message": problem.message, "type": kind, "param": None, "code": problem.status}}
 
 
 _ERRORS: Any = {"4XX": {"model": bodies.Error}, "5XX": {"model": bodies.Error}}
@@ -86,93 +77,108 @@ class _Route(DropInRoute):
 class _SharedRoute(_Route):
     """Tells of problems as TEI does where the request is in its form."""
 
-    async def statuses_for(self, request: Request) -> Mapping[Cause, int]:
+    async def adapt(self, problem: Problem, request: Request) -> None:
         try:
-            body = await request.json()
+            is_for_tei = bodies.is_for_tei(await request.json())
         except ValueError:
-            return self.statuses
-        if not bodies.is_for_tei(body):
-            return self.statuses
-        request.state.dialect = replace(request.state.dialect, error_body=tei.error_body)
-        return tei.STATUSES
+            is_for_tei = False
+        if not is_for_tei:
+            await super().adapt(problem, request)
+            return
+        problem.status = tei.STATUSES.get(problem.cause, problem.status)
+        problem.body = tei.error_body(problem)
 
 
-def dialect(scorer: Scorer) -> Dialect:
-    """vLLM's endpoints, scoring with `scorer`."""
-    router = APIRouter(route_class=_Route, tags=["vLLM"])
-    started = int(time.time())
+class VLLM(Dialect):
+    """vLLM's pooling models: /classify, /pooling, /score and /rerank."""
 
-    @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
-    async def classify(
-        request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
-    ) -> bodies.Classification:
-        values, scored = await _scored(request, scorer, body, _inputs(scorer, body))
-        data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
-        return bodies.Classification(id=_id("classify", request, body), model=scorer.name, data=data, usage=_usage(scored))
+    name: ClassVar[str] = "vllm"
 
-    @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
-    async def pooling(request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]) -> bodies.Poolings:
-        values, scored = await _scored(request, scorer, body, _inputs(scorer, body))
-        data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
-        return bodies.Poolings(id=_id("pooling", request, body), model=scorer.name, data=data, usage=_usage(scored))
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        """A problem as vLLM tells it."""
+        if problem.cause == "unauthorized":
+            return {"error": "Unauthorized"}
+        kind = _ERROR_TYPES.get(problem.cause) or HTTPStatus(problem.status).phrase
+        return {"error": {"message": problem.message, "type": kind, "param": None, "code": problem.status}}
 
-    @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
-    @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
-    async def score(request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]) -> bodies.PairScores:
-        values, scored = await _scored(request, scorer, body, _pairs(*body.sides))
-        data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
-        return bodies.PairScores(id=_id("score", request, body), model=scorer.name, data=data, usage=_usage(scored))
+    def router(self, scorer: Scorer) -> APIRouter:
+        """vLLM's endpoints."""
+        router = APIRouter(route_class=_Route, tags=["vLLM"])
+        started = int(time.time())
 
-    async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
-        documents = [body.documents] if isinstance(body.documents, str) else body.documents
-        values, scored = await _scored(request, scorer, body, _pairs(body.query, documents))
-        order = sorted(range(len(values)), key=lambda row: values[row], reverse=True)[: body.top_n or None]
-        results = [
-            bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
-            for row in order
-        ]
-        usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
-        return bodies.Ranking(id=_id("score", request, body), model=scorer.name, results=results, usage=usage)
+        @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
+        async def classify(
+            request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
+        ) -> bodies.Classification:
+            values, scored = await _scored(scorer, body, _inputs(scorer, body))
+            data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
+            return bodies.Classification(
+                id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored)
+            )
 
-    @router.post("/v1/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
-    @router.post("/v2/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
-    async def rerank(request: Request, body: Annotated[bodies.Rerank, Body(openapi_examples=_RANKS)]) -> bodies.Ranking:
-        return await ranking(request, body)
+        @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
+        async def pooling(request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]) -> bodies.Poolings:
+            values, scored = await _scored(scorer, body, _inputs(scorer, body))
+            data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
+            return bodies.Poolings(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
-    async def rerank_either(
-        request: Request, body: Annotated[bodies.EitherRerank, Body(openapi_examples=_EITHER_RANKS)]
-    ) -> bodies.Ranking | Response:
-        if isinstance(body, bodies.Rerank):
+        @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
+        @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
+        async def score(request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]) -> bodies.PairScores:
+            values, scored = await _scored(scorer, body, _pairs(*body.sides))
+            data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
+            return bodies.PairScores(id=_id("score", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+
+        async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
+            documents = [body.documents] if isinstance(body.documents, str) else body.documents
+            values, scored = await _scored(scorer, body, _pairs(body.query, documents))
+            order = sorted(range(len(values)), key=lambda row: values[row], reverse=True)[: body.top_n or None]
+            results = [
+                bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
+                for row in order
+            ]
+            usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+            return bodies.Ranking(id=_id("score", scorer, request, body), model=scorer.name, results=results, usage=usage)
+
+        @router.post("/v1/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+        @router.post("/v2/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+        async def rerank(request: Request, body: Annotated[bodies.Rerank, Body(openapi_examples=_RANKS)]) -> bodies.Ranking:
             return await ranking(request, body)
-        return JSONResponse([rank.model_dump(exclude_none=True) for rank in await tei.rerank(request, scorer, body)])
 
-    router.add_api_route(
-        "/rerank",
-        rerank_either,
-        methods=["POST"],
-        tags=["TEI"],
-        summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
-        response_model=bodies.Ranking | list[tei.Rank],
-        responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
-        route_class_override=_SharedRoute,
-    )
+        async def rerank_either(
+            request: Request, body: Annotated[bodies.EitherRerank, Body(openapi_examples=_EITHER_RANKS)]
+        ) -> bodies.Ranking | Response:
+            if isinstance(body, bodies.Rerank):
+                return await ranking(request, body)
+            return JSONResponse([rank.model_dump(exclude_none=True) for rank in await tei.rerank(scorer, body)])
 
-    @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
-    async def version() -> dict[str, str]:
-        return {"version": VERSION, "server": f"rm-plugins {__version__}"}
+        router.add_api_route(
+            "/rerank",
+            rerank_either,
+            methods=["POST"],
+            tags=["TEI"],
+            summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
+            response_model=bodies.Ranking | list[tei.Rank],
+            responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
+            route_class_override=_SharedRoute,
+        )
 
-    @router.get("/v1/models", summary="What is served", responses=_ERRORS)
-    async def models() -> bodies.ModelList:
-        return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
+        @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
+        async def version() -> dict[str, str]:
+            return {"version": VERSION, "server": f"rm-plugins {__version__}"}
 
-    return Dialect("vllm", router, error_body)
+        @router.get("/v1/models", summary="What is served", responses=_ERRORS)
+        async def models() -> bodies.ModelList:
+            return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
+
+        return router
 
 
-async def _scored(request: Request, scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
+async def _scored(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
     """The scores that a request asks for, raw or not, and everything else that is known of them."""
     if body.model and body.model != scorer.name:
         raise Problem("not-found", f"The model `{body.model:.200}` does not exist; this server has `{scorer.name}`.")
-    values, scored = await score_all(request, samples)
+    values, scored = await score_all(scorer, samples)
     return values if body.is_raw else [probability(value) for value in values], scored
 
 
@@ -187,20 +193,20 @@ def _inputs(scorer: Scorer, body: bodies.Completions | bodies.Chat) -> list[Samp
 
 
 def _message(message: bodies.ChatMessage) -> dict[str, Any]:
-    found = message.model_dump(exclude_unset=True)
+    plain: dict[str, Any] = message.model_dump(exclude_unset=True)
     if isinstance(message.content, list):
-        found["content"] = "\n".join(part.text for part in message.content)
-    return found
+        plain["content"] = "\n".join(part.text for part in message.content)
+    return plain
 
 
 def _vector(value: float, body: bodies.PoolingCompletions | bodies.PoolingChat) -> list[float] | str:
     if body.encoding_format == "float":
         return [value]
     try:
-        found = struct.pack(f"{_BYTE_ORDERS[body.endianness]}f", value)
+        packed = struct.pack(f"{_BYTE_ORDERS[body.endianness]}f", value)
     except OverflowError:
         raise Problem("failed", f"the reward {value} is too large for 32 bits; ask for encoding_format float") from None
-    return base64.b64encode(found).decode()
+    return base64.b64encode(packed).decode()
 
 
 def _pairs(prompts: str | list[str], completions: str | list[str]) -> list[Sample]:
@@ -211,9 +217,9 @@ def _pairs(prompts: str | list[str], completions: str | list[str]) -> list[Sampl
     return [Sample(one, other) for one, other in zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True)]
 
 
-def _id(kind: str, request: Request, body: bodies.Options) -> str:
+def _id(kind: str, scorer: Scorer, request: Request, body: bodies.Options) -> str:
     given = None if "x-request-id" in request.headers else body.request_id
-    return f"{kind}-{given or request.state.request_id}"
+    return f"{kind}-{given or scorer.request_id}"
 
 
 def _usage(scored: Scored) -> bodies.Usage:

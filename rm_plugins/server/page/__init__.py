@@ -65,9 +65,9 @@ async def _part(request: Request, name: str) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    found = _file(name)
-    headers = {**_HEADERS, "ETag": found.etag}
+    file = _file(name)
+    headers = {**_HEADERS, "ETag": file.etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
-    if found.etag in known or "*" in known:
+    if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return Response(found.content, headers=headers, media_type=_TYPES[name])
+    return Response(file.content, headers=headers, media_type=_TYPES[name])

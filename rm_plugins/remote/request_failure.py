@@ -1,4 +1,4 @@
-"""What can go wrong with a request."""
+"""How a request can fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Failure
 
-__all__ = ["COUNTED", "Cause", "Setback"]
+__all__ = ["COUNTED", "Cause", "RequestFailure"]
 
 Cause: TypeAlias = Literal["connection", "timeout", "bad-answer"] | Failure
 """Why there are no scores.
@@ -29,7 +29,7 @@ COUNTED: Mapping[Cause, str] = {
 """The name in `Provider.counts` of each cause for which a request is sent again."""
 
 
-class Setback(ScoringError):
+class RequestFailure(ScoringError):
     """A request that brought no scores; never leaves this package.
 
     Args:
@@ -45,9 +45,9 @@ class Setback(ScoringError):
         self.status = status
         self.retry_after = retry_after
 
-    def retold(self, reason: str) -> Setback:
+    def retold(self, reason: str) -> RequestFailure:
         """The same in other words."""
-        return Setback(self.cause, reason, status=self.status, retry_after=self.retry_after)
+        return RequestFailure(self.cause, reason, status=self.status, retry_after=self.retry_after)
 
     @property
     def speaks_of_the_server(self) -> bool:

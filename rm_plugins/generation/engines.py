@@ -1,0 +1,53 @@
+"""The engines that run a policy, and which one is used by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from rm_plugins.generation.generator import Generator, Sampling
+
+__all__ = ["ENGINES", "default_engine", "load_generator"]
+
+ENGINES = ("transformers", "vllm")
+
+
+def default_engine() -> str:
+    """``vllm`` if it is installed and there is a GPU of CUDA, else ``transformers``."""
+    if find_spec("vllm") is None:
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def load_generator(
+    model: str,
+    sampling: Sampling,
+    *,
+    engine: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Generator:
+    """A policy that writes completions.
+
+    Args:
+        model: A folder or hub id.
+        sampling: How completions are drawn.
+        engine: One of `ENGINES`; `default_engine` if None.
+        options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
+            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
+        batch_size: Completions written at a time; what is usual for the engine if None.
+
+    Raises:
+        MissingDependencyError: The engine is not installed.
+        ModelError: The model or its tokenizer cannot be loaded.
+    """
+    if (engine or default_engine()) == "vllm":
+        from rm_plugins.generation.vllm_generator import VLLMGenerator
+
+        return VLLMGenerator(model, sampling, options, batch_size)
+    from rm_plugins.generation.transformers_generator import TransformersGenerator
+
+    return TransformersGenerator(model, sampling, options, batch_size)
