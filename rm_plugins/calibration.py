@@ -13,7 +13,7 @@ import numpy as np
 
 from rm_plugins.engine.score_cache import MEMORY
 from rm_plugins.errors import DataError, RmPluginsError, SpecError
-from rm_plugins.provider import Provider, Transform
+from rm_plugins.provider import Provider, Transform, transforms_of
 from rm_plugins.providers.combinators.cached import Cached
 from rm_plugins.providers.combinators.ensemble import Ensemble
 from rm_plugins.providers.combinators.fallback import Fallback
@@ -21,7 +21,7 @@ from rm_plugins.registry import Registry, default_registry
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import SpecBuilder, join_path
-from rm_plugins.transforms import Chain, FittedTransform, transforms_in
+from rm_plugins.transforms import Chain, FittedTransform
 
 __all__ = ["Calibrated", "Calibration"]
 
@@ -240,7 +240,7 @@ def _written(part: Provider | Transform) -> dict[str, Any]:
 def _fittings_in(part: Provider | Transform) -> list[_Fitting]:
     """Those of a part itself, without those of what it is made of."""
     found: list[_Fitting] = []
-    for transform in transforms_in(part).values():
+    for transform in transforms_of(part).values():
         found += [transform] if isinstance(transform, _Fitting) else _fittings_in(transform)
     return found
 

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NotRequired, Required, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NotRequired, Required, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from rm_plugins.errors import PluginError
-from rm_plugins.provider import Component, LocalPath, Provider
 
-__all__ = ["announces", "schema_of", "validator_of"]
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = ["announces", "held_by", "schema_of", "validator_of"]
 
 
-def announces(annotation: Any) -> bool:
-    """Whether a value of this annotation is, or contains, a spec or a local path."""
+def announces(annotation: Any, *kinds: type) -> bool:
+    """Whether a value of this annotation is, or contains, something of one of the kinds."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return issubclass(annotation, (Component, LocalPath, Provider))
-    return any(announces(part) for part in get_args(annotation))
+        return issubclass(annotation, kinds)
+    return any(announces(argument, *kinds) for argument in get_args(annotation))
+
+
+def held_by(holder: object, kind: type[Any]) -> dict[str, Any]:
+    """What an object was made with that is of a kind, by its path among the arguments: ``members[0]``, ``routes.math``.
+
+    These are the arguments of its constructor whose annotations announce the kind, where they are attributes of the same names.
+    """
+    try:
+        schema = schema_of(type(holder))  # type: ignore[arg-type]  # a class is hashable
+    except (PluginError, TypeError, ValueError):  # it is made in Python alone, for a spec could not make it
+        return {}
+    held: dict[str, Any] = {}
+    for name, annotation in schema.items():
+        if not announces(annotation, kind):
+            continue
+        value = getattr(holder, name, None)
+        if isinstance(value, kind):
+            held[name] = value
+        elif isinstance(value, Mapping):
+            held |= {f"{name}.{key}": item for key, item in value.items() if isinstance(item, kind)}
+        elif isinstance(value, (list, tuple)):
+            held |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, kind)}
+    return held
 
 
 @cache
@@ -40,6 +64,8 @@ def schema_of(cls: Callable[..., Any]) -> dict[str, Any]:
 @cache
 def validator_of(cls: Callable[..., Any]) -> TypeAdapter[Any]:
     """What checks the keyword arguments of a constructor, strictly."""
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
     parameters = inspect.signature(cls).parameters
     takes_more = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
     fields = {

@@ -1,14 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what stands for their contents."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing", "write_atomically"]
+__all__ = ["replacing", "with_digests", "write_atomically"]
 
 
 @contextmanager
@@ -36,3 +38,15 @@ def write_atomically(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def with_digests(value: Any) -> Any:
+    """A setting with the SHA-256 of files in place of their absolute paths, however deep they are in it."""
+    if isinstance(value, Mapping):
+        return {key: with_digests(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_digests(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
+        with open(value, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return value

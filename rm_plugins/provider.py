@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +12,23 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
+from rm_plugins.constructor_schema import held_by
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.files import with_digests
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
 
-__all__ = ["Aggregate", "Component", "LocalPath", "ModelSource", "OnError", "Provider", "RowProvider", "Transform"]
+__all__ = [
+    "Aggregate",
+    "Component",
+    "LocalPath",
+    "ModelSource",
+    "OnError",
+    "Provider",
+    "RowProvider",
+    "Transform",
+    "transforms_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +67,9 @@ class Transform(Component):
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
 
+    depends_on_batch: ClassVar[bool] = False
+    """Whether what a score becomes depends on the other samples of its batch."""
+
     def bind(self, provider: Provider) -> None:
         """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
 
@@ -85,6 +101,16 @@ class Aggregate(Component):
         """
 
 
+def transforms_of(holder: Provider | Transform) -> dict[str, Transform]:
+    """The transforms of a provider, or of a transform, by their path in its spec, in the order in which they are applied.
+
+    >>> from rm_plugins.transforms import Chain, Scale
+    >>> list(transforms_of(Chain(transforms=[Scale(), Scale()])))
+    ['transforms[0]', 'transforms[1]']
+    """
+    return holder.transforms if isinstance(holder, Provider) else held_by(holder, Transform)
+
+
 class Provider(ABC):
     """Turns samples into scores.
 
@@ -94,6 +120,10 @@ class Provider(ABC):
 
     name: ClassVar[str]
 
+    depends_on_batch: ClassVar[bool] = False
+    """Whether a sample's score depends on the others of its batch, its children and transforms left aside."""
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset()
+    """The keys of its spec that change no score, such as where it computes or how it is reached: no part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
     label: str = ""
@@ -141,18 +171,34 @@ class Provider(ABC):
 
     @property
     def children(self) -> dict[str, Provider]:
-        """The providers that it is made of, by their path in its spec: those in its public attributes, and its fallback."""
-        found: dict[str, Provider] = {}
-        for name, value in vars(self).items():
-            if name.startswith("_") or name == "fallback":
-                continue
-            if isinstance(value, Provider):
-                found[name] = value
-            elif isinstance(value, Mapping):
-                found.update({f"{name}.{key}": item for key, item in value.items() if isinstance(item, Provider)})
-            elif isinstance(value, (list, tuple)):
-                found.update({f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, Provider)})
-        return found if self.fallback is None else {**found, "on_error.fallback": self.fallback}
+        """The providers that it is made of, by their path in its spec, its fallback among them.
+
+        By default they are those of its constructor's arguments that are annotated as providers and are attributes of the same
+        names. One that keeps them elsewhere overrides this.
+        """
+        children: dict[str, Provider] = held_by(self, Provider)
+        return children if self.fallback is None else {**children, "on_error.fallback": self.fallback}
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """The transforms that it was made with, by their path in its spec: its own, and those of what it combines itself."""
+        own = {} if self.transform is None else {"transform": self.transform}
+        return {**held_by(self, Transform), **own}
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes its scores, as JSON has it, its children left aside: its settings, its model, and its manifest.
+
+        A provider that holds a model overrides this: the weights and the rendering stand in place of where they lie.
+        """
+        return [self._settings_with_effect(), None, None]
+
+    def _settings_with_effect(self, *others: str) -> Mapping[str, Any]:
+        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests."""
+        if self.spec is None:
+            return {"made in Python": f"{type(self).__module__}.{type(self).__qualname__}"}
+        left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"name", *others}
+        return {key: with_digests(value) for key, value in self.spec.items() if key not in left_out}
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
         """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""

@@ -31,6 +31,8 @@ SHARED_KEYS = ("provider", "name", "transform", "on_error")
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_BUILT = (Component, LocalPath, Provider)
+"""What a value of a spec is made into: a component, a whole path, a provider."""
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -327,13 +329,13 @@ class SpecBuilder:
         if origin is Annotated:
             return self.local(value, path) if LocalPath in parts[1:] else self.resolve(parts[0], value, path)
         if origin in (Union, UnionType):
-            announced = [part for part in parts if part is not NoneType and announces(part)]
+            announced = [part for part in parts if part is not NoneType and announces(part, *_BUILT)]
             return self.resolve(announced[0], value, path) if announced else value
         if isinstance(annotation, type) and issubclass(annotation, Provider):
             return self.provider(value, path)
         if isinstance(annotation, type) and issubclass(annotation, Component):
             return self.component(annotation.kind, value, path)
-        if not announces(annotation):
+        if not announces(annotation, *_BUILT):
             return value
         if isinstance(value, Mapping) and len(parts) == 2:
             return {key: self.resolve(parts[1], item, join_path(path, key)) for key, item in value.items()}

@@ -375,22 +375,19 @@ class TestCached:
 
     def test_a_model_that_was_trained_anew_is_another_reward(self, here: Path) -> None:
         class Trained(Constant):
-            """A reward with a manifest, as models have them."""
+            """A reward whose weights are part of what it is, as models' are."""
 
-            class manifest:
-                """A stand-in for what training writes."""
+            weights = "one"
 
-                text = "one"
-
-                @classmethod
-                def model_dump_json(cls) -> str:
-                    return cls.text
+            @property
+            def identity(self) -> list[Any]:
+                return [*super().identity, self.weights]
 
         reward = Trained(value=1.0)
         path, version = str(here / "scores.sqlite"), "1"
         Cached(reward=reward, path=path, version=version).score(SAMPLES)
         assert Cached(reward=reward, path=path, version=version).score(SAMPLES).metadata["cached"] == 4
-        Trained.manifest.text = "another"
+        Trained.weights = "another"
         assert Cached(reward=reward, path=path, version=version).score(SAMPLES).metadata["cached"] == 0
 
     def test_neither_an_abstention_nor_a_stand_ins_score_is_kept(self) -> None:

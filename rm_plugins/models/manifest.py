@@ -129,6 +129,11 @@ class Manifest(_Strict):
         """Write the manifest into `folder`, whole or not at all."""
         return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that it says, as hexadecimal text."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
     def tolerance(self, score: float, dtype: str) -> float:
         """By how much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + |score|) in float32."""
         widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, dtype))

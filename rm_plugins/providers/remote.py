@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
@@ -67,6 +68,9 @@ class Remote(Provider):
     name: ClassVar[str] = "remote"
     metrics: ClassVar[tuple[str, ...]] = ("requests", "retries", "seconds")
     concurrent = True
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset(
+        ("api_key_env", "batch_size", "ca_file", "concurrency", "deadline", "headers", "hedge_after", "timeout", "tries")
+    )
 
     def __init__(
         self,
@@ -151,6 +155,13 @@ class Remote(Provider):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start()
+
+    @property
+    def identity(self) -> list[Any]:
+        """Its settings, and what the tokenizer makes of samples, where there is one; not the model, which runs elsewhere."""
+        if self.renderer is None:
+            return super().identity
+        return [self._settings_with_effect(*WHERE_A_MODEL_IS), model_facts(self.renderer), None]
 
     def render(self, sample: Sample) -> str:
         """The text of a sample, before truncation, where there is a tokenizer."""

@@ -10,7 +10,7 @@ from typing import Any
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.identity import fingerprint, manifest_digests, renders, shown_spec
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import learns_while_scoring, ranks_within_batch
+from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server.token_counts import CountingRenderer
@@ -39,7 +39,7 @@ class Hosted:
         leaves = [part for _, part in self.parts if not part.children]
         self.models: list[tuple[str, Any]] = [(path, part) for path, part in self.parts if renders(part)]
         self.takes_rendered = all(renders(leaf) for leaf in leaves)
-        self.is_merged = not any(ranks_within_batch(part) for _, part in self.parts)
+        self.is_merged = not any(depends_on_batch(part) for _, part in self.parts)
         self.learns = [part.called for _, part in self.parts if learns_while_scoring(part)]
         self.manifests = manifest_digests(provider)
         self.fingerprint = fingerprint(provider)

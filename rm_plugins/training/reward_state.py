@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.provider import Provider, Transform
-from rm_plugins.transforms import transforms_in
+from rm_plugins.provider import Provider, Transform, transforms_of
 
 __all__ = ["restore_reward_state", "reward_state"]
 
@@ -56,5 +55,5 @@ def restore_reward_state(provider: Provider, state: Mapping[str, Mapping[str, An
 def _parts(provider: Provider) -> Iterator[tuple[str, Provider | Transform]]:
     for path, part in provider.walk():
         yield path, part
-        for place, transform in transforms_in(part).items():
+        for place, transform in transforms_of(part).items():
             yield f"{path}.{place}" if path else place, transform

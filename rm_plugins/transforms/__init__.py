@@ -17,7 +17,6 @@ from rm_plugins.transforms.fixed import Clip, Scale, Sigmoid, Tanh
 from rm_plugins.transforms.min_max import MinMax
 from rm_plugins.transforms.rank_in_group import RankInGroup
 from rm_plugins.transforms.running import RunningStatistics, shared_batch
-from rm_plugins.transforms.within import transforms_in
 from rm_plugins.transforms.zscore import ZScore
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "ZScore",
     "rm_register_transforms",
     "shared_batch",
-    "transforms_in",
 ]
 
 

@@ -24,6 +24,7 @@ class RankInGroup(Transform):
     """
 
     name: ClassVar[str] = "rank-in-group"
+    depends_on_batch: ClassVar[bool] = True
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Rank the completions of each prompt."""

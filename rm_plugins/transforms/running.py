@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.processes import all_gathered
-from rm_plugins.provider import Provider, Transform
+from rm_plugins.provider import Provider, Transform, transforms_of
 from rm_plugins.scores import FloatArray
-from rm_plugins.transforms.within import transforms_in
 
 __all__ = ["RunningStatistics", "shared_batch"]
 
@@ -160,7 +159,7 @@ def _in_order(provider: Provider) -> Iterator[RunningStatistics]:
     for child in provider.children.values():
         if child is not provider.fallback:
             yield from _in_order(child)
-    for transform in transforms_in(provider).values():
+    for transform in transforms_of(provider).values():
         yield from _of_transform(transform)
     if provider.fallback is not None:
         yield from _in_order(provider.fallback)
@@ -168,5 +167,5 @@ def _in_order(provider: Provider) -> Iterator[RunningStatistics]:
 
 def _of_transform(transform: Transform) -> Iterator[RunningStatistics]:
     yield from (value for value in vars(transform).values() if isinstance(value, RunningStatistics))
-    for inner in transforms_in(transform).values():
+    for inner in transforms_of(transform).values():
         yield from _of_transform(inner)

@@ -10,12 +10,13 @@ import numpy as np
 
 from rm_plugins.engine.score_cache import MEMORY, ScoreCache
 from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.identity import fingerprint
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import (
     Combinator,
+    depends_on_batch,
     failures_in,
     learns_while_scoring,
-    ranks_within_batch,
     score_rows,
     summed_work,
 )
@@ -30,10 +31,10 @@ __all__ = ["Cached"]
 class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
-    A sample is its prompt, completion and columns; the reward is its spec with everything nested in it, the manifests of its
-    models, and `version`. What else it depends on (the code of a function, a model behind a URL) is not seen: change `version`
-    with it. Abstentions are not kept, nor are batches in which something failed, though a fallback stood in; details are not
-    kept either. `counts["cached"]` has how many scores were found.
+    A sample is its prompt, completion and columns; the reward is what identifies it (`rm_plugins.identity`: its settings, the
+    weights and the rendering of its models) and `version`. What else it depends on (the code of a function, a model behind a URL)
+    is not seen: change `version` with it. Abstentions are not kept, nor are batches in which something failed, though a fallback
+    stood in; details are not kept either. `counts["cached"]` has how many scores were found.
 
     Args:
         reward: What is scored.
@@ -47,6 +48,7 @@ class Cached(Combinator):
 
     name: ClassVar[str] = "cached"
     metrics: ClassVar[tuple[str, ...]] = ("cached",)
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset({"path"})
 
     def __init__(self, *, reward: Provider, path: str, version: str = "") -> None:
         _check_lasts(reward)
@@ -59,9 +61,10 @@ class Cached(Combinator):
         self.reward = reward
         self.path = path
         self.version = version
-        manifests = [found.model_dump_json() for _, part in reward.walk() if (found := getattr(part, "manifest", None))]
+        # What is kept in memory is gone with the reward that it is of.
+        identity = "" if path == MEMORY else fingerprint(reward)
         try:
-            self._cache = ScoreCache(path, json.dumps([reward.spec, manifests, version], default=str))
+            self._cache = ScoreCache(path, json.dumps([identity, version]))
         except ScoringError as error:
             raise SpecError(str(error), key="path") from error
 
@@ -103,7 +106,7 @@ def _check_lasts(reward: Provider) -> None:
                 "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
                 key=f"{path}.weights",
             )
-        if ranks_within_batch(part):
+        if depends_on_batch(part):
             raise SpecError(
                 f"{part.label!r} is ranked within its batch, and a score that was kept would not; put `cached` inside of what ranks.",
                 key=path,

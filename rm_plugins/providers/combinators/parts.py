@@ -9,18 +9,17 @@ from contextvars import copy_context
 from dataclasses import replace
 
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.provider import OnError, Provider, Transform
+from rm_plugins.provider import OnError, Provider, Transform, transforms_of
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, TokenCounts
-from rm_plugins.transforms import RankInGroup, transforms_in
 
 __all__ = [
     "Combinator",
+    "depends_on_batch",
     "failures_in",
     "failures_of",
     "learns_while_scoring",
     "members_of",
-    "ranks_within_batch",
     "score_rows",
     "score_side_by_side",
     "summed_tokens",
@@ -132,17 +131,17 @@ def unnamed_failures_in(reward: Provider) -> int:
     return sum(part.unnamed_failures for _, part in reward.walk())
 
 
-def ranks_within_batch(part: Provider) -> bool:
+def depends_on_batch(part: Provider) -> bool:
     """Whether the part itself, its children left aside, makes a sample's score depend on the others of its batch."""
-    return any(isinstance(found, RankInGroup) for found in _transforms_of(part))
+    return part.depends_on_batch or any(transform.depends_on_batch for transform in _nested_transforms(part))
 
 
 def learns_while_scoring(part: Provider) -> bool:
     """Whether the part itself, its children left aside, will score a sample otherwise after it has scored more."""
-    return bool(part.state()) or any(found.state() for found in _transforms_of(part))
+    return bool(part.state()) or any(transform.state() for transform in _nested_transforms(part))
 
 
-def _transforms_of(holder: Provider | Transform) -> Iterator[Transform]:
-    for found in transforms_in(holder).values():
-        yield found
-        yield from _transforms_of(found)
+def _nested_transforms(holder: Provider | Transform) -> Iterator[Transform]:
+    for transform in transforms_of(holder).values():
+        yield transform
+        yield from _nested_transforms(transform)

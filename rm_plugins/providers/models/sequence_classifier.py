@@ -10,6 +10,7 @@ import numpy as np
 
 from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError, UnsupportedError, did_you_mean
 from rm_plugins.models.heads import Heads
+from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
 from rm_plugins.provider import Aggregate, ModelSource, Provider, Transform
 from rm_plugins.providers.models.model_members import ModelMembers
@@ -63,6 +64,7 @@ class SequenceClassifier(Provider):
     """
 
     name: ClassVar[str] = "sequence-classifier"
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset(("cache", "compile", "device", "max_batch_tokens", "verify"))
     metrics: ClassVar[tuple[str, ...]] = ("tokens_per_second", "duplicate_share", "cached")
 
     def __init__(
@@ -216,6 +218,12 @@ class SequenceClassifier(Provider):
     def dtype(self) -> str:
         """The name of the dtype that the model runs in."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def identity(self) -> list[Any]:
+        """Its settings, the weights and the rendering, and the digest of its manifest."""
+        manifest = None if self.manifest is None else self.manifest.digest
+        return [self._settings_with_effect(*WHERE_A_MODEL_IS), model_facts(self.renderer, self.model), manifest]
 
     def render(self, sample: Sample) -> str:
         """The text of a sample, before truncation."""
