@@ -183,8 +183,10 @@ class Remote(Provider):
         for row, content in enumerate(contents):
             firsts.setdefault(content, row)
         tally: Counter[str] = Counter()
-        outcomes = self._outcomes(self._sendable(samples, contents, list(firsts.values())), tally)
+        sendable = self._sendable(samples, contents, list(firsts.values()))
+        outcomes = self._outcomes(sendable, tally)
         by_content = dict(zip(firsts, outcomes, strict=True))
+        places = {content: place for place, content in enumerate(firsts)}
         answers = [by_content[content] for content in contents]
         failed = {row: answer.error for row, answer in enumerate(answers) if answer.error}
         error = ScoringError(self._told(failed, len(samples)), rows=failed) if failed else None
@@ -203,6 +205,7 @@ class Remote(Provider):
                 **({"fingerprint": fingerprint} if fingerprint else {}),
             },
             errors={} if error is None else dict.fromkeys(failed, error),
+            tokens=None if sendable.tokens is None else sendable.tokens.rows([places[content] for content in contents]),
         )
 
     def _sendable(self, samples: Sequence[Sample], contents: Sequence[object], rows: Sequence[int]) -> SendableSamples:
@@ -234,8 +237,8 @@ class Remote(Provider):
         try:
             return fleet.network.run(ScoringCall(fleet, samples, counted).outcomes())
         finally:
-            if samples.truncated:
-                counted["truncated"] = samples.truncated
+            if samples.tokens is not None and samples.tokens.truncated.any():
+                counted["truncated"] = int(samples.tokens.truncated.sum())
             tally.update(counted)
             with self._lock:
                 self.counts.update(counted)

@@ -6,8 +6,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rm_plugins.protocols.protocol import Item
 from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.scores import TokenCounts
 
 if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
@@ -25,6 +28,9 @@ class SendableSamples:
         samples: [N].
         renderer: What renders them; None where the spec names no tokenizer.
 
+    Attributes:
+        tokens: Their lengths, [N]; None where nothing is rendered.
+
     Raises:
         ScoringError: Rows are too long, and the rendering refuses such.
         DataError: The chat template refuses a conversation.
@@ -33,7 +39,11 @@ class SendableSamples:
     def __init__(self, samples: Sequence[Sample], renderer: Renderer | None = None) -> None:
         self._samples = samples
         self._renderer = renderer
-        self._ids, self.truncated = ([], 0) if renderer is None else renderer.token_ids(samples)
+        self._ids: list[list[int]] = []
+        self.tokens: TokenCounts | None = None
+        if renderer is not None:
+            self._ids, truncated = renderer.tokenized(samples)
+            self.tokens = TokenCounts(np.array([len(ids) for ids in self._ids], dtype=np.int64), truncated)
         self._made: dict[bool, list[Item]] = {}
         self._lock = threading.Lock()
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.samples import Message, RenderedSample, Sample
@@ -147,12 +150,24 @@ class Renderer:
 
         Raises:
             ScoringError: Rows exceed `max_length` and the rendering's truncation is ``error``.
+            DataError: Samples cannot be rendered; `rows` are all of them.
+        """
+        ids, truncated = self.tokenized(samples)
+        return ids, int(truncated.sum())
+
+    def tokenized(self, samples: Sequence[Sample]) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """The token ids of each sample, [N] lists, and which rows were truncated, bool [N].
+
+        Raises:
+            ScoringError: As `token_ids`.
+            DataError: Likewise.
         """
         ids = self.untruncated_ids(samples)
         limit = self.rendering.max_length
-        long = [row for row, found in enumerate(ids) if limit is not None and len(found) > limit]
+        truncated = np.array([limit is not None and len(row_ids) > limit for row_ids in ids], dtype=np.bool_)
+        long = np.flatnonzero(truncated).tolist()
         if not long or limit is None:
-            return ids, 0
+            return ids, truncated
         if self.rendering.truncation == "error":
             raise ScoringError(
                 f"{len(long)} of {len(ids)} samples are longer than max_length={limit} tokens (first: item {long[0]} with "
@@ -161,7 +176,7 @@ class Renderer:
             )
         for row in long:
             ids[row] = self.truncated(ids[row], limit)
-        return ids, len(long)
+        return ids, truncated
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token.

@@ -11,9 +11,7 @@ from rm_plugins.errors import DataError, SpecError
 from rm_plugins.identity import fingerprint, manifest_digests, renders, shown_spec
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
-from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import RenderedSample, Sample
-from rm_plugins.server.token_counts import CountingRenderer
 from rm_plugins.spec import load
 
 __all__ = ["Hosted", "characters"]
@@ -46,9 +44,6 @@ class Hosted:
         limits = [part.renderer.rendering.max_length for _, part in self.models]
         self._max_length = min((limit for limit in limits if limit is not None), default=None)
         self._vocabulary = min((_vocabulary(part) for _, part in self.models), default=0)
-        for _, part in self.models:
-            if type(part.renderer) is Renderer:
-                part.renderer = CountingRenderer(part.renderer)
 
     @classmethod
     def load(cls, spec: str | Path | Mapping[str, Any]) -> Hosted:
@@ -106,11 +101,6 @@ class Hosted:
             raise DataError(f"item {row} has a token id above {self._vocabulary - 1}, the last that the model knows.")
         if self._max_length is not None and len(ids) > self._max_length:
             raise DataError(f"item {row} has {len(ids)} token ids; the model takes at most {self._max_length}. Truncate them.")
-
-    @property
-    def renderers(self) -> list[CountingRenderer]:
-        """Those of the models, which count tokens."""
-        return [part.renderer for _, part in self.models if isinstance(part.renderer, CountingRenderer)]
 
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """What each model makes of each sample; models that make the same are named once.

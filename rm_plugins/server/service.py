@@ -20,7 +20,6 @@ from rm_plugins.server.hosted import Hosted, characters
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.settings import Settings
-from rm_plugins.server.token_counts import counting_tokens
 
 __all__ = ["PROTOCOL", "Service"]
 
@@ -41,11 +40,9 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _ScoredBy:
     scores: Scores
     hosted: Hosted
-    tokens: int
-    truncated: int
 
 
 class Service:
@@ -67,7 +64,7 @@ class Service:
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
         self._waiting: list[asyncio.Future[bool]] = []
-        self._batcher: Batcher[_Work, _Found] = Batcher(
+        self._batcher: Batcher[_Work, _ScoredBy] = Batcher(
             self._run,
             **self._shape(hosted),
             max_items=settings.max_queue_items,
@@ -127,20 +124,21 @@ class Service:
         work = _Work(samples, self.request_id, hosted)
         with _problems():
             done = await self._batcher.submit(work, client=client, items=len(samples), size=size)
-        found = done.result
-        scores = found.scores
+        scores, hosted = done.result.scores, done.result.hosted
+        tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
+        truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
         errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
         invalid = frozenset(row for row, error in scores.errors.items() if isinstance(error, DataError))
         self.metrics.scored(
             samples=len(samples),
-            tokens=found.tokens,
+            tokens=tokens,
             abstained=int(scores.abstained.sum()) - len(errors),
             failed=len(errors),
             waited=done.waited,
         )
         if fields is not None:
             fields["samples"] = fields.get("samples", 0) + len(samples)
-            fields["tokens"] = fields.get("tokens", 0) + found.tokens
+            fields["tokens"] = fields.get("tokens", 0) + tokens
             fields["queue_ms"] = round(1e3 * done.waited, 1)
             fields["score_ms"] = round(1e3 * done.took, 1)
         if len(errors) == len(samples) and not invalid:
@@ -150,8 +148,8 @@ class Service:
             {name: _finite(column) for name, column in scores.columns.items()},
             errors,
             invalid,
-            found.hosted.fingerprint,
-            {"tokens": found.tokens, "truncated": found.truncated, "manifests": found.hosted.manifests},
+            hosted.fingerprint,
+            {"tokens": tokens, "truncated": truncated, "manifests": hosted.manifests},
         )
 
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
@@ -272,25 +270,23 @@ class Service:
             raise Problem("invalid", str(error)) from error
         return total
 
-    def _run(self, works: Sequence[_Work]) -> list[_Found | Exception]:
+    def _run(self, works: Sequence[_Work]) -> list[_ScoredBy | Exception]:
         """Score the requests of a batch; runs in a thread."""
         hosted = self.hosted
-        found: dict[int, _Found | Exception] = {}
+        answers: dict[int, _ScoredBy | Exception] = {}
         for place, work in enumerate(works):
             if work.checked_by is not hosted:  # it was loaded after the request had come
                 try:
                     hosted.check(work.samples)
                 except DataError as error:
-                    found[place] = error
-        sound = [place for place in range(len(works)) if place not in found]
+                    answers[place] = error
+        sound = [place for place in range(len(works)) if place not in answers]
         requests, names = [works[place].samples for place in sound], [works[place].name for place in sound]
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
         by_row = hosted.is_merged and not hosted.provider.concurrent
-        with counting_tokens(hosted.renderers) as usage:
-            scored = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
-            for place, scores in zip(sound, scored, strict=True):
-                found[place] = _Found(scores, hosted, *usage(works[place].samples))
-        return [found[place] for place in range(len(works))]
+        scored = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
+        answers |= {place: _ScoredBy(scores, hosted) for place, scores in zip(sound, scored, strict=True)}
+        return [answers[place] for place in range(len(works))]
 
 
 @contextmanager

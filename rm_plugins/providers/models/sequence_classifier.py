@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError, UnsupportedError, did_you_mean
+from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, ScoringError, SpecError, UnsupportedError, did_you_mean
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
@@ -16,7 +17,7 @@ from rm_plugins.provider import Aggregate, ModelSource, Provider, Transform
 from rm_plugins.providers.models.model_members import ModelMembers
 from rm_plugins.rendering.render import Renderer, Rendering, Truncation, configured_renderer
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores
+from rm_plugins.scores import FloatArray, Scores, TokenCounts
 
 if TYPE_CHECKING:
     import torch
@@ -231,23 +232,34 @@ class SequenceClassifier(Provider):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score each different row once, in micro-batches under the token budget; what rows begin with is shared where it pays."""
-        ids, truncated = self.renderer.token_ids(samples)
+        ids, is_truncated = self.renderer.tokenized(samples)
         outputs, work = self.engine.outputs(ids)
-        wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-        if len(wrong):
-            raise ScoringError(
-                f"The model {self.source} gave a non-finite score for {len(wrong)} of {len(samples)} samples (first: item "
-                f"{wrong[0]}). {self._non_finite_weights()}",
-                rows=wrong.tolist(),
-            )
+        errors = self._non_finite(outputs)
+        truncated = int(is_truncated.sum())
         self.counts.update(truncated=truncated, cached=work.cached, duplicates=work.duplicates)
         metadata = {"truncated": truncated, **work.as_metadata()}
+        tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
+        outputs[list(errors)] = np.nan
         heads = self._heads
         if self._members is not None:
             each = outputs.reshape(len(outputs), heads.members, len(heads.names))
-            return self._members.combined((each @ np.array(heads.weights)).T, samples, metadata)
-        named = {f"head/{name}": outputs[:, place] for place, name in enumerate(heads.names)} if len(heads) > 1 else {}
-        return Scores(outputs @ np.array(heads.weights), named, metadata)
+            combined = self._members.combined((each @ np.array(heads.weights)).T, samples, metadata)
+            return replace(combined, errors=errors, tokens=tokens)
+        columns = zip(heads.names, outputs.T, strict=True) if len(heads) > 1 else ()
+        parts = {name: Scores(column, kind="head") for name, column in columns}
+        return Scores(outputs @ np.array(heads.weights), metadata=metadata, errors=errors, parts=parts, tokens=tokens)
+
+    def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
+        """The errors of the rows for which the model gave no number."""
+        wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1)).tolist()
+        if not wrong:
+            return {}
+        error = ScoringError(
+            f"The model {self.source} gave a non-finite score for {len(wrong)} of {len(outputs)} samples (first: item "
+            f"{wrong[0]}). {self._non_finite_weights()}",
+            rows=wrong,
+        )
+        return dict.fromkeys(wrong, error)
 
     def _non_finite_weights(self) -> str:
         for name, parameter in self.model.named_parameters():
