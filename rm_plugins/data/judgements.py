@@ -15,7 +15,7 @@ from rm_plugins.data.rows import completion_samples, preference_samples
 from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.samples import Sample
 
-__all__ = ["DataFormat", "Judgement", "attribute_names", "judgement"]
+__all__ = ["DataFormat", "Judgement", "attribute_names", "judgement", "numbers_of"]
 
 DataFormat: TypeAlias = Literal["preference", "ranking", "ratings", "best-of", "labelled"]
 
@@ -367,3 +367,25 @@ def _one_each(value: Any, count: int, *path: str | int) -> Sequence[Any]:
 
 def _numbers(value: Any, allowed: str, count: int, *path: str | int) -> Sequence[float | None]:
     return [_number(found, allowed, *path, place) for place, found in enumerate(_one_each(value, count, *path))]
+
+
+def numbers_of(row: Mapping[str, Any], column: str, count: int) -> Sequence[float | None]:
+    """A column's numbers, one for each of `count`; empty where the row has not the column, or there is nothing to have one.
+
+    Args:
+        row: Columns by name.
+        column: A list of finite numbers, null where one is missing; or a number alone where `count` is 1.
+        count: How many there must be.
+
+    Raises:
+        DataError: The column has other values, or another number of them.
+
+    >>> numbers_of({"confidence": [0.5, None]}, "confidence", 2)
+    [0.5, None]
+    """
+    value = row.get(column)
+    if value is None or not count:
+        return []
+    if count == 1 and not isinstance(value, Sequence):
+        return [_number(value, _NUMBER, column)]
+    return _numbers(value, _RATING, count, column)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rm_plugins.hooks import hookimpl
-from rm_plugins.losses.batch import Loss, Regularizer, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Loss, Regularizer
+from rm_plugins.losses.needs import Need
 
-__all__ = ["Loss", "Regularizer", "RewardBatch", "rm_register_losses", "rm_register_regularizers"]
+__all__ = ["Loss", "Need", "Regularizer", "RewardBatch", "rm_register_losses", "rm_register_regularizers"]
 
 
 @hookimpl

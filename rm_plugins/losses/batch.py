@@ -1,24 +1,15 @@
-"""What a loss sees, and what a loss is."""
+"""What a loss sees: the rewards of a batch, and what is known of them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
-
-from rm_plugins.models.heads import Heads
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FunctionLoss", "Item", "Loss", "Need", "Regularizer", "RewardBatch"]
-
-Need: TypeAlias = Literal["pairs", "margins", "ranks", "labels", "logprobs"]
-"""What a loss may need of its data."""
-
-Item: TypeAlias = Literal["pairs", "comparisons", "groups", "rows", "labels"]
-"""What a loss is a mean over: pairs; pairs and ties; groups; rows; or labels that are not missing."""
+__all__ = ["RewardBatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +32,8 @@ class RewardBatch:
         logprobs: float [N], mean log-probability of the completion's tokens under the model's language-model head, NaN for rows
             that win no pair; None unless the loss needs them.
         head: float [heads, hidden], the weight of the layer that gives the rewards; None where it is not a single layer.
+        extras: What a loss's own needs (`rm_plugins.losses.Need`) have read, by name: float [N], [M] or [T], one value for each
+            row, pair or tie.
     """
 
     rewards: Tensor
@@ -54,6 +47,7 @@ class RewardBatch:
     margins: Tensor | None = None
     logprobs: Tensor | None = None
     head: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def winners(self) -> Tensor:
@@ -64,68 +58,3 @@ class RewardBatch:
     def losers(self) -> Tensor:
         """float [M, heads], the rewards of the pairs' losers."""
         return self.rewards[self.pairs[:, 1]]
-
-
-class _Term(ABC):
-    name: ClassVar[str]
-    formula: ClassVar[str] = ""
-    """The formula in one line, for `rm-plugins list`."""
-
-    @abstractmethod
-    def __call__(self, batch: RewardBatch) -> Tensor:
-        """The scalar value on a batch, differentiable in ``batch.rewards``."""
-
-
-class Loss(_Term):
-    """A reward-model loss: a mean over the items of a batch, each times its weight.
-
-    Its constructor's annotated keyword arguments are its schema: ``RewardConfig(loss={"name": NAME, ...})``.
-    """
-
-    needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
-    """What the data must have; a dataset without is refused."""
-    mean_over: ClassVar[Item] = "pairs"
-    """What the loss is a mean over, which is how the trainer weighs batches of different sizes."""
-
-    def heads(self, attributes: Sequence[str]) -> Heads:
-        """The outputs that the loss trains, given the names of the data's attributes.
-
-        Raises:
-            SpecError: The loss cannot be trained on these attributes.
-        """
-        return Heads()
-
-    def deployed(self, heads: Heads) -> Sequence[int]:
-        """The outputs, of one member, that the final model keeps: all of them, unless some serve training only."""
-        return range(len(heads.names))
-
-    def state(self) -> Mapping[str, Any]:
-        """What the loss remembers from batch to batch, as JSON, saved in checkpoints."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
-
-
-class FunctionLoss(Loss):
-    """A function of a batch as a loss over pairs.
-
-    Args:
-        function: Takes a `RewardBatch`, returns a scalar.
-    """
-
-    def __init__(self, function: Callable[[RewardBatch], Tensor]) -> None:
-        self.function = function
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # a registered class has it once and for all
-        """The function's own name."""
-        return getattr(self.function, "__name__", type(self.function).__name__)
-
-    def __call__(self, batch: RewardBatch) -> Tensor:
-        """What the function returns."""
-        return self.function(batch)
-
-
-class Regularizer(_Term):
-    """A term added to a loss with a weight: ``RewardConfig(regularizers={NAME: WEIGHT})``."""

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels, zero_to_one
+from rm_plugins.losses.loss import Item, Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import at_least_float32
 from rm_plugins.models.heads import Heads
 
@@ -45,7 +47,7 @@ class Binary(Loss):
 
     name: ClassVar[str] = "binary"
     formula: ClassVar[str] = "−y·log σ(r) − (1 − y)·log σ(−r)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
     mean_over: ClassVar[Item] = "labels"
 
     def heads(self, attributes: Sequence[str]) -> Heads:
@@ -91,7 +93,7 @@ class Bco(Loss):
 
     name: ClassVar[str] = "bco"
     formula: ClassVar[str] = "−y·log σ(r − δ) − (1 − y)·log σ(δ − r), δ the running mean of r"
-    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
     mean_over: ClassVar[Item] = "labels"
 
     def __init__(self) -> None:

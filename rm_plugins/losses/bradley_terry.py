@@ -7,7 +7,9 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.errors import SpecError
-from rm_plugins.losses.batch import Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import mean_over_pairs, required_margins
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ class Scaled(Loss):
 
     name: ClassVar[str] = "scaled"
     formula: ClassVar[str] = "s · −log σ(Δ)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"pairs", "margins"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "margins"})
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""

@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.losses.batch import Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.bradley_terry import BradleyTerry
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import mean_over_pairs
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Grm(Loss):
 
     name: ClassVar[str] = "grm"
     formula: ClassVar[str] = "−(1 − α)·log σ(Δ − m) − α·log p(winner)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"pairs", "logprobs"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "logprobs"})
 
     def __init__(self, *, alpha: float = 0.01) -> None:
         if not 0 <= alpha <= 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rm_plugins.losses.batch import Regularizer, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Regularizer
 from rm_plugins.losses.reductions import pearson
 
 if TYPE_CHECKING:

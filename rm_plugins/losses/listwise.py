@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import check_one_attribute
+from rm_plugins.losses.loss import Item, Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import Groups, mean_over_items
 from rm_plugins.models.heads import Heads
 
@@ -93,7 +95,7 @@ class PlackettLuce(Loss):
 
     name: ClassVar[str] = "plackett-luce"
     formula: ClassVar[str] = "Σ_k [log Σ_{j ≥ k} exp r_(j) − r_(k)], where r_(k) is the reward of the k-th best answer"
-    needs: ClassVar[frozenset[Need]] = frozenset({"ranks"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
     mean_over: ClassVar[Item] = "groups"
 
     def __init__(self, *, top_k: int | None = None) -> None:
@@ -152,7 +154,7 @@ class ListNet(Loss):
 
     name: ClassVar[str] = "listnet"
     formula: ClassVar[str] = "−Σ_i p_i·log softmax(r)_i, with p = softmax(y/τ)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"ranks"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
     mean_over: ClassVar[Item] = "groups"
 
     def __init__(self, *, target: Literal["ranks", "labels"] = "ranks", temperature: float = 1.0) -> None:
@@ -217,7 +219,7 @@ class InfoNce(Loss):
 
     name: ClassVar[str] = "info-nce"
     formula: ClassVar[str] = "−log softmax(r/τ)_best"
-    needs: ClassVar[frozenset[Need]] = frozenset({"ranks"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
     mean_over: ClassVar[Item] = "groups"
 
     def __init__(self, *, temperature: float = 1.0) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import check_one_attribute, labels_beside, mean_over_labels
+from rm_plugins.losses.loss import Item, Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import mean_over_pairs
 from rm_plugins.models.heads import Heads
 
@@ -58,7 +60,7 @@ class MeanVariance(Loss):
     formula: ClassVar[str] = (
         "pairs: −log σ(Δμ / √(1 + π(s_w² + s_l²)/8)); ratings: ½ log v + (y − μ)²/(2v), v = s² + s₀²; s = exp(log_std)"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs"})
     mean_over: ClassVar[Item] = "pairs"
 
     def __init__(self, *, data: Literal["pairs", "ratings"] = "pairs", min_std: float = 1e-3) -> None:

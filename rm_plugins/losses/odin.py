@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.losses.batch import Loss, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import mean_over_pairs, pearson
 from rm_plugins.models.heads import Heads
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rm_plugins.errors import DataError, SpecError
-from rm_plugins.losses.batch import Item, Loss, Need, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels
+from rm_plugins.losses.loss import Item, Loss
+from rm_plugins.losses.needs import NeedName
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Regression(Loss):
 
     name: ClassVar[str] = "regression"
     formula: ClassVar[str] = "mse: (r − y)²; huber: ½(r − y)² where |r − y| ≤ δ, else δ·(|r − y| − δ/2)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
     mean_over: ClassVar[Item] = "labels"
 
     def __init__(
@@ -117,7 +119,7 @@ class Quantile(Loss):
 
     name: ClassVar[str] = "quantile"
     formula: ClassVar[str] = "mean over q = 1 … Q of u·(τ_q − [u < 0]), with u = y − r_q and τ_q = q/(Q + 1)"
-    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
     mean_over: ClassVar[Item] = "labels"
 
     def __init__(self, *, quantiles: int = 19) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.errors import SpecError
-from rm_plugins.losses.batch import Regularizer, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Regularizer
 from rm_plugins.losses.reductions import at_least_float32, mean_over_items
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.errors import SpecError
-from rm_plugins.losses.batch import Loss, RewardBatch
+from rm_plugins.losses.batch import RewardBatch
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import at_least_float32, mean_over_pairs
 
 if TYPE_CHECKING:

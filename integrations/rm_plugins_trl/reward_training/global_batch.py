@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
-from rm_plugins.losses import RewardBatch
+from rm_plugins.losses import Need, RewardBatch
+from rm_plugins.losses.needs import BATCH_NEEDS, joined
 
 __all__ = ["global_batch", "summed_gradient"]
 
 
-def global_batch(own: RewardBatch, processes: int, process: int) -> RewardBatch:
+def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence[Need] = ()) -> RewardBatch:
     """The rows of all processes in the order of their numbers, of which only this one's carry gradients.
 
     A loss of it is the loss of the whole batch in every process, also where it is no mean over items, such as a correlation.
@@ -23,45 +23,24 @@ def global_batch(own: RewardBatch, processes: int, process: int) -> RewardBatch:
         own: This process's rows; each process has its own, in any number.
         processes: The number of processes.
         process: The number of this one.
+        needs: Those that the loss brings.
     """
     if processes == 1:
         return own
     device = own.rewards.device
-    parts: list[dict[str, Any]] = gather_object([_on_cpu(own)])
-    parts[process] = {field.name: getattr(own, field.name) for field in fields(own)}
-    rows = [len(part["rewards"]) for part in parts]
-    offsets = [sum(rows[:number]) for number in range(processes)]
-    groups = [int(part["groups"].max()) + 1 if len(part["groups"]) else 0 for part in parts]
+    shares: list[RewardBatch] = gather_object([_on_cpu(own)])
+    shares[process] = own
+    rows = [len(share.rewards) for share in shares]
+    groups = [int(share.groups.max()) + 1 if len(share.groups) else 0 for share in shares]
     group_offsets = [sum(groups[:number]) for number in range(processes)]
-    pair_counts = [len(part["pairs"]) for part in parts]
-
-    def joined(name: str, sizes: Sequence[int], missing: float, shifts: Sequence[int] | None = None) -> Any:
-        found = [part[name] for part in parts]
-        given = next((each for each in found if each is not None), None)
-        if given is None:
-            return None
-        whole = [
-            torch.full((size, *given.shape[1:]), missing, dtype=given.dtype) if each is None else each
-            for each, size in zip(found, sizes, strict=True)
-        ]
-        shifted = whole if shifts is None else [each + shift for each, shift in zip(whole, shifts, strict=True)]
-        return torch.cat([each.to(device) for each in shifted])
-
-    nan = torch.nan
-    return replace(
-        own,
-        rewards=joined("rewards", rows, nan),
-        pairs=joined("pairs", pair_counts, 0, offsets),
-        groups=joined("groups", rows, 0, group_offsets),
-        lengths=joined("lengths", rows, 0),
-        ties=joined("ties", [0] * processes, 0, offsets),
-        ranks=joined("ranks", rows, nan),
-        labels=joined("labels", rows, nan),
-        weights=joined("weights", rows, 1.0),
-        margins=joined("margins", pair_counts, 0.0),
-        logprobs=joined("logprobs", rows, nan),
+    extras = {need.name: need.gather(shares, device) for need in needs}
+    return RewardBatch(
+        rewards=joined([share.rewards for share in shares], rows, torch.nan, device),  # type: ignore[arg-type]
+        groups=joined([share.groups for share in shares], rows, 0, device, group_offsets),  # type: ignore[arg-type]
         # Every process computes the whole gradient of what it has in common with the others.
         head=None if own.head is None else own.head / processes + own.head.detach() * (1 - 1 / processes),
+        extras={name: values for name, values in extras.items() if values is not None},
+        **{name: need.gather(shares, device) for name, need in BATCH_NEEDS.items()},  # type: ignore[arg-type]
     )
 
 
@@ -70,6 +49,9 @@ def summed_gradient(loss: torch.Tensor, processes: int) -> torch.Tensor:
     return loss if processes == 1 else loss + (processes - 1) * (loss - loss.detach())
 
 
-def _on_cpu(batch: RewardBatch) -> dict[str, Any]:
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: None if value is None or name == "head" else value.detach().cpu() for name, value in found.items()}
+def _on_cpu(batch: RewardBatch) -> RewardBatch:
+    """What the other processes need of a batch: its values, and not the model's own weights."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in ("head", "extras")}
+    on_cpu = {name: None if value is None else value.detach().cpu() for name, value in values.items()}
+    extras = {name: value.detach().cpu() for name, value in batch.extras.items()}
+    return replace(batch, **on_cpu, head=None, extras=extras)  # type: ignore[arg-type]

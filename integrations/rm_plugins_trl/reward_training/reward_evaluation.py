@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
@@ -25,15 +25,40 @@ from rm_plugins.scores import Scores, joined
 from rm_plugins.spec import component
 
 if TYPE_CHECKING:
-    from rm_plugins.suites import Suite
-    from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
+    from accelerate import Accelerator
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import CallbackHandler
 
-__all__ = ["RewardEvaluation", "Rows", "attached_evaluations"]
+    from rm_plugins.engine.batch_forward import BatchForward
+    from rm_plugins.models.heads import Heads
+    from rm_plugins.rendering.render import Renderer
+    from rm_plugins.suites import Suite
+
+__all__ = ["RewardEvaluation", "RewardTraining", "Rows", "attached_evaluations"]
 
 logger = logging.getLogger(__name__)
 
 Rows: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"
 """A data file, the name or folder of a dataset, or the rows themselves, such as a `datasets.Dataset`."""
+
+
+class RewardTraining(Protocol):
+    """What an evaluation is handed of the trainer whose model it scores: a `RewardTrainer`."""
+
+    accelerator: Accelerator
+    args: TrainingArguments
+    batch_forward: BatchForward
+    callback_handler: CallbackHandler
+    control: TrainerControl
+    eval_dataset: Any
+    heads: Heads
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+    renderer: Renderer | None
+    state: TrainerState
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the main process."""
 
 
 class RewardEvaluation(TrainerCallback):
@@ -112,15 +137,15 @@ class RewardEvaluation(TrainerCallback):
         self.report = None if report is None else Path(report)
         self.evaluations: dict[str, list[tuple[int, Evaluation]]] = {data.name: [] for data in self._data}
         self._settings = {"batch_size": batch_size, "resamples": resamples, "seed": seed}
-        self._trainer: RewardTrainer | None = None
+        self._trainer: RewardTraining | None = None
         self._evaluated_at: int | None = None
 
     @property
     def last(self) -> dict[str, Evaluation]:
         """The last evaluation on each data that there is one on, by name."""
-        return {name: found[-1][1] for name, found in self.evaluations.items() if found}
+        return {name: evaluations[-1][1] for name, evaluations in self.evaluations.items() if evaluations}
 
-    def attach(self, trainer: RewardTrainer) -> None:
+    def attach(self, trainer: RewardTraining) -> None:
         """Say whose model it is; `RewardTrainer` does so with those of its callbacks.
 
         Args:
@@ -167,7 +192,7 @@ class RewardEvaluation(TrainerCallback):
 
     # --- What is made of it -----------------------------------------------------------------------------------------------
 
-    def _trainer_of_rewards(self) -> RewardTrainer:
+    def _trainer_of_rewards(self) -> RewardTraining:
         if self._trainer is None:
             raise UnsupportedError(
                 "RewardEvaluation evaluates the model that rm_plugins_trl.RewardTrainer trains, and is no callback for other trainers. A "
@@ -176,11 +201,11 @@ class RewardEvaluation(TrainerCallback):
             )
         return self._trainer
 
-    def _evaluate(self, trainer: RewardTrainer) -> dict[str, float]:
+    def _evaluate(self, trainer: RewardTraining) -> dict[str, float]:
         """Evaluate the model as it is now on all data, and log the figures; returns them by their names in the log."""
         if _is_sharded(trainer):
             return {}
-        step, found = trainer.state.global_step, dict[str, float]()
+        step, figures = trainer.state.global_step, dict[str, float]()
         reward = _SharedScoring(trainer)
         for data in self._data:
             try:
@@ -193,14 +218,14 @@ class RewardEvaluation(TrainerCallback):
             if trainer.is_world_process_zero():
                 self._tell(step, data.name, evaluation)
             self.evaluations[data.name].append((step, evaluation))
-            found |= _figures(data.name, evaluation)
-        if found:
+            figures |= _figures(data.name, evaluation)
+        if figures:
             # TRL's and our own log would take what was measured of the training since the last one for a part of this.
             due = trainer.control.should_log  # which every log takes for done
-            Trainer.log(trainer, dict(found))
+            Trainer.log(cast(Trainer, trainer), dict(figures))
             trainer.control.should_log = due
         self._evaluated_at = step
-        return found
+        return figures
 
     def _tell(self, step: int, name: str, evaluation: Evaluation) -> None:
         """Warn of what was not found the time before, and write the page."""
@@ -219,7 +244,7 @@ class RewardEvaluation(TrainerCallback):
             logger.error("The report on %s cannot be written: %s", name, error)
 
 
-def attached_evaluations(trainer: RewardTrainer) -> list[RewardEvaluation]:
+def attached_evaluations(trainer: RewardTraining) -> list[RewardEvaluation]:
     """The evaluations among a trainer's callbacks, which it is attached to.
 
     They come before all others, so that early stopping sees their figures whatever order the callbacks were given in.
@@ -228,11 +253,11 @@ def attached_evaluations(trainer: RewardTrainer) -> list[RewardEvaluation]:
         trainer: The trainer.
     """
     callbacks = trainer.callback_handler.callbacks
-    found = [callback for callback in callbacks if isinstance(callback, RewardEvaluation)]
-    callbacks[:] = [*found, *(callback for callback in callbacks if not isinstance(callback, RewardEvaluation))]
-    for evaluation in found:
+    evaluations = [callback for callback in callbacks if isinstance(callback, RewardEvaluation)]
+    callbacks[:] = [*evaluations, *(callback for callback in callbacks if not isinstance(callback, RewardEvaluation))]
+    for evaluation in evaluations:
         evaluation.attach(trainer)
-    return found
+    return evaluations
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,14 +273,14 @@ class _Data:
 
     def evaluate(self, reward: _SharedScoring, settings: Mapping[str, int]) -> Evaluation:
         reward.check_rows(self)
-        found = evaluate(reward, self.rows, suite=self.suite, source=self.source, **self.columns, **settings)  # type: ignore[arg-type]
-        return replace(found, data=replace(found.data, split=self.split))
+        evaluation = evaluate(reward, self.rows, suite=self.suite, source=self.source, **self.columns, **settings)  # type: ignore[arg-type]
+        return replace(evaluation, data=replace(evaluation.data, split=self.split))
 
 
 class _SharedScoring(ModelInMemory):
     """The model of a trainer, of which each process scores a share of every batch and gets the scores of all."""
 
-    def __init__(self, trainer: RewardTrainer) -> None:
+    def __init__(self, trainer: RewardTraining) -> None:
         if trainer.renderer is None:
             raise UnsupportedError("The trainer was given no dataset, so that it has not settled how text becomes token ids.")
         self._process, self._processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
@@ -297,20 +322,20 @@ def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, 
     if not name:
         raise SpecError("Data needs a name, which its figures are logged under.")
     used = ""
-    found: Iterable[Mapping[str, Any]]
+    given: Iterable[Mapping[str, Any]]
     if isinstance(rows, (str, Path)):
         source = str(rows)
         used = "" if is_data_file(source) else split or (suite.split if suite is not None else "test")
-        found = read_rows(source, used)
+        given = read_rows(source, used)
     elif rows is not None:
-        source, found = name, rows
+        source, given = name, rows
     elif suite is not None:
         source = suite.source if isinstance(suite.source, str) else ", ".join(suite.source)
         used = split or suite.split
-        found = suite.published(used)
+        given = suite.published(used)
     else:
         raise SpecError(f"{name}: there are no rows. Give a file, the name of a dataset, or rows.")
-    kept = found if hasattr(found, "__len__") else list(found)
+    kept = given if hasattr(given, "__len__") else list(given)
     data = _Data(name, kept, source, used, suite, columns)
     collector, number = RowCollector(**columns), 0
     for number, row in enumerate(kept if suite is None else suite.checked_rows(kept), start=1):
@@ -330,13 +355,13 @@ def _name_of(rows: Rows) -> str:
 def _figures(name: str, evaluation: Evaluation) -> dict[str, float]:
     """The figures of an evaluation by their names in the log; those that could not be computed are left out."""
     result = evaluation.rewards[0]
-    found = {figure: estimate.value for figure, estimate in result.figures.items()}
-    found |= {f"accuracy/{section.name}": section.accuracy.value for section in result.sections}
+    values = {figure: estimate.value for figure, estimate in result.figures.items()}
+    values |= {f"accuracy/{section.name}": section.accuracy.value for section in result.sections}
     if result.suite is not None:
-        found["score"] = result.suite.score
-        found |= {f"score/{section.name}": section.score for section in result.suite.sections}
-    return {f"eval_{name}/{figure}": value for figure, value in found.items() if math.isfinite(value)}
+        values["score"] = result.suite.score
+        values |= {f"score/{section.name}": section.score for section in result.suite.sections}
+    return {f"eval_{name}/{figure}": value for figure, value in values.items() if math.isfinite(value)}
 
 
-def _is_sharded(trainer: RewardTrainer) -> bool:
+def _is_sharded(trainer: RewardTraining) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
-from rm_plugins.losses.batch import FunctionLoss
+from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
+from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.rendering.render import Renderer, Rendering
@@ -45,7 +46,7 @@ from rm_plugins_trl.reward_training.score_head import (
     trains_head,
 )
 from rm_plugins_trl.reward_training.trained_manifest import write_trained_manifest
-from rm_plugins_trl.reward_training.training_rows import COLUMNS, Collator, Tokenization, bootstrap_repeats, rated_attributes
+from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, features, rated_attributes
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -102,8 +103,11 @@ class RewardTrainer(TrlRewardTrainer):
         if kwargs.get("data_collator") is not None:
             raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
         settings = args if isinstance(args, RewardConfig) else _defaults_with(args)
-        found = component("loss", settings.loss)
-        loss = found if isinstance(found, Loss) else FunctionLoss(found)
+        chosen = component("loss", settings.loss)
+        loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
+        self._own_needs = own_needs(loss)
+        self._columns = tuple(features(self._own_needs))
+        self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
         self.losses = [loss, *(copy.deepcopy(loss) for _ in range(settings.members - 1))]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
@@ -117,9 +121,9 @@ class RewardTrainer(TrlRewardTrainer):
         self.renderer: Renderer | None = None
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
-            chosen = preset(parameter_count(model, args), adapter=_has_adapter(model, kwargs.get("peft_config")))
-            taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(chosen).items())
-            self.preset = f"{chosen.name}: {taken}"
+            sized = preset(parameter_count(model, args), adapter=_has_adapter(model, kwargs.get("peft_config")))
+            taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(sized).items())
+            self.preset = f"{sized.name}: {taken}"
         self._reward_log = RewardLog(self.heads, self.attributes)
         self._evaluated_at: int | None = None
         self._metric_prefix = "eval"
@@ -139,7 +143,7 @@ class RewardTrainer(TrlRewardTrainer):
             stopping = EarlyStoppingCallback(settings.early_stopping_patience)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]
         model.config.num_labels = 1  # TRL refuses any other number, for the sake of its own loss
-        super().__init__(model, args, data_collator=Collator(loss.mean_over), **kwargs)
+        super().__init__(model, args, data_collator=Collator(loss.mean_over, self._own_needs), **kwargs)
         self.args.model_init_kwargs = model_settings
         plain = self._plain_model()
         self._name_outputs(plain, self.heads)
@@ -149,7 +153,7 @@ class RewardTrainer(TrlRewardTrainer):
             plain,
             settings.max_batch_tokens,
             share_prefixes=settings.share_prompts,
-            language_model_head=language_model_head(plain) if "logprobs" in self.losses[0].needs else None,
+            language_model_head=language_model_head(plain) if self._needs_logprobs else None,
         )
         if self.preset is not None and self.args.should_log:
             logger.warning("Preset %s, because nothing else was given.", self.preset)
@@ -173,12 +177,15 @@ class RewardTrainer(TrlRewardTrainer):
             self._reward,
             self._settings.section_column,
             truncate=self._settings.overlong == "truncate",
+            own=self._own_needs,
         )
-        found = prepared_dataset(dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log)
-        if isinstance(found, Dataset):
-            self.rows[dataset_name] = len(found)
-            check_needs(found, self.losses[0], dataset_name, reports=args.should_log)
-        return found
+        tokenized = prepared_dataset(
+            dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log
+        )
+        if isinstance(tokenized, Dataset):
+            self.rows[dataset_name] = len(tokenized)
+            check_needs(tokenized, self.losses[0], dataset_name, reports=args.should_log)
+        return tokenized
 
     def _rendering(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Rendering:
         rendering = Rendering.default(tokenizer, self._position_limit)
@@ -188,7 +195,7 @@ class RewardTrainer(TrlRewardTrainer):
         return replace(rendering, max_length=min(limits, default=None))
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
+        self._signature_columns = list(self._columns)
 
     # --- Loss and metrics -------------------------------------------------------------------------------------------------
 
@@ -198,19 +205,21 @@ class RewardTrainer(TrlRewardTrainer):
         """The loss and its regularizers on the batch of all processes."""
         mode = "train" if self.model.training else "eval"
         starts = None
-        if "logprobs" in self.losses[0].needs:
+        if self._needs_logprobs:
             winners = set(inputs["pairs"][:, 0].tolist())
             starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
         outputs = model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
-        known = {field.name: inputs[field.name] for field in fields(RewardBatch) if field.name in inputs}
+        known = {name: inputs[name] for name in ("groups", *BATCH_NEEDS) if name in inputs}
+        extras = {need.name: inputs[need.name] for need in self._own_needs if need.name in inputs}
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=outputs.logprobs,
             head=None if self._head_layer is None else self._head_layer.weight,
+            extras=extras,
             **known,
         )
         processes = self.accelerator.num_processes
-        batch = global_batch(own, processes, self.accelerator.process_index)
+        batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
         tokens = sum(map(len, inputs["rows"]))
         shares = self._all([(inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens)])
@@ -261,8 +270,8 @@ class RewardTrainer(TrlRewardTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows."""
         with self.batch_forward.attention():
-            found: torch.Tensor = super().training_step(*args, **kwargs)
-        return found
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""
@@ -274,10 +283,10 @@ class RewardTrainer(TrlRewardTrainer):
         prefix = "" if mode == "train" else f"{self._metric_prefix}_"
         terms = {name: sum(values) / len(values) for name, values in self._metrics[mode].items()}
         self._metrics[mode].clear()
-        found = {**self._reward_log.metrics(mode), **terms}
-        if found:
-            found["num_tokens"] = self._total_train_tokens
-        logs.update({f"{prefix}{name}": value for name, value in found.items()})
+        metrics = {**self._reward_log.metrics(mode), **terms}
+        if metrics:
+            metrics["num_tokens"] = self._total_train_tokens
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -305,14 +314,14 @@ class RewardTrainer(TrlRewardTrainer):
             DataError: The checkpoint was not saved to its end.
         """
         evaluations = attached_evaluations(self)
-        found: Path | None = None
+        checkpoint: Path | None = None
         if str(resume_from_checkpoint).lower() == "true":
-            found = last_checkpoint(Path(self.args.output_dir))
-            if found is None:
+            checkpoint = last_checkpoint(Path(self.args.output_dir))
+            if checkpoint is None:
                 logger.warning("There is no checkpoint in %s, so training starts from the beginning.", self.args.output_dir)
         elif isinstance(resume_from_checkpoint, (str, Path)):
-            found = checked_checkpoint(Path(resume_from_checkpoint))
-        result = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+            checkpoint = checked_checkpoint(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         for name, long in self.overlong.items():
             if long and name not in self.rows:
                 logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)
@@ -379,8 +388,8 @@ class RewardTrainer(TrlRewardTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (found := Path(checkpoint) / _LOSS_STATE).is_file():
-            for loss, state in zip(self.losses, json.loads(found.read_text(encoding="utf-8")), strict=True):
+        if checkpoint is not None and (states := Path(checkpoint) / _LOSS_STATE).is_file():
+            for loss, state in zip(self.losses, json.loads(states.read_text(encoding="utf-8")), strict=True):
                 loss.load_state(state)
 
     def _plain_model(self) -> PreTrainedModel:
@@ -409,7 +418,9 @@ class RewardTrainer(TrlRewardTrainer):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
-            evaluations = {name: found for callback in attached_evaluations(self) for name, found in callback.last.items()}
+            evaluations = {
+                name: evaluation for callback in attached_evaluations(self) for name, evaluation in callback.last.items()
+            }
             complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
 
 

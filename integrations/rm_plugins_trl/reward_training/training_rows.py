@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,35 +12,51 @@ import torch
 from datasets import Features, List, Value
 
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
-from rm_plugins.errors import DataError
-from rm_plugins.losses.batch import Item
+from rm_plugins.errors import DataError, SpecError
+from rm_plugins.losses import Need
+from rm_plugins.losses.loss import Item
+from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample
 
-__all__ = ["COLUMNS", "FEATURES", "Collator", "Tokenization", "bootstrap_repeats", "is_tokenized", "rated_attributes"]
+__all__ = ["COLUMNS", "Collator", "Tokenization", "bootstrap_repeats", "features", "is_tokenized", "rated_attributes"]
 
-FEATURES = Features(
-    {
-        "number": Value("int64"),
-        "rows": List(List(Value("int32"))),
-        "length": Value("int32"),
-        "longest": Value("int32"),
-        "completion_starts": List(Value("int32")),
-        "pairs": List(List(Value("int32"))),
-        "ties": List(List(Value("int32"))),
-        "ranks": List(Value("float32")),
-        "labels": List(List(Value("float32"))),
-        "margins": List(Value("float32")),
-        "weight": Value("float32"),
-        "section": Value("string"),
-    }
-)
-"""The columns of a tokenized dataset; an empty list stands for what a row does not have.
+_STRUCTURE = {
+    "number": Value("int64"),
+    "rows": List(List(Value("int32"))),
+    "length": Value("int32"),
+    "longest": Value("int32"),
+    "completion_starts": List(Value("int32")),
+    "section": Value("string"),
+}
+_OF_BATCHES = ("sections", "items")  # what a batch has of other names
 
-``length`` is of all texts of a row together, ``longest`` of its longest one before truncation.
-"""
 
-COLUMNS = tuple(FEATURES)
+def features(own: Sequence[Need] = ()) -> Features:
+    """The columns of a tokenized dataset; an empty list stands for what a row does not have.
+
+    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation.
+
+    Args:
+        own: The needs that a loss brings.
+
+    Raises:
+        SpecError: One has the name of another column.
+    """
+    columns: dict[str, Any] = dict(_STRUCTURE)
+    for need in (*DATA_NEEDS, *(need for need in own if need.from_data)):
+        if need.column in columns or need.column in _OF_BATCHES:
+            raise SpecError(
+                f"The loss needs {need.name!r}, the name of another column of a tokenized dataset. Call it something else."
+            )
+        feature: Any = Value(need.dtype)
+        for _ in range(need.depth):
+            feature = List(feature)
+        columns[need.column] = feature
+    return Features(columns)
+
+
+COLUMNS = tuple(features())
 
 
 def is_tokenized(columns: Iterable[str]) -> bool:
@@ -66,7 +81,7 @@ def rated_attributes(dataset: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Tokenization:
-    """Turns dataset rows into the columns of `FEATURES`; pickled into the processes of ``Dataset.map``.
+    """Turns dataset rows into the columns of `features`; pickled into the processes of ``Dataset.map``.
 
     Args:
         renderer: What makes token ids of samples.
@@ -75,6 +90,7 @@ class Tokenization:
         reward: The weight of each attribute in the reward, by which rated samples are compared; None for equal ones.
         section: The column with the section that a row belongs to; None for none.
         truncate: Whether rows longer than the rendering's ``max_length`` are truncated.
+        own: The needs that the loss brings.
     """
 
     renderer: Renderer
@@ -83,6 +99,7 @@ class Tokenization:
     reward: Mapping[str, float] | None = None
     section: str | None = None
     truncate: bool = False
+    own: tuple[Need, ...] = ()
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of a batch of rows.
@@ -90,21 +107,26 @@ class Tokenization:
         Raises:
             DataError: A row is in none of the formats; the message names it.
         """
-        found: list[Judgement] = []
+        judgements: list[Judgement] = []
         sections: list[str | None] = []
+        needs = (*DATA_NEEDS, *(need for need in self.own if need.from_data))
+        needed: dict[str, list[Any]] = {need.column: [] for need in needs}
         for place, number in enumerate(numbers):
             row = {column: values[place] for column, values in columns.items()}
             try:
-                found.append(_tokenized_judgement(row) or judgement(row, self.attributes, self.reward))
+                judged = _tokenized_judgement(row) or judgement(row, self.attributes, self.reward)
+                for need in needs:
+                    needed[need.column].append(need.read(row, judged))
             except DataError as error:
                 raise DataError(f"Row {number} of the {self.name} dataset: {error}") from error
+            judgements.append(judged)
             section = row.get(self.section) if self.section is not None else None
             sections.append(None if section is None else str(section))
         if "chosen_ids" in columns:
             ids = [list(side) for pair in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True) for side in pair]
             starts = [0] * len(ids)
         else:
-            samples = [sample for each in found for sample in each.samples]
+            samples = [sample for judged in judgements for sample in judged.samples]
             ids = self.renderer.untruncated_ids(samples)
             starts = self.renderer.completion_starts(samples, ids)
         limit = self.renderer.rendering.max_length
@@ -112,7 +134,7 @@ class Tokenization:
         if self.truncate and limit is not None:
             starts = [max(start - max(len(row) - limit, 0), 0) for row, start in zip(ids, starts, strict=True)]
             ids = [self.renderer.truncated(row, limit) for row in ids]
-        bounds = [0, *accumulate(len(each.samples) for each in found)]
+        bounds = [0, *accumulate(len(judged.samples) for judged in judgements)]
         rows = [ids[start:stop] for start, stop in pairwise(bounds)]
         return {
             "number": list(numbers),
@@ -120,18 +142,9 @@ class Tokenization:
             "length": [sum(map(len, each)) for each in rows],
             "longest": [max(longest[start:stop], default=0) for start, stop in pairwise(bounds)],
             "completion_starts": [starts[start:stop] for start, stop in pairwise(bounds)],
-            "pairs": [[list(pair) for pair in each.pairs] for each in found],
-            "ties": [[list(pair) for pair in each.ties] for each in found],
-            "ranks": [list(each.ranks or ()) for each in found],
-            "labels": [_numbers(each.labels) for each in found],
-            "margins": [list(each.margins or ()) for each in found],
-            "weight": [each.weight for each in found],
+            **needed,
             "section": sections,
         }
-
-
-def _numbers(labels: Sequence[Sequence[float | None]] | None) -> list[list[float]]:
-    return [[math.nan if label is None else label for label in row] for row in labels or ()]
 
 
 def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement | None:
@@ -156,49 +169,25 @@ class Collator:
 
     Args:
         item: What the loss is a mean over; ``items`` of a batch is their number.
+        own: The needs that the loss brings.
     """
 
     item: Item
+    own: tuple[Need, ...] = ()
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of G judgements with N rows: tensors, and ``rows``, the token ids as arrays."""
-        sizes = [len(example["rows"]) for example in examples]
-        offsets = [0, *accumulate(sizes)]
-        rows = [np.asarray(row, dtype=np.int64) for example in examples for row in example["rows"]]
-        starts = [start for example in examples for start in example["completion_starts"]]
+        sizes = torch.tensor([len(example["rows"]) for example in examples])
         batch: dict[str, Any] = {
             "number": torch.tensor([example["number"] for example in examples]),
-            "groups": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
-            "lengths": torch.tensor([len(row) - start for row, start in zip(rows, starts, strict=True)]),
-            "weights": torch.tensor([example["weight"] for example in examples]).repeat_interleave(torch.tensor(sizes)),
-            "rows": rows,
-            "completion_starts": starts,
+            "groups": torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+            "rows": [np.asarray(row, dtype=np.int64) for example in examples for row in example["rows"]],
+            "completion_starts": [start for example in examples for start in example["completion_starts"]],
             "sections": [example["section"] for example in examples],
         }
-        for name in ("pairs", "ties"):
-            placed = [
-                (offset + one, offset + other)
-                for example, offset in zip(examples, offsets, strict=False)
-                for one, other in example[name]
-            ]
-            batch[name] = torch.tensor(placed, dtype=torch.int64).reshape(-1, 2)
-        if any(example["ranks"] for example in examples):
-            batch["ranks"] = torch.tensor(
-                [rank for example, size in zip(examples, sizes, strict=True) for rank in example["ranks"] or [math.nan] * size]
-            )
-        if any(example["labels"] for example in examples):
-            width = max(len(row) for example in examples for row in example["labels"])
-            batch["labels"] = torch.tensor(
-                [
-                    row
-                    for example, size in zip(examples, sizes, strict=True)
-                    for row in example["labels"] or [[math.nan] * width] * size
-                ]
-            )
-        if any(example["margins"] for example in examples):
-            batch["margins"] = torch.tensor(
-                [margin for example in examples for margin in example["margins"] or [0.0] * len(example["pairs"])]
-            )
+        for need in (*BATCH_NEEDS.values(), *self.own):
+            if (values := need.collate(examples)) is not None:
+                batch[need.name] = values
         batch["items"] = torch.tensor(self._items(batch))
         return batch
 

@@ -1,0 +1,298 @@
+"""What a loss needs of its data: one object for each, from the dataset's column to the batch of all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from rm_plugins.data.judgements import Judgement, numbers_of
+from rm_plugins.losses.batch import RewardBatch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["BATCH_NEEDS", "DATA_NEEDS", "Each", "Need", "NeedName", "joined"]
+
+NeedName: TypeAlias = Literal["pairs", "ties", "ranks", "labels", "margins", "weights", "lengths", "logprobs"]
+"""The needs that every loss may name."""
+
+Each: TypeAlias = Literal["judgement", "row", "pair", "tie"]
+"""What has one value: a row of the dataset; each of its texts (a row of the batch); each of its pairs; or each of its ties."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Numbers of the dataset that a loss needs, and their way into the batch.
+
+    A loss of a plug-in brings its own, in its ``needs``, and finds the numbers in ``batch.extras[name]``. Subclasses override
+    `read` to check values or to take them from elsewhere, and `collate` for another shape.
+
+    Args:
+        name: The dataset's column, and the name in ``batch.extras``.
+        each: What has a number. One of a dataset row (``judgement``) stands at each of its texts in the batch.
+        missing: The number of those that have none, in a batch in which others have one.
+        complete: Whether a dataset is refused in which some have none; otherwise one is refused in which all have none.
+        comes_of: Where data has it, a sentence for the error of a dataset without.
+
+    >>> confidence = Need("confidence", each="pair")
+    >>> row = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "confidence": 0.9}
+    >>> from rm_plugins.data.judgements import judgement
+    >>> confidence.read(row, judgement(row))
+    (0.9,)
+    """
+
+    name: str
+    each: Each = "row"
+    missing: float = math.nan
+    complete: bool = False
+    comes_of: str = ""
+
+    dtype: ClassVar[Literal["float32", "int32"]] = "float32"
+    """The numbers' type in a tokenized dataset."""
+    depth: ClassVar[int] = 1
+    """How deep a tokenized dataset's column nests them: 0 for a number, 1 for a list, 2 for a list of lists."""
+    from_data: ClassVar[bool] = True
+    """Whether they are read from the dataset; others are made of the token ids, by `collate`, or of the model."""
+
+    @property
+    def column(self) -> str:
+        """The column of a tokenized dataset."""
+        return self.name
+
+    def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
+        """The numbers of a dataset row, one for each text, pair or tie in the order of the judgement; empty where it has none.
+
+        A row with one text, pair or tie may have a number instead of a list.
+
+        Args:
+            row: The row's columns.
+            judgement: What the row says of its texts.
+
+        Raises:
+            DataError: A value is not allowed.
+        """
+        match self.each:
+            case "judgement":
+                count = 1
+            case "row":
+                count = len(judgement.samples)
+            case "pair":
+                count = len(judgement.pairs)
+            case "tie":
+                count = len(judgement.ties)
+        return tuple(self.missing if value is None else value for value in numbers_of(row, self.name, count))
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        """The numbers of tokenized dataset rows as a tensor of the batch, or None where no row has any.
+
+        Args:
+            examples: The rows: ``rows`` has the token ids of each text, ``pairs`` and ``ties`` the texts' positions, and
+                ``[column]`` what `read` gave.
+        """
+        import torch
+
+        if not any(example[self.column] for example in examples):
+            return None
+        values: list[Any] = []
+        for example in examples:
+            given = example[self.column]
+            size = _size_of(example, self.each)
+            if self.each == "judgement":
+                given = [*given] * size
+            values += given or [self.missing] * size
+        return torch.tensor(values, dtype=torch.float32)
+
+    def gather(self, shares: Sequence[RewardBatch], device: torch.device) -> Tensor | None:
+        """The numbers of all processes, or None where no process has any.
+
+        Args:
+            shares: The batches of all processes in their order.
+            device: Where the result is put.
+        """
+        sizes = [_size(share, self.each) for share in shares]
+        return joined([self.of(share) for share in shares], sizes, self.missing, device)
+
+    def of(self, batch: RewardBatch) -> Tensor | None:
+        """What a batch has of it, None where it has nothing."""
+        return getattr(batch, self.name) if self.name in _FIELDS else batch.extras.get(self.name)
+
+
+_FIELDS = {field.name for field in fields(RewardBatch)}
+
+
+def _size_of(example: Mapping[str, Any], each: Each) -> int:
+    """How many numbers a tokenized dataset row has in the batch."""
+    return len(example["pairs" if each == "pair" else "ties" if each == "tie" else "rows"])
+
+
+def _size(batch: RewardBatch, each: Each) -> int:
+    """How many numbers a batch has."""
+    if each == "tie":
+        return 0 if batch.ties is None else len(batch.ties)
+    return len(batch.pairs if each == "pair" else batch.rewards)
+
+
+def joined(
+    values: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    missing: float,
+    device: torch.device,
+    shifts: Sequence[int] | None = None,
+) -> Tensor | None:
+    """Tensors one after another; None where all are None.
+
+    Args:
+        values: The tensors.
+        sizes: The length of each, also of those that are None.
+        missing: What fills those that are None while others are not.
+        device: Where the result is put.
+        shifts: What is added to each; None for nothing.
+    """
+    import torch
+
+    given = next((value for value in values if value is not None), None)
+    if given is None:
+        return None
+    whole = [
+        torch.full((size, *given.shape[1:]), missing, dtype=given.dtype) if value is None else value
+        for value, size in zip(values, sizes, strict=True)
+    ]
+    if shifts is not None:
+        whole = [value + shift for value, shift in zip(whole, shifts, strict=True)]
+    return torch.cat([value.to(device) for value in whole])
+
+
+# --- The built-in needs ---------------------------------------------------------------------------------------------------
+
+
+class _Judged(Need):
+    """What the judgement of a row says."""
+
+    def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
+        return list(getattr(judgement, self.name) or ())
+
+
+class _Comparisons(_Judged):
+    """int64 [M, 2], positions of rows of the batch."""
+
+    dtype = "int32"
+    depth = 2
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+        import torch
+
+        placed: list[tuple[int, int]] = []
+        offset = 0
+        for example in examples:
+            placed += [(offset + one, offset + other) for one, other in example[self.name]]
+            offset += len(example["rows"])
+        return torch.tensor(placed, dtype=torch.int64).reshape(-1, 2)
+
+    def gather(self, shares: Sequence[RewardBatch], device: torch.device) -> Tensor | None:
+        rows = [len(share.rewards) for share in shares]
+        shifts = [sum(rows[:number]) for number in range(len(shares))]
+        return joined([self.of(share) for share in shares], [_size(share, self.each) for share in shares], 0, device, shifts)
+
+
+class _Labels(_Judged):
+    """float [N, attributes]."""
+
+    depth = 2
+
+    def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
+        return [[math.nan if label is None else label for label in labels] for labels in judgement.labels or ()]
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        import torch
+
+        if not any(example["labels"] for example in examples):
+            return None
+        width = max(len(labels) for example in examples for labels in example["labels"])
+        unknown = [math.nan] * width
+        return torch.tensor(
+            [labels for example in examples for labels in example["labels"] or [unknown] * len(example["rows"])]
+        )
+
+
+class _Weights(Need):
+    """float [N], the weight of the row's judgement."""
+
+    depth = 0
+
+    @property
+    def column(self) -> str:
+        return "weight"
+
+    def read(self, row: Mapping[str, Any], judgement: Judgement) -> float:
+        return judgement.weight
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+        import torch
+
+        sizes = torch.tensor([len(example["rows"]) for example in examples])
+        return torch.tensor([example["weight"] for example in examples]).repeat_interleave(sizes)
+
+
+class _Lengths(Need):
+    """int64 [N], counted from the token ids."""
+
+    from_data = False
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+        import torch
+
+        return torch.tensor(
+            [
+                len(row) - start
+                for example in examples
+                for row, start in zip(example["rows"], example["completion_starts"], strict=True)
+            ]
+        )
+
+
+class _OfModel(Need):
+    """What the model gives with the rewards."""
+
+    from_data = False
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        return None
+
+
+_PAIRS = _Comparisons(
+    "pairs",
+    "pair",
+    comes_of="Pairs come of 'chosen' and 'rejected', or of 'completions' with 'ranks', 'scores', 'best' or 'labels' that differ.",
+)
+_TIES = _Comparisons(
+    "ties",
+    "tie",
+    comes_of="Ties come of 'chosen' and 'rejected' with 'tie', or of 'completions' with equal 'ranks' or 'scores'.",
+)
+_RANKS = _Judged("ranks", comes_of="Ranks come of 'completions' with 'ranks' or 'scores', or of preference pairs.")
+_LABELS = _Labels("labels", comes_of="Labels are 'score', 'scores', 'label' or 'labels' beside 'completion' or 'completions'.")
+_MARGINS = _Judged(
+    "margins",
+    "pair",
+    missing=0.0,
+    complete=True,
+    comes_of="Margins are a column 'margin' beside 'chosen' and 'rejected'.",
+)
+
+BATCH_NEEDS: Mapping[str, Need] = {
+    "pairs": _PAIRS,
+    "ties": _TIES,
+    "ranks": _RANKS,
+    "labels": _LABELS,
+    "margins": _MARGINS,
+    "weights": _Weights("weights", "judgement", missing=1.0),
+    "lengths": _Lengths("lengths", missing=0.0),
+    "logprobs": _OfModel("logprobs"),
+}
+"""The needs that are fields of `RewardBatch`, by their names there."""
+
+DATA_NEEDS = tuple(need for need in BATCH_NEEDS.values() if need.from_data)
+"""Those of `BATCH_NEEDS` that are read from datasets."""
