@@ -11,7 +11,8 @@ from rm_plugins.version import __version__
 if TYPE_CHECKING:
     from rm_plugins.errors import RmPluginsError
     from rm_plugins.hooks import hookimpl
-    from rm_plugins.provider import Aggregate, Provider, Transform
+    from rm_plugins.provider import Aggregate, Provider, RowProvider, Transform
+    from rm_plugins.providers.combinators.parts import Combinator
     from rm_plugins.registry import Registry
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregate",
+    "Combinator",
     "Provider",
     "Registry",
     "RmPluginsError",
+    "RowProvider",
     "Sample",
     "Scores",
     "Transform",
@@ -32,9 +35,11 @@ __all__ = [
 
 _HOMES = {
     "Aggregate": "provider",
+    "Combinator": "providers.combinators.parts",
     "Provider": "provider",
     "Registry": "registry",
     "RmPluginsError": "errors",
+    "RowProvider": "provider",
     "Sample": "samples",
     "Scores": "scores",
     "Transform": "provider",

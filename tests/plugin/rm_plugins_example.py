@@ -11,7 +11,7 @@ import click
 import numpy as np
 from pydantic import BaseModel
 
-from rm_plugins import Aggregate, Provider, Sample, Scores, Transform, hookimpl
+from rm_plugins import Aggregate, Combinator, Provider, Sample, Scores, Transform, hookimpl
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.protocols import Answer, Item, Protocol, Request, Response, ServerFacts, finite
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _length(sample: Sample, unit: str) -> int:
-    parts = sample.completion if not isinstance(sample.completion, str) else [{"content": sample.completion}]
-    text = " ".join(message.get("content") or "" for message in parts)
-    return len(text.split()) if unit == "words" else len(text)
-
-
-class Brevity(Provider):
+class Brevity(Combinator):
     """Another reward, less a price for every word of a completion beyond a limit.
 
     Args:
@@ -52,19 +46,18 @@ class Brevity(Provider):
         self.unit = unit
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """The member's scores less the prices, both of which are details as well."""
-        scores = self.member.score(samples)
-        excess = np.array([max(0, _length(sample, self.unit) - self.limit) for sample in samples])
-        price = self.price * excess
-        return Scores(scores.values - price, {"member": scores.values, "price": price})
+        """The member's scores less the prices; the member is a part, and the price a detail."""
+        scores = self.member.attempt(samples)
+        price = self.price * np.array([max(0, self._length(sample) - self.limit) for sample in samples])
+        return self.whole(scores.values - price, {"member": (self.member, scores)}, details={"price": price})
+
+    def _length(self, sample: Sample) -> int:
+        text = sample.completion_text
+        return len(text.split() if self.unit == "words" else text)
 
     def render(self, sample: Sample) -> str:
         """The text that the member scores."""
         return self.member.render(sample)
-
-    def close(self) -> None:
-        """Close the member."""
-        self.member.close()
 
 
 class Squash(Transform):

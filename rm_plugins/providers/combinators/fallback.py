@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, members_of, score_rows, summed_tokens, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, numbered, score_rows
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -48,10 +48,5 @@ class Fallback(Combinator):
             values[rows] = scores.values[rows]
             self.counts[f"member/{number}"] += int((~scores.abstained).sum())
             scored.append(scores)
-        return Scores(
-            values,
-            metadata=summed_work(scored),
-            errors=self.members[-1].unhandled(scored[-1]),
-            parts=members_of(scored),
-            tokens=summed_tokens(scored),
-        )
+        errors = self.members[-1].unhandled(scored[-1])
+        return self.whole(values, numbered(self.members, scored), kind="member", errors=errors)

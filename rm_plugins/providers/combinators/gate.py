@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows, summed_tokens, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, score_rows
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -44,10 +44,4 @@ class Gate(Combinator):
         is_closed = ~is_open & ~gate.abstained
         self.counts["closed"] += int(is_closed.sum())
         values = np.where(is_closed, np.nan if self.closed is None else self.closed, reward.values)
-        return Scores(
-            values,
-            metadata=summed_work([gate, reward]),
-            errors=failures_of([(self.gate, gate), (self.reward, reward)]),
-            parts={"gate": gate, "reward": reward},
-            tokens=summed_tokens([gate, reward]),
-        )
+        return self.whole(values, {"gate": (self.gate, gate), "reward": (self.reward, reward)})

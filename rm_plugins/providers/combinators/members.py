@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from rm_plugins.aggregates import Mean
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Aggregate, Transform
-from rm_plugins.providers.combinators.parts import members_of, summed_tokens
+from rm_plugins.providers.combinators.parts import summed_tokens
 from rm_plugins.samples import Sample, prompt_groups
 from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.statistics.ranks import ranks_in_groups
@@ -62,7 +63,7 @@ def combined(
     spread = np.full(len(samples), np.nan)
     some = present.any(axis=0)
     spread[some] = np.nanstd(members[:, some], axis=0)
-    parts = members_of(scored or [Scores(row) for row in members])
+    parts = {str(number): replace(scores, kind="member") for number, scores in enumerate(scored or map(Scores, members))}
     return Scores(
         values,
         {"std": spread, "rank_disagreement": rank_disagreement(members, samples)},

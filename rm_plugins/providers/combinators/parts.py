@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from typing import Any
 
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import OnError, Provider, Transform, transforms_of
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores, TokenCounts
+from rm_plugins.scores import FloatArray, Scores, TokenCounts
 
 __all__ = [
     "Combinator",
@@ -19,7 +20,7 @@ __all__ = [
     "failures_in",
     "failures_of",
     "learns_while_scoring",
-    "members_of",
+    "numbered",
     "score_rows",
     "score_side_by_side",
     "summed_tokens",
@@ -32,12 +33,48 @@ _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_toke
 
 
 class Combinator(Provider):
-    """A provider whose scores are made of those of its parts, which are its children."""
+    """A provider whose scores are made of those of its parts, which are its children.
+
+    `score_batch` asks the parts with `Provider.attempt`, makes its values of theirs, and returns `whole`::
+
+        scores = self.reward.attempt(samples)
+        return self.whole(2 * scores.values, {"reward": (self.reward, scores)})
+    """
 
     @property
     def concurrent(self) -> bool:  # type: ignore[override]  # of its parts
         """Whether all parts wait."""
         return all(part.concurrent for part in self.children.values())
+
+    def whole(
+        self,
+        values: FloatArray,
+        parts: Mapping[str, tuple[Provider, Scores]],
+        *,
+        kind: str = "",
+        details: Mapping[str, FloatArray] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        errors: Mapping[int, RmPluginsError] | None = None,
+    ) -> Scores:
+        """The scores of the whole, with those of its parts, their failures, work and tokens.
+
+        Args:
+            values: float64 [N].
+            parts: By name, each part with what it said of the batch, [N].
+            kind: What the parts are, such as ``member``; see `rm_plugins.Scores`.
+            details: Further per-sample extras, each [N].
+            metadata: Further facts about the batch.
+            errors: By row, why there is no score, where that is not simply what failed in a part.
+        """
+        scored = [scores for _, scores in parts.values()]
+        return Scores(
+            values,
+            details or {},
+            {**summed_work(scored), **(metadata or {})},
+            errors=failures_of(parts.values()) if errors is None else errors,
+            parts={name: replace(scores, kind=kind or scores.kind) for name, (_, scores) in parts.items()},
+            tokens=summed_tokens(scored),
+        )
 
 
 def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
@@ -102,9 +139,9 @@ def failures_of(jobs: Iterable[tuple[Provider, Scores]]) -> dict[int, RmPluginsE
     return errors
 
 
-def members_of(scored: Iterable[Scores]) -> dict[str, Scores]:
-    """Scores of members by their number, as the parts of a whole."""
-    return {str(number): replace(scores, kind="member") for number, scores in enumerate(scored)}
+def numbered(members: Iterable[Provider], scored: Iterable[Scores]) -> dict[str, tuple[Provider, Scores]]:
+    """Members and their scores by their number, as the parts of a `Combinator.whole`."""
+    return {str(number): pair for number, pair in enumerate(zip(members, scored, strict=True))}
 
 
 def summed_tokens(scored: Iterable[Scores]) -> TokenCounts | None:

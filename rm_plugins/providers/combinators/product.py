@@ -9,14 +9,7 @@ import numpy as np
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import (
-    Combinator,
-    failures_of,
-    members_of,
-    score_side_by_side,
-    summed_tokens,
-    summed_work,
-)
+from rm_plugins.providers.combinators.parts import Combinator, numbered, score_side_by_side
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -43,10 +36,5 @@ class Product(Combinator):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Have every member score the batch, and multiply."""
         scored = score_side_by_side([(member, samples) for member in self.members])
-        return Scores(
-            np.prod([scores.values for scores in scored], axis=0),
-            metadata=summed_work(scored),
-            errors=failures_of(zip(self.members, scored, strict=True)),
-            parts=members_of(scored),
-            tokens=summed_tokens(scored),
-        )
+        values = np.prod([scores.values for scores in scored], axis=0)
+        return self.whole(values, numbered(self.members, scored), kind="member")

@@ -10,7 +10,7 @@ import numpy as np
 
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows, summed_tokens, summed_work
+from rm_plugins.providers.combinators.parts import Combinator, score_rows
 from rm_plugins.providers.function import imported
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -83,13 +83,8 @@ class Route(Combinator):
         for job, scores in zip(jobs, scored, strict=True):
             self.counts[f"{job.kind}/{job.name}" if job.kind else job.name] += len(job.rows)
             values[job.rows] = scores.values[job.rows]
-        return Scores(
-            values,
-            metadata=summed_work(scored),
-            errors=failures_of((job.reward, scores) for job, scores in zip(jobs, scored, strict=True)),
-            parts={job.name: replace(scores, kind=job.kind) for job, scores in zip(jobs, scored, strict=True)},
-            tokens=summed_tokens(scored),
-        )
+        parts = {job.name: (job.reward, replace(scores, kind=job.kind)) for job, scores in zip(jobs, scored, strict=True)}
+        return self.whole(values, parts)
 
     def _kinds(self, samples: Sequence[Sample]) -> list[str]:
         """The kind of each sample, [N]."""

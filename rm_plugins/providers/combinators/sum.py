@@ -10,14 +10,7 @@ from pydantic import FiniteFloat
 
 from rm_plugins.errors import SpecError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import (
-    Combinator,
-    failures_of,
-    members_of,
-    score_side_by_side,
-    summed_tokens,
-    summed_work,
-)
+from rm_plugins.providers.combinators.parts import Combinator, numbered, score_side_by_side
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.training_progress import Schedule
@@ -68,13 +61,7 @@ class Sum(Combinator):
         for weight, scores in zip(weights, scored, strict=True):
             if weight:
                 values += weight * scores.values
-        return Scores(
-            values,
-            metadata={**summed_work(scored), "weights": weights},
-            errors=failures_of(zip(self.members, scored, strict=True)),
-            parts=members_of(scored),
-            tokens=summed_tokens(scored),
-        )
+        return self.whole(values, numbered(self.members, scored), kind="member", metadata={"weights": weights})
 
 
 def _weight(weight: float | Mapping[str, Any], place: int) -> float | Schedule:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, summed_work
+from rm_plugins.providers.combinators.parts import Combinator
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
@@ -45,10 +45,5 @@ class Threshold(Combinator):
         reward = self.reward.attempt(samples)
         reached = reward.values >= self.at
         self.counts["above"] += int(reached.sum())
-        return Scores(
-            np.where(reward.abstained, np.nan, np.where(reached, self.above, self.below)),
-            metadata=summed_work([reward]),
-            errors=self.reward.unhandled(reward),
-            parts={"reward": reward},
-            tokens=reward.tokens,
-        )
+        values = np.where(reward.abstained, np.nan, np.where(reached, self.above, self.below))
+        return self.whole(values, {"reward": (self.reward, reward)})
