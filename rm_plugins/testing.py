@@ -56,7 +56,7 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     Args:
         provider: The provider.
         samples: At least two different samples that it can score.
-        tolerance: How far a sample's score may move between batches, relative to 1 + |score|.
+        tolerance: How far a sample's score may move between batches, relative to 1 + abs(score).
         pickles: Whether to check that it can be pickled, which spawned processes need.
 
     Returns:
@@ -135,7 +135,7 @@ def check_protocol(protocol: Protocol, ask: Ask, items: Sequence[Item], *, toler
         protocol: The protocol.
         ask: Answers a request as a server does, or asks a real one.
         items: At least two different items that the server can score, no more than it takes in one request.
-        tolerance: How far an item's score may move between requests, relative to 1 + |score|.
+        tolerance: How far an item's score may move between requests, relative to 1 + abs(score).
 
     Returns:
         What the server says of `items`.

@@ -28,28 +28,28 @@ def judgement_metrics(
 ) -> dict[str, float]:
     """How N rewards agree with what is known of their rows.
 
-    | input | shape | |
-    |---|---|---|
-    | ``rewards`` | [N] | |
-    | ``pairs`` | [M, 2] | the rows of winner and loser |
-    | ``lengths`` | [N] | such as tokens |
-    | ``sections`` | [N] | names; a pair belongs to its winner's section |
-    | ``labels`` | [N, A] | ratings, or 0 and 1; NaN where missing |
-    | ``attributes`` | [A] | the labels' names |
+    Args:
+        rewards: float64 [N].
+        pairs: Whole numbers [M, 2]: the rows of winner and loser.
+        lengths: Whole numbers [N], such as tokens.
+        sections: Names, [N]; a pair belongs to its winner's section.
+        labels: float64 [N, A]: ratings, or 0 and 1; NaN where missing.
+        attributes: The labels' names, [A].
 
-    | result | |
-    |---|---|
-    | ``accuracy`` | share of pairs whose winner scores strictly higher |
-    | ``accuracy/SECTION`` | of the pairs of a section |
-    | ``accuracy_longer``, ``accuracy_shorter`` | of the pairs whose winner is the longer, the shorter answer |
-    | ``length_preference`` | share of pairs of two lengths in which the longer answer scores strictly higher |
-    | ``ties`` | share of pairs with equal rewards, which count as wrong in every accuracy |
-    | ``margin`` | mean of the winner's reward minus the loser's |
-    | ``ece``, ``brier`` | `expected_calibration_error` and `brier_score` of those differences |
-    | ``mean_reward``, ``std_reward``, ``min_reward``, ``max_reward`` | over rows; the deviation divides by N |
-    | ``length_correlation`` | `pearson` of reward and length, over rows |
-    | ``correlation/ATTRIBUTE``, ``spearman/ATTRIBUTE`` | of reward and label, over the rows that have the label |
-    | ``auc/ATTRIBUTE`` | of the reward, where the labels are 0 and 1 alone |
+    Returns:
+        By name:
+
+        - ``accuracy``: share of pairs whose winner scores strictly higher
+        - ``accuracy/SECTION``: of the pairs of a section
+        - ``accuracy_longer``, ``accuracy_shorter``: of the pairs whose winner is the longer, the shorter answer
+        - ``length_preference``: share of pairs of two lengths in which the longer answer scores strictly higher
+        - ``ties``: share of pairs with equal rewards, which count as wrong in every accuracy
+        - ``margin``: mean of the winner's reward minus the loser's
+        - ``ece``, ``brier``: `expected_calibration_error` and `brier_score` of those differences
+        - ``mean_reward``, ``std_reward``, ``min_reward``, ``max_reward``: over rows; the deviation divides by N
+        - ``length_correlation``: `pearson` of reward and length, over rows
+        - ``correlation/ATTRIBUTE``, ``spearman/ATTRIBUTE``: of reward and label, over the rows that have the label
+        - ``auc/ATTRIBUTE``: of the reward, where the labels are 0 and 1 alone
 
     What cannot be computed is left out: accuracies of no pairs, correlations with a constant. A reward that is not finite
     leaves out the correlations, and makes everything else that it is part of NaN.

@@ -135,7 +135,7 @@ class Manifest(_Strict):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def tolerance(self, score: float, dtype: str) -> float:
-        """By how much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + |score|) in float32."""
+        """By how much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + abs(score)) in float32."""
         widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, dtype))
         return widest * (1 + abs(score))
 

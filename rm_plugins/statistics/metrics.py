@@ -131,7 +131,7 @@ def calibration_curve(delta: ArrayLike, bins: int = 20) -> list[CalibrationBin]:
 
 
 def expected_calibration_error(delta: ArrayLike, bins: int = 20) -> float:
-    """How far win probabilities are from how often they come true: the mean of |predicted - observed| over `calibration_curve`.
+    """How far win probabilities are from how often they come true: the mean of abs(predicted - observed) over `calibration_curve`.
 
     Every bin counts as often as it has entries.
 
