@@ -19,11 +19,13 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rm_plugins as rm
-from rm_plugins.cli import generation_job, main, rank_curve
+from rm_plugins.cli import main, rank_curve
 from rm_plugins.cli.rank_curve import best_of_n_curve
-from rm_plugins.cli.rank_outputs import ScoredPrompt
+from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import ModelError
 from rm_plugins.generation import Generator
+from rm_plugins.jobs import generation as generation_job
+from rm_plugins.jobs.ranking import ScoredPrompt
 from rm_plugins.reports.best_of_n_page import BestOfNCurve
 from tests.policies import make_policy
 
@@ -179,7 +181,7 @@ class TestPrompts:
         plain = listed(ASKED, "a", "bb")
         rows = [plain, {**plain, "tools": self.TOOLS}, {**plain, "tools": self.TOOLS, "chat_template_kwargs": self.SETTINGS}]
         rank("rules:length", write(*rows, plain), "--format", form, "-o", out)
-        found = list(rm.data.read_rows(out))
+        found = list(read_rows(out))
         assert [row["tools"] for row in found] == [None, list(self.TOOLS), list(self.TOOLS)]  # other tools, another prompt
         nothing = {name: None for name in self.SETTINGS} if out.endswith("parquet") else {}
         assert [row["chat_template_kwargs"] for row in found] == [nothing, nothing, self.SETTINGS]
@@ -401,7 +403,7 @@ class TestGold:
         source = data_folder / "gsm8k_solutions_labelled.jsonl.gz"
         rank("rules:length", source, "-o", "out.jsonl", "--gold", "is_correct", "--curve", "curve.json", "--format", "best")
         found = json.loads(Path("curve.json").read_text(encoding="utf-8"))
-        rows = list(rm.data.read_rows(str(source)))
+        rows = list(read_rows(str(source)))
         assert found["prompts"] == len(read("out.jsonl")) == len(rows)
         assert found["gold_mean"][0]["value"] == pytest.approx(np.mean([row["is_correct"] for row in rows]))
         longest = [int(np.argmax([len(text) for text in row["completions"]])) for row in rows]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import rm_plugins as rm
 from rm_plugins.calibration import Calibrated, Calibration
-from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.rows import read_rows, row_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically

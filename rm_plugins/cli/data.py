@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport, Problem
 from rm_plugins.data.rows import is_data_file, read_rows

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, batch_size_option
+from rm_plugins.cli.job_options import ConsoleProgress, batch_size_option
 from rm_plugins.data.rows import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
@@ -27,6 +27,7 @@ from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, evaluation_of
 from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
 from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoredRow
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
@@ -136,7 +137,9 @@ def evaluated(specs: Sequence[str], data: str, options: EvaluationOptions, *, sh
                 click.echo(f"Evaluating {name}.", err=True)
                 identity = fingerprint(provider)  # reads every weight
                 jobs.append(_job(provider, identity, source, collector, options))
-                columns, sample = _scored(jobs[-1].run(options.batch_size), collector, is_first=len(jobs) == 1)
+                columns, sample = _scored(
+                    jobs[-1].run(options.batch_size, ConsoleProgress()), collector, is_first=len(jobs) == 1
+                )
                 facts = reward_facts(provider, name=name, source=spec, sample=sample, identity=identity)
                 found.append((facts, columns))
                 provider.close()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.cli.scoring_job import progress_bar
+from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.rows import read_rows
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
 from rm_plugins.models.manifest import ScoreStatistics

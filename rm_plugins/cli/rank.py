@@ -14,12 +14,18 @@ from typing import Any
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.generation_job import GenerationJob
-from rm_plugins.cli.kept_rows import KeptRows
+from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
 from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
-from rm_plugins.cli.rank_outputs import (
+from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.errors import DataError, RmPluginsError
+from rm_plugins.files import replacing
+from rm_plugins.generation import ENGINES, Sampling, default_engine
+from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.generation import GenerationJob
+from rm_plugins.jobs.kept_rows import KeptRows
+from rm_plugins.jobs.ranking import (
     PAIRS,
     Rule,
     ScoredPrompt,
@@ -30,12 +36,7 @@ from rm_plugins.cli.rank_outputs import (
     ranked_rows,
     scored_prompts,
 )
-from rm_plugins.cli.scoring_job import RowScoring, RowSource, ScoredRow, output_path, scoring_options
-from rm_plugins.data.rows import read_rows, write_rows
-from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.files import replacing
-from rm_plugins.generation import ENGINES, Sampling, default_engine
-from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoredRow
 
 __all__ = ["command"]
 
@@ -192,7 +193,7 @@ class _Rows:
             write_rows(found, self._first)
             source = str(self._first)
         if self._generation is not None:
-            self._generation.run(self._options["generation_batch_size"])
+            self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
             source = str(self._generation.file.out)
         return source
 
@@ -240,7 +241,9 @@ def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterat
     """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
     provider = rm.load(spec)
     try:
-        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(batch_size)
+        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(
+            batch_size, ConsoleProgress()
+        )
     finally:
         provider.close()
         del provider

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rm_plugins.cli.rank_outputs import ScoredPrompt
 from rm_plugins.errors import DataError, MissingDependencyError
+from rm_plugins.jobs.ranking import ScoredPrompt
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl

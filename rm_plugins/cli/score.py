@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from rm_plugins.cli.scoring_job import ScoredRow, ScoringJob, output_path, scoring_options
+from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.data.rows import row_samples
+from rm_plugins.jobs.scored_rows import ScoredRow, ScoringJob
 
 __all__ = ["command"]
 
@@ -27,7 +28,7 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
     """
     out = output_path(file, output, "scored")
     job = ScoringJob(spec, file, split, out, overwrite)
-    count = job.write(_with_scores, batch_size)
+    count = job.write(_with_scores, batch_size, ConsoleProgress())
     counts = job.provider.counts
     speed = f" ({job.throughput})" if job.throughput else ""
     click.echo(

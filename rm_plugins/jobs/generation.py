@@ -9,14 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import click
-
-from rm_plugins.cli.kept_rows import UnfinishedFile
-from rm_plugins.cli.rank_outputs import prompt_key
-from rm_plugins.cli.scoring_job import progress_bar
 from rm_plugins.data.rows import json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
+from rm_plugins.jobs.kept_rows import UnfinishedFile
+from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.ranking import prompt_key
 
 __all__ = ["GenerationJob"]
 
@@ -76,19 +74,21 @@ class GenerationJob:
         """Whether an earlier run has left completions to go on with."""
         return self.file.path.exists() or self.file.is_finished
 
-    def run(self, batch_size: int | None = None) -> None:
+    def run(self, batch_size: int | None = None, progress: JobProgress | None = None) -> None:
         """Write what is not written yet.
 
         Args:
             batch_size: Completions written at a time; what is usual for the engine if None.
+            progress: Is told how far the job is.
 
         Raises:
             DataError: A row has no prompt that the policy can be given, or the rows written before are not of this source.
             ModelError: The policy cannot be loaded, or failed.
         """
+        progress = progress or JobProgress()
         done = self.file.resume()
         if self.file.is_finished:
-            click.echo(f"Taking the completions of {done} prompts that were written before.", err=True)
+            progress.reuse("generating", done)
             return
         rows = self._distinct_rows()
         for number, before in enumerate(self.file.rows(), start=1):
@@ -98,9 +98,9 @@ class GenerationJob:
                     f"{self.file.path} was begun with other data: its prompt {number} is not the source's. Begin anew with --overwrite."
                 )
         if done:
-            click.echo(f"Going on behind {done} prompts whose completions were written before.", err=True)
-        if left := self._check(rows):
-            self._generate(done, left, batch_size)
+            progress.resume("generating", done)
+        if left := self._check(rows, progress):
+            self._generate(done, left, batch_size, progress)
         self.file.finish()
 
     def _distinct_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -115,7 +115,7 @@ class GenerationJob:
                 seen.add(key)
                 yield number, row
 
-    def _check(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> int:
+    def _check(self, rows: Iterator[tuple[int, dict[str, Any]]], progress: JobProgress) -> int:
         """Refuse prompts that the policy cannot be given, before its weights are loaded; returns how many rows there are."""
         prompts: PolicyPrompts | None = None
         answered, count = False, 0
@@ -126,32 +126,33 @@ class GenerationJob:
             answered = answered or any(row.get(name) is not None for name in _ANSWERS)
             count += 1
         if answered:
-            click.echo("The source's own answers are left out: completions come from the policy.", err=True)
+            progress.ignore_answers()
         return count
 
-    def _generate(self, done: int, left: int, batch_size: int | None) -> None:
+    def _generate(self, done: int, left: int, batch_size: int | None, progress: JobProgress) -> None:
         policy = self._policy
         generator = load_generator(
             policy["model"], self._sampling, engine=policy["engine"], options=policy["options"], batch_size=batch_size
         )
         rows = (row for _, row in islice(self._distinct_rows(), done, None))
         size = max(1, generator.batch_size // self._sampling.n)
+        total = done + left
         try:
-            with progress_bar() as bar:
-                task = bar.add_task("Generating", total=done + left, completed=done)
-                while batch := list(islice(rows, size)):
-                    written = generator.complete(batch, first=done)
-                    self.file.append(
-                        {
-                            **_prompt_row(row),
-                            "completions": [found.text for found in completions],
-                            "finished": [found.finished for found in completions],
-                        }
-                        for row, completions in zip(batch, written, strict=True)
-                    )
-                    done += len(batch)
-                    bar.update(task, advance=len(batch))
+            progress.begin("generating", done, lambda: total)
+            while batch := list(islice(rows, size)):
+                written = generator.complete(batch, first=done)
+                self.file.append(
+                    {
+                        **_prompt_row(row),
+                        "completions": [completion.text for completion in completions],
+                        "finished": [completion.finished for completion in completions],
+                    }
+                    for row, completions in zip(batch, written, strict=True)
+                )
+                done += len(batch)
+                progress.advance(len(batch))
         finally:
+            progress.end()
             generator.close()  # the reward needs the memory
 
 
@@ -165,5 +166,5 @@ def _weights(model: str) -> list[list[Any]] | None:
     folder = Path(model)
     if not folder.is_dir():
         return None
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".jinja", ".json", ".model", ".safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -13,29 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 import rm_plugins as rm
-from rm_plugins.cli.kept_rows import KeptRows
 from rm_plugins.data.rows import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.errors import DataError
 from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.kept_rows import KeptRows
+from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.wire import values_to_json
 
-__all__ = [
-    "RowScoring",
-    "RowSource",
-    "ScoredRow",
-    "ScoringJob",
-    "batch_size_option",
-    "output_path",
-    "progress_bar",
-    "scoring_options",
-]
+__all__ = ["RowScoring", "RowSource", "ScoredRow", "ScoringJob"]
 
-_WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
 
@@ -47,43 +34,6 @@ class ScoredRow:
     row: dict[str, Any]
     scores: list[float | None]
     details: dict[str, list[float | None]]
-
-
-def output_path(source: str, out: str | None, ending: str) -> Path:
-    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``.
-
-    Raises:
-        click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
-    """
-    if out is not None:
-        if Path(out).suffix not in _WRITTEN:
-            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}; {out!r} ends in none of these.")
-        return Path(out)
-    if source == "-":
-        raise click.UsageError("Reading standard input needs an output file: -o FILE.")
-    path = Path(source)
-    stem = path.name.partition(".")[0] if is_data_file(source) else path.name
-    return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
-
-
-batch_size_option = click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Samples scored at a time, and kept if interrupted.",
-)
-
-
-def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that is a scoring job."""
-    for option in (
-        click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
-        batch_size_option,
-        click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
-    ):
-        command = option(command)
-    return command
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +88,14 @@ class RowScoring:
         self._samples = samples
         self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
-    def run(self, batch_size: int) -> Iterator[ScoredRow]:
+    def run(self, batch_size: int, progress: JobProgress | None = None) -> Iterator[ScoredRow]:
         """Score what is not scored yet, then give back every row in the order of the source.
 
         Args:
             batch_size: Samples handed to the provider at a time.
+            progress: Is told how far the job is.
         """
+        progress = progress or JobProgress()
         done = self._kept.resume()
         rows = self.source.rows()
         for number, before in enumerate(self.scored_rows(), start=1):
@@ -152,14 +104,16 @@ class RowScoring:
                     f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
                 )
         if done:
-            click.echo(f"Going on behind {done} rows that were scored before.", err=True)
-        with progress_bar() as bar:
-            task = bar.add_task("Scoring", total=None if bar.disable else self.source.count(), completed=done)
+            progress.resume("scoring", done)
+        progress.begin("scoring", done, self.source.count)
+        try:
             for batch in self._batches(rows, batch_size, first=done + 1):
                 self._kept.append(
                     {"row": scored.row, "scores": scored.scores, "details": scored.details} for scored in self._score(batch)
                 )
-                bar.update(task, advance=len(batch), description=f"Scoring {self.throughput}".strip())
+                progress.advance(len(batch), self.throughput)
+        finally:
+            progress.end()
         return self.scored_rows()
 
     def _batches(
@@ -200,7 +154,7 @@ class RowScoring:
 
     def scored_rows(self) -> Iterator[ScoredRow]:
         """What was scored so far."""
-        return (ScoredRow(**found) for found in self._kept.rows())
+        return (ScoredRow(**kept) for kept in self._kept.rows())
 
     def close(self) -> None:
         """Leave what was kept to others."""
@@ -236,14 +190,20 @@ class ScoringJob(RowScoring):
         if overwrite:
             self.discard()
 
-    def write(self, shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]], batch_size: int) -> int:
+    def write(
+        self,
+        shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]],
+        batch_size: int,
+        progress: JobProgress | None = None,
+    ) -> int:
         """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
 
         Args:
             shape: Makes the rows of the output.
             batch_size: Samples handed to the provider at a time.
+            progress: Is told how far the job is.
         """
-        count = write_rows(shape(self.run(batch_size)), self.out)
+        count = write_rows(shape(self.run(batch_size, progress)), self.out)
         self.discard()
         return count
 
@@ -251,17 +211,3 @@ class ScoringJob(RowScoring):
 def _json_row(row: object) -> Any:
     """The row as it comes back from the unfinished output."""
     return json.loads(json_line(row))
-
-
-def progress_bar() -> Progress:
-    """A progress bar on standard error, which disappears where that is no terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

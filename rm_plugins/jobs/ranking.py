@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 import rm_plugins as rm
-from rm_plugins.cli.scoring_job import ScoredRow
 from rm_plugins.data.rows import row_samples
 from rm_plugins.errors import DataError
+from rm_plugins.jobs.scored_rows import ScoredRow
 
 __all__ = [
     "PAIRS",

@@ -1,0 +1,113 @@
+"""Options and progress bars of the commands that run jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rm_plugins.data.rows import is_data_file
+from rm_plugins.jobs.progress import JobProgress
+
+__all__ = ["ConsoleProgress", "batch_size_option", "output_path", "progress_bar", "scoring_options"]
+
+_WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
+_RESUMED = {"scoring": "rows that were scored before", "generating": "prompts whose completions were written before"}
+
+
+def output_path(source: str, out: str | None, ending: str) -> Path:
+    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``.
+
+    Raises:
+        click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
+    """
+    if out is not None:
+        if Path(out).suffix not in _WRITTEN:
+            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}; {out!r} ends in none of these.")
+        return Path(out)
+    if source == "-":
+        raise click.UsageError("Reading standard input needs an output file: -o FILE.")
+    path = Path(source)
+    stem = path.name.partition(".")[0] if is_data_file(source) else path.name
+    return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
+
+
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Samples scored at a time, and kept if interrupted.",
+)
+
+
+def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that is a scoring job."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
+        batch_size_option,
+        click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
+    ):
+        command = option(command)
+    return command
+
+
+class ConsoleProgress(JobProgress):
+    """Says on standard error how far a job is, with a bar where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar = progress_bar()
+        self._task = TaskID(0)
+        self._work = ""
+
+    def resume(self, work: str, done: int) -> None:
+        """Say what an earlier run has left."""
+        click.echo(f"Going on behind {done} {_RESUMED[work]}.", err=True)
+
+    def reuse(self, work: str, done: int) -> None:
+        """Say that nothing is left to do."""
+        click.echo(f"Taking the completions of {done} prompts that were written before.", err=True)
+
+    def ignore_answers(self) -> None:
+        """Say that the source's answers are not used."""
+        click.echo("The source's own answers are left out: completions come from the policy.", err=True)
+
+    def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
+        """Show the bar."""
+        self._work = work.capitalize()
+        self._bar = progress_bar()
+        self._bar.start()
+        self._task = self._bar.add_task(self._work, total=None if self._bar.disable else total(), completed=done)
+
+    def advance(self, count: int, throughput: str = "") -> None:
+        """Move the bar."""
+        self._bar.update(self._task, advance=count, description=f"{self._work} {throughput}".strip())
+
+    def end(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+
+def progress_bar() -> Progress:
+    """A progress bar on standard error, which disappears where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
