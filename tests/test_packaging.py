@@ -279,6 +279,7 @@ class TestOutsider:
             ("provider", "brevity"),
             ("aggregate", "midrange"),
             ("transform", "squash"),
+            ("loss", "confident"),
             ("loss", "gap-hinge"),
             ("regularizer", "small-rewards"),
             ("command", "words"),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rm_plugins import Aggregate, Combinator, Provider, Sample, Scores, Transform, hookimpl
 from rm_plugins.errors import AnswerError, SpecError
-from rm_plugins.losses import Loss, Regularizer, RewardBatch
+from rm_plugins.losses import Loss, Need, Regularizer, RewardBatch
 from rm_plugins.protocols import Answer, Item, Protocol, Request, Response, ServerFacts, finite
 from rm_plugins.scores import FloatArray
 from rm_plugins.server.dialects import Dialect, Scorer, score_all, text_sample
@@ -148,6 +148,24 @@ class Hinge(Loss):
         return (self.gap - (batch.winners - batch.losers)).relu().mean()
 
 
+CONFIDENCE = Need("confidence", each="pair", missing=1.0, comes_of="It is how sure an annotator was of a pair, from 0 to 1.")
+
+
+class Confident(Loss):
+    """Bradley-Terry with the probability that the annotator gave: mean of -c log p - (1 - c) log(1 - p)."""
+
+    name: ClassVar[str] = "confident"
+    needs = frozenset({"pairs", CONFIDENCE})
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs and heads."""
+        from torch.nn.functional import logsigmoid
+
+        confidence = batch.extras[CONFIDENCE.name][:, None]
+        gap = batch.winners - batch.losers
+        return -(confidence * logsigmoid(gap) + (1 - confidence) * logsigmoid(-gap)).mean()
+
+
 class SmallRewards(Regularizer):
     """Keeps rewards small: mean of r^2 over all rows."""
 
@@ -197,8 +215,8 @@ def rm_register_dialects() -> Sequence[type[Dialect]]:
 
 @hookimpl
 def rm_register_losses() -> Sequence[type[Loss]]:
-    """The loss."""
-    return [Hinge]
+    """The losses."""
+    return [Confident, Hinge]
 
 
 @hookimpl
