@@ -15,12 +15,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
-from rm_plugins.engine.engine import ScoringEngine, read_position
+from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.prefix_cache import PrefixCache
+from rm_plugins.engine.readout import LastToken
 from rm_plugins.errors import ScoringError
 
 VOCABULARY = 120
 PAD = 3
+STEP = 9
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -311,6 +314,29 @@ def test_compiled_scores_are_the_same() -> None:
 
 
 def test_where_a_score_is_read() -> None:
-    assert read_position([PAD, PAD], PAD) == 0
-    assert read_position([5, PAD, 6, PAD], PAD) == 2
-    assert read_position([5, PAD], None) == 1
+    assert LastToken(PAD).positions([PAD, PAD]) == (0,)
+    assert LastToken(PAD).positions([5, PAD, 6, PAD]) == (2,)
+    assert LastToken(None).positions([5, PAD]) == (1,)
+
+
+class StepEnds:
+    """Reads a row after each of its steps, which a token closes."""
+
+    def positions(self, ids: Sequence[int]) -> Sequence[int]:
+        return [place for place, token in enumerate(ids) if token == STEP]
+
+
+def test_another_readout_reads_a_row_at_several_tokens() -> None:
+    model = make_model("qwen2", num_labels=2)
+    steps = [[*range(10, 10 + length), STEP] for length in (3, 9, 1)]
+    rows = [[*steps[0], *steps[1], *steps[2]], [*steps[0], *steps[2]], steps[1]]
+    with torch.no_grad():  # what the head gives for every token, without the engine
+        every = [model.score(model.model(torch.tensor([row])).last_hidden_state)[0].double().numpy() for row in rows]
+    expected = np.concatenate([every[number][StepEnds().positions(row)] for number, row in enumerate(rows)])
+    assert len(expected) == 6
+    assert np.ptp(expected, axis=0).min() > 0.01
+    for share_prefixes in (True, False):
+        close(ScoringEngine(model, 30, share_prefixes=share_prefixes, readout=StepEnds()).outputs(rows)[0], expected)
+    forward = BatchForward(model, 30, readout=StepEnds())
+    with forward.attention(), torch.no_grad():
+        close(model(rows=rows).logits.double().numpy(), expected)

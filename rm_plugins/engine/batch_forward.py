@@ -13,10 +13,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 
-from rm_plugins.engine.engine import costs_of, default_max_tokens, read_position, scores_differ
+from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
 from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_as, attention_window
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal, is_decoder
+from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.tensors import padded
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.rendering.tokenize import common_beginning
@@ -55,6 +56,8 @@ class BatchForward:
         max_tokens: The budget for the tokens of a micro-batch; by default what suits the model's device.
         share_prefixes: Whether rows may share the computation of their beginnings.
         language_model_head: Gives logits of the vocabulary [n, vocabulary] for hidden states [n, size].
+        readout: Where a decoder's head reads a row; at its last token if unset. A row that is read at several tokens has as many
+            rows of `BatchOutput.logits`, one after the other.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class BatchForward:
         *,
         share_prefixes: bool = True,
         language_model_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        readout: Readout | None = None,
     ) -> None:
         self.model = model
+        self.readout = readout
         self.max_tokens = max_tokens
         self.share_prefixes = share_prefixes
         self.language_model_head = language_model_head
@@ -112,14 +117,18 @@ class BatchForward:
 
     def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool) -> BatchOutput:
         if not self._decoder:
-            parts = [(group, self._forward(**self._padded(rows, group)).logits) for group in self._groups(rows)]
-            return BatchOutput(logits=_in_order(parts))
+            batches = [(group, self._forward(**self._padded(rows, group)).logits) for group in self._groups(rows)]
+            return BatchOutput(logits=_in_order(batches))
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
-        pad_token_id = self.model.config.get_text_config().pad_token_id
+        readout = self.readout or LastToken.of(self.model)  # a trainer may give the model another padding token
         for group, hidden, places in self._packed(rows) if packs else self._hidden(rows):
-            read = [tokens[read_position(rows[row], pad_token_id)] for row, tokens in zip(group, places, strict=True)]
-            logits.append((group, self.model.score(hidden[torch.stack(read)])))
+            reads = [
+                (row, tokens[position])
+                for row, tokens in zip(group, places, strict=True)
+                for position in readout.positions(rows[row])
+            ]
+            logits.append(([row for row, _ in reads], self.model.score(hidden[torch.stack([token for _, token in reads])])))
             if any(start is not None for start in starts):
                 logprobs.append((group, self._logprobs(rows, starts, group, hidden, places)))
         return BatchOutput(logits=_in_order(logits), logprobs=_in_order(logprobs) if logprobs else None)
@@ -193,16 +202,16 @@ class BatchForward:
     ) -> torch.Tensor:
         """Mean log-probability of each row's tokens behind its start, float [rows of the group], NaN for rows without one."""
         assert self.language_model_head is not None
-        found = []
+        means = []
         for row, tokens in zip(group, places, strict=True):
             start = starts[row]
             if start is None or len(tokens) <= max(start, 1):
-                found.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
+                means.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
                 continue
             first = max(start, 1)  # nothing predicts a row's first token
             targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
-            found.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
-        return torch.stack(found)
+            means.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
+        return torch.stack(means)
 
     @torch.no_grad()
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
@@ -212,9 +221,9 @@ class BatchForward:
         few = sorted([*rows[:4], rows[0][1:] or rows[0]], key=len)  # more than one, for it to show where a model mixes rows
         self.model.eval()  # for dropout to be off
         try:
-            found, expected = (self._run(few, [None] * len(few), packs=packs).logits for packs in (True, False))
-            assert found is not None and expected is not None
-            problem = scores_differ(found.double().cpu().numpy(), expected.double().cpu().numpy(), exact=self._is_exact())
+            packed, expected = (self._run(few, [None] * len(few), packs=packs).logits for packs in (True, False))
+            assert packed is not None and expected is not None
+            problem = scores_differ(packed.double().cpu().numpy(), expected.double().cpu().numpy(), exact=self._is_exact())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whether a model takes another attention shows only when it is tried
@@ -238,7 +247,7 @@ class BatchForward:
         return exact and not torch.is_autocast_enabled(self.model.device.type)
 
 
-def _in_order(parts: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
+def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
     """Tensors of groups of rows as one, row by row."""
-    order = np.argsort([row for group, _ in parts for row in group])
-    return torch.cat([found for _, found in parts])[torch.from_numpy(order).to(parts[0][1].device)]
+    order = np.argsort([row for group, _ in batches for row in group], kind="stable")
+    return torch.cat([values for _, values in batches])[torch.from_numpy(order).to(batches[0][1].device)]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Stage, plan_batches
-from rm_plugins.engine.prefix_cache import Beginnings, PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
+from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.tensors import on_device, padded
 from rm_plugins.errors import ScoringError
 from rm_plugins.scores import FloatArray
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.engine.score_cache import ScoreCache
 
-__all__ = ["ScoringEngine", "Work", "activation_bytes", "costs_of", "default_max_tokens", "read_position", "scores_differ"]
+__all__ = ["ScoringEngine", "Work", "activation_bytes", "costs_of", "default_max_tokens", "scores_differ"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,23 +81,6 @@ class Work:
         }
 
 
-def read_position(ids: Sequence[int], pad_token_id: int | None) -> int:
-    """Where a decoder's score is read: at the last token that is not the padding token; without a padding token, the last.
-
-    This is transformers' rule for one row by itself, which a batch must not change: with ``pad == eos`` it is the token
-    before the closing EOS, whatever side the padding is on. A row of nothing but padding tokens is read at its first.
-
-    >>> read_position([5, 6, 2], pad_token_id=2), read_position([5, 6, 2], pad_token_id=None)
-    (1, 2)
-    """
-    if pad_token_id is not None:
-        for position in range(len(ids) - 1, -1, -1):
-            if ids[position] != pad_token_id:
-                return position
-        return 0
-    return len(ids) - 1
-
-
 class ScoringEngine:
     """A model with its token budget.
 
@@ -109,6 +93,9 @@ class ScoringEngine:
         cache: Where scores are kept for later calls.
         variants: Functions that each turn the model into another one of its architecture, such as by activating an adapter.
             Every row is scored by all of them, and their outputs stand side by side.
+        width: How many outputs one variant's head gives; the model's labels if unset.
+        readout: Where a decoder's head reads a row; at its last token if unset. A decoder may be read at several tokens of a row
+            if it is causal.
     """
 
     def __init__(
@@ -120,8 +107,12 @@ class ScoringEngine:
         compile: bool = False,
         cache: ScoreCache | None = None,
         variants: Sequence[Callable[[], None]] = (),
+        width: int | None = None,
+        readout: Readout | None = None,
     ) -> None:
         self.model = model
+        self.readout = readout or LastToken.of(model)
+        self._width: int = width or model.config.num_labels
         self._variants = variants or (_as_it_is,)
         self.max_tokens = max_tokens or default_max_tokens(model)
         self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
@@ -136,19 +127,20 @@ class ScoringEngine:
 
     @torch.inference_mode()
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
-        """The classification head's outputs, float64 [N, variants * num_labels], in the rows' order, and what they took.
+        """The classification head's outputs, float64 [N, variants * width], in the rows' order, and what they took.
 
         Args:
-            ids: Token ids per row, [N] lists without padding, none of them empty.
+            ids: Token ids per row, [N] lists without padding, none of them empty. One that is read at several tokens has as many
+                rows of outputs, one after the other.
 
         Raises:
             ScoringError: The device has not enough memory even for the smallest micro-batch.
         """
         started = time.perf_counter()
         # What follows the token that the score is read at changes nothing in a causal model.
-        rows = [row[: read_position(row, self._pad_token_id) + 1] for row in ids] if self._causal else ids
-        labels, variants = self.model.config.num_labels, len(self._variants)
-        outputs = np.full((len(rows), variants * labels), np.nan)
+        rows = [row[: position + 1] for row in ids for position in self.readout.positions(row)] if self._causal else ids
+        width, variants = self._width, len(self._variants)
+        outputs = np.full((len(rows), variants * width), np.nan)
         work = Work(rows=variants * len(rows), tokens=variants * sum(map(len, ids)))
         unknown: IndexArray = np.arange(len(rows))
         if self._cache is not None:
@@ -158,7 +150,7 @@ class ScoringEngine:
             activate()
             pending = unknown
             while len(pending):
-                pending = self._compute(pending, rows, outputs[:, number * labels : (number + 1) * labels], work)
+                pending = self._compute(pending, rows, outputs[:, number * width : (number + 1) * width], work)
         if self._cache is not None and len(unknown):
             self._cache.write([rows[row] for row in unknown], outputs[unknown])
         work.seconds = time.perf_counter() - started
@@ -178,7 +170,7 @@ class ScoringEngine:
         try:
             logits.extend(self._run(plan.stages, subset, None, work))
             if not trusted and (chosen := self._compared(plan, subset)):
-                problem = self._difference(chosen, subset, _scattered(logits, outputs.shape[1], len(subset))[0])
+                problem = self._difference(chosen, subset, _scattered(logits, len(subset), self._width)[0])
                 self._sharing_checked.add(kind)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
@@ -189,9 +181,9 @@ class ScoringEngine:
         if problem is not None:
             self._stop_sharing(problem)
             return pending
-        found, done = _scattered(logits, outputs.shape[1], len(subset))
+        computed, done = _scattered(logits, len(subset), self._width)
         finished = done[plan.computed_as]
-        outputs[pending[finished]] = found[plan.computed_as][finished]
+        outputs[pending[finished]] = computed[plan.computed_as][finished]
         work.duplicates += int((finished & (np.asarray(plan.computed_as) != np.arange(len(subset)))).sum())
         return pending[~finished]
 
@@ -201,9 +193,9 @@ class ScoringEngine:
         return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
 
     def _run(
-        self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: Beginnings | None, work: Work
+        self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: CachedPrefixes | None, work: Work
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Run stages and all that continue them; gives the numbers of rows that end, with their outputs [n, num_labels].
+        """Run stages and all that continue them; gives the numbers of rows that end, with their outputs [n, width].
 
         The outputs stay on the device, which need not wait for the next micro-batch to be prepared.
         """
@@ -212,8 +204,8 @@ class ScoringEngine:
             for batch in stage.batches:
                 work.unique_tokens += sum(map(len, batch.segments))
                 work.padded_tokens += batch.padded_tokens
-                parts = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
-                ids, mask = padded(parts, self._pad_token_id or 0, self.model.device)
+                tokens = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
+                ids, mask = padded(tokens, self._pad_token_id or 0, self.model.device)
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
                     yield ends, self._whole_rows(batch, rows, ids, mask)
@@ -225,9 +217,9 @@ class ScoringEngine:
                 else:
                     yield ends, self._scores(batch, rows, hidden)
             if stage.continuations:
-                beginnings = Beginnings.of(caches)
+                prefixes = CachedPrefixes.of(caches)
                 del caches, cache, hidden
-                yield from self._run(stage.continuations, rows, beginnings, work)
+                yield from self._run(stage.continuations, rows, prefixes, work)
 
     def _whole_rows(
         self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
@@ -240,8 +232,8 @@ class ScoringEngine:
         return self._scores(batch, rows, self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state)
 
     def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
-        """The head's outputs where each row is read, [segments, num_labels]; `hidden` is [segments, longest, size]."""
-        at = [read_position(rows[segment.row], self._pad_token_id) - segment.start for segment in batch.segments]
+        """The head's outputs where each row ends, [segments, width]; `hidden` is [segments, longest, size]."""
+        at = [self.readout.positions(rows[segment.row])[-1] - segment.start for segment in batch.segments]
         logits: torch.Tensor = self.model.score(
             hidden[torch.arange(len(at), device=hidden.device), on_device(at, hidden.device)]
         )
@@ -258,13 +250,12 @@ class ScoringEngine:
         shortest = min(uneven.segments, key=lambda segment: segment.stop)
         return sorted({*fitting[:: max(1, step)]}.union({shortest.row} & {*fitting}))
 
-    def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], found: FloatArray) -> str | None:
+    def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], outputs: FloatArray) -> str | None:
         """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
         subset = [rows[row] for row in chosen]
-        whole, _ = _scattered(
-            self._run(self._plan(subset, share_prefixes=False).stages, subset, None, Work()), found.shape[1], len(subset)
-        )
-        return scores_differ(found[chosen], whole, exact=self.model.dtype in (torch.float32, torch.float64))
+        stages = self._plan(subset, share_prefixes=False).stages
+        whole, _ = _scattered(self._run(stages, subset, None, Work()), len(subset), self._width)
+        return scores_differ(outputs[chosen], whole, exact=self.model.dtype in (torch.float32, torch.float64))
 
     def _stop_sharing(self, problem: str) -> None:
         self.shares_prefixes = False
@@ -288,23 +279,23 @@ def _as_it_is() -> None:
     """The one variant of a model that has no others."""
 
 
-def _scattered(parts: Iterable[tuple[list[int], torch.Tensor]], labels: int, size: int) -> tuple[FloatArray, BoolArray]:
-    """Outputs by row, float64 [size, labels], and which rows have any."""
-    outputs, done = np.full((size, labels), np.nan), np.zeros(size, dtype=np.bool_)
-    for numbers, logits in parts:
+def _scattered(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, width: int) -> tuple[FloatArray, BoolArray]:
+    """Outputs by row, float64 [size, width], and which rows have any."""
+    outputs, done = np.full((size, width), np.nan), np.zeros(size, dtype=np.bool_)
+    for numbers, logits in batches:
         outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
     return outputs, done
 
 
-def scores_differ(found: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
+def scores_differ(scores: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
     """How scores differ from those of a plainer computation; None where they agree as floating point allows.
 
     Args:
-        found: Scores of any shape.
+        scores: Of any shape.
         expected: The same scores, computed plainly.
         exact: Whether the model computes in float32 or more, for a tolerance of 1e-4 instead of 5e-2.
     """
-    difference = np.abs(found - expected)
+    difference = np.abs(scores - expected)
     allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(expected))
     wrong = ~(difference <= allowed) & np.isfinite(expected)  # a model that gives no number is somebody else's to report
     return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None

@@ -1,4 +1,4 @@
-"""What a decoder has computed of rows' beginnings, kept as keys and values for the tokens that follow."""
+"""What a decoder has computed of rows' prefixes, kept as keys and values for the tokens that follow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rm_plugins.engine.tensors import on_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Beginnings", "PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
+__all__ = ["CachedPrefixes", "PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
 
 _DECODERS = frozenset({"biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"})
 """Model types that read their score as transformers' generic decoder does, without being one."""
@@ -47,8 +47,8 @@ def has_standard_cache(model: PreTrainedModel) -> bool:
     return set(layer_types) <= {"full_attention"}
 
 
-class Beginnings:
-    """Keys and values of the beginnings of rows, with holes where padding was.
+class CachedPrefixes:
+    """Keys and values of the prefixes of rows, with holes where padding was.
 
     Args:
         layers: The keys and the values, each [rows, heads, cached tokens, size], of every layer.
@@ -60,7 +60,7 @@ class Beginnings:
         self.mask = mask
 
     @classmethod
-    def of(cls, caches: Sequence[PrefixCache]) -> Beginnings:
+    def of(cls, caches: Sequence[PrefixCache]) -> CachedPrefixes:
         """What micro-batches have cached, one after the other, padded to the longest."""
         kept = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
         if len(caches) == 1:
@@ -81,13 +81,13 @@ class PrefixCache:
     """The cache that a micro-batch reads what came before it from, and that it is kept in itself.
 
     Args:
-        before: The beginnings that are continued; None at the start of the rows.
+        before: The prefixes that are continued; None at the start of the rows.
         segments: The micro-batch's segments.
         mask: int64 [segments, longest], 0 where a segment is padded.
         keep: Whether other micro-batches will continue this one.
     """
 
-    def __init__(self, before: Beginnings | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
+    def __init__(self, before: CachedPrefixes | None, segments: Sequence[Segment], mask: torch.Tensor, *, keep: bool) -> None:
         self._cache: Cache
         self._holes = False
         starts = on_device([segment.start for segment in segments], mask.device)
@@ -117,14 +117,14 @@ class PrefixCache:
 
 
 class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """A layer's keys and values of beginnings, handed to every row that continues one of them.
+    """A layer's keys and values of prefixes, handed to every row that continues one of them.
 
-    Unlike transformers' own layers, it makes the rows' copies of a beginning only while their layer runs.
+    Unlike transformers' own layers, it makes the rows' copies of a prefix only while their layer runs.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, keep: bool) -> None:
         super().__init__()
-        self.beginnings = keys, values
+        self.prefixes = keys, values
         self.rows = rows
         self.keep = keep
         self.is_initialized = True
@@ -133,12 +133,12 @@ class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is unty
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = (
-            torch.cat([beginning.index_select(0, self.rows.to(beginning.device)), new], dim=-2)
-            for beginning, new in zip(self.beginnings, (key_states, value_states), strict=True)
+            torch.cat([prefix.index_select(0, self.rows.to(prefix.device)), new], dim=-2)
+            for prefix, new in zip(self.prefixes, (key_states, value_states), strict=True)
         )
         if self.keep:
             self.keys, self.values = keys, values
         return keys, values
 
     def get_seq_length(self) -> int:
-        return int(self.beginnings[0].shape[-2])
+        return int(self.prefixes[0].shape[-2])

@@ -218,8 +218,8 @@ class Renderer:
         return False, self.text(sample)
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
-        return found
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
+        return ids
 
     def completion_starts(self, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[int]:
         """The number of tokens before each sample's completion, [N].

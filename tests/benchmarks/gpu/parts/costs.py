@@ -9,7 +9,7 @@ import torch
 
 from rm_plugins.engine.engine import ACCELERATOR_BATCH_TOKENS, activation_bytes, costs_of, default_max_tokens
 from rm_plugins.engine.plan import Segment
-from rm_plugins.engine.prefix_cache import Beginnings, PrefixCache
+from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache
 from tests.benchmarks.gpu.run import Run
 from tests.benchmarks.gpu.shapes import QWEN_HALF, QWEN_SEVEN, Shape
 
@@ -94,14 +94,14 @@ def _read_seconds(run: Run, model: Any, backbone: Any, length: int, share: float
         ids = torch.randint(3, 500, (1, context), device=run.device)
         cache = PrefixCache(None, [Segment(0, 0, context)], torch.ones_like(ids), keep=True)
         backbone(input_ids=ids, **cache.arguments(backbone))
-        before = Beginnings.of([cache])
+        before = CachedPrefixes.of([cache])
         segments = [Segment(row, context, context + new, 0) for row in range(rows)]
         more = torch.randint(3, 500, (rows, new), device=run.device)
         seconds[context] = _seconds(run, _continued(backbone, before, segments, more), share)
     return max(0.0, seconds[long] - seconds[short]) / (rows * (long - short))
 
 
-def _continued(backbone: Any, before: Beginnings, segments: Sequence[Segment], ids: torch.Tensor) -> Callable[[], Any]:
+def _continued(backbone: Any, before: CachedPrefixes, segments: Sequence[Segment], ids: torch.Tensor) -> Callable[[], Any]:
     def call() -> Any:
         cache = PrefixCache(before, segments, torch.ones_like(ids), keep=False)
         return backbone(input_ids=ids, **cache.arguments(backbone)).last_hidden_state
