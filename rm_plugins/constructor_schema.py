@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NotRequired, Required, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NotRequired, Required, TypeVar, get_args, get_origin, get_type_hints
 
 from typing_extensions import TypedDict
 
@@ -14,7 +14,9 @@ from rm_plugins.errors import PluginError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["announces", "held_by", "schema_of", "validator_of"]
+__all__ = ["announces", "held_by", "schema_of", "takes_settings", "validator_of"]
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def announces(annotation: Any, *kinds: type) -> bool:
@@ -45,6 +47,43 @@ def held_by(holder: object, kind: type[Any]) -> dict[str, Any]:
         elif isinstance(value, (list, tuple)):
             held |= {f"{name}[{place}]": item for place, item in enumerate(value) if isinstance(item, kind)}
     return held
+
+
+def takes_settings(settings: type[Any], *, without: Collection[str] = ()) -> Callable[[Constructor], Constructor]:
+    """Says of a constructor that its ``**settings`` are the fields of a dataclass, which it makes of them.
+
+    Its signature then has them as keyword arguments, after its own, with their defaults and types: for specs, `help` and documentation.
+
+    Args:
+        settings: The dataclass, whose fields are for keywords only.
+        without: Fields that it does not take.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(kw_only=True)
+    ... class Limits:
+    ...     low: float = 0.0
+    ...     high: float = 1.0
+    >>> class Clip:
+    ...     @takes_settings(Limits)
+    ...     def __init__(self, *, strict: bool = False, **settings): ...
+    >>> list(inspect.signature(Clip).parameters)
+    ['strict', 'low', 'high']
+    """
+
+    def decorate(constructor: Constructor) -> Constructor:
+        own = inspect.signature(constructor)
+        kept = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        hints = get_type_hints(settings, include_extras=True)
+        taken = {
+            name: parameter.replace(annotation=hints[name])
+            for name, parameter in inspect.signature(settings).parameters.items()
+            if name not in own.parameters and name not in without
+        }
+        constructor.__signature__ = own.replace(parameters=[*kept, *taken.values()])  # type: ignore[attr-defined]
+        constructor.__annotations__ |= {name: hints[name] for name in taken}
+        return constructor
+
+    return decorate
 
 
 @cache

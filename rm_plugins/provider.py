@@ -180,6 +180,14 @@ class Provider(ABC):
         return children if self.fallback is None else {**children, "on_error.fallback": self.fallback}
 
     @property
+    def models(self) -> Mapping[str, Any]:
+        """The trained models that it holds itself, by the keys of its spec that name them, such as ``model``; none by default.
+
+        Each is a `rm_plugins.models.trained_reward.TrainedReward`.
+        """
+        return {}
+
+    @property
     def transforms(self) -> dict[str, Transform]:
         """The transforms that it was made with, by their path in its spec: its own, and those of what it combines itself."""
         own = {} if self.transform is None else {"transform": self.transform}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rm_plugins.errors import ModelError
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["HEAD_RATE", "FixedDropout", "drop_features"]
+__all__ = ["HEAD_RATE", "FixedDropout", "Passes", "drop_features", "load_with_dropout"]
 
 HEAD_RATE = 0.1
 """The share of a head's inputs that is left out where a model has no dropout of its own and none is asked for."""
@@ -56,21 +60,61 @@ class _HeadOfPasses(nn.Module):
         return torch.cat([self.head(hidden * mask) for mask in self.masks], dim=-1)
 
 
-def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed: int) -> list[Callable[[], None]]:
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How a model gives the outputs of all passes.
+
+    Args:
+        variants: A function for each pass, which makes the model run it; none where one run of the model is all passes.
+        in_one_run: Of how many passes one run gives the outputs, side by side.
+    """
+
+    variants: Sequence[Callable[[], None]] = ()
+    in_one_run: int = 1
+
+
+def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate: float | None, seed: int) -> TrainedReward:
+    """Load a model and drop its features in each of several passes, which are its members.
+
+    It is compared with its manifest before, if the settings say so.
+
+    Raises:
+        ModelError: As `TrainedReward.load` does, or the model has nothing that features could be dropped of.
+        ManifestError: The manifest does not match the model.
+        SpecError: The settings name an output that the model does not have.
+    """
+    # What the model scores as it is, for its golden samples, is none of the passes' scores that are kept.
+    unchanged = replace(settings, cache=None)
+    loaded = TrainedReward.load(source, unchanged)
+    labels = loaded.model.config.num_labels
+    dropped = drop_features(loaded.model, passes, rate, seed)
+    again = replace(settings, verify=False)
+    return TrainedReward(
+        loaded.model,
+        loaded.renderer,
+        Heads(loaded.heads.labels, loaded.heads.reward_weights, passes),
+        source=source,
+        settings=settings,
+        origins=loaded.origins,
+        manifest=loaded.manifest,
+        variants=dropped.variants,
+        width=labels * dropped.in_one_run,
+        load_again=partial(load_with_dropout, source, again, passes=passes, rate=rate, seed=seed),
+        load_unchanged=partial(TrainedReward.load, source, replace(unchanged, verify=False)),
+    )
+
+
+def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed: int) -> Passes:
     """Change a classifier so that features are dropped in each of several passes.
 
     The dropout layers that the model runs are replaced; those over attention weights, whose number is a row's length, stay off. In a
-    model without any that drops, the input of the score head is masked instead, whose outputs then are those of all passes, side by
-    side.
+    model without any that drops, the input of the score head is masked instead, and one run of the model is all passes.
 
     Args:
         model: The classifier, in evaluation mode.
         passes: The number of passes.
         rate: The share of features that is left out; each layer's own if None.
         seed: What the masks are drawn from, with the pass and the name of the layer.
-
-    Returns:
-        A function for each pass, which makes the model run it; none where one run of the model gives the outputs of all.
 
     Raises:
         ModelError: The model has neither dropout nor a score head of a known name.
@@ -92,7 +136,7 @@ def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed:
     if dropping:
         for name, layer in dropping.items():
             model.set_submodule(name, layer)
-        return [_Pass(list(dropping.values()), number) for number in range(passes)]
+        return Passes([_Pass(list(dropping.values()), number) for number in range(passes)])
     head = next((name for name in heads if name in sizes), None)
     if head is None:
         raise ModelError(
@@ -100,8 +144,7 @@ def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed:
             "could be dropped instead. Combine several models with `provider: ensemble`."
         )
     setattr(model, head, _HeadOfPasses(heads[head], masks(head, HEAD_RATE if rate is None else rate)))
-    model.config.num_labels *= passes
-    return []
+    return Passes(in_one_run=passes)
 
 
 class _Pass:
@@ -143,6 +186,6 @@ def _feature_sizes(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict
             ids = torch.ones((1, length), dtype=torch.long, device=model.device)
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
-        for found in watches:
-            found.remove()
+        for handle in watches:
+            handle.remove()
     return {name: sizes.pop() for name, sizes in seen.items() if len(sizes) == 1}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from rm_plugins.errors import SpecError
+from rm_plugins.scores import FloatArray
 
 __all__ = ["Heads"]
 
@@ -55,3 +58,9 @@ class Heads:
     def reward_weights(self) -> tuple[float, ...]:
         """The weight of each output in the reward."""
         return tuple(weight / self.members for weight in self.weights) * self.members
+
+    def rewards_of_members(self, outputs: FloatArray) -> FloatArray:
+        """The reward of each member, float64 [members, N], from the model's outputs, [N, outputs]."""
+        each = outputs.reshape(len(outputs), self.members, len(self.names))
+        rewards: FloatArray = (each @ np.array(self.weights)).T
+        return rewards

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+from rm_plugins.constructor_schema import takes_settings
 from rm_plugins.errors import SpecError
-from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.models.trained_reward import ModelSettings
 from rm_plugins.provider import Aggregate, ModelSource, Transform
-from rm_plugins.providers.models.inherited_keys import hands_on
-from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.providers.models.model_members import ModelMember
+from rm_plugins.providers.models.model_provider import ModelProvider
 
 __all__ = ["McDropout"]
 
 
-class McDropout(SequenceClassifier):
+class McDropout(ModelProvider):
     """A model's rewards under dropout, several times: Monte Carlo dropout (arXiv 1506.02142), whose spread tells how unsure it is.
 
     Each pass is one network with features left out, by masks that are the same for every row and every token, as in variational
@@ -41,7 +42,7 @@ class McDropout(SequenceClassifier):
 
     name: ClassVar[str] = "mc-dropout"
 
-    @hands_on(SequenceClassifier.__init__, without=["common_scale"])
+    @takes_settings(ModelSettings)
     def __init__(
         self,
         *,
@@ -57,35 +58,18 @@ class McDropout(SequenceClassifier):
             raise SpecError(f"there must be two or more, for one has no spread; not {passes}.", key="passes")
         if rate is not None and not 0 < rate < 1:
             raise SpecError(f"it must be above 0 and below 1, not {rate}.", key="rate")
-        self._passes = passes
-        self._rate = rate
-        self._seed = seed
-        super().__init__(model=model, **settings)
-        self._drop_features()
-        # The passes are of one model, and so on one scale.
-        self._members = self._combination(aggregate, member_transforms, common_scale=True)
+        from rm_plugins.models.fixed_dropout import load_with_dropout
 
-    def _load(self) -> None:
-        # What the model scores as it is, for its golden samples, is none of the passes' scores that are kept.
-        cache, self._cache = self._cache, None
-        super()._load()
-        self._cache = cache
-
-    def _drop_features(self) -> None:
-        from rm_plugins.models.fixed_dropout import drop_features
-
-        self._heads = Heads(self._heads.labels, self._heads.reward_weights, self._passes)
-        self._start(self.model, drop_features(self.model, self._passes, self._rate, self._seed))
-
-    def _described_members(self) -> list[tuple[str, ScoreStatistics | None]]:
-        return [(f"pass {number} of {self.label}", self._statistics_in(self.manifest)) for number in range(self._passes)]
-
-    def verify(self) -> list[str]:
-        """Compare the manifest with the model as it is without dropout, which is loaded once more for that."""
-        plain = SequenceClassifier.__new__(SequenceClassifier)
-        plain.__setstate__(self.__getstate__())
-        return plain.verify()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._drop_features()
+        trained = load_with_dropout(model, ModelSettings(**settings), passes=passes, rate=rate, seed=seed)
+        label = Path(model).name or self.name
+        super().__init__(
+            trained,
+            label=label,
+            members=[
+                ModelMember(trained, number, label=f"pass {number} of {label}", statistics=trained.statistics)
+                for number in range(passes)
+            ],
+            aggregate=aggregate,
+            member_transforms=member_transforms,
+            common_scale=True,  # the passes are of one model
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from rm_plugins.errors import UnsupportedError
 from rm_plugins.models.as_loaded import as_loaded
 from rm_plugins.models.heads import Heads
-from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
+from rm_plugins.providers.models.model_provider import ModelProvider
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelInMemory"]
 
 
-class ModelInMemory(SequenceClassifier):
+class ModelInMemory(ModelProvider):
     """A sequence classifier that was not loaded for scoring, with the scores that it has once it is saved and loaded.
 
     The model is not copied, and between batches it is as it was: its mode, and what mixed precision has put around it. It has no spec, so
@@ -44,20 +45,11 @@ class ModelInMemory(SequenceClassifier):
         label: str = name,
         max_batch_tokens: int | None = None,
     ) -> None:
-        self._given = (model, renderer, heads)
-        super().__init__(model=label, max_batch_tokens=max_batch_tokens, verify=False)
-
-    def _load(self) -> None:
-        model, self.renderer, self._heads = self._given
-        self.manifest = None
-        self._start(model)
+        settings = ModelSettings(max_batch_tokens=max_batch_tokens)
+        trained = TrainedReward(model, renderer, heads, source=label, settings=settings)
+        super().__init__(trained, label=Path(label).name or self.name)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Score each different row once, with the model as it is now."""
         with as_loaded(self.model):
             return super().score_batch(samples)
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise UnsupportedError(
-            f"{self.label!r} is a model in the memory of this process. Save it, and load it in the other one."
-        )

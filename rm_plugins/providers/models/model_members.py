@@ -8,22 +8,47 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.aggregates import Mean
-from rm_plugins.errors import SpecError, UnsupportedError
+from rm_plugins.errors import SpecError
 from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, Provider, Transform
 from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
-__all__ = ["ModelMembers"]
+__all__ = ["ModelMember", "ModelMembers"]
+
+
+class ModelMember(Provider):
+    """One member of a trained model by itself: what the transform of its rewards is bound to.
+
+    Args:
+        trained: The model.
+        number: Which member it is.
+        label: What messages call it.
+        statistics: Of its rewards, where they are known.
+    """
+
+    name: ClassVar[str] = "model-member"
+
+    def __init__(self, trained: TrainedReward, number: int, *, label: str, statistics: ScoreStatistics | None = None) -> None:
+        self.trained = trained
+        self.number = number
+        self.label = label
+        self.statistics = statistics
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score with the whole model, of which this is the one member's reward."""
+        outputs = self.trained.outputs(samples)
+        rewards = self.trained.heads.rewards_of_members(outputs.values)[self.number]
+        return Scores(rewards, metadata=outputs.metadata, errors=outputs.errors, tokens=outputs.tokens)
 
 
 class ModelMembers:
     """How the rewards of members that are one model are reshaped and become one.
 
     Args:
-        labels: What messages call each member, [K].
-        statistics: Of each member's scores where they are known, [K].
+        members: The members, [K].
         aggregate: How their scores become one, the mean by default.
         transforms: One for each member.
         common_scale: Whether they share a scale as they are.
@@ -35,28 +60,29 @@ class ModelMembers:
 
     def __init__(
         self,
-        labels: Sequence[str],
-        statistics: Sequence[ScoreStatistics | None],
+        members: Sequence[ModelMember],
         *,
         aggregate: Aggregate | None,
         transforms: Sequence[Transform] | None,
         common_scale: bool,
         called: str,
     ) -> None:
-        self.aggregate = bound_aggregate(aggregate, len(labels))
+        self.aggregate = bound_aggregate(aggregate, len(members))
         self.transforms = list(transforms or ())
-        if transforms is not None and len(transforms) != len(labels):
+        if transforms is not None and len(transforms) != len(members):
             raise SpecError(
-                f"there are {len(transforms)} for {len(labels)} members; give one a member, in their order.",
+                f"there are {len(transforms)} for {len(members)} members; give one a member, in their order.",
                 key="member_transforms",
             )
-        for place, (transform, label, found) in enumerate(zip(self.transforms, labels, statistics, strict=bool(transforms))):
+        for number, (transform, member) in enumerate(zip(self.transforms, members, strict=bool(transforms))):
             try:
-                transform.bind(_Member(label, found))
+                transform.bind(member)
             except SpecError as error:
-                raise SpecError(error.message, key=".".join(filter(None, (f"member_transforms[{place}]", error.key)))) from None
+                raise SpecError(
+                    error.message, key=".".join(filter(None, (f"member_transforms[{number}]", error.key)))
+                ) from None
         if not common_scale:
-            warn_without_common_scale(self.aggregate, self.transforms or [None] * len(labels), called)
+            warn_without_common_scale(self.aggregate, self.transforms or [None] * len(members), called)
 
     @property
     def is_plain_mean(self) -> bool:
@@ -70,16 +96,3 @@ class ModelMembers:
         members = np.stack([transform(row, samples) for transform, row in zip(self.transforms, rewards, strict=True)])
         scored = [Scores(row, {"raw": raw}) for row, raw in zip(members, rewards, strict=True)]
         return combined(members, samples, self.aggregate, scored=scored, metadata=metadata)
-
-
-class _Member(Provider):
-    """What a transform is bound to: a member does not score by itself."""
-
-    name: ClassVar[str] = "member"
-
-    def __init__(self, label: str, statistics: ScoreStatistics | None) -> None:
-        self.label = label
-        self.statistics = statistics
-
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        raise UnsupportedError(f"{self.label} is part of one model with others, and does not score without them.")

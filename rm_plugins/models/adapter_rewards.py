@@ -1,0 +1,102 @@
+"""Several LoRA adapters of one base model, which is loaded once, as one trained reward of several members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from rm_plugins.errors import SpecError
+from rm_plugins.models.checkpoint import load_adapters
+from rm_plugins.models.golden import golden_rows
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest
+from rm_plugins.models.trained_reward import ModelSettings, Origin, TrainedReward
+from rm_plugins.rendering.render import Renderer
+
+__all__ = ["load_adapter_rewards"]
+
+
+def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, source: str) -> TrainedReward:
+    """Load adapters of one base model, each a member of the reward, and compare them with their manifests if the settings say so.
+
+    Args:
+        adapters: Folders or hub ids, two or more.
+        settings: How they are loaded and run; the revision does not count.
+        source: What messages call all of them together.
+
+    Raises:
+        SpecError: An adapter differs from the first in its base model, rendering or labels.
+        ModelError: The base model or an adapter cannot be loaded.
+        ManifestError: An adapter's manifest does not match it.
+    """
+    checkpoints, variants = load_adapters(adapters, **settings.loading)
+    origins: list[Origin] = []
+    loaded: list[tuple[Any, Renderer, _Facts]] = []
+    for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
+        renderer = settings.renderer(checkpoint)
+        heads = settings.heads(checkpoint.model, checkpoint.manifest, source)
+        facts = _Facts(asdict(renderer.rendering), heads, _golden_token_ids(renderer))
+        loaded = loaded or [(checkpoint.model, renderer, facts)]
+        if difference := facts.difference(loaded[0][2], f"{adapters[0]} (adapters[0])"):
+            raise SpecError(f"{adapter} {difference}", key=f"adapters[{len(origins)}]")
+        origins.append(Origin(adapter, checkpoint.manifest))
+    model, renderer, facts = loaded[0]
+    heads = Heads(facts.heads.labels, facts.heads.reward_weights, len(adapters))
+    reward = TrainedReward(
+        model,
+        renderer,
+        heads,
+        source=source,
+        settings=settings,
+        origins=origins,
+        manifest=_manifest_of_all(origins, heads),
+        variants=variants,
+        load_again=partial(load_adapter_rewards, adapters, replace(settings, verify=False), source),
+    )
+    if settings.verify:
+        reward.check()
+    return reward
+
+
+def _manifest_of_all(origins: Sequence[Origin], heads: Heads) -> Manifest | None:
+    """What the manifests say together; None where an adapter has none."""
+    manifests = [origin.manifest for origin in origins if origin.manifest is not None]
+    if len(manifests) < len(origins):
+        return None
+    files = {f"{number}/{name}": file for number, manifest in enumerate(manifests) for name, file in manifest.files.items()}
+    settings: dict[str, Any] = {"heads": heads, "statistics": None, "training": {}, "files": files, "golden": []}
+    return manifests[0].model_copy(update=settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What adapters must have in common: how samples become token ids, which ones, and what is made of the outputs."""
+
+    rendering: Mapping[str, Any]
+    heads: Heads
+    token_ids: Sequence[Sequence[int]]
+
+    def difference(self, other: _Facts, called: str) -> str:
+        """What is different, and what to do; empty if nothing is."""
+        for key, value in self.rendering.items():
+            if value != other.rendering[key]:
+                return f"has {key}={value!r}, and {called} {other.rendering[key]!r}; give them one with the key `{key}`."
+        if self.heads != other.heads:
+            made = [" + ".join(f"{weight:g} * {name}" for name, weight in _weighted(facts.heads)) for facts in (self, other)]
+            return f"makes its reward of {made[0]}, and {called} of {made[1]}; say with the key `head` what it is made of."
+        if self.token_ids != other.token_ids:
+            return (
+                f"has a tokenizer that makes other token ids than that of {called}; if one of them is right for all, name it with the "
+                "key `tokenizer`."
+            )
+        return ""
+
+
+def _weighted(heads: Heads) -> Iterable[tuple[str, float]]:
+    return zip(heads.labels, heads.reward_weights, strict=True)
+
+
+def _golden_token_ids(renderer: Renderer) -> list[Sequence[int]]:
+    return list(golden_rows(Renderer(renderer.tokenizer, replace(renderer.rendering, max_length=None)))[1])

@@ -1,0 +1,351 @@
+"""A trained model that scores: how samples become token ids, how it runs over them, and what of its outputs is the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rm_plugins.errors import (
+    ManifestError,
+    ModelError,
+    RmPluginsError,
+    ScoringError,
+    SpecError,
+    UnsupportedError,
+    did_you_mean,
+)
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
+from rm_plugins.provider import ModelSource
+from rm_plugins.rendering.render import Renderer, Rendering, Truncation, configured_renderer
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray, TokenCounts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rm_plugins.models.checkpoint import Checkpoint
+
+__all__ = ["ModelOutputs", "ModelSettings", "Origin", "TrainedReward"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """How a trained model is loaded and run: the keys that the specs of models have in common.
+
+    `rm_plugins.providers.models.sequence_classifier.SequenceClassifier` says what each means.
+    """
+
+    head: int | str | Mapping[int | str, float] | None = None
+    tokenizer: ModelSource | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_length: int | None = None
+    truncation: Truncation | None = None
+    chat_template: ModelSource | None = None
+    append_eos: bool | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    max_batch_tokens: int | None = None
+    attn_implementation: str | None = None
+    compile: bool = False
+    cache: str | None = None
+    trust_remote_code: bool = False
+    verify: bool = True
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `rm_plugins.models.checkpoint.load_checkpoint`, without the revision, which adapters have none of."""
+        import torch
+
+        from rm_plugins.models.checkpoint import default_device
+
+        return {
+            "tokenizer": self.tokenizer,
+            "dtype": self.dtype,
+            "device": default_device() if self.device == "auto" else torch.device(self.device),
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def renderer(self, checkpoint: Checkpoint) -> Renderer:
+        """How a checkpoint's samples are rendered: as the settings say, else its manifest, else as TRL does.
+
+        Raises:
+            ModelError: The tokenizer lacks what the rendering needs.
+        """
+        if checkpoint.manifest is not None:
+            rendering = checkpoint.manifest.rendering
+        else:
+            limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
+            rendering = Rendering.default(checkpoint.tokenizer, limit)
+        return configured_renderer(
+            checkpoint.tokenizer,
+            rendering,
+            chat_template=self.chat_template,
+            append_eos=self.append_eos,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            template_kwargs=self.template_kwargs,
+        )
+
+    def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:
+        """What a model's outputs are and how the reward is made of them: as the settings say, else the manifest.
+
+        Raises:
+            ModelError: There are several outputs, and neither says which is the reward.
+            SpecError: The model has no such output.
+        """
+        names = model.config.id2label
+        labels = [str(names[index]) for index in range(model.config.num_labels)]
+        if self.head is None and len(labels) == 1:
+            return Heads()
+        if self.head is None and manifest is not None and manifest.heads is not None:
+            return manifest.heads
+        if self.head is None:
+            raise ModelError(
+                f"{source} has {len(labels)} labels ({', '.join(labels)}). Say in the spec which is the reward, such as "
+                f"`head: {labels[0]}`, or how they are combined: `head: {{{labels[0]}: 1.0, {labels[1]}: -0.5}}`."
+            )
+        wanted = self.head if isinstance(self.head, Mapping) else {self.head: 1.0}
+        weights = [0.0] * len(labels)
+        for label, weight in wanted.items():
+            known = 0 <= label < len(labels) if isinstance(label, int) else label in labels
+            if not known:
+                raise SpecError(f"{source} has no label {label!r}. {did_you_mean(str(label), labels)}", key="head")
+            weights[label if isinstance(label, int) else labels.index(label)] = weight
+        return Heads(tuple(labels), tuple(weights))
+
+    def statistics_in(self, manifest: Manifest | None) -> ScoreStatistics | None:
+        """The score statistics of a manifest, unless the settings make another reward of the model's outputs."""
+        if manifest is None or (manifest.heads is not None and self.head is not None):
+            return None
+        return manifest.statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A folder or hub id that a model, or one of its variants, was loaded from, and the manifest beside it."""
+
+    source: str
+    manifest: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutputs:
+    """What a model gives for N samples.
+
+    Args:
+        values: float64 [N, outputs], NaN where the model gave no number.
+        errors: By row, why there is none.
+        tokens: How long the samples were.
+        metadata: ``truncated``, the number of samples that were, and what running the model took.
+    """
+
+    values: FloatArray
+    errors: Mapping[int, RmPluginsError]
+    tokens: TokenCounts
+    metadata: Mapping[str, Any]
+
+
+class TrainedReward:
+    """A trained model with all that makes scores of it: renderer, engine, and what its outputs mean.
+
+    Pickled, it is what it was loaded from, and loads itself again.
+
+    Args:
+        model: A ``*ForSequenceClassification`` model in evaluation mode.
+        renderer: How samples become its token ids.
+        heads: What its outputs are, one variant after the other, and how the reward is made of them.
+        source: What messages call the model.
+        settings: How it runs.
+        origins: What each of its variants was loaded from, to be verified; nothing where it was not loaded.
+        manifest: What is known of the model as a whole.
+        variants: As for `rm_plugins.engine.engine.ScoringEngine`.
+        width: Likewise.
+        load_again: Loads the same reward in another process.
+        load_unchanged: Loads the model that the manifest is of, where this one was changed after it was loaded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        renderer: Renderer,
+        heads: Heads,
+        *,
+        source: str,
+        settings: ModelSettings,
+        origins: Sequence[Origin] = (),
+        manifest: Manifest | None = None,
+        variants: Sequence[Callable[[], None]] = (),
+        width: int | None = None,
+        load_again: Callable[[], TrainedReward] | None = None,
+        load_unchanged: Callable[[], TrainedReward] | None = None,
+    ) -> None:
+        from rm_plugins.engine.engine import ScoringEngine
+        from rm_plugins.engine.score_cache import ScoreCache, model_fingerprint
+
+        self.model = model
+        self.renderer = renderer
+        self.heads = heads
+        self.source = source
+        self.settings = settings
+        self.origins = list(origins) or [Origin(source)]
+        self.manifest = manifest
+        cache = None if settings.cache is None else ScoreCache(settings.cache, model_fingerprint(model))
+        self.engine = ScoringEngine(
+            model, settings.max_batch_tokens, compile=settings.compile, cache=cache, variants=variants, width=width
+        )
+        self._load_again = load_again
+        self._load_unchanged = load_unchanged
+
+    @classmethod
+    def load(cls, source: str, settings: ModelSettings) -> TrainedReward:
+        """Load a model folder, a LoRA adapter folder, or a hub id, and compare it with its manifest if the settings say so.
+
+        Raises:
+            ModelError: It cannot be loaded, or which of its outputs is the reward is not known.
+            ManifestError: The manifest does not match it.
+            SpecError: The settings name an output that it does not have.
+        """
+        from rm_plugins.models.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(source, revision=settings.revision, **settings.loading)
+        reward = cls(
+            checkpoint.model,
+            settings.renderer(checkpoint),
+            settings.heads(checkpoint.model, checkpoint.manifest, source),
+            source=source,
+            settings=settings,
+            origins=[Origin(source, checkpoint.manifest)],
+            manifest=checkpoint.manifest,
+            load_again=partial(cls.load, source, replace(settings, verify=False)),
+        )
+        if settings.verify:
+            reward.check()
+        return reward
+
+    def __reduce__(self) -> tuple[Callable[[], TrainedReward], tuple[()]]:
+        if self._load_again is None:
+            raise UnsupportedError(
+                f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other one."
+            )
+        return self._load_again, ()
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that the model runs in."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def statistics(self) -> ScoreStatistics | None:
+        """The statistics of the rewards, the mean over members, where the manifest has them."""
+        return self.settings.statistics_in(self.manifest)
+
+    def outputs(self, samples: Sequence[Sample]) -> ModelOutputs:
+        """Render samples and run the model, over each different row once and under the token budget.
+
+        Raises:
+            ScoringError: Samples are too long and may not be truncated, or the device has not enough memory.
+            DataError: Samples cannot be rendered.
+        """
+        ids, is_truncated = self.renderer.tokenized(samples)
+        values, work = self.engine.outputs(ids)
+        errors = self._non_finite(values)
+        values[list(errors)] = np.nan
+        tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
+        return ModelOutputs(values, errors, tokens, {"truncated": int(is_truncated.sum()), **work.as_metadata()})
+
+    def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
+        """The errors of the rows for which the model gave no number."""
+        wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1)).tolist()
+        if not wrong:
+            return {}
+        error = ScoringError(
+            f"The model {self.source} gave a non-finite score for {len(wrong)} of {len(outputs)} samples (first: item "
+            f"{wrong[0]}). {self._non_finite_weights()}",
+            rows=wrong,
+        )
+        return dict.fromkeys(wrong, error)
+
+    def _non_finite_weights(self) -> str:
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return f"Its weights themselves are broken: {name} holds NaN or infinity."
+        return f"Its weights are finite, so the computation overflowed in {self.dtype}; try the spec's key dtype: float32."
+
+    def verify(self) -> list[str]:
+        """Compare the manifest with the model: every file, and every golden sample's token ids and score.
+
+        Returns:
+            What differs, one line each; empty if everything is as it was written.
+
+        Raises:
+            UnsupportedError: The model has no manifest.
+        """
+        if self._load_unchanged is not None:
+            return self._load_unchanged().verify()
+        file_problems: list[list[str]] = []
+        for origin in self.origins:
+            if origin.manifest is None:
+                raise UnsupportedError(
+                    f"{origin.source} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have "
+                    "one; another model can be used without, but nothing can be said of whether it changed."
+                )
+            folder = Path(origin.source)
+            file_problems.append(origin.manifest.file_problems(folder) if folder.is_dir() else [])
+        everything = [range(len(origin.manifest.golden)) if origin.manifest else () for origin in self.origins]
+        several = len(self.origins) > 1
+        return [
+            f"{origin.source}: {problem}" if several else problem
+            for origin, files, scores in zip(self.origins, file_problems, self._golden_problems(everything), strict=True)
+            for problem in files + scores
+        ]
+
+    def check(self) -> None:
+        """Compare file sizes and one golden score, which is cheap.
+
+        Raises:
+            ManifestError: The manifest does not match the model.
+        """
+        sizes: list[list[str]] = []
+        shortest: list[list[int]] = []
+        for origin in self.origins:
+            source, manifest = origin.source, origin.manifest
+            sizes.append(manifest.size_problems(Path(source)) if manifest is not None and Path(source).is_dir() else [])
+            comparable = manifest is not None and not sizes[-1] and self.renderer.rendering == manifest.rendering
+            lengths = [len(str(golden.sample)) for golden in manifest.golden] if manifest is not None and comparable else []
+            shortest.append([lengths.index(min(lengths))] if lengths else [])
+        for origin, files, scores in zip(self.origins, sizes, self._golden_problems(shortest), strict=True):
+            if files or scores:
+                raise ManifestError(
+                    f"The manifest of {origin.source} does not match the model: {'; '.join(files + scores)}. Run `rm-plugins verify "
+                    f"{origin.source}` for the whole list; load with verify=False to use the model all the same."
+                )
+
+    def _golden_problems(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        """How golden samples are scored otherwise than was written: for each origin, given the numbers of its golden samples."""
+        chosen = [
+            (variant, row, origin.manifest.golden[row], origin.manifest)
+            for variant, (origin, numbers) in enumerate(zip(self.origins, rows, strict=True))
+            if origin.manifest is not None
+            for row in numbers
+        ]
+        problems: list[list[str]] = [[] for _ in rows]
+        if not chosen:
+            return problems
+        ids, _ = self.renderer.token_ids([golden.as_sample() for _, _, golden, _ in chosen])
+        outputs = self.engine.outputs(ids)[0].reshape(len(chosen), len(rows), -1)
+        for (variant, row, golden, manifest), row_ids, of_variants in zip(chosen, ids, outputs, strict=True):
+            heads = manifest.heads or self.settings.heads(self.model, manifest, self.source)
+            value = float(of_variants[variant] @ np.array(heads.reward_weights))
+            if token_digest(row_ids) != golden.token_ids:
+                problems[variant].append(f"golden[{row}].token_ids: the tokenizer or the rendering makes other token ids of it")
+            if not abs(value - golden.score) <= manifest.tolerance(golden.score, self.dtype):
+                problems[variant].append(f"golden[{row}].score: {golden.score:.6g} was written, {value:.6g} is computed")
+        return problems
