@@ -12,8 +12,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 import rm_plugins as rm
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, Provider, Transform
-from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.spec import SHARED_KEYS
 from rm_plugins.transforms import Chain
 
@@ -49,38 +49,41 @@ def tree(provider: Provider, key: str = "") -> Tree:
         heading.append(f" {provider.label!r}", style="not bold")
     for name, value in _settings(provider).items():
         heading.append(f"\n{name}: {value}", style="not bold")
-    found = Tree(heading, guide_style="dim")
-    found.children += [tree(child, path) for path, child in provider.children.items()]
-    return found
+    shown = Tree(heading, guide_style="dim")
+    shown.children += [tree(child, path) for path, child in provider.children.items()]
+    return shown
 
 
 def _settings(provider: Provider) -> dict[str, str]:
     """What a provider itself was set to, without what its children show."""
     nested = {re.split(r"[.\[]", path)[0] for path in provider.children}
     spec = {"spec": "none, made in Python"} if provider.spec is None else provider.spec
-    found = {key: _text(value) for key, value in spec.items() if key not in (*SHARED_KEYS, *nested)}
+    settings = {key: _text(value) for key, value in spec.items() if key not in (*SHARED_KEYS, *nested)}
     components = {key: value for key, value in vars(provider).items() if isinstance(value, (Aggregate, Transform))}
-    found |= {key: _component(value) for key, value in components.items() if not key.startswith("_")}
+    settings |= {key: _component(value) for key, value in components.items() if not key.startswith("_")}
     if provider.on_error != "raise":
-        found["on_error"] = provider.on_error
-    return found | _facts(provider) if isinstance(provider, SequenceClassifier) else found
+        settings["on_error"] = provider.on_error
+    for key, model in provider.models.items():
+        name = f"{key}." if len(provider.models) > 1 else ""
+        settings |= {f"{name}{fact}": text for fact, text in _facts(model).items()}
+    return settings
 
 
-def _facts(model: SequenceClassifier) -> dict[str, str]:
+def _facts(model: TrainedReward) -> dict[str, str]:
     rendering = model.renderer.rendering
-    found = {"max_length": f"{rendering.max_length or 'none'} (truncation: {rendering.truncation})", "dtype": model.dtype}
+    facts = {"max_length": f"{rendering.max_length or 'none'} (truncation: {rendering.truncation})", "dtype": model.dtype}
     manifest = model.manifest
     if manifest is None:
-        return {**found, "manifest": "none"}
+        return {**facts, "manifest": "none"}
     if manifest.heads is not None:
         weights = ", ".join(
             f"{name} {weight:g}" for name, weight in zip(manifest.heads.names, manifest.heads.weights, strict=True)
         )
-        found["outputs"] = f"{weights}; members: {manifest.heads.members}"
+        facts["outputs"] = f"{weights}; members: {manifest.heads.members}"
     if (scores := manifest.statistics) is not None:
-        found["scores"] = f"mean {scores.mean:.4g}, std {scores.std:.4g} ({scores.count:,} of {scores.source})"
-    is_compared = model.spec is not None and model.spec.get("verify", True)
-    return {**found, "manifest": "compared with the model when it was loaded" if is_compared else "not compared with the model"}
+        facts["scores"] = f"mean {scores.mean:.4g}, std {scores.std:.4g} ({scores.count:,} of {scores.source})"
+    is_compared = model.settings.verify
+    return {**facts, "manifest": "compared with the model when it was loaded" if is_compared else "not compared with the model"}
 
 
 def _component(value: Aggregate | Transform) -> str:

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+import rm_plugins as rm
+from rm_plugins.errors import UnsupportedError
 from rm_plugins.models.manifest import MANIFEST_NAME
-from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
+from rm_plugins.models.trained_reward import TrainedReward, loading_unchecked
 
 __all__ = ["command"]
 
 
 @click.command("verify")
-@click.argument("model")
+@click.argument("spec")
 @click.pass_context
-def command(context: click.Context, model: str) -> None:
-    """Check that MODEL (a folder or hub id) still is what its manifest says.
+def command(context: click.Context, spec: str) -> None:
+    """Check that each model of SPEC still is what its manifest says.
 
-    Compares every file and scores the golden samples again. Exits with 1 and names what differs if anything does.
+    Compares every file and scores the golden samples again. Exits with 1 and names what differs if anything does. In a spec of
+    several models, each is named by its path.
     """
-    provider = SequenceClassifier(model=model, verify=False)
-    problems = provider.verify()
-    manifest = provider.manifest
-    if not problems and manifest is not None:
-        click.echo(f"{model} matches its {MANIFEST_NAME}: {len(manifest.files)} files, {len(manifest.golden)} golden scores.")
+    with loading_unchecked():
+        provider = rm.load(spec)
+    models: dict[str, TrainedReward] = {
+        f"{path}.{key}" if path else key: model for path, part in provider.walk() for key, model in part.models.items()
+    }
+    if not models:
+        raise UnsupportedError(f"{spec} holds no trained model, so that there is nothing to verify.")
+    matches = []
+    for path, model in models.items():
+        name = spec if path in provider.models and len(models) == 1 else f"{path} ({model.source})"
+        try:
+            problems = model.verify()
+        except UnsupportedError as error:
+            if len(models) == 1:
+                raise
+            click.echo(f"{name} cannot be verified: {error}")
+            matches.append(False)
+        else:
+            _report(name, model, problems)
+            matches.append(not problems)
+    provider.close()
+    context.exit(0 if all(matches) else 1)
+
+
+def _report(name: str, model: TrainedReward, problems: Sequence[str]) -> None:
+    if problems:
+        click.echo("\n".join([f"{name} does not match its {MANIFEST_NAME}:", *(f"- {problem}" for problem in problems)]))
         return
-    click.echo(f"{model} does not match its {MANIFEST_NAME}:")
-    for problem in problems:
-        click.echo(f"- {problem}")
-    context.exit(1)
+    manifests = [origin.manifest for origin in model.origins if origin.manifest is not None]
+    files, golden = sum(len(manifest.files) for manifest in manifests), sum(len(manifest.golden) for manifest in manifests)
+    click.echo(f"{name} matches its {MANIFEST_NAME}: {files} files, {golden} golden scores.")

@@ -44,7 +44,7 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
         origins.append(Origin(adapter, checkpoint.manifest))
     model, renderer, facts = loaded[0]
     heads = Heads(facts.heads.labels, facts.heads.reward_weights, len(adapters))
-    reward = TrainedReward(
+    return TrainedReward(
         model,
         renderer,
         heads,
@@ -54,10 +54,7 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
         manifest=_manifest_of_all(origins, heads),
         variants=variants,
         load_again=partial(load_adapter_rewards, adapters, replace(settings, verify=False), source),
-    )
-    if settings.verify:
-        reward.check()
-    return reward
+    ).checked()
 
 
 def _manifest_of_all(origins: Sequence[Origin], heads: Heads) -> Manifest | None:

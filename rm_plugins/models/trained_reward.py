@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,22 @@ if TYPE_CHECKING:
 
     from rm_plugins.models.checkpoint import Checkpoint
 
-__all__ = ["ModelOutputs", "ModelSettings", "Origin", "TrainedReward"]
+__all__ = ["ModelOutputs", "ModelSettings", "Origin", "TrainedReward", "loading_unchecked"]
+
+_CHECKS = ContextVar("_CHECKS", default=True)
+
+
+@contextmanager
+def loading_unchecked() -> Iterator[None]:
+    """Within it, models are loaded without being compared with their manifests, whatever their settings say.
+
+    What one that does not match differs in is then for `TrainedReward.verify` to tell.
+    """
+    token = _CHECKS.set(False)
+    try:
+        yield
+    finally:
+        _CHECKS.reset(token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +233,7 @@ class TrainedReward:
         from rm_plugins.models.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(source, revision=settings.revision, **settings.loading)
-        reward = cls(
+        return cls(
             checkpoint.model,
             settings.renderer(checkpoint),
             settings.heads(checkpoint.model, checkpoint.manifest, source),
@@ -225,10 +242,7 @@ class TrainedReward:
             origins=[Origin(source, checkpoint.manifest)],
             manifest=checkpoint.manifest,
             load_again=partial(cls.load, source, replace(settings, verify=False)),
-        )
-        if settings.verify:
-            reward.check()
-        return reward
+        ).checked()
 
     def __reduce__(self) -> tuple[Callable[[], TrainedReward], tuple[()]]:
         if self._load_again is None:
@@ -307,12 +321,17 @@ class TrainedReward:
             for problem in files + scores
         ]
 
-    def check(self) -> None:
-        """Compare file sizes and one golden score, which is cheap.
+    def checked(self) -> TrainedReward:
+        """This model, after its file sizes and one golden score were compared with the manifest, if the settings say so.
 
         Raises:
             ManifestError: The manifest does not match the model.
         """
+        if self.settings.verify and _CHECKS.get():
+            self._check()
+        return self
+
+    def _check(self) -> None:
         sizes: list[list[str]] = []
         shortest: list[list[int]] = []
         for origin in self.origins:
