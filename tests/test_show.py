@@ -73,9 +73,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.chdir(tmp_path)
 
     def show(*arguments: object) -> str:
-        found = CliRunner().invoke(main, ["show", *map(str, arguments)])
-        assert found.exit_code == 0, found.output
-        return found.stdout
+        result = CliRunner().invoke(main, ["show", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
 
     return show
 
@@ -116,9 +116,9 @@ def test_json_is_the_whole_spec(run: Callable[..., str]) -> None:
 
 def test_a_spec_that_is_wrong(run: Callable[..., str]) -> None:
     Path("spec.yaml").write_text(SPEC.replace("at: 3", "att: 3"))
-    found = CliRunner().invoke(main, ["show", "spec.yaml"])
-    assert found.exit_code == 1
-    assert "spec.yaml: gate.att: unknown key 'att' for 'threshold'. Did you mean 'at'?" in found.output
+    result = CliRunner().invoke(main, ["show", "spec.yaml"])
+    assert result.exit_code == 1
+    assert "spec.yaml: gate.att: unknown key 'att' for 'threshold'. Did you mean 'at'?" in result.output
 
 
 def test_what_was_made_in_python() -> None:

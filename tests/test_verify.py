@@ -63,9 +63,9 @@ def spec(tiny_decoder: MakeFolder, tiny_encoder: MakeFolder, tmp_path: Path, mon
 
 
 def test_each_model_of_a_spec_is_named_by_its_path(spec: str) -> None:
-    found = run("verify", spec)
-    assert found.exit_code == 0, found.output
-    lines = found.stdout.splitlines()
+    result = run("verify", spec)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
     assert [line.partition(" (")[0] for line in lines] == ["members[0].model", "members[1].reward.adapters", "members[2].model"]
     assert all("matches its reward_manifest.json: " in line for line in lines)
     assert lines[1].startswith("members[1].reward.adapters (lora-ensemble) matches")
@@ -80,31 +80,31 @@ def test_what_changed_is_named_and_the_rest_still_verified(spec: str) -> None:
     change(Path("adapter-1/adapter_model.safetensors"))
     with pytest.raises(rm.RmPluginsError, match="does not match the model"):
         rm.load(spec)
-    found = run("verify", spec)
-    assert found.exit_code == 1
-    assert "members[0].model (" in found.stdout.splitlines()[0]
-    assert "members[0].model" in found.stdout
-    assert "members[1].reward.adapters (lora-ensemble) does not match its reward_manifest.json:\n- " in found.stdout
-    assert "adapter-1: adapter_model.safetensors has other contents than were written" in found.stdout
-    assert "adapter-0: " not in found.stdout
-    assert "dropout) does not match its reward_manifest.json:\n- model.safetensors has other contents" in found.stdout
+    result = run("verify", spec)
+    assert result.exit_code == 1
+    assert "members[0].model (" in result.stdout.splitlines()[0]
+    assert "members[0].model" in result.stdout
+    assert "members[1].reward.adapters (lora-ensemble) does not match its reward_manifest.json:\n- " in result.stdout
+    assert "adapter-1: adapter_model.safetensors has other contents than were written" in result.stdout
+    assert "adapter-0: " not in result.stdout
+    assert "dropout) does not match its reward_manifest.json:\n- model.safetensors has other contents" in result.stdout
     Path("adapter-0/reward_manifest.json").unlink()
     assert "members[1].reward.adapters (lora-ensemble) cannot be verified: " in run("verify", spec).stdout
 
 
 def test_a_folder_is_called_as_it_was_given(spec: str) -> None:
-    found = run("verify", "members")
-    assert (found.exit_code, found.stdout.partition(":")[0]) == (0, "members matches its reward_manifest.json")
+    result = run("verify", "members")
+    assert (result.exit_code, result.stdout.partition(":")[0]) == (0, "members matches its reward_manifest.json")
     change(Path("members/model.safetensors"))
-    found = run("verify", "members")
-    assert found.exit_code == 1
-    assert found.stdout.startswith("members does not match its reward_manifest.json:\n- model.safetensors has other contents")
+    result = run("verify", "members")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("members does not match its reward_manifest.json:\n- model.safetensors has other contents")
 
 
 def test_a_spec_without_models(spec: str) -> None:
-    found = run("verify", "builtins:len")
-    assert found.exit_code == 1
-    assert "builtins:len holds no trained model, so that there is nothing to verify." in found.output
+    result = run("verify", "builtins:len")
+    assert result.exit_code == 1
+    assert "builtins:len holds no trained model, so that there is nothing to verify." in result.output
 
 
 def test_loading_checks_again_after_it(spec: str) -> None:
@@ -121,14 +121,14 @@ def test_show_has_facts_of_each(spec: str) -> None:
 
 
 def test_a_plug_ins_provider_is_asked_as_well(spec: str, run_with: Callable[..., Result]) -> None:
-    found = run_with("show", {"provider": "two-models", "first": "./members", "second": "./dropout"})
+    result = run_with("show", {"provider": "two-models", "first": "./members", "second": "./dropout"})
     for fact in ("first.dtype: float32", "second.dtype: float32", "first.outputs: reward 1; members: 3"):
-        assert fact in found.stdout
+        assert fact in result.stdout
     change(Path("dropout/model.safetensors"))
-    found = run_with("verify", {"provider": "two-models", "first": "./members", "second": "./dropout"})
-    assert found.exit_code == 1
-    assert "first (./members) matches" in found.stdout
-    assert "second (./dropout) does not match" in found.stdout
+    result = run_with("verify", {"provider": "two-models", "first": "./members", "second": "./dropout"})
+    assert result.exit_code == 1
+    assert "first (./members) matches" in result.stdout
+    assert "second (./dropout) does not match" in result.stdout
 
 
 class TwoModels(rm.Provider):

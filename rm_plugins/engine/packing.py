@@ -138,9 +138,9 @@ class Packing:
         key, value = _repeated(key, query), _repeated(value, query)
         outputs = []
         for span, mask in zip(self.spans, self._masks, strict=True):
-            parts = (*span.before, span)
+            spans = (*span.before, span)
             keys, values = (
-                torch.cat([states[:, :, part.start : part.stop] for part in parts], 2)
+                torch.cat([states[:, :, seen.start : seen.stop] for seen in spans], 2)
                 if span.before
                 else states[:, :, span.start : span.stop]
                 for states in (key, value)

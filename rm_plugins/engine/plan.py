@@ -107,7 +107,7 @@ class Plan:
 
     def walk(self) -> Iterator[Stage]:
         """Every stage, each before its continuations."""
-        return (found for stage in self.stages for found in stage.walk())
+        return (below for stage in self.stages for below in stage.walk())
 
     @property
     def batches(self) -> Iterator[MicroBatch]:

@@ -82,12 +82,12 @@ class ScoreCache:
             self._memory[key] = np.frombuffer(stored, dtype=np.float64)
         unknown = []
         for row, key in enumerate(keys):
-            found = self._memory.get(key)
-            if found is None:
+            known = self._memory.get(key)
+            if known is None:
                 unknown.append(row)
             else:
                 self._memory.move_to_end(key)
-                outputs[row] = found
+                outputs[row] = known
         self._forget()
         return np.array(unknown, dtype=np.intp)
 
@@ -98,12 +98,12 @@ class ScoreCache:
             rows: What is scored, [N].
             outputs: float64 [N, outputs]; rows that are not finite are not kept.
         """
-        fresh = {key: found.copy() for key, found in zip(self._keys(rows), outputs, strict=True) if np.isfinite(found).all()}
+        fresh = {key: row.copy() for key, row in zip(self._keys(rows), outputs, strict=True) if np.isfinite(row).all()}
         self._memory.update(fresh)
         self._forget()
         if self._file is not None:
             with self._connection() as connection:
-                stored = [(key, found.tobytes()) for key, found in fresh.items()]
+                stored = [(key, row.tobytes()) for key, row in fresh.items()]
                 connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", stored)
 
     def _keys(self, rows: Sequence[Row]) -> list[bytes]:
@@ -113,13 +113,13 @@ class ScoreCache:
     def _stored(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         if self._file is None or not keys:
             return []
-        found: list[tuple[bytes, bytes]] = []
+        stored: list[tuple[bytes, bytes]] = []
         with self._connection() as connection:
             for start in range(0, len(keys), _KEYS_A_QUERY):
                 some = keys[start : start + _KEYS_A_QUERY]
                 marks = ", ".join("?" * len(some))
-                found += connection.execute(f"SELECT key, outputs FROM scores WHERE key IN ({marks})", some).fetchall()
-        return found
+                stored += connection.execute(f"SELECT key, outputs FROM scores WHERE key IN ({marks})", some).fetchall()
+        return stored
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -145,7 +145,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
     # What an adapter's weights are multiplied with is in no tensor.
     scales = {
-        name: found for name, module in model.named_modules() if isinstance(found := getattr(module, "scaling", None), dict)
+        name: scale for name, module in model.named_modules() if isinstance(scale := getattr(module, "scaling", None), dict)
     }
     digest = hashlib.sha256(json.dumps([type(model).__name__, settings, scales], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -114,14 +114,14 @@ def load_adapters(
     for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
         where = f"adapters[{place}]"
         if base is None:
-            raise SpecError(f"{source} is no LoRA adapter: no {_ADAPTER_CONFIG} is to be found there.", key=where)
+            raise SpecError(f"{source} is no LoRA adapter: it has no {_ADAPTER_CONFIG}.", key=where)
         if os.path.realpath(base) != os.path.realpath(str(bases[0])):
             raise SpecError(
                 f"{source} is an adapter of {base!r}, and {adapters[0]} (adapters[0]) of {bases[0]!r}; all must be of one base model. "
                 "Models of different bases go into an `ensemble`.",
                 key=where,
             )
-        labels, first = (_adapter_head_labels(found, None) for found in (source, adapters[0]))
+        labels, first = (_adapter_head_labels(adapter, None) for adapter in (source, adapters[0]))
         if labels != first:
             raise SpecError(
                 f"{source} has {_head_in_words(labels)}, and {adapters[0]} (adapters[0]) {_head_in_words(first)}; all must have as many "

@@ -59,9 +59,9 @@ class ScoreStatistics(_Strict):
         """
         if not len(scores):
             return None
-        found = np.asarray(scores, dtype=np.float64)
-        moments = {name: float(getattr(found, name)()) for name in ("mean", "std", "min", "max")}
-        return cls(**moments, count=len(found), source=source)
+        values = np.asarray(scores, dtype=np.float64)
+        moments = {name: float(getattr(values, name)()) for name in ("mean", "std", "min", "max")}
+        return cls(**moments, count=len(values), source=source)
 
 
 class GoldenScore(_Strict):
@@ -141,7 +141,7 @@ class Manifest(_Strict):
 
     def size_problems(self, folder: Path) -> list[str]:
         """Weight files whose size differs from what was written, one line each; reads no file."""
-        sizes = {name: found.size for name, found in self.files.items() if name.endswith(".safetensors")}
+        sizes = {name: file.size for name, file in self.files.items() if name.endswith(".safetensors")}
         return [
             f"{name} has {(folder / name).stat().st_size} bytes; {size} were written"
             for name, size in sizes.items()
@@ -164,8 +164,8 @@ def token_digest(ids: Iterable[int]) -> str:
 def file_digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileDigest]:
     """The digests of the named files of a model folder that exist, of all its model files by default."""
     if names is None:
-        found = {path.name for pattern in _FILES for path in folder.glob(pattern)} - _NOT_THE_MODEL
-        names = sorted(name for name in found if not name.startswith("."))
+        present = {path.name for pattern in _FILES for path in folder.glob(pattern)} - _NOT_THE_MODEL
+        names = sorted(name for name in present if not name.startswith("."))
     digests = {}
     for name in names:
         path = folder / name

@@ -219,8 +219,8 @@ def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
 
 def _stored_dtype(model: PreTrainedModel) -> torch.dtype:
     # The configuration in memory names the dtype that the model was loaded in.
-    found = AutoConfig.from_pretrained(model.name_or_path).dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
+    dtype = AutoConfig.from_pretrained(model.name_or_path).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -232,14 +232,14 @@ def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _matrices(model: PreTrainedModel, *, head: bool) -> torch.Tensor:
     """The weight matrices of the head or of everything else in one vector, or evenly spaced weights where they are many."""
     backbone = f"{model.base_model_prefix}."
-    found = [
+    matrices = [
         parameter.detach().flatten()
         for name, parameter in model.named_parameters()
         if parameter.ndim > 1 and name.startswith(backbone) is not head
     ]
-    size = sum(map(len, found))
+    size = sum(map(len, matrices))
     stride = math.ceil(size / _COMPARED_WEIGHTS) | 1  # odd, so that it walks through all columns of a matrix
-    return torch.cat([torch.empty(0), *(weights[::stride] for weights in found)])
+    return torch.cat([torch.empty(0), *(weights[::stride] for weights in matrices)])
 
 
 def _facts(member: _Member, weight: float, first: _Member) -> dict[str, Any]:
@@ -265,13 +265,13 @@ def _configuration(model: PreTrainedModel, heads: Heads | None) -> dict[str, Any
 
 def _settings(values: Mapping[Any, Any], ignored: set[str], path: str = "") -> dict[str, Any]:
     """The entries of a configuration by their dotted names, without dropout, in which members may well differ."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in values.items():
         if name in ignored or "drop" in str(name):
             continue
         nested = isinstance(value, Mapping)
-        found.update(_settings(value, ignored, f"{path}{name}.") if nested else {f"{path}{name}": value})
-    return found
+        settings.update(_settings(value, ignored, f"{path}{name}.") if nested else {f"{path}{name}": value})
+    return settings
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -286,10 +286,10 @@ def _token_ids(renderer: Renderer) -> dict[str, Any]:
 
 def _check_facets(first: _Member, member: _Member) -> None:
     for facet, wanted in first.facets.items():
-        found = member.facets[facet]
-        different = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        facts = member.facets[facet]
+        different = [name for name in {**wanted, **facts} if wanted.get(name) != facts.get(name)]
         if different:
-            shown = [_difference(name, wanted.get(name), found.get(name)) for name in different[:_SHOWN_DIFFERENCES]]
+            shown = [_difference(name, wanted.get(name), facts.get(name)) for name in different[:_SHOWN_DIFFERENCES]]
             more = len(different) - len(shown)
             raise ModelError(
                 f"{member.source} cannot be averaged with {first.source}, from which it differs in its {facet}: "
@@ -297,10 +297,10 @@ def _check_facets(first: _Member, member: _Member) -> None:
             )
 
 
-def _difference(name: str, wanted: object, found: object) -> str:
-    if max(len(repr(wanted)), len(repr(found))) > _SHOWN_CHARACTERS:
+def _difference(name: str, wanted: object, value: object) -> str:
+    if max(len(repr(wanted)), len(repr(value))) > _SHOWN_CHARACTERS:
         return f"{name} is another"
-    return f"{name} is {found!r}, not {wanted!r}"
+    return f"{name} is {value!r}, not {wanted!r}"
 
 
 def _check_start(first: _Member, member: _Member, cosine: float, head_cosine: float, allow_different_starts: bool) -> None:

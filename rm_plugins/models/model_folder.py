@@ -38,8 +38,8 @@ def read_manifest(source: str, revision: str | None = None) -> Manifest | None:
     Raises:
         ManifestError: The file is no manifest that is known here.
     """
-    found = found_file(source, MANIFEST_NAME, revision)
-    return Manifest.read(found) if found else None
+    path = found_file(source, MANIFEST_NAME, revision)
+    return Manifest.read(path) if path else None
 
 
 def load_tokenizer(
@@ -59,13 +59,13 @@ def load_tokenizer(
     problem: Exception | None = None
     for source in filter(None, sources):
         try:
-            found = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+            loaded = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = error
             continue
         # Without any of the tokenizer's files, transformers makes up one that knows its special tokens only.
-        if len(found) > len(found.all_special_tokens):
-            return found
+        if len(loaded) > len(loaded.all_special_tokens):
+            return loaded
         problem = ModelError(f"{source} has no tokenizer's files.")
     raise ModelError(
         f"No tokenizer could be loaded for {model}: {str(problem).partition(chr(10))[0]} Save the tokenizer beside the model, or "

@@ -201,10 +201,10 @@ class Renderer:
             first, refusal = next(iter(refused.items()))
             more = f" ({len(refused) - 1} more of {len(samples)} samples are refused)" if len(refused) > 1 else ""
             raise DataError(f"Item {first} cannot be rendered: {refusal}{more}", rows=refused) from refusal
-        for complete, found in texts.items():
-            if found:
-                rows_ids = self._tokenize_templated([*found.values()]) if complete else self._tokenized([*found.values()])
-                for row, row_ids in zip(found, rows_ids, strict=True):
+        for complete, by_row in texts.items():
+            if by_row:
+                rows_ids = self._tokenize_templated([*by_row.values()]) if complete else self._tokenized([*by_row.values()])
+                for row, row_ids in zip(by_row, rows_ids, strict=True):
                     ids[row] = list(row_ids) or [self._placeholder()]
         return ids
 

@@ -42,9 +42,9 @@ class TemplatedTextTokenizer:
         if not self._tried:
             first = next(row for row, start in enumerate(starts) if start)
             start, text = starts[first], texts[first]
-            parts = self._whole([text[:start], text[start:], text])
+            before, after, whole = self._whole([text[:start], text[start:], text])
             self._tried = True
-            if parts[0] + parts[1] != parts[2]:
+            if before + after != whole:
                 self._marks = None
                 return self._whole(texts)
         beginnings = list(dict.fromkeys(text[:start] for text, start in zip(texts, starts, strict=True)))
@@ -63,7 +63,7 @@ class TemplatedTextTokenizer:
             if not (start and text.startswith(texts[row - 1][:start]) and self._marks.match(text, start)):
                 following = texts[row + 1] if row + 1 < len(texts) else ""
                 shared = text[: _common_length(text, following)]
-                start = max((found.start() for found in self._marks.finditer(shared)), default=0)
+                start = max((mark.start() for mark in self._marks.finditer(shared)), default=0)
             starts.append(start)
         return starts
 
