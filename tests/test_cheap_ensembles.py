@@ -74,9 +74,9 @@ def members(scores: rm.Scores, count: int) -> FloatArray:
     return np.stack([scores.columns[f"member/{number}"] for number in range(count)])
 
 
-def near(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+def near(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
     assert np.isfinite(expected).all()
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 class TestHeads:
@@ -123,8 +123,8 @@ class TestHeads:
 
     def test_members_of_several_outputs(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder(num_labels=4)
-        found = rm.load(folder, head=0).score(SAMPLES).columns
-        outputs = np.stack([found[f"head/LABEL_{number}"] for number in range(4)], axis=1)
+        columns = rm.load(folder, head=0).score(SAMPLES).columns
+        outputs = np.stack([columns[f"head/LABEL_{number}"] for number in range(4)], axis=1)
         written(folder, heads=Heads(("helpful", "brief"), (1.0, -0.5), members=2))
         scores = rm.load(folder).score(SAMPLES)
         each = np.stack([outputs[:, 0] - 0.5 * outputs[:, 1], outputs[:, 2] - 0.5 * outputs[:, 3]])
@@ -218,9 +218,9 @@ def adapters_of(base: Path, folder: Path, count: int = 3) -> list[str]:
 
 
 def lora(adapters: Sequence[str], **settings: Any) -> LoraEnsemble:
-    found = rm.load({"provider": "lora-ensemble", "adapters": list(adapters), **settings})
-    assert isinstance(found, LoraEnsemble)
-    return found
+    provider = rm.load({"provider": "lora-ensemble", "adapters": list(adapters), **settings})
+    assert isinstance(provider, LoraEnsemble)
+    return provider
 
 
 class TestLora:
@@ -280,9 +280,9 @@ class TestLora:
     def test_keys_of_the_classifier(self, adapters: list[str]) -> None:
         own = {"adapters", "aggregate", "member_transforms", "common_scale"}
         classifier = inspect.signature(SequenceClassifier).parameters
-        found = inspect.signature(LoraEnsemble).parameters
-        assert set(found) == own | set(classifier) - {"model", "revision"}
-        assert found["dtype"] == classifier["dtype"].replace(annotation=found["dtype"].annotation)
+        parameters = inspect.signature(LoraEnsemble).parameters
+        assert set(parameters) == own | set(classifier) - {"model", "revision"}
+        assert parameters["dtype"] == classifier["dtype"].replace(annotation=parameters["dtype"].annotation)
         assert lora(adapters, dtype="bfloat16").dtype == "bfloat16"
         assert lora(adapters, max_length=8).score(SAMPLES).metadata["truncated"] == 6
         for key, value, message in (
@@ -310,9 +310,9 @@ class TestLora:
 
     def test_each_member_can_be_calibrated(self, adapters: list[str]) -> None:
         calibration = Calibration({"provider": "lora-ensemble", "adapters": adapters, "aggregate": "min"})
-        found = calibration.fit(SAMPLES)
-        assert [calibrated.path for calibrated in found] == [f"member_transforms[{number}]" for number in range(3)]
-        near([calibrated.statistics["mean"] for calibrated in found], [values(adapter).mean() for adapter in adapters])
+        entries = calibration.fit(SAMPLES)
+        assert [calibrated.path for calibrated in entries] == [f"member_transforms[{number}]" for number in range(3)]
+        near([calibrated.statistics["mean"] for calibrated in entries], [values(adapter).mean() for adapter in adapters])
         scores = rm.load(calibration.spec(Path.cwd())).score(SAMPLES)
         near(members(scores, 3).mean(axis=1), np.zeros(3))
         near(members(scores, 3).std(axis=1), np.ones(3))
@@ -322,9 +322,9 @@ class TestLora:
             with warnings.catch_warnings(record=True) as caught:  # among those of libraries
                 warnings.simplefilter("always")
                 lora(adapters, aggregate="max", **settings)
-            found = [str(warning.message) for warning in caught if "compares members" in str(warning.message)]
-            assert len(found) == expected
-            assert all(text.startswith("The aggregate 'max' of 'lora-ensemble' compares members") for text in found)
+            messages = [str(warning.message) for warning in caught if "compares members" in str(warning.message)]
+            assert len(messages) == expected
+            assert all(text.startswith("The aggregate 'max' of 'lora-ensemble' compares members") for text in messages)
 
     def test_paths_are_relative_to_the_spec(self, adapters: list[str], tmp_path: Path) -> None:
         spec = tmp_path / "spec.yaml"
@@ -451,9 +451,9 @@ class TestLora:
 
 
 def dropout(model: Path | str, **settings: Any) -> McDropout:
-    found = rm.load({"provider": "mc-dropout", "model": str(model), **settings})
-    assert isinstance(found, McDropout)
-    return found
+    provider = rm.load({"provider": "mc-dropout", "model": str(model), **settings})
+    assert isinstance(provider, McDropout)
+    return provider
 
 
 class TestDropout:
@@ -461,7 +461,7 @@ class TestDropout:
         folder = tiny_encoder()
         provider = dropout(folder, passes=3, max_batch_tokens=200)
         scores = provider.score(SAMPLES)
-        found = members(scores, 3)
+        passes = members(scores, 3)
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         ids, _ = provider.renderer.token_ids(SAMPLES)
         masks = {name: tensor for name, tensor in provider.model.state_dict().items() if name.endswith(".masks")}
@@ -477,11 +477,11 @@ class TestDropout:
                 for name, mask in masks.items()
             ]
             with torch.no_grad():
-                near(found[number], [model(input_ids=torch.tensor([row])).logits.item() for row in ids])
+                near(passes[number], [model(input_ids=torch.tensor([row])).logits.item() for row in ids])
             for hook in hooks:
                 hook.remove()
         assert scores.columns["std"].min() > 0.01
-        near(scores.values, found.mean(axis=0))
+        near(scores.values, passes.mean(axis=0))
         check_provider(provider, SAMPLES)
 
     def test_a_decoder_without_dropout_runs_once(self, tiny_decoder: MakeFolder) -> None:

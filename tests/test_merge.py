@@ -136,9 +136,9 @@ class TestMean:
 
     def test_the_mean_of_one_model_is_itself_bit_by_bit(self, members: list[Path], tmp_path: Path) -> None:
         merge_models(names(*[members[0]] * 3), tmp_path / "out", weights=[0.1, 0.3, 0.3])
-        found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", members[0]))
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        merged, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", members[0]))
+        assert merged.keys() == expected.keys()
+        assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
     def test_the_dtype_is_the_first_ones(self, tiny_decoder: MakeFolder, tmp_path: Path) -> None:
         half, single = tiny_decoder(dtype=torch.bfloat16), tiny_decoder()
@@ -210,8 +210,8 @@ class TestManifest:
 
     def test_a_pipeline_gives_the_same(self, members: list[Path], tmp_path: Path) -> None:
         merge_models(names(*members), tmp_path / "out")
-        found = pipeline("text-classification", model=str(tmp_path / "out"), device="cpu")("four<|end|>")[0]["score"]
-        assert found == pytest.approx(rm.load(tmp_path / "out").score([rm.Sample("", "four")]).values[0], rel=1e-4)
+        score = pipeline("text-classification", model=str(tmp_path / "out"), device="cpu")("four<|end|>")[0]["score"]
+        assert score == pytest.approx(rm.load(tmp_path / "out").score([rm.Sample("", "four")]).values[0], rel=1e-4)
 
     def test_a_member_without_one_renders_by_default(self, members: list[Path], tmp_path: Path) -> None:
         with_manifest(members[0])
@@ -305,9 +305,9 @@ class TestStart:
         with pytest.raises(ModelError, match=f"{other} and {members[0]} were {message}.*allow_different_starts"):
             merge_models(names(members[0], other), tmp_path / "out")
         with caplog.at_level(logging.WARNING):
-            found = merge_models(names(members[0], other), tmp_path / "out", allow_different_starts=True)
+            manifest = merge_models(names(members[0], other), tmp_path / "out", allow_different_starts=True)
         assert "not trained from the same weights" in caplog.text
-        assert found.training["base_model"] is None
+        assert manifest.training["base_model"] is None
         expected = scores_of_mean([members[0], other], [0.5, 0.5], tmp_path / "by hand")
         np.testing.assert_allclose(scores(tmp_path / "out"), expected, rtol=1e-6, atol=1e-6)
 
@@ -388,18 +388,18 @@ class TestProgram:
         yield lambda *arguments: CliRunner().invoke(main, ["merge", *arguments])
 
     def test_merges(self, run: Any) -> None:
-        found = run("a", "b", "c", "-o", "merged", "--weights", "1,1,2")
-        assert found.exit_code == 0, found.output
-        assert found.stdout == ""
-        assert found.stderr.endswith("Wrote merged: the mean of 3 models.\n")
+        result = run("a", "b", "c", "-o", "merged", "--weights", "1,1,2")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == ""
+        assert result.stderr.endswith("Wrote merged: the mean of 3 models.\n")
         assert CliRunner().invoke(main, ["verify", "merged"]).exit_code == 0
         training = Manifest.read(Path("merged") / MANIFEST_NAME).training
         assert [member["weight"] for member in training["members"]] == [0.25, 0.25, 0.5]
 
     def test_compares_on_data(self, run: Any) -> None:
-        found = run("a", "b", "-o", "merged", "--data", "pairs.jsonl")
-        assert found.exit_code == 0, found.output
-        heading, *lines = found.stdout.splitlines()
+        result = run("a", "b", "-o", "merged", "--data", "pairs.jsonl")
+        assert result.exit_code == 0, result.output
+        heading, *lines = result.stdout.splitlines()
         assert heading.split() == ["accuracy", "standard", "error", "ties", "margin"]
         rows = {name: values for name, *values in map(str.split, lines)}
         assert list(rows) == ["a", "b", "merged"]
@@ -424,9 +424,9 @@ class TestProgram:
             ("a", "b", "--data", "absent.jsonl"): "Error: There is no file 'absent.jsonl'.",
             ("a", "absent"): "absent",
         }.items():
-            found = run(*arguments, "-o", "merged")
-            assert found.exit_code in (1, 2)
-            assert message in found.output
+            result = run(*arguments, "-o", "merged")
+            assert result.exit_code in (1, 2)
+            assert message in result.output
             assert not Path("merged").exists()
         Path("pairs.jsonl").write_text('{"text": "no pair"}\n')
         assert "Error: row 1: " in run("a", "b", "-o", "merged", "--data", "pairs.jsonl").output

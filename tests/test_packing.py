@@ -71,10 +71,10 @@ def test_the_spans_are_the_sequence_and_each_continues_those_above_it(rows: list
     for span in spans:
         assert len(span) > 0
         assert all(part in spans and part.stop <= span.start for part in span.before)
-        found = [
+        places = [
             position for part in (*span.before, span) for position in packing.positions[0, part.start : part.stop].tolist()
         ]
-        assert found == list(range(len(found)))
+        assert places == list(range(len(places)))
 
 
 @given(row_lists())
@@ -95,8 +95,8 @@ def test_beginnings_within_beginnings() -> None:
 
 def test_the_device_is_kept() -> None:
     packing = Packing(TREE, device="meta")
-    found = (packing.ids, packing.positions, packing._read, *packing._bounds[:2])
-    assert {tensor.device.type for tensor in found} == {"meta"}
+    tensors = (packing.ids, packing.positions, packing._read, *packing._bounds[:2])
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert {mask.device.type for mask in packing._masks if mask is not None} == {"meta"}
 
 
@@ -114,15 +114,15 @@ def states(
 
 def by_row(packing: Packing, rows: Sequence[Any], inputs: QueryKeyValue, scale: float | None) -> list[torch.Tensor]:
     """Causal attention of each row by itself, written out, [heads, tokens of the row, size] each."""
-    found = []
+    attended = []
     for number in range(len(rows)):
         query, key, value = (states[0][:, packing.tokens_of(number)] for states in inputs)
         repeats = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
         weights = query @ key.transpose(1, 2) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
         ahead = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
-        found.append(weights.masked_fill(ahead, -torch.inf).softmax(-1) @ value)
-    return found
+        attended.append(weights.masked_fill(ahead, -torch.inf).softmax(-1) @ value)
+    return attended
 
 
 def from_packed(packing: Packing, rows: Sequence[Any], output: torch.Tensor) -> list[torch.Tensor]:
@@ -141,9 +141,9 @@ def gradients(outputs: Sequence[torch.Tensor], inputs: QueryKeyValue) -> tuple[t
 def assert_same_attention(
     packing: Packing, rows: Sequence[Any], inputs: QueryKeyValue, output: torch.Tensor, scale: float | None
 ) -> None:
-    found, expected = from_packed(packing, rows, output), by_row(packing, rows, inputs, scale)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradients(found, inputs), gradients(expected, inputs))
+    packed, expected = from_packed(packing, rows, output), by_row(packing, rows, inputs, scale)
+    torch.testing.assert_close(packed, expected)
+    torch.testing.assert_close(gradients(packed, inputs), gradients(expected, inputs))
 
 
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
@@ -188,9 +188,9 @@ def test_autocast_computes_in_its_own_type() -> None:
     query, key, value = states(packing, dtype=torch.float32)
     plain = packing.attention(query, key, value, None, 0.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = packing.attention(query, key, value.bfloat16(), None, 0.0)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), plain, rtol=0.05, atol=0.05)
+        attended = packing.attention(query, key, value.bfloat16(), None, 0.0)
+    assert attended.dtype == torch.bfloat16
+    torch.testing.assert_close(attended.float(), plain, rtol=0.05, atol=0.05)
 
 
 # --- On an accelerator -----------------------------------------------------------------------------------------------------
@@ -324,24 +324,24 @@ class TestWhichComputationRuns:
         plain = [state.detach() for state in states(packing, key_heads=2, dtype=torch.float32)]
         expected = packing.attention(plain[0], plain[1], plain[2], None, 0.0)
         query, key, value = (state.to(dtype).as_subclass(tensor) for state in plain)
-        found = packing.attention(query, key, value, None, dropout)
-        return found.as_subclass(torch.Tensor), expected
+        attended = packing.attention(query, key, value, None, dropout)
+        return attended.as_subclass(torch.Tensor), expected
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_runs_in_the_kernel(self, dtype: torch.dtype, kernel: list[torch.dtype]) -> None:
-        found, expected = self.attention(dtype)
+        attended, expected = self.attention(dtype)
         assert kernel == [dtype]
-        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(attended.float(), expected, rtol=0.05, atol=0.05)
 
     def test_autocast_runs_in_the_kernel(self, kernel: list[torch.dtype]) -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            found, expected = self.attention(torch.float32)
+            attended, expected = self.attention(torch.float32)
         assert kernel == [torch.bfloat16]
-        torch.testing.assert_close(found.float(), expected.float(), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(attended.float(), expected.float(), rtol=0.05, atol=0.05)
 
     def test_what_the_kernel_cannot_do(self, kernel: list[torch.dtype]) -> None:
-        found, expected = self.attention(torch.float32)
-        torch.testing.assert_close(found, expected)
+        attended, expected = self.attention(torch.float32)
+        torch.testing.assert_close(attended, expected)
         self.attention(torch.bfloat16, dropout=0.1)
         self.attention(torch.bfloat16, tensor=torch.Tensor)
         assert kernel == []
@@ -354,14 +354,14 @@ class TestWhichComputationRuns:
 
     def test_a_gpu_without_flash_attention(self, kernel: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(packing_module, "_has_flash_attention", lambda device: False)
-        found, expected = self.attention(torch.bfloat16)
-        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+        attended, expected = self.attention(torch.bfloat16)
+        torch.testing.assert_close(attended.float(), expected, rtol=0.05, atol=0.05)
         assert kernel == []
 
     def test_a_torch_whose_kernel_has_no_window(self, kernel: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value, is_causal=False: query)
-        found, expected = self.attention(torch.bfloat16)
-        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+        attended, expected = self.attention(torch.bfloat16)
+        torch.testing.assert_close(attended.float(), expected, rtol=0.05, atol=0.05)
 
 
 # --- As transformers' attention --------------------------------------------------------------------------------------------
@@ -373,12 +373,12 @@ class TestTheAttentionImplementation:
     def test_is_the_packing(self) -> None:
         packing = Packing(TREE)
         inputs = states(packing, key_heads=2)
-        found, weights = self.attend(
+        attended, weights = self.attend(
             torch.nn.Module(), *inputs, None, dropout=0.0, scaling=0.3, packing=packing, sliding_window=None, softcap=None
         )
         assert weights is None
-        assert found.is_contiguous()
-        torch.testing.assert_close(found, packing.attention(*inputs, 0.3, 0.0).transpose(1, 2))
+        assert attended.is_contiguous()
+        torch.testing.assert_close(attended, packing.attention(*inputs, 0.3, 0.0).transpose(1, 2))
 
     @pytest.mark.parametrize("window", [max(map(len, TREE)), max(map(len, TREE)) + 1])
     def test_takes_rows_within_the_window(self, window: int) -> None:

@@ -52,8 +52,8 @@ def trained_ids(tokenizer: Any, rows: Sequence[dict[str, Any]], tmp_path: Path) 
     """What TRL's RewardTrainer trains on: chosen and rejected of each row."""
     config = RewardConfig(output_dir=str(tmp_path), max_length=None, bf16=False, report_to="none")
     # The method reads nothing of its trainer, so that no model is needed.
-    found = RewardTrainer._prepare_dataset(cast(Any, None), Dataset.from_list(list(rows)), tokenizer, config, "train")
-    return [ids for row in found for ids in (row["chosen_ids"], row["rejected_ids"])]
+    dataset = RewardTrainer._prepare_dataset(cast(Any, None), Dataset.from_list(list(rows)), tokenizer, config, "train")
+    return [ids for row in dataset for ids in (row["chosen_ids"], row["rejected_ids"])]
 
 
 BOS_TEMPLATE = "{{ bos_token }}" + TEMPLATE
@@ -90,10 +90,10 @@ class TestEqualsTraining:
         for columns in ({"tools": json.dumps(TOOLS), "chat_template_kwargs": {"closing": "That is all."}},):
             rows.append({"prompt": prompt, "chosen": answer(chosen), "rejected": answer(rejected), **columns})
             samples += [rm.Sample(prompt, completion, columns) for completion in (chosen, rejected)]
-        found = renderer(tokenizer)
-        assert found.token_ids(samples)[0] == trained_ids(tokenizer, rows, tmp_path)
-        assert '"name": "add"' in found.text(samples[0])
-        assert found.text(samples[0]).endswith("That is all.")
+        ours = renderer(tokenizer)
+        assert ours.token_ids(samples)[0] == trained_ids(tokenizer, rows, tmp_path)
+        assert '"name": "add"' in ours.text(samples[0])
+        assert ours.text(samples[0]).endswith("That is all.")
 
     @given(prompt=st.text(max_size=30), completion=st.text(max_size=30))
     def test_any_text(self, kind: str, prompt: str, completion: str) -> None:
@@ -124,12 +124,12 @@ class TestText:
         samples = [rm.Sample("Q", "4"), rm.Sample([{"role": "user", "content": "Q"}], "4")]
         for kind in ("plain", "adds BOS, as its template does"):
             tokenizer = TOKENIZERS[kind]()
-            found = renderer(tokenizer)
-            assert [tokenizer(found.text(sample))["input_ids"] for sample in samples] == found.token_ids(samples)[0]
+            ours = renderer(tokenizer)
+            assert [tokenizer(ours.text(sample))["input_ids"] for sample in samples] == ours.token_ids(samples)[0]
 
     def test_a_text_is_closed_once(self, tiny_tokenizer: Any) -> None:
-        found = renderer(tiny_tokenizer)
-        assert found.text(rm.Sample("a", "b")) == found.text(rm.Sample("a", "b<|end|>")) == "ab<|end|>"
+        ours = renderer(tiny_tokenizer)
+        assert ours.text(rm.Sample("a", "b")) == ours.text(rm.Sample("a", "b<|end|>")) == "ab<|end|>"
         assert renderer(tiny_tokenizer, append_eos=False).text(rm.Sample("a", "b")) == "ab"
 
     def test_messages_without_a_template_become_paragraphs(self) -> None:
@@ -144,16 +144,16 @@ class TestText:
         assert text == 'Assistant: [{"name": "add", "arguments": {"a": "é"}}]<|end|>'
 
     def test_tools_may_be_json_or_a_list(self, tiny_tokenizer: Any) -> None:
-        found = renderer(tiny_tokenizer)
-        listed, written = (found.text(rm.Sample([], "a", {"tools": tools})) for tools in (TOOLS, json.dumps(TOOLS)))
+        ours = renderer(tiny_tokenizer)
+        listed, written = (ours.text(rm.Sample([], "a", {"tools": tools})) for tools in (TOOLS, json.dumps(TOOLS)))
         assert listed == written
         assert listed.startswith("<|start|>tools\n")
-        assert found.text(rm.Sample([], "a", {"tools": None})) == found.text(rm.Sample([], "a"))
+        assert ours.text(rm.Sample([], "a", {"tools": None})) == ours.text(rm.Sample([], "a"))
 
     def test_a_samples_template_arguments_win_over_the_renderings(self, tiny_tokenizer: Any) -> None:
-        found = renderer(tiny_tokenizer, template_kwargs={"closing": "A"})
-        assert found.text(rm.Sample([], "x")).endswith("A")
-        assert found.text(rm.Sample([], "x", {"chat_template_kwargs": {"closing": "B"}})).endswith("B")
+        ours = renderer(tiny_tokenizer, template_kwargs={"closing": "A"})
+        assert ours.text(rm.Sample([], "x")).endswith("A")
+        assert ours.text(rm.Sample([], "x", {"chat_template_kwargs": {"closing": "B"}})).endswith("B")
 
     def test_a_template_that_refuses_is_an_error_of_the_data(self) -> None:
         tokenizer = make_tokenizer(chat_template="{{ raise_exception('roles must alternate') }}")
@@ -225,25 +225,25 @@ class TestCompletionStarts:
     @pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "paragraphs"])
     @pytest.mark.parametrize("turns", [turns for turns, *_ in TURNS], ids=len)
     def test_what_is_behind_is_the_completion(self, template: str | None, turns: list[dict[str, str]]) -> None:
-        found = renderer(make_tokenizer(chat_template=template))
+        ours = renderer(make_tokenizer(chat_template=template))
         samples = [rm.Sample(turns, "Yes, it is."), rm.Sample(turns, "No."), rm.Sample("Q: 2+2?", " five")]
-        ids = found.untruncated_ids(samples)
-        starts = found.completion_starts(samples, ids)
-        behind = [found.tokenizer.decode(row[start:]) for row, start in zip(ids, starts, strict=True)]
+        ids = ours.untruncated_ids(samples)
+        starts = ours.completion_starts(samples, ids)
+        behind = [ours.tokenizer.decode(row[start:]) for row, start in zip(ids, starts, strict=True)]
         opening = "" if template else "Assistant: "
         closing = "<|end|>\n" if template else "<|end|>"
         assert behind == [f"{opening}Yes, it is.{closing}", f"{opening}No.{closing}", " five<|end|>"]
 
     def test_without_a_prompt_it_is_everything(self, tiny_tokenizer: Any) -> None:
-        found = renderer(tiny_tokenizer)
+        ours = renderer(tiny_tokenizer)
         samples = [rm.Sample("", "Yes."), rm.Sample([], "Yes.")]
-        assert found.completion_starts(samples, found.untruncated_ids(samples)) == [0, 0]
+        assert ours.completion_starts(samples, ours.untruncated_ids(samples)) == [0, 0]
 
     def test_a_template_that_refuses_a_prompt_alone(self) -> None:
         template = "{% if messages[-1]['role'] != 'assistant' %}{{ raise_exception('no answer') }}{% endif %}" + TEMPLATE
-        found = renderer(make_tokenizer(chat_template=template))
+        ours = renderer(make_tokenizer(chat_template=template))
         samples = [rm.Sample([{"role": "user", "content": "2+2?"}], "4")]
-        assert found.completion_starts(samples, found.untruncated_ids(samples)) == [0]
+        assert ours.completion_starts(samples, ours.untruncated_ids(samples)) == [0]
 
 
 def test_nothing_at_all_still_has_a_token_to_be_scored_at() -> None:
@@ -260,15 +260,15 @@ def test_no_samples_have_no_ids(tiny_tokenizer: Any) -> None:
 class TestRenderedAlready:
     def test_text_is_not_rendered_again(self) -> None:
         tokenizer = make_tokenizer(adds_bos=True)
-        found = renderer(tokenizer, append_eos=True)
+        ours = renderer(tokenizer, append_eos=True)
         text = "<|bos|><|start|>user\n2+2?<|end|>\n"
         complete, bare = RenderedSample.of(text, add_special_tokens=False), RenderedSample.of("2+2?")
-        assert found.untruncated_ids([bare, complete, rm.Sample("2+2?", "")]) == [
+        assert ours.untruncated_ids([bare, complete, rm.Sample("2+2?", "")]) == [
             tokenizer("2+2?")["input_ids"],
             tokenizer(text, add_special_tokens=False)["input_ids"],
             tokenizer("2+2?<|end|>")["input_ids"],
         ]
-        assert found.text(complete) == text
+        assert ours.text(complete) == text
 
     def test_token_ids_are_what_the_model_is_given(self) -> None:
         tokenizer = make_tokenizer()

@@ -34,8 +34,8 @@ def test_what_was_written_is_read(where: str) -> None:
     cache = ScoreCache(where, "a model")
     assert unknown(cache)[0] == [0, 1, 2, 3]
     cache.write(ROWS[:2], OUTPUTS[:2])
-    found, outputs = unknown(cache)
-    assert found == [3]
+    missing, outputs = unknown(cache)
+    assert missing == [3]
     np.testing.assert_array_equal(outputs[:3], OUTPUTS[:3])
     assert np.isnan(outputs[3]).all()
 
@@ -43,8 +43,8 @@ def test_what_was_written_is_read(where: str) -> None:
 def test_a_file_outlives_its_provider_and_knows_the_model(tmp_path: Path) -> None:
     file = str(tmp_path / "scores.sqlite")
     ScoreCache(file, "a model").write(ROWS, OUTPUTS)
-    found, outputs = unknown(ScoreCache(file, "a model"))
-    assert found == []
+    missing, outputs = unknown(ScoreCache(file, "a model"))
+    assert missing == []
     np.testing.assert_array_equal(outputs, OUTPUTS)
     assert unknown(ScoreCache(file, "another model"))[0] == [0, 1, 2, 3]
 
@@ -53,8 +53,8 @@ def test_more_rows_than_a_query_takes(tmp_path: Path) -> None:
     rows = [[row] for row in range(1_234)]
     outputs = np.arange(2_468.0).reshape(-1, 2)
     ScoreCache(str(tmp_path / "scores.sqlite"), "a model").write(rows, outputs)
-    found, read = unknown(ScoreCache(str(tmp_path / "scores.sqlite"), "a model"), rows)
-    assert found == []
+    missing, read = unknown(ScoreCache(str(tmp_path / "scores.sqlite"), "a model"), rows)
+    assert missing == []
     np.testing.assert_array_equal(read, outputs)
 
 
@@ -93,8 +93,8 @@ def test_processes_write_into_one_file_at_once(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", script, str(file), str(number)]) for number in range(4)]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0, 0]
     rows = [[start, row] for start in range(400) for row in range(20)]
-    found, outputs = unknown(ScoreCache(str(file), "a model"), rows)
-    assert found == []
+    missing, outputs = unknown(ScoreCache(str(file), "a model"), rows)
+    assert missing == []
     np.testing.assert_array_equal(outputs, rows)
 
 

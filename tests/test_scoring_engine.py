@@ -118,9 +118,9 @@ def one_by_one(model: Any, rows: Sequence[Sequence[int]]) -> Any:
         return np.concatenate([model(input_ids=torch.tensor([list(row)])).logits.double().numpy() for row in rows])
 
 
-def close(found: Any, expected: Any) -> None:
+def close(scores: Any, expected: Any) -> None:
     assert np.isfinite(expected).all()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(params=[pytest.param(None, id="no EOS"), pytest.param(2, id="EOS"), pytest.param(PAD, id="pad is EOS")])
@@ -135,8 +135,8 @@ def test_a_decoder_that_shares_prefixes(family: str, max_tokens: int, rows: list
     expected = one_by_one(model, rows)
     assert np.ptp(expected) > 0.05
     engine = ScoringEngine(model, max_tokens)
-    found, work = engine.outputs(rows)
-    close(found, expected)
+    scores, work = engine.outputs(rows)
+    close(scores, expected)
     assert engine.shares_prefixes
     assert work.unique_tokens < 0.7 * work.tokens
 
@@ -147,8 +147,8 @@ def test_a_model_that_shares_nothing(family: str, rows: list[list[int]]) -> None
     expected = one_by_one(model, rows)
     assert np.ptp(expected) > 0.05
     engine = ScoringEngine(model, 120)
-    found, work = engine.outputs(rows)
-    close(found, expected)
+    scores, work = engine.outputs(rows)
+    close(scores, expected)
     assert not engine.shares_prefixes
     assert work.duplicates >= 2
 
@@ -190,9 +190,9 @@ def test_half_precision_shares_as_well() -> None:
     rows = rows_with_prefixes(1)
     model = make_model("qwen2").to(torch.bfloat16)
     engine = ScoringEngine(model, 200)
-    found, _ = engine.outputs(rows)
+    scores, _ = engine.outputs(rows)
     assert engine.shares_prefixes
-    np.testing.assert_allclose(found, one_by_one(model, rows), rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(scores, one_by_one(model, rows), rtol=0.05, atol=0.05)
 
 
 class TestAModelThatDoesNotContinueItsCacheRightly:
@@ -200,8 +200,8 @@ class TestAModelThatDoesNotContinueItsCacheRightly:
         arguments = PrefixCache.arguments
 
         def without_positions(self: PrefixCache, backbone: Any) -> dict[str, Any]:
-            found = arguments(self, backbone)
-            return {**found, "position_ids": torch.zeros_like(found["position_ids"])}
+            given = arguments(self, backbone)
+            return {**given, "position_ids": torch.zeros_like(given["position_ids"])}
 
         monkeypatch.setattr(PrefixCache, "arguments", without_positions)
         self.falls_back(r"differ by up to \d")
@@ -230,8 +230,8 @@ class TestAModelThatDoesNotContinueItsCacheRightly:
             [*prompt, 91, *range(20, 80), number] for number in range(4, 9)
         ]
         with pytest.warns(UserWarning, match="differ by up to"):
-            found, _ = engine.outputs(uneven)
-        close(found, one_by_one(model, uneven))
+            scores, _ = engine.outputs(uneven)
+        close(scores, one_by_one(model, uneven))
 
     def falls_back(self, problem: str) -> None:
         rows = rows_with_prefixes(1)
@@ -240,13 +240,13 @@ class TestAModelThatDoesNotContinueItsCacheRightly:
         with pytest.warns(
             UserWarning, match=f"Qwen2ForSequenceClassification.*cached prompts.*{problem}.*computed whole"
         ) as caught:
-            found, _ = engine.outputs(rows)
-        close(found, one_by_one(model, rows))
+            scores, _ = engine.outputs(rows)
+        close(scores, one_by_one(model, rows))
         assert len(caught) == 1
         assert not engine.shares_prefixes
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            close(engine.outputs(rows)[0], found)
+            close(engine.outputs(rows)[0], scores)
 
 
 class TestWithoutEnoughMemory:
@@ -274,8 +274,8 @@ class TestWithoutEnoughMemory:
         engine = ScoringEngine(model, 1_000)
         self.limit(engine, 150)
         with caplog.at_level(logging.WARNING, "rm_plugins"):
-            found, _ = engine.outputs(rows)
-        close(found, expected)
+            scores, _ = engine.outputs(rows)
+        close(scores, expected)
         assert engine.max_tokens == 125
         assert "ran out of memory; scoring goes on with 125 tokens at a time" in caplog.text
 

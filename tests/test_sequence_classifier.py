@@ -104,9 +104,9 @@ def rewrite(folder: Path, change: Callable[[Tensors], object]) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
-def close(found: Any, expected: Any) -> None:
+def close(scores: Any, expected: Any) -> None:
     assert np.isfinite(expected).all()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
 class TestEqualsTransformers:
@@ -165,8 +165,8 @@ class TestEqualsTransformers:
         provider = rm.load(folder)
         # A template that leaves out the BOS of a tokenizer that adds one cannot be told to a pipeline.
         samples = [sample for sample in SAMPLES if not (sample.is_conversational and "adds_bos" in settings)]
-        found = pipeline("text-classification", model=str(folder), dtype=torch.float32)
-        values = [found(provider.render(sample))[0]["score"] for sample in samples if provider.render(sample)]
+        classify = pipeline("text-classification", model=str(folder), dtype=torch.float32)
+        values = [classify(provider.render(sample))[0]["score"] for sample in samples if provider.render(sample)]
         close(values, provider.score([sample for sample in samples if provider.render(sample)]).values)
 
     def test_a_pipeline_over_an_encoder(self, tiny_encoder: MakeFolder) -> None:
@@ -174,8 +174,8 @@ class TestEqualsTransformers:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
         provider = rm.load(folder)
-        found = pipeline("text-classification", model=str(folder))
-        close([found(provider.render(sample))[0]["score"] for sample in SAMPLES], provider.score(SAMPLES).values)
+        classify = pipeline("text-classification", model=str(folder))
+        close([classify(provider.render(sample))[0]["score"] for sample in SAMPLES], provider.score(SAMPLES).values)
 
 
 class TestAdapters:
