@@ -232,8 +232,8 @@ class Provider(ABC):
             DataError: Something in the batch is not a `Sample`, or cannot be scored for what it is.
             ScoringError: The provider failed and `on_error` is ``raise``.
         """
-        policy = on_error or self.on_error
-        scores = self._scored(samples, policy, stops=policy == "raise" and self.fallback is None)
+        raises = (on_error or self.on_error) == "raise"
+        scores = self._scored(samples, on_error, stops=raises and self.fallback is None)
         errors = self.unhandled(scores) if on_error is None else scores.errors if on_error == "raise" else {}
         if errors:
             raise _as_exception(errors)
@@ -252,7 +252,7 @@ class Provider(ABC):
         Raises:
             DataError: Something in the batch is not a `Sample`, or the batch cannot be scored for a reason that names no rows.
         """
-        scores = self._scored(samples, on_error or self.on_error, stops=False)
+        scores = self._scored(samples, on_error, stops=False)
         self._note(samples, scores)
         return scores
 
@@ -262,7 +262,7 @@ class Provider(ABC):
             return self.fallback.unhandled(scores)
         return {} if self.on_error == "abstain" else scores.errors
 
-    def _scored(self, samples: Sequence[Sample], policy: OnError, *, stops: bool) -> Scores:
+    def _scored(self, samples: Sequence[Sample], on_error: OnError | None, *, stops: bool) -> Scores:
         """The scores, in which the fallback stands in for what failed; `stops` raises the first failure, for it ends the call."""
         for position, sample in enumerate(samples):
             if not isinstance(sample, Sample):
@@ -272,10 +272,12 @@ class Provider(ABC):
         if not samples:
             return Scores(np.empty(0))
         scores = self._attempted(samples, stops=stops)
-        if scores.errors and (policy == "abstain" or self.fallback is not None):
-            remedy = "they abstain" if self.fallback is None else f"{self.fallback.label!r} scores them"
-            self._made_up_for(scores.errors, len(samples), remedy)
-        return scores if self.fallback is None or not scores.errors else self._with_fallback(scores, samples, self.fallback)
+        if scores.errors and self.fallback is not None:
+            self._made_up_for(scores.errors, len(samples), f"{self.fallback.label!r} scores them")
+            return self._with_fallback(scores, samples, self.fallback, "abstain" if on_error == "abstain" else None)
+        if scores.errors and (on_error or self.on_error) == "abstain":
+            self._made_up_for(scores.errors, len(samples), "they abstain")
+        return scores
 
     def _note(self, samples: Sequence[Sample], scores: Scores) -> None:
         """Count a scored batch, and tell the observer of it."""
@@ -368,11 +370,11 @@ class Provider(ABC):
         )
         return replace(scores, errors={**dict.fromkeys(infinite, error), **scores.errors})
 
-    def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider) -> Scores:
+    def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider, on_error: OnError | None) -> Scores:
         """The scores with those of the fallback where there are errors."""
         rows = sorted(scores.errors)
         self.counts["fallbacks"] += len(rows)
-        instead = fallback.attempt([samples[row] for row in rows])
+        instead = fallback.attempt([samples[row] for row in rows], on_error=on_error)
         # What is said of it beside its score is of other things than what has the same names here: it is a part.
         stands_in = Scores(
             instead.values, {}, instead.metadata, errors=instead.errors, parts={"fallback": instead}, tokens=instead.tokens

@@ -20,6 +20,7 @@ __all__ = [
     "completion_texts",
     "message_text",
     "prompt_groups",
+    "prompt_key",
     "text_of",
 ]
 
@@ -116,7 +117,7 @@ class Sample:
         >>> Sample("2+2?", "4").prompt_key == Sample("2+2?", "5", {"difficulty": 1}).prompt_key
         True
         """
-        return _digest([_canonical(self.prompt), *(self.columns.get(name) or None for name in PROMPT_COLUMNS)])
+        return prompt_key(self.prompt, self.columns)
 
     @property
     def key(self) -> bytes:
@@ -191,9 +192,9 @@ def _check_text_or_messages(part: str, value: object) -> None:
                 raise DataError(f"{where}.content[{place}] is a part of the type 'text' and has no text: {piece!r:.200}.")
 
 
-def _canonical(part: str | Sequence[Message]) -> Any:
+def _canonical(part: Any) -> Any:
     """Equal for equal texts and messages: null is as good as an absent key, and text parts as their text."""
-    if isinstance(part, str):
+    if not isinstance(part, (list, tuple)) or not all(isinstance(message, Mapping) for message in part):
         return part
     return [
         {
@@ -206,7 +207,14 @@ def _canonical(part: str | Sequence[Message]) -> Any:
 
 
 def _is_text(content: Any) -> bool:
-    return isinstance(content, str) or all(piece["type"] == "text" for piece in content)
+    if not isinstance(content, (list, tuple)):
+        return isinstance(content, str)
+    return all(isinstance(piece, Mapping) and piece.get("type") == "text" and "text" in piece for piece in content)
+
+
+def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
+    """`Sample.prompt_key` of a prompt without a completion, and the columns of its row, whatever they hold."""
+    return _digest([_canonical(prompt), *(columns.get(name) or None for name in PROMPT_COLUMNS)])
 
 
 def _digest(value: Any) -> bytes:

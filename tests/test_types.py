@@ -384,6 +384,15 @@ class TestFailuresAsData:
         assert np.isnan(scores.values).tolist() == [False, False, policy == "abstain", False]
         assert sorted(scores.errors) == ([2] if policy == "abstain" else [])
 
+    def test_a_fallbacks_failure_that_abstains_is_counted_and_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        provider, fallback = self.Counting(), self.Counting()
+        provider.fallback = fallback
+        with caplog.at_level(logging.WARNING, "rm_plugins"):
+            scores = provider.score(completions("a", "!"), on_error="abstain")
+        assert list(scores.errors) == [1]
+        assert (provider.counts["errors"], fallback.counts["errors"]) == (1, 1)
+        assert "1 of 1 samples failed, they abstain" in caplog.text
+
     def test_running_statistics_count_good_samples_once(self) -> None:
         provider, alone = self.Counting(), self.Counting()
         provider.on_error = "abstain"

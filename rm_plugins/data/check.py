@@ -17,7 +17,6 @@ from rm_plugins.data.check_texts import (
     is_blank,
     one_line,
     row_digests,
-    sample_digests,
 )
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.rows import json_line
@@ -183,7 +182,7 @@ class DataCheck:
 
     def _look_for_repetitions(self, row: _Waiting) -> None:
         found, sample = row.found, row.found.samples[0]
-        prompt, samples = sample_digests(found.samples)
+        prompt, samples = found.samples[0].prompt_key, [sample.key for sample in found.samples]
         if any(samples[winner] == samples[loser] for winner, loser in found.pairs):
             self._note("identical-pair", row.number, "", sample)
         elif len(set(samples)) < len(samples):

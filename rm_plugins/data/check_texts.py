@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from hashlib import blake2b
 
 from rm_plugins.data.judgements import Judgement
 from rm_plugins.samples import Message, Sample, message_text
 
-__all__ = ["VERDICT_BITS", "characters", "excerpt", "is_blank", "one_line", "row_digests", "sample_digests"]
+__all__ = ["VERDICT_BITS", "characters", "excerpt", "is_blank", "one_line", "row_digests"]
 
 VERDICT_BITS = 64
 """How many bits of a digest tell how a row is judged."""
@@ -43,22 +42,6 @@ def one_line(text: str) -> str:
 def excerpt(sample: Sample) -> str:
     """What a person finds the row again by."""
     return " → ".join(repr(one_line(" ".join(_texts(part)))) for part in (sample.prompt, sample.completion) if part)
-
-
-def _bytes(part: str | Sequence[Message]) -> bytes:
-    """Equal for equal texts and messages; a null is as good as an absent key."""
-    if isinstance(part, str):
-        return part.encode("utf-8", "surrogatepass")
-    turns = [{key: value for key, value in message.items() if value is not None} for message in part]
-    return json.dumps(turns, sort_keys=True, default=str).encode()
-
-
-def sample_digests(samples: Sequence[Sample]) -> tuple[bytes, list[bytes]]:
-    """The digest of the prompt that the samples answer, and of each sample."""
-    settings = [samples[0].columns.get(name) for name in ("tools", "chat_template_kwargs")]
-    beginning = _bytes(samples[0].prompt) + (json.dumps(settings, default=str).encode() if any(settings) else b"")
-    prompt = blake2b(beginning, digest_size=16).digest()
-    return prompt, [blake2b(prompt + _bytes(sample.completion), digest_size=16).digest() for sample in samples]
 
 
 def row_digests(found: Judgement, samples: Sequence[bytes]) -> tuple[bytes, int]:

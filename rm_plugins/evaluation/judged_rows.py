@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from array import array
 from collections import Counter
@@ -225,7 +224,6 @@ def _mean(ratings: Sequence[float | None]) -> float:
 
 
 def _prompt_key(samples: Sequence[Sample], row: int) -> bytes:
-    prompt = samples[0].prompt if samples else ""
-    if not prompt:
+    if not samples or not samples[0].prompt:
         return str(row).encode()  # of answers without a prompt it is not known that they belong together
-    return hashlib.blake2b(json.dumps(prompt, sort_keys=True, default=repr).encode(), digest_size=16).digest()
+    return samples[0].prompt_key

@@ -14,7 +14,7 @@ from rm_plugins.errors import DataError
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 from rm_plugins.jobs.kept_rows import UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.jobs.ranking import prompt_key
+from rm_plugins.samples import prompt_key
 
 __all__ = ["GenerationJob"]
 
@@ -108,7 +108,7 @@ class GenerationJob:
 
         Completions of a prompt are ranked together, whichever row they were written for.
         """
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         for number, row in enumerate(read_rows(self._source, self._split), start=1):
             key = prompt_key(row.get("prompt"), row)
             if key not in seen:

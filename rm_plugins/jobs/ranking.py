@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import rm_plugins as rm
 from rm_plugins.data.rows import row_samples
 from rm_plugins.errors import DataError
 from rm_plugins.jobs.scored_rows import ScoredRow
+from rm_plugins.samples import PROMPT_COLUMNS
 
 __all__ = [
     "PAIRS",
@@ -25,7 +25,6 @@ __all__ = [
     "column_values",
     "first_completions",
     "pair_rows",
-    "prompt_key",
     "ranked_rows",
     "scored_prompts",
 ]
@@ -33,7 +32,6 @@ __all__ = [
 Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
 PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
 
-_OF_THE_PROMPT = ("tools", "chat_template_kwargs")
 """Columns that chat templates take beside the prompt, for a reward, a policy and TRL's trainers alike."""
 
 
@@ -111,12 +109,12 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
     Raises:
         DataError: A row has no samples.
     """
-    seen: Counter[str] = Counter()
+    seen: Counter[bytes] = Counter()
     for number, row in enumerate(rows, start=1):
         samples = row_samples(row, f"row {number}").samples
         if not samples:
             continue
-        key = prompt_key(samples[0].prompt, row, number)
+        key = _row_key(samples, number)
         room = n - seen[key]
         seen[key] += min(len(samples), room)
         if len(samples) <= room:
@@ -143,15 +141,15 @@ def scored_prompts(
     Raises:
         DataError: `gold` says so.
     """
-    prompts: dict[str, ScoredPrompt] = {}
+    prompts: dict[bytes, ScoredPrompt] = {}
     for number, scored in enumerate(rows, start=1):
         row, samples = scored.row, row_samples(scored.row).samples
         values = gold(scored, number) if gold is not None else []
         if not samples:
             continue
         prompt = samples[0].prompt
-        beside = {name: row[name] for name in _OF_THE_PROMPT if row.get(name) is not None}
-        found = prompts.setdefault(prompt_key(prompt, row, number), ScoredPrompt(prompt, beside))
+        beside = {name: row[name] for name in PROMPT_COLUMNS if row.get(name) is not None}
+        found = prompts.setdefault(_row_key(samples, number), ScoredPrompt(prompt, beside))
         found.written += [_as_written(row, sample) for sample in samples]
         found.completions += [sample.completion for sample in samples]
         found.scores += scored.scores
@@ -160,23 +158,15 @@ def scored_prompts(
         finished = finished if isinstance(finished, list) else [finished]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
             found.finished += finished
-    names = [name for name in _OF_THE_PROMPT if any(name in found.beside for found in prompts.values())]
+    names = [name for name in PROMPT_COLUMNS if any(name in found.beside for found in prompts.values())]
     for found in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
         found.beside = {name: found.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 
-def prompt_key(prompt: Any, row: Mapping[str, Any], number: int | None = None) -> str:
-    """What rows of the same prompt have in common.
-
-    Args:
-        prompt: Text or messages.
-        row: The columns, of which tools and settings of the chat template belong to the prompt.
-        number: The row's number; a row without prompt, which may answer any question, then has nothing in common with another.
-    """
-    if not prompt and number is not None:
-        return f"row {number}"
-    return _key([prompt, *(row.get(name) for name in _OF_THE_PROMPT)])
+def _row_key(samples: Sequence[rm.Sample], number: int) -> bytes:
+    """What rows of the same prompt have in common; a row without a prompt, which may answer any question, has nothing with another."""
+    return samples[0].prompt_key if samples[0].prompt else f"row {number}".encode()
 
 
 def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -> list[float | None]:
@@ -219,10 +209,6 @@ def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
     if isinstance(written, str) and not isinstance(sample.completion, str):
         return sample.completion[0]["content"]
     return sample.completion
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 # --- Rows out of prompts --------------------------------------------------------------------------------------------------
@@ -322,10 +308,10 @@ def _candidates(found: ScoredPrompt, rule: Rule) -> list[int]:
         raise DataError(
             "--finished-only needs rows with 'finished', true or false for each completion, as --generate writes them."
         )
-    places: dict[str, int] = {}
+    places: dict[bytes, int] = {}
     for place in found.order:
         if found.scores[place] is not None and not (rule.finished_only and not found.finished[place]):
-            places.setdefault(_key(found.completions[place]), place)
+            places.setdefault(rm.Sample(found.prompt, found.completions[place]).key, place)
     return list(places.values())
 
 

@@ -135,7 +135,7 @@ class TestCall:
                     reward.provider.model.score.weight.fill_(np.nan)  # type: ignore[attr-defined]
             reward(["a", "b", "b"], ["x", "y", "y"], log_metric=metrics.__setitem__)
             names.append(set(metrics))
-            assert np.isnan(metrics["rewards/mine/tokens_per_second"]) == fails
+            assert metrics["rewards/mine/tokens_per_second"] > 0  # the model has run, whatever came of it
         assert names[0] == names[1] > {"rewards/mine/duplicate_share", "rewards/mine/cached"}
 
     def test_columns_of_another_length(self) -> None:

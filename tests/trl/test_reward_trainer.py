@@ -169,7 +169,7 @@ class TestLoss:
             batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
             with trainer.batch_forward.attention() if trainer_class is RewardTrainer else nullcontext():
                 found.append(trainer.compute_loss(trainer.model, batch).item())
-        assert found[0] == pytest.approx(found[1], abs=1e-6)
+        assert found[0] == pytest.approx(found[1], rel=2e-6)  # float32, and processors differ in how they round
 
     def test_by_mapping_by_object_and_unknown(self, tiny_decoder: Any, tmp_path: Path) -> None:
         model, data = str(tiny_decoder()), Dataset.from_list([FORMATS["text"]] * 4)

@@ -60,9 +60,8 @@ class Ensemble(Combinator):
         scored = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
         members = np.stack([scores.values for scores in scored])
         errors = failures_of(zip(self.members, scored, strict=True)) if self.quorum is None else self._short(scored, members)
-        missing = int(np.isnan(np.delete(members, list(errors), axis=1)).sum())
-        if missing:
-            self.counts["missing_members"] += missing
+        if len(errors) < len(samples):
+            self.counts["missing_members"] += int(np.isnan(np.delete(members, list(errors), axis=1)).sum())
         return combined(
             members, samples, self.aggregate, quorum=self.quorum, scored=scored, errors=errors, metadata=summed_work(scored)
         )
