@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from rm_plugins.provider import Provider
+from rm_plugins.samples import canonical_json
 
 __all__ = ["fingerprint", "manifest_digests", "renders", "shown_spec"]
 
@@ -18,13 +18,16 @@ def fingerprint(provider: Provider) -> str:
     It does not see the code of a function, nor the model behind a remote scorer.
     """
     facts = [[path, *part.identity] for path, part in provider.walk()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()
 
 
 def manifest_digests(provider: Provider) -> dict[str, str]:
     """The SHA-256 of the manifest of each model that a reward is made of, by the model's path in the spec."""
     return {
-        path: manifest.digest for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
+        path: model.manifest.digest
+        for path, part in provider.walk()
+        for model in part.models.values()
+        if model.manifest is not None
     }
 
 
@@ -41,4 +44,4 @@ def _without_headers(value: Any) -> Any:
 
 def renders(part: Provider) -> bool:
     """Whether a part of the reward makes text and token ids of samples."""
-    return getattr(part, "renderer", None) is not None
+    return part.renderer is not None

@@ -245,7 +245,7 @@ class TestLora:
         near(members(scores, 3), alone)
         near(scores.values, alone.mean(axis=0))
         near(provider.score(SAMPLES[::-1]).values[::-1], scores.values)  # the adapters take turns again
-        assert provider.engine.shares_prefixes
+        assert provider.trained.engine.shares_prefixes
         assert scores.metadata["unique_tokens"] < 0.9 * scores.metadata["tokens"]
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -283,7 +283,7 @@ class TestLora:
         parameters = inspect.signature(LoraEnsemble).parameters
         assert set(parameters) == own | set(classifier) - {"model", "revision"}
         assert parameters["dtype"] == classifier["dtype"].replace(annotation=parameters["dtype"].annotation)
-        assert lora(adapters, dtype="bfloat16").dtype == "bfloat16"
+        assert lora(adapters, dtype="bfloat16").trained.dtype == "bfloat16"
         assert lora(adapters, max_length=8).score(SAMPLES).metadata["truncated"] == 6
         for key, value, message in (
             ("max_lenght", 3, "unknown key 'max_lenght' for 'lora-ensemble'. Did you mean 'max_length'"),
@@ -533,7 +533,7 @@ class TestDropout:
         tokenizer.save_pretrained(tmp_path)
         provider = dropout(tmp_path, passes=3)
         scores = provider.score(SAMPLES)
-        assert provider.engine.shares_prefixes
+        assert provider.trained.engine.shares_prefixes
         assert scores.metadata["unique_tokens"] < 0.7 * scores.metadata["tokens"]
         near([provider.score([sample]).values[0] for sample in SAMPLES], scores.values, 1e-4)
         assert {name.rpartition(".")[2] for name in replaced(provider.model)} == {"drop", "resid_dropout", "dropout"}

@@ -147,7 +147,7 @@ class TestEqualsTransformers:
         provider = classifier(rm.load(folder, max_batch_tokens=600))
         scores = provider.score(SHARED)
         np.testing.assert_allclose(scores.values, expected, rtol=0, atol=2e-2 if kind == "bf16" else 1e-4)
-        assert provider.engine.shares_prefixes
+        assert provider.trained.engine.shares_prefixes
         assert scores.metadata["unique_tokens"] < 0.6 * scores.metadata["tokens"]
         assert scores.metadata["duplicates"] == 3
 
@@ -397,9 +397,9 @@ class TestSettings:
     def test_dtype(self, tiny_decoder: MakeFolder) -> None:
         folder = tiny_decoder(dtype=torch.bfloat16)
         provider = classifier(rm.load(folder))
-        assert provider.dtype == "float32"
+        assert provider.trained.dtype == "float32"
         half = classifier(rm.load(folder, dtype="bfloat16"))
-        assert half.dtype == "bfloat16"
+        assert half.trained.dtype == "bfloat16"
         np.testing.assert_allclose(half.score(SAMPLES).values, provider.score(SAMPLES).values, atol=0.2)
 
     def test_loading_leaves_the_model_for_scoring_only(self, tiny_decoder: MakeFolder) -> None:
@@ -417,7 +417,7 @@ def with_manifest(folder: Path, **settings: Any) -> Manifest:
     manifest = Manifest(
         created_by={"rm-plugins": rm.__version__},
         rendering=provider.renderer.rendering,
-        dtype=provider.dtype,
+        dtype=provider.trained.dtype,
         statistics=ScoreStatistics(mean=2.0, std=4.0, min=-1.0, max=3.0, count=10, source="eval"),
         files=file_digests(folder),
         golden=[

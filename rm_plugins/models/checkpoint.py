@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,26 +48,8 @@ def default_device() -> torch.device:
     return torch.device(accelerator.type, index % max(1, torch.accelerator.device_count()))
 
 
-def load_checkpoint(
-    source: str,
-    *,
-    tokenizer: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: torch.device,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> Checkpoint:
+def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
-
-    Args:
-        source: The folder or id.
-        tokenizer: Where the tokenizer is, if not beside the model.
-        revision: The revision of a hub id.
-        dtype: ``auto`` for float32 on a CPU and the checkpoint's own elsewhere, or the name of a dtype.
-        device: Where the model runs.
-        attn_implementation: Handed to transformers.
-        trust_remote_code: Whether code in the checkpoint may run.
 
     Raises:
         ModelError: Nothing of that name is here or on the hub, it cannot be loaded, or it has no tokenizer, no
@@ -75,32 +58,16 @@ def load_checkpoint(
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
         raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
-    arguments = _arguments(revision, dtype, device, attn_implementation, trust_remote_code)
-    base = _base_of(source, revision)
+    arguments, device = _arguments(settings)
+    base = _base_of(source, settings.revision)
     with _errors_of(source):
         model = _load_adapter(source, base, arguments).get_base_model() if base else _load_whole(source, arguments)
         model = model.to(device).eval()
-    return _beside(model, source, [tokenizer] if tokenizer else [source, base], revision, trust_remote_code)
+    return _beside(model, source, base, settings)
 
 
-def load_adapters(
-    adapters: Sequence[str],
-    *,
-    tokenizer: str | None = None,
-    dtype: str = "auto",
-    device: torch.device,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
-    """Load several LoRA adapters into the one base model that they were trained on.
-
-    Args:
-        adapters: Folders or ids.
-        tokenizer: As for `load_checkpoint`, and so are the others.
-        dtype: See there.
-        device: See there.
-        attn_implementation: See there.
-        trust_remote_code: See there.
+def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
+    """Load several LoRA adapters, folders or hub ids, into the one base model that they were trained on.
 
     Returns:
         A checkpoint for each adapter, all of the same model, and the functions that each make the model score as one of them. A
@@ -130,7 +97,7 @@ def load_adapters(
             )
     names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
     with _errors_of(adapters[0]):
-        arguments = _arguments(None, dtype, device, attn_implementation, trust_remote_code)
+        arguments, device = _arguments(settings)
         model = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
     for source, name in zip(adapters[1:], names[1:], strict=True):
         with _errors_of(source):
@@ -140,10 +107,7 @@ def load_adapters(
                     f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
                 )
     whole = model.get_base_model().to(device).eval()
-    checkpoints = (
-        _beside(whole, source, [tokenizer] if tokenizer else [source, base], None, trust_remote_code)
-        for source, base in zip(adapters, bases, strict=True)
-    )
+    checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
 
@@ -151,13 +115,12 @@ def _head_in_words(labels: int | None) -> str:
     return "no head of its own" if labels is None else f"a head of {labels} labels"
 
 
-def _arguments(
-    revision: str | None, dtype: str, device: torch.device, attn_implementation: str | None, trust_remote_code: bool
-) -> dict[str, Any]:
-    """The arguments of transformers' ``from_pretrained``."""
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    loading = {"revision": revision, "trust_remote_code": trust_remote_code, "use_safetensors": True}
-    return {**loading, "dtype": _dtype(dtype, device), **attention}
+def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
+    """The arguments of transformers' ``from_pretrained``, and where the model runs."""
+    device = default_device() if settings.device == "auto" else torch.device(settings.device)
+    attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
+    loading = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
+    return {**loading, "dtype": _dtype(settings.dtype, device), **attention}, device
 
 
 def _base_of(source: str, revision: str | None) -> str | None:
@@ -179,11 +142,11 @@ def _errors_of(source: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
-def _beside(
-    model: PreTrainedModel, source: str, tokenizers: list[str | None], revision: str | None, trust_remote_code: bool
-) -> Checkpoint:
+def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
     """The model with what lies beside its weights."""
-    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizers = [settings.tokenizer] if settings.tokenizer else [source, base]
+    revision, trusted = settings.revision, settings.trust_remote_code
+    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trusted)
     return Checkpoint(model, tokenizer, read_manifest(source, revision))
 
 

@@ -19,9 +19,9 @@ from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginni
 from rm_plugins.samples import Message, RenderedSample, Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer"]
+__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer", "position_limit"]
 
 Truncation: TypeAlias = Literal["left", "error"]
 
@@ -71,6 +71,11 @@ class Rendering:
             append_eos=tokenizer.eos_token is not None and not _closes_texts(tokenizer),
             max_length=min(limits, default=None),
         )
+
+
+def position_limit(config: PretrainedConfig | None) -> int | None:
+    """How many positions a model has, if its configuration says so."""
+    return None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

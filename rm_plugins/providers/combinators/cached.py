@@ -21,7 +21,7 @@ from rm_plugins.providers.combinators.parts import (
     summed_work,
 )
 from rm_plugins.providers.combinators.sum import Sum
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
 
@@ -128,7 +128,7 @@ def _is_written_out(spec: object) -> bool:
 
 def _content(row: int, sample: Sample) -> bytes:
     try:
-        return json.dumps(sample_to_json(sample), sort_keys=True, default=_plain).encode()
+        return canonical_json(sample_to_json(sample), default=_plain).encode()
     except TypeError as error:
         raise DataError(
             f"item {row} cannot be told from others, for its messages or columns hold something without a JSON form: {error}. Leave "

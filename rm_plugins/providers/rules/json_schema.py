@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from rm_plugins.errors import MissingDependencyError, SpecError
-from rm_plugins.provider import LocalPath, RowProvider
+from rm_plugins.provider import LocalPath
+from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:

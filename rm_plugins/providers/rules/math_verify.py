@@ -81,12 +81,11 @@ class MathVerify(Provider):
                 values[row] = 1.0
         if broken:
             first, reason = next(iter(broken.items()))
-            failure = ScoringError(
+            errors |= ScoringError(
                 f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. Its own "
                 "output above says more.",
                 rows=broken,
-            )
-            errors |= dict.fromkeys(broken, failure)
+            ).by_row
         return Scores(values, errors=errors)
 
     def _gold(self, row: int, sample: Sample) -> str | None:
