@@ -28,8 +28,8 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return value if isinstance(value, str) else [dict(message) for message in value]
 
-    found = {"prompt": plain(sample.prompt), "completion": plain(sample.completion)}
-    return {**found, "columns": dict(sample.columns)} if sample.columns else found
+    written = {"prompt": plain(sample.prompt), "completion": plain(sample.completion)}
+    return {**written, "columns": dict(sample.columns)} if sample.columns else written
 
 
 def sample_from_json(value: Mapping[str, Any]) -> Sample:
