@@ -206,7 +206,7 @@ class Provider(ABC):
         """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests."""
         if self.spec is None:
             return {"made in Python": f"{type(self).__module__}.{type(self).__qualname__}"}
-        left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"name", *others}
+        left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"label", *others}
         return {key: with_digests(value) for key, value in self.spec.items() if key not in left_out}
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:

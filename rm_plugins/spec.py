@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ __all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "na
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
 
-SHARED_KEYS = ("provider", "name", "transform", "on_error")
+SHARED_KEYS = ("provider", "label", "transform", "on_error")
 """Keys that every provider's spec has, beside its own."""
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
@@ -53,7 +54,7 @@ def load(
             - ``module:function``, or a callable, short for ``{provider: function, function: ...}``;
             - the name of a registered provider, or of a reward in ``rm_plugins.yaml``;
             - a model id of the hub, short for ``{provider: sequence-classifier, model: ...}``;
-            - a mapping with ``provider``, that provider's own keys, and the shared ones ``name``, ``transform`` and
+            - a mapping with ``provider``, that provider's own keys, and the shared ones ``label``, ``transform`` and
               ``on_error`` (``raise``, ``abstain`` or ``{fallback: SPEC}``);
             - a provider, which is returned as it is.
         registry: Where names are looked up; the installed plug-ins by default.
@@ -193,7 +194,7 @@ class SpecBuilder:
         file = _named_rewards_file()
         rewards = _read_mapping(file) if file else {}
         if file and text in rewards:
-            return self.inside(file, path, text).provider(rewards[text], text, {"name": text, **settings})
+            return self.inside(file, path, text).provider(rewards[text], text, {"label": text, **settings})
         known = [*self.registry.all("provider"), *rewards]
         if not _HUB_ID.fullmatch(text):
             raise self.error(
@@ -210,16 +211,19 @@ class SpecBuilder:
             known = ", ".join(sorted(self.registry.all("provider")))
             raise self.error(path, f"the key 'provider' is missing. Allowed values: {known}.")
         cls = self.lookup("provider", arguments.pop("provider"), join_path(path, "provider"))
+        if "name" in arguments and "name" not in schema_of(cls):  # type: ignore[arg-type]  # a class is hashable
+            warnings.warn("What a reward is called is its `label`; `name` names a component. Write `label`.", FutureWarning, 2)
+            arguments = {"label": arguments.pop("name"), **arguments}
         shared = {key: arguments.pop(key) for key in SHARED_KEYS if key in arguments}
-        label = shared.get("name")
+        label = shared.get("label")
         if label is not None and not isinstance(label, str):
-            raise self.error(join_path(path, "name"), f"must be text, not {label!r}.")
+            raise self.error(join_path(path, "label"), f"must be text, not {label!r}.")
         provider: Provider
         provider, written = self.construct(cls, arguments, path, also=SHARED_KEYS)
         provider.where = ": ".join(filter(None, (self.source, path)))
         if label is not None:
             provider.label = label
-            written["name"] = label
+            written["label"] = label
         if shared.get("transform") is not None:
             where = join_path(path, "transform")
             provider.transform = self.component("transform", shared["transform"], where)

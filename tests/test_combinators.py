@@ -110,7 +110,7 @@ def failing_on(*completions: str, value: float = 5.0) -> rm.Provider:
             raise ScoringError("the judge is away", rows=rows)
         return [value] * len(samples)
 
-    return rm.load(function, name="judge")
+    return rm.load(function, label="judge")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ class TestRoute:
 
     def test_a_value_without_a_route(self) -> None:
         with pytest.raises(DataError) as caught:
-            scored(provider="route", name="by topic", column="topic", routes={"maths": LENGTH})
+            scored(provider="route", label="by topic", column="topic", routes={"maths": LENGTH})
         assert str(caught.value) == (
             "column: the route 'by topic' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3) are of a kind without a route: "
             "'code', 'math'. Did you mean 'maths'? Allowed: maths. Give it a route, or all such kinds the key `otherwise`."

@@ -89,7 +89,7 @@ class TestEvery:
         assert not scores.abstained.any()
         assert len(set(scores.values)) > 1
         assert rule.label == spec["provider"]
-        assert load(spec, name="mine").label == "mine"
+        assert load(spec, label="mine").label == "mine"
         rule.close()
 
     def test_only_what_the_assistant_says_is_looked_at(self) -> None:

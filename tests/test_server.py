@@ -368,7 +368,7 @@ class TestWhatIsTaken:
 class TestRendering:
     def test_what_the_models_are_given(self, tiny_decoder: Any, tiny_encoder: Any) -> None:
         decoder, encoder = tiny_decoder(positions=16), tiny_encoder()
-        members = [str(decoder), str(encoder), {"provider": "sequence-classifier", "model": str(decoder), "name": "again"}]
+        members = [str(decoder), str(encoder), {"provider": "sequence-classifier", "model": str(decoder), "label": "again"}]
         reward = rm.load({"provider": "ensemble", "members": members})
         with served(reward) as client:
             response = client.post("/v1/render", json={"samples": [sample_to_json(sample) for sample in SAMPLES[:3]]})
@@ -603,7 +603,7 @@ class TestFingerprint:
     def test_is_of_all_that_changes_the_score(self, change: dict[str, Any], tiny_decoder: Any) -> None:
         spec = {"provider": "sequence-classifier", "model": str(tiny_decoder())}
         assert Hosted.load(spec | change).fingerprint != Hosted.load(spec).fingerprint
-        assert Hosted.load(spec | {"name": "other", "max_batch_tokens": 64}).fingerprint == Hosted.load(spec).fingerprint
+        assert Hosted.load(spec | {"label": "other", "max_batch_tokens": 64}).fingerprint == Hosted.load(spec).fingerprint
 
     def test_a_file_counts_by_what_is_in_it(self, tmp_path: Path) -> None:
         inner = {"provider": "constant", "value": 1.0}

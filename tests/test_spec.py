@@ -15,6 +15,7 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.errors import BrokenPluginError, ModelError, PluginError, RmPluginsError, SpecError, UnknownNameError
+from rm_plugins.identity import fingerprint
 from rm_plugins.losses.bradley_terry import BradleyTerry
 from rm_plugins.provider import LocalPath, ModelSource
 from rm_plugins.providers.function import FunctionProvider
@@ -105,15 +106,29 @@ class TestForms:
         assert (provider.value, provider.mode, provider.label) == (2, "exact", "certain")
         assert provider.score(SAMPLES).values.tolist() == [2, 2]
 
+    def test_name_is_read_as_label_with_a_warning(self) -> None:
+        with pytest.warns(FutureWarning, match="Write `label`"):
+            provider = load({"provider": "certain", "name": "four"})
+        assert provider.label == "four" and provider.spec == {"provider": "certain", "label": "four"}
+
+    def test_keys_of_several_types_have_a_fingerprint(self) -> None:
+        keys, other = (
+            load(
+                {"provider": "function", "function": lambda samples, table: [0.0] * len(samples), "arguments": {"table": table}}
+            )
+            for table in ({"x": 1, 2: 3}, {2: 3, "x": 1})
+        )
+        assert fingerprint(keys) == fingerprint(other)
+
     def test_settings_win_over_the_spec(self) -> None:
         assert load({"provider": "certain", "value": 2}, value=3.0).value == 3
-        assert load("certain", value=4, name="four").label == "four"
+        assert load("certain", value=4, label="four").label == "four"
 
     def test_a_registered_name(self) -> None:
         assert isinstance(load("certain"), Constant)
 
     def test_a_callable(self) -> None:
-        provider = load(lambda samples: [5.0] * len(samples), name="five")
+        provider = load(lambda samples: [5.0] * len(samples), label="five")
         assert isinstance(provider, FunctionProvider)
         assert (provider.label, provider.score(SAMPLES).values.tolist()) == ("five", [5, 5])
 
@@ -328,15 +343,16 @@ class TestSharedKeys:
             "certain", on_error=policy
         )
 
-    def test_the_name_is_text(self) -> None:
-        assert "name: must be text, not 3." in refused("certain", name=3)
+    def test_the_label_is_text(self) -> None:
+        assert "label: must be text, not 3." in refused("certain", label=3)
 
 
 class TestArguments:
     def test_every_wrong_key_is_reported_at_once(self) -> None:
         message = refused({"provider": "certain", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
         assert (
-            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: mode, name, on_error, provider" in message
+            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: label, mode, on_error, provider"
+            in message
         )
         assert "mode: input should be 'fast' or 'exact', not 'slow'." in message
         assert "weights[1]: input should be a valid number, not 'x'." in message

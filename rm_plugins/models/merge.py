@@ -24,8 +24,7 @@ from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
-from rm_plugins.models.model_folder import trained_rendering
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests, trained_rendering
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
 

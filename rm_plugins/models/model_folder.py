@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from rm_plugins.errors import ModelError
-from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
-from rm_plugins.rendering.render import Renderer, Rendering, configured_renderer, position_limit
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, trained_rendering
+from rm_plugins.rendering.render import Renderer, configured_renderer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["found_file", "load_renderer", "load_tokenizer", "read_manifest", "trained_rendering"]
+__all__ = ["found_file", "load_renderer", "load_tokenizer", "read_manifest"]
 
 
 def found_file(source: str, name: str, revision: str | None) -> Path | None:
@@ -93,10 +93,3 @@ def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
         except (OSError, ValueError) as error:
             raise ModelError(f"The configuration in {source} cannot be read: {error}") from error
     return configured_renderer(tokenizer, trained_rendering(tokenizer, manifest, config), **settings)
-
-
-def trained_rendering(
-    tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig | None
-) -> Rendering:
-    """How samples were rendered for a model in its training: as its manifest says, else as TRL does."""
-    return Rendering.default(tokenizer, position_limit(config)) if manifest is None else manifest.rendering

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics
-from rm_plugins.models.model_folder import trained_rendering
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, trained_rendering
 from rm_plugins.provider import ModelSource
 from rm_plugins.rendering.render import Renderer, Truncation, configured_renderer
 
