@@ -19,6 +19,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
 
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Self
 
 __all__ = [
     "AnswerError",
@@ -62,6 +63,11 @@ class RmPluginsError(Exception):
     def by_row(self) -> dict[int, "RmPluginsError"]:
         """The error at each of its rows."""
         return dict.fromkeys(sorted(self.rows or ()), self)
+
+    def caused_by(self, error: BaseException) -> Self:
+        """This error, as ``raise ... from error`` would have it, for those that are returned and not raised."""
+        self.__cause__ = error
+        return self
 
     def __str__(self) -> str:
         # Some built-ins in the tree (LookupError's children) would quote the message.

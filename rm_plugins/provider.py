@@ -251,7 +251,7 @@ class Provider(ABC):
             on_error: ``abstain`` where the caller makes up for every failure, whatever the provider's own `on_error`.
 
         Raises:
-            DataError: Something in the batch is not a `Sample`, or the batch cannot be scored for a reason that names no rows.
+            DataError: Something in the batch is not a `Sample`.
         """
         scores = self._scored(samples, on_error, stops=False)
         self._note(samples, scores)
@@ -314,7 +314,7 @@ class Provider(ABC):
                 scores = self._checked(samples if not errors else [samples[row] for row in pending], stops=stops)
             except (ScoringError, DataError) as error:
                 self._signed(error)
-                if stops or (isinstance(error, DataError) and error.rows is None):
+                if stops:
                     raise
                 # Rows that the batch does not have say nothing about those that it has.
                 failed = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)

@@ -40,9 +40,8 @@ class RowProvider(Provider):
             except (ScoringError, DataError) as error:
                 errors[row] = error
             except Exception as error:  # whatever it is, it is the failure of this sample alone
-                failure = ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}", rows=[row])
-                failure.__cause__ = error
-                errors[row] = failure
+                message = f"The provider {self.called} failed: {type(error).__name__}: {error}"
+                errors[row] = ScoringError(message, rows=[row]).caused_by(error)
             else:
                 values[row] = np.nan if value is None else value
         return Scores(values, errors=errors)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_plugins.errors import ManifestError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
 from rm_plugins.models.settings import ModelSettings
@@ -120,6 +121,7 @@ class TrainedReward:
         self.engine = ScoringEngine(
             model, settings.max_batch_tokens, compile=settings.compile, cache=cache, variants=variants, width=width
         )
+        self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
         self._load_again = load_again
         self._load_unchanged = load_unchanged
 
@@ -172,11 +174,31 @@ class TrainedReward:
             DataError: Samples cannot be rendered.
         """
         ids, is_truncated = self.renderer.tokenized(samples)
+        self._refuse_unknown(ids)
         values, work = self.engine.outputs(ids)
         errors = self._non_finite(values)
         values[list(errors)] = np.nan
         tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
         return ModelOutputs(values, errors, tokens, {"truncated": int(is_truncated.sum()), **work.as_metadata()})
+
+    def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
+        """Refuse rows with tokens or positions that the model has no embedding of; on a GPU they would end the process."""
+        vocabulary, positions = self._vocabulary, self._positions
+        unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
+        if unknown:
+            raise ScoringError(
+                f"The model {self.source} has embeddings of {vocabulary} tokens, and {len(unknown)} of {len(ids)} samples have a token "
+                f"beyond (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer is another model's, or has tokens "
+                "that were added after the training: name the right one with the spec's key `tokenizer`.",
+                rows=unknown,
+            )
+        long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
+        if long:
+            raise ScoringError(
+                f"The model {self.source} has positions for {positions} tokens, and {len(long)} of {len(ids)} samples are longer (first: "
+                f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
+                rows=long,
+            )
 
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
         """The errors of the rows for which the model gave no number."""

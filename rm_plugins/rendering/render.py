@@ -28,6 +28,14 @@ Truncation: TypeAlias = Literal["left", "error"]
 PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
 
+_COUNTED_FROM_PADDING = frozenset(
+    (
+        *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    )
+)
+"""Model types whose positions begin behind the padding token's id."""
+
 _UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
 
 
@@ -74,8 +82,19 @@ class Rendering:
 
 
 def position_limit(config: PretrainedConfig | None) -> int | None:
-    """How many positions a model has, if its configuration says so."""
-    return None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    """How many tokens a model has positions for, if its configuration says so.
+
+    Models of the RoBERTa family count positions from behind the padding token's id, so that they take fewer than the configuration's
+    ``max_position_embeddings``. A number below 1 means no limit, as XLNet's -1.
+    """
+    text_config = None if config is None else config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit is None or limit < 1:
+        return None
+    is_absolute = getattr(text_config, "position_embedding_type", "absolute") == "absolute"
+    if text_config.model_type in _COUNTED_FROM_PADDING and is_absolute:
+        return int(limit) - 1 - (text_config.pad_token_id or 0)
+    return int(limit)
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -216,11 +235,20 @@ class Renderer:
     def _to_tokenize(self, sample: Sample) -> tuple[bool, str]:
         """The text of a sample that is tokenized, and whether all of its special tokens are in it."""
         if isinstance(sample, RenderedSample):
-            return not sample.add_special_tokens, str(sample.completion)
-        if self._is_templated(sample):
+            is_complete, text = not sample.add_special_tokens, str(sample.completion)
+        elif self._is_templated(sample):
             # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
-            return True, self._templated(sample)
-        return False, self.text(sample)
+            is_complete, text = True, self._templated(sample)
+        else:
+            is_complete, text = False, self.text(sample)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"Its text holds a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and "
+                "nothing that a tokenizer takes. Decode the text anew, or leave the sample out."
+            ) from error
+        return is_complete, text
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]

@@ -142,7 +142,7 @@ class TestLora:
             rm.load(spec)
 
     def test_the_contract_and_pickling(self, adapters: list[str]) -> None:
-        provider = lora(adapters, aggregate="median", name="mine")
+        provider = lora(adapters, aggregate="median", label="mine")
         check_provider(provider, SAMPLES)
         data = pickle.dumps(provider)
         assert len(data) < 5_000

@@ -132,15 +132,15 @@ class TestMistakesInAFile:
         ("part", "message"),
         [
             (
-                "{provider: route, column: subject, routes: {math: builtins:len}}",
+                "{provider: route, column: subject, routes: {math: 'combinator_rules:length'}}",
                 ".column: the route 'route' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3)",
             ),
             (
-                "{provider: route, column: topic, routes: {math: builtins:len}}",
+                "{provider: route, column: topic, routes: {math: 'combinator_rules:length'}}",
                 ".column: the route 'route' cannot score the batch: 2 of",
             ),
             (
-                "{provider: route, by: combinator_rules:topic, routes: {math: builtins:len}}",
+                "{provider: route, by: combinator_rules:topic, routes: {math: 'combinator_rules:length'}}",
                 ".by: the route 'route' cannot score the",
             ),
         ],
@@ -148,8 +148,10 @@ class TestMistakesInAFile:
     def test_of_a_column_when_it_is_met(self, part: str, message: str, here: Path) -> None:
         (here / "spec.yaml").write_text(nested(part))
         with pytest.raises(DataError) as caught:
-            rm.load("spec.yaml", on_error="abstain").score(SAMPLES)
+            rm.load("spec.yaml").score(SAMPLES)
         assert str(caught.value).startswith(f"{here / 'spec.yaml'}: {PLACE}{message}")
+        abstaining = rm.load("spec.yaml", on_error="abstain").score(SAMPLES)
+        assert set(abstaining.errors) == caught.value.rows
 
     def test_of_a_column_at_the_top_of_a_file(self, here: Path) -> None:
         (here / "spec.yaml").write_text("provider: route\ncolumn: subject\nroutes: {math: builtins:len}\n")
