@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
@@ -132,6 +133,11 @@ class Manifest(_Strict):
     def write(self, folder: Path) -> Path:
         """Write the manifest into `folder`, whole or not at all."""
         return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @field_serializer("rendering")
+    def _rendering_without_what_is_unset(self, rendering: Rendering) -> dict[str, Any]:
+        # Manifests from before there was a date, and of templates without one, stay as they are.
+        return {name: value for name, value in asdict(rendering).items() if name != "template_date" or value is not None}
 
     @property
     def digest(self) -> str:

@@ -35,6 +35,7 @@ class ModelSettings:
     chat_template: ModelSource | None = None
     append_eos: bool | None = None
     template_kwargs: Mapping[str, Any] | None = None
+    template_date: str | None = None
     max_batch_tokens: int | None = None
     attn_implementation: str | None = None
     compile: bool = False
@@ -56,6 +57,7 @@ class ModelSettings:
             max_length=self.max_length,
             truncation=self.truncation,
             template_kwargs=self.template_kwargs,
+            template_date=self.template_date,
         )
 
     def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:

@@ -242,7 +242,9 @@ class TrainedReward:
         ]
 
     def checked(self) -> TrainedReward:
-        """This model, after its file sizes and one golden score were compared with the manifest, if the settings say so.
+        """This model, after its file sizes and a golden score or two were compared with the manifest, if the settings say so.
+
+        One of them meets the chat template, where there is one.
 
         Raises:
             ManifestError: The manifest does not match the model.
@@ -253,8 +255,11 @@ class TrainedReward:
         shortest: list[list[int]] = []
         for origin, wrong in zip(self.origins, files, strict=True):
             same = not wrong and origin.manifest is not None and self.renderer.rendering == origin.manifest.rendering
-            lengths = [len(str(golden.sample)) for golden in origin.manifest.golden] if same and origin.manifest else []
-            shortest.append([lengths.index(min(lengths))] if lengths else [])
+            golden = origin.manifest.golden if same and origin.manifest else []
+            by_length = sorted(range(len(golden)), key=lambda number: len(str(golden[number].sample)))
+            templated = [number for number in by_length if not isinstance(golden[number].sample.get("prompt"), str)]
+            is_template = self.renderer.rendering.chat_template == "tokenizer"
+            shortest.append(sorted({*by_length[:1], *(templated[:1] if is_template else ())}))
         for origin, *problems in zip(self.origins, files, self._golden_problems(shortest), strict=True):
             if any(problems):
                 raise ManifestError(

@@ -80,7 +80,7 @@ class TestABadSample:
         folder, samples = batch
         with pytest.raises(RmPluginsError, match=BAD[what][1]) as caught:
             rm.load(str(folder)).score(samples)
-        assert caught.value.rows == {1}
+        assert caught.value.rows == frozenset({1})
 
     @pytest.mark.parametrize("on_error", ["abstain", {"fallback": {"provider": "constant", "value": 9.0}}], ids=str)
     def test_the_others_are_scored(self, what: str, batch: tuple[Path, list[rm.Sample]], on_error: Any) -> None:

@@ -241,7 +241,7 @@ class TestRoute:
             "column: the route 'route' cannot score the batch: 1 of 5 samples (items 4) have no column 'topic'. Did you mean 'topic'? "
             "Allowed: topic, topics. Give the dataset this column, or the spec another one."
         )
-        assert caught.value.rows == {4}
+        assert caught.value.rows == frozenset({4})
 
     def test_a_value_without_a_route(self) -> None:
         with pytest.raises(DataError) as caught:
