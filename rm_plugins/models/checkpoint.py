@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,7 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     arguments, device = _arguments(settings)
     base = _base_of(source, settings.revision)
     with _errors_of(source):
-        model = _load_adapter(source, base, arguments).get_base_model() if base else _load_whole(source, arguments)
+        model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
         model = model.to(device).eval()
     return _beside(model, source, base, settings)
 
@@ -98,9 +98,10 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
     names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
     with _errors_of(adapters[0]):
         arguments, device = _arguments(settings)
-        model = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
+        model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
     for source, name in zip(adapters[1:], names[1:], strict=True):
         with _errors_of(source):
+            _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), None)
             missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
             if missing:
                 raise ModelError(
@@ -169,8 +170,11 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> Any:
-    """An adapter of a base model, as peft's ``PeftModel``; it lives inside of the base model's layers."""
+def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> tuple[Any, Iterable[str]]:
+    """An adapter of a base model, as peft's ``PeftModel``, and the weights that the base model lacks.
+
+    It lives inside of the base model's layers.
+    """
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -188,17 +192,32 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
         )
     except OSError as error:
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
-    if info["missing_keys"] and head_labels is None:
-        raise ModelError(
-            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(info['missing_keys'])}). "
-            "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
-        )
+    _check_every_weight(model, info["missing_keys"], source, base, arguments["revision"])
     others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
     if others:
         raise ModelError(
             f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
         )
-    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"])
+    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"]), info["missing_keys"]
+
+
+def _check_every_weight(
+    model: PreTrainedModel, missing_in_base: Iterable[str], source: str, base: str, revision: str | None
+) -> None:
+    """Refuse an adapter where neither it nor its base model has a weight, which would be random."""
+    missing = sorted(set(missing_in_base) - _adapter_weights(source, revision).keys())
+    if missing and _adapter_head_labels(source, revision) is None:
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(missing)}). "
+            "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
+        )
+    if missing:
+        modules = {key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for key in missing}
+        modules.add("classifier" if hasattr(model, "classifier") else "score")
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, and neither has weights for {', '.join(missing[:3])}, which would be random and so "
+            f"would every score. Train the adapter with modules_to_save={sorted(modules)}, as rm_plugins_trl.RewardTrainer does."
+        )
 
 
 def _key(mismatched: Any) -> str:
@@ -208,11 +227,16 @@ def _key(mismatched: Any) -> str:
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:
     """The number of outputs of the head that an adapter carries; None if it carries none."""
+    shapes = _adapter_weights(source, revision)
+    ends = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+    return next((shape[0] for name, shape in shapes.items() if name.endswith(ends)), None)
+
+
+def _adapter_weights(source: str, revision: str | None) -> dict[str, list[int]]:
+    """The shapes of an adapter's weights, by the names that they have in the base model."""
     weights = found_file(source, _ADAPTER_WEIGHTS, revision)
     if weights is None:
         raise ModelError(f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}.")
     with safe_open(weights, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            if name.endswith(("score.weight", "classifier.weight", "classifier.out_proj.weight")):
-                return int(file.get_slice(name).get_shape()[0])
-    return None
+        names = list(file.keys())
+        return {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -80,6 +81,37 @@ class TestAdapters:
             ModelError, match=r"is an adapter of .*language-model.*neither holds a trained score head.*score\.weight"
         ):
             rm.load(tmp_path / "adapter")
+
+    @pytest.fixture
+    def masked_language_model(self, tiny_encoder: MakeFolder, tmp_path: Path) -> Path:
+        """An encoder as a masked language model, which has no pooler."""
+        folder = tiny_encoder()
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        BertForMaskedLM(model.config).save_pretrained(folder)
+        return folder
+
+    def encoder_adapter(self, base: Path, folder: Path, *saved: str) -> Any:
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        lora = LoraConfig(r=4, target_modules=["query"], init_lora_weights=False, modules_to_save=list(saved))
+        adapted = get_peft_model(model, lora).eval()
+        adapted.save_pretrained(folder)
+        return adapted
+
+    def test_over_a_base_without_the_pooler(self, masked_language_model: Path, tmp_path: Path) -> None:
+        self.encoder_adapter(masked_language_model, tmp_path / "adapter", "classifier")
+        with pytest.raises(
+            ModelError, match=r"neither has weights for bert\.pooler.*random.*modules_to_save=\['classifier', 'pooler'\]"
+        ):
+            rm.load(tmp_path / "adapter")
+
+    def test_with_the_pooler_that_it_trained(self, masked_language_model: Path, tmp_path: Path) -> None:
+        adapted = self.encoder_adapter(masked_language_model, tmp_path / "adapter", "classifier", "pooler")
+        rewards = rm.load(tmp_path / "adapter")
+        expected = texts_alone(adapted, AutoTokenizer.from_pretrained(masked_language_model), ["a colour"])[:, 0]
+        close(rewards.score([rm.Sample("", "a colour")]).values, expected)
+        self.encoder_adapter(masked_language_model, tmp_path / "other", "classifier")
+        with pytest.raises(ModelError, match=r"other is an adapter .* neither has weights for bert\.pooler"):
+            rm.load({"provider": "lora-ensemble", "adapters": [str(tmp_path / "adapter"), str(tmp_path / "other")]})
 
     def test_whose_base_is_gone(self, base: Path, tmp_path: Path) -> None:
         self.adapter(base, tmp_path / "adapter", modules_to_save=["score"])
