@@ -126,6 +126,8 @@ class Provider(ABC):
     """The keys of its spec that change no score, such as where it computes or how it is reached: no part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
+    renderer: Any = None
+    """What makes its samples' text and token ids in this process, a `rm_plugins.rendering.render.Renderer`; None where nothing does."""
     label: str = ""
     """What this reward is called in metrics and messages; the provider's name unless something better is known."""
     on_error: OnError = "raise"

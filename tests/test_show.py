@@ -136,7 +136,7 @@ class TestModels:
 
     def test_a_model_with_one(self, run: Callable[..., str], tiny_decoder: Any) -> None:
         folder = tiny_decoder(num_labels=4)
-        rendering = rm.load(folder, head=0).renderer.rendering  # type: ignore[attr-defined]
+        rendering = rm.load(folder, head=0).renderer.rendering
         Manifest(
             created_by={},
             rendering=rendering,

@@ -18,9 +18,9 @@ from rm_plugins.server.bodies import BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
 from rm_plugins.server.dialects import Dialect, Problem, Scorer
 from rm_plugins.server.dialects.rewards import Native
-from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys
+from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -28,7 +28,7 @@ __all__ = ["create_app"]
 
 
 def create_app(
-    reward: Provider | Hosted,
+    reward: Provider | ServedReward,
     settings: Settings | None = None,
     *,
     reload_all: Callable[[], None] | None = None,
@@ -46,8 +46,8 @@ def create_app(
         PluginError: A dialect cannot be served.
     """
     settings = settings or Settings()
-    hosted = reward if isinstance(reward, Hosted) else Hosted(reward)
-    service = Service(hosted, settings, reload_all)
+    served = reward if isinstance(reward, ServedReward) else ServedReward(reward)
+    service = Service(served, settings, reload_all)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

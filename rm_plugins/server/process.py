@@ -20,8 +20,8 @@ import uvicorn
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.server.app import create_app
 from rm_plugins.server.dialects.dialect import Problem
-from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import configure_logging
+from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -74,9 +74,9 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     asked_meanwhile: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, frame: asked_meanwhile.append(number))
     parent = os.getppid()
-    hosted = Hosted.load(serving.spec)
+    reward = ServedReward.load(serving.spec)
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
-    app = create_app(hosted, serving.settings, reload_all=reload_all)
+    app = create_app(reward, serving.settings, reload_all=reload_all)
     config = uvicorn.Config(
         app,
         log_config=None,
