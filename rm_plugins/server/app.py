@@ -17,6 +17,7 @@ from rm_plugins.server import page, probes
 from rm_plugins.server.bodies import BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
 from rm_plugins.server.dialects import Dialect, Problem, Scorer
+from rm_plugins.server.dialects.dialect import STATUS
 from rm_plugins.server.dialects.rewards import Native
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys
@@ -98,8 +99,11 @@ def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter]
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    problem = problem_of(error)
+    dialect: Dialect = request.state.dialect
+    problem = problem_of(error, dialect)
+    if problem.status == STATUS[problem.cause] and not isinstance(error, HTTPException):
+        problem.status = dialect.statuses.get(problem.cause, problem.status)
     fields = current_fields.get()
     if fields is not None:
         fields["cause"] = problem.cause
-    return answer_of(problem, request.state.dialect, request.state.request_id)
+    return answer_of(problem, dialect, request.state.request_id)

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 __all__ = ["OpenInference"]
 
@@ -118,14 +118,11 @@ _EXAMPLES: Any = {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
-
-
-class OpenInference(Dialect):
+class OpenInference(DropIn):
     """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
     name: ClassVar[str] = "oip"
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as the protocol tells it."""
@@ -133,7 +130,7 @@ class OpenInference(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """The protocol's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["Open Inference Protocol"])
+        router = APIRouter(tags=["Open Inference Protocol"])
 
         @router.get("/v2", summary="This server", responses=_ERRORS)
         async def server() -> dict[str, Any]:

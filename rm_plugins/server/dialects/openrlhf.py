@@ -12,8 +12,8 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
+from rm_plugins.server.dialects.dialect import Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 __all__ = ["OpenRLHF"]
 
@@ -56,7 +56,7 @@ _EXAMPLES: Any = {
 }
 
 
-class OpenRLHF(Dialect):
+class OpenRLHF(DropIn):
     """OpenRLHF's reward server: /get_reward."""
 
     name: ClassVar[str] = "openrlhf"
@@ -67,7 +67,7 @@ class OpenRLHF(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """OpenRLHF's endpoint."""
-        router = APIRouter(route_class=DropInRoute, tags=["OpenRLHF"])
+        router = APIRouter(tags=["OpenRLHF"])
 
         @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
         async def get_reward(body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:

@@ -15,16 +15,13 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import LABEL, DropInRoute, RequestBody, probability
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
 
-__all__ = ["STATUSES", "TEI", "Error", "Rank", "Rerank", "error_body", "rerank"]
+__all__ = ["TEI", "Error", "Rank", "Rerank", "rerank"]
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
-
-STATUSES: Mapping[Cause, int] = {"too-large": 422, "failed": 424}
-"""TEI's statuses where they are not ours; an oversized batch fails its validation."""
 
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "Validation",
@@ -97,11 +94,6 @@ class Error(BaseModel):
     error_type: str
 
 
-def error_body(problem: Problem) -> Any:
-    """A problem as TEI tells it."""
-    return {"error": problem.message, "error_type": _ERROR_TYPES[problem.cause]}
-
-
 _ERRORS: Any = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 _EXAMPLES: Any = {
     "text": {"summary": "One text", "value": {"inputs": "2+2?\n4", "raw_scores": True}},
@@ -110,22 +102,19 @@ _EXAMPLES: Any = {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = STATUSES
-
-
-class TEI(Dialect):
+class TEI(DropIn):
     """text-embeddings-inference: /predict and /info; /rerank is among vLLM's."""
 
     name: ClassVar[str] = "tei"
+    statuses: ClassVar[Mapping[Cause, int]] = {"too-large": 422, "failed": 424}  # an oversized batch fails TEI's validation
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as TEI tells it."""
-        return error_body(problem)
+        return {"error": problem.message, "error_type": _ERROR_TYPES[problem.cause]}
 
     def router(self, scorer: Scorer) -> APIRouter:
         """TEI's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["TEI"])
+        router = APIRouter(tags=["TEI"])
 
         @router.post("/predict", summary="Scores of texts or pairs", responses=_ERRORS)
         async def predict(

@@ -11,18 +11,19 @@ import base64
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, probability, tokens
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, probability, tokens
 
 __all__ = ["VLLM"]
 
@@ -70,29 +71,11 @@ _EITHER_RANKS: Any = _RANKS | {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
-
-
-class _SharedRoute(_Route):
-    """Tells of problems as TEI does where the request is in its form."""
-
-    async def adapt(self, problem: Problem, request: Request) -> None:
-        try:
-            is_for_tei = bodies.is_for_tei(await request.json())
-        except ValueError:
-            is_for_tei = False
-        if not is_for_tei:
-            await super().adapt(problem, request)
-            return
-        problem.status = tei.STATUSES.get(problem.cause, problem.status)
-        problem.body = tei.error_body(problem)
-
-
-class VLLM(Dialect):
+class VLLM(DropIn):
     """vLLM's pooling models: /classify, /pooling, /score and /rerank."""
 
     name: ClassVar[str] = "vllm"
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as vLLM tells it."""
@@ -103,7 +86,7 @@ class VLLM(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """vLLM's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["vLLM"])
+        router = APIRouter(tags=["vLLM"])
         started = int(time.time())
 
         @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
@@ -160,7 +143,7 @@ class VLLM(Dialect):
             summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
             response_model=bodies.Ranking | list[tei.Rank],
             responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
-            route_class_override=_SharedRoute,
+            dependencies=[Depends(_tell_as_tei)],
         )
 
         @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
@@ -172,6 +155,13 @@ class VLLM(Dialect):
             return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
 
         return router
+
+
+async def _tell_as_tei(request: Request) -> None:
+    """Have problems told as TEI tells them where the request is in its form."""
+    with suppress(ValueError):
+        if bodies.is_for_tei(await request.json()):
+            request.state.dialect = tei.TEI()
 
 
 async def _scored(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
