@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError
-from rm_plugins.protocols.asking import only_model
+from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
@@ -134,15 +134,15 @@ class OpenAIJudge(Protocol):
             raise DataError("A judge reads text; it cannot be sent token ids.")
         texts = {"prompt": _text(sample.prompt), "completion": _text(sample.completion)}
         # In one pass, and without str.format: rubrics and texts have braces of their own.
-        return re.sub(r"\{(prompt|completion)\}", lambda found: texts[found[1]], self.rubric)
+        return re.sub(r"\{(prompt|completion)\}", lambda place: texts[place[1]], self.rubric)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The grade, or why there is none."""
         match response.json():
             case {"choices": [{"message": {} as message} as choice]}:
                 pass
-            case found:
-                raise AnswerError(f"the answer is {found!r:.80}; one of the 'choices' with a 'message' was expected")
+            case answer:
+                raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if message.get("refusal"):
             return Answer([None], errors={0: f"the judge refused: {str(message['refusal'])[:200]}"})
         if choice.get("finish_reason") == "content_filter":
