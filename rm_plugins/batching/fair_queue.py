@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["FairQueue", "Job", "Waiting"]
+__all__ = ["FairQueue", "Job", "Line"]
 
 
 class Job(Protocol):
@@ -28,15 +28,10 @@ class Job(Protocol):
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-class Waiting(NamedTuple):
-    """What waits, in samples and in work."""
-
-    items: int
-    size: int
-
-
 @dataclass(slots=True)
-class _Line(Generic[AnyJob]):
+class Line(Generic[AnyJob]):
+    """The jobs of a client that wait, and how many samples and how much work they are."""
+
     jobs: deque[AnyJob] = field(default_factory=deque)
     credit: int = 0
     items: int = 0
@@ -58,7 +53,7 @@ class FairQueue(Generic[AnyJob]):
         self.quantum = max(1, quantum)
         self.items = 0
         self.size = 0
-        self._lines: OrderedDict[str, _Line[AnyJob]] = OrderedDict()
+        self._lines: OrderedDict[str, Line[AnyJob]] = OrderedDict()
         self._has_credit = False  # whether the first client was given its credit in an earlier batch already
 
     def __bool__(self) -> bool:
@@ -72,14 +67,13 @@ class FairQueue(Generic[AnyJob]):
         """How many clients have jobs that wait."""
         return len(self._lines)
 
-    def waiting(self, client: str) -> Waiting:
+    def waiting(self, client: str) -> Line[AnyJob]:
         """What waits of a client's."""
-        line = self._lines.get(client)
-        return Waiting(0, 0) if line is None else Waiting(line.items, line.size)
+        return self._lines.get(client) or Line()
 
     def put(self, job: AnyJob) -> None:
         """Add a job behind those of its client."""
-        line = self._lines.setdefault(job.client, _Line())
+        line = self._lines.setdefault(job.client, Line())
         line.jobs.append(job)
         self._count(line, job.items, job.size)
 
@@ -119,7 +113,7 @@ class FairQueue(Generic[AnyJob]):
                 self._leave(client)
         return batch
 
-    def _count(self, line: _Line[AnyJob], items: int, size: int) -> None:
+    def _count(self, line: Line[AnyJob], items: int, size: int) -> None:
         for counted in (self, line):
             counted.items += items
             counted.size += size

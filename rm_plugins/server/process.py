@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.server.app import create_app
@@ -196,6 +197,7 @@ class _Workers:
             wait([process.sentinel for process in self._processes])
             for process in [process for process in self._processes if process.exitcode is not None]:
                 self._processes.remove(process)
+                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
                 if self._is_stopping or process.exitcode == _COULD_NOT_START:
                     succeeded = succeeded and process.exitcode == 0
                     if not self._is_stopping:

@@ -92,25 +92,27 @@ class VLLM(DropIn):
         @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
         async def classify(
             request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
-        ) -> bodies.Classification:
+        ) -> bodies.Answer[bodies.Classified]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
-            return bodies.Classification(
-                id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored)
-            )
+            return bodies.Answer(id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
         @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
-        async def pooling(request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]) -> bodies.Poolings:
+        async def pooling(
+            request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]
+        ) -> bodies.Answer[bodies.Pooled]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
-            return bodies.Poolings(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return bodies.Answer(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
         @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
         @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
-        async def score(request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]) -> bodies.PairScores:
+        async def score(
+            request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
+        ) -> bodies.Answer[bodies.ScoredPair]:
             values, scored = await _scored(scorer, body, _pairs(*body.sides))
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
-            return bodies.PairScores(id=_id("score", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return bodies.Answer(id=_id("score", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = [body.documents] if isinstance(body.documents, str) else body.documents

@@ -6,23 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import PurePath
 
 from fastapi import APIRouter, Request, Response
 
 __all__ = ["router"]
 
+_TYPES_BY_ENDING = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "form.css": "text/css; charset=utf-8",
-    "results.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "dom.js": "text/javascript; charset=utf-8",
-    "pieces.js": "text/javascript; charset=utf-8",
-    "ranking.js": "text/javascript; charset=utf-8",
-    "rendering.js": "text/javascript; charset=utf-8",
-    "server.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    file.name: _TYPES_BY_ENDING[ending]
+    for file in files(__name__).iterdir()
+    if (ending := PurePath(file.name).suffix) in _TYPES_BY_ENDING
 }
 """Every file that is served; nothing else of this folder is."""
 
