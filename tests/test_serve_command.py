@@ -241,7 +241,7 @@ class TestBeforeItStarts:
             monkeypatch.delitem(sys.modules, name)
         import rm_plugins.server
 
-        for name in ("process", "request_log", "security"):
+        for name in ("process", "request_log"):
             monkeypatch.delattr(rm_plugins.server, name, raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert "the server needs the package uvicorn: pip install 'rm-plugins[serve]'" in self.run("constant", "--port", "0")

@@ -85,7 +85,8 @@ def command(
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
         listening = stack.enter_context(_listening(host, port))
         try:
-            from rm_plugins.server import process, request_log, security
+            from rm_plugins.remote.endpoint import is_loopback
+            from rm_plugins.server import process, request_log
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL:
                 raise
@@ -93,7 +94,7 @@ def command(
                 f"the server needs the package {error.name}: pip install 'rm-plugins[serve]'."
             ) from error
         request_log.configure_logging(log_format)
-        if not settings.api_keys and not security.is_loopback(host):
+        if not settings.api_keys and not is_loopback(host):
             logging.getLogger(__name__).warning(
                 "Everybody who reaches %s may use this server. Ask for a key with --api-key-env NAME, or listen on 127.0.0.1.",
                 host,

@@ -7,18 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols.discovery import get_mapping, required_mapping
-from rm_plugins.protocols.protocol import (
-    Answer,
-    Ask,
-    Failure,
-    Item,
-    Protocol,
-    Request,
-    Response,
-    ServerFacts,
-    finite,
-    in_order,
-)
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.samples import RenderedSample
 
 __all__ = ["TEI"]

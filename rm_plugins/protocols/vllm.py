@@ -9,18 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.protocols.discovery import get_mapping, listed_models
-from rm_plugins.protocols.protocol import (
-    Answer,
-    Ask,
-    Failure,
-    Item,
-    Protocol,
-    Request,
-    Response,
-    ServerFacts,
-    finite,
-    in_order,
-)
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.protocols.raw_logits import judge
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample, Sample

@@ -182,12 +182,11 @@ class Remote(Provider):
         firsts: dict[object, int] = {}
         for row, content in enumerate(contents):
             firsts.setdefault(content, row)
+        places = {content: place for place, content in enumerate(firsts)}
         tally: Counter[str] = Counter()
         sendable = self._sendable(samples, contents, list(firsts.values()))
         outcomes = self._outcomes(sendable, tally)
-        by_content = dict(zip(firsts, outcomes, strict=True))
-        places = {content: place for place, content in enumerate(firsts)}
-        answers = [by_content[content] for content in contents]
+        answers = [outcomes[places[content]] for content in contents]
         failed = {row: answer.error for row, answer in enumerate(answers) if answer.error}
         error = ScoringError(self._told(failed, len(samples)), rows=failed) if failed else None
         names = dict.fromkeys(name for answer in answers for name in answer.details)
@@ -271,10 +270,10 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
     urls = (url,) if isinstance(url, str) else tuple(url)
     if not urls:
         raise SpecError("needs at least one URL.", key="url")
-    for place, found in enumerate(urls):
+    for place, address in enumerate(urls):
         key = "url" if isinstance(url, str) else f"url[{place}]"
         try:
-            parts = urlsplit(found)
+            parts = urlsplit(address)
             port = parts.port
         except ValueError as error:
             raise SpecError(f"is no URL: {error}.", key=key) from None
@@ -285,10 +284,10 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
                 key=key,
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise SpecError(f"{found!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
+            raise SpecError(f"{address!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
         if parts.query or parts.fragment:
-            raise SpecError(f"{found.partition('?')[0]!r} must end before '?' and '#': a path is put behind it.", key=key)
-    stripped = tuple(found.rstrip("/") for found in urls)
+            raise SpecError(f"{address.partition('?')[0]!r} must end before '?' and '#': a path is put behind it.", key=key)
+    stripped = tuple(address.rstrip("/") for address in urls)
     if len(set(stripped)) < len(stripped):
         raise SpecError("names one server twice.", key="url")
     return stripped

@@ -50,13 +50,7 @@ class Outcome:
 
 
 class ScoringCall:
-    """One call; runs on the network's thread.
-
-    Args:
-        fleet: The servers.
-        samples: What is to be scored, [N], different ones.
-        tally: Counts what happened.
-    """
+    """One call, which scores N different samples and counts in `tally` what happened; runs on the network's thread."""
 
     def __init__(self, fleet: Fleet, samples: SendableSamples, tally: Counter[str]) -> None:
         self._fleet = fleet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from dataclasses import dataclass, field
 
@@ -10,10 +11,22 @@ from rm_plugins.protocols.protocol import ServerFacts
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.retry import backoff
 
-__all__ = ["Breaker", "ConcurrencyLimit", "Endpoint"]
+__all__ = ["Breaker", "ConcurrencyLimit", "Endpoint", "is_loopback"]
 
 _FAILURE_COSTS = 1.0
 """Seconds that a failure adds to how long a server seems to take: one that fails at once is not a fast one."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is that of this very machine, which no other reaches and no proxy serves.
+
+    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class ConcurrencyLimit:

@@ -48,13 +48,7 @@ def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
 
 
 def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, request_id: str) -> ScoringRequest:
-    """The request for those of the rows that can be sent.
-
-    Args:
-        rows: Positions in `items`.
-        items: All items of the call.
-        server: What it is for.
-        request_id: Its name.
+    """The request for those of the rows, positions in `items`, that can be sent.
 
     Raises:
         RequestFailure: It is more than one request should carry.

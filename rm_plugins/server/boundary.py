@@ -95,15 +95,7 @@ class Endpoints:
 
 
 class Boundary:
-    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log.
-
-    Args:
-        app: What is inside.
-        endpoints: Whose paths are whose.
-        keys: Who may score.
-        bodies: How bodies are read.
-        metrics: Where requests are counted.
-    """
+    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log."""
 
     def __init__(self, app: Any, *, endpoints: Endpoints, keys: ClientKeys, bodies: BodyReader, metrics: Metrics) -> None:
         self._app = app

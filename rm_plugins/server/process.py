@@ -64,7 +64,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     Args:
         serving: What is served.
         listening: A bound socket.
-        supervised: Whether this process is one of several, which `supervise` started.
+        supervised: Whether `supervise` started this process.
 
     Returns:
         Whether everything that was accepted was answered.
@@ -95,12 +95,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
 class _Server(uvicorn.Server):
     """Goes on serving after the first signal until what was accepted is answered; new requests are refused meanwhile.
 
-    Args:
-        config: Uvicorn's.
-        service: What scores.
-        url: Where it is reached.
-        parent: The process without which this one ends as well.
-        asked_meanwhile: The signals to load again that came while it loaded.
+    It ends when the process `parent` does; `asked_meanwhile` has the signals to load again that came while it loaded.
     """
 
     def __init__(
@@ -163,14 +158,7 @@ class _Server(uvicorn.Server):
 
 
 def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
-    """Serve with several processes, which share a socket; one that dies is replaced.
-
-    Signals are passed on to all of them.
-
-    Args:
-        number: Of processes.
-        serving: What each of them serves.
-        listening: A bound socket.
+    """Serve with a number of processes, which share a bound socket and all signals; one that dies is replaced.
 
     Returns:
         Whether all of them started, and ended with everything answered.

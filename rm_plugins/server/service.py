@@ -64,7 +64,7 @@ class Service:
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
-        self._waiting: list[asyncio.Future[bool]] = []
+        self._loader: asyncio.Task[None] | None = None
         self._batcher: Batcher[_Work, _ScoredBy] = Batcher(
             self._run,
             **self._shape(reward),
@@ -172,10 +172,9 @@ class Service:
         """
         if self._reload_all is None:
             return await self.reload_here()
-        waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        self._reload_all()
-        return await waiting
+        load = self._upcoming_load()
+        self._reload_all()  # which has this process load again, too
+        return await asyncio.shield(load)
 
     async def reload_here(self) -> bool:
         """Load the spec again, and have the next batch scored by what was loaded, unless it is the same.
@@ -183,28 +182,26 @@ class Service:
         Raises:
             Problem: It could not be loaded, and the earlier one goes on.
         """
-        if self._next_load is None:
-            self._next_load = asyncio.ensure_future(self._load_in_turn())
-            self._next_load.add_done_callback(
-                lambda load: load.cancelled() or load.exception()
-            )  # perhaps nobody waits any more
-        return await asyncio.shield(self._next_load)  # a client that goes away leaves nothing half done
+        load = self._upcoming_load()
+        if self._loader is None:
+            self._loader = asyncio.create_task(self._load_in_turn())
+        return await asyncio.shield(load)  # a client that goes away leaves nothing half done
 
-    async def _load_in_turn(self) -> bool:
+    def _upcoming_load(self) -> asyncio.Future[bool]:
+        """What becomes of the load that begins next."""
+        if self._next_load is None:
+            self._next_load = asyncio.get_running_loop().create_future()
+            self._next_load.add_done_callback(lambda load: load.exception())  # perhaps nobody waits any more
+        return self._next_load
+
+    async def _load_in_turn(self) -> None:
         async with self._loading:
-            self._next_load = None  # who asks from here on may mean what is not read by this one
-            waiting, self._waiting = self._waiting, []
+            load = self._upcoming_load()
+            self._next_load = self._loader = None  # who asks from here on may mean what is not read by this one
             try:
-                changed = await self._swap()
-            except Problem as problem:
-                for reload in waiting:
-                    if not reload.done():
-                        reload.set_exception(problem)
-                raise
-            for reload in waiting:
-                if not reload.done():
-                    reload.set_result(changed)
-            return changed
+                load.set_result(await self._swap())
+            except Exception as error:
+                load.set_exception(error)
 
     async def _swap(self) -> bool:
         old = self.reward
