@@ -117,7 +117,9 @@ def test_its_endpoints_score() -> None:
             "request": "mine",
             "renderings": [[]],
         }
-        assert "/lengths" in client.get("/openapi.json").json()["paths"]
+        documented = client.get("/openapi.json").json()["paths"]["/lengths"]["post"]["responses"]
+        assert {"200", "401", "413", "422", "429", "500", "503"} <= set(documented)
+        assert documented["413"]["content"]["application/json"]["example"]["error"]["cause"] == "too-large"
         assert 'dialect="lengths"' in client.get("/metrics").text
 
 
@@ -152,6 +154,11 @@ def test_its_statuses_and_words_are_those_of_its_own_endpoints_alone() -> None:
         assert client.post("/lengths", json={"texts": ["a" * 2000]}).status_code == 413
         assert client.post("/lengths", content=b"NaN").status_code == 422, "refused before it is the endpoint's"
         assert client.post("/v1/rewards", json={"samples": 3}).status_code == 422
+        documented = client.get("/openapi.json").json()["paths"]["/lengths"]["post"]["responses"]
+        assert documented["424"]["content"]["application/json"] == {
+            "schema": {"type": "string"},
+            "example": "The reward failed.",
+        }
 
 
 def test_it_asks_for_a_key_but_to_say_how_it_is() -> None:

@@ -41,12 +41,6 @@ class Rewards(BaseModel):
     extra_logs: dict[str, list[float]] = Field(description="The reward's details that every query has.")
 
 
-class Error(BaseModel):
-    """A problem as FastAPI, and so OpenRLHF's server, tells it."""
-
-    detail: str
-
-
 _EXAMPLES: Any = {
     "rollout": {
         "summary": "What OpenRLHF's client sends for one rollout",
@@ -69,7 +63,7 @@ class OpenRLHF(DropIn):
         """OpenRLHF's endpoint."""
         router = APIRouter(tags=["OpenRLHF"])
 
-        @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
+        @router.post("/get_reward", summary="Rewards of queries")
         async def get_reward(body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:
             values, scored = await score_all(scorer, _samples(scorer, body))
             details = {name: [value for value in column if value is not None] for name, column in scored.details.items()}

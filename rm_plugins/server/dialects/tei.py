@@ -18,7 +18,7 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
 
-__all__ = ["TEI", "Error", "Rank", "Rerank", "rerank"]
+__all__ = ["TEI", "Rank", "Rerank", "rerank"]
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
@@ -87,14 +87,6 @@ class Rank(BaseModel):
     score: float
 
 
-class Error(BaseModel):
-    """A problem as TEI tells it."""
-
-    error: str
-    error_type: str
-
-
-_ERRORS: Any = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 _EXAMPLES: Any = {
     "text": {"summary": "One text", "value": {"inputs": "2+2?\n4", "raw_scores": True}},
     "pair": {"summary": "One pair of prompt and completion", "value": {"inputs": ["2+2?\n", "4"], "raw_scores": True}},
@@ -116,7 +108,7 @@ class TEI(DropIn):
         """TEI's endpoints."""
         router = APIRouter(tags=["TEI"])
 
-        @router.post("/predict", summary="Scores of texts or pairs", responses=_ERRORS)
+        @router.post("/predict", summary="Scores of texts or pairs")
         async def predict(
             body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)],
         ) -> list[Prediction] | list[list[Prediction]]:
@@ -125,7 +117,7 @@ class TEI(DropIn):
             predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
             return predictions if body.is_batch else predictions[0]
 
-        @router.get("/info", summary="What is served", responses=_ERRORS)
+        @router.get("/info", summary="What is served")
         async def info() -> dict[str, Any]:
             # Of the fields that TEI has, those are left empty of which a reward says nothing, or that stand for settings of TEI alone.
             return {

@@ -22,7 +22,7 @@ from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, probability, tokens
 
 __all__ = ["VLLM"]
@@ -39,7 +39,6 @@ _ERROR_TYPES: Mapping[Cause, str] = {
 _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
 
 
-_ERRORS: Any = {"4XX": {"model": bodies.Error}, "5XX": {"model": bodies.Error}}
 _INPUTS: Any = {
     "texts": {
         "summary": "Texts that have their special tokens already",
@@ -89,7 +88,7 @@ class VLLM(DropIn):
         router = APIRouter(tags=["vLLM"])
         started = int(time.time())
 
-        @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
+        @router.post("/classify", summary="Scores of texts, token ids or a conversation")
         async def classify(
             request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
         ) -> bodies.Answer[bodies.Classified]:
@@ -97,7 +96,7 @@ class VLLM(DropIn):
             data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
             return bodies.Answer(id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
-        @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
+        @router.post("/pooling", summary="The same as vectors of one number")
         async def pooling(
             request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]
         ) -> bodies.Answer[bodies.Pooled]:
@@ -105,8 +104,8 @@ class VLLM(DropIn):
             data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
             return bodies.Answer(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
 
-        @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
-        @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
+        @router.post("/score", summary="Scores of prompts and completions")
+        @router.post("/v1/score", summary="Scores of prompts and completions")
         async def score(
             request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
         ) -> bodies.Answer[bodies.ScoredPair]:
@@ -125,8 +124,8 @@ class VLLM(DropIn):
             usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
             return bodies.Ranking(id=_id("score", scorer, request, body), model=scorer.name, results=results, usage=usage)
 
-        @router.post("/v1/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
-        @router.post("/v2/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+        @router.post("/v1/rerank", summary="Completions of a prompt, the best first")
+        @router.post("/v2/rerank", summary="Completions of a prompt, the best first")
         async def rerank(request: Request, body: Annotated[bodies.Rerank, Body(openapi_examples=_RANKS)]) -> bodies.Ranking:
             return await ranking(request, body)
 
@@ -144,15 +143,15 @@ class VLLM(DropIn):
             tags=["TEI"],
             summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
             response_model=bodies.Ranking | list[tei.Rank],
-            responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
+            responses={status: {"description": "As vLLM or as TEI tells it."} for status in {*STATUS.values(), 400, 424}},
             dependencies=[Depends(_tell_as_tei)],
         )
 
-        @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
+        @router.get("/version", summary="Whose requests are understood")
         async def version() -> dict[str, str]:
             return {"version": VERSION, "server": f"rm-plugins {__version__}"}
 
-        @router.get("/v1/models", summary="What is served", responses=_ERRORS)
+        @router.get("/v1/models", summary="What is served")
         async def models() -> bodies.ModelList:
             return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
 

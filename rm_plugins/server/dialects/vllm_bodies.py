@@ -23,7 +23,6 @@ __all__ = [
     "Completions",
     "Document",
     "EitherRerank",
-    "Error",
     "ModelCard",
     "ModelList",
     "Options",
@@ -303,18 +302,3 @@ class ModelList(BaseModel):
 
     object: str = "list"
     data: list[ModelCard]
-
-
-class ErrorInfo(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: int
-
-
-class Error(BaseModel):
-    """A problem as vLLM tells it: in words alone, where the key is wrong."""
-
-    error: ErrorInfo | str
