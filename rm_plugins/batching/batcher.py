@@ -35,14 +35,10 @@ Value = TypeVar("Value")
 
 
 class Overloaded(Exception):
-    """More waits than may.
-
-    Args:
-        retry_after: Seconds until there should be room again.
-    """
+    """The queue is full; there should be room again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"come again in {retry_after} s")
+        super().__init__(f"retry in {retry_after} s")
         self.retry_after = retry_after
 
 

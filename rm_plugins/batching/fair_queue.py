@@ -43,10 +43,7 @@ class FairQueue(Generic[AnyJob]):
 
     Clients stand in a circle. At each turn a client is given credit, and its jobs are taken in their order as long as the credit
     pays for their sizes; what is left of it stays as long as the client has jobs. So all clients that wait get the same amount of
-    work done, however many jobs they send and however large these are.
-
-    Args:
-        quantum: The credit of a turn, in the unit of the jobs' sizes.
+    work done, however many jobs they send and however large these are. The credit of a turn, `quantum`, is in the unit of sizes.
     """
 
     def __init__(self, quantum: int) -> None:

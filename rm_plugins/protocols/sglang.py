@@ -53,7 +53,6 @@ class SGLang(Protocol):
 
         Raises:
             UnsupportedError: It generates text.
-            ScoringError: There is no answer.
         """
         info = await get_mapping(ask, "/model_info") or await required_mapping(ask, "/get_model_info", self)
         model = info.get("model_path", "a model without a name")

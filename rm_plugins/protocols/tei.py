@@ -58,7 +58,6 @@ class TEI(Protocol):
 
         Raises:
             UnsupportedError: The model has no score, or several and none of them is named.
-            ScoringError: There is no answer.
         """
         info = await required_mapping(ask, "/info", self)
         kind, labels = _kind(info.get("model_type"))

@@ -94,7 +94,6 @@ class VLLM(Protocol):
 
         Raises:
             UnsupportedError: This version has no logits, or what it gives for them is none.
-            ScoringError: There is no answer.
         """
         told = await get_mapping(ask, "/version") or {}
         written = told.get("version") if isinstance(told.get("version"), str) else None

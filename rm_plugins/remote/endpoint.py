@@ -30,11 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 class ConcurrencyLimit:
-    """How many requests a server is sent at a time: slowly more while it answers, half as many once it is overloaded.
-
-    Args:
-        most: Never more than that, and the first guess.
-    """
+    """How many requests a server is sent at a time: `most` at first, slowly more while it answers, half once it is overloaded."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -58,12 +54,9 @@ class ConcurrencyLimit:
 
 
 class Breaker:
-    """Keeps requests from a server that fails again and again, and has one of them try it after a pause.
+    """Keeps requests from a server after `threshold` failures in a row, and has one of them try it after a pause.
 
     The pause grows like that before a retry, each time that the trial fails.
-
-    Args:
-        threshold: Failures in a row that open it.
     """
 
     def __init__(self, threshold: int = 5) -> None:

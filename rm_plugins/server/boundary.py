@@ -48,10 +48,7 @@ class _Endpoint:
 class Endpoints:
     """Which dialect a path belongs to, and whether it asks for a key; a path that nobody knows does.
 
-    Args:
-        routes: Each dialect with its routes, in the order in which they are tried.
-        open_routes: What is open to everybody beside the dialects.
-        usual: Speaks for what is no dialect's.
+    The routes of dialects are in the order in which they are tried. The dialect `usual` answers for open and unknown routes.
 
     Raises:
         PluginError: Two dialects answer the same requests, or one has something other than routes of HTTP.

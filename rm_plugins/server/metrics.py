@@ -23,11 +23,7 @@ _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Metrics:
-    """The metrics of one app.
-
-    Args:
-        waiting: The samples that wait now, and their characters.
-    """
+    """The metrics of one app, in which the samples that wait now, and their characters, are `waiting`."""
 
     def __init__(self, waiting: Callable[[], tuple[int, int]]) -> None:
         self._registry = CollectorRegistry()

@@ -40,14 +40,7 @@ _COULD_NOT_START = 3
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a process serves.
-
-    Args:
-        spec: The reward.
-        settings: How it is served.
-        url: Where, for people.
-        log_format: How lines are logged.
-    """
+    """What a process serves: the reward of a spec, with a `url` that is shown to people, and how lines are logged."""
 
     spec: str
     settings: Settings
@@ -163,55 +156,48 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
     Returns:
         Whether all of them started, and ended with everything answered.
     """
-    return _Workers(number, serving, listening).run()
+    context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+    processes: list[Any] = []
+    is_stopping = False
 
-
-class _Workers:
-    def __init__(self, number: int, serving: Serving, listening: socket.socket) -> None:
-        self._number = number
-        self._arguments = (serving, listening)
-        self._context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
-        self._processes: list[Any] = []
-        self._is_stopping = False
-
-    def run(self) -> bool:
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, lambda number, frame: self._send(signal.SIGHUP))
-        for _ in range(self._number):
-            self._start()
-        succeeded = True
-        while self._processes:
-            wait([process.sentinel for process in self._processes])
-            for process in [process for process in self._processes if process.exitcode is not None]:
-                self._processes.remove(process)
-                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
-                if self._is_stopping or process.exitcode == _COULD_NOT_START:
-                    succeeded = succeeded and process.exitcode == 0
-                    if not self._is_stopping:
-                        self._stop()
-                else:
-                    logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
-                    time.sleep(_RESTART_SECONDS)
-                    self._start()
-        return succeeded
-
-    def _start(self) -> None:
-        if not self._is_stopping:
-            process = self._context.Process(target=_work, args=self._arguments)
-            process.start()
-            self._processes.append(process)
-            if self._is_stopping:  # the signal came before it was on the list
-                self._send(signal.SIGTERM)
-
-    def _stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        self._is_stopping = True
-        self._send(signal.SIGTERM)
-
-    def _send(self, number: int) -> None:
-        for process in self._processes:
+    def send(signal_number: int) -> None:
+        for process in processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal_number)
+
+    def stop() -> None:
+        nonlocal is_stopping
+        is_stopping = True
+        send(signal.SIGTERM)
+
+    def start() -> None:
+        if not is_stopping:
+            process = context.Process(target=_work, args=(serving, listening))
+            process.start()
+            processes.append(process)
+            if is_stopping:  # the signal came before it was on the list
+                send(signal.SIGTERM)
+
+    for stopping_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping_signal, lambda number, frame: stop())
+    signal.signal(signal.SIGHUP, lambda number, frame: send(signal.SIGHUP))
+    for _ in range(number):
+        start()
+    succeeded = True
+    while processes:
+        wait([process.sentinel for process in processes])
+        for process in [process for process in processes if process.exitcode is not None]:
+            processes.remove(process)
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
+            if is_stopping or process.exitcode == _COULD_NOT_START:
+                succeeded = succeeded and process.exitcode == 0
+                if not is_stopping:
+                    stop()
+            else:
+                logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
+                time.sleep(_RESTART_SECONDS)
+                start()
+    return succeeded
 
 
 def _work(serving: Serving, listening: socket.socket) -> None:

@@ -10,11 +10,7 @@ __all__ = ["ClientKeys", "client_of"]
 
 
 class ClientKeys:
-    """The keys that open the server.
-
-    Args:
-        keys: Any one of them does; none for an open server.
-    """
+    """The keys of which any one opens the server; none for an open server."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [key.encode() for key in keys]

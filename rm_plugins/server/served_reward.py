@@ -52,11 +52,7 @@ class ServedReward:
 
     @classmethod
     def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:
-        """Load what a spec describes.
-
-        Raises:
-            RmPluginsError: As `rm_plugins.load` raises.
-        """
+        """Load what a spec describes, as `rm_plugins.load` does."""
         return cls(load(spec), spec)
 
     @property

@@ -14,6 +14,7 @@ from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
 from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
 from rm_plugins.identity import shown_spec
+from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Problem, Scored
@@ -22,11 +23,9 @@ from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.server.settings import Settings
 
-__all__ = ["PROTOCOL", "Service"]
+__all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
-
-PROTOCOL = "rm-plugins/1"
 
 _CHARACTERS_A_TOKEN = 4
 _CHARACTERS_BESIDE = 32
@@ -40,20 +39,8 @@ class _Work:
     checked_by: ServedReward
 
 
-@dataclass(frozen=True, slots=True)
-class _ScoredBy:
-    scores: Scores
-    reward: ServedReward
-
-
 class Service:
-    """Scores for many clients.
-
-    Args:
-        reward: The reward.
-        settings: How it is served.
-        reload_all: Has every process of the server load again, this one too, where there are several.
-    """
+    """Scores for many clients; `reload_all` has every process of the server load again, this one too, where there are several."""
 
     def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
@@ -65,7 +52,7 @@ class Service:
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
         self._loader: asyncio.Task[None] | None = None
-        self._batcher: Batcher[_Work, _ScoredBy] = Batcher(
+        self._batcher: Batcher[_Work, tuple[Scores, ServedReward]] = Batcher(
             self._run,
             **self._shape(reward),
             max_items=settings.max_queue_items,
@@ -85,7 +72,7 @@ class Service:
     def info(self) -> Mapping[str, Any]:
         """What ``GET /v1/info`` answers."""
         return {
-            "protocol": PROTOCOL,
+            "protocol": VERSION,
             "server": f"rm-plugins {__version__}",
             "model": self.name,
             "fingerprint": self.reward.fingerprint,
@@ -125,7 +112,7 @@ class Service:
         work = _Work(samples, self.request_id, reward)
         with _problems():
             done = await self._batcher.submit(work, client=client, items=len(samples), size=size)
-        scores, reward = done.result.scores, done.result.reward
+        scores, reward = done.result
         tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
         truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
         errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
@@ -268,10 +255,10 @@ class Service:
             raise Problem("invalid", str(error)) from error
         return total
 
-    def _run(self, works: Sequence[_Work]) -> list[_ScoredBy | Exception]:
+    def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, ServedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
         reward = self.reward
-        answers: dict[int, _ScoredBy | Exception] = {}
+        answers: dict[int, tuple[Scores, ServedReward] | Exception] = {}
         for place, work in enumerate(works):
             if work.checked_by is not reward:  # it was loaded after the request had come
                 try:
@@ -283,7 +270,7 @@ class Service:
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
         by_row = reward.is_merged and not reward.provider.concurrent
         scored = score_requests(reward.provider, requests, names, merges=reward.is_merged, by_row=by_row)
-        answers |= {place: _ScoredBy(scores, reward) for place, scores in zip(sound, scored, strict=True)}
+        answers |= {place: (scores, reward) for place, scores in zip(sound, scored, strict=True)}
         return [answers[place] for place in range(len(works))]
 
 
@@ -295,7 +282,7 @@ def _problems() -> Iterator[None]:
     except Overloaded as error:
         raise Problem(
             "overload",
-            f"more waits than may; come again in {error.retry_after} s",
+            f"the queue is full; retry in {error.retry_after} s",
             headers={"Retry-After": str(error.retry_after)},
         ) from None
     except Stopped:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rm_plugins.server.dialects.dialect import Dialect, Scored
+from rm_plugins.server.dialects.dialect import Dialect
 
-__all__ = ["LABEL", "DropIn", "RequestBody", "probability", "tokens"]
+__all__ = ["LABEL", "DropIn", "RequestBody", "probability"]
 
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model that was given no names for them."""
@@ -47,8 +47,3 @@ def probability(reward: float) -> float:
     if reward >= 0:
         return 1 / (1 + math.exp(-reward))
     return math.exp(reward) / (1 + math.exp(reward))
-
-
-def tokens(scored: Scored) -> int:
-    """How many tokens were scored, as far as the reward says it."""
-    return int(scored.metadata.get("tokens", 0))

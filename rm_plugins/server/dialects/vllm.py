@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -23,9 +23,11 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
 from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropIn, probability, tokens
+from rm_plugins.server.dialects.drop_in import DropIn, probability
 
 __all__ = ["VLLM"]
+
+_Entry = TypeVar("_Entry")
 
 VERSION = "0.33.0"
 """The version of vLLM whose requests and answers these are; clients choose the names of their fields by it."""
@@ -94,7 +96,7 @@ class VLLM(DropIn):
         ) -> bodies.Answer[bodies.Classified]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
-            return bodies.Answer(id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return _answer("classify", scorer, request, body, scored, data)
 
         @router.post("/pooling", summary="The same as vectors of one number")
         async def pooling(
@@ -102,7 +104,7 @@ class VLLM(DropIn):
         ) -> bodies.Answer[bodies.Pooled]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
-            return bodies.Answer(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return _answer("pooling", scorer, request, body, scored, data)
 
         @router.post("/score", summary="Scores of prompts and completions")
         @router.post("/v1/score", summary="Scores of prompts and completions")
@@ -111,7 +113,7 @@ class VLLM(DropIn):
         ) -> bodies.Answer[bodies.ScoredPair]:
             values, scored = await _scored(scorer, body, _pairs(*body.sides))
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
-            return bodies.Answer(id=_id("score", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = [body.documents] if isinstance(body.documents, str) else body.documents
@@ -121,7 +123,7 @@ class VLLM(DropIn):
                 bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
                 for row in order
             ]
-            usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+            usage = bodies.RankUsage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
             return bodies.Ranking(id=_id("score", scorer, request, body), model=scorer.name, results=results, usage=usage)
 
         @router.post("/v1/rerank", summary="Completions of a prompt, the best first")
@@ -213,5 +215,12 @@ def _id(kind: str, scorer: Scorer, request: Request, body: bodies.Options) -> st
     return f"{kind}-{given or scorer.request_id}"
 
 
-def _usage(scored: Scored) -> bodies.Usage:
-    return bodies.Usage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+def _answer(
+    kind: str, scorer: Scorer, request: Request, body: bodies.Options, scored: Scored, data: list[_Entry]
+) -> bodies.Answer[_Entry]:
+    usage = bodies.Usage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
+    return bodies.Answer(id=_id(kind, scorer, request, body), model=scorer.name, data=data, usage=usage)
+
+
+def _tokens(scored: Scored) -> int:
+    return int(scored.metadata.get("tokens", 0))
