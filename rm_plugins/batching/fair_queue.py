@@ -69,7 +69,7 @@ class FairQueue(Generic[AnyJob]):
         return self._lines.get(client) or Line()
 
     def put(self, job: AnyJob) -> None:
-        """Add a job behind those of its client."""
+        """Add a job after those of its client."""
         line = self._lines.setdefault(job.client, Line())
         line.jobs.append(job)
         self._count(line, job.items, job.size)

@@ -128,7 +128,7 @@ def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _first_of_answer(tokens: list[str], message: Mapping[str, Any]) -> int | None:
-    """The position of the answer's first token that is more than white space, behind any reasoning; None where it has none."""
+    """The position of the answer's first token that is more than white space, after any reasoning; None where it has none."""
     text = "".join(tokens)
     content = message.get("content")
     content = content.strip() if isinstance(content, str) else ""

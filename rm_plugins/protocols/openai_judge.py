@@ -44,7 +44,7 @@ class OpenAIJudge(Protocol):
 
     Args:
         model: The model's name on the server; the only one that it lists by default.
-        rubric: What is asked, with ``{completion}`` and, at will, ``{prompt}`` where these go. By default whether the response is
+        rubric: What is asked, with ``{completion}`` and optionally ``{prompt}`` where these go. By default whether the response is
             correct, complete and helpful.
         rubric_file: A text file with the rubric, in place of it.
         system: A system message before it.
@@ -97,9 +97,7 @@ class OpenAIJudge(Protocol):
         self.system = system
         self.top_logprobs = top_logprobs
         self.scale = (
-            LabelScale(_LABELS if labels is None else labels, min_label_mass)
-            if range is None
-            else NumberScale.of(range, pattern)
+            LabelScale(_LABELS if labels is None else labels, min_label_mass) if range is None else NumberScale(range, pattern)
         )
         given = _read(rubric_file) if rubric_file is not None else rubric
         if given is not None and "{completion}" not in given:

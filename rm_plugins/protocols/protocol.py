@@ -108,7 +108,7 @@ class Response:
         """The body as JSON; ``NaN`` and ``Infinity`` are read as numbers, for a check to name them.
 
         Raises:
-            AnswerError: It is no JSON.
+            AnswerError: It is not valid JSON.
         """
         try:
             return json.loads(self.body)
@@ -190,7 +190,7 @@ class Protocol(Component):
         """Ask what must be known before the first request, and after the server was gone.
 
         Raises:
-            UnsupportedError: This server cannot be had to give rewards by this protocol.
+            UnsupportedError: This server cannot give rewards by this protocol.
             ScoringError: There is no answer.
         """
         return ServerFacts(self, self.name)

@@ -91,7 +91,7 @@ class SGLang(Protocol):
         return Answer(values, fingerprint="" if versions == ["default"] else versions[0])
 
     def failure(self, response: Response, items: int) -> Failure:
-        """A model that generates text goes on doing so."""
+        """A model that generates text will not score the next request either."""
         return "refused" if "--is-embedding" in self.message(response) else super().failure(response, items)
 
     def _reward(self, entry: Mapping[str, Any], item: Item, row: int) -> float:

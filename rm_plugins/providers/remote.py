@@ -286,7 +286,7 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise SpecError(f"{address!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
         if parts.query or parts.fragment:
-            raise SpecError(f"{address.partition('?')[0]!r} must end before '?' and '#': a path is put behind it.", key=key)
+            raise SpecError(f"{address.partition('?')[0]!r} must end before '?' and '#': a path is appended to it.", key=key)
     stripped = tuple(address.rstrip("/") for address in urls)
     if len(set(stripped)) < len(stripped):
         raise SpecError("names one server twice.", key="url")

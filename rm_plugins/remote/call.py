@@ -68,7 +68,7 @@ class ScoringCall:
         """Have everything scored; one outcome for each sample, [N].
 
         Raises:
-            UnsupportedError: The server cannot be had to give rewards.
+            UnsupportedError: The server cannot give rewards.
             ScoringError: The server refuses requests as such, or models disagree; the samples are not at fault.
         """
         begun = monotonic()

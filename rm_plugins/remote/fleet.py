@@ -114,7 +114,7 @@ class Fleet:
             avoid: The server that just failed; another one is preferred.
 
         Raises:
-            UnsupportedError: No server can be had to give rewards by the protocol.
+            UnsupportedError: No server can give rewards by the protocol.
             ScoringError: No server can be used, for that reason or others.
         """
         waiting = _Waiting(asyncio.get_running_loop().create_future(), avoid)

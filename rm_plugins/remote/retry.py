@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 __all__ = ["FIRST_DELAY", "LONGEST_DELAY", "LONGEST_RETRY_AFTER", "backoff", "retry_after"]
@@ -38,23 +39,14 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     >>> retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:30 GMT"}, 10.0)
     20.0
     """
-    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if name in headers:
-            number = _number(headers[name])
-            if number is not None:
-                return _within_reason(number * seconds)
-    try:
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            number = float(headers[name])
+            if math.isfinite(number):
+                return _within_reason(number * unit)
+    with suppress(KeyError, ValueError, OverflowError):
         return _within_reason(parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
-    except (KeyError, ValueError, OverflowError):
-        return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return None
 
 
 def _within_reason(seconds: float) -> float:

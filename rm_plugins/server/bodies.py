@@ -1,4 +1,4 @@
-"""Reads a request's body under a limit, and refuses JSON that holds what is no text and no number."""
+"""Reads a request's body under a limit, and refuses JSON with values that are neither text nor numbers."""
 
 from __future__ import annotations
 

@@ -141,22 +141,14 @@ class Service:
         )
 
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model of the reward makes of each sample.
-
-        Raises:
-            Problem: A sample cannot be rendered, or the server is stopping.
-        """
+        """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
         self._checked_size(samples, reward)
         with _problems():
             return await self._batcher.call(reward.render, samples)
 
     async def reload(self) -> bool:
-        """Load the spec again, in all processes of the server; returns whether another reward scores now.
-
-        Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
-        """
+        """Load the spec again, in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
         if self._reload_all is None:
             return await self.reload_here()
         load = self._upcoming_load()
@@ -164,11 +156,7 @@ class Service:
         return await asyncio.shield(load)
 
     async def reload_here(self) -> bool:
-        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same.
-
-        Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
-        """
+        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same; raises as `reload`."""
         load = self._upcoming_load()
         if self._loader is None:
             self._loader = asyncio.create_task(self._load_in_turn())

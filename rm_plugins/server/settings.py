@@ -22,7 +22,7 @@ class Settings:
         max_queue_items: Most samples that wait; what comes then is told to retry later.
         max_queue_characters: Most characters that wait.
         threads: Batches that run at once, where the reward waits for others rather than computes.
-        drain_seconds: How long a stopping server goes on with what it has accepted.
+        drain_seconds: Seconds in which a stopping server finishes what it has accepted.
     """
 
     model_name: str = ""

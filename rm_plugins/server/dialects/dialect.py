@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from rm_plugins.samples import RenderedSample, Sample
-from rm_plugins.spec import join_path
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -122,7 +121,7 @@ class Scorer(Protocol):
         """Load the reward again; returns whether another one scores now.
 
         Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
+            Problem: It could not be loaded, and the earlier one stays in use.
         """
 
 
@@ -152,7 +151,7 @@ class Dialect(ABC):
                 continue
             path = ""
             for part in error["loc"]:
-                path = join_path(path, part)
+                path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
             complaints.append(f"{path[:200]}: {str(error['msg'])[:200]}")
         more = [f"and {len(complaints) - _MOST_COMPLAINTS} more"] if len(complaints) > _MOST_COMPLAINTS else []
         return "; ".join(complaints[:_MOST_COMPLAINTS] + more)

@@ -119,7 +119,7 @@ class RewardsAnswer(BaseModel):
     fingerprint: str = Field(description="Changes with the weights, the rendering and the spec of what scored.")
     manifests: dict[str, str] = Field(description="By path in the spec, the SHA-256 of a model's reward manifest.")
     rewards: list[Reward]
-    details: dict[str, list[float | None]] = Field(description="Named extras, one a sample, such as members' scores.")
+    details: dict[str, list[float | None]] = Field(description="Named extras, one per sample, such as members' scores.")
     usage: Usage
 
 

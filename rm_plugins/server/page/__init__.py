@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -34,16 +33,10 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    content: bytes
-    etag: str
-
-
 @cache
-def _file(name: str) -> _File:
+def _content_and_etag(name: str) -> tuple[bytes, str]:
     content = files(__name__).joinpath(name).read_bytes()
-    return _File(content, f'"{sha256(content).hexdigest()[:32]}"')
+    return content, f'"{sha256(content).hexdigest()[:32]}"'
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
@@ -59,9 +52,9 @@ async def _part(request: Request, name: str) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    file = _file(name)
-    headers = {**_HEADERS, "ETag": file.etag}
+    content, etag = _content_and_etag(name)
+    headers = {**_HEADERS, "ETag": etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
-    if file.etag in known or "*" in known:
+    if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=_TYPES[name])
+    return Response(content, headers=headers, media_type=_TYPES[name])
