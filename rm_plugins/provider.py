@@ -125,6 +125,8 @@ class Provider(ABC):
     """The keys of its spec that change no score, such as where it computes or how it is reached: no part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
+    renderer: Any = None
+    """What makes its samples' text and token ids in this process, a `rm_plugins.rendering.render.Renderer`; None where nothing does."""
     label: str = ""
     """What this reward is called in metrics and messages; the provider's name unless something better is known."""
     on_error: OnError = "raise"
@@ -136,8 +138,6 @@ class Provider(ABC):
     concurrent: bool = False
     """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score` must then be
     safe to call in another thread."""
-    renderer: Any = None
-    """Makes token ids of its samples, a `rm_plugins.rendering.render.Renderer`; None where it scores no text of its own making."""
     unnamed_failures: int = 0
     """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
     spec: Mapping[str, Any] | None = None
