@@ -26,16 +26,12 @@ class Centering(Regularizer):
 
     Source: arXiv 2312.09244, eq. 2; TRL's ``center_rewards_coefficient``.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [1.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [1.0]], pairs=[[0, 1]])
     >>> Centering()(batch).item()
     9.0
     """
 
     name: ClassVar[str] = "centering"
-    formula: ClassVar[str] = "(r_winner + r_loser)², mean over pairs"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""

@@ -1,15 +1,12 @@
 """Hinge losses: a winner that is ahead by a margin costs nothing."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
-from rm_plugins.errors import SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.reductions import mean_over_pairs
+from rm_plugins.losses.reductions import check_finite, mean_over_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,19 +33,16 @@ class Hinge(Loss):
 
     Source: the pairwise hinge of ranking SVMs (Herbrich et al. 2000); SLiC-HF, arXiv 2305.10425.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[0.25], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[0.25], [0.0]], pairs=[[0, 1]])
     >>> Hinge()(batch).item()
     0.75
     """
 
     name: ClassVar[str] = "hinge"
-    formula: ClassVar[str] = "max(0, m − Δ)"
 
     def __init__(self, *, margin: float = 1.0) -> None:
-        self.margin = _positive(margin, self.name)
+        check_finite(self.name, margin=margin)
+        self.margin = margin
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
@@ -74,26 +68,17 @@ class SquaredHinge(Loss):
 
     Source: the L2 form of the ranking SVM (Chapelle and Keerthi 2010).
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[0.25], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[0.25], [0.0]], pairs=[[0, 1]])
     >>> SquaredHinge()(batch).item()
     0.5625
     """
 
     name: ClassVar[str] = "squared-hinge"
-    formula: ClassVar[str] = "max(0, m − Δ)²"
 
     def __init__(self, *, margin: float = 1.0) -> None:
-        self.margin = _positive(margin, self.name)
+        check_finite(self.name, margin=margin)
+        self.margin = margin
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
         return mean_over_pairs(batch, (self.margin - (batch.winners - batch.losers)).relu().square())
-
-
-def _positive(margin: float, loss: str) -> float:
-    if not 0 < margin < math.inf:
-        raise SpecError(f"{loss} needs a positive, finite margin, not {margin}.")
-    return margin

@@ -1,5 +1,4 @@
 """The length-correlation regularizer."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
@@ -31,17 +30,12 @@ class LengthCorrelation(Regularizer):
 
     Source: the length term of ODIN, arXiv 2402.07319, for one output.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[3.0], [2.0], [1.0]]), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.arange(3),
-    ...     lengths=torch.tensor([10, 20, 30]),
-    ... )
+    >>> batch = RewardBatch.of([[3.0], [2.0], [1.0]], lengths=[10, 20, 30])
     >>> round(LengthCorrelation()(batch).item(), 4)
     1.0
     """
 
     name: ClassVar[str] = "length-correlation"
-    formula: ClassVar[str] = "|ρ(r, n)|, where ρ is Pearson's correlation over the rows of the batch"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over heads."""

@@ -1,5 +1,4 @@
 """Regularizers that keep rewards small."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
@@ -30,16 +29,12 @@ class ScoreL2(Regularizer):
 
     Source: Open-Assistant, ``RMLoss``, with a weight of 0.001.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [1.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [1.0]], pairs=[[0, 1]])
     >>> ScoreL2()(batch).item()
     2.5
     """
 
     name: ClassVar[str] = "score-l2"
-    formula: ClassVar[str] = "r², mean over rows"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over rows and heads."""
@@ -68,16 +63,12 @@ class LogBarrier(Regularizer):
 
     Source: InternLM2, arXiv 2403.17297; xtuner, whose default weight of 0.01 is for the sum of a pair's two rows, not their mean.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[4.0], [-4.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[4.0], [-4.0]], pairs=[[0, 1]])
     >>> round(LogBarrier()(batch).item(), 4)  # -log 1 - log 9
     -2.1972
     """
 
     name: ClassVar[str] = "log-barrier"
-    formula: ClassVar[str] = "−log(b − r) − log(r − a), mean over rows, with r first clamped to [a + ε, b − ε]"
 
     def __init__(self, *, lower: float = -5.0, upper: float = 5.0, epsilon: float = 1e-3) -> None:
         if not 0 < epsilon < (upper - lower) / 2:

@@ -1,16 +1,13 @@
 """Losses that give each difference of rewards a target, and square what it is off by."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, ClassVar
 
-from rm_plugins.errors import SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.needs import NeedName
-from rm_plugins.losses.reductions import mean_over_pairs, required_margins
+from rm_plugins.losses.reductions import check_finite, mean_over_pairs, required_margins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,20 +34,15 @@ class Ipo(Loss):
 
     Source: IPO, arXiv 2310.12036, with rewards in place of log-ratios; ``loss_type="ipo"`` of TRL's DPO.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]])
     >>> Ipo(beta=0.5)(batch).item()
     1.0
     """
 
     name: ClassVar[str] = "ipo"
-    formula: ClassVar[str] = "(Δ − 1/(2β))²"
 
     def __init__(self, *, beta: float = 0.1) -> None:
-        if not 0 < beta < math.inf:
-            raise SpecError(f"ipo needs a positive, finite beta, not {beta}.")
+        check_finite(self.name, beta=beta)
         self.beta = beta
 
     def __call__(self, batch: RewardBatch) -> Tensor:
@@ -75,17 +67,12 @@ class MarginMse(Loss):
 
     Source: arXiv 2010.02666; ``MarginMSELoss`` of sentence-transformers.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2),
-    ...     margins=torch.tensor([0.5]),
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]], margins=[0.5])
     >>> MarginMse()(batch).item()
     2.25
     """
 
     name: ClassVar[str] = "margin-mse"
-    formula: ClassVar[str] = "(Δ − m)²"
     needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "margins"})
 
     def __call__(self, batch: RewardBatch) -> Tensor:
