@@ -10,7 +10,7 @@ import click
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import rm_plugins as rm
 from rm_plugins.calibration import Calibrated, Calibration
@@ -50,10 +50,10 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
     calibration = Calibration(spec, transform=transform)
     with progress_bar() as bar:
         task = bar.add_task(f"Scoring {len(samples):,} samples", total=sum(1 for _ in calibration.provider.walk()))
-        found = calibration.fit(samples, lambda scored: bar.advance(task))
+        calibrated = calibration.fit(samples, lambda scored: bar.advance(task))
     text = yaml.safe_dump(calibration.spec(out.parent), sort_keys=False, allow_unicode=True)
     write_atomically(out, f"# Calibrated by rm-plugins {rm.__version__} with {len(samples)} samples of {file}.\n{text}")
-    _show(found)
+    _show(calibrated)
     click.echo(f"Wrote {out}.", err=True)
 
 
@@ -68,11 +68,10 @@ def _samples(file: str, split: str, limit: int | None) -> Iterator[rm.Sample]:
         yield from row_samples(row, f"row {number}").samples
 
 
-def _show(found: list[Calibrated]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("path", "transform", "statistics", "scores", "abstained"):
-        table.add_column(heading, justify="right" if heading in ("scores", "abstained") else "left")
-    for entry in found:
+def _show(calibrated: list[Calibrated]) -> None:
+    counts = (Column(heading, justify="right") for heading in ("scores", "abstained"))
+    table = Table("path", "transform", "statistics", *counts, box=None, pad_edge=False)
+    for entry in calibrated:
         statistics = ", ".join(f"{name} {value:.6g}" for name, value in entry.statistics.items())
         table.add_row(escape(entry.path), entry.transform, statistics, f"{entry.scores:,}", f"{entry.abstained:,}")
     Console().print(table)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column", "no_gold"]
+__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column"]
 
 
 OF_GENERATE = (
@@ -53,7 +53,7 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     for name, forms in _FORMS.items():
         if name in given and form not in forms:
-            allowed = " or ".join(f"--format {found}" for found in forms)
+            allowed = " or ".join(f"--format {name}" for name in forms)
             raise click.UsageError(f"{_flag(name)} goes with {allowed}, not with --format {form}.")
     if options["generate"] is None:
         if astray := [name for name in OF_GENERATE if name in given]:
@@ -110,12 +110,12 @@ def engine_options(written: str | None) -> dict[str, Any]:
         UsageError: It is no JSON mapping.
     """
     try:
-        found = json.loads(written or "{}")
+        options = json.loads(written or "{}")
     except json.JSONDecodeError as error:
         raise click.UsageError(f'--engine-options is no JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.') from error
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise click.UsageError(f"--engine-options must be a JSON mapping of names to values, not {written}.")
-    return found
+    return options
 
 
 def gold_column(gold: str | None, file: str, split: str, generate: str | None) -> str | None:
@@ -135,11 +135,6 @@ def gold_column(gold: str | None, file: str, split: str, generate: str | None) -
             f"--gold {gold} is a column of {file}, which knows nothing of the completions that --generate writes. Name a spec."
         )
     return gold
-
-
-def no_gold(gold: str, error: Exception) -> DataError:
-    """What to say where `gold` is neither a column nor a spec that can be loaded."""
-    return DataError(f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}")
 
 
 def _flag(name: str) -> str:

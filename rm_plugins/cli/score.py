@@ -39,9 +39,9 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
 
 def _with_scores(rows: Iterable[ScoredRow]) -> Iterator[dict[str, Any]]:
     for scored in rows:
-        found = row_samples(scored.row)
-        row = {**scored.row, **found.columns(scored.scores)}
+        samples = row_samples(scored.row)
+        row = {**scored.row, **samples.columns(scored.scores)}
         for name, values in scored.details.items():
-            for column, value in found.columns(values).items():
+            for column, value in samples.columns(values).items():
                 row[f"{column}/{name}"] = value
         yield row

@@ -63,5 +63,5 @@ class MinMax(FittedTransform):
         """Scale, and clip if need be."""
         self.settle()
         assert self.low is not None and self.high is not None  # says `settle`
-        found = (values - self.low) / (self.high - self.low)
-        return np.clip(found, 0.0, 1.0) if self.clip else found
+        scaled = (values - self.low) / (self.high - self.low)
+        return np.clip(scaled, 0.0, 1.0) if self.clip else scaled
