@@ -151,13 +151,8 @@ def _print(report: DataReport) -> None:
     click.echo()
     for problem in report.problems:
         click.echo(_problem_lines(problem))
-    click.echo(
-        "No problems."
-        if not report.problems
-        else "It can be trained on."
-        if report.is_trainable
-        else "It cannot be trained on."
-    )
+    verdict = "It can be trained on." if report.is_trainable else "It cannot be trained on."
+    click.echo(verdict if report.problems else "No problems.")
 
 
 def _problem_lines(problem: Problem) -> str:

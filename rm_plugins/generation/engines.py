@@ -30,20 +30,7 @@ def load_generator(
     options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> Generator:
-    """A policy that writes completions.
-
-    Args:
-        model: A folder or hub id.
-        sampling: How completions are drawn.
-        engine: One of `ENGINES`; `default_engine` if None.
-        options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
-            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
-        batch_size: Completions written at a time; what is usual for the engine if None.
-
-    Raises:
-        MissingDependencyError: The engine is not installed.
-        ModelError: The model or its tokenizer cannot be loaded.
-    """
+    """The `Generator` of an engine, one of `ENGINES` (`default_engine` if None), with the arguments and errors of that class."""
     if (engine or default_engine()) == "vllm":
         from rm_plugins.generation.vllm_generator import VLLMGenerator
 

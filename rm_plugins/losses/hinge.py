@@ -49,7 +49,7 @@ class Hinge(Loss):
         return mean_over_pairs(batch, (self.margin - (batch.winners - batch.losers)).relu())
 
 
-class SquaredHinge(Loss):
+class SquaredHinge(Hinge):
     """Squared hinge: a pair costs the square of what its winner lacks of a margin.
 
     Formula: max(0, m − Δ)²
@@ -74,10 +74,6 @@ class SquaredHinge(Loss):
     """
 
     name: ClassVar[str] = "squared-hinge"
-
-    def __init__(self, *, margin: float = 1.0) -> None:
-        check_finite(self.name, margin=margin)
-        self.margin = margin
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
