@@ -24,7 +24,7 @@ from rm_plugins.providers.combinators.threshold import Threshold
 from rm_plugins.samples import RenderedSample, text_of
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import Clip, Scale
-from rm_plugins.transforms.zscore import ZScore
+from rm_plugins.transforms.rescaled import ZScore
 from tests.conftest import MakeFolder
 
 USER = {"role": "user", "content": "2+2?"}

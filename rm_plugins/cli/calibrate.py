@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -44,7 +43,8 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
         raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    samples = list(_samples(file, split, limit))
+    rows = enumerate(islice(read_rows(file, split), limit), start=1)
+    samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]
     if not samples:
         raise DataError(f"{file} has no row to calibrate with.")
     calibration = Calibration(spec, transform=transform)
@@ -61,11 +61,6 @@ def _beside(spec: str) -> Path:
     path = Path(spec)
     folder = path.parent if path.exists() else Path()
     return folder / f"{path.stem if path.is_file() else path.resolve().name}.calibrated.yaml"
-
-
-def _samples(file: str, split: str, limit: int | None) -> Iterator[rm.Sample]:
-    for number, row in enumerate(islice(read_rows(file, split), limit), start=1):
-        yield from row_samples(row, f"row {number}").samples
 
 
 def _show(calibrated: list[Calibrated]) -> None:

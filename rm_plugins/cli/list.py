@@ -24,7 +24,7 @@ def command(kind: str | None, as_json: bool) -> None:
     KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols, suites, dialects or commands.
     """
     registry = default_registry()
-    kinds = {_plural(name): name for name in (*KINDS, "command")}
+    kinds = {f"{name}es" if name.endswith("s") else f"{name}s": name for name in (*KINDS, "command")}
     if kind is not None and kind not in kinds:
         raise click.UsageError(f"There is no kind {kind!r}. {did_you_mean(kind, kinds)}")
     rows: list[dict[str, str]] = []
@@ -48,7 +48,3 @@ def command(kind: str | None, as_json: bool) -> None:
     Console().print(table)
     for failed in broken:
         click.echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")
-
-
-def _plural(kind: str) -> str:
-    return f"{kind}es" if kind.endswith("s") else f"{kind}s"

@@ -14,9 +14,8 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column
+from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.rows import read_rows, write_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing

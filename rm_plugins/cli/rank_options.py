@@ -1,10 +1,10 @@
-"""Which options of ``rank`` go together."""
+"""The options of ``rank``: how ``--help`` shows them, and which go together."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column"]
+__all__ = ["OF_GENERATE", "GroupedCommand", "check_files", "check_options", "engine_options", "gold_column"]
 
 
 OF_GENERATE = (
@@ -37,6 +37,28 @@ _FORMS = {
     "finished_only": ("best", "pairs"),
 }
 """Options that shape the output, and the formats that they belong to."""
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has its options under headings.
+
+    Args:
+        groups: Headings, each with the names of its parameters; what is in none comes last, as ``Options``.
+    """
+
+    def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {option.name: record for option in options if (record := option.get_help_record(ctx)) is not None}
+        for title, names in self._groups.items():
+            with formatter.section(title):
+                formatter.write_dl([records.pop(name) for name in names])
+        with formatter.section("Options"):
+            formatter.write_dl(list(records.values()))
 
 
 def check_options(context: click.Context, form: str, options: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sys
 import zlib
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
@@ -191,18 +190,13 @@ def read_rows(
             for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
         else:
-            with _opened(path) as file:
+            opened: Any = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rt", encoding="utf-8") as file:
                 yield from _json_lines(file, source, on_bad_line)
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
         raise DataError(f"{source} cannot be read: {error}") from error
-
-
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
-    return path.open(encoding="utf-8")
 
 
 def _json_lines(lines: Iterable[str], source: str, on_bad_line: Callable[[DataError], None] | None) -> Iterator[dict[str, Any]]:

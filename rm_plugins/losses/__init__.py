@@ -19,17 +19,16 @@ def rm_register_losses() -> Sequence[type[Loss]]:
         binary,
         bradley_terry,
         grm,
-        hinge,
         listwise,
+        margins,
         mean_variance,
         odin,
         ratings,
-        target_difference,
         thurstone,
         ties,
     )
 
-    families = (binary, bradley_terry, grm, hinge, listwise, mean_variance, odin, ratings, target_difference, thurstone, ties)
+    families = (binary, bradley_terry, grm, listwise, margins, mean_variance, odin, ratings, thurstone, ties)
     losses: list[type[Loss]] = [getattr(family, name) for family in families for name in family.__all__]
     return sorted(losses, key=lambda loss: loss.name)
 
@@ -37,8 +36,6 @@ def rm_register_losses() -> Sequence[type[Loss]]:
 @hookimpl
 def rm_register_regularizers() -> Sequence[type[Regularizer]]:
     """The built-in regularizers."""
-    from rm_plugins.losses.centering import Centering
-    from rm_plugins.losses.length_correlation import LengthCorrelation
-    from rm_plugins.losses.reward_size import LogBarrier, ScoreL2
+    from rm_plugins.losses.regularizers import Centering, LengthCorrelation, LogBarrier, ScoreL2
 
     return [Centering, LengthCorrelation, LogBarrier, ScoreL2]

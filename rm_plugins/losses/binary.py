@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels, zero_to_one
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import at_least_float32, log_sigmoid
 from rm_plugins.models.heads import Heads
 
@@ -40,9 +39,9 @@ class Binary(Loss):
     0.1269
     """
 
-    name: ClassVar[str] = "binary"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "binary"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def heads(self, attributes: Sequence[str]) -> Heads:
         """An output for each attribute, all of the same weight."""
@@ -81,9 +80,9 @@ class Bco(Loss):
     0.3133
     """
 
-    name: ClassVar[str] = "bco"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "bco"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(self) -> None:
         self._mean = 0.0

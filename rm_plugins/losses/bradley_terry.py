@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_pairs, required_margins
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class BradleyTerry(Loss):
     0.1269
     """
 
-    name: ClassVar[str] = "bradley-terry"
+    name = "bradley-terry"
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 0.5:
@@ -86,7 +85,7 @@ class Robust(Loss):
     -0.1231
     """
 
-    name: ClassVar[str] = "robust"
+    name = "robust"
 
     def __init__(self, *, epsilon: float = 0.1) -> None:
         if not 0 <= epsilon < 0.5:
@@ -124,7 +123,7 @@ class Focal(Loss):
     0.0072
     """
 
-    name: ClassVar[str] = "focal"
+    name = "focal"
 
     def __init__(self, *, gamma: float = 2.0) -> None:
         check_finite(self.name, least=0, gamma=gamma)
@@ -160,8 +159,8 @@ class Scaled(Loss):
     0.3808
     """
 
-    name: ClassVar[str] = "scaled"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "margins"})
+    name = "scaled"
+    needs = frozenset({"pairs", "margins"})
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.bradley_terry import BradleyTerry
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import mean_over_pairs
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ class Grm(Loss):
     0.5635
     """
 
-    name: ClassVar[str] = "grm"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "logprobs"})
+    name = "grm"
+    needs = frozenset({"pairs", "logprobs"})
 
     def __init__(self, *, alpha: float = 0.01) -> None:
         if not 0 <= alpha <= 1:

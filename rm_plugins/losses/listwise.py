@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import check_one_attribute
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import Groups, check_finite, log_sigmoid, mean_over_items
 from rm_plugins.models.heads import Heads
 
@@ -39,8 +38,8 @@ class KWise(Loss):
     0.6931
     """
 
-    name: ClassVar[str] = "k-wise"
-    mean_over: ClassVar[Item] = "groups"
+    name = "k-wise"
+    mean_over = "groups"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over groups and heads."""
@@ -82,9 +81,9 @@ class PlackettLuce(Loss):
     6.0
     """
 
-    name: ClassVar[str] = "plackett-luce"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "plackett-luce"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, top_k: int | None = None) -> None:
         if top_k is not None and top_k < 1:
@@ -136,9 +135,9 @@ class ListNet(Loss):
     3.0
     """
 
-    name: ClassVar[str] = "listnet"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "listnet"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, target: Literal["ranks", "labels"] = "ranks", temperature: float = 1.0) -> None:
         if target not in ("ranks", "labels"):
@@ -197,9 +196,9 @@ class InfoNce(Loss):
     3.0
     """
 
-    name: ClassVar[str] = "info-nce"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "info-nce"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, temperature: float = 1.0) -> None:
         check_finite(self.name, temperature=temperature)

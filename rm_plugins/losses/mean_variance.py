@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
@@ -50,7 +50,7 @@ class MeanVariance(Loss):
     0.1269
     """
 
-    name: ClassVar[str] = "mean-variance"
+    name = "mean-variance"
 
     def __init__(self, *, data: Literal["pairs", "ratings"] = "pairs", min_std: float = 1e-3) -> None:
         if data not in ("pairs", "ratings"):

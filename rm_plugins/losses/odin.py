@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
@@ -48,7 +48,7 @@ class Odin(Loss):
     0.3133
     """
 
-    name: ClassVar[str] = "odin"
+    name = "odin"
 
     def __init__(self, *, length_weight: float = 1.0, orthogonality_weight: float = 1.0) -> None:
         check_finite(self.name, least=0, length_weight=length_weight, orthogonality_weight=orthogonality_weight)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import check_finite
 from rm_plugins.models.heads import Heads
 
@@ -48,9 +47,9 @@ class Regression(Loss):
     (0.7, -0.3)
     """
 
-    name: ClassVar[str] = "regression"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "regression"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(
         self, *, kind: Literal["mse", "huber"] = "mse", delta: float = 1.0, weights: Mapping[str, float] | None = None
@@ -106,9 +105,9 @@ class Quantile(Loss):
     ('q0.25', 'q0.5', 'q0.75')
     """
 
-    name: ClassVar[str] = "quantile"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "quantile"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(self, *, quantiles: int = 19) -> None:
         if not 1 <= quantiles <= 999:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
@@ -43,7 +43,7 @@ class Thurstone(Loss):
     0.0819
     """
 
-    name: ClassVar[str] = "thurstone"
+    name = "thurstone"
 
     def __init__(self, *, sigma: float = 1.0) -> None:
         check_finite(self.name, sigma=sigma)

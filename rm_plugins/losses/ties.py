@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError
 from rm_plugins.losses.batch import RewardBatch
-from rm_plugins.losses.loss import Item, Loss
+from rm_plugins.losses.loss import Loss
 from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_items
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class RaoKupper(Loss):
     3.0
     """
 
-    name: ClassVar[str] = "rao-kupper"
-    mean_over: ClassVar[Item] = "comparisons"
+    name = "rao-kupper"
+    mean_over = "comparisons"
 
     def __init__(self, *, nu: float = 2.0) -> None:
         check_finite(self.name, least=1, nu=nu)
@@ -90,8 +90,8 @@ class Davidson(Loss):
     3.0
     """
 
-    name: ClassVar[str] = "davidson"
-    mean_over: ClassVar[Item] = "comparisons"
+    name = "davidson"
+    mean_over = "comparisons"
 
     def __init__(self, *, nu: float = 1.0) -> None:
         check_finite(self.name, least=0, nu=nu)
