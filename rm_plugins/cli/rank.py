@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
+from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.rows import read_rows, write_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
@@ -30,7 +28,6 @@ from rm_plugins.jobs.ranking import (
     Rule,
     ScoredPrompt,
     best_rows,
-    column_values,
     first_completions,
     pair_rows,
     ranked_rows,
@@ -97,28 +94,26 @@ def command(
     check_files(file, out, _on_the_way(out, options), options)
     rows = _Rows(file, split, out, overwrite, options)
     gold, column = options["gold"], gold_column(options["gold"], file, split, options["generate"])
+    has_gold_spec = gold is not None and column is None
     kept, kept_gold = (KeptRows(out.with_name(f"{out.name}{ending}.part"), {}) for ending in ("", ".gold"))
     if not overwrite:
         _check_free(out, curve_file, begun=rows.is_begun or kept.path.exists())
 
     if rows.are_to_be_generated:
         _try(spec)
-    if gold is not None and column is None:
+    if has_gold_spec:
         try:
             _try(gold)
         except RmPluginsError as error:
-            raise no_gold(gold, error) from error
+            raise DataError(
+                f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}"
+            ) from error
     if overwrite:
         for old in (kept, kept_gold, rows):
             old.discard()
     source = RowSource.of(rows.prepare(column), split)
     scored = _scored(spec, source, kept.path, batch_size)
-    if column is not None:
-        prompts = scored_prompts(scored, partial(_from_column, column))
-    elif gold is not None:
-        prompts = scored_prompts(scored, partial(_from_rows, _scored(gold, source, kept_gold.path, batch_size)))
-    else:
-        prompts = scored_prompts(scored)
+    prompts = scored_prompts(scored, _scored(gold, source, kept_gold.path, batch_size) if has_gold_spec else column)
 
     _tell_of_few(prompts, options["n"])
     curve = no_curve = None
@@ -187,10 +182,10 @@ class _Rows:
         n = None if self._generation is not None else self._options["n"]
         source = self._file
         if n is not None or (self._file == "-" and self._is_read_twice):
-            found: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
+            rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
             if n is not None:
-                found = first_completions(found, n, ["finished", *([column] if column is not None else [])])
-            write_rows(found, self._first)
+                rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
+            write_rows(rows, self._first)
             source = str(self._first)
         if self._generation is not None:
             self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
@@ -256,14 +251,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _from_column(column: str, scored: ScoredRow, number: int) -> list[float | None]:
-    return column_values(scored.row, column, len(scored.scores), f"row {number}")
-
-
-def _from_rows(rows: Iterator[ScoredRow], scored: ScoredRow, number: int) -> list[float | None]:
-    return next(rows).scores
-
-
 def _shaped(
     prompts: list[ScoredPrompt], form: str, options: dict[str, Any], left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
@@ -283,13 +270,13 @@ def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: Path, left_ou
     reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
     dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
     click.echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
-    abstained = sum(found.scores.count(None) for found in prompts)
+    abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
         click.echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
-    few = sum(len(found.scores) < n for found in prompts) if n is not None else 0
+    few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
     if few:
         click.echo(
             f"{few} of {len(prompts)} prompts have fewer than {n} completions: all that they have are used, but for a curve.",

@@ -74,7 +74,8 @@ class Generator(ABC):
     Args:
         model: A folder or hub id.
         sampling: How completions are drawn.
-        options: Keyword arguments for the engine that loads the model.
+        options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
+            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
         batch_size: Completions written at a time; the engine's `usual_batch_size` by default.
 
     Raises:

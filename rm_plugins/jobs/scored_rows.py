@@ -190,22 +190,19 @@ class ScoringJob(RowScoring):
         if overwrite:
             self.discard()
 
-    def write(
-        self,
-        shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]],
-        batch_size: int,
-        progress: JobProgress | None = None,
-    ) -> int:
-        """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
-
-        Args:
-            shape: Makes the rows of the output.
-            batch_size: Samples handed to the provider at a time.
-            progress: Is told how far the job is.
-        """
-        count = write_rows(shape(self.run(batch_size, progress)), self.out)
+    def write(self, batch_size: int, progress: JobProgress | None = None) -> int:
+        """Score, and write the rows with their scores; returns the number of rows. The arguments are those of `run`."""
+        count = write_rows(map(_with_scores, self.run(batch_size, progress)), self.out)
         self.discard()
         return count
+
+
+def _with_scores(scored: ScoredRow) -> dict[str, Any]:
+    samples = row_samples(scored.row)
+    row = {**scored.row, **samples.columns(scored.scores)}
+    for name, values in scored.details.items():
+        row |= {f"{column}/{name}": value for column, value in samples.columns(values).items()}
+    return row
 
 
 def _json_row(row: object) -> Any:

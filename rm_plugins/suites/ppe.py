@@ -12,7 +12,7 @@ import numpy as np
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.ranks import mean_ranks
 from rm_plugins.suites.raw_rows import ANYTHING, FLAGS, LIST, PROMPT, TEXT, RawRow, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean
 
 __all__ = ["Ppe"]
 
@@ -74,32 +74,29 @@ class Ppe(Suite):
         """The accuracies on the five sets and their mean, and a table of the other metrics."""
         sections, table = [], []
         for name in _SETS:
-            found = [item for item in items if item.section == name]
-            figures = _metrics(found)
-            sections.append(SuiteSection(name, figures[0], 1 / len(_SETS), len(found)))
+            of_set = [item for item in items if item.section == name]
+            figures = _metrics(of_set)
+            sections.append(SuiteSection(name, figures[0], 1 / len(_SETS), len(of_set)))
             table.append(figures)
         means = tuple(np.mean(table, axis=0).tolist())
-        return SuiteResult(
-            self.name,
-            self.rule,
-            overall_score(sections),
-            tuple(sections),
+        return self.scored(
+            items,
+            sections,
             figures=dict(zip(_COLUMNS[1:], means[1:], strict=True)),
             tables=(SuiteTable("Correctness", (*_SETS, "mean"), _COLUMNS, (*table, means)),),
-            abstained=sum(item.abstained for item in items),
         )
 
 
 def _set(row: RawRow) -> str:
     if row.columns.get("dataset") is not None:
         return _DATASETS[row.one_of("dataset", _DATASETS)]
-    found = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
-    if len(found) != 1:
+    names = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
+    if len(names) != 1:
         raise row.refused(
-            f"its columns could be those of {' or '.join(found) or 'none of the sets'}. Add a column 'dataset' with one of "
+            f"its columns could be those of {' or '.join(names) or 'none of the sets'}. Add a column 'dataset' with one of "
             f"{', '.join(_DATASETS)}."
         )
-    return found[0]
+    return names[0]
 
 
 def _right_and_wrong(row: RawRow, pair: Any, labels: Sequence[bool]) -> tuple[int, int]:
@@ -125,7 +122,7 @@ def _metrics(items: Sequence[SuiteItem]) -> tuple[float, ...]:
     pairs = [item.judged_scores[right] > item.judged_scores[wrong] for item in items for right, wrong in item.compared]
     labels = [item.labels for item in items]
     scores = [item.judged_scores for item in items]
-    area = _area_under_roc(np.concatenate([_stretched(found) for found in scores]), np.concatenate(labels))
+    area = _area_under_roc(np.concatenate([_stretched(answers) for answers in scores]), np.concatenate(labels))
     curve, best = _curve(scores, labels), _curve(labels, labels)
     return mean(pairs), area, float(curve.max()), float(curve[-1]), float(np.square(best - curve).mean())
 
@@ -146,7 +143,7 @@ def _area_under_roc(scores: FloatArray, labels: FloatArray) -> float:
 def _curve(scores: Sequence[FloatArray], labels: Sequence[FloatArray]) -> FloatArray:
     """float64 [K]: for k from 1, how likely the best of k random answers is right, on average over questions."""
     answers = min(map(len, labels))
-    curve: FloatArray = np.mean([_best_of_k(*found)[:answers] for found in zip(scores, labels, strict=True)], axis=0)
+    curve: FloatArray = np.mean([_best_of_k(*question)[:answers] for question in zip(scores, labels, strict=True)], axis=0)
     return curve
 
 

@@ -22,7 +22,7 @@ from rm_plugins.providers.combinators.product import Product
 from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.combinators.threshold import Threshold
 from rm_plugins.transforms import Clip, Scale
-from rm_plugins.transforms.zscore import ZScore
+from rm_plugins.transforms.rescaled import ZScore
 
 
 class Lengths(rm.Provider):

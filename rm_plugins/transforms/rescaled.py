@@ -1,10 +1,11 @@
-"""Standardized scores."""
+"""Scores rescaled by their statistics: standardized, or between 0 and 1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import FiniteFloat
 
 from rm_plugins.errors import DataError, SpecError
@@ -14,7 +15,56 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.running import RunningStatistics
 
-__all__ = ["ZScore"]
+__all__ = ["MinMax", "ZScore"]
+
+
+class MinMax(FittedTransform):
+    """(score - low) / (high - low), kept between 0 and 1.
+
+    Args:
+        low: The score that becomes 0; by default the least of `reference`, else of the model's manifest.
+        high: The score that becomes 1, the greatest likewise.
+        reference: A file of this reward's scores, as `rm-plugins score` writes it.
+        clip: Whether scores beyond `low` and `high` become 0 and 1; else they go on in proportion.
+
+    Raises:
+        SpecError: `low` is not below `high`.
+    """
+
+    name: ClassVar[str] = "min-max"
+    statistics: ClassVar[tuple[str, ...]] = ("low", "high")
+    in_manifest: ClassVar[Mapping[str, str]] = {"low": "min", "high": "max"}
+
+    def __init__(
+        self,
+        *,
+        low: FiniteFloat | None = None,
+        high: FiniteFloat | None = None,
+        reference: Annotated[str, LocalPath] | None = None,
+        clip: bool = True,
+    ) -> None:
+        self.low = low
+        self.high = high
+        self.reference = reference
+        self.clip = clip
+        self.check()
+
+    def check(self) -> None:
+        """Refuse bounds that are not in their order."""
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise SpecError(f"min-max needs `low` below `high`, not {self.low} and {self.high}.")
+
+    def measure(self, values: FloatArray) -> dict[str, float]:
+        """The least and the greatest."""
+        _check_differing(values, self.name)
+        return {"low": float(values.min()), "high": float(values.max())}
+
+    def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
+        """Scale, and clip if need be."""
+        self.settle()
+        assert self.low is not None and self.high is not None  # says `settle`
+        scaled = (values - self.low) / (self.high - self.low)
+        return np.clip(scaled, 0.0, 1.0) if self.clip else scaled
 
 
 class ZScore(FittedTransform):
@@ -65,8 +115,7 @@ class ZScore(FittedTransform):
 
     def measure(self, values: FloatArray) -> dict[str, float]:
         """Mean and standard deviation (ddof 0)."""
-        if values.min() == values.max():
-            raise DataError(f"All {len(values)} scores are {values[0]}: zscore needs scores that differ.")
+        _check_differing(values, self.name)
         return {"mean": float(values.mean()), "std": float(values.std())}
 
     def settle(self, manifest: Any = None, called: str = "its provider") -> None:
@@ -95,3 +144,8 @@ class ZScore(FittedTransform):
         """Go on from there."""
         if self.running is not None:
             self.running.load_state(state)
+
+
+def _check_differing(values: FloatArray, transform: str) -> None:
+    if values.min() == values.max():
+        raise DataError(f"All {len(values)} scores are {values[0]}: {transform} needs scores that differ.")
