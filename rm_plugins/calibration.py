@@ -258,8 +258,7 @@ def _members_of_one_model(provider: Provider, sample: Sample) -> int:
     """How many members a provider has that could each have a transform."""
     if "member_transforms" not in inspect.signature(type(provider)).parameters:
         return 0
-    details = provider.score([sample]).columns
-    return sum(1 for number in range(len(details)) if f"member/{number}" in details)
+    return sum(part.kind == "member" for part in provider.score([sample]).parts.values())
 
 
 def _portable(value: Any, folder: Path) -> Any:

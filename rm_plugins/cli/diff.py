@@ -7,11 +7,13 @@ from typing import Literal
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_options import check_data, evaluation_options
 from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
 from rm_plugins.cli.evaluation_tables import print_difference, print_flips
+from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.run import SHOWN
+from rm_plugins.jobs.evaluation import EvaluationOptions, evaluated
 from rm_plugins.reports import comparison_page
 
 __all__ = ["command"]
@@ -51,8 +53,9 @@ def command(
     A and B are specs; DATA is what `rm-plugins evaluate` takes. Both score all of DATA; an interrupted run goes on where it
     stopped, and with --scores what `evaluate` has scored is not scored again.
     """
+    check_data(data, options)
     outputs = EvaluationOutputs(output, report)
-    with evaluated([a, b], data, options, shown=max(show, SHOWN)) as evaluation:
+    with evaluated([a, b], data, options, shown=max(show, SHOWN), progress=ConsoleProgress()) as evaluation:
         if not evaluation.differences:
             raise DataError(
                 f"There is no pair in {data} of which both rewards scored both answers, so that nothing can be compared."

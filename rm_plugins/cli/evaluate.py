@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
+from rm_plugins.cli.evaluation_options import check_data, evaluation_options
 from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
 from rm_plugins.cli.evaluation_tables import print_evaluation
 from rm_plugins.cli.gates import failures, parse_gates
+from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.model_card import write_model_card
+from rm_plugins.jobs.evaluation import EvaluationOptions, evaluated
 from rm_plugins.reports import evaluation_page
 
 __all__ = ["command"]
@@ -52,10 +54,11 @@ def command(
     if len(specs) < 2:
         raise click.UsageError("Both a SPEC and DATA are needed: rm-plugins evaluate ./Qwen2.5-Reward pairs.jsonl")
     *rewards, data = specs
+    check_data(data, options)
     gates = parse_gates(fail_under, fail_over)
     outputs = EvaluationOutputs(output, report)
     folders = [_card_folder(spec) for spec in rewards] if card else []
-    with evaluated(rewards, data, options) as evaluation:
+    with evaluated(rewards, data, options, progress=ConsoleProgress()) as evaluation:
         missed = failures(evaluation, gates)
         outputs.write(evaluation, evaluation_page)
         for place, folder in enumerate(folders):

@@ -83,6 +83,10 @@ class ConsoleProgress(JobProgress):
         """Say that the source's answers are not used."""
         click.echo("The source's own answers are left out: completions come from the policy.", err=True)
 
+    def reward(self, name: str) -> None:
+        """Say which reward is evaluated."""
+        click.echo(f"Evaluating {name}.", err=True)
+
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """Show the bar."""
         self._work = work.capitalize()

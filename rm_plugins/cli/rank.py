@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
 from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
 from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
 from rm_plugins.generation import ENGINES, Sampling, default_engine
@@ -36,7 +36,7 @@ from rm_plugins.jobs.ranking import (
     ranked_rows,
     scored_prompts,
 )
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoredRow
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
 __all__ = ["command"]
 
@@ -114,11 +114,12 @@ def command(
     source = RowSource.of(rows.prepare(column), split)
     scored = _scored(spec, source, kept.path, batch_size)
     if column is not None:
-        prompts = scored_prompts(scored, partial(_from_column, column))
+        golds = [column_values(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
     elif gold is not None:
-        prompts = scored_prompts(scored, partial(_from_rows, _scored(gold, source, kept_gold.path, batch_size)))
+        golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size)]
     else:
-        prompts = scored_prompts(scored)
+        golds = []
+    prompts = scored_prompts(scored, golds)
 
     _tell_of_few(prompts, options["n"])
     curve = no_curve = None
@@ -237,13 +238,12 @@ def _try(spec: str) -> None:
     _free_memory()
 
 
-def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterator[ScoredRow]:
+def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> list[ScoredRow]:
     """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
     provider = rm.load(spec)
     try:
-        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(
-            batch_size, ConsoleProgress()
-        )
+        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
+        return list(RowScoring(provider, source, part, identity).run(batch_size, ConsoleProgress()))
     finally:
         provider.close()
         del provider
@@ -254,14 +254,6 @@ def _free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _from_column(column: str, scored: ScoredRow, number: int) -> list[float | None]:
-    return column_values(scored.row, column, len(scored.scores), f"row {number}")
-
-
-def _from_rows(rows: Iterator[ScoredRow], scored: ScoredRow, number: int) -> list[float | None]:
-    return next(rows).scores
 
 
 def _shaped(

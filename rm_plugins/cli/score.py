@@ -9,7 +9,8 @@ import click
 
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.data.rows import row_samples
-from rm_plugins.jobs.scored_rows import ScoredRow, ScoringJob
+from rm_plugins.data.scored_rows import ScoredRow
+from rm_plugins.jobs.scored_rows import ScoringJob
 
 __all__ = ["command"]
 
@@ -39,9 +40,8 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
 
 def _with_scores(rows: Iterable[ScoredRow]) -> Iterator[dict[str, Any]]:
     for scored in rows:
-        found = row_samples(scored.row)
-        row = {**scored.row, **found.columns(scored.scores)}
+        samples = row_samples(scored.row)
+        row = {**scored.row, **samples.columns(scored.scores)}
         for name, values in scored.details.items():
-            for column, value in found.columns(values).items():
-                row[f"{column}/{name}"] = value
+            row |= {f"{column}/{name}": value for column, value in samples.columns(values).items()}
         yield row

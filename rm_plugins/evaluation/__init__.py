@@ -1,9 +1,8 @@
 """How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
 
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
-from rm_plugins.evaluation.pairs import evaluate_pairs
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import evaluate
+from rm_plugins.evaluation.run import evaluate, evaluate_pairs
 from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
 from rm_plugins.statistics.intervals import (
     Estimate,

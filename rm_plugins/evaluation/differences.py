@@ -18,8 +18,8 @@ __all__ = ["flipped_pairs", "reward_difference"]
 
 def reward_difference(
     rows: JudgedRows,
-    names: tuple[str, str],
-    values: tuple[FloatArray, FloatArray],
+    first: tuple[str, FloatArray],
+    other: tuple[str, FloatArray],
     show: Callable[[int, FloatArray], JudgedPair],
     *,
     shown: int,
@@ -30,14 +30,14 @@ def reward_difference(
 
     Args:
         rows: What is known of the rows.
-        names: Of a and b.
-        values: float64 [N] of a and b.
+        first: The name of a and its rewards, float64 [N].
+        other: Those of b.
         show: Makes a pair to show of its number and the rewards.
         shown: How many pairs to show of those that b has won, and of those that it has lost.
         resamples: Of the intervals.
         seed: Of the intervals and the test.
     """
-    a, b = values
+    (name_a, a), (name_b, b) = first, other
     both = ScoredPairs(rows, np.where(np.isnan(a), np.nan, b))
     if not len(both):
         return None
@@ -51,25 +51,24 @@ def reward_difference(
         if (where := both.section == number).any()
     }
 
-    def flipped(places: NDArray[np.intp]) -> tuple[FlippedPair, ...]:
-        found = []
-        for place in places:
-            winner, loser = both.pairs[place]
-            found.append(FlippedPair(show(int(both.number[place]), b), float(a[winner]), float(a[loser])))
-        return tuple(found)
-
-    won, lost = (places[:shown] for places in flipped_pairs(delta_a, both.delta))
+    won, lost = (
+        tuple(
+            FlippedPair(show(int(both.number[place]), b), *(float(a[sample]) for sample in both.pairs[place]))
+            for place in places[:shown]
+        )
+        for places in flipped_pairs(delta_a, both.delta)
+    )
     return Difference(
-        a=names[0],
-        b=names[1],
+        a=name_a,
+        b=name_b,
         pairs=len(both),
         accuracy=test.difference,
         p_value=test.p_value,
         only_a=test.only_a,
         only_b=test.only_b,
         sections=sections,
-        won=flipped(won),
-        lost=flipped(lost),
+        won=won,
+        lost=lost,
     )
 
 
@@ -82,7 +81,7 @@ def flipped_pairs(a: FloatArray, b: FloatArray) -> tuple[NDArray[np.intp], NDArr
         a: float64 [P], the winner's reward minus the loser's, by a.
         b: float64 [P], by b.
 
-    >>> [found.tolist() for found in flipped_pairs(np.array([-1.0, 2.0, -4.0]), np.array([1.0, -1.0, 1.0]))]
+    >>> [places.tolist() for places in flipped_pairs(np.array([-1.0, 2.0, -4.0]), np.array([1.0, -1.0, 1.0]))]
     [[2, 0], [1]]
     """
     size = np.abs(a) / _spread(a) + np.abs(b) / _spread(b)

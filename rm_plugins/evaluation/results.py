@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rm_plugins.statistics.bias import FeatureBias
@@ -304,6 +304,11 @@ class Difference:
         if not (math.isfinite(self.p_value) and self.p_value < SIGNIFICANT) or not self.accuracy.value:
             return "unclear"
         return "better" if self.accuracy.value > 0 else "worse"
+
+    def with_pairs(self, complete: Callable[[JudgedPair], JudgedPair]) -> Difference:
+        """The same with other pairs to show."""
+        won, lost = (tuple(replace(flip, pair=complete(flip.pair)) for flip in flips) for flips in (self.won, self.lost))
+        return replace(self, won=won, lost=lost)
 
 
 @dataclass(frozen=True, slots=True)

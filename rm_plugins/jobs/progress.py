@@ -22,6 +22,9 @@ class JobProgress:
     def ignore_answers(self) -> None:
         """The source has answers, which generation leaves out."""
 
+    def reward(self, name: str) -> None:
+        """The reward called `name` is the next one to score."""
+
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """The job named `work` (``scoring`` or ``generating``) begins; `total` counts its rows, which may read a file."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
@@ -13,8 +13,8 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.data.rows import row_samples
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError
-from rm_plugins.jobs.scored_rows import ScoredRow
 from rm_plugins.samples import PROMPT_COLUMNS
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
 
 Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
 PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
-
-"""Columns that chat templates take beside the prompt, for a reward, a policy and TRL's trainers alike."""
 
 
 @dataclass(slots=True)
@@ -129,22 +127,16 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
             )
 
 
-def scored_prompts(
-    rows: Iterable[ScoredRow], gold: Callable[[ScoredRow, int], list[float | None]] | None = None
-) -> list[ScoredPrompt]:
+def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]] = ()) -> list[ScoredPrompt]:
     """The prompts of scored rows with all their completions, in the order of their first rows.
 
     Args:
         rows: A prompt's completions are a list, or those of all rows with this prompt.
-        gold: What else is known of a row's completions, one value each; called with the row and its number, from 1.
-
-    Raises:
-        DataError: `gold` says so.
+        golds: What else is known of each row's completions, one value each; empty where nothing is.
     """
     prompts: dict[bytes, ScoredPrompt] = {}
-    for number, scored in enumerate(rows, start=1):
+    for number, (scored, values) in enumerate(zip(rows, golds or [[]] * len(rows), strict=True), start=1):
         row, samples = scored.row, row_samples(scored.row).samples
-        values = gold(scored, number) if gold is not None else []
         if not samples:
             continue
         prompt = samples[0].prompt

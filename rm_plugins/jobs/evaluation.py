@@ -1,0 +1,181 @@
+"""Scoring judged rows with several rewards, resumably, and evaluating the scores: what ``evaluate`` and ``diff`` share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import rm_plugins as rm
+from rm_plugins.data.rows import is_data_file, json_line, read_rows
+from rm_plugins.errors import DataError
+from rm_plugins.evaluation.judged_rows import Cluster
+from rm_plugins.evaluation.results import Evaluation
+from rm_plugins.evaluation.run import SHOWN, EvaluationRun
+from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource
+from rm_plugins.spec import component
+from rm_plugins.suites import Suite
+
+__all__ = ["HUB", "EvaluationOptions", "evaluated"]
+
+HUB = "hub"
+"""In the place of a file: a benchmark's own dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """How rewards are evaluated.
+
+    Args:
+        suite: The name of the benchmark that the data is of; None for none.
+        split: The dataset's split; train, or the benchmark's own, by default.
+        section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
+        rename: Columns that are read by another name: old to new.
+        limit: How many rows are read; all by default.
+        scores: The folder in which scores are kept; by default they are deleted once they are evaluated.
+        overwrite: Whether to score again what was scored before.
+        batch_size: Samples scored at a time.
+    """
+
+    suite: str | None
+    split: str | None
+    section: str | None
+    by: str | None
+    cluster: Cluster
+    rename: Mapping[str, str]
+    limit: int | None
+    scores: Path | None
+    overwrite: bool
+    batch_size: int
+    resamples: int
+    seed: int
+
+
+@contextmanager
+def evaluated(
+    specs: Sequence[str], data: str, options: EvaluationOptions, *, shown: int = SHOWN, progress: JobProgress | None = None
+) -> Iterator[Evaluation]:
+    """Score DATA with each spec, continuing where an interrupted evaluation stopped, and evaluate the scores.
+
+    The scores are deleted when the block ends, unless they are to be kept or it fails: then they are there for the next run.
+
+    Args:
+        specs: The rewards.
+        data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
+        options: How they are evaluated.
+        shown: How many mistakes, and flipped pairs of each sort, are shown.
+        progress: Is told how far the job is.
+
+    Raises:
+        DataError: The data cannot be read or judged.
+        RmPluginsError: A reward cannot be loaded, or fails.
+    """
+    progress = progress or JobProgress()
+    suite: Suite | None = None if options.suite is None else component("suite", options.suite)
+    jobs: list[RowScoring] = []
+    with _spooled(data) as file:
+        source = _source(data, file, suite, options)
+        run = EvaluationRun(source.rows, suite=suite, section=options.section, by=options.by, cluster=options.cluster)
+        names: set[str] = set()
+        try:
+            for spec in specs:
+                provider = rm.load(spec)
+                name = _unused(provider.label, names)
+                progress.reward(name)
+                identity = fingerprint(provider)  # reads every weight
+                jobs.append(_job(provider, identity, source, run, options))
+                run.add(provider, jobs[-1].run(options.batch_size, progress), name=name, source=spec, identity=identity)
+                provider.close()
+            yield run.evaluation(
+                source=source.name,
+                split="" if is_data_file(data) else source.split,
+                shown=shown,
+                resamples=options.resamples,
+                seed=options.seed,
+            )
+        except BaseException:
+            for job in jobs:
+                job.close()
+            raise
+        for job in jobs:
+            if options.scores is None:
+                job.discard()
+            else:
+                job.close()
+
+
+def _job(provider: rm.Provider, identity: str, source: RowSource, run: EvaluationRun, options: EvaluationOptions) -> RowScoring:
+    note = {"fingerprint": identity, "columns": dict(options.rename), "limit": options.limit, "suite": options.suite}
+    job = RowScoring(provider, source, _scores_file(options.scores, provider.label, source, note), note, run.samples)
+    if options.overwrite:
+        job.discard()
+    return job
+
+
+def _spooled(data: str) -> AbstractContextManager[Any]:
+    """A file with what standard input says, which several rewards read one after the other; None for anything else."""
+    if data != "-":
+        return nullcontext()
+    file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    try:
+        shutil.copyfileobj(sys.stdin, file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is no UTF-8: {error}") from error
+    file.flush()
+    return file
+
+
+def _source(data: str, file: Any, suite: Suite | None, options: EvaluationOptions) -> RowSource:
+    split = options.split or (suite.split if suite is not None else "train")
+    if suite is not None and data == HUB:
+        name, read = suite.name, partial(suite.published, split)
+    else:
+        name, read = data, partial(read_rows, data if file is None else file.name, split)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        raw = (_with_names(row, options.rename) for row in read())
+        judged = raw if suite is None else suite.checked_rows(raw)
+        return (dict(row) for row in islice(judged, options.limit))
+
+    return RowSource(name, split, rows)
+
+
+def _with_names(row: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    for old, new in renamed.items():
+        if old not in row:
+            raise DataError(
+                f"There is no column {old!r} to be read as {new!r}; a row has {', '.join(map(repr, row)) or 'none'}."
+            )
+    taken = set(renamed.values()) - renamed.keys()
+    return {renamed.get(name, name): value for name, value in row.items() if name not in taken}
+
+
+def _unused(label: str, names: set[str]) -> str:
+    """A name for a reward that no other has."""
+    name, number = label, 2
+    while name in names:
+        name, number = f"{label} ({number})", number + 1
+    names.add(name)
+    return name
+
+
+def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:
+    """Where the scores of a reward are kept: in the folder that was named, else in the user's cache until all is evaluated."""
+    place = [os.path.abspath(source.name), source.split, note]
+    digest = hashlib.sha256(json_line(place).encode()).hexdigest()[:12]
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
+    name = re.sub(r"[^\w.-]+", "-", label)[:60]
+    return folder / f"{name}-{digest}.jsonl"
