@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["print_difference", "print_evaluation", "print_flips", "shown_estimate"]
+__all__ = ["print_difference", "print_evaluation", "print_flips"]
 
 _MOST_SECTIONS = 30
 
@@ -27,12 +27,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
         what += f"; the longer answer is the better in {data.longer_chosen:.1%} of pairs"
     console.print(escape(what) + ".", highlight=False)
     names = [result.name for result in evaluation.rewards]
-    figures = dict.fromkeys(name for result in evaluation.rewards for name in result.figures)
     table = _table("", names)
-    for name in figures:
-        found = figure_of(name)
-        cells = [_cell(result.figures.get(name), found.is_share) for result in evaluation.rewards]
-        table.add_row(escape(found.title), *cells)
+    figures = figures_of(evaluation.data.attributes)
+    for name in dict.fromkeys(name for result in evaluation.rewards for name in result.figures):
+        cells = [_cell(result.figures.get(name), figures[name].is_share) for result in evaluation.rewards]
+        table.add_row(escape(figures[name].title), *cells)
     console.print(table)
     _print_sections(console, evaluation, names)
     _print_suite(console, evaluation, names)
@@ -50,7 +49,7 @@ def print_difference(difference: Difference) -> None:
     if difference.sections:
         table = _table("section", ["difference in accuracy"])
         for name, estimate in difference.sections.items():
-            table.add_row(escape(name), shown_estimate(estimate, is_share=True, signed=True))
+            table.add_row(escape(name), f"{estimate:+.1%}")
         console.print(table)
 
 
@@ -70,20 +69,6 @@ def print_flips(title: str, flips: tuple[FlippedPair, ...], most: int) -> None:
         for name, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
             shown = " ".join(text.split())
             console.print(f"  {name:<8} {escape(shown[:300])}{'...' if len(shown) > 300 else ''}", highlight=False)
-
-
-def shown_estimate(estimate: Estimate, *, is_share: bool = False, signed: bool = False) -> str:
-    """An estimate with its interval, as tables show it.
-
-    >>> shown_estimate(Estimate(0.8123, 0.79, 0.8333), is_share=True)
-    '81.2% [79.0%, 83.3%]'
-    """
-    sign = "+" if signed else ""
-    form = f"{{:{sign}.1%}}" if is_share else f"{{:{sign}.4g}}"
-    value = form.format(estimate.value)
-    if math.isnan(estimate.low):
-        return value
-    return f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
 
 
 def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) -> None:
@@ -119,7 +104,7 @@ def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> 
 
 def _in_words(difference: Difference) -> str:
     numbers = (
-        f"{shown_estimate(difference.accuracy, is_share=True, signed=True)} in accuracy on {difference.pairs:,} pairs, p = "
+        f"{difference.accuracy:+.1%} in accuracy on {difference.pairs:,} pairs, p = "
         f"{difference.p_value:.3g}; {difference.only_b:,} pairs that {difference.a} has wrong are right with {difference.b}, and "
         f"{difference.only_a:,} the other way round"
     )
@@ -137,7 +122,7 @@ def _table(title: str, heads: list[str]) -> Table:
 
 
 def _cell(estimate: Estimate | None, is_share: bool) -> str:
-    return "-" if estimate is None else escape(shown_estimate(estimate, is_share=is_share))
+    return "-" if estimate is None else escape(f"{estimate:{'.1%' if is_share else '.4g'}}")
 
 
 def _share(value: float) -> str:

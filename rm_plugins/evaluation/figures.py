@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-__all__ = ["FIGURES", "Better", "Figure", "figure_of"]
+__all__ = ["FIGURES", "Better", "Figure", "figures_of"]
 
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 
@@ -135,17 +135,17 @@ FIGURES: Mapping[str, Figure] = {
 """Figures by name, in the order in which they are shown; those of an attribute have it in the place of the star."""
 
 
-def figure_of(name: str) -> Figure:
-    """What a figure of an evaluation is, an attribute's name put where it belongs.
+def figures_of(attributes: Iterable[str]) -> dict[str, Figure]:
+    """All figures of an evaluation by name, in their order: those of `FIGURES`, with each attribute in the place of the star.
 
-    Raises:
-        KeyError: There is no such figure.
-
-    >>> figure_of("spearman/helpful").title
+    >>> figures_of(["helpful"])["spearman/helpful"].title
     'Rank correlation with helpful'
     """
-    if name in FIGURES:
-        return FIGURES[name]
-    kind, _, attribute = name.partition("/")
-    found = FIGURES[f"{kind}/*"]
-    return Figure(found.title.format(attribute), found.meaning.format(attribute), found.better, found.is_share)
+    names = list(attributes)
+    return {
+        name.replace("*", attribute): replace(
+            figure, title=figure.title.format(attribute), meaning=figure.meaning.format(attribute)
+        )
+        for name, figure in FIGURES.items()
+        for attribute in (names if "*" in name else [""])
+    }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_plugins.data.rows import is_data_file
 from rm_plugins.errors import DataError, ModelError
-from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.files import write_atomically
 from rm_plugins.statistics.intervals import Estimate
@@ -38,12 +38,19 @@ def evaluation_section(evaluation: Evaluation, reward: int = 0) -> str:
         reward: Which of its rewards, by its place.
     """
     data, result = evaluation.data, evaluation.rewards[reward]
+    figures = figures_of(data.attributes)
     parts = [
         f"{_beginning(data)}\n## Evaluation on {_plain(_title(data))}",
         _facts(evaluation, result),
         _findings(result),
         _suite(result.suite) if result.suite is not None else "",
-        _table(("Figure", "Value", "95% interval"), [_figure_row(name, found) for name, found in result.figures.items()]),
+        _table(
+            ("Figure", "Value", "95% interval"),
+            [
+                (figures[name].title, *_shown(estimate, is_share=figures[name].is_share))
+                for name, estimate in result.figures.items()
+            ],
+        ),
         _table(
             ("Section", "Pairs", "Accuracy", "95% interval"),
             [(found.name, f"{found.pairs:,}", *_shown(found.accuracy, is_share=True)) for found in result.sections],
@@ -168,11 +175,6 @@ def _suite(found: SuiteResult) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _figure_row(name: str, found: Estimate) -> tuple[str, str, str]:
-    figure = figure_of(name)
-    return (figure.title, *_shown(found, is_share=figure.is_share))
-
-
 def _shown(found: Estimate, *, is_share: bool) -> tuple[str, str]:
     """A value and its interval."""
 
@@ -206,7 +208,8 @@ def _results(data: DataSummary, result: RewardResult) -> list[EvalResult]:
     """The figures as the hub has them."""
     from huggingface_hub import EvalResult
 
-    named = {name: (figure_of(name).title, found.value) for name, found in result.figures.items()}
+    figures = figures_of(data.attributes)
+    named = {name: (figures[name].title, estimate.value) for name, estimate in result.figures.items()}
     if result.suite is not None:
         named = {"score": (f"{result.suite.name} score", result.suite.score), **named}
     dataset: dict[str, Any] = {
@@ -223,7 +226,3 @@ def _results(data: DataSummary, result: RewardResult) -> list[EvalResult]:
         for name, (title, value) in named.items()
         if math.isfinite(value)
     ]
-
-
-def _dataset_of(result: EvalResult) -> tuple[str | None, ...]:
-    return result.dataset_name, result.dataset_type, result.dataset_config, result.dataset_split

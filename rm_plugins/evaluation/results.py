@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from rm_plugins.statistics.bias import FeatureBias
@@ -209,14 +209,26 @@ class Finding:
     Args:
         kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format`` or ``members``.
         severity: ``alarm`` where the reward should not be used as it is, ``warning`` where it needs a look, ``note`` else.
-        message: What was found, with its numbers, and what to do.
+        lead: What it is about, in a few words; empty where `text` says all.
+        text: What was found, with its numbers, and what to do.
         numbers: The same numbers, by name.
     """
 
     kind: str
-    severity: str
-    message: str
+    severity: Literal["alarm", "warning", "note"]
+    lead: str
+    text: str
     numbers: Mapping[str, float]
+
+    @property
+    def message(self) -> str:
+        """Lead and text as a sentence."""
+        return f"{self.lead}: {self.text}" if self.lead else self.text
+
+    @property
+    def rank(self) -> int:
+        """0 for an alarm, more for what is less urgent."""
+        return ("alarm", "warning", "note").index(self.severity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,8 +360,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = as_json(asdict(self))
-        return {"format": "rm-plugins evaluation", "version": 1, **found}
+        return {"format": "rm-plugins evaluation", "version": 1, **as_json(self)}
 
     def to_json(self) -> str:
         """The same as text."""
@@ -358,7 +369,11 @@ class Evaluation:
 
 
 def as_json(value: Any) -> Any:
-    """Numbers, mappings and lists as JSON has them: null for what is not finite."""
+    """Results, mappings and lists as JSON has them: null for numbers that are not finite."""
+    if isinstance(value, Finding):
+        value = {name: getattr(value, name) for name in ("kind", "severity", "message", "numbers")}
+    if is_dataclass(value):
+        value = {part.name: getattr(value, part.name) for part in fields(value)}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

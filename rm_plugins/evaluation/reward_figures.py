@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.figures import FIGURES
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.bias import LEAST_SAMPLES, length_corrected
@@ -82,7 +82,7 @@ def reward_figures(
         seed: Of the intervals.
     """
     settings = {"resamples": resamples, "seed": seed}
-    found = {
+    figures = {
         **_of_pairs(scored, settings),
         **_of_lengths(rows, scored, values, settings),
         **_of_lists(rows, values, settings),
@@ -91,10 +91,9 @@ def reward_figures(
     }
     known = values[~np.isnan(values)]
     if len(known):
-        found["mean_reward"], found["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
-    order = {name: place for place, name in enumerate(FIGURES)}
-    kept = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
-    return dict(sorted(kept.items(), key=lambda item: order[item[0] if item[0] in order else f"{item[0].partition('/')[0]}/*"]))
+        figures["mean_reward"], figures["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
+    names = figures_of(rows.attributes)
+    return {name: figures[name] for name in names if name in figures and math.isfinite(figures[name].value)}
 
 
 def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:

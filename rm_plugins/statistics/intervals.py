@@ -54,8 +54,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f}{interval}"
+        return f"{self:.3f}"
+
+    def __format__(self, form: str) -> str:
+        """The value and its interval, each in this format."""
+        interval = "" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}{interval}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,6 @@ def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Es
     >>> print(mean_estimate([1, 1, 0, 1, 0, 1], [7, 7, 7, 1, 1, 2]))
     0.667 [0.500, 1.000]
     """
-    values = np.asarray(values, dtype=np.float64)
     values = np.asarray(values, dtype=np.float64)
     return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), partial(_ratio, place=0, count=1), **settings)
 
