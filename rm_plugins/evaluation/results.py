@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin
@@ -152,27 +153,6 @@ class Members:
     unanimous: float
     accuracy_unanimous: float
     accuracy_divided: float
-
-
-@dataclass(frozen=True, slots=True)
-class BestOfN:
-    """The gold reward of the best of n completions by this reward, beside the divergence that choosing costs.
-
-    Args:
-        gold: What is known of the completions: ``label``, ``score``, the mean of several ratings, or another reward's name.
-        prompts: The number of prompts with at least the largest n of completions.
-        n: The numbers of completions.
-        kl: An upper bound on KL(best of n || policy), in nats: log n - (n - 1) / n.
-        mean: The unbiased estimate of the mean gold reward.
-        best: What choosing by the gold reward itself would reach.
-    """
-
-    gold: str
-    prompts: int
-    n: tuple[int, ...]
-    kl: tuple[float, ...]
-    mean: tuple[Estimate, ...]
-    best: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

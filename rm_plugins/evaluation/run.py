@@ -20,10 +20,9 @@ from rm_plugins.evaluation.judged_rows import Cluster, JudgedRows, RowCollector
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.evaluation.reward_charts import (
     accuracy_by_length,
-    best_of_n_curve,
+    best_of_n_of_lists,
     format_biases,
     length_scatter,
-    longer_share,
     member_comparison,
     reward_distribution,
     section_results,
@@ -35,6 +34,7 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
+from rm_plugins.statistics.bias import longer_share
 from rm_plugins.statistics.metrics import PairMetrics, calibration_curve, pair_metrics
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
@@ -255,7 +255,7 @@ def _result(
         length_scatter=length_scatter(rows, values, seed=settings["seed"]),
         formats=format_biases(rows, scored, **settings),
         members=member_comparison(rows, values, members),
-        best_of_n=best_of_n_curve(rows, values, **settings),
+        best_of_n=best_of_n_of_lists(rows, values, **settings),
         mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
         suite=None if suite is None else _suite_result(suite, rows, values),
     )

@@ -22,6 +22,7 @@ from rm_plugins.statistics.metrics import pearson
 __all__ = [
     "Estimate",
     "PairedTest",
+    "accuracy_estimate",
     "bootstrap",
     "correlation_estimate",
     "mean_estimate",
@@ -176,6 +177,18 @@ def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) ->
     1.000 [0.692, 1.000]
     """
     return share_estimates({"share": outcomes}, clusters, **settings)["share"]
+
+
+def accuracy_estimate(delta: FloatArray, clusters: ArrayLike, where: NDArray[Any], **settings: Any) -> Estimate:
+    """`share_estimate` of the pairs that a reward has right, of those at `where` (a mask or places); see `accuracy`.
+
+    Args:
+        delta: float64 [M], the winner's reward minus the loser's.
+        clusters: The number of each pair's cluster, any integers, [M].
+        where: Which pairs.
+        settings: `resamples`, `confidence` and `seed`.
+    """
+    return share_estimate(delta[where] > 0, np.asarray(clusters)[where], **settings)
 
 
 def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:

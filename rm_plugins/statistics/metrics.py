@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
@@ -15,6 +16,7 @@ from rm_plugins.statistics.ranks import mean_ranks
 __all__ = [
     "CalibrationBin",
     "PairMetrics",
+    "accuracy",
     "agreement",
     "auc",
     "best_of",
@@ -25,8 +27,10 @@ __all__ = [
     "log_loss",
     "ndcg",
     "pair_metrics",
+    "pair_shares",
     "pearson",
     "spearman",
+    "unanimous",
 ]
 
 
@@ -58,6 +62,44 @@ class PairMetrics:
         )
 
 
+def accuracy(delta: FloatArray) -> float:
+    """The share of M pairs whose winner gets strictly the higher reward; a tie counts as wrong.
+
+    Args:
+        delta: float64 [M], the winner's reward minus the loser's.
+
+    Returns:
+        NaN where there is no pair or a difference is NaN: a comparison with NaN is false, and would make a failure a number.
+
+    >>> accuracy(np.array([2.0, 0.0, -1.0, 3.0]))
+    0.5
+    """
+    return float((delta > 0).mean()) if len(delta) and not np.isnan(delta).any() else math.nan
+
+
+def pair_shares(delta: FloatArray, longer: NDArray[Any]) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """The shares of M pairs that are measured, by name: bool [M] for the pairs that a share is of, and for where it holds.
+
+    Args:
+        delta: float64 [M], the winner's reward minus the loser's.
+        longer: [M], the winner's length minus the loser's.
+
+    Returns:
+        ``accuracy`` and ``ties`` of all; ``accuracy_longer`` and ``accuracy_shorter`` of the pairs whose winner is the longer, the
+        shorter one; ``length_preference`` and ``shortness_preference`` of the pairs of two lengths.
+    """
+    for_longer = np.where(longer > 0, delta, -delta)
+    right, unequal, all_pairs = delta > 0, longer != 0, np.ones(len(delta), dtype=np.bool_)
+    return {
+        "accuracy": (all_pairs, right),
+        "ties": (all_pairs, delta == 0),
+        "accuracy_longer": (longer > 0, right),
+        "accuracy_shorter": (longer < 0, right),
+        "length_preference": (unequal, for_longer > 0),
+        "shortness_preference": (unequal, for_longer < 0),
+    }
+
+
 def pair_metrics(chosen: FloatArray, rejected: FloatArray) -> PairMetrics:
     """The metrics of the scores of chosen and rejected answers, each float64 [M], NaN where abstained.
 
@@ -67,11 +109,11 @@ def pair_metrics(chosen: FloatArray, rejected: FloatArray) -> PairMetrics:
     scored = ~(np.isnan(chosen) | np.isnan(rejected))
     delta = (chosen - rejected)[scored]
     pairs = len(delta)
-    accuracy = float((delta > 0).mean()) if pairs else math.nan
+    right = accuracy(delta)
     return PairMetrics(
         pairs=pairs,
-        accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / pairs) if pairs else math.nan,
+        accuracy=right,
+        standard_error=math.sqrt(right * (1 - right) / pairs) if pairs else math.nan,
         ties=int((delta == 0).sum()),
         margin=float(delta.mean()) if pairs else math.nan,
         abstained=int((~scored).sum()),
@@ -112,7 +154,7 @@ def calibration_curve(delta: ArrayLike, bins: int = 20) -> list[CalibrationBin]:
 
     Source: Guo et al. 2017, arXiv 1706.04599, whose reliability diagrams draw it.
 
-    >>> [(found.low, found.pairs, round(found.predicted, 2), found.observed) for found in calibration_curve([3.0, 3.0, -3.0])]
+    >>> [(part.low, part.pairs, round(part.predicted, 2), part.observed) for part in calibration_curve([3.0, 3.0, -3.0])]
     [(0.0, 3, 0.05, 0.3333333333333333), (0.95, 3, 0.95, 0.6666666666666666)]
     """
     delta = np.asarray(delta, dtype=np.float64)
@@ -148,8 +190,8 @@ def expected_calibration_error(delta: ArrayLike, bins: int = 20) -> float:
     0.0474
     """
     curve = calibration_curve(delta, bins)
-    entries = sum(found.pairs for found in curve)
-    return sum(found.pairs * abs(found.predicted - found.observed) for found in curve) / entries if curve else math.nan
+    entries = sum(part.pairs for part in curve)
+    return sum(part.pairs * abs(part.predicted - part.observed) for part in curve) / entries if curve else math.nan
 
 
 def brier_score(delta: ArrayLike) -> float:
@@ -216,6 +258,12 @@ def agreement(deltas: ArrayLike) -> FloatArray:
     unknown = np.isnan(deltas).any(axis=1)
     same[unknown], same[:, unknown] = np.nan, np.nan
     return same
+
+
+def unanimous(deltas: FloatArray) -> NDArray[np.bool_]:
+    """Where all members prefer the same answer, or all see a tie: bool [M] of `deltas` as in `agreement`."""
+    signs = np.sign(deltas)
+    return np.asarray((signs == signs[:1]).all(axis=0))
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
@@ -318,8 +366,8 @@ def ndcg(scores: ArrayLike, gains: ArrayLike, k: int | None = None) -> float:
     discounts[worth.size if k is None else k :] = 0
     _, block, counts = np.unique(-scores, return_inverse=True, return_counts=True)
     shared = np.bincount(block, worth) / counts
-    found = np.repeat(shared, counts) @ discounts
-    return min(float(found / (np.sort(worth)[::-1] @ discounts)), 1.0)
+    gained = np.repeat(shared, counts) @ discounts
+    return min(float(gained / (np.sort(worth)[::-1] @ discounts)), 1.0)
 
 
 def best_of(scores: ArrayLike, gold: ArrayLike) -> float:
