@@ -50,10 +50,10 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
     calibration = Calibration(spec, transform=transform)
     with progress_bar() as bar:
         task = bar.add_task(f"Scoring {len(samples):,} samples", total=sum(1 for _ in calibration.provider.walk()))
-        found = calibration.fit(samples, lambda scored: bar.advance(task))
+        calibrated = calibration.fit(samples, lambda scored: bar.advance(task))
     text = yaml.safe_dump(calibration.spec(out.parent), sort_keys=False, allow_unicode=True)
     write_atomically(out, f"# Calibrated by rm-plugins {rm.__version__} with {len(samples)} samples of {file}.\n{text}")
-    _show(found)
+    _show(calibrated)
     click.echo(f"Wrote {out}.", err=True)
 
 
@@ -68,11 +68,11 @@ def _samples(file: str, split: str, limit: int | None) -> Iterator[rm.Sample]:
         yield from row_samples(row, f"row {number}").samples
 
 
-def _show(found: list[Calibrated]) -> None:
+def _show(calibrated: list[Calibrated]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("path", "transform", "statistics", "scores", "abstained"):
         table.add_column(heading, justify="right" if heading in ("scores", "abstained") else "left")
-    for entry in found:
+    for entry in calibrated:
         statistics = ", ".join(f"{name} {value:.6g}" for name, value in entry.statistics.items())
         table.add_row(escape(entry.path), entry.transform, statistics, f"{entry.scores:,}", f"{entry.abstained:,}")
     Console().print(table)

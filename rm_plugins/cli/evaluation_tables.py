@@ -78,8 +78,8 @@ def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) 
     table = _table("accuracy by section", ["pairs", *names])
     by_name = [{section.name: section for section in result.sections} for result in evaluation.rewards]
     for name in list(sections)[:_MOST_SECTIONS]:
-        pairs = max(found[name].pairs for found in by_name if name in found)
-        cells = [_cell(found[name].accuracy if name in found else None, True) for found in by_name]
+        pairs = max(results[name].pairs for results in by_name if name in results)
+        cells = [_cell(results[name].accuracy if name in results else None, True) for results in by_name]
         table.add_row(escape(name), f"{pairs:,}", *cells)
     console.print(table)
     if len(sections) > _MOST_SECTIONS:
@@ -87,17 +87,17 @@ def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) 
 
 
 def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> None:
-    results = [result.suite for result in evaluation.rewards]
-    first = next((found for found in results if found is not None), None)
+    suites = [result.suite for result in evaluation.rewards]
+    first = next((suite for suite in suites if suite is not None), None)
     if first is None:
         return
     table = _table(first.name, ["weight", *names])
     for place, section in enumerate(first.sections):
-        cells = [_share(found.sections[place].score) if found is not None else "-" for found in results]
+        cells = [_share(suite.sections[place].score) if suite is not None else "-" for suite in suites]
         table.add_row(escape(section.name), f"{section.weight:g}", *cells)
     for name in first.figures:
-        table.add_row(escape(name), "", *(_share(found.figures[name]) if found is not None else "-" for found in results))
-    table.add_row("[bold]score[/bold]", "", *(_share(found.score) if found is not None else "-" for found in results))
+        table.add_row(escape(name), "", *(_share(suite.figures[name]) if suite is not None else "-" for suite in suites))
+    table.add_row("[bold]score[/bold]", "", *(_share(suite.score) if suite is not None else "-" for suite in suites))
     console.print(table)
     console.print(escape(first.rule), highlight=False)
 

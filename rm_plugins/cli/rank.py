@@ -188,10 +188,10 @@ class _Rows:
         n = None if self._generation is not None else self._options["n"]
         source = self._file
         if n is not None or (self._file == "-" and self._is_read_twice):
-            found: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
+            rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
             if n is not None:
-                found = first_completions(found, n, ["finished", *([column] if column is not None else [])])
-            write_rows(found, self._first)
+                rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
+            write_rows(rows, self._first)
             source = str(self._first)
         if self._generation is not None:
             self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
@@ -275,13 +275,13 @@ def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: Path, left_ou
     reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
     dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
     click.echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
-    abstained = sum(found.scores.count(None) for found in prompts)
+    abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
         click.echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
-    few = sum(len(found.scores) < n for found in prompts) if n is not None else 0
+    few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
     if few:
         click.echo(
             f"{few} of {len(prompts)} prompts have fewer than {n} completions: all that they have are used, but for a curve.",

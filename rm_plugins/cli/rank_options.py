@@ -53,7 +53,7 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     for name, forms in _FORMS.items():
         if name in given and form not in forms:
-            allowed = " or ".join(f"--format {found}" for found in forms)
+            allowed = " or ".join(f"--format {goes_with}" for goes_with in forms)
             raise click.UsageError(f"{_flag(name)} goes with {allowed}, not with --format {form}.")
     if options["generate"] is None:
         if astray := [name for name in OF_GENERATE if name in given]:
@@ -110,12 +110,12 @@ def engine_options(written: str | None) -> dict[str, Any]:
         UsageError: It is no JSON mapping.
     """
     try:
-        found = json.loads(written or "{}")
+        settings = json.loads(written or "{}")
     except json.JSONDecodeError as error:
         raise click.UsageError(f'--engine-options is no JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.') from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise click.UsageError(f"--engine-options must be a JSON mapping of names to values, not {written}.")
-    return found
+    return settings
 
 
 def gold_column(gold: str | None, file: str, split: str, generate: str | None) -> str | None:

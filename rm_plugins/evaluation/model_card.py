@@ -53,7 +53,7 @@ def evaluation_section(evaluation: Evaluation, reward: int = 0) -> str:
         ),
         _table(
             ("Section", "Pairs", "Accuracy", "95% interval"),
-            [(found.name, f"{found.pairs:,}", *_shown(found.accuracy, is_share=True)) for found in result.sections],
+            [(section.name, f"{section.pairs:,}", *_shown(section.accuracy, is_share=True)) for section in result.sections],
         ),
         _END,
     ]
@@ -86,7 +86,7 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
     end_of_line = "\r\n" if "\r\n" in card.text else "\n"
     card.text = _with_section(card.text, evaluation_section(evaluation, reward).replace("\n", end_of_line), end_of_line)
     new = _results(evaluation.data, evaluation.rewards[reward])
-    others = [found for found in metadata.eval_results or () if found.dataset_name != _title(evaluation.data)]
+    others = [entry for entry in metadata.eval_results or () if entry.dataset_name != _title(evaluation.data)]
     if new or metadata.eval_results:
         metadata.model_name = metadata.model_name or folder.resolve().name
         metadata.eval_results = [*others, *new] or None
@@ -155,33 +155,33 @@ def _facts(evaluation: Evaluation, result: RewardResult) -> str:
 
 
 def _findings(result: RewardResult) -> str:
-    return "\n".join(f"- **{found.severity.capitalize()}**: {_plain(found.message)}" for found in result.findings)
+    return "\n".join(f"- **{finding.severity.capitalize()}**: {_plain(finding.message)}" for finding in result.findings)
 
 
-def _suite(found: SuiteResult) -> str:
+def _suite(suite: SuiteResult) -> str:
     """What the benchmark's own rule makes of the reward."""
     sections = [
         (part.name, f"{part.items:,}", _number(part.score), f"{part.weight:.3g}" if part.weight else "")
-        for part in found.sections
+        for part in suite.sections
     ]
     parts = [
-        f"**{_plain(found.name)}: {_number(found.score)}.** {_plain(found.rule)}",
+        f"**{_plain(suite.name)}: {_number(suite.score)}.** {_plain(suite.rule)}",
         _table(("Section", "Rows", "Score", "Weight"), sections),
-        _table(("Figure of the benchmark", "Value"), [(name, _number(value)) for name, value in found.figures.items()]),
+        _table(("Figure of the benchmark", "Value"), [(name, _number(value)) for name, value in suite.figures.items()]),
     ]
-    for table in found.tables:
+    for table in suite.tables:
         rows = [(name, *map(_number, values)) for name, values in zip(table.rows, table.values, strict=True)]
         parts.append(_table((table.title, *table.columns), rows))
     return "\n\n".join(filter(None, parts))
 
 
-def _shown(found: Estimate, *, is_share: bool) -> tuple[str, str]:
+def _shown(estimate: Estimate, *, is_share: bool) -> tuple[str, str]:
     """A value and its interval."""
 
     def shown(value: float) -> str:
         return f"{value:.1%}" if is_share and math.isfinite(value) else _number(value)
 
-    return shown(found.value), f"{shown(found.low)} to {shown(found.high)}" if math.isfinite(found.low) else ""
+    return shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}" if math.isfinite(estimate.low) else ""
 
 
 def _number(value: float) -> str:

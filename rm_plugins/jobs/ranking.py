@@ -139,20 +139,19 @@ def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]
         row, samples = scored.row, row_samples(scored.row).samples
         if not samples:
             continue
-        prompt = samples[0].prompt
         beside = {name: row[name] for name in PROMPT_COLUMNS if row.get(name) is not None}
-        found = prompts.setdefault(_row_key(samples, number), ScoredPrompt(prompt, beside))
-        found.written += [_as_written(row, sample) for sample in samples]
-        found.completions += [sample.completion for sample in samples]
-        found.scores += scored.scores
-        found.gold += values
+        prompt = prompts.setdefault(_row_key(samples, number), ScoredPrompt(samples[0].prompt, beside))
+        prompt.written += [_as_written(row, sample) for sample in samples]
+        prompt.completions += [sample.completion for sample in samples]
+        prompt.scores += scored.scores
+        prompt.gold += values
         finished = row.get("finished")
         finished = finished if isinstance(finished, list) else [finished]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
-            found.finished += finished
-    names = [name for name in PROMPT_COLUMNS if any(name in found.beside for found in prompts.values())]
-    for found in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
-        found.beside = {name: found.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
+            prompt.finished += finished
+    names = [name for name in PROMPT_COLUMNS if any(name in prompt.beside for prompt in prompts.values())]
+    for prompt in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+        prompt.beside = {name: prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 
@@ -175,17 +174,17 @@ def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -
     """
     value = row.get(column)
     values = value if isinstance(value, list) else [value]
-    if len(values) != count or not all(found is None or isinstance(found, (bool, int, float)) for found in values):
+    if len(values) != count or not all(number is None or isinstance(number, (bool, int, float)) for number in values):
         raise DataError(
             f"{where}: the column {column!r} has {value!r:.80}; as a gold reward it must have a number, true or false for each of "
             f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
         )
-    numbers = [None if found is None else _float(found) for found in values]
-    if any(found is not None and math.isinf(found) for found in numbers):
+    numbers = [None if number is None else _float(number) for number in values]
+    if any(number is not None and math.isinf(number) for number in numbers):
         raise DataError(
             f"{where}: the column {column!r} has {value!r:.80}; a gold reward must be finite, or null where it is unknown."
         )
-    return [None if found is None or math.isnan(found) else found for found in numbers]
+    return [None if number is None or math.isnan(number) else number for number in numbers]
 
 
 def _float(value: float) -> float:
@@ -213,10 +212,10 @@ def ranked_rows(prompts: Iterable[ScoredPrompt], best: int | None) -> Iterator[d
         prompts: Scored prompts.
         best: How many are kept; with 1, ``completion`` and ``score`` stand in place of the lists.
     """
-    for found in prompts:
-        order = found.order[:best]
-        row = found.begin
-        columns = {"completion": found.written, **found.details}
+    for prompt in prompts:
+        order = prompt.order[:best]
+        row = prompt.begin
+        columns = {"completion": prompt.written, **prompt.details}
         if best == 1:
             row |= {name: column[order[0]] for name, column in columns.items()}
         else:
@@ -237,19 +236,19 @@ def best_rows(prompts: Iterable[ScoredPrompt], best: int, rule: Rule, left_out: 
         rule: Which are good enough.
         left_out: Gets the number of prompts that are left out, by the reason.
     """
-    for found in prompts:
-        places = _candidates(found, rule)
-        known = [score for score in found.scores if score is not None]
+    for prompt in prompts:
+        places = _candidates(prompt, rule)
+        known = [score for score in prompt.scores if score is not None]
         least = max(
             -np.inf if rule.min_score is None else rule.min_score,
             -np.inf if rule.min_margin is None or not known else float(np.mean(known)) + rule.min_margin,
         )
-        good = [place for place in places if _score(found, place) >= least]
+        good = [place for place in places if _score(prompt, place) >= least]
         if not good:
             left_out["no completion that counts" if not places else "no completion that is good enough"] += 1
         for place in good[:best]:
-            row = {**found.begin, "completion": found.completions[place]}
-            yield row | {name: column[place] for name, column in found.details.items()}
+            row = {**prompt.begin, "completion": prompt.completions[place]}
+            yield row | {name: column[place] for name, column in prompt.details.items()}
 
 
 def pair_rows(
@@ -264,26 +263,26 @@ def pair_rows(
         seed: Draws the random ones.
         left_out: Gets the number of prompts that are left out, by the reason.
     """
-    for number, found in enumerate(prompts):
-        places = _candidates(found, rule)
+    for number, prompt in enumerate(prompts):
+        places = _candidates(prompt, rule)
         if len(places) < 2:
             left_out["fewer than two different completions that count"] += 1
             continue
         allowed = [
             (chosen, rejected)
             for chosen, rejected in _compared(places, pairs)
-            if rule.allows_pair(_score(found, chosen) - _score(found, rejected))
-            and (rule.min_score is None or _score(found, chosen) >= rule.min_score)
+            if rule.allows_pair(_score(prompt, chosen) - _score(prompt, rejected))
+            and (rule.min_score is None or _score(prompt, chosen) >= rule.min_score)
         ]
         if not allowed:
             left_out["no pair that is good enough"] += 1
         if pairs == "best-random" and allowed:
             allowed = [allowed[int(np.random.default_rng([seed, number]).integers(len(allowed)))]]
         for chosen, rejected in allowed:
-            row = {**found.begin, "chosen": found.completions[chosen], "rejected": found.completions[rejected]}
-            for name, column in found.details.items():
+            row = {**prompt.begin, "chosen": prompt.completions[chosen], "rejected": prompt.completions[rejected]}
+            for name, column in prompt.details.items():
                 row |= {f"chosen_{name}": column[chosen], f"rejected_{name}": column[rejected]}
-            yield {**row, "margin": _score(found, chosen) - _score(found, rejected)}
+            yield {**row, "margin": _score(prompt, chosen) - _score(prompt, rejected)}
 
 
 def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
@@ -294,20 +293,20 @@ def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
     return ((places[0], other) for other in others)
 
 
-def _candidates(found: ScoredPrompt, rule: Rule) -> list[int]:
+def _candidates(prompt: ScoredPrompt, rule: Rule) -> list[int]:
     """The places of the completions that count, best first: with a score, each text once, and finished if need be."""
-    if rule.finished_only and len(found.finished) != len(found.scores):
+    if rule.finished_only and len(prompt.finished) != len(prompt.scores):
         raise DataError(
             "--finished-only needs rows with 'finished', true or false for each completion, as --generate writes them."
         )
     places: dict[bytes, int] = {}
-    for place in found.order:
-        if found.scores[place] is not None and not (rule.finished_only and not found.finished[place]):
-            places.setdefault(rm.Sample(found.prompt, found.completions[place]).key, place)
+    for place in prompt.order:
+        if prompt.scores[place] is not None and not (rule.finished_only and not prompt.finished[place]):
+            places.setdefault(rm.Sample(prompt.prompt, prompt.completions[place]).key, place)
     return list(places.values())
 
 
-def _score(found: ScoredPrompt, place: int) -> float:
-    score = found.scores[place]
+def _score(prompt: ScoredPrompt, place: int) -> float:
+    score = prompt.scores[place]
     assert score is not None  # of a candidate
     return score

@@ -53,8 +53,8 @@ class BestOfNCurve:
 
     def to_json(self) -> str:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
-        return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @property
     def title(self) -> str:
@@ -139,7 +139,7 @@ def _label(axes: Any, name: str, colour: str) -> None:
 
 
 def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(places, [found.value for found in means], style, color=colour, label=label, marker="o", markersize=3)
+    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker="o", markersize=3)
     axes.fill_between(
-        places, [found.low for found in means], [found.high for found in means], color=colour, alpha=0.15, linewidth=0
+        places, [mean.low for mean in means], [mean.high for mean in means], color=colour, alpha=0.15, linewidth=0
     )

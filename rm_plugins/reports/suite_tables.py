@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, number
 from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.suites import SuiteResult
 
 __all__ = ["suite_tables"]
@@ -13,26 +13,26 @@ __all__ = ["suite_tables"]
 
 def suite_tables(evaluation: Evaluation) -> str:
     """The scores of a benchmark, its sections with their parts, and its further tables; empty where there is none."""
-    found = [(reward.suite, look) for reward, look in looked(evaluation) if reward.suite is not None]
-    if not found:
+    scored = [(reward.suite, style) for reward, style in styled(evaluation) if reward.suite is not None]
+    if not scored:
         return ""
-    first = found[0][0]
-    parts = [f"<p><b>{text(first.name)}.</b> {text(first.rule)}</p>", _scores(found), _parts(found)]
+    first = scored[0][0]
+    parts = [f"<p><b>{text(first.name)}.</b> {text(first.rule)}</p>", _scores(scored), _parts(scored)]
     extras = []
-    for suite, look in found:
+    for suite, style in scored:
         for extra in suite.tables:
             rows = [
                 [named(name), *(number(value) for value in row)] for name, row in zip(extra.rows, extra.values, strict=True)
             ]
             shown = cells(extra.title, ["", *map(text, extra.columns)], rows)
-            extras.append(f"<figure><figcaption>{look.html}: {text(extra.title)}</figcaption>{shown}</figure>")
+            extras.append(f"<figure><figcaption>{style.html}: {text(extra.title)}</figcaption>{shown}</figure>")
     if extras:
         parts.append(f'<div class="extras">{"".join(extras)}</div>')
     return "\n".join(part for part in parts if part)
 
 
-def _scores(found: list[tuple[SuiteResult, Look]]) -> str:
-    suites = [suite for suite, _ in found]
+def _scores(scored: list[tuple[SuiteResult, RewardStyle]]) -> str:
+    suites = [suite for suite, _ in scored]
     rows = [["<b>Score</b>", *(f"<b>{number(suite.score)}</b>" for suite in suites), "", ""]]
     for name in dict.fromkeys(section.name for suite in suites for section in suite.sections):
         sections = [next((section for section in suite.sections if section.name == name), None) for suite in suites]
@@ -44,13 +44,13 @@ def _scores(found: list[tuple[SuiteResult, Look]]) -> str:
         rows.append([named(name), *(number(suite.figures[name]) if name in suite.figures else "" for suite in suites), "", ""])
     if any(suite.abstained for suite in suites):
         rows.append(["Without a reward (wrong)", *(count(suite.abstained) for suite in suites), "", ""])
-    heads = ["Section", *(look.html for _, look in found), "Rows", "Weight"]
+    heads = ["Section", *(style.html for _, style in scored), "Rows", "Weight"]
     return cells(f"Scores of {suites[0].name}", heads, rows, kind="names")
 
 
-def _parts(found: list[tuple[SuiteResult, Look]]) -> str:
+def _parts(scored: list[tuple[SuiteResult, RewardStyle]]) -> str:
     scores: dict[tuple[str, str], dict[int, float]] = {}
-    for place, (suite, _) in enumerate(found):
+    for place, (suite, _) in enumerate(scored):
         for section in suite.sections:
             for name, value in section.parts.items():
                 scores.setdefault((section.name, name), {})[place] = value
@@ -60,9 +60,9 @@ def _parts(found: list[tuple[SuiteResult, Look]]) -> str:
         [
             named(part),
             f'<td class="words">{named(section)}</td>',
-            *(number(row[place]) if place in row else "" for place in range(len(found))),
+            *(number(row[place]) if place in row else "" for place in range(len(scored))),
         ]
         for (section, part), row in scores.items()
     ]
-    heads = ["Part", '<span class="words">Section</span>', *(look.html for _, look in found)]
+    heads = ["Part", '<span class="words">Section</span>', *(style.html for _, style in scored)]
     return unfolding("The parts of the sections", cells("Parts of the sections", heads, rows, kind="names"))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from rm_plugins.evaluation.figures import Figure, figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
-from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
 from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
 
 __all__ = [
@@ -43,23 +43,23 @@ def evaluated_line(evaluation: Evaluation) -> str:
 
 def verdicts(evaluation: Evaluation) -> str:
     """A card for each reward, the most alarming first."""
-    cards = sorted(looked(evaluation), key=lambda shown: min((finding.rank for finding in shown[0].findings), default=3))
-    return f'<div class="verdicts">\n{"".join(_card(reward, look) for reward, look in cards)}</div>'
+    cards = sorted(styled(evaluation), key=lambda shown: min((finding.rank for finding in shown[0].findings), default=3))
+    return f'<div class="verdicts">\n{"".join(_card(reward, style) for reward, style in cards)}</div>'
 
 
 def summary_table(evaluation: Evaluation) -> str:
     """The key figures of the rewards, a row each, and what the longer answer would reach."""
-    shown = looked(evaluation)
+    shown = styled(evaluation)
     names = _key_figures(evaluation.rewards)
-    against = {found.b: found for found in evaluation.differences if found.a == evaluation.rewards[0].name}
+    against = {difference.b: difference for difference in evaluation.differences if difference.a == evaluation.rewards[0].name}
     figures = _named_figures(evaluation)
     heads = ["", *(_title(figures[name]) for name in names)]
     if against:
         heads.append(f"Against {shown[0][1].html}")
     rows = []
-    for place, (reward, look) in enumerate(shown):
+    for place, (reward, style) in enumerate(shown):
         best = '<span class="best">best</span> ' if _is_best(evaluation, place) else ""
-        row = [look.html]
+        row = [style.html]
         for name in names:
             row.append(_estimate_cell(figures[name], reward.figures.get(name), best if name == "accuracy" else ""))
         if against:
@@ -74,7 +74,7 @@ def summary_table(evaluation: Evaluation) -> str:
 
 def figures_table(evaluation: Evaluation) -> str:
     """All figures of all rewards, and how each is read."""
-    shown = looked(evaluation)
+    shown = styled(evaluation)
     figures = _named_figures(evaluation)
     rows = [
         [
@@ -84,7 +84,7 @@ def figures_table(evaluation: Evaluation) -> str:
         ]
         for name, figure in figures.items()
     ]
-    heads = ["Figure", *(look.html for _, look in shown), '<span class="meaning">How to read it</span>']
+    heads = ["Figure", *(style.html for _, style in shown), '<span class="meaning">How to read it</span>']
     return cells("All figures", heads, rows, kind="figures") if rows else ""
 
 
@@ -111,24 +111,24 @@ def _estimate_cell(figure: Figure, estimate: Estimate | None, mark: str = "") ->
     return f"<td>{mark}<b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>"
 
 
-def with_interval(found: Estimate | None, form: Callable[[float], str] = share) -> str:
+def with_interval(estimate: Estimate | None, form: Callable[[float], str] = share) -> str:
     """A cell with an estimate and its interval beside it."""
-    if found is None:
+    if estimate is None:
         return f"<td>{number(math.nan)}</td>"
-    return f'<td class="line"><b>{form(found.value)}</b>{_small(interval(found, form))}</td>'
+    return f'<td class="line"><b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>'
 
 
-def outcome_html(found: Difference) -> str:
+def outcome_html(difference: Difference) -> str:
     """Whether b is better than a, as HTML in a colour of its own."""
-    return f'<span class="outcome {found.outcome}">{found.outcome}</span>'
+    return f'<span class="outcome {difference.outcome}">{difference.outcome}</span>'
 
 
-def _card(reward: RewardResult, look: Look) -> str:
+def _card(reward: RewardResult, style: RewardStyle) -> str:
     findings = sorted(reward.findings, key=lambda finding: finding.rank)
     kind = f" {findings[0].severity}" if findings else ""
     shown = "".join(_finding(finding, is_folded=place > 0) for place, finding in enumerate(findings))
     calm = "" if findings else '<p class="calm">Nothing stands out.</p>'
-    return f'<article class="verdict{kind}"><p class="who">{look.html}</p>{shown}{calm}</article>\n'
+    return f'<article class="verdict{kind}"><p class="who">{style.html}</p>{shown}{calm}</article>\n'
 
 
 def _finding(finding: Finding, *, is_folded: bool) -> str:
@@ -156,23 +156,23 @@ def _is_best(evaluation: Evaluation, place: int) -> bool:
     Of two rewards that were each compared with the first alone, one is better where the intervals do not meet.
     """
     names = [reward.name for reward in evaluation.rewards]
-    found = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}
+    by_name = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}
     others = names[1:]
-    if not others or any(name not in found for name in others):
+    if not others or any(name not in by_name for name in others):
         return False
     if place == 0:
-        return all(found[name].outcome == "worse" for name in others)
-    mine = found[names[place]]
-    rivals = [found[name] for name in others if name != names[place]]
+        return all(by_name[name].outcome == "worse" for name in others)
+    mine = by_name[names[place]]
+    rivals = [by_name[name] for name in others if name != names[place]]
     return mine.outcome == "better" and all(mine.accuracy.low > rival.accuracy.high for rival in rivals)
 
 
-def _against(found: Difference | None) -> str:
-    if found is None:
+def _against(difference: Difference | None) -> str:
+    if difference is None:
         return "<td></td>"
-    p = f"p = {p_value(found.p_value)}"
-    small = ", ".join(part for part in (interval(found.accuracy, points), p) if part)
-    return f"<td><b>{points(found.accuracy.value)}</b> points, {outcome_html(found)}{_small(small)}</td>"
+    p = f"p = {p_value(difference.p_value)}"
+    small = ", ".join(part for part in (interval(difference.accuracy, points), p) if part)
+    return f"<td><b>{points(difference.accuracy.value)}</b> points, {outcome_html(difference)}{_small(small)}</td>"
 
 
 def _small(shown: str) -> str:

@@ -200,14 +200,14 @@ def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **se
         settings: `resamples`, `confidence` and `seed`.
     """
     columns = {name: np.asarray(column, dtype=np.float64) for name, column in outcomes.items()}
-    found = mean_estimates(columns, clusters, **settings)
+    estimates = mean_estimates(columns, clusters, **settings)
     tail = (1 - settings.get("confidence", 0.95)) / 2
-    for name, estimate in found.items():
+    for name, estimate in estimates.items():
         if estimate.value in (0.0, 1.0) and not math.isnan(estimate.low):
             reached = tail ** (1 / len(np.unique(np.asarray(clusters)[~np.isnan(columns[name])])))
             low, high = (reached, 1.0) if estimate.value else (0.0, 1 - reached)
-            found[name] = Estimate(estimate.value, low, high)
-    return found
+            estimates[name] = Estimate(estimate.value, low, high)
+    return estimates
 
 
 def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -233,8 +233,8 @@ def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **sett
         return Estimate(math.nan, math.nan, math.nan)
     # The means are close to 0, so that squares of sums take nothing away from sums of squares but what is meant.
     x, y = (_standardized(np.asarray(values, dtype=np.float64)) for values in (x, y))
-    found = bootstrap(_cluster_sums([np.ones_like(x), x, y, x * x, y * y, x * y], clusters), _correlation, **settings)
-    return Estimate(value, found.low, found.high)
+    interval = bootstrap(_cluster_sums([np.ones_like(x), x, y, x * x, y * y, x * y], clusters), _correlation, **settings)
+    return Estimate(value, interval.low, interval.high)
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> PairedTest:
@@ -256,8 +256,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: i
 
     Source: McNemar 1947; Fisher 1935 for the test by signs; Phipson and Smyth 2010 for the 1 that is added.
 
-    >>> found = paired_test([0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], range(7))
-    >>> found.only_a, found.only_b, found.p_value
+    >>> test = paired_test([0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], range(7))
+    >>> test.only_a, test.only_b, test.p_value
     (0, 6, 0.03125)
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))
@@ -293,8 +293,8 @@ def _sign_flip_p_value(differences: FloatArray, seed: int) -> float:
 def _cluster_sums(columns: list[FloatArray], clusters: ArrayLike) -> FloatArray:
     """The sums of K columns [M] over each cluster, float64 [C, K]."""
     number: NDArray[np.intp]
-    found, number = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.stack([np.bincount(number, column, len(found)) for column in columns], axis=1)
+    distinct, number = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.stack([np.bincount(number, column, len(distinct)) for column in columns], axis=1)
 
 
 def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray:
@@ -327,7 +327,7 @@ def _estimates(
             return [Estimate(value, math.nan, math.nan) for value in values]
         totals = _resampled_totals(sums, resamples, seed)
         drawn = [statistic(totals) for statistic in statistics]
-    return [_interval(value, found, confidence) for value, found in zip(values, drawn, strict=True)]
+    return [_interval(value, column, confidence) for value, column in zip(values, drawn, strict=True)]
 
 
 def _interval(value: float, drawn: FloatArray, confidence: float) -> Estimate:
@@ -354,5 +354,5 @@ def _correlation(totals: FloatArray) -> FloatArray:
     n, x, y, xx, yy, xy = totals.T
     spread_x, spread_y = (n * squares - sums * sums for squares, sums in ((xx, x), (yy, y)))
     constant = np.minimum(spread_x / (n * xx), spread_y / (n * yy)) < 1e-9  # rounding is no variation
-    found = np.clip((n * xy - x * y) / np.sqrt(spread_x * spread_y), -1, 1)
-    return np.where(constant, np.nan, found)
+    correlation = np.clip((n * xy - x * y) / np.sqrt(spread_x * spread_y), -1, 1)
+    return np.where(constant, np.nan, correlation)
