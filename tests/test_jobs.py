@@ -11,7 +11,7 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation import evaluate
-from rm_plugins.jobs.evaluation import EvaluationOptions, evaluated
+from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
@@ -95,22 +95,8 @@ def test_rewards_are_evaluated_without_a_command_line(tmp_path: Path, monkeypatc
     data = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"Q{n}", "chosen": "x" * (n % 3 + 1), "rejected": "yy"} for n in range(9)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = EvaluationOptions(
-        suite=None,
-        split=None,
-        section=None,
-        by=None,
-        cluster="prompt",
-        rename={},
-        limit=None,
-        scores=tmp_path / "scores",
-        overwrite=False,
-        batch_size=8,
-        resamples=20,
-        seed=0,
-    )
     told = Recorded()
-    with evaluated(["lengths:length"], str(data), options, progress=told) as found:
+    with evaluated(["lengths:length"], str(data), batch_size=8, resamples=20, progress=told) as found:
         pass
     expected = evaluate(rm.load("lengths:length"), rows, resamples=20)
     assert found.rewards[0].figures == expected.rewards[0].figures

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
 
 from rm_plugins.cli.job_options import batch_size_option
 from rm_plugins.evaluation.run import RESAMPLES
-from rm_plugins.jobs.evaluation import HUB, EvaluationOptions
+from rm_plugins.jobs.evaluation import HUB
 
 __all__ = ["check_data", "evaluation_options"]
 
@@ -28,13 +25,7 @@ def _renamed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dic
 
 
 def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that evaluates rewards; the command takes them together, as `options`."""
-
-    @wraps(command)
-    def with_options(**arguments: Any) -> None:
-        chosen = {field.name: arguments.pop(field.name) for field in fields(EvaluationOptions)}
-        command(options=EvaluationOptions(**chosen), **arguments)
-
+    """The options of a command that evaluates rewards, which are those of `rm_plugins.jobs.evaluation.evaluated`."""
     for option in reversed(
         (
             click.option("--suite", metavar="NAME", help="The benchmark that DATA is of, whose own rule is applied too."),
@@ -81,15 +72,15 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--seed", default=0, show_default=True, help="Of the bootstrap."),
         )
     ):
-        with_options = option(with_options)
-    return with_options
+        command = option(command)
+    return command
 
 
-def check_data(data: str, options: EvaluationOptions) -> None:
+def check_data(data: str, suite: str | None) -> None:
     """Refuse the dataset of a benchmark where none is named.
 
     Raises:
         UsageError: The message says what to do.
     """
-    if data == HUB and options.suite is None:
+    if data == HUB and suite is None:
         raise click.UsageError("DATA is `hub`, the dataset of a benchmark: name the benchmark with --suite.")

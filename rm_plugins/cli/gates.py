@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import click
 
@@ -14,15 +14,11 @@ from rm_plugins.evaluation.results import Evaluation, RewardResult
 __all__ = ["Gate", "failures", "parse_gates"]
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(NamedTuple):
     """A limit of one figure.
 
-    Args:
-        figure: Its name, as in the JSON: ``accuracy``, ``section/NAME``, ``suite``, ``suite/SECTION``; with ``.low`` or ``.high`` the
-            end of its interval.
-        limit: The number that it is compared with.
-        is_least: Whether it must be as high; as low otherwise.
+    Its name is as in the JSON: ``accuracy``, ``section/NAME``, ``suite``, ``suite/SECTION``; with ``.low`` or ``.high`` the end of its
+    interval. The figure must be at least (`is_least`) or at most as high as the limit.
     """
 
     figure: str

@@ -180,11 +180,7 @@ class _Rows:
         return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
 
     def prepare(self, column: str | None) -> str:
-        """Make it, unless that was done before; returns its name.
-
-        Args:
-            column: A column with one value a completion.
-        """
+        """Make it, unless that was done before; returns its name. `column` has one value a completion."""
         n = None if self._generation is not None else self._options["n"]
         source = self._file
         if n is not None or (self._file == "-" and self._is_read_twice):

@@ -167,7 +167,6 @@ class RowCollector:
         self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
 
     def _goodness(self, judged: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """How good each sample of a row is known to be."""
         if columns:
             wanted = [columns[self._by]] if self._by is not None and judged.format == "ratings" else columns.values()
             return [math.nan if None in ratings else _mean(ratings) for ratings in zip(*wanted, strict=True)]

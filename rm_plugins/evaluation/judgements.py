@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 from rm_plugins.errors import DataError
 from rm_plugins.models.heads import Heads
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.metrics import (
-    accuracy,
-    auc,
-    brier_score,
-    expected_calibration_error,
-    pair_shares,
-    pearson,
-    spearman,
-    unanimous,
-)
+from rm_plugins.statistics.accuracy import accuracy, pair_shares
+from rm_plugins.statistics.metrics import auc, brier_score, expected_calibration_error, pearson, spearman, unanimous
 
 __all__ = ["head_metrics", "judgement_metrics"]
 

@@ -94,7 +94,6 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
 
 
 def _card(path: Path) -> ModelCard:
-    """The card that is there, or a short one."""
     from huggingface_hub import ModelCard
 
     name = path.parent.resolve().name
@@ -159,7 +158,6 @@ def _findings(result: RewardResult) -> str:
 
 
 def _suite(suite: SuiteResult) -> str:
-    """What the benchmark's own rule makes of the reward."""
     sections = [
         (part.name, f"{part.items:,}", _number(part.score), f"{part.weight:.3g}" if part.weight else "")
         for part in suite.sections
@@ -176,8 +174,6 @@ def _suite(suite: SuiteResult) -> str:
 
 
 def _shown(estimate: Estimate, *, is_share: bool) -> tuple[str, str]:
-    """A value and its interval."""
-
     def shown(value: float) -> str:
         return f"{value:.1%}" if is_share and math.isfinite(value) else _number(value)
 

@@ -11,10 +11,10 @@ from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.evaluation.results import Distribution, LengthBin, LengthScatter, Members, SectionResult
 from rm_plugins.evaluation.reward_figures import ScoredPairs
 from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.accuracy import accuracy, accuracy_estimate
 from rm_plugins.statistics.best_of_n import BestOfN, best_of_n_curve
 from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_share
-from rm_plugins.statistics.intervals import accuracy_estimate
-from rm_plugins.statistics.metrics import accuracy, agreement, unanimous
+from rm_plugins.statistics.metrics import agreement, unanimous
 
 __all__ = [
     "accuracy_by_length",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.accuracy import pair_shares
 from rm_plugins.statistics.bias import LEAST_SAMPLES, length_corrected
 from rm_plugins.statistics.intervals import (
     Estimate,
@@ -27,7 +28,6 @@ from rm_plugins.statistics.metrics import (
     expected_calibration_error,
     kendall,
     ndcg,
-    pair_shares,
     spearman,
     unanimous,
 )

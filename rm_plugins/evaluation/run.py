@@ -34,8 +34,9 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
+from rm_plugins.statistics.accuracy import PairMetrics, pair_metrics
 from rm_plugins.statistics.bias import longer_share
-from rm_plugins.statistics.metrics import PairMetrics, calibration_curve, pair_metrics
+from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
 __all__ = ["RESAMPLES", "SHOWN", "EvaluationRun", "evaluate", "evaluate_pairs"]
@@ -217,7 +218,7 @@ class EvaluationRun:
         settings = {"resamples": resamples, "seed": seed}
         summary = _summary(rows, source, split, suite)
         show = ShownPairs(rows)
-        results = [_result(reward, rows, suite, summary, show, shown, settings) for reward in self._rewards]
+        results = [_result(reward, rows, suite, show, shown, settings) for reward in self._rewards]
         first, *others = ((reward.facts["name"], reward.values) for reward in self._rewards)
         differences = [reward_difference(rows, first, other, show.pair, shown=shown, **settings) for other in others]
         texts = show.texts(self._again())
@@ -226,23 +227,20 @@ class EvaluationRun:
             versions={"python": sys.version.partition(" ")[0], **{name: version(name) for name in _PACKAGES}},
             settings={**settings, "cluster": rows.clustered_by, "confidence": 0.95, "calibration_bins": BINS},
             data=summary,
-            rewards=tuple(replace(result, mistakes=tuple(map(texts, result.mistakes))) for result in results),
+            rewards=tuple(
+                replace(result, mistakes=tuple(map(texts, result.mistakes)), findings=findings(result, summary))
+                for result in results
+            ),
             differences=tuple(difference.with_pairs(texts) for difference in differences if difference is not None),
         )
 
 
 def _result(
-    reward: ScoredReward,
-    rows: JudgedRows,
-    suite: Suite | None,
-    summary: DataSummary,
-    show: ShownPairs,
-    shown: int,
-    settings: Mapping[str, int],
+    reward: ScoredReward, rows: JudgedRows, suite: Suite | None, show: ShownPairs, shown: int, settings: Mapping[str, int]
 ) -> RewardResult:
     values, members = reward.values, reward.members
     scored = ScoredPairs(rows, values)
-    result = RewardResult(
+    return RewardResult(
         **reward.facts,
         samples=len(values),
         abstained=int(np.isnan(values).sum()),
@@ -259,7 +257,6 @@ def _result(
         mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
         suite=None if suite is None else _suite_result(suite, rows, values),
     )
-    return replace(result, findings=findings(result, summary))
 
 
 def _summary(rows: JudgedRows, source: str, split: str, suite: Suite | None) -> DataSummary:

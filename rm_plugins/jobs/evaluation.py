@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,51 +20,38 @@ from rm_plugins.data.rows import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.judged_rows import Cluster
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import SHOWN, EvaluationRun
+from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
-__all__ = ["HUB", "EvaluationOptions", "evaluated"]
+__all__ = ["HUB", "evaluated"]
 
 HUB = "hub"
 """In the place of a file: a benchmark's own dataset."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationOptions:
-    """How rewards are evaluated.
-
-    Args:
-        suite: The name of the benchmark that the data is of; None for none.
-        split: The dataset's split; train, or the benchmark's own, by default.
-        section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
-        rename: Columns that are read by another name: old to new.
-        limit: How many rows are read; all by default.
-        scores: The folder in which scores are kept; by default they are deleted once they are evaluated.
-        overwrite: Whether to score again what was scored before.
-        batch_size: Samples scored at a time.
-    """
-
-    suite: str | None
-    split: str | None
-    section: str | None
-    by: str | None
-    cluster: Cluster
-    rename: Mapping[str, str]
-    limit: int | None
-    scores: Path | None
-    overwrite: bool
-    batch_size: int
-    resamples: int
-    seed: int
-
-
 @contextmanager
 def evaluated(
-    specs: Sequence[str], data: str, options: EvaluationOptions, *, shown: int = SHOWN, progress: JobProgress | None = None
+    specs: Sequence[str],
+    data: str,
+    *,
+    suite: str | None = None,
+    split: str | None = None,
+    section: str | None = None,
+    by: str | None = None,
+    cluster: Cluster = "prompt",
+    rename: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    scores: Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = 512,
+    shown: int = SHOWN,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: JobProgress | None = None,
 ) -> Iterator[Evaluation]:
     """Score DATA with each spec, continuing where an interrupted evaluation stopped, and evaluate the scores.
 
@@ -74,8 +60,19 @@ def evaluated(
     Args:
         specs: The rewards.
         data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
-        options: How they are evaluated.
+        suite: The name of the benchmark that the data is of; None for none.
+        split: The dataset's split; train, or the benchmark's own, by default.
+        section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
+        by: See there.
+        cluster: See there.
+        rename: Columns that are read by another name: old to new.
+        limit: How many rows are read; all by default.
+        scores: The folder in which scores are kept.
+        overwrite: Whether to score again what was scored before.
+        batch_size: Samples scored at a time.
         shown: How many mistakes, and flipped pairs of each sort, are shown.
+        resamples: See there.
+        seed: See there.
         progress: Is told how far the job is.
 
     Raises:
@@ -83,45 +80,36 @@ def evaluated(
         RmPluginsError: A reward cannot be loaded, or fails.
     """
     progress = progress or JobProgress()
-    suite: Suite | None = None if options.suite is None else component("suite", options.suite)
+    benchmark: Suite | None = None if suite is None else component("suite", suite)
     jobs: list[RowScoring] = []
     with _spooled(data) as file:
-        source = _source(data, file, suite, options)
-        run = EvaluationRun(source.rows, suite=suite, section=options.section, by=options.by, cluster=options.cluster)
+        source = _source(data, file, benchmark, split, rename or {}, limit)
+        run = EvaluationRun(source.rows, suite=benchmark, section=section, by=by, cluster=cluster)
         names: set[str] = set()
         try:
             for spec in specs:
                 provider = rm.load(spec)
                 name = _unused(provider.label, names)
-                progress.reward(name)
+                progress.note(f"Evaluating {name}.")
                 identity = fingerprint(provider)  # reads every weight
-                jobs.append(_job(provider, identity, source, run, options))
-                run.add(provider, jobs[-1].run(options.batch_size, progress), name=name, source=spec, identity=identity)
+                note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
+                part = _scores_file(scores, provider.label, source, note)
+                jobs.append(RowScoring(provider, source, part, note, run.samples))
+                if overwrite:
+                    jobs[-1].discard()
+                run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
                 provider.close()
-            yield run.evaluation(
-                source=source.name,
-                split="" if is_data_file(data) else source.split,
-                shown=shown,
-                resamples=options.resamples,
-                seed=options.seed,
-            )
+            split = "" if is_data_file(data) else source.split
+            yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
         except BaseException:
             for job in jobs:
                 job.close()
             raise
         for job in jobs:
-            if options.scores is None:
+            if scores is None:
                 job.discard()
             else:
                 job.close()
-
-
-def _job(provider: rm.Provider, identity: str, source: RowSource, run: EvaluationRun, options: EvaluationOptions) -> RowScoring:
-    note = {"fingerprint": identity, "columns": dict(options.rename), "limit": options.limit, "suite": options.suite}
-    job = RowScoring(provider, source, _scores_file(options.scores, provider.label, source, note), note, run.samples)
-    if options.overwrite:
-        job.discard()
-    return job
 
 
 def _spooled(data: str) -> AbstractContextManager[Any]:
@@ -137,17 +125,19 @@ def _spooled(data: str) -> AbstractContextManager[Any]:
     return file
 
 
-def _source(data: str, file: Any, suite: Suite | None, options: EvaluationOptions) -> RowSource:
-    split = options.split or (suite.split if suite is not None else "train")
+def _source(
+    data: str, file: Any, suite: Suite | None, split: str | None, rename: Mapping[str, str], limit: int | None
+) -> RowSource:
+    split = split or (suite.split if suite is not None else "train")
     if suite is not None and data == HUB:
         name, read = suite.name, partial(suite.published, split)
     else:
         name, read = data, partial(read_rows, data if file is None else file.name, split)
 
     def rows() -> Iterator[dict[str, Any]]:
-        raw = (_with_names(row, options.rename) for row in read())
+        raw = (_with_names(row, rename) for row in read())
         judged = raw if suite is None else suite.checked_rows(raw)
-        return (dict(row) for row in islice(judged, options.limit))
+        return (dict(row) for row in islice(judged, limit))
 
     return RowSource(name, split, rows)
 
@@ -163,7 +153,6 @@ def _with_names(row: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str,
 
 
 def _unused(label: str, names: set[str]) -> str:
-    """A name for a reward that no other has."""
     name, number = label, 2
     while name in names:
         name, number = f"{label} ({number})", number + 1

@@ -88,7 +88,7 @@ class GenerationJob:
         progress = progress or JobProgress()
         done = self.file.resume()
         if self.file.is_finished:
-            progress.reuse("generating", done)
+            progress.note(f"Taking the completions of {done} prompts that were written before.")
             return
         rows = self._distinct_rows()
         for number, before in enumerate(self.file.rows(), start=1):
@@ -126,7 +126,7 @@ class GenerationJob:
             answered = answered or any(row.get(name) is not None for name in _ANSWERS)
             count += 1
         if answered:
-            progress.ignore_answers()
+            progress.note("The source's own answers are left out: completions come from the policy.")
         return count
 
     def _generate(self, done: int, left: int, batch_size: int | None, progress: JobProgress) -> None:

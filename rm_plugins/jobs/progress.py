@@ -16,14 +16,8 @@ class JobProgress:
     def resume(self, work: str, done: int) -> None:
         """An earlier run has left `done` rows, behind which the job named `work` continues."""
 
-    def reuse(self, work: str, done: int) -> None:
-        """An earlier run has finished all `done` rows, which are taken as they are."""
-
-    def ignore_answers(self) -> None:
-        """The source has answers, which generation leaves out."""
-
-    def reward(self, name: str) -> None:
-        """The reward called `name` is the next one to score."""
+    def note(self, message: str) -> None:
+        """Something else that the user of the job may want to know, as a sentence."""
 
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """The job named `work` (``scoring`` or ``generating``) begins; `total` counts its rows, which may read a file."""

@@ -237,7 +237,6 @@ def _heat(agreement: float) -> str:
 
 
 def _charts(charts: Iterable[tuple[RewardStyle, str, str]]) -> str:
-    """A chart for each reward."""
     shown = "\n".join(f"<figure><figcaption>{style.html}</figcaption>{chart}{below}</figure>" for style, chart, below in charts)
     return f'<div class="charts">\n{shown}\n</div>' if shown else ""
 

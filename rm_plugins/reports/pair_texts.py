@@ -74,5 +74,4 @@ def _texts(pair: JudgedPair, better: str, worse: str) -> str:
 
 
 def _text(title: str, sample: str, kind: str = "sample") -> str:
-    """A text in its own direction."""
     return f'<p class="what">{title}</p><pre class="{kind}" dir="auto">{text(sample)}</pre>'

@@ -61,7 +61,7 @@ def summary_table(evaluation: Evaluation) -> str:
         best = '<span class="best">best</span> ' if _is_best(evaluation, place) else ""
         row = [style.html]
         for name in names:
-            row.append(_estimate_cell(figures[name], reward.figures.get(name), best if name == "accuracy" else ""))
+            row.append(_figure_cell(figures[name], reward.figures.get(name), best if name == "accuracy" else ""))
         if against:
             row.append(_against(against.get(reward.name)))
         rows.append(row)
@@ -79,7 +79,7 @@ def figures_table(evaluation: Evaluation) -> str:
     rows = [
         [
             _title(figure),
-            *(_estimate_cell(figure, reward.figures.get(name)) for reward, _ in shown),
+            *(_figure_cell(figure, reward.figures.get(name)) for reward, _ in shown),
             f'<td class="meaning">{text(figure.meaning)}</td>',
         ]
         for name, figure in figures.items()
@@ -103,19 +103,18 @@ def _title(figure: Figure) -> str:
     return f'{named(figure.title)}&nbsp;<span class="arrow" role="img" aria-label="{arrow[1]}" title="{arrow[1]}">{arrow[0]}</span>'
 
 
-def _estimate_cell(figure: Figure, estimate: Estimate | None, mark: str = "") -> str:
-    """A figure with its interval below it."""
-    form = share if figure.is_share else number
+def with_interval(
+    estimate: Estimate | None, form: Callable[[float], str] = share, *, mark: str = "", is_below: bool = False
+) -> str:
+    """A cell with an estimate and its interval, beside it or below it."""
     if estimate is None:
         return f"<td>{number(math.nan)}</td>"
-    return f"<td>{mark}<b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>"
+    kind = "" if is_below else ' class="line"'
+    return f"<td{kind}>{mark}<b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>"
 
 
-def with_interval(estimate: Estimate | None, form: Callable[[float], str] = share) -> str:
-    """A cell with an estimate and its interval beside it."""
-    if estimate is None:
-        return f"<td>{number(math.nan)}</td>"
-    return f'<td class="line"><b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>'
+def _figure_cell(figure: Figure, estimate: Estimate | None, mark: str = "") -> str:
+    return with_interval(estimate, share if figure.is_share else number, mark=mark, is_below=True)
 
 
 def outcome_html(difference: Difference) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -136,6 +137,7 @@ def best_of_n_kl(n: float | Sequence[float] | FloatArray) -> float | FloatArray:
     return divergence if divergence.ndim else float(divergence)
 
 
+@lru_cache(4_096)
 def _best_places(n: int, size: int) -> FloatArray:
     """How likely each place in ascending order, 1 to `size`, is that of the best of n: C(i - 1, n - 1) / C(size, n).
 

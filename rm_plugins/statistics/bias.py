@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.intervals import Estimate, accuracy_estimate
+from rm_plugins.statistics.accuracy import accuracy_estimate
+from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import pearson
 
 __all__ = [

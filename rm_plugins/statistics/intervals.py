@@ -22,7 +22,6 @@ from rm_plugins.statistics.metrics import pearson
 __all__ = [
     "Estimate",
     "PairedTest",
-    "accuracy_estimate",
     "bootstrap",
     "correlation_estimate",
     "mean_estimate",
@@ -132,22 +131,13 @@ def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Es
     return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), partial(_ratio, place=0, count=1), **settings)
 
 
-def mean_estimates(
-    values: Mapping[str, ArrayLike],
-    clusters: ArrayLike,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+def mean_estimates(values: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
     """`mean_estimate` of several columns of values, for which clusters are drawn together.
 
     Args:
         values: float [M] each, by name; NaN where a value is to be left out of its mean.
         clusters: The number of each place's cluster, any integers, [M].
-        resamples: How often to draw.
-        confidence: How often such an interval has the true value in it.
-        seed: The same seed gives the same intervals.
+        settings: `resamples`, `confidence` and `seed`.
 
     >>> print(mean_estimates({"some": [1.0, np.nan, 0.0, 1.0]}, [1, 1, 2, 3])["some"])
     0.667 [0.000, 1.000]
@@ -157,7 +147,7 @@ def mean_estimates(
     added = [np.where(where, column, 0.0) for where, column in zip(known, columns.values(), strict=True)]
     sums = _cluster_sums([*added, *(where.astype(np.float64) for where in known)], clusters)
     ratios = [partial(_ratio, place=place, count=len(columns)) for place in range(len(columns))]
-    return dict(zip(columns, _estimates(sums, ratios, resamples, confidence, seed), strict=True))
+    return dict(zip(columns, _estimates(sums, ratios, **settings), strict=True))
 
 
 def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -177,18 +167,6 @@ def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) ->
     1.000 [0.692, 1.000]
     """
     return share_estimates({"share": outcomes}, clusters, **settings)["share"]
-
-
-def accuracy_estimate(delta: FloatArray, clusters: ArrayLike, where: NDArray[Any], **settings: Any) -> Estimate:
-    """`share_estimate` of the pairs that a reward has right, of those at `where` (a mask or places); see `accuracy`.
-
-    Args:
-        delta: float64 [M], the winner's reward minus the loser's.
-        clusters: The number of each pair's cluster, any integers, [M].
-        where: Which pairs.
-        settings: `resamples`, `confidence` and `seed`.
-    """
-    return share_estimate(delta[where] > 0, np.asarray(clusters)[where], **settings)
 
 
 def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
@@ -310,9 +288,9 @@ def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray
 def _estimates(
     sums: ArrayLike,
     statistics: Sequence[Callable[[FloatArray], FloatArray]],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> list[Estimate]:
     """`bootstrap` of several statistics of the same totals."""
     if resamples < 1 or not 0 < confidence < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +14,6 @@ from rm_plugins.statistics.ranks import mean_ranks
 
 __all__ = [
     "CalibrationBin",
-    "PairMetrics",
-    "accuracy",
     "agreement",
     "auc",
     "best_of",
@@ -26,98 +23,10 @@ __all__ = [
     "kendall",
     "log_loss",
     "ndcg",
-    "pair_metrics",
-    "pair_shares",
     "pearson",
     "spearman",
     "unanimous",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class PairMetrics:
-    """How a reward does on M preference pairs.
-
-    Args:
-        pairs: The number of pairs that were scored.
-        accuracy: The share of them whose chosen answer scores strictly higher; a tie counts as wrong.
-        standard_error: Of the accuracy.
-        ties: The number of pairs with equal scores.
-        margin: The mean of the chosen score minus the rejected one.
-        abstained: The number of further pairs, left out, where the reward abstained on either answer.
-    """
-
-    pairs: int
-    accuracy: float
-    standard_error: float
-    ties: int
-    margin: float
-    abstained: int
-
-    def __str__(self) -> str:
-        tail = f", {self.abstained} left out where the reward abstained" if self.abstained else ""
-        return (
-            f"accuracy {self.accuracy:.4f} ± {self.standard_error:.4f} on {self.pairs} pairs "
-            f"({self.ties} ties, mean margin {self.margin:.4g}{tail})"
-        )
-
-
-def accuracy(delta: FloatArray) -> float:
-    """The share of M pairs whose winner gets strictly the higher reward; a tie counts as wrong.
-
-    Args:
-        delta: float64 [M], the winner's reward minus the loser's.
-
-    Returns:
-        NaN where there is no pair or a difference is NaN: a comparison with NaN is false, and would make a failure a number.
-
-    >>> accuracy(np.array([2.0, 0.0, -1.0, 3.0]))
-    0.5
-    """
-    return float((delta > 0).mean()) if len(delta) and not np.isnan(delta).any() else math.nan
-
-
-def pair_shares(delta: FloatArray, longer: NDArray[Any]) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """The shares of M pairs that are measured, by name: bool [M] for the pairs that a share is of, and for where it holds.
-
-    Args:
-        delta: float64 [M], the winner's reward minus the loser's.
-        longer: [M], the winner's length minus the loser's.
-
-    Returns:
-        ``accuracy`` and ``ties`` of all; ``accuracy_longer`` and ``accuracy_shorter`` of the pairs whose winner is the longer, the
-        shorter one; ``length_preference`` and ``shortness_preference`` of the pairs of two lengths.
-    """
-    for_longer = np.where(longer > 0, delta, -delta)
-    right, unequal, all_pairs = delta > 0, longer != 0, np.ones(len(delta), dtype=np.bool_)
-    return {
-        "accuracy": (all_pairs, right),
-        "ties": (all_pairs, delta == 0),
-        "accuracy_longer": (longer > 0, right),
-        "accuracy_shorter": (longer < 0, right),
-        "length_preference": (unequal, for_longer > 0),
-        "shortness_preference": (unequal, for_longer < 0),
-    }
-
-
-def pair_metrics(chosen: FloatArray, rejected: FloatArray) -> PairMetrics:
-    """The metrics of the scores of chosen and rejected answers, each float64 [M], NaN where abstained.
-
-    >>> pair_metrics(np.array([1.0, 0.0, 2.0]), np.array([0.0, 0.0, 3.0])).accuracy
-    0.3333333333333333
-    """
-    scored = ~(np.isnan(chosen) | np.isnan(rejected))
-    delta = (chosen - rejected)[scored]
-    pairs = len(delta)
-    right = accuracy(delta)
-    return PairMetrics(
-        pairs=pairs,
-        accuracy=right,
-        standard_error=math.sqrt(right * (1 - right) / pairs) if pairs else math.nan,
-        ties=int((delta == 0).sum()),
-        margin=float(delta.mean()) if pairs else math.nan,
-        abstained=int((~scored).sum()),
-    )
 
 
 @dataclass(frozen=True, slots=True)
