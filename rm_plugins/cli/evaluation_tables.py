@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
+from rm_plugins.reports.reward_styles import side_by_side
 from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["print_difference", "print_evaluation", "print_flips"]
@@ -72,14 +73,13 @@ def print_flips(title: str, flips: tuple[FlippedPair, ...], most: int) -> None:
 
 
 def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) -> None:
-    sections = dict.fromkeys(section.name for result in evaluation.rewards for section in result.sections)
+    sections = side_by_side([{section.name: section for section in result.sections} for result in evaluation.rewards])
     if not sections:
         return
     table = _table("accuracy by section", ["pairs", *names])
-    by_name = [{section.name: section for section in result.sections} for result in evaluation.rewards]
-    for name in list(sections)[:_MOST_SECTIONS]:
-        pairs = max(results[name].pairs for results in by_name if name in results)
-        cells = [_cell(results[name].accuracy if name in results else None, True) for results in by_name]
+    for name, results in list(sections.items())[:_MOST_SECTIONS]:
+        pairs = max(section.pairs for section in results if section is not None)
+        cells = [_cell(None if section is None else section.accuracy, True) for section in results]
         table.add_row(escape(name), f"{pairs:,}", *cells)
     console.print(table)
     if len(sections) > _MOST_SECTIONS:

@@ -23,8 +23,7 @@ def reward_difference(
     show: Callable[[int, FloatArray], JudgedPair],
     *,
     shown: int,
-    resamples: int,
-    seed: int,
+    **settings: int,
 ) -> Difference | None:
     """How reward b differs from reward a; None where there is no pair that both scored.
 
@@ -34,8 +33,7 @@ def reward_difference(
         other: Those of b.
         show: Makes a pair to show of its number and the rewards.
         shown: How many pairs to show of those that b has won, and of those that it has lost.
-        resamples: Of the intervals.
-        seed: Of the intervals and the test.
+        settings: `resamples` and `seed` of the intervals and the test.
     """
     (name_a, a), (name_b, b) = first, other
     both = ScoredPairs(rows, np.where(np.isnan(a), np.nan, b))
@@ -43,10 +41,10 @@ def reward_difference(
         return None
     delta_a = a[both.pairs[:, 0]] - a[both.pairs[:, 1]]
     right_a, right_b = ((delta > 0).astype(np.float64) for delta in (delta_a, both.delta))
-    test = paired_test(right_a, right_b, both.cluster, resamples=resamples, seed=seed)
+    test = paired_test(right_a, right_b, both.cluster, **settings)
     change = right_b - right_a
     sections = {
-        name: mean_estimate(change[where], both.cluster[where], resamples=resamples, seed=seed)
+        name: mean_estimate(change[where], both.cluster[where], **settings)
         for number, name in enumerate(rows.sections)
         if (where := both.section == number).any()
     }

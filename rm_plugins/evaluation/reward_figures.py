@@ -74,9 +74,7 @@ def reward_figures(
     scored: ScoredPairs,
     values: FloatArray,
     members: Mapping[str, FloatArray],
-    *,
-    resamples: int,
-    seed: int,
+    **settings: int,
 ) -> dict[str, Estimate]:
     """The figures of `rm_plugins.evaluation.figures.FIGURES` that the data allows, in their order.
 
@@ -87,10 +85,8 @@ def reward_figures(
         scored: The pairs of which it scored both samples.
         values: float64 [N], the rewards, NaN where it abstained.
         members: float64 [N] of each member of an ensemble, by name.
-        resamples: Of the intervals.
-        seed: Of the intervals.
+        settings: `resamples` and `seed` of the intervals.
     """
-    settings = {"resamples": resamples, "seed": seed}
     figures = {
         **_of_pairs(scored, settings),
         **_of_lengths(rows, scored, values, settings),

@@ -28,7 +28,7 @@ from rm_plugins.evaluation.reward_charts import (
     section_results,
 )
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
-from rm_plugins.evaluation.scored_reward import ScoredReward, reward_facts, scores_of
+from rm_plugins.evaluation.scored_reward import reward_facts, scores_of
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
@@ -92,7 +92,7 @@ def evaluate(
     def again() -> Iterator[Mapping[str, Any]]:
         return iter(rows) if benchmark is None else benchmark.checked_rows(rows)
 
-    run = EvaluationRun(again, suite=benchmark, section=section, by=by, cluster=cluster)
+    run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster), benchmark)
     for name, provider in named.items():
         run.add(provider, _scored(provider, again(), run.samples, batch_size, progress), name=name)
     return run.evaluation(source=source, resamples=resamples, seed=seed)
@@ -148,25 +148,17 @@ class EvaluationRun:
 
     Args:
         again: Goes through the rows, for the texts that are shown.
+        collector: Takes the rows of the first reward.
         suite: The benchmark that the rows are of.
-        section: As in `evaluate`.
-        by: As in `evaluate`.
-        cluster: As in `evaluate`.
     """
 
     def __init__(
-        self,
-        again: Callable[[], Iterable[Mapping[str, Any]]],
-        *,
-        suite: Suite | None = None,
-        section: str | None = None,
-        by: str | None = None,
-        cluster: Cluster = "prompt",
+        self, again: Callable[[], Iterable[Mapping[str, Any]]], collector: RowCollector, suite: Suite | None = None
     ) -> None:
         self._again = again
+        self._collector = collector
         self._suite = suite
-        self._collector = RowCollector(section=section, by=by, cluster=cluster)
-        self._rewards: list[ScoredReward] = []
+        self._rewards: list[tuple[dict[str, Any], FloatArray, dict[str, FloatArray]]] = []  # facts, scores, those of members
         self._sample: Sample | None = None
 
     def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
@@ -181,7 +173,7 @@ class EvaluationRun:
         """Take a reward with all rows in their order; `name`, `source` and `identity` are as in `reward_facts`."""
         values, members = scores_of(rows if self._rewards else self._collected(rows))
         facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
-        self._rewards.append(ScoredReward(facts, values, members))
+        self._rewards.append((facts, values, members))
 
     def _collected(self, rows: Iterable[ScoredRow]) -> Iterator[ScoredRow]:
         for number, scored in enumerate(rows, start=1):
@@ -192,13 +184,7 @@ class EvaluationRun:
 
     @np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out
     def evaluation(
-        self,
-        *,
-        source: str = "",
-        split: str = "",
-        shown: int = SHOWN,
-        resamples: int = RESAMPLES,
-        seed: int = 0,
+        self, *, source: str = "", split: str = "", shown: int = SHOWN, resamples: int = RESAMPLES, seed: int = 0
     ) -> Evaluation:
         """What the scored rows say of the rewards; nothing is scored here.
 
@@ -218,8 +204,8 @@ class EvaluationRun:
         settings = {"resamples": resamples, "seed": seed}
         summary = _summary(rows, source, split, suite)
         show = ShownPairs(rows)
-        results = [_result(reward, rows, suite, show, shown, settings) for reward in self._rewards]
-        first, *others = ((reward.facts["name"], reward.values) for reward in self._rewards)
+        results = [_result(*reward, rows, suite, show, shown, settings) for reward in self._rewards]
+        first, *others = ((facts["name"], values) for facts, values, _ in self._rewards)
         differences = [reward_difference(rows, first, other, show.pair, shown=shown, **settings) for other in others]
         texts = show.texts(self._again())
         return Evaluation(
@@ -236,12 +222,18 @@ class EvaluationRun:
 
 
 def _result(
-    reward: ScoredReward, rows: JudgedRows, suite: Suite | None, show: ShownPairs, shown: int, settings: Mapping[str, int]
+    facts: Mapping[str, Any],
+    values: FloatArray,
+    members: Mapping[str, FloatArray],
+    rows: JudgedRows,
+    suite: Suite | None,
+    show: ShownPairs,
+    shown: int,
+    settings: Mapping[str, int],
 ) -> RewardResult:
-    values, members = reward.values, reward.members
     scored = ScoredPairs(rows, values)
     return RewardResult(
-        **reward.facts,
+        **facts,
         samples=len(values),
         abstained=int(np.isnan(values).sum()),
         pairs=len(scored),

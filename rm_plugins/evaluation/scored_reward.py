@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,7 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, ensemble_members
 
-__all__ = ["ScoredReward", "reward_facts", "scores_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredReward:
-    """A reward and its scores of N samples.
-
-    Args:
-        facts: What identifies it: the first fields of `rm_plugins.evaluation.results.RewardResult`, by name.
-        values: float64 [N], NaN where it abstained.
-        members: float64 [N] of each member where it is an ensemble, by name.
-    """
-
-    facts: Mapping[str, Any]
-    values: FloatArray
-    members: Mapping[str, FloatArray]
+__all__ = ["reward_facts", "scores_of"]
 
 
 def scores_of(rows: Iterable[ScoredRow]) -> tuple[FloatArray, dict[str, FloatArray]]:

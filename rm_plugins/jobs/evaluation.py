@@ -18,7 +18,7 @@ from typing import Any
 import rm_plugins as rm
 from rm_plugins.data.rows import is_data_file, json_line, read_rows
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.judged_rows import Cluster
+from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.identity import fingerprint
@@ -84,7 +84,7 @@ def evaluated(
     jobs: list[RowScoring] = []
     with _spooled(data) as file:
         source = _source(data, file, benchmark, split, rename or {}, limit)
-        run = EvaluationRun(source.rows, suite=benchmark, section=section, by=by, cluster=cluster)
+        run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
         names: set[str] = set()
         try:
             for spec in specs:

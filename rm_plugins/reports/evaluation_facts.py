@@ -18,12 +18,7 @@ def evaluated_facts(evaluation: Evaluation) -> str:
     """The data, the rewards and the evaluation itself."""
     data = evaluation.data
     facts = {"Source": data.source, "Split": data.split, "Benchmark": data.suite, "Digest of the rows": data.digest}
-    facts |= {
-        "Rows": count(data.rows),
-        "Samples": count(data.samples),
-        "Pairs": count(data.pairs),
-        "Prompts": count(data.prompts),
-    }
+    facts |= {name.capitalize(): count(getattr(data, name)) for name in ("rows", "samples", "pairs", "prompts")}
     facts["Rows by format"] = ", ".join(f"{name}: {count(rows)}" for name, rows in data.formats.items())
     facts["Ratings and labels"] = ", ".join(data.attributes)
     if data.pairs:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 from rm_plugins.evaluation.results import BestOfN, Evaluation, Members, RewardResult
 from rm_plugins.reports.evaluation_charts import (
@@ -18,7 +17,7 @@ from rm_plugins.reports.evaluation_charts import (
 )
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share, signed
 from rm_plugins.reports.page import cells, text, unfolding
-from rm_plugins.reports.reward_styles import RewardStyle, legend, named, styled
+from rm_plugins.reports.reward_styles import RewardStyle, legend, named, side_by_side, styled
 from rm_plugins.reports.verdicts import outcome_html, with_interval
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
@@ -36,8 +35,6 @@ __all__ = [
     "member_tables",
 ]
 
-_T = TypeVar("_T")
-
 _TOO_LARGE = "<p>Its rewards are too large to be drawn.</p>"
 
 
@@ -45,7 +42,7 @@ def by_section(evaluation: Evaluation) -> str:
     """Accuracy by section, all rewards in one chart."""
     shown = [(reward, style) for reward, style in styled(evaluation) if reward.sections]
     rows, lines = [], []
-    for name, results in _by_name([{section.name: section for section in reward.sections} for reward, _ in shown]).items():
+    for name, results in side_by_side([{section.name: section for section in reward.sections} for reward, _ in shown]).items():
         first = next(section for section in results if section is not None)
         dots = [None if section is None else section.accuracy for section in results]
         rows.append(DotRow(name, dots, first.longer_chosen))
@@ -108,7 +105,7 @@ def formats(evaluation: Evaluation) -> str:
     """What rewards prefer, beside what people do, for each feature of format."""
     shown = [(reward, style) for reward, style in styled(evaluation) if reward.formats]
     rows, lines = [], []
-    for name, biases in _by_name([{bias.feature: bias for bias in reward.formats} for reward, _ in shown]).items():
+    for name, biases in side_by_side([{bias.feature: bias for bias in reward.formats} for reward, _ in shown]).items():
         first = next(bias for bias in biases if bias is not None)
         title = name.replace("_", " ")
         dots = [None if bias is None else Estimate(bias.preferred, math.nan, math.nan) for bias in biases]
@@ -181,7 +178,7 @@ def differences_by_section(evaluation: Evaluation) -> str:
     shown = [difference for difference in evaluation.differences if difference.sections and difference.b in by_name]
     if not shown:
         return ""
-    rows = [DotRow(name, dots) for name, dots in _by_name([difference.sections for difference in shown]).items()]
+    rows = [DotRow(name, dots) for name, dots in side_by_side([difference.sections for difference in shown]).items()]
     lines = [[named(row.name), *(with_interval(dot, points) for dot in row.dots)] for row in rows]
     styles = [by_name[difference.b] for difference in shown]
     label, axis = "Difference in accuracy by section", "points of accuracy"
@@ -189,12 +186,6 @@ def differences_by_section(evaluation: Evaluation) -> str:
     first = shown[0].a
     against = by_name[first][1].html if first in by_name else text(first)
     return f"<p>Against {against}, which is the dashed line.</p>{chart}"
-
-
-def _by_name(mappings: Sequence[Mapping[str, _T]]) -> dict[str, list[_T | None]]:
-    """What each mapping has under each name that any has."""
-    names = dict.fromkeys(name for mapping in mappings for name in mapping)
-    return {name: [mapping.get(name) for mapping in mappings] for name in names}
 
 
 def _chance(reward: RewardResult) -> float:

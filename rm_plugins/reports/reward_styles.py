@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.reports.charts import COLOURS
-from rm_plugins.reports.page import text
+from rm_plugins.reports.page import shortened, text
 
-__all__ = ["RewardStyle", "legend", "named", "short", "styled"]
+__all__ = ["RewardStyle", "legend", "named", "short", "side_by_side", "styled"]
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
 
 _SHAPES = (("●", "o"), ("■", "s"), ("▲", "^"), ("◆", "D"), ("▼", "v"), ("✚", "P"), ("✖", "X"), ("★", "*"))
 _BRIEF = 20  # characters of a name that is not broken into lines
@@ -49,6 +53,16 @@ def styled(evaluation: Evaluation) -> list[tuple[RewardResult, RewardStyle]]:
     ]
 
 
+def side_by_side(mappings: Sequence[Mapping[_K, _V]]) -> dict[_K, list[_V | None]]:
+    """What each reward's mapping has under each key that any of them has.
+
+    >>> side_by_side([{"chat": 1, "code": 2}, {"code": 3}])
+    {'chat': [1, None], 'code': [2, 3]}
+    """
+    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+    return {key: [mapping.get(key) for mapping in mappings] for key in keys}
+
+
 def legend(styles: Iterable[RewardStyle], *, mark: str = "") -> str:
     """What the shapes of a chart stand for.
 
@@ -70,7 +84,4 @@ def named(name: str) -> str:
 
 def short(name: str) -> str:
     """A name, cut in the middle where it is long."""
-    if len(name) <= _LONGEST:
-        return name
-    half = _LONGEST // 2
-    return f"{name[:half]}…{name[1 - half :]}"
+    return shortened(name, _LONGEST)
