@@ -16,7 +16,7 @@ import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
+from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.rows import read_rows, write_rows
 from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
@@ -107,7 +107,8 @@ def command(
         try:
             _try(gold)
         except RmPluginsError as error:
-            raise no_gold(gold, error) from error
+            message = f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}"
+            raise DataError(message) from error
     if overwrite:
         for old in (kept, kept_gold, rows):
             old.discard()

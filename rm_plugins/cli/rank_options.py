@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column", "no_gold"]
+__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column"]
 
 
 OF_GENERATE = (
@@ -135,11 +135,6 @@ def gold_column(gold: str | None, file: str, split: str, generate: str | None) -
             f"--gold {gold} is a column of {file}, which knows nothing of the completions that --generate writes. Name a spec."
         )
     return gold
-
-
-def no_gold(gold: str, error: Exception) -> DataError:
-    """What to say where `gold` is neither a column nor a spec that can be loaded."""
-    return DataError(f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}")
 
 
 def _flag(name: str) -> str:

@@ -162,11 +162,7 @@ class EvaluationRun:
         self._sample: Sample | None = None
 
     def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
-        """The samples of a row.
-
-        Raises:
-            DataError: The row says nothing of them, or lacks the column or attribute that was asked for.
-        """
+        """The samples of a row; raises what `RowCollector.judged` raises."""
         return self._collector.judged(row, where).samples
 
     def add(self, provider: Provider, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = "") -> None:
