@@ -52,7 +52,7 @@ def test_a_job_is_interrupted_and_resumed_and_says_so(tmp_path: Path, capfd: pyt
     first = Recorded(most=1)
     begun = job()
     with pytest.raises(KeyboardInterrupt):
-        list(begun.run(2, first))
+        begun.run(2, first)
     begun.close()
     assert first.told == [("begin", "scoring", 0, 5), ("advance", 2), ("end",)]
 

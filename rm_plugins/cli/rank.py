@@ -156,7 +156,6 @@ class _Rows:
         self._overwrite = overwrite
         self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
-        self._is_read_twice = options["gold"] is not None or options["generate"] is not None
         if options["generate"] is not None:
             names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
             self._generation = GenerationJob(
@@ -184,7 +183,7 @@ class _Rows:
         """Make it, unless that was done before; returns its name. `column` has one value a completion."""
         n = None if self._generation is not None else self._options["n"]
         source = self._file
-        if n is not None or (self._file == "-" and self._is_read_twice):
+        if n is not None or (self._file == "-" and self._generation is not None):
             rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
             if n is not None:
                 rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
@@ -211,7 +210,7 @@ class _Rows:
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
-    """The files of the first completions, or of what is read twice, and of the completions that a policy writes."""
+    """The files of the first completions, or of the prompts on standard input, and of the completions that a policy writes."""
     keep = options["keep_completions"]
     return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +20,7 @@ from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, spooled_input
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
@@ -82,57 +79,41 @@ def evaluated(
     progress = progress or JobProgress()
     benchmark: Suite | None = None if suite is None else component("suite", suite)
     jobs: list[RowScoring] = []
-    with _spooled(data) as file:
-        source = _source(data, file, benchmark, split, rename or {}, limit)
-        run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
-        names: set[str] = set()
-        try:
-            for spec in specs:
-                provider = rm.load(spec)
-                name = _unused(provider.label, names)
-                progress.note(f"Evaluating {name}.")
-                identity = fingerprint(provider)  # reads every weight
-                note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
-                part = _scores_file(scores, provider.label, source, note)
-                jobs.append(RowScoring(provider, source, part, note, run.samples))
-                if overwrite:
-                    jobs[-1].discard()
-                run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
-                provider.close()
-            split = "" if is_data_file(data) else source.split
-            yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
-        except BaseException:
-            for job in jobs:
-                job.close()
-            raise
-        for job in jobs:
-            if scores is None:
-                job.discard()
-            else:
-                job.close()
-
-
-def _spooled(data: str) -> AbstractContextManager[Any]:
-    """A file with what standard input says, which several rewards read one after the other; None for anything else."""
-    if data != "-":
-        return nullcontext()
-    file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    source = _source(data, benchmark, split, rename or {}, limit)
+    run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
+    names: set[str] = set()
     try:
-        shutil.copyfileobj(sys.stdin, file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"Standard input is no UTF-8: {error}") from error
-    file.flush()
-    return file
+        for spec in specs:
+            provider = rm.load(spec)
+            name = _unused(provider.label, names)
+            progress.note(f"Evaluating {name}.")
+            identity = fingerprint(provider)  # reads every weight
+            note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
+            part = _scores_file(scores, provider.label, source, note)
+            jobs.append(RowScoring(provider, source, part, note, run.samples))
+            if overwrite:
+                jobs[-1].discard()
+            run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
+            provider.close()
+        split = "" if is_data_file(data) else source.split
+        yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
+    except BaseException:
+        for job in jobs:
+            job.close()
+        raise
+    for job in jobs:
+        if scores is None:
+            job.discard()
+        else:
+            job.close()
 
 
-def _source(
-    data: str, file: Any, suite: Suite | None, split: str | None, rename: Mapping[str, str], limit: int | None
-) -> RowSource:
+def _source(data: str, suite: Suite | None, split: str | None, rename: Mapping[str, str], limit: int | None) -> RowSource:
     split = split or (suite.split if suite is not None else "train")
     if suite is not None and data == HUB:
         name, read = suite.name, partial(suite.published, split)
     else:
-        name, read = data, partial(read_rows, data if file is None else file.name, split)
+        name, read = data, partial(read_rows, spooled_input() if data == "-" else data, split)
 
     def rows() -> Iterator[dict[str, Any]]:
         raw = (_with_names(row, rename) for row in read())

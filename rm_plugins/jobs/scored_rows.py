@@ -6,11 +6,15 @@ continues after its last whole line; it checks that the file is of the same rewa
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
 
-__all__ = ["RowScoring", "RowSource", "ScoringJob"]
+__all__ = ["RowScoring", "RowSource", "ScoringJob", "spooled_input"]
 
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
@@ -35,7 +39,7 @@ class RowSource:
     Args:
         name: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
-        rows: Reads them, from the first one on.
+        rows: Reads them, from the first one on; they are read several times.
     """
 
     name: str
@@ -45,7 +49,8 @@ class RowSource:
     @classmethod
     def of(cls, name: str, split: str) -> RowSource:
         """The rows as they stand there."""
-        return cls(name, split, lambda: read_rows(name, split))
+        file = spooled_input() if name == "-" else name
+        return cls(name, split, lambda: read_rows(file, split))
 
     def count(self) -> int | None:
         """The number of rows, where it is cheap to know."""
@@ -81,7 +86,7 @@ class RowScoring:
         self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
     def run(self, batch_size: int, progress: JobProgress | None = None) -> Iterator[ScoredRow]:
-        """Every row in the order of the source, scored now unless an earlier run has scored it.
+        """Score what is not scored yet, then give back every row in the order of the source.
 
         Args:
             batch_size: Samples handed to the provider at a time.
@@ -93,13 +98,8 @@ class RowScoring:
         progress = progress or JobProgress()
         done = self._kept.resume()
         rows = self.source.rows()
-        for number, kept in enumerate(self._kept.rows(), start=1):
-            line = json_line(next(rows, None))
-            if _digest(line) != kept["row"]:
-                raise DataError(
-                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
-                )
-            yield ScoredRow(json.loads(line), kept["scores"], kept["details"])
+        for _ in self._scored_before(rows):  # which must be the rows that the source has now
+            pass
         if done:
             progress.resume("scoring", done)
         progress.begin("scoring", done, self.source.count)
@@ -107,16 +107,24 @@ class RowScoring:
             batches = scored_batches(self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1)
             for batch, metadata in batches:
                 self.work.update({name: metadata[name] for name in _WORK if name in metadata})
-                lines = [json_line(scored.row) for scored in batch]
                 self._kept.append(
-                    {"row": _digest(line), "scores": scored.scores, "details": scored.details}
-                    for line, scored in zip(lines, batch, strict=True)
+                    {"row": _digest(json_line(scored.row)), "scores": scored.scores, "details": scored.details}
+                    for scored in batch
                 )
                 progress.advance(len(batch), self.throughput)
-                for line, scored in zip(lines, batch, strict=True):
-                    yield replace(scored, row=json.loads(line))  # as it is where an earlier run has scored it
         finally:
             progress.end()
+        return self._scored_before(self.source.rows())
+
+    def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[ScoredRow]:
+        """The rows that scores are kept of, as JSON has them."""
+        for number, kept in enumerate(self._kept.rows(), start=1):
+            line = json_line(next(rows, None))
+            if _digest(line) != kept["row"]:
+                raise DataError(
+                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
+                )
+            yield ScoredRow(json.loads(line), kept["scores"], kept["details"])
 
     @property
     def throughput(self) -> str:
@@ -182,3 +190,18 @@ class ScoringJob(RowScoring):
 
 def _digest(line: str) -> str:
     return hashlib.sha256(line.encode()).hexdigest()
+
+
+def spooled_input() -> str:
+    """A file with what standard input says, which can be read several times; it is gone when the process ends.
+
+    Raises:
+        DataError: Standard input is no UTF-8.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+        try:
+            shutil.copyfileobj(sys.stdin, file)
+        except UnicodeDecodeError as error:
+            raise DataError(f"Standard input is no UTF-8: {error}") from error
+    return file.name
