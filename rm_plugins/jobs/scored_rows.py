@@ -1,6 +1,6 @@
 """Scoring rows, resumably: what ``score``, ``rank``, ``evaluate`` and ``diff`` share.
 
-Scored rows are appended to a file of parts, one JSON line each. A job that finds this file goes on behind its last whole line,
+Scored rows are appended to a file of parts, one JSON line each. A job that finds this file resumes after its last whole line,
 after checking that it was made by the same reward and of the same rows.
 """
 
