@@ -80,7 +80,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     A row has one of these formats; ``prompt`` is text or messages, and may be absent:
 
-    - preference: ``chosen`` and ``rejected``; ``tie`` (true: equally good), ``margin`` and ``weight`` at will;
+    - preference: ``chosen`` and ``rejected``; optionally ``tie`` (true: equally good), ``margin`` and ``weight``;
     - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
     - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
       or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
@@ -372,7 +372,7 @@ def _numbers(value: Any, allowed: str, count: int, *path: str | int) -> Sequence
 
 
 def numbers_of(row: Mapping[str, Any], column: str, count: int) -> Sequence[float | None]:
-    """A column's numbers, one for each of `count`; empty where the row has not the column, or there is nothing to have one.
+    """A column's numbers, one for each of `count`; empty where the row lacks the column, or `count` is 0.
 
     Args:
         row: Columns by name.

@@ -24,8 +24,8 @@ class Sampling:
         temperature: What the logits are divided by; above 0, and 2 at most.
         top_p: Tokens are drawn among the most likely ones that together have this probability; above 0, 1 for all.
         max_new_tokens: Where a completion is cut off that has not ended.
-        seed: The same seed draws the same. What is drawn hangs on it, on the number of the prompt and on the place of the
-            completion among those of its prompt, and on nothing else: neither on the batch nor on `n`.
+        seed: Sampling depends on it, on the number of the prompt and on the place of the completion among those of its prompt,
+            and on nothing else: neither on the batch nor on `n`.
 
     Raises:
         DataError: A value is out of range.

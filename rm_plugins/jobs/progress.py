@@ -14,7 +14,7 @@ class JobProgress:
     """
 
     def resume(self, work: str, done: int) -> None:
-        """An earlier run has left `done` rows, behind which the job named `work` continues."""
+        """An earlier run has left `done` rows, after which the job named `work` continues."""
 
     def note(self, message: str) -> None:
         """Something that the user should know, in a sentence."""

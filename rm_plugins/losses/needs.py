@@ -65,7 +65,7 @@ class Need:
     def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
         """The numbers of a dataset row, one for each text, pair or tie in the order of the judgement; empty where it has none.
 
-        A row with one text, pair or tie may have a number instead of a list.
+        A row with one text, pair or tie may have a number in place of a list.
 
         Args:
             row: The row's columns.

@@ -75,7 +75,7 @@ class FittedTransform(Transform):
         """Find what the spec left out.
 
         Raises:
-            SpecError: It is nowhere to be found.
+            SpecError: It is unavailable.
         """
         self.settle(getattr(provider, "statistics", None), repr(provider.label))
 
@@ -87,7 +87,7 @@ class FittedTransform(Transform):
             called: What messages call the provider.
 
         Raises:
-            SpecError: It is nowhere to be found, or makes no sense.
+            SpecError: It is unavailable, or makes no sense.
         """
         missing = [name for name in self.statistics if getattr(self, name) is None]
         if not missing:

@@ -155,7 +155,7 @@ def _joined(parts: Iterable[Sequence[float]]) -> list[float]:
 
 
 def _in_order(provider: Provider) -> Iterator[RunningStatistics]:
-    """The running statistics of a tree of providers: a provider's come behind those of what it is made of."""
+    """The running statistics of a tree of providers: those of its parts come before its own."""
     for child in provider.children.values():
         if child is not provider.fallback:
             yield from _in_order(child)
