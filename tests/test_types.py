@@ -22,7 +22,7 @@ from rm_plugins.providers.combinators.product import Product
 from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.combinators.threshold import Threshold
 from rm_plugins.samples import RenderedSample, text_of
-from rm_plugins.scores import FloatArray
+from rm_plugins.scores import FloatArray, parts_of_columns
 from rm_plugins.transforms import Clip, Scale
 from rm_plugins.transforms.zscore import ZScore
 from tests.conftest import MakeFolder
@@ -509,3 +509,16 @@ class TestContentsInParts:
 )
 def test_keys(one: rm.Sample, other: rm.Sample, same_prompt: bool, same: bool) -> None:
     assert ((one.prompt_key == other.prompt_key), (one.key == other.key)) == (same_prompt, same)
+
+
+def test_what_was_written_out_is_read_back() -> None:
+    """Members become parts again, however deep; other names stay details."""
+    inner = rm.Scores(np.array([3.0]), {"std": np.array([0.5])}, kind="member")
+    member = rm.Scores(np.array([1.0]), {"raw": np.array([2.0])}, parts={"1": inner}, kind="member")
+    scores = rm.Scores(np.array([0.0]), {"std": np.array([9.0]), "member/5/raw": np.array([7.0])}, parts={"0": member})
+    details, parts = parts_of_columns(scores.columns)
+    read = rm.Scores(scores.values, details, parts=parts)
+    assert read.columns == scores.columns and list(read.columns) == list(scores.columns)
+    assert list(read.details) == ["std", "member/5/raw"], "there is no member 5"
+    assert list(read.members) == list(scores.members) == ["member/0"]
+    assert list(read.parts["0"].members) == ["member/1"]

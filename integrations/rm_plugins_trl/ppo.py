@@ -347,7 +347,7 @@ def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
 
 
 def _tokenizer_of(policy: PreTrainedModel) -> PreTrainedTokenizerBase:
-    source = policy.config._name_or_path
+    source = policy.config.name_or_path
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
     except (OSError, ValueError, KeyError, TypeError) as error:

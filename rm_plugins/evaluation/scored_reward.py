@@ -16,8 +16,7 @@ from rm_plugins.evaluation.shown_pairs import cut_text
 from rm_plugins.identity import fingerprint, shown_spec
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
-from rm_plugins.scores import FloatArray
-from rm_plugins.training.reward_history import is_member
+from rm_plugins.scores import FloatArray, is_member
 
 __all__ = ["RewardColumns", "RewardFacts", "reward_facts"]
 

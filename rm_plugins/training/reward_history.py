@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -26,7 +25,6 @@ from rm_plugins.training.phrases import ScoredText
 
 __all__ = [
     "RewardHistory",
-    "is_member",
     "length_correlation",
     "merged_figures",
     "scored_texts",
@@ -120,7 +118,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
     """What is measured of one step's N samples.
 
     Args:
-        scores: Their scores, with the details ``member/K``, ``std`` and ``rank_disagreement`` where the reward is an ensemble.
+        scores: Their scores, with members and the details ``std`` and ``rank_disagreement`` where the reward is an ensemble.
         lengths: The lengths of the completions, [N], in characters.
         prompts: The prompts, [N].
 
@@ -131,7 +129,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
     """
     values = scores.values[~scores.abstained]
     correlation, freedom = length_correlation(scores.values, lengths, prompts)
-    found = {
+    figures = {
         "samples": float(len(scores)),
         "reward": float(values.mean()) if len(values) else math.nan,
         "reward_std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
@@ -140,20 +138,11 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
         "length_correlation": correlation,
         "length_correlation_df": float(freedom),
     }
-    for name, column in scores.columns.items():
-        if name in ("std", "rank_disagreement") or is_member(name):
-            known = column[~np.isnan(column)]
-            found["disagreement" if name == "std" else name] = float(known.mean()) if len(known) else math.nan
-    return {name: value for name, value in found.items() if not math.isnan(value)}
-
-
-def is_member(detail: str) -> bool:
-    """Whether a detail is the score of a member, and not a detail of one.
-
-    >>> is_member("member/0"), is_member("member/0/raw")
-    (True, False)
-    """
-    return re.fullmatch(r"member/\d+", detail) is not None
+    spread = {"disagreement": scores.details.get("std"), "rank_disagreement": scores.details.get("rank_disagreement")}
+    for name, column in {**scores.members, **spread}.items():
+        known = np.empty(0) if column is None else column[~np.isnan(column)]
+        figures[name] = float(known.mean()) if len(known) else math.nan
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Sequence[str]) -> tuple[float, int]:

@@ -39,7 +39,7 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
         )
     if config.tie_word_embeddings:
         return lambda hidden: linear(hidden, model.get_input_embeddings().weight)
-    source = model.config._name_or_path
+    source = model.config.name_or_path
     try:
         whole, info = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
     except (OSError, ValueError) as error:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.compute as compute
 from accelerate import PartialState
 from datasets import Dataset, List
-from trl.data_utils import get_dataset_column_names
 
 from rm_plugins.errors import DataError
 from rm_plugins.losses.loss import needs_of
@@ -47,7 +46,7 @@ def prepared_dataset(
     Raises:
         DataError: A row is in none of the formats, or every row is too long.
     """
-    columns = get_dataset_column_names(dataset)
+    columns = dataset.column_names or list(next(iter(dataset)))  # which a stream may not know
     if is_tokenized(columns):
         return dataset
     name, limit = tokenization.name, tokenization.renderer.rendering.max_length

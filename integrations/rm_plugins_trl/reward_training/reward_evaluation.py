@@ -23,6 +23,7 @@ from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 from rm_plugins.spec import component
+from rm_plugins_trl.trl_internals import callbacks_of, is_sharded, place_first
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -159,7 +160,7 @@ class RewardEvaluation(TrainerCallback):
         """See whether this trainer's model can be evaluated."""
         trainer = self._trainer_of_rewards()
         self._evaluated_at = None
-        if _is_sharded(trainer) and state.is_world_process_zero:
+        if is_sharded(trainer) and state.is_world_process_zero:
             names = ", ".join(self.evaluations)
             logger.warning(
                 "The model's weights are sharded (FSDP or DeepSpeed), so it cannot be evaluated on %s while it trains. Evaluate the "
@@ -203,7 +204,7 @@ class RewardEvaluation(TrainerCallback):
 
     def _evaluate(self, trainer: RewardTraining) -> dict[str, float]:
         """Evaluate the model as it is now on all data, and log the figures; returns them by their names in the log."""
-        if _is_sharded(trainer):
+        if is_sharded(trainer):
             return {}
         step, figures = trainer.state.global_step, dict[str, float]()
         reward = _SharedScoring(trainer)
@@ -252,9 +253,8 @@ def attached_evaluations(trainer: RewardTraining) -> list[RewardEvaluation]:
     Args:
         trainer: The trainer.
     """
-    callbacks = trainer.callback_handler.callbacks
-    evaluations = [callback for callback in callbacks if isinstance(callback, RewardEvaluation)]
-    callbacks[:] = [*evaluations, *(callback for callback in callbacks if not isinstance(callback, RewardEvaluation))]
+    evaluations = [callback for callback in callbacks_of(trainer) if isinstance(callback, RewardEvaluation)]
+    place_first(trainer, evaluations)
     for evaluation in evaluations:
         evaluation.attach(trainer)
     return evaluations
@@ -361,7 +361,3 @@ def _figures(name: str, evaluation: Evaluation) -> dict[str, float]:
         values["score"] = result.suite.score
         values |= {f"score/{section.name}": section.score for section in result.suite.sections}
     return {f"eval_{name}/{figure}": value for figure, value in values.items() if math.isfinite(value)}
-
-
-def _is_sharded(trainer: RewardTraining) -> bool:
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

@@ -32,6 +32,7 @@ class _Seen:
     labels: list[FloatArray] = field(default_factory=list)
     sections: list[str] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     rows: int = 0
 
 
@@ -90,12 +91,16 @@ class RewardLog:
         seen.rows += len(outputs)
         self.rewards[mode].extend((outputs @ self._weights).tolist())
 
+    def add_term(self, mode: str, name: str, value: float) -> None:
+        """Keep the value of a regularizer on a batch."""
+        self._seen[mode].terms.setdefault(name, []).append(value)
+
     def metrics(self, mode: str) -> dict[str, float]:
         """The metrics of what was kept in this mode since the last call, which is then forgotten; empty if nothing was."""
         seen, self._seen[mode] = self._seen[mode], _Seen()
         if not seen.rows:
             return {}
-        found = head_metrics(
+        metrics = head_metrics(
             np.concatenate(seen.outputs),
             self.heads,
             np.concatenate(seen.pairs),
@@ -104,4 +109,6 @@ class RewardLog:
             labels=np.concatenate(seen.labels) if self.attributes else None,
             attributes=self.attributes,
         )
-        return found if mode == "eval" else {name: found[name] for name in _OF_TRAINING if name in found}
+        if mode == "train":
+            metrics = {name: metrics[name] for name in _OF_TRAINING if name in metrics}
+        return metrics | {f"regularizers/{name}": sum(values) / len(values) for name, values in seen.terms.items()}

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
-from trl.trainer.utils import create_model_from_path
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.heads import Heads
+from rm_plugins_trl.trl_internals import classifier_from_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rm_plugins.losses import Loss
 
-try:
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
-except ImportError:  # pragma: no cover - a private name of TRL's, for fewer warnings
-    from contextlib import nullcontext as suppress_seqcls_warning
-
-__all__ = ["check_outputs", "deployed_head", "head_layer", "load_classifier", "parameter_count", "trained_heads", "trains_head"]
+__all__ = [
+    "check_outputs",
+    "deployed_head",
+    "head_layer",
+    "load_classifier",
+    "name_outputs",
+    "parameter_count",
+    "trained_heads",
+    "trains_head",
+]
 
 _HEADS = ("score", "classifier")
 
@@ -53,12 +57,9 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
     settings.setdefault("trust_remote_code", args.trust_remote_code)
     settings["num_labels"] = len(heads)
     if len(heads) > 1:
-        settings["id2label"] = dict(enumerate(heads.labels))
-        settings["label2id"] = {label: number for number, label in enumerate(heads.labels)}
-        settings["ignore_mismatched_sizes"] = True
+        settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
     set_seed(args.seed)  # the new head is random
-    with suppress_seqcls_warning():
-        return create_model_from_path(source, AutoModelForSequenceClassification, **settings)
+    return classifier_from_path(source, **settings)
 
 
 def parameter_count(model: Any, args: Any) -> int:
@@ -123,31 +124,56 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
     return found[-1] if found else None
 
 
+def name_outputs(model: PreTrainedModel, heads: Heads) -> None:
+    """Have a model's configuration say what its outputs are."""
+    model.config.num_labels = len(heads)
+    if len(heads) > 1:
+        model.config.update(_labels(heads))
+
+
+def _labels(heads: Heads) -> dict[str, Any]:
+    labels = dict(enumerate(heads.labels))
+    return {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+
+
 @contextmanager
-def deployed_head(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
-    """Within it, a model has only some of its outputs.
+def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
+    """Within it, a model has only some of its outputs; gives these.
 
     Args:
         model: The classifier.
-        kept: The outputs to keep, by number.
+        heads: Its outputs.
+        kept: Which of a member's outputs to keep, by number.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
     """
+    width = len(heads.names)
+    if len(kept) == width:
+        yield heads
+        return
     layer = head_layer(model)
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
-    whole = {name: found for name, found in layer.named_parameters(recurse=False)}
-    outputs = model.config.num_labels
+    outputs = [member * width + number for member in range(heads.members) for number in kept]
+    whole = dict(layer.named_parameters(recurse=False))
     for name, parameter in whole.items():
-        setattr(layer, name, nn.Parameter(parameter.detach()[list(kept)].clone()))
-    layer.out_features = model.config.num_labels = model.num_labels = len(kept)
+        setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    deployed = Heads(
+        tuple(heads.names[number] for number in kept), tuple(heads.weights[number] for number in kept), heads.members
+    )
+    _resize(model, layer, deployed)
     try:
-        yield
+        yield deployed
     finally:
         for name, parameter in whole.items():
             setattr(layer, name, parameter)
-        layer.out_features = model.config.num_labels = model.num_labels = outputs
+        _resize(model, layer, heads)
+
+
+def _resize(model: PreTrainedModel, layer: nn.Linear, heads: Heads) -> None:
+    layer.out_features = model.num_labels = len(heads)
+    name_outputs(model, heads)
 
 
 def trains_head(model: nn.Module) -> bool:

@@ -59,7 +59,8 @@ def _parser() -> Any:
 def _launch(launcher: list[str], own: list[str]) -> None:
     """Start this module on several processes."""
     from accelerate.commands.launch import launch_command, launch_command_parser
-    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    from rm_plugins_trl.trl_internals import launcher_arguments
 
     known = [option for action in launch_command_parser()._actions for option in action.option_strings]
     for argument in launcher:
@@ -67,7 +68,7 @@ def _launch(launcher: list[str], own: list[str]) -> None:
         if name.startswith("--") and name not in (*known, "--accelerate_config"):
             own_names = [option for action in _parser()._actions for option in action.option_strings]
             raise click.UsageError(f"There is no argument {name}. {_nearest(name, [*own_names, *known])}")
-    found = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
+    found = launch_command_parser().parse_args([*launcher_arguments(launcher), "--module", _MODULE, *own])
     if found.cpu and (found.num_processes or 1) > 1 and found.mpirun_hostfile is None:
         # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
         from torch.distributed.run import main
