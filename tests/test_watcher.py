@@ -26,6 +26,7 @@ class Loop:
     def __init__(self, **transform: Any) -> None:
         spec: dict[str, Any] = {"provider": "function", "function": length}
         self.provider = rm.load(spec | ({"transform": transform} if transform else {}))
+        self.__name__ = "mine"
         self.watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, Any], None]] = []
         self.session = RewardInTraining(self.provider, "length")
         self.kept: dict[str, Any] = {}
@@ -40,7 +41,7 @@ class Loop:
 
 def test_steps_are_measured_and_kept(tmp_path: Path) -> None:
     loop = Loop()
-    watcher = RewardWatcher({"mine": loop}, journal=tmp_path)
+    watcher = RewardWatcher(loop, journal=tmp_path)
     watcher.begin(loop, 0)
     for step in (1, 2):
         loop.score(step, "a" * step, "bb")
@@ -61,7 +62,7 @@ def test_steps_are_measured_and_kept(tmp_path: Path) -> None:
 
 def test_batches_of_a_step_are_joined_with_their_parts() -> None:
     loop = Loop()
-    watcher = RewardWatcher({"mine": loop})
+    watcher = RewardWatcher(loop)
     watcher.begin(loop, 0)
     for values in ([1.0, 2.0], [6.0]):
         member = rm.Scores(np.array(values) + 1, kind="member")
@@ -74,7 +75,7 @@ def test_batches_of_a_step_are_joined_with_their_parts() -> None:
 
 def test_evaluations_and_other_trainings_are_left_out() -> None:
     loop, other = Loop(), object()
-    watcher = RewardWatcher({"mine": loop})
+    watcher = RewardWatcher(loop)
     watcher.begin(other, 0)
     loop.score(1, "a")
     watcher.begin(loop, 0)

@@ -48,8 +48,8 @@ def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
 class RewardFunction:
     """What `reward_func` returns: a callable with TRL's reward signature.
 
-    It can be pickled: another process loads the same spec anew, and goes on from what this one has learned. An abstention is TRL's
-    ``None``. What the provider learns while scoring is kept by the trainer's checkpoints, and goes on when one is resumed from.
+    It can be pickled: another process loads the same spec, with what this one has learned. An abstention is TRL's ``None``. What the
+    provider learns while scoring is saved in the trainer's checkpoints, and restored when one is resumed.
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
@@ -91,7 +91,7 @@ class RewardFunction:
             One reward per sample, None where the provider abstains.
 
         Raises:
-            DataError: A column or the completions differ in number from the prompts, or the training goes on from a checkpoint of
+            DataError: A column or the completions differ in number from the prompts, or the training is resumed from a checkpoint of
                 another reward.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """

@@ -270,13 +270,13 @@ class _KnownPrompts:
             candidates.append({start + len(ids): self._by_ids[ids] for ids in prefixes if ids in self._by_ids})
         shared = set.intersection(*map(set, candidates))
         if not shared:
-            unknown = next((number for number, found in enumerate(candidates) if not found), 0)
+            unknown = next((number for number, prompts in enumerate(candidates) if not prompts), 0)
             raise DataError(
                 f"Row {unknown} of the batch begins with none of the {len(self._by_ids)} prompts that the RewardModel was "
                 "given. `prompts` must be the dataset that the trainer trains on, and `processing_class` the policy's tokenizer."
             )
         context = max(shared)
-        return [found[context] for found in candidates], context
+        return [prompts[context] for prompts in candidates], context
 
 
 def _online_prompt_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:

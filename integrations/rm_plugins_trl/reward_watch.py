@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from rm_plugins.errors import SpecError
-from rm_plugins.training.watcher import RewardWatcher, Watched
+from rm_plugins.training.watcher import RewardWatcher
 from rm_plugins_trl.trl_internals import place_first
 
 __all__ = ["RewardWatch"]
@@ -33,44 +31,11 @@ class RewardWatch(RewardWatcher, TrainerCallback):
     ``trainer.state.log_history`` in any case. What reports to wandb and the like comes before the trainer's
     ``callbacks=[...]`` and never sees what these add, so that `attach` is there to put the watch first.
 
-    Each process journals its own samples. Evidence is looked for in the main process, among its own.
-
     After a resume it continues with what the journal has; without a journal, it starts anew.
 
-    Args:
-        rewards: The rewards, made with `reward_func`.
-        journal: The folder of the journal; None for none.
-        window: How many steps are compared with as many at the beginning; a step is one in which something was scored.
-        samples_per_step: How many samples of a step and reward are kept, for the journal and to find phrases in: all if there are
-            no more, else the best, the worst, and random ones.
-        max_journal_mb: The most that the samples of one process may take on the disk, in MB; the oldest but the first are deleted.
-
-    Raises:
-        SpecError: There is no reward, one cannot be watched, or two have the same name.
-        DataError: A number is out of bounds.
+    Its arguments are those of `rm_plugins.training.watcher.RewardWatcher`; the rewards are made with `reward_func`, or the reward
+    model of PPO.
     """
-
-    def __init__(
-        self,
-        *rewards: Watched,
-        journal: Path | str | None = None,
-        window: int = 50,
-        samples_per_step: int = 64,
-        max_journal_mb: float = 512,
-    ) -> None:
-        if not rewards:
-            raise SpecError("RewardWatch needs the rewards to watch: RewardWatch(reward_func(SPEC), ...).")
-        named: dict[str, Watched] = {}
-        for reward in rewards:
-            if not hasattr(reward, "watchers"):
-                raise SpecError(f"{reward!r} cannot be watched. Make it a reward with rm_plugins_trl.reward_func.")
-            name = str(getattr(reward, "__name__", None) or reward.provider.label)
-            if name in named:
-                raise SpecError(f"Two rewards are called {name!r}. Give one another name: reward_func(SPEC, name=...).")
-            named[name] = reward
-        super().__init__(
-            named, journal=journal, window=window, samples_per_step=samples_per_step, max_journal_mb=max_journal_mb
-        )
 
     def attach(self, trainer: Any) -> RewardWatch:
         """Put it before all callbacks of a trainer, in place of handing it in as one of them; returns itself.

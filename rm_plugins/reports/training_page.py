@@ -35,10 +35,6 @@ _LEAST_SHARE = 0.05  # of a phrase in the table
 def training_page(summary: JournalSummary, title: str) -> str:
     """The whole page.
 
-    Args:
-        summary: What the journal says.
-        title: What it is about.
-
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """

@@ -131,7 +131,7 @@ class Journal:
         self._figures = _Series(self.folder, f"figures-rank{rank}", _FIGURE_COLUMNS, math.inf)
 
     def resume(self, step: int, *, rank: int = 0, processes: int = 1) -> None:
-        """Begin or go on after a step: what the folder has of later ones, which will be done again, is deleted.
+        """Begin, or resume after a step: what the folder has of later ones, which will be done again, is deleted.
 
         Args:
             step: The last step that is done, 0 for none.

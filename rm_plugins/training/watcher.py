@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, SpecError
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample, text_of
 from rm_plugins.scores import Scores, joined
@@ -36,34 +36,43 @@ class RewardWatcher:
     Each process journals its own samples. Evidence is looked for in the first process, among its own.
 
     Args:
-        rewards: The rewards by name.
+        rewards: The rewards; their names are their ``__name__``, or else their providers' labels.
         journal: The folder of the journal; None for none.
         window: How many steps are compared with as many at the beginning; a step is one in which something was scored.
-        samples_per_step: How many samples of a step and reward are kept: all if there are no more, else the best, the worst, and
-            random ones.
+        samples_per_step: How many samples of a step and reward are kept, for the journal and to find phrases in: all if there are
+            no more, else the best, the worst, and random ones.
         max_journal_mb: The most that the samples of one process may take on the disk, in MB; the oldest but the first are deleted.
 
     Raises:
+        SpecError: There is no reward, one cannot be watched, or two have the same name.
         DataError: A number is out of bounds.
     """
 
     def __init__(
         self,
-        rewards: Mapping[str, Watched],
-        *,
+        *rewards: Watched,
         journal: Path | str | None = None,
         window: int = 50,
         samples_per_step: int = 64,
         max_journal_mb: float = 512,
     ) -> None:
+        if not rewards:
+            raise SpecError(f"{type(self).__name__} needs the rewards to watch, such as rm_plugins_trl.reward_func(SPEC).")
         if samples_per_step < 4:
             raise DataError(f"samples_per_step={samples_per_step} is too few to know a step by: 4 or more are allowed.")
-        self.rewards = rewards
+        self.rewards: dict[str, Watched] = {}
+        for reward in rewards:
+            if not hasattr(reward, "watchers"):
+                raise SpecError(f"{reward!r} cannot be watched. Make it a reward with rm_plugins_trl.reward_func.")
+            name = str(getattr(reward, "__name__", None) or reward.provider.label)
+            if name in self.rewards:
+                raise SpecError(f"Two rewards are called {name!r}. Give one another name: reward_func(SPEC, name=...).")
+            self.rewards[name] = reward
         self.window = window
         self.samples_per_step = samples_per_step
         self.journal = None if journal is None else Journal(journal, max_mb=max_journal_mb)
-        self._listeners = {name: partial(self._hear, name) for name in rewards}
-        self._batches: dict[str, list[tuple[Sequence[Sample], Scores]]] = {name: [] for name in rewards}
+        self._listeners = {name: partial(self._hear, name) for name in self.rewards}
+        self._batches: dict[str, list[tuple[Sequence[Sample], Scores]]] = {name: [] for name in self.rewards}
         self._start(None, 0)
 
     def _start(self, training: Any, rank: int) -> None:

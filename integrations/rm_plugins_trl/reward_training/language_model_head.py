@@ -25,9 +25,6 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
     Where the model ties its head to its embedding, that is what it is, and training moves it; else it is loaded from the
     checkpoint that the classifier was made of, and stays as it is there.
 
-    Args:
-        model: A classifier with a decoder's backbone.
-
     Raises:
         UnsupportedError: The checkpoint has no such head, or its logits are more than a product.
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 
@@ -21,9 +20,9 @@ from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering
 from rm_plugins.spec import component
-from rm_plugins_trl.reward_training.checkpoints import checked_checkpoint, last_checkpoint
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -32,7 +31,12 @@ from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
 from rm_plugins_trl.reward_training.reward_log import RewardLog
-from rm_plugins_trl.reward_training.saving import load_loss_states, save_loss_states, write_trained_manifest
+from rm_plugins_trl.reward_training.saving import (
+    checkpoint_to_resume,
+    load_loss_states,
+    save_loss_states,
+    write_trained_manifest,
+)
 from rm_plugins_trl.reward_training.score_head import (
     check_outputs,
     deployed_head,
@@ -84,9 +88,9 @@ class RewardTrainer(OpenRewardTrainer):
         last_metrics: The metrics of the last evaluation.
 
     Raises:
-        DataError: A row is in none of the formats, no row is short enough, or the data has not what the loss needs.
-        ModelError: The model has not the outputs that the loss trains.
-        UnknownNameError: The loss or a regularizer is registered by nobody.
+        DataError: A row is in none of the formats, no row is short enough, or the data lacks what the loss needs.
+        ModelError: The model has other outputs than the loss trains.
+        UnknownNameError: No loss or regularizer of that name is registered.
         SpecError: An argument of the loss is wrong.
     """
 
@@ -98,7 +102,10 @@ class RewardTrainer(OpenRewardTrainer):
             args = RewardConfig(f"{Path(name).name}-Reward")
         if kwargs.get("data_collator") is not None:
             raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
-        settings = args if isinstance(args, RewardConfig) else _defaults_with(args)
+        settings = args
+        if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
+            centering = args.center_rewards_coefficient
+            settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
         chosen = component("loss", settings.loss)
         loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
         self._own_needs = own_needs(loss)
@@ -116,7 +123,8 @@ class RewardTrainer(OpenRewardTrainer):
         self.renderer: Renderer | None = None
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
-            sized = preset(parameter_count(model, args), adapter=_has_adapter(model, kwargs.get("peft_config")))
+            has_adapter = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
+            sized = preset(parameter_count(model, args), adapter=has_adapter)
             taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(sized).items())
             self.preset = f"{sized.name}: {taken}"
         self._reward_log = RewardLog(self.heads, self.attributes)
@@ -124,12 +132,14 @@ class RewardTrainer(OpenRewardTrainer):
         self._metric_prefix = "eval"
         self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
-        _keep_head(kwargs.get("peft_config"))
+        if kwargs.get("peft_config") is not None:
+            # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
+            kwargs["peft_config"].task_type = "SEQ_CLS"
         model_settings, revision = args.model_init_kwargs, None
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
             model = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
-            args.model_init_kwargs = None  # they have been heeded
+            args.model_init_kwargs = None  # they are in the model now
             if kwargs.get("processing_class") is None:
                 code = args.trust_remote_code
                 kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
@@ -217,8 +227,9 @@ class RewardTrainer(OpenRewardTrainer):
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
         tokens = sum(map(len, inputs["rows"]))
-        shares = self._all([(inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens)])
-        numbers, sections = ([value for share in shares for value in share[part]] for part in (0, 1))
+        shares = all_gathered((inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens))
+        numbers = [number for share in shares for number in share[0]]
+        sections = [section for share in shares for section in share[1]]
         loss = self._loss(mode, batch, numbers)
         self._reward_log.add(mode, batch, numbers, sections)
         if mode == "train":
@@ -251,14 +262,10 @@ class RewardTrainer(OpenRewardTrainer):
                 self._reward_log.add_term(mode, name, term.item())
         return total
 
-    def _all(self, values: list[Any]) -> list[Any]:
-        """The values of all processes, in their order."""
-        return values if self.accelerator.num_processes == 1 else list(gather_object(values))
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
         """The batches that are accumulated, and how many items the loss is a mean over in them, of all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        return batches, sum(self._all([sum(int(batch["items"]) for batch in batches)])) if batches else None
+        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows."""
@@ -305,13 +312,7 @@ class RewardTrainer(OpenRewardTrainer):
             DataError: The checkpoint was not saved to its end.
         """
         evaluations = attached_evaluations(self)
-        checkpoint: Path | None = None
-        if str(resume_from_checkpoint).lower() == "true":
-            checkpoint = last_checkpoint(Path(self.args.output_dir))
-            if checkpoint is None:
-                logger.warning("There is no checkpoint in %s, so training starts from the beginning.", self.args.output_dir)
-        elif isinstance(resume_from_checkpoint, (str, Path)):
-            checkpoint = checked_checkpoint(Path(resume_from_checkpoint))
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
         if checkpoint is not None:
             load_loss_states(self.losses, checkpoint)
         result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
@@ -380,7 +381,7 @@ class RewardTrainer(OpenRewardTrainer):
         }
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained, how to use it, and what a `RewardEvaluation` found."""
+        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
@@ -388,18 +389,3 @@ class RewardTrainer(OpenRewardTrainer):
                 name: evaluation for callback in attached_evaluations(self) for name, evaluation in callback.last.items()
             }
             complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
-
-
-def _defaults_with(args: Any) -> RewardConfig:
-    """Our defaults beside a configuration of TRL's own."""
-    return RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=args.center_rewards_coefficient)
-
-
-def _has_adapter(model: Any, peft_config: Any) -> bool:
-    return peft_config is not None or hasattr(model, "peft_config")
-
-
-def _keep_head(peft_config: Any) -> None:
-    """Make an adapter train and save the score head, without which it would score at random when loaded."""
-    if peft_config is not None:
-        peft_config.task_type = "SEQ_CLS"  # peft then adds the head, whatever the model calls it

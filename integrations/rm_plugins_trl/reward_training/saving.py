@@ -1,15 +1,17 @@
-"""What a training of a reward leaves beside the model: its manifest, and in checkpoints what its losses remember."""
+"""What a training of a reward writes beside the model, and the checkpoints that it resumes from."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rm_plugins
+from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-__all__ = ["load_loss_states", "save_loss_states", "write_trained_manifest"]
+__all__ = ["checkpoint_to_resume", "load_loss_states", "save_loss_states", "write_trained_manifest"]
 
 logger = logging.getLogger(__name__)
 
 _LOSS_STATE = "loss_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WRITTEN_LAST = "trainer_state.json"
 
 
 def write_trained_manifest(
@@ -39,13 +43,7 @@ def write_trained_manifest(
 ) -> None:
     """Write the manifest of the model that was just saved into `folder`, if one was: of sharded weights, none may be.
 
-    Args:
-        folder: Where the model's files are.
-        model: The model in memory, whose golden scores are recorded; None where it cannot score by itself.
-        renderer: What rendered the training data.
-        heads: What the model's outputs are.
-        statistics: The statistics of the model's scores.
-        training: What the model was trained on and how.
+    The model in memory gives golden scores; it is None where it cannot score by itself.
     """
     files = file_digests(folder)
     if not files:
@@ -78,3 +76,41 @@ def load_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
     if path.is_file():
         for loss, state in zip(losses, json.loads(path.read_text(encoding="utf-8")), strict=True):
             loss.load_state(state)
+
+
+def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
+    """The checkpoint that is asked for: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
+
+    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. Its trainer
+    writes the state last, so a checkpoint without a readable one is not whole.
+
+    Returns:
+        None where none is asked for, or none is there.
+
+    Raises:
+        DataError: The folder is not a checkpoint, or was not saved to its end.
+    """
+    if str(asked).lower() != "true":
+        if not isinstance(asked, (str, Path)):
+            return None
+        if not _is_whole(Path(asked)):
+            raise DataError(
+                f"{asked} is no checkpoint to go on from: it has no readable {_WRITTEN_LAST}, which is written last. Name another, "
+                "or let resume_from_checkpoint=True find the last whole one."
+            )
+        return Path(asked)
+    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
+    for _, path in sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True):
+        if _is_whole(path):
+            return path
+        logger.warning("%s was not saved to its end and is passed over.", path)
+    logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _WRITTEN_LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

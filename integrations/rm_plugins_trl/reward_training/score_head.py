@@ -38,12 +38,6 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
 
     A head of another size, which a trained reward model may have, makes room for a new one.
 
-    Args:
-        source: The path or id.
-        args: The configuration of the training, whose ``model_init_kwargs`` are heeded.
-        heads: The outputs.
-        quantization_config: Handed to transformers.
-
     Raises:
         ModelError: The quantization is given twice.
     """
@@ -70,31 +64,27 @@ def parameter_count(model: Any, args: Any) -> int:
     code = settings.get("trust_remote_code", args.trust_remote_code)
     config = AutoConfig.from_pretrained(model, revision=settings.get("revision"), trust_remote_code=code)
     with torch.device("meta"):
-        found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
-    return int(found.num_parameters())
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
+    return int(empty.num_parameters())
 
 
 def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members: int) -> tuple[Heads, dict[str, float] | None]:
     """The outputs that a loss trains, and the weight of each attribute in the reward, by which rated texts are compared.
 
-    Args:
-        loss: The loss.
-        attributes: What the data is rated on.
-        reward: The weight of each attribute as the user has set it; None for the loss's own.
-        members: The members of a shared-trunk ensemble.
+    `attributes` are what the data is rated on; `reward` is the weight of each as the user has set it, or None for the loss's own.
 
     Raises:
         SpecError: A weight is given to what is no attribute, or the loss cannot be trained on the attributes.
     """
-    found = loss.heads(attributes)
+    heads = loss.heads(attributes)
     if reward is not None and (unknown := reward.keys() - {*attributes}):
         raise SpecError(f"reward: {', '.join(sorted(unknown))} is no attribute of the data, which has {', '.join(attributes)}.")
-    weights = found.weights
-    if attributes and found.names == attributes:
+    weights = heads.weights
+    if attributes and heads.names == attributes:
         if reward is not None:
             weights = tuple(float(reward.get(name, 0.0)) for name in attributes)
         reward = dict(zip(attributes, weights, strict=True))
-    return Heads(found.names, weights, members), reward
+    return Heads(heads.names, weights, members), reward
 
 
 def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
@@ -113,7 +103,7 @@ def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
 def head_layer(model: PreTrainedModel) -> nn.Linear | None:
     """The linear layer whose outputs are the model's; None where there is no such layer."""
     outputs = model.config.num_labels
-    found = [
+    layers = [
         module
         for name, module in model.named_modules()
         if name.partition(".")[0] in _HEADS
@@ -121,7 +111,7 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
         and isinstance(module, nn.Linear)
         and module.out_features == outputs
     ]
-    return found[-1] if found else None
+    return layers[-1] if layers else None
 
 
 def name_outputs(model: PreTrainedModel, heads: Heads) -> None:
@@ -140,10 +130,7 @@ def _labels(heads: Heads) -> dict[str, Any]:
 def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
     """Within it, a model has only some of its outputs; gives these.
 
-    Args:
-        model: The classifier.
-        heads: Its outputs.
-        kept: Which of a member's outputs to keep, by number.
+    `kept` are the numbers of a member's outputs to keep.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
