@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import RmPluginsError, ScoringError
 
-__all__ = ["FloatArray", "Scores", "TokenCounts", "ensemble_members", "joined"]
+__all__ = ["MEMBER", "FloatArray", "Scores", "TokenCounts", "ensemble_members", "is_member", "joined", "parts_of_columns"]
 
 FloatArray: TypeAlias = NDArray[np.float64]
+
+MEMBER = "member"
+"""The kind of the parts that each score what the whole scores; see `Scores.kind`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,11 @@ class Scores:
             columns |= {f"{name}/{inner}": column for inner, column in part.columns.items()}
         return columns
 
+    @property
+    def members(self) -> dict[str, FloatArray]:
+        """The scores of the parts that are members, float64 [N] each, by their names in `columns`."""
+        return {f"{MEMBER}/{name}": part.values for name, part in self.parts.items() if part.kind == MEMBER}
+
     def rows(self, rows: Sequence[int]) -> Scores:
         """The scores of some of the samples, in this order."""
         chosen = np.asarray(rows, dtype=np.intp)
@@ -158,14 +166,14 @@ class Scores:
 def ensemble_members(names: Iterable[str]) -> list[str]:
     """Which of the `Scores.columns` that were written to a file or sent by a server are the members of an ensemble.
 
-    This is the one place that reads those names. Members come with their spread; without it they are the parts of a sum or a
+    Members come with their spread; without it they are the parts of a sum or a
     product, which need not agree. Of scores in memory, ask `Scores.parts`.
 
     >>> ensemble_members(["member/0", "member/0/raw", "member/1", "std"]), ensemble_members(["member/0", "member/1"])
     (['member/0', 'member/1'], [])
     """
     names = list(names)
-    return [name for name in names if re.fullmatch(r"member/\d+", name)] if "std" in names else []
+    return list(filter(is_member, names)) if "std" in names else []
 
 
 def joined(scored: Sequence[Scores]) -> Scores:
@@ -196,3 +204,30 @@ def _laid_over(columns: Sequence[FloatArray]) -> FloatArray:
     for column in columns[1:]:
         laid = np.where(np.isnan(laid), column, laid)
     return laid
+
+
+def parts_of_columns(columns: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, Scores]]:
+    """Details and members of scores that were written out under the names of `Scores.columns`, on the wire or in a file."""
+    details, members = {}, dict[str, dict[str, FloatArray]]()
+    for name, column in columns.items():
+        kind, _, rest = name.partition("/")
+        number, _, inner = rest.partition("/")
+        if kind == MEMBER and f"{MEMBER}/{number}" in columns:
+            members.setdefault(number, {})[inner] = column
+        else:
+            details[name] = column
+    parts = {}
+    for number, inner_columns in members.items():
+        values = inner_columns.pop("")
+        inner_details, inner_parts = parts_of_columns(inner_columns)
+        parts[number] = Scores(values, inner_details, parts=inner_parts, kind=MEMBER)
+    return details, parts
+
+
+def is_member(column: str) -> bool:
+    """Whether a column of a file, as `Scores.columns` names them, is the score of a member, and not a detail of one.
+
+    >>> is_member("member/0"), is_member("member/0/raw")
+    (True, False)
+    """
+    return re.fullmatch(rf"{MEMBER}/\d+", column) is not None

@@ -12,7 +12,7 @@ from datasets import load_dataset
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
-from rm_plugins.training.journal import Journal, JournalStep, kept_rows, read_journal
+from rm_plugins.training.journal import Journal, JournalSample, JournalStep, kept_rows, read_journal
 
 TURN = [{"role": "user", "content": "Name a colour."}]
 
@@ -35,6 +35,10 @@ def steps_of(found: list[JournalStep]) -> list[int]:
     return [step.step for step in found]
 
 
+def rows_of(folder: Path) -> list[JournalSample]:
+    return [row for step in read_journal(folder) for row in step.samples["mine"]]
+
+
 class TestRoundTrip:
     def test_samples_and_figures(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path)
@@ -53,6 +57,30 @@ class TestRoundTrip:
         assert math.isnan(found[0].details["std"])
         assert [row.length for row in found] == [4, len("Blue, naïvely: \ud83d."), 0]
         assert found[0].time.tzinfo is not None
+
+    def test_members_are_named(self, tmp_path: Path) -> None:
+        """By the scores, whatever their details are called; journals that were written before did not name them."""
+        member = rm.Scores(np.ones(1), {"raw": np.ones(1)}, kind="member")
+        scores = rm.Scores(np.ones(1), {"member/7": np.ones(1)}, parts={"0": member, "a": rm.Scores(np.ones(1), kind="head")})
+        journal = Journal(tmp_path)
+        journal.add_samples(1, "mine", [rm.Sample("p", "c")], scores)
+        journal.flush()
+        assert rows_of(tmp_path)[0].members == ["member/0"]
+        (file,) = tmp_path.glob("samples-*.parquet")
+        parquet.write_table(parquet.read_table(file).drop_columns("members"), file)
+        (row,) = rows_of(tmp_path)
+        assert row.members == ["member/0", "member/7"]
+        assert list(row.details) == ["member/0", "head/a", "member/7", "member/0/raw"]
+
+    def test_a_journal_of_before_is_continued(self, tmp_path: Path) -> None:
+        filled(tmp_path, 3).flush()
+        (file,) = tmp_path.glob("samples-*.parquet")
+        parquet.write_table(parquet.read_table(file).drop_columns("members"), file)
+        journal = Journal(tmp_path)
+        journal.resume(2)
+        journal.add_samples(3, "mine", [rm.Sample("p", "c")], scored(3.0))
+        journal.flush()
+        assert [row.score for row in rows_of(tmp_path)] == [1, 2, 3]
 
     def test_other_programs_read_it(self, tmp_path: Path) -> None:
         filled(tmp_path, 2).flush()

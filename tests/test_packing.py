@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_plugins.engine import packing as packing_module
-from rm_plugins.engine.packing import PACKED, Packing, attention_as
+from rm_plugins.engine.packing import PACKED, Packing
+from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.errors import UnsupportedError
 from tests.test_scoring_engine import make_model
 

@@ -33,10 +33,10 @@ def journal(tmp_path: Path) -> Path:
         spread = step / 10
         samples = [rm.Sample(f"{HOSTILE} {step}", f"{HOSTILE} and {'x' * step}{row}") for row in range(4)]
         values = np.arange(4.0) + step
-        details = {"member/0": values - spread, "member/1": values + spread, "std": np.full(4, spread)}
+        members = {"0": rm.Scores(values - spread, kind="member"), "1": rm.Scores(values + spread, kind="member")}
         figures = {"samples": 4.0, "reward": step + 1.5, "reward_std": 1.3, "length": 30.0 + step, "disagreement": spread}
         written.add_figures(step, HOSTILE, {**figures, "member/0": step - spread, "member/1": step + spread, "abstained": 0.0})
-        written.add_samples(step, HOSTILE, samples, rm.Scores(values, details))
+        written.add_samples(step, HOSTILE, samples, rm.Scores(values, {"std": np.full(4, spread)}, parts=members))
         written.add_figures(step, "rule", {"samples": 4.0, "abstained": 0.5, "reward": 1.0})
         written.add_samples(step, "rule", samples, rm.Scores(np.array([1.0, np.nan, 1.0, np.nan])))
         if step % 10 == 0:
@@ -121,7 +121,7 @@ def test_completions_are_shown_once(tmp_path: Path) -> None:
         journal.add_samples(step, "mine", [rm.Sample("p", "same"), rm.Sample("p", str(step))], rm.Scores(np.array([9.0, 1.0])))
     journal.flush()
     (summary,) = summarize(read_journal(tmp_path)).rewards
-    assert [found.row.sample.completion for found in summary.best[:2]] == ["same", "1"]
+    assert [found.sample.completion for found in summary.best[:2]] == ["same", "1"]
     assert len(summary.best) == 8 and not summary.disputed
 
 

@@ -6,20 +6,21 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import is_peft_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, SpecError, UnsupportedError
-from rm_plugins_trl.precision import bf16_by_default
+from rm_plugins.processes import all_gathered
+from rm_plugins_trl.configs import bf16_by_default, with_help
 from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
@@ -55,6 +56,7 @@ _STATISTICS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
+@with_help
 @dataclass
 class PPOConfig(TrlPPOConfig):
     """TRL's ``PPOConfig`` whose ``reward_model_path`` may be any spec.
@@ -67,17 +69,8 @@ class PPOConfig(TrlPPOConfig):
         bf16: Whether to use bf16; None decides by the machine.
     """
 
-    reward_model_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The reward: a model folder, a hub id, a URL, module:function, a spec file (.yaml, .json), or a name of "
-            "rm_plugins.yaml."
-        },
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Whether to use bf16; by default where an accelerator has it and fp16 was not asked for."},
-    )
+    reward_model_path: str | None = None
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -189,7 +182,7 @@ class PPOTrainer(TrlPPOTrainer):
             )
         if len(self.dataloader) == 0:
             raise DataError(
-                f"train_dataset has {self.train_dataset_len} rows, and one batch takes {self.args.batch_size} "
+                f"train_dataset has {len(self.train_dataset)} rows, and one batch takes {self.args.batch_size} "
                 "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO leaves out what does not fill a batch, "
                 "so nothing is left: give more rows or make the batch smaller."
             )
@@ -208,19 +201,20 @@ class PPOTrainer(TrlPPOTrainer):
 
     def _reward_metrics(self) -> dict[str, float]:
         # Every process gets the scores of all, so the names made of them are the same everywhere.
-        scored: list[rm.Scores] = gather_object(self._scored)
+        scored = [scores for of_process in all_gathered(self._scored) for scores in of_process]
         self._scored = []
         if not scored:
             return {}
-        values = np.concatenate([found.values for found in scored])
+        values = np.concatenate([scores.values for scores in scored])
         metrics = {name: float(statistic(values)) for name, statistic in _STATISTICS.items()}
-        for detail in sorted({name for found in scored for name in found.columns}):
-            column = np.concatenate([found.columns[detail] for found in scored if detail in found.columns])
+        columns = [scores.columns for scores in scored]
+        for detail in sorted(set().union(*columns)):
+            column = np.concatenate([batch[detail] for batch in columns if detail in batch])
             known = column[~np.isnan(column)]
             if len(known):
                 metrics[detail_metric(detail)] = float(known.mean())
-        for metric in sorted({name for found in scored for name in found.metadata}):
-            metrics[metric] = statistics.fmean(found.metadata[metric] for found in scored if metric in found.metadata)
+        for metric in sorted(set().union(*(scores.metadata for scores in scored))):
+            metrics[metric] = statistics.fmean(scores.metadata[metric] for scores in scored if metric in scores.metadata)
         return {f"rewards/{self._label}/{name}": value for name, value in metrics.items()}
 
 
@@ -295,26 +289,21 @@ class _Collator:
         return {"input_ids": ids, _ROW: numbers}
 
 
+@dataclass(eq=False)
 class _AnnouncedBatches:
     """A data loader that tells the reward model which prompts it hands out, as it hands them out.
 
     Nothing before it could: accelerate's loaders collate one batch ahead. All else that is asked of it, the loader answers.
     """
 
-    def __init__(
-        self,
-        loader: Any,
-        prompts: _Prompts,
-        reward_model: RewardModel,
-        training: Callable[[], TrainerState],
-        observe: Callable[[rm.Scores], None] | None,
-    ) -> None:
-        self.loader = loader
-        self.prompts = prompts
-        self.reward_model = reward_model
-        self.training = training
-        self.observe = observe
-        prompts.prompt(0)  # ids that cannot be read back show before training
+    loader: Any
+    prompts: _Prompts
+    reward_model: RewardModel
+    training: Callable[[], TrainerState]
+    observe: Callable[[rm.Scores], None] | None
+
+    def __post_init__(self) -> None:
+        self.prompts.prompt(0)  # ids that cannot be read back show before training
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
@@ -347,7 +336,7 @@ def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
 
 
 def _tokenizer_of(policy: PreTrainedModel) -> PreTrainedTokenizerBase:
-    source = policy.config._name_or_path
+    source = policy.config.name_or_path
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
     except (OSError, ValueError, KeyError, TypeError) as error:

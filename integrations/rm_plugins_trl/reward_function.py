@@ -15,13 +15,13 @@ from rm_plugins.errors import DataError
 from rm_plugins.processes import all_gathered
 from rm_plugins.scores import FloatArray
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
-from rm_plugins.training.session import RewardInTraining
+from rm_plugins.training.session import RewardInTraining, Training
 from rm_plugins.wire import values_to_json
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-__all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func"]
+__all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func", "training_of"]
 
 Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any]
 """Whatever `rm_plugins.load` takes."""
@@ -48,8 +48,8 @@ def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
 class RewardFunction:
     """What `reward_func` returns: a callable with TRL's reward signature.
 
-    It can be pickled: another process loads the same spec anew, and goes on from what this one has learned. An abstention is TRL's
-    ``None``. What the provider learns while scoring is kept by the trainer's checkpoints, and goes on when one is resumed from.
+    It can be pickled: another process loads the same spec, with what this one has learned. An abstention is TRL's ``None``. What the
+    provider learns while scoring is saved in the trainer's checkpoints, and restored when one is resumed.
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
@@ -91,12 +91,12 @@ class RewardFunction:
             One reward per sample, None where the provider abstains.
 
         Raises:
-            DataError: A column or the completions differ in number from the prompts, or the training goes on from a checkpoint of
+            DataError: A column or the completions differ in number from the prompts, or the training is resumed from a checkpoint of
                 another reward.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
         samples = _samples(prompts, completions, columns)
-        scores = self._scorer.score(samples, trainer_state)
+        scores = self._scorer.score(samples, training_of(trainer_state))
         for watcher in self.watchers:
             watcher(samples, scores, trainer_state)
         if log_metric is not None or log_extra is not None:
@@ -131,6 +131,14 @@ class RewardFunction:
 
     def __repr__(self) -> str:
         return f"<reward {self.__name__!r}: {self.provider.name}>"
+
+
+def training_of(state: TrainerState | None) -> Training | None:
+    """A training as rewards see it: what they learn is kept beside the states of the trainer's callbacks."""
+    if state is None:
+        return None
+    kept_in = "`stateful_callbacks` in trainer_state.json"
+    return Training(state.global_step, state.max_steps, state.stateful_callbacks, kept_in)
 
 
 def detail_metric(detail: str) -> str:

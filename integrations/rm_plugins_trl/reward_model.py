@@ -15,6 +15,7 @@ from trl import maybe_apply_chat_template
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
 from rm_plugins.training.session import RewardInTraining
+from rm_plugins_trl.reward_function import training_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerState
@@ -141,7 +142,7 @@ class RewardModel(nn.Module):
         ids = input_ids if attention_mask is None else torch.where(attention_mask.bool(), input_ids, pad)
         samples = self._samples(ids)
         training = None if self.rollout is None else self.rollout.training
-        scores = self._scorer.score(samples, training)
+        scores = self._scorer.score(samples, training_of(training))
         abstained = scores.abstained.nonzero()[0].tolist()
         if abstained:
             raise ScoringError(
@@ -269,13 +270,13 @@ class _KnownPrompts:
             candidates.append({start + len(ids): self._by_ids[ids] for ids in prefixes if ids in self._by_ids})
         shared = set.intersection(*map(set, candidates))
         if not shared:
-            unknown = next((number for number, found in enumerate(candidates) if not found), 0)
+            unknown = next((number for number, prompts in enumerate(candidates) if not prompts), 0)
             raise DataError(
                 f"Row {unknown} of the batch begins with none of the {len(self._by_ids)} prompts that the RewardModel was "
                 "given. `prompts` must be the dataset that the trainer trains on, and `processing_class` the policy's tokenizer."
             )
         context = max(shared)
-        return [found[context] for found in candidates], context
+        return [prompts[context] for prompts in candidates], context
 
 
 def _online_prompt_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 
 from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
-from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_as, attention_window
+from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.tensors import padded
+from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.rendering.tokenize import common_beginning
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
@@ -22,12 +21,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rm_plugins.engine.plan import Costs, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import has_standard_cache
 from rm_plugins.engine.tensors import on_device
+from rm_plugins.engine.transformers_internals import takes_attention
 from rm_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PACKED", "Packing", "attends_packed", "attention_as", "attention_window"]
+__all__ = ["PACKED", "Packing", "attends_packed", "attention_window"]
 
 PACKED = "rm_plugins_packed"
 """The name of the attention implementation."""
@@ -253,22 +253,10 @@ ALL_ATTENTION_FUNCTIONS.register(PACKED, _attend)
 def attends_packed(model: PreTrainedModel) -> bool:
     """Whether a decoder takes its attention from outside, as packing needs, and mixes tokens in no other way."""
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return bool(getattr(model, "_supports_attention_backend", False)) and {*layers} <= {"full_attention", "sliding_attention"}
+    return takes_attention(model) and {*layers} <= {"full_attention", "sliding_attention"}
 
 
 def attention_window(model: PreTrainedModel) -> float:
     """The length of rows up to which every token sees all before it; not every layer hands its window to its attention."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return math.inf if has_standard_cache(model) or window is None else window
-
-
-@contextmanager
-def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Within it, a model attends by another implementation, also where checkpointed layers run again for their gradients."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

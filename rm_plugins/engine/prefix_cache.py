@@ -13,6 +13,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 
 from rm_plugins.engine.plan import Segment
 from rm_plugins.engine.tensors import on_device
+from rm_plugins.engine.transformers_internals import is_stateful
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ def has_standard_cache(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     if config.model_type == "mpt":  # its positions count the padding inside of a row
         return False
-    if getattr(model, "_is_stateful", False) or "local" in getattr(config, "attention_layers", ()):
+    if is_stateful(model) or "local" in getattr(config, "attention_layers", ()):
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:

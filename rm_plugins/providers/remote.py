@@ -22,7 +22,7 @@ from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
 from rm_plugins.rendering.render import Renderer, Truncation
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores
+from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json
 
 __all__ = ["Remote"]
@@ -189,10 +189,11 @@ class Remote(Provider):
         failed = {row: answer.error for row, answer in enumerate(answers) if answer.error}
         error = ScoringError(self._told(failed, len(samples)), rows=failed) if failed else None
         names = dict.fromkeys(name for answer in answers for name in answer.details)
+        details, parts = parts_of_columns({name: _column([answer.details.get(name) for answer in answers]) for name in names})
         fingerprint = next((answer.fingerprint for answer in answers if answer.fingerprint), "")
         return Scores(
             _column([answer.value for answer in answers]),
-            {name: _column([answer.details.get(name) for answer in answers]) for name in names},
+            details,
             {
                 "rows": len(samples),
                 "duplicates": len(samples) - len(firsts),
@@ -203,6 +204,7 @@ class Remote(Provider):
                 **({"fingerprint": fingerprint} if fingerprint else {}),
             },
             errors={} if error is None else error.by_row,
+            parts=parts,
             tokens=None if sendable.tokens is None else sendable.tokens.rows([places[content] for content in contents]),
         )
 

@@ -10,9 +10,9 @@ from rm_plugins.reports.page import page, shown_text, table
 from rm_plugins.reports.training_charts import curves_svg
 from rm_plugins.samples import text_of
 from rm_plugins.training.exploitation import Evidence
-from rm_plugins.training.journal_summary import Curve, JournalSummary, NotedSample, RewardSummary
+from rm_plugins.training.journal import JournalSample
+from rm_plugins.training.journal_summary import Curve, JournalSummary, RewardSummary
 from rm_plugins.training.phrases import Phrase
-from rm_plugins.training.reward_history import is_member
 
 __all__ = ["FIGURES", "training_page"]
 
@@ -35,10 +35,6 @@ _LEAST_SHARE = 0.05  # of a phrase in the table
 def training_page(summary: JournalSummary, title: str) -> str:
     """The whole page.
 
-    Args:
-        summary: What the journal says.
-        title: What it is about.
-
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
@@ -47,13 +43,13 @@ def training_page(summary: JournalSummary, title: str) -> str:
 
 
 def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
-    marks = [found.step for found in summary.evidence]
+    curves = {**trainer, **{name: curve for name, curve in summary.curves.items() if name != "kl"}}
     parts = [
         f"<h2>{escape(summary.reward)}</h2>",
         f"<p>{summary.steps:,} steps, {summary.samples:,} samples. The curves are over the steps; a dashed line is a warning.</p>",
         _warnings(summary),
         '<div class="charts">',
-        *_charts({**trainer, **{name: curve for name, curve in summary.curves.items() if name != "kl"}}, marks),
+        *_charts(curves, summary.members, [evidence.step for evidence in summary.evidence]),
         "</div>",
         _changes(summary),
         _phrases(summary.phrases),
@@ -71,14 +67,14 @@ def _warnings(summary: RewardSummary) -> str:
     return "\n".join(map(_warning, summary.evidence))
 
 
-def _warning(found: Evidence) -> str:
-    examples = "".join(f"<pre>{shown_text(example)}</pre>" for example in found.examples)
+def _warning(evidence: Evidence) -> str:
+    examples = "".join(f"<pre>{shown_text(example)}</pre>" for example in evidence.examples)
     shown = f"<details><summary>Examples</summary>{examples}</details>" if examples else ""
-    return f'<div class="warning"><b>Step {found.step}.</b> {escape(found.message)}{shown}</div>'
+    return f'<div class="warning"><b>Step {evidence.step}.</b> {escape(evidence.message)}{shown}</div>'
 
 
-def _charts(curves: Mapping[str, Curve], marks: Sequence[int]) -> Iterable[str]:
-    members = {name.replace("/", " "): curve for name, curve in curves.items() if is_member(name)}
+def _charts(curves: Mapping[str, Curve], names: Sequence[str], marks: Sequence[int]) -> Iterable[str]:
+    members = {name.replace("/", " "): curves[name] for name in names if name in curves}
     for name, title in FIGURES.items():
         if name not in curves or name == "reward_std" or (name == "abstained" and not curves[name].values.any()):
             continue
@@ -110,16 +106,15 @@ def _phrases(phrases: Sequence[Phrase]) -> str:
     return table("Phrases of the best-scored completions", ["phrase", "best quarter", "others", "first steps"], rows)
 
 
-def _samples(title: str, noted: Sequence[NotedSample], *, open_first: bool = False) -> str:
-    shown = "\n".join(_sample(found, is_open=open_first and place == 0) for place, found in enumerate(noted))
-    return f"<h3>{escape(title)}</h3>\n{shown}" if noted else ""
+def _samples(title: str, rows: Sequence[JournalSample], *, open_first: bool = False) -> str:
+    shown = "\n".join(_sample(row, is_open=open_first and place == 0) for place, row in enumerate(rows))
+    return f"<h3>{escape(title)}</h3>\n{shown}" if rows else ""
 
 
-def _sample(found: NotedSample, *, is_open: bool) -> str:
-    row = found.row
+def _sample(row: JournalSample, *, is_open: bool) -> str:
     spread = row.details.get("std", math.nan)
-    members = ", ".join(_number(value) for name, value in row.details.items() if is_member(name))
-    facts = [f"reward {_number(row.score)}", f"step {found.step}", f"{row.length:,} characters"]
+    members = ", ".join(_number(row.details[name]) for name in row.members)
+    facts = [f"reward {_number(row.score)}", f"step {row.step}", f"{row.length:,} characters"]
     if members:
         facts.insert(1, f"members {members}")
     if not math.isnan(spread):

@@ -2,12 +2,13 @@
 
 Each process writes two series of files, numbered in the order of the steps::
 
-    samples-rank0-00000.parquet    step, reward, prompt, completion, is_conversational, score, details, length, time, rank
+    samples-rank0-00000.parquet    step, reward, prompt, completion, is_conversational, score, details, length, time, rank, members
     figures-rank0-00000.parquet    step, reward, figures, rank
 
 Prompts and completions are text; message lists are JSON, where ``is_conversational`` says so. ``details`` and ``figures`` are
-lists of names and values. ``score`` is null where the reward abstained. A row of figures without a reward holds what the trainer
-said of the step, such as its KL divergence. Files are written whole, so that a reader never meets half of one.
+lists of names and values; ``members`` are the names of the details that are scores of members. ``score`` is null where the reward
+abstained. A row of figures without a reward holds what the trainer measured of the step, such as its KL divergence. Files are written
+whole, so that a reader never meets half of one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
 from rm_plugins.samples import Message, Sample, text_of
-from rm_plugins.scores import FloatArray, Scores
+from rm_plugins.scores import FloatArray, Scores, is_member
 
 __all__ = ["Journal", "JournalSample", "JournalStep", "kept_rows", "read_journal"]
 
@@ -52,6 +53,7 @@ _SAMPLE_COLUMNS = arrow.schema(
         "length": arrow.int64(),
         "time": arrow.timestamp("us", tz="UTC"),
         "rank": arrow.int32(),
+        "members": arrow.list_(arrow.string()),
     }
 )
 _FIGURE_COLUMNS = arrow.schema({"step": arrow.int64(), "reward": arrow.string(), "figures": _FIGURES, "rank": arrow.int32()})
@@ -62,19 +64,23 @@ class JournalSample:
     """A sample of the journal.
 
     Args:
+        step: The step that it was scored in.
         reward: The name of the reward that scored it.
         sample: Prompt and completion, without the other columns of its dataset row.
         score: The reward, NaN where it abstained.
-        details: The details of its score, by name.
+        details: The details of its score and the scores of its members, by name.
+        members: Which of the details are the scores of members.
         length: Of the completion, in characters.
         time: When the journal was given it.
         rank: The number of the process.
     """
 
+    step: int
     reward: str
     sample: Sample
     score: float
     details: Mapping[str, float]
+    members: Sequence[str]
     length: int
     time: datetime
     rank: int
@@ -125,7 +131,7 @@ class Journal:
         self._figures = _Series(self.folder, f"figures-rank{rank}", _FIGURE_COLUMNS, math.inf)
 
     def resume(self, step: int, *, rank: int = 0, processes: int = 1) -> None:
-        """Begin or go on after a step: what the folder has of later ones, which will be done again, is deleted.
+        """Begin, or resume after a step: what the folder has of later ones, which will be done again, is deleted.
 
         Args:
             step: The last step that is done, 0 for none.
@@ -156,7 +162,7 @@ class Journal:
             samples: The samples, [N].
             scores: Their scores, [N].
         """
-        now = datetime.now(UTC)
+        now, columns, members = datetime.now(UTC), scores.columns, list(scores.members)
         for row, sample in enumerate(samples):
             score = float(scores.values[row])
             prompt, completion = _written(sample.prompt), _written(sample.completion)
@@ -168,10 +174,11 @@ class Journal:
                     "completion": completion,
                     "is_conversational": sample.is_conversational,
                     "score": None if math.isnan(score) else score,
-                    "details": _named({name: float(column[row]) for name, column in scores.columns.items()}),
+                    "details": _named({name: float(column[row]) for name, column in columns.items()}),
                     "length": len(text_of(sample.completion)),
                     "time": now,
                     "rank": self.rank,
+                    "members": members,
                 },
                 size=len(prompt) + len(completion),
             )
@@ -293,39 +300,32 @@ def read_journal(folder: Path | str, *, rank: int | None = None) -> Iterator[Jou
 
 def _steps(files: Mapping[str, Sequence[Path]]) -> Iterator[JournalStep]:
     streams = [
-        _read(list(series), kind)
-        for kind, found in files.items()
-        for _, series in groupby(found, key=lambda file: file.stem.rpartition("-")[0])
+        _read(list(series))
+        for paths in files.values()
+        for _, series in groupby(paths, key=lambda file: file.stem.rpartition("-")[0])
     ]
-    for step, rows in groupby(heapq.merge(*streams, key=attrgetter("step")), key=attrgetter("step")):
+    for number, rows in groupby(heapq.merge(*streams, key=itemgetter(0)), key=itemgetter(0)):
         figures: dict[str, list[Mapping[str, float]]] = {}
         samples: dict[str, list[JournalSample]] = {}
         trainer: dict[str, float] = {}
-        for row in rows:
-            if row.sample is not None:
-                samples.setdefault(row.sample.reward, []).append(row.sample)
-            elif row.reward is None:
-                trainer.update(row.figures)
+        for _, reward, row in rows:
+            if isinstance(row, JournalSample):
+                samples.setdefault(row.reward, []).append(row)
+            elif reward is None:
+                trainer.update(row)
             else:
-                figures.setdefault(row.reward, []).append(row.figures)
-        yield JournalStep(step, figures, trainer, samples)
+                figures.setdefault(reward, []).append(row)
+        yield JournalStep(number, figures, trainer, samples)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    step: int
-    reward: str | None
-    figures: Mapping[str, float]
-    sample: JournalSample | None = None
-
-
-def _read(files: Sequence[Path], kind: str) -> Iterator[_Row]:
+def _read(files: Sequence[Path]) -> Iterator[tuple[int, str | None, JournalSample | Mapping[str, float]]]:
+    """Step and reward of each row, and the sample or the figures in it."""
     for file in files:
         try:
             with parquet.ParquetFile(file) as opened:
                 for batch in opened.iter_batches(batch_size=256):
                     for row in batch.to_pylist():
-                        yield _figures_row(row) if kind == "figures" else _sample_row(row)
+                        yield row["step"], row["reward"], _by_name(row["figures"]) if "figures" in row else _sample(row)
         except FileNotFoundError:
             continue
         except (OSError, arrow.ArrowInvalid, KeyError, ValueError) as error:
@@ -334,19 +334,23 @@ def _read(files: Sequence[Path], kind: str) -> Iterator[_Row]:
             ) from error
 
 
-def _figures_row(row: Mapping[str, Any]) -> _Row:
-    return _Row(row["step"], row["reward"], _by_name(row["figures"]))
-
-
-def _sample_row(row: Mapping[str, Any]) -> _Row:
+def _sample(row: Mapping[str, Any]) -> JournalSample:
     prompt, completion = row["prompt"], row["completion"]
     if row["is_conversational"]:
         prompt, completion = json.loads(prompt), json.loads(completion)
-    score = math.nan if row["score"] is None else row["score"]
-    sample = JournalSample(
-        row["reward"], Sample(prompt, completion), score, _by_name(row["details"]), row["length"], row["time"], row["rank"]
+    details = _by_name(row["details"])
+    members = row.get("members")
+    return JournalSample(
+        step=row["step"],
+        reward=row["reward"],
+        sample=Sample(prompt, completion),
+        score=math.nan if row["score"] is None else row["score"],
+        details=details,
+        members=list(filter(is_member, details)) if members is None else members,  # journals of before did not say
+        length=row["length"],
+        time=row["time"],
+        rank=row["rank"],
     )
-    return _Row(row["step"], row["reward"], {}, sample)
 
 
 def _named(figures: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -354,7 +358,7 @@ def _named(figures: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def _by_name(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {found["name"]: found["value"] for found in figures}
+    return {figure["name"]: figure["value"] for figure in figures}
 
 
 def _written(part: str | Sequence[Message]) -> str:

@@ -14,7 +14,7 @@ from rm_plugins.training.journal import JournalSample, JournalStep
 from rm_plugins.training.phrases import Phrase, common_phrases, top_and_rest
 from rm_plugins.training.reward_history import RewardHistory, watched_steps
 
-__all__ = ["Curve", "JournalSummary", "NotedSample", "RewardSummary", "summarize"]
+__all__ = ["Curve", "JournalSummary", "RewardSummary", "summarize"]
 
 _NOTED = 8
 """How many completions of each sort are shown."""
@@ -34,19 +34,6 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class NotedSample:
-    """A completion to show.
-
-    Args:
-        step: The step that it was scored in.
-        row: The sample.
-    """
-
-    step: int
-    row: JournalSample
-
-
-@dataclass(frozen=True, slots=True)
 class RewardSummary:
     """What a journal says of one reward.
 
@@ -55,6 +42,7 @@ class RewardSummary:
         steps: The number of steps.
         samples: The number of samples that were scored in them.
         curves: Its figures, by name.
+        members: Which of the figures are the scores of members.
         early: The means of the figures over the steps that the evidence compares with.
         recent: The means over the last steps.
         compared: How many steps the early and the recent ones are, each.
@@ -68,13 +56,14 @@ class RewardSummary:
     steps: int
     samples: int
     curves: Mapping[str, Curve]
+    members: Sequence[str]
     early: Mapping[str, float]
     recent: Mapping[str, float]
     compared: int
     evidence: Sequence[Evidence]
     phrases: Sequence[Phrase]
-    best: Sequence[NotedSample]
-    disputed: Sequence[NotedSample]
+    best: Sequence[JournalSample]
+    disputed: Sequence[JournalSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +97,11 @@ def summarize(steps: Iterable[JournalStep], *, window: int = 50) -> JournalSumma
             if step.trainer:
                 trainer.append(WatchedStep(step.step, step.trainer))
             for reward, samples in step.samples.items():
-                rewards.setdefault(reward, _Reader(reward, window)).note(step.step, samples)
+                rewards.setdefault(reward, _Reader(reward, window)).note(samples)
             yield step
 
-    for found in watched_steps(heard(steps)):
-        for reward, watched in found.items():
+    for watched_rewards in watched_steps(heard(steps)):
+        for reward, watched in watched_rewards.items():
             rewards.setdefault(reward, _Reader(reward, window)).add(watched)
     return JournalSummary([reader.summary() for reader in rewards.values()], _curves(trainer))
 
@@ -121,17 +110,18 @@ class _Reader:
     def __init__(self, reward: str, window: int) -> None:
         self.history = RewardHistory(reward, window)
         self.steps: list[WatchedStep] = []
-        self.best: list[NotedSample] = []
-        self.disputed: list[NotedSample] = []
+        self.members: dict[str, None] = {}
+        self.best: list[JournalSample] = []
+        self.disputed: list[JournalSample] = []
 
     def add(self, step: WatchedStep) -> None:
         self.history.add(step)
         self.steps.append(WatchedStep(step.step, step.figures))
 
-    def note(self, step: int, samples: Iterable[JournalSample]) -> None:
-        noted = [NotedSample(step, row) for row in samples]
-        self.best = _highest([*self.best, *noted], lambda row: row.score)
-        self.disputed = _highest([*self.disputed, *noted], lambda row: row.details.get("std", math.nan))
+    def note(self, samples: Sequence[JournalSample]) -> None:
+        self.members |= dict.fromkeys(name for sample in samples for name in sample.members)
+        self.best = _highest([*self.best, *samples], lambda sample: sample.score)
+        self.disputed = _highest([*self.disputed, *samples], lambda sample: sample.details.get("std", math.nan))
 
     def summary(self) -> RewardSummary:
         history = self.history
@@ -141,6 +131,7 @@ class _Reader:
             steps=history.count,
             samples=int(np.nansum(figure(self.steps, "samples"))),
             curves=_curves(self.steps),
+            members=list(self.members),
             early=_means(history.early),
             recent=_means(history.recent),
             compared=len(history.early),
@@ -151,12 +142,11 @@ class _Reader:
         )
 
 
-def _highest(noted: Sequence[NotedSample], value: Callable[[JournalSample], float]) -> list[NotedSample]:
+def _highest(samples: Sequence[JournalSample], value: Callable[[JournalSample], float]) -> list[JournalSample]:
     """The highest of all, each completion once."""
-    known = [found for found in noted if not math.isnan(value(found.row))]
-    kept: dict[str, NotedSample] = {}
-    for found in sorted(known, key=lambda found: value(found.row), reverse=True):
-        kept.setdefault(repr((found.row.sample.prompt, found.row.sample.completion)), found)
+    kept: dict[str, JournalSample] = {}
+    for sample in sorted((one for one in samples if not math.isnan(value(one))), key=value, reverse=True):
+        kept.setdefault(repr((sample.sample.prompt, sample.sample.completion)), sample)
         if len(kept) == _NOTED:
             break
     return list(kept.values())
@@ -167,11 +157,11 @@ def _names(steps: Sequence[WatchedStep]) -> list[str]:
 
 
 def _curves(steps: Sequence[WatchedStep]) -> dict[str, Curve]:
-    found = {}
+    curves = {}
     for name in _names(steps):
         having = [step for step in steps if name in step.figures]
-        found[name] = Curve([step.step for step in having], figure(having, name))
-    return found
+        curves[name] = Curve([step.step for step in having], figure(having, name))
+    return curves
 
 
 def _means(steps: Sequence[WatchedStep]) -> dict[str, float]:

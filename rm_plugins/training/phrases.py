@@ -89,24 +89,24 @@ def common_phrases(
     candidates = nlargest(_CANDIDATES, now, key=lambda ngram: (now[ngram] - then.get(ngram, 0.0), ngram))
     shares = {ngram: _share(ngram, top) for ngram in candidates}
     before = {ngram: _share(ngram, early) if early else 0.0 for ngram in shares}
-    found: list[Phrase] = []
+    phrases: list[Phrase] = []
     for ngram in sorted(shares, key=lambda ngram: (before[ngram] - shares[ngram], ngram)):
-        if len(found) == most:
+        if len(phrases) == most:
             break
-        if not any(_overlap(ngram, phrase.text, n) for phrase in found):
+        if not any(_overlap(ngram, phrase.text, n) for phrase in phrases):
             text = _extended(ngram, shares, top, n)
-            if not any(f" {phrase.text} " in f" {text} " for phrase in found):
-                found.append(_phrase(text, top, rest, early))
-    return found
+            if not any(f" {phrase.text} " in f" {text} " for phrase in phrases):
+                phrases.append(_phrase(text, top, rest, early))
+    return phrases
 
 
 def _phrase(text: str, top: Sequence[ScoredText], rest: Sequence[ScoredText], early: Sequence[ScoredText]) -> Phrase:
     share, before = _share(text, top), _share(text, early)
-    prompts = {found.prompt for found in top if f" {text} " in found.words}
+    prompts = {one.prompt for one in top if f" {text} " in one.words}
     taken_over = (
         min(len(top), len(early)) >= _LEAST_TEXTS
         and share >= max(LEAST_SHARE, TIMES_EARLY * before)
-        and len(prompts) >= min(_LEAST_PROMPTS, len({found.prompt for found in top}))
+        and len(prompts) >= min(_LEAST_PROMPTS, len({one.prompt for one in top}))
         and _z(share, len(top), before, len(early)) >= _SIGNIFICANT
     )
     return Phrase(text, share, _share(text, rest), before, taken_over)
@@ -169,5 +169,5 @@ def _extended(ngram: str, ngrams: Mapping[str, float], top: Sequence[ScoredText]
     phrase: str | None = ngram
     while phrase is not None and len(phrase.split()) < _LONGEST:
         ngram = phrase
-        phrase = next((found for found in longer(ngram) if _share(found, top) >= least), None)
+        phrase = next((candidate for candidate in longer(ngram) if _share(candidate, top) >= least), None)
     return ngram

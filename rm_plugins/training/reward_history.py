@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -26,7 +25,6 @@ from rm_plugins.training.phrases import ScoredText
 
 __all__ = [
     "RewardHistory",
-    "is_member",
     "length_correlation",
     "merged_figures",
     "scored_texts",
@@ -65,8 +63,8 @@ class RewardHistory:
         self.count = 0
         """How many steps there were."""
         self.evidence: list[Evidence] = []
-        """Everything that was found so far."""
-        self._found_at: list[int] = []
+        """All evidence so far."""
+        self._counts: list[int] = []
         self._first: list[WatchedStep] = []
         self._last: deque[WatchedStep] = deque(maxlen=window)
 
@@ -81,9 +79,9 @@ class RewardHistory:
         return list(islice(self._last, len(self._last) - len(self.early), None))
 
     def add(self, step: WatchedStep) -> list[Evidence]:
-        """Take in a step; returns what is found in it that was not known.
+        """Take in a step; returns the evidence in it that is new.
 
-        The tests are made at every fifth of a window. A sign is news again a window later, if it is half as large again.
+        The tests are made at every fifth of a window. A sign is reported again a window later, if it is half as large again.
         """
         self.count += 1
         if len(self._first) < self.window:
@@ -92,15 +90,15 @@ class RewardHistory:
         if self.count % (self.window // 5) or len(self.early) < _LEAST_STEPS:
             return []
         early, recent = self.early, self.recent
-        found = [evidence for test in _TESTS if (evidence := test(self.reward, early, recent)) and self._is_news(evidence)]
-        self.evidence += found
-        self._found_at += [self.count] * len(found)
-        return found
+        news = [evidence for test in _TESTS if (evidence := test(self.reward, early, recent)) and self._is_news(evidence)]
+        self.evidence += news
+        self._counts += [self.count] * len(news)
+        return news
 
     def _is_news(self, evidence: Evidence) -> bool:
         same = [
             (count, known)
-            for count, known in zip(self._found_at, self.evidence, strict=True)
+            for count, known in zip(self._counts, self.evidence, strict=True)
             if known.kind == evidence.kind and _common(known.phrase, evidence.phrase)
         ]
         if not same:
@@ -120,7 +118,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
     """What is measured of one step's N samples.
 
     Args:
-        scores: Their scores, with the details ``member/K``, ``std`` and ``rank_disagreement`` where the reward is an ensemble.
+        scores: Their scores, with members and the details ``std`` and ``rank_disagreement`` where the reward is an ensemble.
         lengths: The lengths of the completions, [N], in characters.
         prompts: The prompts, [N].
 
@@ -131,7 +129,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
     """
     values = scores.values[~scores.abstained]
     correlation, freedom = length_correlation(scores.values, lengths, prompts)
-    found = {
+    figures = {
         "samples": float(len(scores)),
         "reward": float(values.mean()) if len(values) else math.nan,
         "reward_std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
@@ -140,20 +138,11 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
         "length_correlation": correlation,
         "length_correlation_df": float(freedom),
     }
-    for name, column in scores.columns.items():
-        if name in ("std", "rank_disagreement") or is_member(name):
-            known = column[~np.isnan(column)]
-            found["disagreement" if name == "std" else name] = float(known.mean()) if len(known) else math.nan
-    return {name: value for name, value in found.items() if not math.isnan(value)}
-
-
-def is_member(detail: str) -> bool:
-    """Whether a detail is the score of a member, and not a detail of one.
-
-    >>> is_member("member/0"), is_member("member/0/raw")
-    (True, False)
-    """
-    return re.fullmatch(r"member/\d+", detail) is not None
+    spread = {"disagreement": scores.details.get("std"), "rank_disagreement": scores.details.get("rank_disagreement")}
+    for name, column in {**scores.members, **spread}.items():
+        known = np.empty(0) if column is None else column[~np.isnan(column)]
+        figures[name] = float(known.mean()) if len(known) else math.nan
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
 def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Sequence[str]) -> tuple[float, int]:
@@ -196,19 +185,18 @@ def merged_figures(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Args:
         parts: What `step_figures` gave in each process.
     """
-    names = dict.fromkeys(name for part in parts for name in part)
-    found = {}
-    for name in names:
+    merged = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
         known = [part for part in parts if name in part]
         weights = [part["samples"] for part in known]
         if name not in ("length", "abstained"):  # a mean of the samples that have a score
             scored = [part["samples"] * (1 - part.get("abstained", 0.0)) for part in known]
             weights = scored if any(scored) else weights
         if name in ("samples", "length_correlation_df"):
-            found[name] = float(sum(part[name] for part in known))
+            merged[name] = float(sum(part[name] for part in known))
         else:
-            found[name] = float(np.average([part[name] for part in known], weights=weights))
-    return found
+            merged[name] = float(np.average([part[name] for part in known], weights=weights))
+    return merged
 
 
 def scored_texts(samples: Sequence[Sample], values: Sequence[float]) -> list[ScoredText]:
@@ -224,10 +212,10 @@ def watched_steps(steps: Iterable[JournalStep]) -> Iterator[dict[str, WatchedSte
     """The steps of a journal, for each reward by its name, with the KL divergence that the trainer logged last."""
     divergence: dict[str, float] = {}
     for step in steps:
-        found = {}
+        watched = {}
         for reward, parts in step.figures.items():
             kept = step.samples.get(reward, ())
             texts = scored_texts([row.sample for row in kept], [row.score for row in kept])
-            found[reward] = WatchedStep(step.step, {**merged_figures(parts), **divergence}, texts)
-        yield found
+            watched[reward] = WatchedStep(step.step, {**merged_figures(parts), **divergence}, texts)
+        yield watched
         divergence = {"kl": step.trainer["kl"]} if "kl" in step.trainer else divergence

@@ -31,24 +31,20 @@ def restore_reward_state(provider: Provider, state: Mapping[str, Mapping[str, An
         DataError: The reward is another one: something has gone that had learned, or something learns that has no state.
     """
     parts = dict(_parts(provider))
-    found = [f"what learned is there no more: {path or 'the reward itself'}" for path in state if path not in parts]
-    found += [
-        f"what learns has no state: {path or 'the reward itself'}"
-        for path in parts
-        if parts[path].state() and path not in state
-    ]
-    if not found:
-        for path, learned in state.items():
-            try:
-                parts[path].load_state(learned)
-            except DataError as error:
-                found.append(f"{path}: {error}")
-            if not parts[path].state():
-                found.append(f"what learned does so no more: {path or 'the reward itself'}")
-    if found:
+    gone, new = state.keys() - parts.keys(), {path for path in parts.keys() - state.keys() if parts[path].state()}
+    problems = [f"what learned is there no more: {path or 'the reward itself'}" for path in state if path in gone]
+    problems += [f"what learns has no state: {path or 'the reward itself'}" for path in parts if path in new]
+    for path, learned in () if problems else state.items():
+        try:
+            parts[path].load_state(learned)
+        except DataError as error:
+            problems.append(f"{path}: {error}")
+        if not parts[path].state():
+            problems.append(f"what learned does so no more: {path or 'the reward itself'}")
+    if problems:
         raise DataError(
-            f"The reward {provider.label!r} is not the one whose state was kept ({'; '.join(found)}). Use the spec that the state is "
-            "of, or begin without it."
+            f"The reward {provider.label!r} is not the one whose state was kept ({'; '.join(problems)}). Use the spec that the state "
+            "is of, or begin without it."
         )
 
 

@@ -18,9 +18,8 @@ from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins.models.merge import merge_models
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
+from rm_plugins_trl.demo.policies import load_policy, make_language_model, make_tokenizer, sampled_completions
 from rm_plugins_trl.demo.progress import Stage, quiet_libraries
-from rm_plugins_trl.demo.sampling import load_policy, sampled_completions
-from rm_plugins_trl.demo.tiny_models import make_language_model, make_tokenizer
 from rm_plugins_trl.demo.training import TINY, optimize_policy, start_policy, train_reward_model
 from rm_plugins_trl.demo.world import World, gold, make_world
 from rm_plugins_trl.reward_function import reward_func
@@ -218,4 +217,4 @@ def train_policy(folder: Path, seed: int, name: str, sizes: Sizes) -> dict[str, 
 
 
 def _stage() -> Stage:
-    return Stage(Console(quiet=True), {})
+    return Stage(Console(quiet=True).status(""), {})

@@ -7,7 +7,7 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.errors import ScoringError
-from rm_plugins.scores import FloatArray
+from rm_plugins.scores import FloatArray, parts_of_columns
 
 
 class TestScores:
@@ -51,3 +51,16 @@ def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
     with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
         rm.Scores(array(1), parts={"0": inner})
     assert np.isnan(rm.Scores(array(5), errors={0: ScoringError("no")}).values[0])
+
+
+def test_what_was_written_out_is_read_back() -> None:
+    """Members become parts again, however deep; other names stay details."""
+    inner = rm.Scores(np.array([3.0]), {"std": np.array([0.5])}, kind="member")
+    member = rm.Scores(np.array([1.0]), {"raw": np.array([2.0])}, parts={"1": inner}, kind="member")
+    scores = rm.Scores(np.array([0.0]), {"std": np.array([9.0]), "member/5/raw": np.array([7.0])}, parts={"0": member})
+    details, parts = parts_of_columns(scores.columns)
+    read = rm.Scores(scores.values, details, parts=parts)
+    assert read.columns == scores.columns and list(read.columns) == list(scores.columns)
+    assert list(read.details) == ["std", "member/5/raw"], "there is no member 5"
+    assert list(read.members) == list(scores.members) == ["member/0"]
+    assert list(read.parts["0"].members) == ["member/1"]

@@ -40,8 +40,8 @@ class Council(rm.Provider):
 
     def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
         lengths = np.array([len(str(sample.completion)) for sample in samples], dtype=float)
-        members = {"member/0": lengths, "member/1": lengths / 2}
-        return rm.Scores(0.75 * lengths, {**members, "std": lengths / 4})
+        members = {str(number): rm.Scores(lengths / (number + 1), kind="member") for number in range(2)}
+        return rm.Scores(0.75 * lengths, {"std": lengths / 4}, parts=members)
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -223,7 +223,8 @@ def exploited(step: int) -> tuple[list[rm.Sample], rm.Scores]:
         values.append(rng.standard_normal() + 2 * amount * (praised + len(words) / 100))
     spread = np.abs(rng.standard_normal(16)) * (1 + amount)
     scores = np.array(values)
-    return samples, rm.Scores(scores, {"member/0": scores - spread, "member/1": scores + spread, "std": spread})
+    members = {str(number): rm.Scores(scores + sign * spread, kind="member") for number, sign in enumerate((-1, 1))}
+    return samples, rm.Scores(scores, {"std": spread}, parts=members)
 
 
 @pytest.mark.parametrize("logs_first", [False, True])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,12 +21,8 @@ HELD_OUT_SHARE = 0.1
 def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
     """A world made of preference pairs: their prompts, and both answers of each pair as demonstrations.
 
-    A tenth of the prompts, chosen by the seed, is held out with its pairs.
-
-    Args:
-        source: A JSON Lines or Parquet file, or the name of a dataset, whose split ``train`` is read.
-        pairs: How many pairs are read at most, from the beginning.
-        seed: The seed of what is held out, and of the order.
+    A tenth of the prompts, chosen by the seed, is held out with its pairs. The first `pairs` of a JSON Lines or Parquet file are read,
+    or of the split ``train`` of a dataset.
 
     Raises:
         DataError: A row is no preference pair, has no prompt, or there are fewer than two usable prompts.
@@ -35,12 +30,12 @@ def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
     by_prompt: dict[str, list[Row]] = {}
     for number, row in enumerate(islice(read_rows(source), pairs), start=1):
         try:
-            found = _plain_row(row)
+            pair = _plain_row(row)
         except DataError as error:
             raise DataError(f"{source}, row {number}: {error}") from error
-        key = json.dumps(found["prompt"])
+        key = json.dumps(pair["prompt"])
         if len(key) <= LONGEST_PROMPT:
-            by_prompt.setdefault(key, []).append(found)
+            by_prompt.setdefault(key, []).append(pair)
     if len(by_prompt) < 2:
         raise DataError(
             f"{source} has {len(by_prompt)} different prompts of at most {LONGEST_PROMPT:,} characters; at least 2 are needed, "
@@ -48,16 +43,13 @@ def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
         )
     groups = list(by_prompt.values())
     random.Random(seed).shuffle(groups)
-    held_out = max(1, round(HELD_OUT_SHARE * len(groups)))
-    train = [row for group in groups[held_out:] for row in group]
-    return World(
-        pairs=train,
-        held_out_pairs=[row for group in groups[:held_out] for row in group],
-        demonstrations=[{"prompt": row["prompt"], "completion": row[side]} for row in train for side in ("chosen", "rejected")],
-        prompts=_prompts(groups[held_out:]),
-        held_out_prompts=_prompts(groups[:held_out]),
-        has_gold=False,
+    count = max(1, round(HELD_OUT_SHARE * len(groups)))
+    train, held_out = ([row for group in part for row in group] for part in (groups[count:], groups[:count]))
+    prompts, held_out_prompts = (
+        [{"prompt": group[0]["prompt"]} for group in part] for part in (groups[count:], groups[:count])
     )
+    answers = [{"prompt": row["prompt"], "completion": row[side]} for row in train for side in ("chosen", "rejected")]
+    return World(train, held_out, answers, prompts, held_out_prompts, has_gold=False)
 
 
 def _plain_row(row: Row) -> Row:
@@ -69,7 +61,3 @@ def _plain_row(row: Row) -> Row:
 
 def _plain(part: Any) -> Any:
     return part if isinstance(part, str) else [{"role": turn["role"], "content": turn["content"]} for turn in part]
-
-
-def _prompts(groups: Sequence[list[Row]]) -> list[Row]:
-    return [{"prompt": group[0]["prompt"]} for group in groups]

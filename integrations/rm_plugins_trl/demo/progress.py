@@ -1,16 +1,16 @@
-"""What a reader sees while the demonstration runs: one line a stage, and a bar while a trainer works."""
+"""What a reader sees while the demonstration runs: one line for each stage, and the step that a trainer is at."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -18,67 +18,33 @@ __all__ = ["Stage", "Stages", "quiet_libraries"]
 
 
 class Stage(TrainerCallback):
-    """One stage, which is also the trainer callback that draws its bar.
+    """One stage, which is also the trainer callback that shows its steps: in one line of a terminal, elsewhere each quarter.
 
-    Args:
-        console: Where to.
-        metrics: The name that is shown to the trainer's own name of it, for what is shown beside the bar.
+    `metrics` are the trainer's own names of the metrics that are shown, by the names that they have there.
     """
 
-    def __init__(self, console: Console, metrics: Mapping[str, str]) -> None:
+    def __init__(self, status: Status, metrics: Mapping[str, str]) -> None:
         self.result = ""
-        self._console = console
+        self._status = status
         self._metrics = metrics
         self._shown = ""
-        # Where there is no terminal, a line a quarter takes the place of the bar.
-        self._bar = Progress(
-            TextColumn("      "),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[shown]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar."""
-        self._task = self._bar.add_task("", total=state.max_steps, shown="")
-        self._bar.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the metrics that are shown from the trainer's log."""
-        found = {shown: logs[name] for shown, name in self._metrics.items() if name in logs} if logs else {}
-        if found:
-            self._shown = ", ".join(f"{name} {float(value):.2f}" for name, value in found.items())
-            self._bar.update(self._task, shown=self._shown)
+        values = {shown: float(logs[name]) for shown, name in self._metrics.items() if name in logs} if logs else {}
+        self._shown = "".join(f", {name} {value:.2f}" for name, value in values.items()) or self._shown
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=state.global_step)
-        quarter = max(1, state.max_steps // 4)
-        if self._bar.disable and state.global_step % quarter == 0 and state.global_step < state.max_steps:
-            progress = f"step {state.global_step} of {state.max_steps}"
-            self._console.print(f"      {progress}{', ' if self._shown else ''}{self._shown}", highlight=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-    def close(self) -> None:
-        """Take the bar away where training broke off."""
-        self._bar.stop()
+        """Show the step."""
+        step, last = state.global_step, state.max_steps
+        line = f"      step {step} of {last}{self._shown}"
+        self._status.update(line)
+        if not self._status.console.is_terminal and step % max(1, last // 4) == 0 and step < last:
+            self._status.console.print(line, highlight=False)
 
 
 class Stages:
-    """Numbers the stages and times them.
-
-    Args:
-        console: Where to.
-        total: How many there will be.
-    """
+    """Numbers the stages, of which there will be `total`, and times them."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.seconds: dict[str, float] = {}
@@ -87,41 +53,32 @@ class Stages:
 
     @contextmanager
     def stage(self, title: str, doing: str, **metrics: str) -> Iterator[Stage]:
-        """Print what is being done, then its `Stage.result` with the time it took.
-
-        Args:
-            title: The stage's name.
-            doing: What it does.
-            metrics: The name that is shown to the trainer's own name of it.
-        """
+        """Print what is being done, then its `Stage.result` with the time it took; `metrics` are those of `Stage`."""
         start = time.perf_counter()
         number = len(self.seconds) + 1
         self._console.print(f"[bold]\\[{number}/{self._total}] {title}[/bold]: {doing}", highlight=False, soft_wrap=True)
-        stage = Stage(self._console, metrics)
-        try:
+        with self._console.status("") as status:
+            stage = Stage(status, metrics)
             yield stage
-        finally:
-            stage.close()
         self.seconds[title] = time.perf_counter() - start
         self._console.print(f"      {stage.result} [dim]({self.seconds[title]:.1f} s)[/dim]", highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence what the libraries say on the side of what was asked of them: bars of their own, renamed arguments.
-
-    Their warnings about what they were given still show.
-    """
-    had_datasets_bars = datasets.are_progress_bars_disabled()
-    had_transformers_bars = transformers_logging.is_progress_bar_enabled()
-    with ExitStack() as restore:
-        restore.enter_context(warnings.catch_warnings())
-        # TRL still uses names that transformers has renamed, which nobody who runs this can change.
+    """Silence the progress bars of the libraries, and warnings about names that TRL itself still uses; all others show."""
+    datasets_had_bars, transformers_had_bars = (
+        not datasets.are_progress_bars_disabled(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
-        datasets.disable_progress_bars()
-        transformers_logging.disable_progress_bar()
-        if not had_datasets_bars:
-            restore.callback(datasets.enable_progress_bars)
-        if had_transformers_bars:
-            restore.callback(transformers_logging.enable_progress_bar)
-        yield
+        try:
+            yield
+        finally:
+            if datasets_had_bars:
+                datasets.enable_progress_bars()
+            if transformers_had_bars:
+                transformers_logging.enable_progress_bar()

@@ -47,21 +47,14 @@ class Measure:
 
     def figures(self) -> dict[str, float]:
         """Means and standard errors, by name."""
-        names = ("learned", "gold") if self.gold is not None else ("learned",)
-        found: dict[str, float] = {"prompts": len(self.completions)}
-        for name in names:
-            found[name], found[f"{name}_standard_error"] = self.mean(name)
-        return found
+        figures: dict[str, float] = {"prompts": len(self.completions)}
+        for name in ("learned", "gold") if self.gold is not None else ("learned",):
+            figures[name], figures[f"{name}_standard_error"] = self.mean(name)
+        return figures
 
 
 def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: Measure, path: Path) -> None:
-    """Draw the rewards against GRPO's steps, with the policy before and after on held-out prompts.
-
-    Args:
-        curves: One mapping a step: ``step`` and the rewards' means.
-        before: The policy before.
-        after: The policy after.
-        path: The PNG file, written whole or not at all.
+    """Draw the means of the rewards at GRPO's steps, with the policy before and after on held-out prompts, as a PNG file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -81,14 +74,8 @@ def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: M
         for measure, step, label in ((before, 0, "before"), (after, steps[-1], "after")):
             mean, deviation = measure.mean(name)
             axis.errorbar(step, mean, 2 * deviation, fmt="o", color="black", capsize=4, zorder=3)
-            axis.annotate(
-                f"{label}: {mean:.2f}",
-                (step, mean),
-                xytext=(12 if step == 0 else -12, -28 if label == "after" else 20),
-                textcoords="offset points",
-                ha="left" if step == 0 else "right",
-                bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8},
-            )
+            side: dict[str, Any] = {"xytext": (12, 20), "ha": "left"} if step == 0 else {"xytext": (-12, -28), "ha": "right"}
+            axis.annotate(f"{label}: {mean:.2f}", (step, mean), textcoords="offset points", **side)
         axis.set_title(TITLES[name], loc="left", fontsize=11)
         axis.set_ylabel("reward")
         axis.grid(alpha=0.25)
@@ -101,24 +88,11 @@ def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: M
 
 def _smoothed(values: FloatArray) -> FloatArray:
     """The mean of the last steps, at each step."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - SMOOTHING_STEPS)
-    result: FloatArray = (sums[ends] - sums[starts]) / (ends - starts)
-    return result
+    return np.array([values[max(0, end - SMOOTHING_STEPS) : end].mean() for end in range(1, len(values) + 1)])
 
 
 def summary(folder: Path, name: str, prompts: Sequence[Any], before: Measure, after: Measure, held_out: PairMetrics) -> str:
-    """The summary, in Markdown.
-
-    Args:
-        folder: Where everything was written.
-        name: What the reward is called in ``rm_plugins.yaml``.
-        prompts: The held-out prompts.
-        before: The policy before.
-        after: The policy after.
-        held_out: The reward model on held-out pairs.
-    """
+    """The summary, in Markdown; `name` is what ``rm_plugins.yaml`` in the folder calls the reward."""
     rows = []
     for key, title in (("gold", "gold (true) reward"), ("learned", "learned reward")):
         if getattr(before, key) is not None:

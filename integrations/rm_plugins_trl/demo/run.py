@@ -20,11 +20,10 @@ from rm_plugins.data.rows import write_rows
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
 from rm_plugins.files import write_atomically
+from rm_plugins_trl.demo.policies import load_policy, make_language_model, make_tokenizer, one_thread, sampled_completions
 from rm_plugins_trl.demo.preference_world import read_world
 from rm_plugins_trl.demo.progress import Stages, quiet_libraries
 from rm_plugins_trl.demo.report import Measure, draw_curves, summary
-from rm_plugins_trl.demo.sampling import load_policy, sampled_completions
-from rm_plugins_trl.demo.tiny_models import make_language_model, make_tokenizer, one_thread
 from rm_plugins_trl.demo.training import TINY, WHOLE, optimize_policy, start_policy, train_reward_model
 from rm_plugins_trl.demo.world import Row, World, gold, make_world
 from rm_plugins_trl.reward_function import reward_func
@@ -55,17 +54,7 @@ def run_demo(
 ) -> Path:
     """Train a reward model and a policy against it, measure both, and write everything down.
 
-    Args:
-        output_dir: Where to.
-        overwrite: Whether to replace what an earlier run wrote there.
-        steps: Steps of GRPO.
-        seed: The seed of everything.
-        dataset: Preference data instead of the generated world.
-        pairs: Pairs read of it at most.
-        model: What the reward is trained from; a tiny model made on the spot by default.
-        policy: The policy; a tiny one by default.
-        world: A world that was made before, instead of `dataset` and the default one.
-        console: Where progress is shown; the terminal by default.
+    The arguments are the options of ``rm-plugins demo``, and in tests a `world` that was made before, and the console.
 
     Returns:
         The path of the summary.
@@ -83,7 +72,8 @@ def run_demo(
         with stages.stage("World", "preference pairs, prompts, and what is held out") as stage:
             if world is None:
                 world = make_world(seed) if dataset is None else read_world(dataset, pairs=pairs, seed=seed)
-            _write_world(world, output_dir / "data")
+            for name in ("pairs", "held_out_pairs", "demonstrations", "prompts", "held_out_prompts"):
+                write_rows(getattr(world, name), output_dir / "data" / f"{name}.jsonl")
             stage.result = f"{len(world.pairs)} pairs, {len(world.held_out_pairs)} held out; {len(world.prompts)} prompts"
 
         tiny = Path(scratch) / "language-model" if policy is not None else output_dir / "policy-before"
@@ -99,16 +89,10 @@ def run_demo(
 
         reward_folder = output_dir / "reward-model"
         with stages.stage("Reward model", "learns from the noisy pairs", accuracy="accuracy", loss="loss") as stage:
-            train_reward_model(
-                model or str(tiny),
-                world.pairs,
-                world.held_out_pairs,
-                reward_folder,
-                TINY if model is None else WHOLE,
-                stage,
-                seed,
-            )
-            write_atomically(output_dir / "rm_plugins.yaml", yaml.safe_dump(_names(world), sort_keys=False))
+            recipe = TINY if model is None else WHOLE
+            train_reward_model(model or str(tiny), world.pairs, world.held_out_pairs, reward_folder, recipe, stage, seed)
+            names = {REWARD_NAME: "./reward-model", **({"gold": GOLD} if world.has_gold else {})}
+            write_atomically(output_dir / "rm_plugins.yaml", yaml.safe_dump(names, sort_keys=False))
             rewards = rm.load(reward_folder)
             if problems := rewards.verify():  # type: ignore[attr-defined]  # it is a SequenceClassifier
                 raise ManifestError(f"The trained reward does not score as it did in training: {'; '.join(problems)}.")
@@ -138,12 +122,11 @@ def run_demo(
 
         with stages.stage("Report", "the policy before and after, on prompts that no training saw") as stage:
             after = _measured(learner, tokenizer, world, rewards, seed)
-            _write_completions(output_dir, world, before, after)
-            found = _report(output_dir, world, curves, before, after, held_out, stages.seconds)
+            path = _report(output_dir, world, curves, before, after, held_out, stages.seconds)
             stage.result = f"written to {output_dir}"
     console.print()
-    console.print(found.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    return found
+    console.print(path.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    return path
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
@@ -154,16 +137,6 @@ def _prepare(folder: Path, overwrite: bool) -> None:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write_world(world: World, folder: Path) -> None:
-    for name in ("pairs", "held_out_pairs", "demonstrations", "prompts", "held_out_prompts"):
-        write_rows(getattr(world, name), folder / f"{name}.jsonl")
-
-
-def _names(world: World) -> dict[str, str]:
-    """The rewards of the output folder, by name."""
-    return {REWARD_NAME: "./reward-model", **({"gold": GOLD} if world.has_gold else {})}
 
 
 def _texts(rows: Sequence[Row]) -> list[str]:
@@ -188,15 +161,6 @@ def _measured(
     return Measure(texts, learned, None if true is None else np.array(true, dtype=float))
 
 
-def _write_completions(folder: Path, world: World, before: Measure, after: Measure) -> None:
-    """Both policies' completions of each prompt, for ``rm-plugins rank`` and ``score``."""
-    rows = zip(world.held_out_prompts, before.completions, after.completions, strict=False)
-    write_rows(
-        ({"prompt": row["prompt"], "completions": [first, second]} for row, first, second in rows),
-        folder / "completions.jsonl",
-    )
-
-
 def _report(
     folder: Path,
     world: World,
@@ -206,6 +170,10 @@ def _report(
     held_out: PairMetrics,
     seconds: Mapping[str, float],
 ) -> Path:
+    prompts = [row["prompt"] for row in world.held_out_prompts]
+    pairs = zip(prompts, before.completions, after.completions, strict=False)
+    rows = ({"prompt": prompt, "completions": completions} for prompt, *completions in pairs)
+    write_rows(rows, folder / "completions.jsonl")  # for `rm-plugins rank` and `score`
     figures = {
         "before": before.figures(),
         "after": after.figures(),
@@ -215,5 +183,4 @@ def _report(
     }
     write_atomically(folder / "curves.json", json.dumps(figures, indent=2) + "\n")
     draw_curves(curves, before, after, folder / "curves.png")
-    text = summary(folder, REWARD_NAME, [row["prompt"] for row in world.held_out_prompts], before, after, held_out)
-    return write_atomically(folder / "summary.md", text)
+    return write_atomically(folder / "summary.md", summary(folder, REWARD_NAME, prompts, before, after, held_out))

@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from rm_plugins_trl.configs import bf16_by_default
 from rm_plugins_trl.demo.progress import Stage
 from rm_plugins_trl.demo.world import Row
-from rm_plugins_trl.precision import bf16_by_default
 from rm_plugins_trl.reward_function import RewardFunction
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
@@ -32,11 +32,7 @@ LONGEST_ROW = 512
 class Recipe:
     """What differs between a model made on the spot and one that somebody trained before.
 
-    Args:
-        reward_learning_rate: Of the reward model.
-        policy_learning_rate: Of GRPO.
-        completions: Completions in a step of GRPO.
-        checkpointing: Whether activations are computed twice to save memory.
+    `completions` are those of a step of GRPO; `checkpointing` computes activations twice to save memory.
     """
 
     reward_learning_rate: float
@@ -59,7 +55,6 @@ def start_policy(
             per_device_train_batch_size=16,
             num_train_epochs=1,
             learning_rate=4e-3,
-            lr_scheduler_type="cosine",
             warmup_steps=30,
             max_grad_norm=1.0,
             adam_beta2=0.99,
@@ -74,24 +69,13 @@ def start_policy(
 def train_reward_model(
     start: str, pairs: Sequence[Row], held_out_pairs: Sequence[Row], folder: Path, recipe: Recipe, stage: Stage, seed: int
 ) -> None:
-    """Train a reward model on preference pairs and save it, with its manifest.
-
-    Args:
-        start: The folder or id of the model that it starts from.
-        pairs: What it learns from.
-        held_out_pairs: What its score statistics are taken from.
-        folder: Where it is saved.
-        recipe: Its learning rate.
-        stage: Shows how far it is.
-        seed: The seed of the order of the pairs.
-    """
+    """Train a reward model on preference pairs and save it, with its manifest; held-out pairs give its score statistics."""
     with TemporaryDirectory() as scratch:
         args = RewardConfig(
             **_shared(scratch, seed, recipe),
             per_device_train_batch_size=16,
             num_train_epochs=1,
             learning_rate=recipe.reward_learning_rate,
-            lr_scheduler_type="cosine",
             warmup_steps=30,
             adam_beta2=0.99,
             max_length=LONGEST_ROW,
@@ -124,17 +108,7 @@ def optimize_policy(
 ) -> list[dict[str, float]]:
     """Train a policy with GRPO against the first of the rewards; further ones are only measured.
 
-    Args:
-        model: The policy, which is changed.
-        tokenizer: Its tokenizer.
-        prompts: Rows with ``prompt``.
-        rewards: The reward that counts, and those that are measured.
-        steps: Steps of the optimizer.
-        completion_tokens: Most tokens of a completion.
-        recipe: What suits the size of the model.
-        stage: Shows how far it is.
-        seed: The seed of everything.
-        kl_weight: What keeps the policy from text that only fools the reward model: GRPO's beta, positive.
+    The weight of the KL divergence, GRPO's beta, keeps the policy from text that only fools the reward model.
 
     Returns:
         One mapping a step: ``step``, ``kl``, and the mean of every reward over the step's completions, by its name.
@@ -148,7 +122,6 @@ def optimize_policy(
             num_generations=GENERATIONS,
             max_completion_length=completion_tokens,
             learning_rate=recipe.policy_learning_rate,
-            lr_scheduler_type="cosine",
             warmup_steps=10,
             beta=kl_weight,
             reward_weights=[1.0] + [0.0] * (len(rewards) - 1),
@@ -173,6 +146,7 @@ def _shared(scratch: str, seed: int, recipe: Recipe) -> dict[str, Any]:
     return {
         "output_dir": scratch,
         "seed": seed,
+        "lr_scheduler_type": "cosine",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

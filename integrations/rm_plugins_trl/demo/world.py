@@ -75,7 +75,7 @@ def gold_parts(request: Request, completion: str) -> dict[str, float]:
     - ``variety``: the share of sentences that are not repeated;
     - ``form``: the share of sentences with a capital, a full stop, 4 to 10 words and, but for "the", no word twice.
     """
-    sentences = [found.strip() for found in _SENTENCE.findall(completion) if found.strip()]
+    sentences = [text for sentence in _SENTENCE.findall(completion) if (text := sentence.strip())]
     if not sentences:
         return dict.fromkeys(GOLD_WEIGHTS, 0.0)
     return {
@@ -150,16 +150,8 @@ def make_world(
     """Sample the world; the same arguments give the same world.
 
     A label follows Bradley and Terry: the better answer wins with probability sigmoid(`sharpness` x difference of gold), and
-    a share of the labels is then turned around.
-
-    Args:
-        seed: The seed of everything.
-        pairs: Number of training pairs.
-        held_out_pairs: Number of held-out pairs.
-        demonstrations: Number of demonstrations.
-        held_out_prompts: How many prompts are kept out of everything but the held-out rows.
-        sharpness: How reliably the better answer wins.
-        flip_rate: The share of labels turned around.
+    a share of the labels is then turned around. Held-out prompts are kept out of
+    everything but the held-out rows.
     """
     rng = random.Random(seed)
     prompts = [

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
-from accelerate.utils import gather_object
 
 from rm_plugins.losses import Need, RewardBatch
 from rm_plugins.losses.needs import BATCH_NEEDS, joined
+from rm_plugins.processes import all_gathered
 
 __all__ = ["global_batch", "summed_gradient"]
 
@@ -28,7 +28,7 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     if processes == 1:
         return own
     device = own.rewards.device
-    shares: list[RewardBatch] = gather_object([_on_cpu(own)])
+    shares: list[RewardBatch] = all_gathered(_on_cpu(own))
     shares[process] = own
     rows = [len(share.rewards) for share in shares]
     groups = [int(share.groups.max()) + 1 if len(share.groups) else 0 for share in shares]

@@ -25,9 +25,6 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
     Where the model ties its head to its embedding, that is what it is, and training moves it; else it is loaded from the
     checkpoint that the classifier was made of, and stays as it is there.
 
-    Args:
-        model: A classifier with a decoder's backbone.
-
     Raises:
         UnsupportedError: The checkpoint has no such head, or its logits are more than a product.
     """
@@ -39,7 +36,7 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
         )
     if config.tie_word_embeddings:
         return lambda hidden: linear(hidden, model.get_input_embeddings().weight)
-    source = model.config._name_or_path
+    source = model.config.name_or_path
     try:
         whole, info = AutoModelForCausalLM.from_pretrained(source, dtype=model.dtype, output_loading_info=True)
     except (OSError, ValueError) as error:

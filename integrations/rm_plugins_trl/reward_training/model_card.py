@@ -18,13 +18,9 @@ _OF_THE_MACHINE = ("runtime", "_per_second", "num_tokens")
 def complete_model_card(
     folder: Path, model: str, training: Mapping[str, Any], evaluations: Mapping[str, Evaluation] | None = None
 ) -> None:
-    """Add to the model card in a folder how the reward was trained and how it is used, and what evaluations found.
+    """Add to TRL's model card in a folder how the reward was trained and how it is used, and what the last evaluations found.
 
-    Args:
-        folder: Where TRL has written its card.
-        model: The folder's name or the hub id.
-        training: The facts that the manifest records.
-        evaluations: The last evaluations, by the name that their figures are logged under.
+    `model` is the folder's name or the hub id, `training` what the manifest records; evaluations have the names of their figures.
     """
     shown = tuple(f"eval_{name}/" for name in evaluations or ())  # with more to them, in sections of their own
     metrics = {name: value for name, value in training["metrics"].items() if not name.startswith(shown)}
@@ -37,12 +33,7 @@ def complete_model_card(
 
 
 def reward_section(model: str, training: Mapping[str, Any]) -> str:
-    """The section of the model card on how the reward was trained and how it is used.
-
-    Args:
-        model: The folder's name or the hub id.
-        training: The facts that the manifest records.
-    """
+    """The section of the model card on how the reward was trained and how it is used."""
     rows = {
         "Loss": training["loss"],
         "Regularizers": ", ".join(f"{name} {weight}" for name, weight in training["regularizers"].items()) or "none",

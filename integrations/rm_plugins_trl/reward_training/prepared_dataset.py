@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.compute as compute
 from accelerate import PartialState
 from datasets import Dataset, List
-from trl.data_utils import get_dataset_column_names
 
 from rm_plugins.errors import DataError
 from rm_plugins.losses.loss import needs_of
@@ -36,18 +35,13 @@ def prepared_dataset(
 ) -> Dataset | IterableDataset:
     """The columns of `rm_plugins_trl.reward_training.training_rows.features`, without rows that are too long.
 
-    Args:
-        dataset: A dataset or stream, which may be tokenized already.
-        tokenization: What makes the columns.
-        overlong: Where the number of rows with a text that is too long is put, by the dataset's name. How many of a stream are
-            is not known before it ends: they are counted as they pass.
-        num_proc: Processes that tokenize.
-        reports: Whether to log how many rows were dropped or truncated.
+    How many rows have a text that is too long is put into `overlong` by the dataset's name, and logged if `reports`. Those of a
+    stream, whose number is not known before it ends, are counted as they pass. What is tokenized already is returned as it is.
 
     Raises:
         DataError: A row is in none of the formats, or every row is too long.
     """
-    columns = get_dataset_column_names(dataset)
+    columns = dataset.column_names or list(next(iter(dataset)))  # which a stream may not know
     if is_tokenized(columns):
         return dataset
     name, limit = tokenization.name, tokenization.renderer.rendering.max_length

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from rm_plugins.errors import SpecError
 
 __all__ = ["Preset", "preset"]
@@ -33,11 +31,6 @@ class Preset:
     per_device_train_batch_size: int
     num_train_epochs: float
     warmup_steps: float
-
-    def __str__(self) -> str:
-        rate = np.format_float_scientific(self.learning_rate, trim="-", exp_digits=1)
-        others = [f"{name} {value:g}" for name, value in self.settings().items() if name != "learning_rate"]
-        return f"preset {self.name}: {', '.join([f'learning_rate {rate}', *others])}"
 
     def settings(self) -> dict[str, float]:
         """The preset as training arguments of the transformers that is installed.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl import RewardConfig as TrlRewardConfig
 
 from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss
-from rm_plugins_trl.precision import bf16_by_default
+from rm_plugins_trl.configs import bf16_by_default, with_help
 from rm_plugins_trl.reward_training.presets import Preset
 
 __all__ = ["RewardConfig"]
@@ -20,15 +20,20 @@ _TRL_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_t
 """What a preset sets, with the values that TRL's own trainer takes where the configuration is handed to that."""
 
 
+@with_help
 @dataclass
 class RewardConfig(TrlRewardConfig):
     """TRL's ``RewardConfig`` with the loss, what the model's outputs are, how rows are batched, and what is watched.
 
-    ``learning_rate``, ``per_device_train_batch_size``, ``num_train_epochs`` and ``warmup_steps`` come from the preset of the
-    model's size (`rm_plugins_trl.reward_training.presets`) unless they are given. Unlike TRL's, it starts on a machine without
-    an accelerator: ``bf16`` is on by default only where there is one with it.
+    What a preset sets comes from that of the model's size (`rm_plugins_trl.reward_training.presets`) unless it is given. Unlike
+    TRL's, it starts on a machine without an accelerator: ``bf16`` is on by default only where there is one with it. The help on a
+    command line is what is said here.
 
     Args:
+        learning_rate: The initial learning rate; the preset's if unset.
+        per_device_train_batch_size: Dataset rows of a step on each device; the preset's if unset.
+        num_train_epochs: Passes over the training data; the preset's if unset.
+        warmup_steps: Steps of warm-up, or a share of all steps if below 1; the preset's if unset.
         loss: The name of a registered loss, a mapping ``{"name": NAME, ...}`` with its arguments (JSON on a command line), or
             a `rm_plugins.losses.Loss`.
         regularizers: Name to weight of the terms added to the loss (JSON on a command line).
@@ -51,56 +56,22 @@ class RewardConfig(TrlRewardConfig):
         SpecError: A JSON value cannot be read, or settings contradict each other.
     """
 
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "The initial learning rate; that of the preset of the model's size if unset."}
-    )
-    per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Dataset rows of a step on each device; those of the preset if unset."}
-    )
-    num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Passes over the training data; those of the preset if unset."}
-    )
-    warmup_steps: float | None = field(
-        default=None, metadata={"help": "Steps of warm-up, or a share of all steps if below 1; the preset's if unset."}
-    )
-    loss: dict[str, Any] | str | Loss | None = field(
-        default="bradley-terry",
-        metadata={"help": 'Loss: a registered name, or JSON such as \'{"name": "focal", "gamma": 2}\'.'},
-    )
-    regularizers: dict[str, float] | str | None = field(
-        default=None,
-        metadata={"help": "Terms added to the loss, JSON of name to weight, such as '{\"centering\": 0.01}'."},
-    )
-    overlong: Literal["drop", "truncate"] = field(
-        default="drop",
-        metadata={"help": "What happens to a row with a text longer than max_length: drop it, or truncate it on the left."},
-    )
-    attributes: list[str] | None = field(
-        default=None, metadata={"help": "The attributes of ratings, in the order of outputs; those of the first row if unset."}
-    )
-    reward: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "The weight of each attribute in the reward, JSON; equal weights if unset."}
-    )
-    members: int = field(default=1, metadata={"help": "Members of a shared-trunk ensemble: score heads on one backbone."})
-    bootstrap: bool = field(
-        default=False, metadata={"help": "Whether each member sees its own bootstrap of the dataset's rows."}
-    )
-    section_column: str | None = field(
-        default=None, metadata={"help": "The column with a row's section, for accuracies by section."}
-    )
-    max_batch_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens that run through the model at a time; what suits the device if unset."}
-    )
-    share_prompts: bool = field(
-        default=True, metadata={"help": "Whether rows of a batch share the computation of what they begin with."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Evaluations without a better accuracy before training stops and the best model is loaded."},
-    )
-    merge_adapter: bool = field(
-        default=False, metadata={"help": "Whether the final model of a LoRA training is saved whole, not as an adapter."}
-    )
+    learning_rate: float | None = None
+    per_device_train_batch_size: int | None = None
+    num_train_epochs: float | None = None
+    warmup_steps: float | None = None
+    loss: dict[str, Any] | str | Loss | None = "bradley-terry"
+    regularizers: dict[str, float] | str | None = None
+    overlong: Literal["drop", "truncate"] = "drop"
+    attributes: list[str] | None = None
+    reward: dict[str, float] | str | None = None
+    members: int = 1
+    bootstrap: bool = False
+    section_column: str | None = None
+    max_batch_tokens: int | None = None
+    share_prompts: bool = True
+    early_stopping_patience: int | None = None
+    merge_adapter: bool = False
 
     def __post_init__(self) -> None:
         given: bool | None = vars(self)["bf16"]
@@ -154,17 +125,17 @@ class RewardConfig(TrlRewardConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments as plain values, for trackers and files."""
-        found: dict[str, Any] = super().to_dict()
+        values: dict[str, Any] = super().to_dict()
         if not isinstance(self.loss, (str, dict)):
-            found["loss"] = getattr(self.loss, "name", repr(self.loss))
-        return found
+            values["loss"] = getattr(self.loss, "name", repr(self.loss))
+        return values
 
 
 def _from_json(name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        mapping = json.loads(text)
     except json.JSONDecodeError as error:
         raise SpecError(f"{name}: {text!r} is no JSON: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise SpecError(f"{name}: {text!r} must be a JSON mapping.")
-    return found
+    return mapping

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
 from rm_plugins.data.rows import is_data_file, read_rows
@@ -19,46 +18,22 @@ from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, evaluate
 from rm_plugins.files import write_atomically
+from rm_plugins.processes import all_gathered
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 from rm_plugins.spec import component
+from rm_plugins_trl.trl_internals import callbacks_of, is_sharded, place_first
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-    from transformers.trainer_callback import CallbackHandler
-
-    from rm_plugins.engine.batch_forward import BatchForward
-    from rm_plugins.models.heads import Heads
-    from rm_plugins.rendering.render import Renderer
     from rm_plugins.suites import Suite
 
-__all__ = ["RewardEvaluation", "RewardTraining", "Rows", "attached_evaluations"]
+__all__ = ["RewardEvaluation", "Rows", "attached_evaluations"]
 
 logger = logging.getLogger(__name__)
 
 Rows: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"
 """A data file, the name or folder of a dataset, or the rows themselves, such as a `datasets.Dataset`."""
-
-
-class RewardTraining(Protocol):
-    """What an evaluation is handed of the trainer whose model it scores: a `RewardTrainer`."""
-
-    accelerator: Accelerator
-    args: TrainingArguments
-    batch_forward: BatchForward
-    callback_handler: CallbackHandler
-    control: TrainerControl
-    eval_dataset: Any
-    heads: Heads
-    is_deepspeed_enabled: bool
-    is_fsdp_enabled: bool
-    renderer: Renderer | None
-    state: TrainerState
-
-    def is_world_process_zero(self) -> bool:
-        """Whether this is the main process."""
 
 
 class RewardEvaluation(TrainerCallback):
@@ -137,7 +112,7 @@ class RewardEvaluation(TrainerCallback):
         self.report = None if report is None else Path(report)
         self.evaluations: dict[str, list[tuple[int, Evaluation]]] = {data.name: [] for data in self._data}
         self._settings = {"batch_size": batch_size, "resamples": resamples, "seed": seed}
-        self._trainer: RewardTraining | None = None
+        self._trainer: Any = None
         self._evaluated_at: int | None = None
 
     @property
@@ -145,12 +120,8 @@ class RewardEvaluation(TrainerCallback):
         """The last evaluation on each data that there is one on, by name."""
         return {name: evaluations[-1][1] for name, evaluations in self.evaluations.items() if evaluations}
 
-    def attach(self, trainer: RewardTraining) -> None:
-        """Say whose model it is; `RewardTrainer` does so with those of its callbacks.
-
-        Args:
-            trainer: The trainer.
-        """
+    def attach(self, trainer: Any) -> None:
+        """Say whose model it is; `RewardTrainer` does so with those of its callbacks."""
         self._trainer = trainer
 
     # --- What the trainer calls -------------------------------------------------------------------------------------------
@@ -159,7 +130,7 @@ class RewardEvaluation(TrainerCallback):
         """See whether this trainer's model can be evaluated."""
         trainer = self._trainer_of_rewards()
         self._evaluated_at = None
-        if _is_sharded(trainer) and state.is_world_process_zero:
+        if is_sharded(trainer) and state.is_world_process_zero:
             names = ", ".join(self.evaluations)
             logger.warning(
                 "The model's weights are sharded (FSDP or DeepSpeed), so it cannot be evaluated on %s while it trains. Evaluate the "
@@ -192,7 +163,7 @@ class RewardEvaluation(TrainerCallback):
 
     # --- What is made of it -----------------------------------------------------------------------------------------------
 
-    def _trainer_of_rewards(self) -> RewardTraining:
+    def _trainer_of_rewards(self) -> Any:
         if self._trainer is None:
             raise UnsupportedError(
                 "RewardEvaluation evaluates the model that rm_plugins_trl.RewardTrainer trains, and is no callback for other trainers. A "
@@ -201,9 +172,9 @@ class RewardEvaluation(TrainerCallback):
             )
         return self._trainer
 
-    def _evaluate(self, trainer: RewardTraining) -> dict[str, float]:
+    def _evaluate(self, trainer: Any) -> dict[str, float]:
         """Evaluate the model as it is now on all data, and log the figures; returns them by their names in the log."""
-        if _is_sharded(trainer):
+        if is_sharded(trainer):
             return {}
         step, figures = trainer.state.global_step, dict[str, float]()
         reward = _SharedScoring(trainer)
@@ -222,7 +193,7 @@ class RewardEvaluation(TrainerCallback):
         if figures:
             # TRL's and our own log would take what was measured of the training since the last one for a part of this.
             due = trainer.control.should_log  # which every log takes for done
-            Trainer.log(cast(Trainer, trainer), dict(figures))
+            Trainer.log(trainer, dict(figures))
             trainer.control.should_log = due
         self._evaluated_at = step
         return figures
@@ -244,17 +215,13 @@ class RewardEvaluation(TrainerCallback):
             logger.error("The report on %s cannot be written: %s", name, error)
 
 
-def attached_evaluations(trainer: RewardTraining) -> list[RewardEvaluation]:
+def attached_evaluations(trainer: Any) -> list[RewardEvaluation]:
     """The evaluations among a trainer's callbacks, which it is attached to.
 
     They come before all others, so that early stopping sees their figures whatever order the callbacks were given in.
-
-    Args:
-        trainer: The trainer.
     """
-    callbacks = trainer.callback_handler.callbacks
-    evaluations = [callback for callback in callbacks if isinstance(callback, RewardEvaluation)]
-    callbacks[:] = [*evaluations, *(callback for callback in callbacks if not isinstance(callback, RewardEvaluation))]
+    evaluations = [callback for callback in callbacks_of(trainer) if isinstance(callback, RewardEvaluation)]
+    place_first(trainer, evaluations)
     for evaluation in evaluations:
         evaluation.attach(trainer)
     return evaluations
@@ -280,7 +247,7 @@ class _Data:
 class _SharedScoring(ModelInMemory):
     """The model of a trainer, of which each process scores a share of every batch and gets the scores of all."""
 
-    def __init__(self, trainer: RewardTraining) -> None:
+    def __init__(self, trainer: Any) -> None:
         if trainer.renderer is None:
             raise UnsupportedError("The trainer was given no dataset, so that it has not settled how text becomes token ids.")
         self._process, self._processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
@@ -290,7 +257,7 @@ class _SharedScoring(ModelInMemory):
 
     def check_rows(self, data: _Data) -> None:
         """See that all processes have as many rows, for one that has more would wait for the others for ever."""
-        counts = self._of_all(len(data.rows))  # type: ignore[arg-type]
+        counts = all_gathered(len(data.rows))  # type: ignore[arg-type]
         if len(set(counts)) > 1:
             raise DataError(
                 f"The processes have different rows of {data.name}, {', '.join(map(str, counts))}; they must have the same."
@@ -307,14 +274,11 @@ class _SharedScoring(ModelInMemory):
                 part = super().score_batch([samples[row] for row in own]).scattered(own, len(samples))
         except Exception as error:  # the other processes wait, and have to know
             problem = f"Process {self._process}: {error}"
-        shares = self._of_all((part, problem))
+        shares = all_gathered((part, problem))
         problems = [problem for _, problem in shares if problem is not None]
         if problems:
             raise ScoringError(" ".join(problems))
         return joined([part for part, _ in shares if part is not None])
-
-    def _of_all(self, value: Any) -> list[Any]:
-        return [value] if self._processes == 1 else list(gather_object([value]))
 
 
 def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, columns: Mapping[str, Any]) -> _Data:
@@ -361,7 +325,3 @@ def _figures(name: str, evaluation: Evaluation) -> dict[str, float]:
         values["score"] = result.suite.score
         values |= {f"score/{section.name}": section.score for section in result.suite.sections}
     return {f"eval_{name}/{figure}": value for figure, value in values.items() if math.isfinite(value)}
-
-
-def _is_sharded(trainer: RewardTraining) -> bool:
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

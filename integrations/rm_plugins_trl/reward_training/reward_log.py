@@ -12,7 +12,6 @@ import torch
 from rm_plugins.evaluation import head_metrics
 from rm_plugins.losses import RewardBatch
 from rm_plugins.models.heads import Heads
-from rm_plugins.scores import FloatArray
 
 __all__ = ["RewardLog"]
 
@@ -26,22 +25,16 @@ _OF_TRAINING = ("accuracy", "margin", "mean_reward", "std_reward", "min_reward",
 class _Seen:
     """Batches of judged rows."""
 
-    outputs: list[FloatArray] = field(default_factory=list)
-    pairs: list[np.ndarray] = field(default_factory=list)
-    lengths: list[np.ndarray] = field(default_factory=list)
-    labels: list[FloatArray] = field(default_factory=list)
+    batches: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    """Of each batch: outputs, pairs, lengths, labels."""
     sections: list[str] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     rows: int = 0
 
 
 class RewardLog:
-    """Keeps what batches say, and makes metrics of it.
-
-    Args:
-        heads: The model's outputs.
-        attributes: What the labels rate.
-    """
+    """Keeps what batches say of a model's outputs, and makes metrics of it; `attributes` are what their labels rate."""
 
     def __init__(self, heads: Heads, attributes: Sequence[str] = ()) -> None:
         self.heads = heads
@@ -66,7 +59,7 @@ class RewardLog:
             numbers: The dataset row of each group; one that an evaluation has seen already was there to fill up a batch.
             sections: The section of each group.
         """
-        if mode == "train" and len(self._seen[mode].outputs) >= _MOST_BATCHES:
+        if mode == "train" and len(self._seen[mode].batches) >= _MOST_BATCHES:
             self._seen[mode] = _Seen()
         seen = self._seen[mode]
         groups = batch.groups.cpu().numpy()
@@ -79,29 +72,34 @@ class RewardLog:
         place = np.cumsum(kept) - 1 + seen.rows
         pairs = batch.pairs.cpu().numpy().reshape(-1, 2)
         outputs = batch.rewards.double().cpu().numpy()[kept]
-        seen.outputs.append(outputs)
-        seen.pairs.append(place[pairs[kept[pairs[:, 0]]]] if len(pairs) else pairs)
-        seen.lengths.append(batch.lengths.cpu().numpy()[kept])
         labels = np.full((len(outputs), len(self.attributes)), np.nan)
         if batch.labels is not None and self.attributes:
             labels = batch.labels.double().cpu().numpy()[kept]
-        seen.labels.append(labels)
+        kept_pairs = place[pairs[kept[pairs[:, 0]]]] if len(pairs) else pairs
+        seen.batches.append((outputs, kept_pairs, batch.lengths.cpu().numpy()[kept], labels))
         seen.sections += [sections[group] or "other" if any(sections) else "" for group in groups[kept].tolist()]
         seen.rows += len(outputs)
         self.rewards[mode].extend((outputs @ self._weights).tolist())
+
+    def add_term(self, mode: str, name: str, value: float) -> None:
+        """Keep the value of a regularizer on a batch."""
+        self._seen[mode].terms.setdefault(name, []).append(value)
 
     def metrics(self, mode: str) -> dict[str, float]:
         """The metrics of what was kept in this mode since the last call, which is then forgotten; empty if nothing was."""
         seen, self._seen[mode] = self._seen[mode], _Seen()
         if not seen.rows:
             return {}
-        found = head_metrics(
-            np.concatenate(seen.outputs),
+        outputs, pairs, lengths, labels = map(np.concatenate, zip(*seen.batches, strict=True))
+        metrics = head_metrics(
+            outputs,
             self.heads,
-            np.concatenate(seen.pairs),
-            np.concatenate(seen.lengths),
+            pairs,
+            lengths,
             sections=seen.sections if any(seen.sections) else None,
-            labels=np.concatenate(seen.labels) if self.attributes else None,
+            labels=labels if self.attributes else None,
             attributes=self.attributes,
         )
-        return found if mode == "eval" else {name: found[name] for name in _OF_TRAINING if name in found}
+        if mode == "train":
+            metrics = {name: metrics[name] for name in _OF_TRAINING if name in metrics}
+        return metrics | {f"regularizers/{name}": sum(values) / len(values) for name, values in seen.terms.items()}

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
-from trl import RewardTrainer as TrlRewardTrainer
 
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import SpecError
-from rm_plugins.files import write_atomically
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
-from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import ScoreStatistics
+from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering
 from rm_plugins.spec import component
-from rm_plugins_trl.reward_training.checkpoints import checked_checkpoint, last_checkpoint
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -36,17 +31,24 @@ from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
 from rm_plugins_trl.reward_training.reward_log import RewardLog
+from rm_plugins_trl.reward_training.saving import (
+    checkpoint_to_resume,
+    load_loss_states,
+    save_loss_states,
+    write_trained_manifest,
+)
 from rm_plugins_trl.reward_training.score_head import (
     check_outputs,
     deployed_head,
     head_layer,
     load_classifier,
+    name_outputs,
     parameter_count,
     trained_heads,
     trains_head,
 )
-from rm_plugins_trl.reward_training.trained_manifest import write_trained_manifest
-from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, features, rated_attributes
+from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, rated_attributes
+from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -56,10 +58,8 @@ __all__ = ["RewardTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_LOSS_STATE = "loss_state.json"
 
-
-class RewardTrainer(TrlRewardTrainer):
+class RewardTrainer(OpenRewardTrainer):
     """Trains a reward model on judged texts, for every encoder and decoder that classifies sequences.
 
     It takes the arguments of TRL's ``RewardTrainer`` and differs in this:
@@ -88,25 +88,27 @@ class RewardTrainer(TrlRewardTrainer):
         last_metrics: The metrics of the last evaluation.
 
     Raises:
-        DataError: A row is in none of the formats, no row is short enough, or the data has not what the loss needs.
-        ModelError: The model has not the outputs that the loss trains.
-        UnknownNameError: The loss or a regularizer is registered by nobody.
+        DataError: A row is in none of the formats, no row is short enough, or the data lacks what the loss needs.
+        ModelError: The model has other outputs than the loss trains.
+        UnknownNameError: No loss or regularizer of that name is registered.
         SpecError: An argument of the loss is wrong.
     """
 
     model: Any
 
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else model.config.name_or_path
         if args is None:
             args = RewardConfig(f"{Path(name).name}-Reward")
         if kwargs.get("data_collator") is not None:
             raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
-        settings = args if isinstance(args, RewardConfig) else _defaults_with(args)
+        settings = args
+        if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
+            centering = args.center_rewards_coefficient
+            settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
         chosen = component("loss", settings.loss)
         loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
         self._own_needs = own_needs(loss)
-        self._columns = tuple(features(self._own_needs))
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
         self.losses = [loss, *(copy.deepcopy(loss) for _ in range(settings.members - 1))]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
@@ -121,19 +123,23 @@ class RewardTrainer(TrlRewardTrainer):
         self.renderer: Renderer | None = None
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
-            sized = preset(parameter_count(model, args), adapter=_has_adapter(model, kwargs.get("peft_config")))
+            has_adapter = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
+            sized = preset(parameter_count(model, args), adapter=has_adapter)
             taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(sized).items())
             self.preset = f"{sized.name}: {taken}"
         self._reward_log = RewardLog(self.heads, self.attributes)
         self._evaluated_at: int | None = None
         self._metric_prefix = "eval"
+        self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
-        _keep_head(kwargs.get("peft_config"))
+        if kwargs.get("peft_config") is not None:
+            # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
+            kwargs["peft_config"].task_type = "SEQ_CLS"
         model_settings, revision = args.model_init_kwargs, None
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
             model = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
-            args.model_init_kwargs = None  # they have been heeded
+            args.model_init_kwargs = None  # they are in the model now
             if kwargs.get("processing_class") is None:
                 code = args.trust_remote_code
                 kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
@@ -145,8 +151,9 @@ class RewardTrainer(TrlRewardTrainer):
         model.config.num_labels = 1  # TRL refuses any other number, for the sake of its own loss
         super().__init__(model, args, data_collator=Collator(loss.mean_over, self._own_needs), **kwargs)
         self.args.model_init_kwargs = model_settings
+        self.args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
         plain = self._plain_model()
-        self._name_outputs(plain, self.heads)
+        name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
         self._head_layer = head_layer(plain) if len(self.heads) > 1 else None
         self.batch_forward = BatchForward(
@@ -165,14 +172,15 @@ class RewardTrainer(TrlRewardTrainer):
 
     # --- Data -------------------------------------------------------------------------------------------------------------
 
-    def _prepare_dataset(
-        self, dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: Any, dataset_name: str
+    def prepare_dataset(
+        self, dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
     ) -> Dataset | IterableDataset:
+        """Render and tokenize a dataset, and drop or truncate what is too long."""
         if self.renderer is None:
-            self.renderer = Renderer(processing_class, self._rendering(processing_class, args))
+            self.renderer = Renderer(tokenizer, self._rendering(tokenizer, args))
         tokenization = Tokenization(
             self.renderer,
-            dataset_name,
+            name,
             self.attributes,
             self._reward,
             self._settings.section_column,
@@ -183,8 +191,8 @@ class RewardTrainer(TrlRewardTrainer):
             dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log
         )
         if isinstance(tokenized, Dataset):
-            self.rows[dataset_name] = len(tokenized)
-            check_needs(tokenized, self.losses[0], dataset_name, reports=args.should_log)
+            self.rows[name] = len(tokenized)
+            check_needs(tokenized, self.losses[0], name, reports=args.should_log)
         return tokenized
 
     def _rendering(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Rendering:
@@ -193,9 +201,6 @@ class RewardTrainer(TrlRewardTrainer):
         if args.max_length is not None and min(limits) < args.max_length:
             logger.info("max_length is %d, the model's own limit, not %d.", min(limits), args.max_length)
         return replace(rendering, max_length=min(limits, default=None))
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(self._columns)
 
     # --- Loss and metrics -------------------------------------------------------------------------------------------------
 
@@ -222,12 +227,13 @@ class RewardTrainer(TrlRewardTrainer):
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
         tokens = sum(map(len, inputs["rows"]))
-        shares = self._all([(inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens)])
-        numbers, sections = ([value for share in shares for value in share[part]] for part in (0, 1))
+        shares = all_gathered((inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens))
+        numbers = [number for share in shares for number in share[0]]
+        sections = [section for share in shares for section in share[1]]
         loss = self._loss(mode, batch, numbers)
         self._reward_log.add(mode, batch, numbers, sections)
         if mode == "train":
-            self._total_train_tokens += sum(share[3] for share in shares) // getattr(self, "_tp_size", 1)
+            self._trained_tokens += sum(share[3] for share in shares) // self.get_tp_size()
             if num_items_in_batch is not None:
                 # The mean over the items of all accumulated batches, whatever their sizes.
                 items = sum(share[2] for share in shares)
@@ -253,19 +259,13 @@ class RewardTrainer(TrlRewardTrainer):
             for name, (weight, regularizer) in self.regularizers.items():
                 term = regularizer(reward)
                 total = total + weight * term / len(self.losses)
-                self._metrics[mode][f"regularizers/{name}"].append(term.item())
+                self._reward_log.add_term(mode, name, term.item())
         return total
 
-    def _all(self, values: list[Any]) -> list[Any]:
-        """The values of all processes, in their order."""
-        return values if self.accelerator.num_processes == 1 else list(gather_object(values))
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int | None:
-        """The items that the loss is a mean over, in all batches that are accumulated, of all processes."""
-        if not batch_samples:
-            return None
-        counts: list[int] = self._all([sum(int(batch["items"]) for batch in batch_samples)])
-        return sum(counts)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
+        """The batches that are accumulated, and how many items the loss is a mean over in them, of all processes."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows."""
@@ -281,11 +281,9 @@ class RewardTrainer(TrlRewardTrainer):
         """TRL's log, with what the rewards were like since the last one."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else f"{self._metric_prefix}_"
-        terms = {name: sum(values) / len(values) for name, values in self._metrics[mode].items()}
-        self._metrics[mode].clear()
-        metrics = {**self._reward_log.metrics(mode), **terms}
+        metrics = self._reward_log.metrics(mode)
         if metrics:
-            metrics["num_tokens"] = self._total_train_tokens
+            metrics["num_tokens"] = self._trained_tokens
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)
 
@@ -314,13 +312,9 @@ class RewardTrainer(TrlRewardTrainer):
             DataError: The checkpoint was not saved to its end.
         """
         evaluations = attached_evaluations(self)
-        checkpoint: Path | None = None
-        if str(resume_from_checkpoint).lower() == "true":
-            checkpoint = last_checkpoint(Path(self.args.output_dir))
-            if checkpoint is None:
-                logger.warning("There is no checkpoint in %s, so training starts from the beginning.", self.args.output_dir)
-        elif isinstance(resume_from_checkpoint, (str, Path)):
-            checkpoint = checked_checkpoint(Path(resume_from_checkpoint))
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
+        if checkpoint is not None:
+            load_loss_states(self.losses, checkpoint)
         result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         for name, long in self.overlong.items():
             if long and name not in self.rows:
@@ -335,62 +329,35 @@ class RewardTrainer(TrlRewardTrainer):
 
     # --- Saving -----------------------------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def save(self, folder: Path, *, checkpoint: bool) -> None:
         """Save the model: a checkpoint's with all outputs, any other with those that are deployed."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
+        with nullcontext() if checkpoint else self._deployed():
+            super().save(folder, checkpoint=checkpoint)
+            if self.renderer is not None and self.args.should_save:
+                source = "eval" if self._reward_log.rewards["eval"] else "train"
+                write_trained_manifest(
+                    folder,
+                    # The weights of a sharded model are not all here, and so cannot score the golden samples.
+                    None if is_sharded(self) else self._plain_model(),
+                    self.renderer,
+                    heads=self.heads,
+                    statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
+                    training=self._training_facts(),
+                )
+        if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
+            save_loss_states(self.losses, folder)
+
+    @contextmanager
+    def _deployed(self) -> Iterator[None]:
+        """Within it, the model is the one that is deployed: merged with its adapter if asked for, without outputs for training."""
         trained, heads = self.model, self.heads
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
-        kept = list(self.losses[0].deployed(heads))
-        cut = len(kept) < len(heads.names)
-        if cut:
-            names, weights = tuple(heads.names[at] for at in kept), tuple(heads.weights[at] for at in kept)
-            self.heads = Heads(names, weights, heads.members)
-        width = len(heads.names)
-        outputs = [member * width + place for member in range(heads.members) for place in kept]
-        plain = self._plain_model()
         try:
-            with deployed_head(plain, outputs) if cut else nullcontext():
-                self._name_outputs(plain, self.heads)
-                super().save_model(output_dir, _internal_call)
+            with deployed_head(self._plain_model(), heads, self.losses[0].deployed(heads)) as self.heads:
+                yield
         finally:
             self.model, self.heads = trained, heads
-            self._name_outputs(self._plain_model(), heads)
-
-    def _name_outputs(self, model: PreTrainedModel, heads: Heads) -> None:
-        model.config.num_labels = len(heads)
-        if len(heads) > 1:
-            model.config.id2label = dict(enumerate(heads.labels))
-            model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.renderer is None:
-            return
-        source = "eval" if self._reward_log.rewards["eval"] else "train"
-        write_trained_manifest(
-            Path(output_dir if output_dir is not None else self.args.output_dir),
-            # The weights of a sharded model are not all here, and so cannot score the golden samples.
-            None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._plain_model(),
-            self.renderer,
-            heads=self.heads,
-            statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
-            training=self._training_facts(),
-        )
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        states = [dict(loss.state()) for loss in self.losses]
-        if any(states) and self.args.should_save:
-            write_atomically(Path(output_dir) / _LOSS_STATE, json.dumps(states))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (states := Path(checkpoint) / _LOSS_STATE).is_file():
-            for loss, state in zip(self.losses, json.loads(states.read_text(encoding="utf-8")), strict=True):
-                loss.load_state(state)
 
     def _plain_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
@@ -398,7 +365,7 @@ class RewardTrainer(TrlRewardTrainer):
 
     def _training_facts(self) -> dict[str, Any]:
         return {
-            "base_model": self.model.config._name_or_path,
+            "base_model": self.model.config.name_or_path,
             "loss": self.args.to_dict().get("loss", "bradley-terry"),
             "formula": self.losses[0].formula,
             "regularizers": {name: weight for name, (weight, _) in self.regularizers.items()},
@@ -414,7 +381,7 @@ class RewardTrainer(TrlRewardTrainer):
         }
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained, how to use it, and what a `RewardEvaluation` found."""
+        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
@@ -422,18 +389,3 @@ class RewardTrainer(TrlRewardTrainer):
                 name: evaluation for callback in attached_evaluations(self) for name, evaluation in callback.last.items()
             }
             complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
-
-
-def _defaults_with(args: Any) -> RewardConfig:
-    """Our defaults beside a configuration of TRL's own."""
-    return RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=args.center_rewards_coefficient)
-
-
-def _has_adapter(model: Any, peft_config: Any) -> bool:
-    return peft_config is not None or hasattr(model, "peft_config")
-
-
-def _keep_head(peft_config: Any) -> None:
-    """Make an adapter train and save the score head, without which it would score at random when loaded."""
-    if peft_config is not None:
-        peft_config.task_type = "SEQ_CLS"  # peft then adds the head, whatever the model calls it

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
-from trl.trainer.utils import create_model_from_path
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.heads import Heads
+from rm_plugins_trl.trl_internals import classifier_from_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rm_plugins.losses import Loss
 
-try:
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
-except ImportError:  # pragma: no cover - a private name of TRL's, for fewer warnings
-    from contextlib import nullcontext as suppress_seqcls_warning
-
-__all__ = ["check_outputs", "deployed_head", "head_layer", "load_classifier", "parameter_count", "trained_heads", "trains_head"]
+__all__ = [
+    "check_outputs",
+    "deployed_head",
+    "head_layer",
+    "load_classifier",
+    "name_outputs",
+    "parameter_count",
+    "trained_heads",
+    "trains_head",
+]
 
 _HEADS = ("score", "classifier")
 
@@ -33,12 +37,6 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
     """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, with the outputs that a loss trains.
 
     A head of another size, which a trained reward model may have, makes room for a new one.
-
-    Args:
-        source: The path or id.
-        args: The configuration of the training, whose ``model_init_kwargs`` are heeded.
-        heads: The outputs.
-        quantization_config: Handed to transformers.
 
     Raises:
         ModelError: The quantization is given twice.
@@ -53,12 +51,9 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
     settings.setdefault("trust_remote_code", args.trust_remote_code)
     settings["num_labels"] = len(heads)
     if len(heads) > 1:
-        settings["id2label"] = dict(enumerate(heads.labels))
-        settings["label2id"] = {label: number for number, label in enumerate(heads.labels)}
-        settings["ignore_mismatched_sizes"] = True
+        settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
     set_seed(args.seed)  # the new head is random
-    with suppress_seqcls_warning():
-        return create_model_from_path(source, AutoModelForSequenceClassification, **settings)
+    return classifier_from_path(source, **settings)
 
 
 def parameter_count(model: Any, args: Any) -> int:
@@ -69,31 +64,27 @@ def parameter_count(model: Any, args: Any) -> int:
     code = settings.get("trust_remote_code", args.trust_remote_code)
     config = AutoConfig.from_pretrained(model, revision=settings.get("revision"), trust_remote_code=code)
     with torch.device("meta"):
-        found = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
-    return int(found.num_parameters())
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
+    return int(empty.num_parameters())
 
 
 def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members: int) -> tuple[Heads, dict[str, float] | None]:
     """The outputs that a loss trains, and the weight of each attribute in the reward, by which rated texts are compared.
 
-    Args:
-        loss: The loss.
-        attributes: What the data is rated on.
-        reward: The weight of each attribute as the user has set it; None for the loss's own.
-        members: The members of a shared-trunk ensemble.
+    `attributes` are what the data is rated on; `reward` is the weight of each as the user has set it, or None for the loss's own.
 
     Raises:
         SpecError: A weight is given to what is no attribute, or the loss cannot be trained on the attributes.
     """
-    found = loss.heads(attributes)
+    heads = loss.heads(attributes)
     if reward is not None and (unknown := reward.keys() - {*attributes}):
         raise SpecError(f"reward: {', '.join(sorted(unknown))} is no attribute of the data, which has {', '.join(attributes)}.")
-    weights = found.weights
-    if attributes and found.names == attributes:
+    weights = heads.weights
+    if attributes and heads.names == attributes:
         if reward is not None:
             weights = tuple(float(reward.get(name, 0.0)) for name in attributes)
         reward = dict(zip(attributes, weights, strict=True))
-    return Heads(found.names, weights, members), reward
+    return Heads(heads.names, weights, members), reward
 
 
 def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
@@ -112,7 +103,7 @@ def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
 def head_layer(model: PreTrainedModel) -> nn.Linear | None:
     """The linear layer whose outputs are the model's; None where there is no such layer."""
     outputs = model.config.num_labels
-    found = [
+    layers = [
         module
         for name, module in model.named_modules()
         if name.partition(".")[0] in _HEADS
@@ -120,34 +111,56 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
         and isinstance(module, nn.Linear)
         and module.out_features == outputs
     ]
-    return found[-1] if found else None
+    return layers[-1] if layers else None
+
+
+def name_outputs(model: PreTrainedModel, heads: Heads) -> None:
+    """Have a model's configuration say what its outputs are."""
+    model.config.num_labels = len(heads)
+    if len(heads) > 1:
+        model.config.update(_labels(heads))
+
+
+def _labels(heads: Heads) -> dict[str, Any]:
+    labels = dict(enumerate(heads.labels))
+    return {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
 
 
 @contextmanager
-def deployed_head(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
-    """Within it, a model has only some of its outputs.
+def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
+    """Within it, a model has only some of its outputs; gives these.
 
-    Args:
-        model: The classifier.
-        kept: The outputs to keep, by number.
+    `kept` are the numbers of a member's outputs to keep.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
     """
+    width = len(heads.names)
+    if len(kept) == width:
+        yield heads
+        return
     layer = head_layer(model)
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
-    whole = {name: found for name, found in layer.named_parameters(recurse=False)}
-    outputs = model.config.num_labels
+    outputs = [member * width + number for member in range(heads.members) for number in kept]
+    whole = dict(layer.named_parameters(recurse=False))
     for name, parameter in whole.items():
-        setattr(layer, name, nn.Parameter(parameter.detach()[list(kept)].clone()))
-    layer.out_features = model.config.num_labels = model.num_labels = len(kept)
+        setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    deployed = Heads(
+        tuple(heads.names[number] for number in kept), tuple(heads.weights[number] for number in kept), heads.members
+    )
+    _resize(model, layer, deployed)
     try:
-        yield
+        yield deployed
     finally:
         for name, parameter in whole.items():
             setattr(layer, name, parameter)
-        layer.out_features = model.config.num_labels = model.num_labels = outputs
+        _resize(model, layer, heads)
+
+
+def _resize(model: PreTrainedModel, layer: nn.Linear, heads: Heads) -> None:
+    layer.out_features = model.num_labels = len(heads)
+    name_outputs(model, heads)
 
 
 def trains_head(model: nn.Module) -> bool:

@@ -59,40 +59,34 @@ def _parser() -> Any:
 def _launch(launcher: list[str], own: list[str]) -> None:
     """Start this module on several processes."""
     from accelerate.commands.launch import launch_command, launch_command_parser
-    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    from rm_plugins_trl.trl_internals import launcher_arguments
 
     known = [option for action in launch_command_parser()._actions for option in action.option_strings]
     for argument in launcher:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in (*known, "--accelerate_config"):
             own_names = [option for action in _parser()._actions for option in action.option_strings]
-            raise click.UsageError(f"There is no argument {name}. {_nearest(name, [*own_names, *known])}")
-    found = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
-    if found.cpu and (found.num_processes or 1) > 1 and found.mpirun_hostfile is None:
+            nearest = [f"Did you mean {option}?" for option in get_close_matches(name, [*own_names, *known], n=1)]
+            listed = "`rm-plugins train --help` lists ours, `accelerate launch --help` the others."
+            raise click.UsageError(f"There is no argument {name}. {(nearest or [listed])[0]}")
+    options = launch_command_parser().parse_args([*launcher_arguments(launcher), "--module", _MODULE, *own])
+    if options.cpu and (options.num_processes or 1) > 1 and options.mpirun_hostfile is None:
         # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
         from torch.distributed.run import main
 
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        main(["--standalone", "--nproc_per_node", str(found.num_processes), "--module", _MODULE, *own])
+        main(["--standalone", "--nproc_per_node", str(options.num_processes), "--module", _MODULE, *own])
     else:
-        launch_command(found)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    found = get_close_matches(name, known, n=1)
-    return (
-        f"Did you mean {found[0]}?" if found else "`rm-plugins train --help` lists ours, `accelerate launch --help` the others."
-    )
+        launch_command(options)
 
 
 def _without(arguments: list[str], taken: list[str]) -> list[str]:
     """The arguments without those that the launcher takes, which are an ordered part of them."""
-    left = iter(taken)
-    wanted = next(left, None)
     kept = []
     for argument in arguments:
-        if argument == wanted:
-            wanted = next(left, None)
+        if taken and argument == taken[0]:
+            taken = taken[1:]
         else:
             kept.append(argument)
     return kept

@@ -33,27 +33,23 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     Raises:
         DataError: No dataset is named, or a split is missing.
     """
-    wants_evaluation = args.eval_strategy != "no"
-    if script.eval_dataset_name is not None:
-        evaluation = _loaded(script.eval_dataset_name, script, script.dataset_test_split)
+    train, test = script.dataset_train_split, script.dataset_test_split
+    evaluates = args.eval_strategy != "no"
+    evaluation = None if script.eval_dataset_name is None else _loaded(script.eval_dataset_name, script, test)
     if mixture.datasets:
-        found = get_dataset(mixture)
-        train = found[script.dataset_train_split]
-        test = found.get(script.dataset_test_split)
+        splits = get_dataset(mixture)
+        training, held_out = splits[train], splits.get(test)
     elif script.dataset_name:
-        train = _loaded(script.dataset_name, script, script.dataset_train_split)
-        test = None
-        if wants_evaluation and script.eval_dataset_name is None and not is_data_file(script.dataset_name):
-            test = _loaded(script.dataset_name, script, script.dataset_test_split)
+        training = _loaded(script.dataset_name, script, train)
+        splits_itself = evaluates and evaluation is None and not is_data_file(script.dataset_name)
+        held_out = _loaded(script.dataset_name, script, test) if splits_itself else None
     else:
         raise DataError("Name the training data: --dataset_name NAME_OR_FILE, or `datasets:` in the configuration file.")
-    if script.eval_dataset_name is not None:
-        return train, evaluation
-    if wants_evaluation and test is None:
+    if evaluates and evaluation is None and held_out is None:
         raise DataError(
             f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on: --eval_dataset_name."
         )
-    return train, test if wants_evaluation else None
+    return training, held_out if evaluates and evaluation is None else evaluation
 
 
 def _loaded(name: str, script: Any, split: str) -> Any:

@@ -1,0 +1,84 @@
+"""The undocumented names of TRL and transformers that this package relies on, each once, with what it is needed for.
+
+Read in TRL 1.12.0 and 1.16.0, and in transformers 4.57.6 and 5.23.0. A release may change them without notice;
+``tests/trl/test_trl_internals.py`` says which one broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoModelForSequenceClassification, Trainer
+from trl import RewardTrainer
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+from trl.trainer.utils import create_model_from_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+try:
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+except ImportError:  # pragma: no cover - it only spares a warning
+    from contextlib import nullcontext as suppress_seqcls_warning
+
+__all__ = [
+    "OpenRewardTrainer",
+    "callbacks_of",
+    "classifier_from_path",
+    "create_model_from_path",
+    "is_sharded",
+    "launcher_arguments",
+    "place_first",
+    "suppress_seqcls_warning",
+]
+
+
+class OpenRewardTrainer(RewardTrainer):
+    """TRL's ``RewardTrainer``, with the two private places that ours changes under public names."""
+
+    def prepare_dataset(self, dataset: Any, tokenizer: Any, args: Any, name: str) -> Any:
+        """Make a dataset what the data collator takes; the tokenizer has been completed as `args` say."""
+        return super()._prepare_dataset(dataset, tokenizer, args, name)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return self.prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def save(self, folder: Path, *, checkpoint: bool) -> None:
+        """Save the model into a folder: that of a checkpoint, or any other."""
+        super().save_model(str(folder), checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, by default into ``args.output_dir``."""
+        self.save(Path(output_dir or self.args.output_dir), checkpoint=_internal_call)
+
+
+def classifier_from_path(source: str, **settings: Any) -> PreTrainedModel:
+    """A sequence classifier as TRL's trainer loads it: in float32 by default, without warnings about its new head."""
+    with suppress_seqcls_warning():
+        model: PreTrainedModel = create_model_from_path(source, AutoModelForSequenceClassification, **settings)
+    return model
+
+
+def launcher_arguments(arguments: list[str]) -> list[str]:
+    """The arguments of ``accelerate launch``, with the file of an ``--accelerate_config`` that TRL brings."""
+    resolved: list[str] = resolve_accelerate_config_argument(arguments)
+    return resolved
+
+
+def callbacks_of(trainer: Trainer) -> list[TrainerCallback]:
+    """The callbacks of a trainer, in the order in which they are called."""
+    callbacks: list[TrainerCallback] = trainer.callback_handler.callbacks
+    return callbacks
+
+
+def place_first(trainer: Trainer, callbacks: Sequence[TrainerCallback]) -> None:
+    """Have a trainer call these callbacks before all others; ``add_callback`` appends."""
+    present = callbacks_of(trainer)
+    present[:] = [*callbacks, *(callback for callback in present if not any(callback is one for one in callbacks))]
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether a trainer's weights are spread over its processes."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

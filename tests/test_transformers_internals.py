@@ -1,0 +1,36 @@
+"""The private names of transformers that the engine relies on: which one broke, where one did."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
+
+from rm_plugins.engine.transformers_internals import attention_as, is_stateful, takes_attention
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return Qwen2Model(
+        Qwen2Config(
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+        )
+    )
+
+
+def test_attn_implementation(model: PreTrainedModel) -> None:
+    before = model.config._attn_implementation
+    with attention_as(model, "eager"):
+        assert model.config._attn_implementation == "eager" == model.layers[0].self_attn.config._attn_implementation
+    assert model.config._attn_implementation == before != "eager"
+
+
+@pytest.mark.parametrize(
+    ("name", "ask", "answer"), [("_supports_attention_backend", takes_attention, True), ("_is_stateful", is_stateful, False)]
+)
+def test_attributes_of_models(
+    name: str, ask: object, answer: bool, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hasattr(PreTrainedModel, name), f"transformers has no PreTrainedModel.{name} any more"
+    assert callable(ask) and ask(model) is answer
+    monkeypatch.setattr(type(model), name, not answer)
+    assert ask(model) is not answer
