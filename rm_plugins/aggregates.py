@@ -17,20 +17,6 @@ from rm_plugins.hooks import hookimpl
 from rm_plugins.provider import Aggregate
 from rm_plugins.scores import FloatArray
 
-__all__ = [
-    "LowerConfidenceBound",
-    "Max",
-    "Mean",
-    "Median",
-    "Min",
-    "Quantile",
-    "SoftMin",
-    "TrimmedMean",
-    "UncertaintyWeighted",
-    "Weighted",
-    "rm_register_aggregates",
-]
-
 
 class Mean(Aggregate):
     """The mean of the members."""

@@ -23,8 +23,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.spec import SpecBuilder, join_path
 from rm_plugins.transforms import Chain, FittedTransform
 
-__all__ = ["Calibrated", "Calibration"]
-
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:

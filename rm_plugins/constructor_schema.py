@@ -14,8 +14,6 @@ from rm_plugins.errors import PluginError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["announces", "held_by", "schema_of", "takes_settings", "validator_of"]
-
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "with_digests", "write_atomically"]
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

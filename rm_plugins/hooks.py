@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pluggy
 
-__all__ = ["PROJECT", "hookimpl", "hookspec"]
-
 PROJECT = "rm_plugins"
 """The pluggy project name and the entry-point group."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rm_plugins.server.dialects import Dialect
     from rm_plugins.suites import Suite
 
-__all__ = ["HookSpecs"]
-
 
 class HookSpecs:
     """Every hook, in one place. A class that is registered carries ``name: ClassVar[str]``, kebab-case."""

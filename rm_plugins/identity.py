@@ -9,8 +9,6 @@ from typing import Any
 from rm_plugins.provider import Provider
 from rm_plugins.samples import canonical_json
 
-__all__ = ["fingerprint", "manifest_digests", "shown_spec"]
-
 
 def fingerprint(provider: Provider) -> str:
     """A SHA-256 over what makes a reward's scores: its spec, and in place of each model's path the weights and the rendering.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TypeVar
 
-__all__ = ["all_gathered"]
-
 Value = TypeVar("Value")
 
 

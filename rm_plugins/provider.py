@@ -18,17 +18,6 @@ from rm_plugins.files import with_digests
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
 
-__all__ = [
-    "Aggregate",
-    "Component",
-    "LocalPath",
-    "ModelSource",
-    "OnError",
-    "Provider",
-    "Transform",
-    "transforms_of",
-]
-
 logger = logging.getLogger(__name__)
 
 OnError: TypeAlias = Literal["raise", "abstain"]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
 
-__all__ = ["KINDS", "BrokenPlugin", "PluginCommand", "Registration", "Registry", "default_registry"]
-
 KINDS: Mapping[str, str] = {
     "provider": "rm_register_providers",
     "loss": "rm_register_losses",

@@ -12,8 +12,6 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["RowProvider"]
-
 
 class RowProvider(Provider):
     """A provider that scores each sample by itself: a subclass implements `score_sample`.

@@ -11,20 +11,6 @@ from typing import Any, TypeAlias
 
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
-__all__ = [
-    "PROMPT_COLUMNS",
-    "ROLES",
-    "Message",
-    "RenderedSample",
-    "Sample",
-    "canonical_json",
-    "completion_texts",
-    "message_text",
-    "prompt_groups",
-    "prompt_key",
-    "text_of",
-]
-
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of parts as vision models take it."""
 

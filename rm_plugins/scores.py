@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import RmPluginsError, ScoringError
 
-__all__ = ["MEMBER", "FloatArray", "Scores", "TokenCounts", "ensemble_members", "is_member", "joined", "parts_of_columns"]
-
 FloatArray: TypeAlias = NDArray[np.float64]
 
 MEMBER = "member"

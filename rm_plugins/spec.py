@@ -22,8 +22,6 @@ from rm_plugins.provider import Component, LocalPath, Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
 
-__all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "named_rewards"]
-
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
 

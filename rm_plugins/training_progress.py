@@ -11,8 +11,6 @@ from typing import Any
 
 from rm_plugins.errors import SpecError, did_you_mean
 
-__all__ = ["Schedule", "current_progress", "training_progress"]
-
 _progress: ContextVar[float | None] = ContextVar("rm_plugins_training_progress", default=None)
 
 _REQUIRED = ("from", "to")

@@ -9,8 +9,6 @@ from typing import Any
 from rm_plugins.errors import DataError
 from rm_plugins.samples import RenderedSample, Sample
 
-__all__ = ["sample_from_json", "sample_to_json", "values_to_json"]
-
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
     """``{"prompt": ..., "completion": ..., "columns": {...}}``; columns only where there are any.

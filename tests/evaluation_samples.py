@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.evaluation.results import (
-    BestOfN,
     DataSummary,
     Difference,
     Distribution,
@@ -24,6 +23,7 @@ from rm_plugins.evaluation.results import (
     RewardResult,
     SectionResult,
 )
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin

@@ -14,7 +14,6 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.evaluation import evaluate
 from rm_plugins.evaluation.results import (
-    BestOfN,
     Difference,
     Distribution,
     Evaluation,
@@ -28,6 +27,7 @@ from rm_plugins.evaluation.results import (
 )
 from rm_plugins.reports import comparison_page, evaluation_page
 from rm_plugins.reports.charts import COLOURS
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin

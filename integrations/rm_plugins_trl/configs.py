@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from transformers.utils import is_torch_bf16_gpu_available
 
-__all__ = ["bf16_by_default", "with_help"]
-
 Config = TypeVar("Config")
 
 

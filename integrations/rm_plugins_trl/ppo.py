@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
-__all__ = ["PPOConfig", "PPOTrainer"]
-
 _ROW = "dataset_row"
 """The key under which a batch carries the numbers of its rows."""
 

@@ -21,8 +21,6 @@ from rm_plugins.wire import values_to_json
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-__all__ = ["RewardFunction", "Spec", "detail_metric", "reward_func", "training_of"]
-
 Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., Any]
 """Whatever `rm_plugins.load` takes."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
-__all__ = ["RewardModel", "Rollout", "decoded_texts", "prompt_of"]
-
 _POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
 """Columns that say what the policy sees; all others are facts about the row, which its reward may use."""
 

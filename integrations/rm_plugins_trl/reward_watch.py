@@ -10,8 +10,6 @@ from transformers import TrainerCallback
 from rm_plugins.training.watcher import RewardWatcher
 from rm_plugins_trl.trl_internals import place_first
 
-__all__ = ["RewardWatch"]
-
 logger = logging.getLogger(__name__)
 
 _TRAINERS_FIGURES = {

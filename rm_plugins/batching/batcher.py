@@ -17,8 +17,6 @@ from typing import Any, Generic, TypeVar
 
 from rm_plugins.batching.fair_queue import FairQueue
 
-__all__ = ["Batch", "Batcher", "Done", "Overloaded", "Stopped"]
-
 logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8

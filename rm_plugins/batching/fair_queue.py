@@ -6,8 +6,6 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["FairQueue", "Job", "Line"]
-
 
 class Job(Protocol):
     """What waits."""

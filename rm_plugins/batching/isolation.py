@@ -14,8 +14,6 @@ from rm_plugins.providers.combinators.parts import unnamed_failures_in
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 
-__all__ = ["score_requests"]
-
 logger = logging.getLogger(__name__)
 
 

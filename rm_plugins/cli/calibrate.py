@@ -18,8 +18,6 @@ from rm_plugins.data.rows import read_rows, row_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 
-__all__ = ["command"]
-
 
 @click.command("calibrate")
 @click.argument("spec")

@@ -22,8 +22,6 @@ from rm_plugins.errors import ModelError
 if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
 
-__all__ = ["command"]
-
 
 @click.group("data")
 def command() -> None:

@@ -16,8 +16,6 @@ from rm_plugins.evaluation.run import SHOWN
 from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.reports import comparison_page
 
-__all__ = ["command"]
-
 
 @click.command("diff")
 @click.argument("a")

@@ -17,8 +17,6 @@ from rm_plugins.evaluation.model_card import write_model_card
 from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.reports import evaluation_page
 
-__all__ = ["command"]
-
 
 @click.command("evaluate")
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC [SPEC ...] DATA")

@@ -11,8 +11,6 @@ from rm_plugins.cli.job_options import batch_size_option
 from rm_plugins.evaluation.run import RESAMPLES
 from rm_plugins.jobs.evaluation import HUB
 
-__all__ = ["check_data", "evaluation_options"]
-
 
 def _renamed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
     renamed = {}

@@ -11,8 +11,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 from rm_plugins.reports.charts import drawing
 
-__all__ = ["check_outputs", "write_outputs"]
-
 
 def check_outputs(json: Path | None, report: Path | None) -> None:
     """Refuse files that cannot be written, before anything is scored.

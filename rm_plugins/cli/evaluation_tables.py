@@ -14,8 +14,6 @@ from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
 from rm_plugins.reports.reward_styles import side_by_side
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["print_difference", "print_evaluation", "print_flips"]
-
 _MOST_SECTIONS = 30
 
 

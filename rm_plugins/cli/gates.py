@@ -11,8 +11,6 @@ import click
 from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 
-__all__ = ["Gate", "failures", "parse_gates"]
-
 
 class Gate(NamedTuple):
     """A limit of one figure.

@@ -20,8 +20,6 @@ from rich.progress import (
 from rm_plugins.data.rows import is_data_file
 from rm_plugins.jobs.progress import JobProgress
 
-__all__ = ["ConsoleProgress", "batch_size_option", "output_path", "progress_bar", "scoring_options"]
-
 _WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
 _RESUMED = {"scoring": "rows that were scored before", "generating": "prompts whose completions were written before"}
 

@@ -12,8 +12,6 @@ from rich.table import Column, Table
 from rm_plugins.errors import did_you_mean
 from rm_plugins.registry import KINDS, default_registry
 
-__all__ = ["command"]
-
 
 @click.command("list")
 @click.argument("kind", required=False)

@@ -20,8 +20,6 @@ from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.scores import FloatArray
 
-__all__ = ["command"]
-
 
 def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
     try:

@@ -11,8 +11,6 @@ from rm_plugins import __version__
 from rm_plugins.errors import DuplicateNameError, RmPluginsError
 from rm_plugins.registry import default_registry
 
-__all__ = ["main"]
-
 _BUILT_IN = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
 
 

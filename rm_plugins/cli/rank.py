@@ -37,8 +37,6 @@ from rm_plugins.jobs.ranking import (
 )
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
-__all__ = ["command"]
-
 _SHAPING = ("form", "best", "pairs", "min_score", "min_margin", "max_margin", "finished_only")
 _GROUPS = {
     "Output": ("output", *_SHAPING, "overwrite"),

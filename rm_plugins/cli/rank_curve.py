@@ -20,8 +20,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.statistics import best_of_n as statistics
 from rm_plugins.statistics.intervals import Estimate, paired_test
 
-__all__ = ["best_of_n_curve", "check_curve_file", "curve_text", "print_curve"]
-
 _ENDINGS = (".html", ".json", ".svg")
 
 

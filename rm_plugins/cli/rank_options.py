@@ -14,9 +14,6 @@ from click.core import ParameterSource
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "GroupedCommand", "check_files", "check_options", "engine_options", "gold_column"]
-
-
 OF_GENERATE = (
     "engine",
     "temperature",

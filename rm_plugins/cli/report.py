@@ -15,8 +15,6 @@ from rm_plugins.reports.training_page import FIGURES, training_page
 from rm_plugins.training.journal import read_journal
 from rm_plugins.training.journal_summary import RewardSummary, summarize
 
-__all__ = ["command"]
-
 
 @click.command("report")
 @click.argument("journal", type=click.Path(path_type=Path))

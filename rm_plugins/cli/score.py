@@ -7,8 +7,6 @@ import click
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.jobs.scored_rows import ScoringJob
 
-__all__ = ["command"]
-
 
 @click.command("score")
 @click.argument("spec")

@@ -15,8 +15,6 @@ import click
 from rm_plugins.errors import MissingDependencyError, SpecError
 from rm_plugins.server.settings import Settings
 
-__all__ = ["command"]
-
 _DEFAULTS = Settings()
 _OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 _LIMITS = {

@@ -17,8 +17,6 @@ from rm_plugins.provider import Aggregate, Provider, Transform
 from rm_plugins.spec import SHARED_KEYS
 from rm_plugins.transforms import Chain
 
-__all__ = ["command", "tree"]
-
 
 @click.command("show")
 @click.argument("spec")

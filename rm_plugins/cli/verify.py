@@ -11,8 +11,6 @@ from rm_plugins.errors import UnsupportedError
 from rm_plugins.models.manifest import MANIFEST_NAME
 from rm_plugins.models.trained_reward import TrainedReward, loading_unchecked
 
-__all__ = ["command"]
-
 
 @click.command("verify")
 @click.argument("spec")

@@ -23,8 +23,6 @@ from rm_plugins.data.rows import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
 
-__all__ = ["DataCheck"]
-
 Lengths: TypeAlias = Callable[[Sequence[Sample]], Sequence[int]]
 
 _QUANTILES = {"shortest": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "longest": 1.0}

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from rm_plugins.data.judgements import DataFormat
 
-__all__ = ["AttributeSummary", "DataReport", "Example", "LengthBias", "Problem", "SourceCounts"]
-
 
 @dataclass(frozen=True, slots=True)
 class Example:

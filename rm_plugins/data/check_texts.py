@@ -8,8 +8,6 @@ from hashlib import blake2b
 from rm_plugins.data.judgements import Judgement
 from rm_plugins.samples import Message, Sample, message_text
 
-__all__ = ["VERDICT_BITS", "characters", "excerpt", "is_blank", "one_line", "row_digests"]
-
 VERDICT_BITS = 64
 """How many bits of a digest tell how a row is judged."""
 

@@ -15,8 +15,6 @@ from rm_plugins.data.rows import completion_samples, preference_samples
 from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.samples import Sample
 
-__all__ = ["DataFormat", "Judgement", "attribute_names", "judgement", "numbers_of"]
-
 DataFormat: TypeAlias = Literal["preference", "ranking", "ratings", "best-of", "labelled"]
 
 _OF_COMPLETIONS: Mapping[str, DataFormat] = {

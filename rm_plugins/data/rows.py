@@ -16,17 +16,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
 from rm_plugins.samples import Message, Sample
 
-__all__ = [
-    "RowSamples",
-    "completion_samples",
-    "is_data_file",
-    "json_line",
-    "preference_samples",
-    "read_rows",
-    "row_samples",
-    "write_rows",
-]
-
 _ROLES = ("prompt", "completion", "completions", "chosen", "rejected", "messages")
 
 

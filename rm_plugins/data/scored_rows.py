@@ -11,8 +11,6 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 
-__all__ = ["ScoredRow", "scored_batches"]
-
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:

@@ -26,8 +26,6 @@ from rm_plugins.rendering.tokenize import common_beginning
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["BatchForward", "BatchOutput"]
-
 _OVER_BUDGET = 1.25
 """A pack may have this many times the budget: what rows have in common counts once, and so little is not always shared."""
 

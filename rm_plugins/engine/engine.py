@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.engine.score_cache import ScoreCache
 
-__all__ = ["ScoringEngine", "Work", "activation_bytes", "costs_of", "default_max_tokens", "scores_differ"]
-
 logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 2_048

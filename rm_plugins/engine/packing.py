@@ -27,8 +27,6 @@ from rm_plugins.errors import UnsupportedError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PACKED", "Packing", "attends_packed", "attention_window"]
-
 PACKED = "rm_plugins_packed"
 """The name of the attention implementation."""
 

@@ -11,8 +11,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Costs", "MicroBatch", "Plan", "Segment", "Stage", "micro_batches", "plan_batches"]
-
 CONTEXT_FACTOR = 4
 """The tokens that a stage caches, and those that a micro-batch reads and computes, are at most this many token budgets."""
 MAX_LEVELS = 16

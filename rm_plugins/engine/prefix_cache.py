@@ -18,8 +18,6 @@ from rm_plugins.engine.transformers_internals import is_stateful
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CachedPrefixes", "PrefixCache", "has_standard_cache", "is_causal", "is_decoder"]
-
 _DECODERS = frozenset({"biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"})
 """Model types that read their score as transformers' generic decoder does, without being one."""
 

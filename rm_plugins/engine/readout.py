@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LastToken", "Readout"]
-
 
 class Readout(Protocol):
     """Chooses the tokens of a row whose hidden states the score head is given.

@@ -26,8 +26,6 @@ from rm_plugins.scores import FloatArray
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["MEMORY", "ScoreCache", "model_fingerprint"]
-
 MEMORY = "memory"
 """In place of a file's name: the cache lives as long as the provider."""
 

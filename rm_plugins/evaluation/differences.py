@@ -13,8 +13,6 @@ from rm_plugins.evaluation.reward_figures import ScoredPairs
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.intervals import mean_estimate, paired_test
 
-__all__ = ["flipped_pairs", "reward_difference"]
-
 
 def reward_difference(
     rows: JudgedRows,

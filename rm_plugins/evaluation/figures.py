@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-__all__ = ["FIGURES", "Better", "Figure", "figures_of"]
-
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 
 

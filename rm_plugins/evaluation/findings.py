@@ -11,8 +11,6 @@ from rm_plugins.evaluation.figures import FIGURES
 from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["findings"]
-
 FEWEST_PAIRS = 30
 """With fewer, nothing is said of a part of the pairs."""
 ALWAYS_LONGER = 0.95

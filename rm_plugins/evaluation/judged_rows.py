@@ -22,8 +22,6 @@ from rm_plugins.statistics.bias import FORMAT_FEATURES, format_features
 
 _LISTS = ("ranking", "ratings", "best-of", "labelled")
 
-__all__ = ["SECTION_COLUMNS", "Cluster", "JudgedRows", "RowCollector"]
-
 Cluster: TypeAlias = Literal["prompt", "row"]
 
 SECTION_COLUMNS = ("section", "subset")

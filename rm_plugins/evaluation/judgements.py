@@ -15,8 +15,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.accuracy import accuracy, pair_shares
 from rm_plugins.statistics.metrics import auc, brier_score, expected_calibration_error, pearson, spearman, unanimous
 
-__all__ = ["head_metrics", "judgement_metrics"]
-
 
 def judgement_metrics(
     rewards: FloatArray,

@@ -19,8 +19,6 @@ from rm_plugins.suites import SuiteResult
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-__all__ = ["CARD_NAME", "evaluation_section", "write_model_card"]
-
 CARD_NAME = "README.md"
 
 _END = "<!-- end of the evaluation -->"

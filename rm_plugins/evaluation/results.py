@@ -14,25 +14,6 @@ from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult
 
-__all__ = [
-    "SIGNIFICANT",
-    "BestOfN",
-    "DataSummary",
-    "Difference",
-    "Distribution",
-    "Evaluation",
-    "Finding",
-    "FlippedPair",
-    "JudgedPair",
-    "LengthBin",
-    "LengthScatter",
-    "Members",
-    "RewardResult",
-    "SectionResult",
-    "as_json",
-]
-
-
 SIGNIFICANT = 0.05
 """Below this p-value, a difference is called one."""
 

@@ -16,16 +16,6 @@ from rm_plugins.statistics.best_of_n import BestOfN, best_of_n_curve
 from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_share
 from rm_plugins.statistics.metrics import agreement, unanimous
 
-__all__ = [
-    "accuracy_by_length",
-    "best_of_n_of_lists",
-    "format_biases",
-    "length_scatter",
-    "member_comparison",
-    "reward_distribution",
-    "section_results",
-]
-
 _LENGTH_BINS = 8
 _REWARD_BINS = 40
 _POINTS = 600

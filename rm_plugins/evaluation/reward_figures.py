@@ -33,8 +33,6 @@ from rm_plugins.statistics.metrics import (
 )
 from rm_plugins.statistics.ranks import mean_ranks
 
-__all__ = ["BINS", "ScoredPairs", "reward_figures"]
-
 BINS = 20
 """Of the win probability, in the calibration."""
 

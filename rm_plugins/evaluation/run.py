@@ -39,8 +39,6 @@ from rm_plugins.statistics.bias import longer_share
 from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
-__all__ = ["RESAMPLES", "SHOWN", "EvaluationRun", "evaluate", "evaluate_pairs"]
-
 RESAMPLES = 1_000
 """Of the bootstrap, if nothing else is said."""
 SHOWN = 20

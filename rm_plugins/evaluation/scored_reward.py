@@ -18,8 +18,6 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, ensemble_members
 
-__all__ = ["reward_facts", "scores_of"]
-
 
 def scores_of(rows: Iterable[ScoredRow]) -> tuple[FloatArray, dict[str, FloatArray]]:
     """The scores of rows, float64 [N], and those of an ensemble's members by name; NaN in rows that lack a member."""

@@ -15,8 +15,6 @@ from rm_plugins.evaluation.reward_figures import ScoredPairs
 from rm_plugins.samples import Sample, text_of
 from rm_plugins.scores import FloatArray
 
-__all__ = ["ShownPairs", "cut_text", "worst_pairs"]
-
 _TEXT = 4_000
 """Characters of a text that is shown; of longer ones, the middle is left out."""
 

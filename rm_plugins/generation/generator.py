@@ -12,8 +12,6 @@ import numpy as np
 from rm_plugins.errors import DataError, ModelError, RmPluginsError
 from rm_plugins.generation.prompts import PolicyPrompts
 
-__all__ = ["Completion", "Generator", "Sampling"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -12,8 +12,6 @@ from rm_plugins.samples import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PolicyPrompts"]
-
 _HUB_OPTIONS = {
     **{name: name for name in ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")},
     "download_dir": "cache_dir",  # as vLLM calls it

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Warper = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-__all__ = ["TransformersGenerator"]
-
 
 class TransformersGenerator(Generator):
     """A policy that transformers runs, on whatever device there is.

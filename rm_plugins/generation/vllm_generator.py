@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.generation.generator import Completion, Generator
 
-__all__ = ["VLLMGenerator"]
-
 
 class VLLMGenerator(Generator):
     """A policy that vLLM runs in this process's name, on its GPUs.

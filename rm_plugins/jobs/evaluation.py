@@ -24,8 +24,6 @@ from rm_plugins.jobs.scored_rows import RowScoring, RowSource, spooled_input
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
-__all__ = ["HUB", "evaluated"]
-
 HUB = "hub"
 """In the place of a file: a benchmark's own dataset."""
 

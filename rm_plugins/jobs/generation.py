@@ -17,8 +17,6 @@ from rm_plugins.jobs.kept_rows import UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.samples import prompt_key
 
-__all__ = ["GenerationJob"]
-
 _ANSWERS = ("completion", "completions", "chosen", "rejected", "messages", "finished")
 _SECRET = ("hf_token", "token")
 """Options that are not to be written down."""

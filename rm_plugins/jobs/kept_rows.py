@@ -14,8 +14,6 @@ from rm_plugins.data.rows import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 
-__all__ = ["KeptRows", "UnfinishedFile"]
-
 
 class KeptRows:
     """Rows that are appended to a file as JSON Lines, with a note beside it of what they were made by and of.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["JobProgress"]
-
 
 class JobProgress:
     """Told how far a job is; this one ignores it, and a caller overrides what it wants to know.

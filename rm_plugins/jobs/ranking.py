@@ -17,18 +17,6 @@ from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError
 from rm_plugins.samples import PROMPT_COLUMNS
 
-__all__ = [
-    "PAIRS",
-    "Rule",
-    "ScoredPrompt",
-    "best_rows",
-    "column_values",
-    "first_completions",
-    "pair_rows",
-    "ranked_rows",
-    "scored_prompts",
-]
-
 Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
 PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
 

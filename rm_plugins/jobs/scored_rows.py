@@ -26,8 +26,6 @@ from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
 
-__all__ = ["RowScoring", "RowSource", "ScoringJob", "spooled_input"]
-
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RewardBatch"]
-
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:

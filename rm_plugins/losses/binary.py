@@ -14,8 +14,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Bco", "Binary"]
-
 
 class Binary(Loss):
     """Binary cross-entropy: the reward is the logit of an answer's being good, one for each attribute.

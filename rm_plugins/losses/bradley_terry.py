@@ -13,8 +13,6 @@ from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_pa
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BradleyTerry", "Focal", "Robust", "Scaled"]
-
 
 class BradleyTerry(Loss):
     """Bradley-Terry, with margins where the data has them and label smoothing if asked for.

@@ -13,8 +13,6 @@ from rm_plugins.losses.reductions import mean_over_pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Grm"]
-
 
 class Grm(Loss):
     """GRM: Bradley-Terry, while the language-model head that the model keeps goes on predicting the winners' tokens.

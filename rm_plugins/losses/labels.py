@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses.batch import RewardBatch
 
-__all__ = ["attribute_heads", "check_one_attribute", "labels_beside", "mean_over_labels", "zero_to_one"]
-
 
 def attribute_heads(loss: str, attributes: Sequence[str], weights: Mapping[str, float] | None = None) -> Heads:
     """An output for each attribute.

@@ -16,8 +16,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["InfoNce", "KWise", "ListNet", "PlackettLuce"]
-
 
 class KWise(Loss):
     """Bradley-Terry on all pairs of a prompt's answers, with which a prompt counts once however many answers it has.

@@ -15,8 +15,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FunctionLoss", "Item", "Loss", "Regularizer", "needs_of", "own_needs"]
-
 Item: TypeAlias = Literal["pairs", "comparisons", "groups", "rows", "labels"]
 """What a loss is a mean over: pairs; pairs and ties; groups; rows; or labels that are not missing."""
 

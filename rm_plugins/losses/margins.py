@@ -11,8 +11,6 @@ from rm_plugins.losses.reductions import check_finite, mean_over_pairs, required
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Hinge", "Ipo", "MarginMse", "SquaredHinge"]
-
 
 class Hinge(Loss):
     """Hinge: a pair costs what its winner lacks of a margin.

@@ -16,8 +16,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MeanVariance"]
-
 
 class MeanVariance(Loss):
     """A Gaussian reward: one output is its mean, which is the reward, the other the logarithm of its standard deviation.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BATCH_NEEDS", "DATA_NEEDS", "Each", "Need", "NeedName", "joined"]
-
 NeedName: TypeAlias = Literal["pairs", "ties", "ranks", "labels", "margins", "weights", "lengths", "logprobs"]
 """The needs that every loss may name."""
 

@@ -14,8 +14,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Odin"]
-
 
 class Odin(Loss):
     """ODIN: two outputs share the preference, one is made to follow length and the other not; only the other is deployed.

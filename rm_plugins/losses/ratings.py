@@ -15,8 +15,6 @@ from rm_plugins.models.heads import Heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Quantile", "Regression"]
-
 
 class Regression(Loss):
     """Regression: an output for each attribute, drawn to its rating.

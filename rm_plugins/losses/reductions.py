@@ -13,17 +13,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses.batch import RewardBatch
 
-__all__ = [
-    "Groups",
-    "at_least_float32",
-    "check_finite",
-    "log_sigmoid",
-    "mean_over_items",
-    "mean_over_pairs",
-    "pearson",
-    "required_margins",
-]
-
 
 def check_finite(loss: str, *, least: float | None = None, **arguments: float) -> None:
     """Refuse arguments of a loss that are not finite, or below `least`; without it, they must be positive.

@@ -12,8 +12,6 @@ from rm_plugins.losses.reductions import at_least_float32, mean_over_items, pear
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Centering", "LengthCorrelation", "LogBarrier", "ScoreL2"]
-
 
 class Centering(Regularizer):
     """Draws rewards to mean zero; a usual weight is 0.01.

@@ -12,8 +12,6 @@ from rm_plugins.losses.reductions import at_least_float32, check_finite, mean_ov
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Thurstone"]
-
 _TAIL = -20.0  # where the series of log Φ is exact to 1e-9
 
 

@@ -13,8 +13,6 @@ from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_it
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Davidson", "RaoKupper"]
-
 
 class RaoKupper(Loss):
     """Rao-Kupper: a comparison is a tie where the difference lies within a threshold of perception.

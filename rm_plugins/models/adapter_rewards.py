@@ -16,8 +16,6 @@ from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_reward import Origin, TrainedReward
 from rm_plugins.rendering.render import Renderer
 
-__all__ = ["load_adapter_rewards"]
-
 
 def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, source: str) -> TrainedReward:
     """Load adapters of one base model, each a member of the reward, and compare them with their manifests if the settings say so.

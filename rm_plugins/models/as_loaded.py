@@ -11,8 +11,6 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["as_loaded"]
-
 
 @contextmanager
 def as_loaded(model: PreTrainedModel) -> Iterator[None]:

@@ -23,8 +23,6 @@ from rm_plugins.models.settings import ModelSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Checkpoint", "default_device", "load_adapters", "load_checkpoint"]
-
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

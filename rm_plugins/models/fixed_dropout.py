@@ -19,8 +19,6 @@ from rm_plugins.models.trained_reward import TrainedReward
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["HEAD_RATE", "FixedDropout", "Passes", "drop_features", "load_with_dropout"]
-
 HEAD_RATE = 0.1
 """The share of a head's inputs that is left out where a model has no dropout of its own and none is asked for."""
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rm_plugins.models.heads import Heads
     from rm_plugins.rendering.render import Renderer
 
-__all__ = ["GOLDEN_SAMPLES", "golden_rows", "golden_scores"]
-
 _BATCH_TOKENS = 2_048
 
 GOLDEN_SAMPLES = (

@@ -9,8 +9,6 @@ import numpy as np
 from rm_plugins.errors import SpecError
 from rm_plugins.scores import FloatArray
 
-__all__ = ["Heads"]
-
 
 @dataclass(frozen=True, slots=True)
 class Heads:

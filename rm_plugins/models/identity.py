@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.rendering.render import Renderer
 
-__all__ = ["WHERE_A_MODEL_IS", "model_facts"]
-
 WHERE_A_MODEL_IS = ("adapters", "chat_template", "model", "revision", "tokenizer")
 """Keys of specs in whose place these facts stand."""
 

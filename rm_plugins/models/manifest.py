@@ -22,17 +22,6 @@ from rm_plugins.wire import sample_from_json
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = [
-    "MANIFEST_NAME",
-    "FileDigest",
-    "GoldenScore",
-    "Manifest",
-    "ScoreStatistics",
-    "file_digests",
-    "token_digest",
-    "trained_rendering",
-]
-
 MANIFEST_NAME = "reward_manifest.json"
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")

@@ -31,8 +31,6 @@ from rm_plugins.rendering.render import Renderer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["SAME_START", "merge_models"]
-
 logger = logging.getLogger(__name__)
 
 SAME_START = 0.5

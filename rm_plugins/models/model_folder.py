@@ -16,8 +16,6 @@ from rm_plugins.rendering.render import Renderer, configured_renderer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["found_file", "load_renderer", "load_tokenizer", "read_manifest"]
-
 
 def found_file(source: str, name: str, revision: str | None) -> Path | None:
     """A file of a model folder or hub id; None where there is none of that name."""

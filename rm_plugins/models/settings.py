@@ -15,8 +15,6 @@ from rm_plugins.rendering.render import Renderer, Truncation, configured_rendere
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ModelSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:

@@ -25,8 +25,6 @@ from rm_plugins.scores import FloatArray, TokenCounts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ModelOutputs", "Origin", "TrainedReward", "loading_unchecked"]
-
 _CHECKS = ContextVar("_CHECKS", default=True)
 
 

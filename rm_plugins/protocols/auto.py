@@ -17,8 +17,6 @@ from rm_plugins.protocols.swift import Swift
 from rm_plugins.protocols.tei import TEI
 from rm_plugins.protocols.vllm import VLLM
 
-__all__ = ["Auto"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Ask, Protocol, Request, Response
 
-__all__ = ["KEY_MISSING", "get_mapping", "listed_models", "only_model", "required_mapping"]
-
 KEY_MISSING = "the server asks for a key, and was sent none or another one"
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.protocols.protocol import Answer, finite
 
-__all__ = ["LabelScale"]
-
 _GOES_ON = re.compile(r"\w|[.,]\d")
 """What after a label makes another word or number of it: None after No, 1.5 after 1."""
 

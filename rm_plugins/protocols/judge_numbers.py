@@ -9,8 +9,6 @@ from typing import Any
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.protocols.protocol import Answer, finite
 
-__all__ = ["NumberScale"]
-
 _SCORE_LINE = re.compile(r"^[\s*_]*Score[\s*_]*[:=]?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
 """A line that is a score and nothing else; markdown may make it bold."""
 

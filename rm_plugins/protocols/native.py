@@ -12,8 +12,6 @@ from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_to_json
 
-__all__ = ["VERSION", "Native"]
-
 VERSION = "rm-plugins/1"
 """What client and server both call the protocol."""
 

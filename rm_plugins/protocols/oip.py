@@ -11,8 +11,6 @@ from rm_plugins.protocols.discovery import KEY_MISSING, get_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, numbers
 
-__all__ = ["OpenInference"]
-
 
 class OpenInference(Protocol):
     """``POST /v2/models/MODEL/infer`` with a tensor of texts, answered with a tensor of rewards.

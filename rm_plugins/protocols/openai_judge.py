@@ -16,8 +16,6 @@ from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, 
 from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Message, RenderedSample, message_text
 
-__all__ = ["OpenAIJudge"]
-
 _LABELS = {"Yes": 1.0, "No": 0.0}
 
 _RUBRIC = """Below are a request and a response to it.

@@ -10,8 +10,6 @@ from rm_plugins.protocols.discovery import get_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, json_form, numbers
 
-__all__ = ["OpenRLHF"]
-
 
 class OpenRLHF(Protocol):
     """``POST /get_reward``, as ``openrlhf.cli.serve_rm`` of OpenRLHF 0.11.2 and the servers that follow it answer it.

@@ -13,19 +13,6 @@ from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
 
-__all__ = [
-    "Answer",
-    "Ask",
-    "Failure",
-    "Item",
-    "Protocol",
-    "Request",
-    "Response",
-    "ServerFacts",
-    "finite",
-    "in_order",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Item:

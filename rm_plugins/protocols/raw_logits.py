@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
-__all__ = ["Verdict", "judge"]
-
 Verdict: TypeAlias = Literal["raw", "equal", "unrelated"]
 """Raw, as the answers show; equal to what is activated, where nothing shows which of both that is; or neither."""
 

@@ -11,8 +11,6 @@ from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, 
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample
 
-__all__ = ["SGLang"]
-
 _NAME_ONE = (
     ". Where the model is a classifier, name one, `protocol: {name: sglang, label: NUMBER}`; where it embeds texts, it has no "
     "reward"

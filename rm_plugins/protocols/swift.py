@@ -11,8 +11,6 @@ from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, 
 from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
 
-__all__ = ["Swift"]
-
 
 class Swift(Protocol):
     """``POST /v1/chat/completions`` of ``swift deploy --task_type seq_cls --num_labels 1``, as ms-swift 4.6.0 answers it.

@@ -10,8 +10,6 @@ from rm_plugins.protocols.discovery import get_mapping, required_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.samples import RenderedSample
 
-__all__ = ["TEI"]
-
 
 class TEI(Protocol):
     """``POST /predict`` and ``POST /rerank`` of text-embeddings-inference, as TEI 1.9.3 answers them, with raw scores.

@@ -12,8 +12,6 @@ import numpy as np
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.protocols.protocol import finite
 
-__all__ = ["detail", "json_form", "numbers", "output_of_label"]
-
 Output = TypeVar("Output")
 
 

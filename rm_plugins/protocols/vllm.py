@@ -14,8 +14,6 @@ from rm_plugins.protocols.raw_logits import judge
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample, Sample
 
-__all__ = ["VLLM"]
-
 Version: TypeAlias = tuple[int, ...]
 
 NEWEST: Version = (1 << 20,)

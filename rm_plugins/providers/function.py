@@ -19,8 +19,6 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
-__all__ = ["FunctionProvider", "imported"]
-
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 _FACTORY_HINT = "If it makes the reward function, set `factory: true`."
 

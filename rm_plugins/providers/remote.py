@@ -25,8 +25,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json
 
-__all__ = ["Remote"]
-
 _NOT_FOR_SPECS = ("authorization", "proxy-authorization", "cookie", "api-key", "x-api-key")
 _NOT_FOR_USERS = ("connection", "content-length", "content-type", "host", "transfer-encoding")
 

@@ -22,8 +22,6 @@ from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.requests import packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
 
-__all__ = ["Outcome", "ScoringCall"]
-
 logger = logging.getLogger(__name__)
 
 _RESCORINGS = 2

@@ -15,8 +15,6 @@ from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Response
 from rm_plugins.remote.request_failure import RequestFailure
 
-__all__ = ["THREAD_NAME", "Connections", "Trust"]
-
 THREAD_NAME = "rm-plugins-remote"
 """The thread on which all connections of a process are made and used."""
 

@@ -11,8 +11,6 @@ from rm_plugins.protocols.protocol import ServerFacts
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.retry import backoff
 
-__all__ = ["Breaker", "ConcurrencyLimit", "Endpoint", "is_loopback"]
-
 _FAILURE_COSTS = 1.0
 """Seconds that a failure adds to how long a server seems to take: one that fails at once is not a fast one."""
 

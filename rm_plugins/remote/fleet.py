@@ -27,8 +27,6 @@ from rm_plugins.remote.settings import Settings
 if TYPE_CHECKING:
     from rm_plugins.remote.connections import Connections, Trust
 
-__all__ = ["Fleet", "Turn"]
-
 logger = logging.getLogger(__name__)
 
 FACTS_LAST = 30.0

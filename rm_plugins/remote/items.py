@@ -15,8 +15,6 @@ from rm_plugins.scores import TokenCounts
 if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
 
-__all__ = ["SendableSamples"]
-
 
 class SendableSamples:
     """Samples, and what a server may be sent of them.

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from rm_plugins.remote.connections import Connections, Trust
 
-__all__ = ["Network", "network"]
-
 Result = TypeVar("Result")
 
 

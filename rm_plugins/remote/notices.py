@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["Notices"]
-
 
 class Notices:
     """Log lines, of which each kind is written once in `interval` seconds of the `clock`, and counted then."""

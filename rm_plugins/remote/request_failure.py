@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Failure
 
-__all__ = ["COUNTED", "Cause", "RequestFailure"]
-
 Cause: TypeAlias = Literal["connection", "timeout", "bad-answer"] | Failure
 """Why there are no scores.
 

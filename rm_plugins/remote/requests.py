@@ -12,8 +12,6 @@ from rm_plugins.errors import AnswerError, DataError, ScoringError
 from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, finite
 from rm_plugins.remote.request_failure import RequestFailure
 
-__all__ = ["MOST_BYTES", "ScoringRequest", "encoded", "packed", "read_answer", "scoring_request"]
-
 MOST_BYTES = 1_000_000
 """Of the body of a request for several items: TEI takes 2 MB, many gateways take 1 MB."""
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
-__all__ = ["FIRST_DELAY", "LONGEST_DELAY", "LONGEST_RETRY_AFTER", "backoff", "retry_after"]
-
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 8.0
 LONGEST_RETRY_AFTER = 60.0

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from rm_plugins.errors import ScoringError
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -24,8 +24,6 @@ from rm_plugins.samples import Message, RenderedSample, Sample
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer", "position_limit"]
-
 Truncation: TypeAlias = Literal["left", "error"]
 
 PLAIN = "plain"

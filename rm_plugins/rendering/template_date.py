@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import date
 
-__all__ = ["dated", "writes_the_date"]
-
 _FUNCTION = "strftime_now"
 _DIRECTIVES = (*(f"-{letter}" for letter in "dmjyHIMS"), *"aAbBcdDeFgGhHIjmMpRSTuUVwWxXyY", "%")
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TemplatedTextTokenizer", "common_beginning"]
-
 
 class TemplatedTextTokenizer:
     """Tokenizes texts that a chat template wrote, without adding special tokens.

@@ -14,8 +14,6 @@ from rm_plugins.reports.charts import COLOURS, drawing, svg
 from rm_plugins.reports.page import page, table
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["BestOfNCurve", "best_of_n_page", "best_of_n_table", "proxy_curve_svg"]
-
 
 @dataclass(frozen=True, slots=True)
 class BestOfNCurve:

@@ -13,8 +13,6 @@ from typing import Any
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.reports.page import shortened, visible
 
-__all__ = ["COLOURS", "INK", "chart_text", "drawing", "svg"]
-
 COLOURS = ("#3b82c4", "#d97706", "#0d9668", "#9333ea", "#dc2626", "#64748b", "#bc7599", "#858500")
 """Each has a contrast of 3 or more on the light and on the dark page; the first four differ for red-green colour-blind readers."""
 

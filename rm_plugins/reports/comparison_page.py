@@ -14,8 +14,6 @@ from rm_plugins.reports.reward_styles import RewardStyle, short, styled
 from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 
-__all__ = ["comparison_page"]
-
 
 def comparison_page(evaluation: Evaluation) -> str:
     """The whole page, which needs no script and nothing beside it.

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rm_plugins.evaluation.results import BestOfN, Distribution, LengthScatter
+from rm_plugins.evaluation.results import Distribution, LengthScatter
 from rm_plugins.reports.charts import INK, chart_text, drawing, svg
 from rm_plugins.reports.numbers import MINUS, count
 from rm_plugins.reports.reward_styles import RewardStyle
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin
-
-__all__ = ["DotRow", "best_of_n_svg", "calibration_svg", "can_be_drawn", "distribution_svg", "dots_svg", "scatter_svg"]
 
 _FARTHEST = 1e300
 """Beyond, matplotlib does not find ticks."""

@@ -11,8 +11,6 @@ from rm_plugins.reports.numbers import count, number, share
 from rm_plugins.reports.page import text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, styled
 
-__all__ = ["evaluated_facts"]
-
 
 def evaluated_facts(evaluation: Evaluation) -> str:
     """The data, the rewards and the evaluation itself."""

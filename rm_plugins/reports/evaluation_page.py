@@ -16,8 +16,6 @@ from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 from rm_plugins.reports.verdicts import evaluated_line, figures_table, summary_table, verdicts
 
-__all__ = ["CHARTS", "evaluation_page", "first_screen", "section"]
-
 CHARTS: Mapping[str, str] = MappingProxyType(
     {
         "summary": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from rm_plugins.evaluation.results import BestOfN, Evaluation, Members, RewardResult
+from rm_plugins.evaluation.results import Evaluation, Members, RewardResult
 from rm_plugins.reports.evaluation_charts import (
     DotRow,
     best_of_n_svg,
@@ -19,21 +19,9 @@ from rm_plugins.reports.numbers import count, interval, number, p_value, points,
 from rm_plugins.reports.page import cells, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, legend, named, side_by_side, styled
 from rm_plugins.reports.verdicts import outcome_html, with_interval
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
-
-__all__ = [
-    "best_of_n_parts",
-    "by_length",
-    "by_section",
-    "calibrations",
-    "comparisons",
-    "differences_by_section",
-    "distributions",
-    "formats",
-    "length_scatters",
-    "member_tables",
-]
 
 _TOO_LARGE = "<p>Its rewards are too large to be drawn.</p>"
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["MINUS", "NONE", "count", "interval", "number", "p_value", "points", "share", "signed"]
-
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 

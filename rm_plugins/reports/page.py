@@ -9,8 +9,6 @@ from html import escape
 
 from rm_plugins.reports.style import CSS
 
-__all__ = ["cells", "page", "shortened", "shown_text", "table", "text", "unfolding", "visible"]
-
 _SHOWN = 1_500  # characters of a text
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 

@@ -9,8 +9,6 @@ from rm_plugins.reports.numbers import count, number
 from rm_plugins.reports.page import text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 
-__all__ = ["flipped_pairs", "worst_mistakes"]
-
 _TEXTS = 500_000
 """Bytes of all pairs of a page, whatever the number of rewards: a browser and a mail take a page of two million."""
 

@@ -11,8 +11,6 @@ from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.reports.charts import COLOURS
 from rm_plugins.reports.page import shortened, text
 
-__all__ = ["RewardStyle", "legend", "named", "short", "side_by_side", "styled"]
-
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 

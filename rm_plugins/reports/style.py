@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CSS", "EVALUATION_CSS"]
-
 CSS = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1d21; --muted: #5a6170; --line: #dcdfe4; --soft: #f5f6f8;
   --link: #1d5fa8; --alarm: #b3261e; --alarm-soft: #fdefee; --warn: #8f5200; --warn-soft: #fff6e6; --good: #0f6b3c;

@@ -10,8 +10,6 @@ from rm_plugins.reports.page import cells, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, side_by_side, styled
 from rm_plugins.suites import SuiteResult
 
-__all__ = ["suite_tables"]
-
 
 def suite_tables(evaluation: Evaluation) -> str:
     """The scores of a benchmark, its sections with their parts, and its further tables; empty where there is none."""

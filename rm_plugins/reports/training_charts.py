@@ -10,8 +10,6 @@ from rm_plugins.reports.charts import COLOURS, drawing, svg
 from rm_plugins.scores import FloatArray
 from rm_plugins.training.journal_summary import Curve
 
-__all__ = ["curves_svg"]
-
 
 def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, marks: Sequence[int] = ()) -> str:
     """Draw curves: each step's value, faint if there is only one curve, and a running mean.

@@ -14,8 +14,6 @@ from rm_plugins.training.journal import JournalSample
 from rm_plugins.training.journal_summary import Curve, JournalSummary, RewardSummary
 from rm_plugins.training.phrases import Phrase
 
-__all__ = ["FIGURES", "training_page"]
-
 FIGURES = {
     "reward": "Reward",
     "reward_std": "Its standard deviation",

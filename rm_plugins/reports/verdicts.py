@@ -12,15 +12,6 @@ from rm_plugins.reports.page import cells, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = [
-    "evaluated_line",
-    "figures_table",
-    "outcome_html",
-    "summary_table",
-    "verdicts",
-    "with_interval",
-]
-
 _KEY_FIGURES = (
     *("accuracy", "accuracy_shorter", "accuracy_corrected", "length_preference", "ece", "top_1", "top_1_random", "kendall"),
     *("auc", "member_agreement"),

@@ -26,8 +26,6 @@ from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
-__all__ = ["create_app"]
-
 _MEANINGS: Mapping[Cause, str] = {
     "invalid": "Not what this endpoint takes; the message names the place.",
     "too-large": "Too many samples, or too long ones.",

@@ -12,8 +12,6 @@ from typing import Any, NoReturn
 
 from rm_plugins.server.dialects.dialect import Problem
 
-__all__ = ["BodyReader", "Disconnected", "check_json"]
-
 _AT_ONCE = 16
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")

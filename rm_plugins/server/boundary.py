@@ -25,8 +25,6 @@ from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
 from rm_plugins.server.security import ClientKeys, client_of
 
-__all__ = ["Boundary", "Endpoints", "answer_of", "problem_of"]
-
 logger = logging.getLogger(__name__)
 
 Message: TypeAlias = MutableMapping[str, Any]

@@ -10,8 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from rm_plugins.batching.batcher import Batch
 
-__all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Metrics"]
-
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"

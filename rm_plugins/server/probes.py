@@ -7,8 +7,6 @@ from fastapi import APIRouter, Request, Response
 from rm_plugins.server.metrics import CONTENT_TYPE
 from rm_plugins.server.service import Service
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["probes"])
 
 

@@ -26,8 +26,6 @@ from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
-__all__ = ["Serving", "end", "serve", "supervise"]
-
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75

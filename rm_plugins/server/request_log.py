@@ -9,8 +9,6 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["Fields", "configure_logging", "current_fields", "log_request"]
-
 logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]

@@ -6,8 +6,6 @@ import hmac
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["ClientKeys", "client_of"]
-
 
 class ClientKeys:
     """The keys of which any one opens the server; none for an open server."""

@@ -17,8 +17,6 @@ from rm_plugins.spec import load
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
 
-__all__ = ["ServedReward", "characters"]
-
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
 """Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most on a CPU."""

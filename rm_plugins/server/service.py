@@ -23,8 +23,6 @@ from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.server.settings import Settings
 
-__all__ = ["Service"]
-
 logger = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.intervals import Estimate, share_estimate
 
-__all__ = ["PairMetrics", "accuracy", "accuracy_estimate", "pair_metrics", "pair_shares"]
-
 
 @dataclass(frozen=True, slots=True)
 class PairMetrics:

@@ -14,8 +14,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.intervals import Estimate, mean_estimate
 
-__all__ = ["BestOfN", "best_of_n", "best_of_n_counts", "best_of_n_curve", "best_of_n_kl"]
-
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:

@@ -15,18 +15,6 @@ from rm_plugins.statistics.accuracy import accuracy_estimate
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import pearson
 
-__all__ = [
-    "FORMAT_FEATURES",
-    "LEAST_SAMPLES",
-    "FeatureBias",
-    "feature_bias",
-    "format_features",
-    "length_corrected",
-    "length_curve",
-    "longer_preference",
-    "longer_share",
-]
-
 FORMAT_FEATURES: tuple[str, ...] = ("characters", "lines", "list_items", "headings", "bold", "code_blocks")
 """What `format_features` counts, in this order."""
 

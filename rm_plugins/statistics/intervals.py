@@ -19,18 +19,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.metrics import pearson
 
-__all__ = [
-    "Estimate",
-    "PairedTest",
-    "bootstrap",
-    "correlation_estimate",
-    "mean_estimate",
-    "mean_estimates",
-    "paired_test",
-    "share_estimate",
-    "share_estimates",
-]
-
 _FLIPS = 10_000
 _MOST_UNDEFINED = 0.05
 """Of the resamples; with more of them, what the others say is not the statistic's distribution."""

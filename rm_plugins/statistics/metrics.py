@@ -12,22 +12,6 @@ from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.ranks import mean_ranks
 
-__all__ = [
-    "CalibrationBin",
-    "agreement",
-    "auc",
-    "best_of",
-    "brier_score",
-    "calibration_curve",
-    "expected_calibration_error",
-    "kendall",
-    "log_loss",
-    "ndcg",
-    "pearson",
-    "spearman",
-    "unanimous",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:

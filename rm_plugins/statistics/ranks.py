@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.scores import FloatArray
 
-__all__ = ["mean_ranks", "ranks_in_groups"]
-
 
 def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:
     """The place of each score among those of its group, float64 [N]: 0 is the lowest, 1 the highest, equal ones share their mean.

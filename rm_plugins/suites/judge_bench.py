@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 from rm_plugins.suites.raw_rows import PROMPT, TEXT, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
-__all__ = ["JudgeBench"]
-
 _SOURCES = {
     "mmlu-pro": "Knowledge",
     "livebench-reasoning": "Reasoning",

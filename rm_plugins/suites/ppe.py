@@ -14,8 +14,6 @@ from rm_plugins.statistics.metrics import auc
 from rm_plugins.suites.raw_rows import ANYTHING, FLAGS, LIST, PROMPT, TEXT, RawRow, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean
 
-__all__ = ["Ppe"]
-
 _SETS = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
 _DATASETS = {f"lmarena-ai/PPE-{name}-Best-of-K": name for name in _SETS}
 _OWN_COLUMNS = {

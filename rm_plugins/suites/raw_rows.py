@@ -11,8 +11,6 @@ from rm_plugins.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from rm_plugins.suites.suite import Suite
 
-__all__ = ["ANYTHING", "FLAGS", "LIST", "PROMPT", "TEXT", "TEXTS", "Expected", "RawRow", "raw_rows"]
-
 
 class Expected(NamedTuple):
     """What a column holds, in words, and whether a value is that."""

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from rm_plugins.suites.raw_rows import ANYTHING, PROMPT, TEXT, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
-__all__ = ["RewardBench"]
-
 # Two weights are open to question. The split has 447 rows of math-prm, which count as much as the six subsets of code together.
 # And the benchmark's program (rewardbench/constants.py) gives 250 to xstest-should-refuse and 154 to xstest-should-respond, as the
 # tables of the paper do; but the split has 154 and 250 rows, as the paper's table 1 says, and later scores of the leaderboard

@@ -12,8 +12,6 @@ import numpy as np
 from rm_plugins.suites.raw_rows import PROMPT, TEXT, TEXTS, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
-__all__ = ["RewardBench2"]
-
 _TIES = "Ties"
 _SECTIONS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", _TIES)
 _TIES_WEIGHTS = (0.3, 0.3, 0.2, 0.2, 0.01)

@@ -11,8 +11,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.suites.raw_rows import ANYTHING, PROMPT, TEXT, TEXTS, raw_rows
 from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable
 
-__all__ = ["RmBench"]
-
 _STYLES = ("concise", "detailed", "detailed, markdown")
 _DOMAINS: Mapping[str, tuple[str, ...]] = {
     "chat": ("chat",),

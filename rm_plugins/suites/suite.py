@@ -15,8 +15,6 @@ from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import Component
 from rm_plugins.scores import FloatArray
 
-__all__ = ["Suite", "SuiteItem", "SuiteResult", "SuiteSection", "SuiteTable", "mean", "overall_score"]
-
 
 @dataclass(frozen=True, slots=True)
 class SuiteItem:

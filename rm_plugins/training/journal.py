@@ -35,8 +35,6 @@ from rm_plugins.files import replacing
 from rm_plugins.samples import Message, Sample, text_of
 from rm_plugins.scores import FloatArray, Scores, is_member
 
-__all__ = ["Journal", "JournalSample", "JournalStep", "kept_rows", "read_journal"]
-
 _FILE_MB = 16
 """The most text in one file, as it is before compression."""
 

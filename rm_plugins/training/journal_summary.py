@@ -14,8 +14,6 @@ from rm_plugins.training.journal import JournalSample, JournalStep
 from rm_plugins.training.phrases import Phrase, common_phrases, top_and_rest
 from rm_plugins.training.reward_history import RewardHistory, watched_steps
 
-__all__ = ["Curve", "JournalSummary", "RewardSummary", "summarize"]
-
 _NOTED = 8
 """How many completions of each sort are shown."""
 

@@ -11,8 +11,6 @@ from heapq import nlargest
 
 import numpy as np
 
-__all__ = ["Phrase", "ScoredText", "common_phrases", "top_and_rest"]
-
 LEAST_SHARE = 0.3
 """Of the best-scored completions that have a phrase which has taken over."""
 TIMES_EARLY = 3.0

@@ -23,15 +23,6 @@ from rm_plugins.training.exploitation import (
 from rm_plugins.training.journal import JournalStep
 from rm_plugins.training.phrases import ScoredText
 
-__all__ = [
-    "RewardHistory",
-    "length_correlation",
-    "merged_figures",
-    "scored_texts",
-    "step_figures",
-    "watched_steps",
-]
-
 _LEAST_STEPS = 12
 """The fewest steps to compare with as many; no test could be significant with less."""
 _GROWN = 1.5

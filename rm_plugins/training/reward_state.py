@@ -8,8 +8,6 @@ from typing import Any
 from rm_plugins.errors import DataError
 from rm_plugins.provider import Provider, Transform, transforms_of
 
-__all__ = ["restore_reward_state", "reward_state"]
-
 
 def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:
     """What a provider, all that it is made of, and their transforms have learned, as JSON has it.

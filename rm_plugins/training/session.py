@@ -16,8 +16,6 @@ from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from rm_plugins.training_progress import training_progress
 from rm_plugins.transforms import shared_batch
 
-__all__ = ["RewardInTraining", "Training"]
-
 
 @dataclass(frozen=True, slots=True)
 class Training:

@@ -17,8 +17,6 @@ from rm_plugins.training.exploitation import Evidence, WatchedStep
 from rm_plugins.training.journal import Journal, kept_rows, read_journal
 from rm_plugins.training.reward_history import RewardHistory, scored_texts, step_figures, watched_steps
 
-__all__ = ["RewardWatcher", "Watched"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.fixed import log_sigmoid
 
-__all__ = ["LogSigmoidCentred", "Par"]
-
 
 class LogSigmoidCentred(FittedTransform):
     """log σ(score - centre): what is good enough gains little more, what is bad loses without bound (arXiv 2402.00742).

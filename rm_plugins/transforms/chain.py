@@ -11,8 +11,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 
-__all__ = ["Chain"]
-
 
 class Chain(Transform):
     """Transforms one after another; a list is its short form.

@@ -14,8 +14,6 @@ from rm_plugins.errors import DataError, SpecError
 from rm_plugins.provider import Provider, Transform
 from rm_plugins.scores import FloatArray
 
-__all__ = ["FittedTransform", "scores_in_file"]
-
 SCORE_COLUMNS = ("score", "scores", "chosen_score", "rejected_score")
 """The columns that ``rm-plugins score`` writes."""
 

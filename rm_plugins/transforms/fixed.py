@@ -13,8 +13,6 @@ from rm_plugins.provider import Transform
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 
-__all__ = ["Clip", "Scale", "Sigmoid", "Tanh", "log_sigmoid"]
-
 
 class Scale(Transform):
     """(score - shift) * factor.

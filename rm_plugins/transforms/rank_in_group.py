@@ -12,8 +12,6 @@ from rm_plugins.samples import Sample, prompt_groups
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.ranks import ranks_in_groups
 
-__all__ = ["RankInGroup"]
-
 
 class RankInGroup(Transform):
     """The place of a completion among those of its prompt in the batch: 0 for the worst, 1 for the best.

@@ -15,8 +15,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.running import RunningStatistics
 
-__all__ = ["MinMax", "ZScore"]
-
 
 class MinMax(FittedTransform):
     """(score - low) / (high - low), kept between 0 and 1.

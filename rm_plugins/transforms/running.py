@@ -16,8 +16,6 @@ from rm_plugins.processes import all_gathered
 from rm_plugins.provider import Provider, Transform, transforms_of
 from rm_plugins.scores import FloatArray
 
-__all__ = ["RunningStatistics", "shared_batch"]
-
 
 class RunningStatistics:
     """Number, mean and sum of squared deviations of all scores so far.

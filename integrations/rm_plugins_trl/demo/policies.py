@@ -20,8 +20,6 @@ from transformers import (
 
 from rm_plugins_trl.demo.world import Row
 
-__all__ = ["load_policy", "make_language_model", "make_tokenizer", "one_thread", "sampled_completions"]
-
 PAD, EOS = "<pad>", "<eos>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}<eos>\n{% endfor %}"

@@ -11,8 +11,6 @@ from rm_plugins.data.rows import preference_samples, read_rows
 from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.world import Row, World
 
-__all__ = ["read_world"]
-
 LONGEST_PROMPT = 2_000
 """In characters, counted as JSON; sampling for longer prompts takes too long for a demonstration."""
 HELD_OUT_SHARE = 0.1

@@ -14,8 +14,6 @@ from rich.status import Status
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["Stage", "Stages", "quiet_libraries"]
-
 
 class Stage(TrainerCallback):
     """One stage, which is also the trainer callback that shows its steps: in one line of a terminal, elsewhere each quarter.

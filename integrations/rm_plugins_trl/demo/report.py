@@ -16,8 +16,6 @@ from rm_plugins.evaluation import PairMetrics
 from rm_plugins.files import replacing
 from rm_plugins.scores import FloatArray
 
-__all__ = ["Measure", "draw_curves", "summary"]
-
 SMOOTHING_STEPS = 10
 TITLES = {
     "gold": "Gold reward: the true one, which nothing was trained on",

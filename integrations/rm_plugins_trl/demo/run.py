@@ -28,8 +28,6 @@ from rm_plugins_trl.demo.training import TINY, WHOLE, optimize_policy, start_pol
 from rm_plugins_trl.demo.world import Row, World, gold, make_world
 from rm_plugins_trl.reward_function import reward_func
 
-__all__ = ["REWARD_NAME", "run_demo"]
-
 REWARD_NAME = "demo_reward"
 """What ``rm_plugins.yaml`` in the output folder calls the trained reward."""
 GOLD = "rm_plugins_trl.demo.world:gold_reward"

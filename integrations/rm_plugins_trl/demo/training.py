@@ -20,8 +20,6 @@ from rm_plugins_trl.reward_function import RewardFunction
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
 
-__all__ = ["GENERATIONS", "TINY", "WHOLE", "Recipe", "optimize_policy", "start_policy", "train_reward_model"]
-
 GENERATIONS = 8
 """Completions of one prompt that GRPO compares with each other."""
 LONGEST_ROW = 512

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
-__all__ = ["GOLD_WEIGHTS", "Request", "Row", "World", "gold", "gold_parts", "gold_reward", "make_world"]
-
 Row: TypeAlias = dict[str, Any]
 """Column to value."""
 

@@ -11,8 +11,6 @@ from rm_plugins.losses import Need, RewardBatch
 from rm_plugins.losses.needs import BATCH_NEEDS, joined
 from rm_plugins.processes import all_gathered
 
-__all__ = ["global_batch", "summed_gradient"]
-
 
 def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence[Need] = ()) -> RewardBatch:
     """The rows of all processes in the order of their numbers, of which only this one's carry gradients.

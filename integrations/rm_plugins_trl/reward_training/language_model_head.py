@@ -14,8 +14,6 @@ from rm_plugins.errors import UnsupportedError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["language_model_head"]
-
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 

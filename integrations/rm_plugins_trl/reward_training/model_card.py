@@ -10,8 +10,6 @@ from rm_plugins.evaluation.model_card import write_model_card
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.files import write_atomically
 
-__all__ = ["complete_model_card", "reward_section"]
-
 _OF_THE_MACHINE = ("runtime", "_per_second", "num_tokens")
 
 

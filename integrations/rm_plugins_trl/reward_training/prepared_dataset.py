@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss, Need, RewardBatch
 
-__all__ = ["check_batch", "check_needs", "prepared_dataset"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from rm_plugins.errors import SpecError
 
-__all__ = ["Preset", "preset"]
-
 _WARMUP_NAMES = ("warmup_steps", "warmup_ratio")
 
 

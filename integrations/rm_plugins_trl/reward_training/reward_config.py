@@ -13,9 +13,6 @@ from rm_plugins.losses import Loss
 from rm_plugins_trl.configs import bf16_by_default, with_help
 from rm_plugins_trl.reward_training.presets import Preset
 
-__all__ = ["RewardConfig"]
-
-
 _TRL_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_train_epochs": 3.0, "warmup_steps": 0}
 """What a preset sets, with the values that TRL's own trainer takes where the configuration is handed to that."""
 

@@ -28,8 +28,6 @@ from rm_plugins_trl.trl_internals import callbacks_of, is_sharded, place_first
 if TYPE_CHECKING:
     from rm_plugins.suites import Suite
 
-__all__ = ["RewardEvaluation", "Rows", "attached_evaluations"]
-
 logger = logging.getLogger(__name__)
 
 Rows: TypeAlias = "str | Path | Iterable[Mapping[str, Any]]"

@@ -13,8 +13,6 @@ from rm_plugins.evaluation import head_metrics
 from rm_plugins.losses import RewardBatch
 from rm_plugins.models.heads import Heads
 
-__all__ = ["RewardLog"]
-
 _REMEMBERED = 2_000  # training rewards whose statistics are saved where there is no evaluation data
 _MOST_BATCHES = 1_000  # of training between two log entries; where nothing is ever logged, the older ones are forgotten
 _OF_TRAINING = ("accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward")

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["RewardTrainer"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-__all__ = ["checkpoint_to_resume", "load_loss_states", "save_loss_states", "write_trained_manifest"]
-
 logger = logging.getLogger(__name__)
 
 _LOSS_STATE = "loss_state.json"

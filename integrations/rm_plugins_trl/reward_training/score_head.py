@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-__all__ = [
-    "check_outputs",
-    "deployed_head",
-    "head_layer",
-    "load_classifier",
-    "name_outputs",
-    "parameter_count",
-    "trained_heads",
-    "trains_head",
-]
-
 _HEADS = ("score", "classifier")
 
 

@@ -13,8 +13,6 @@ import click
 
 from rm_plugins.data.rows import is_data_file
 
-__all__ = ["run", "train"]
-
 _MODULE = "rm_plugins_trl.reward_training.train"
 
 

@@ -11,8 +11,6 @@ from trl import ScriptArguments, get_dataset
 from rm_plugins.data.rows import is_data_file, read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["TrainScriptArguments", "training_data"]
-
 
 @dataclass
 class TrainScriptArguments(ScriptArguments):

@@ -19,8 +19,6 @@ from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample
 
-__all__ = ["COLUMNS", "Collator", "Tokenization", "bootstrap_repeats", "features", "is_tokenized", "rated_attributes"]
-
 _STRUCTURE = {
     "number": Value("int64"),
     "rows": List(List(Value("int32"))),

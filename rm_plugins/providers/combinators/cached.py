@@ -25,8 +25,6 @@ from rm_plugins.samples import Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
 
-__all__ = ["Cached"]
-
 
 class Cached(Combinator):
     """The reward's score, computed once for each different sample.

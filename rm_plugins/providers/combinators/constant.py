@@ -12,8 +12,6 @@ from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Constant"]
-
 
 class Constant(Provider):
     """The same score for every sample: an offset in a sum, the last resort of a fallback.

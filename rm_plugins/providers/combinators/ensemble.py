@@ -14,8 +14,6 @@ from rm_plugins.providers.combinators.parts import Combinator, failures_of, scor
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
-__all__ = ["Ensemble"]
-
 
 class Ensemble(Combinator):
     """The scores of several members, combined, with each member's score and how far they disagree in the details.

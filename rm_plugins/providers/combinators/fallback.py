@@ -13,8 +13,6 @@ from rm_plugins.providers.combinators.parts import Combinator, numbered, score_r
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Fallback"]
-
 
 class Fallback(Combinator):
     """The score of the first member that gives one.

@@ -13,8 +13,6 @@ from rm_plugins.providers.combinators.parts import Combinator, score_rows
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Gate"]
-
 
 class Gate(Combinator):
     """The score of `reward` where that of `gate` is high enough; where `gate` abstains, no score.

@@ -17,8 +17,6 @@ from rm_plugins.samples import Sample, prompt_groups
 from rm_plugins.scores import FloatArray, Scores
 from rm_plugins.statistics.ranks import ranks_in_groups
 
-__all__ = ["bound_aggregate", "combined", "rank_disagreement", "warn_without_common_scale"]
-
 
 def combined(
     members: FloatArray,

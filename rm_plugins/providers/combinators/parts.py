@@ -14,20 +14,6 @@ from rm_plugins.provider import OnError, Provider, Transform, transforms_of
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, TokenCounts
 
-__all__ = [
-    "Combinator",
-    "depends_on_batch",
-    "failures_in",
-    "failures_of",
-    "learns_while_scoring",
-    "numbered",
-    "score_rows",
-    "score_side_by_side",
-    "summed_tokens",
-    "summed_work",
-    "unnamed_failures_in",
-]
-
 _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_tokens", "seconds", "truncated")
 """Entries of `Scores.metadata` that add up over members."""
 

@@ -13,8 +13,6 @@ from rm_plugins.providers.combinators.parts import Combinator, numbered, score_s
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Product"]
-
 
 class Product(Combinator):
     """The product of its members; where one abstains, it does.

@@ -15,8 +15,6 @@ from rm_plugins.providers.function import imported
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Route"]
-
 _SHOWN = 5
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 

@@ -15,8 +15,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.training_progress import Schedule
 
-__all__ = ["Sum"]
-
 
 class Sum(Combinator):
     """The weighted sum of its members.

@@ -13,8 +13,6 @@ from rm_plugins.providers.combinators.parts import Combinator
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
-__all__ = ["Threshold"]
-
 
 class Threshold(Combinator):
     """`above` where the reward's score is at least `at`, else `below`; where it abstains, no score.

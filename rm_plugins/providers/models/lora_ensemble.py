@@ -12,8 +12,6 @@ from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelMember, ModelProvider
 
-__all__ = ["LoraEnsemble"]
-
 
 class LoraEnsemble(ModelProvider):
     """LoRA adapters of one base model as the members of an ensemble, in the memory of one model.

@@ -12,8 +12,6 @@ from rm_plugins.models.settings import ModelSettings
 from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelMember, ModelProvider
 
-__all__ = ["McDropout"]
-
 
 class McDropout(ModelProvider):
     """A model's rewards under dropout, several times: Monte Carlo dropout (arXiv 1506.02142), whose spread tells how unsure it is.

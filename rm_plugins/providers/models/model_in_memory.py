@@ -18,8 +18,6 @@ from rm_plugins.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ModelInMemory"]
-
 
 class ModelInMemory(ModelProvider):
     """A sequence classifier that was not loaded for scoring, with the scores that it has once it is saved and loaded.

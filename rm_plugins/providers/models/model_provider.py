@@ -22,8 +22,6 @@ from rm_plugins.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ModelMember", "ModelProvider"]
-
 
 class ModelMember(Provider):
     """One member of a trained model by itself: what the transform of its rewards is bound to.

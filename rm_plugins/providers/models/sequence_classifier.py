@@ -12,8 +12,6 @@ from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelProvider
 
-__all__ = ["SequenceClassifier"]
-
 
 class SequenceClassifier(ModelProvider):
     """A trained sequence-classification model: a folder, a LoRA adapter folder, or a hub id.

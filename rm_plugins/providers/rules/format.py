@@ -9,8 +9,6 @@ from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
-__all__ = ["Format"]
-
 
 class Format(RowProvider):
     """1 for a completion that matches a regular expression, 0 for any other.

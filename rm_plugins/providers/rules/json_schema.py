@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
     from referencing import Resource
 
-__all__ = ["JsonSchema"]
-
 _FENCED = re.compile(r"^ {0,3}```json[ \t]*\r?\n(.*?)^ {0,3}```[ \t]*(?=\r?$)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 
 

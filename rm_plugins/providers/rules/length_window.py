@@ -15,8 +15,6 @@ from rm_plugins.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["LengthWindow"]
-
 
 class LengthWindow(Provider):
     """1 for a completion whose length is within a window, 0 for any other.

@@ -24,8 +24,6 @@ from typing import Any
 
 from rm_plugins.errors import ScoringError
 
-__all__ = ["MathComparison", "answer_requests"]
-
 _SECONDS_TO_START = 120.0
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

@@ -16,8 +16,6 @@ from rm_plugins.providers.rules.math_comparison import MathComparison
 from rm_plugins.samples import Sample, completion_texts
 from rm_plugins.scores import Scores
 
-__all__ = ["MathVerify"]
-
 logger = logging.getLogger(__name__)
 
 

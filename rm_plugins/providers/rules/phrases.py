@@ -10,8 +10,6 @@ from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
-__all__ = ["Phrases"]
-
 
 class Phrases(RowProvider):
     """The share of the required phrases that a completion has (1 if none is required), and 0 if it has a forbidden one.

@@ -10,8 +10,6 @@ from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
-__all__ = ["Repetition"]
-
 
 class Repetition(RowProvider):
     """-weight * (1 - distinct n-grams / all n-grams) of a completion's words; 0 where nothing repeats.

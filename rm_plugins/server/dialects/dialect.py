@@ -12,8 +12,6 @@ from rm_plugins.samples import RenderedSample, Sample
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-__all__ = ["STATUS", "Cause", "Dialect", "Problem", "Scored", "Scorer", "score_all", "text_sample"]
-
 Cause: TypeAlias = Literal[
     "invalid",  # the request is not what the endpoint takes, or a sample of it cannot be scored
     "too-large",

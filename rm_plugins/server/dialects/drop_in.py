@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from rm_plugins.server.dialects.dialect import Dialect
 
-__all__ = ["LABEL", "DropIn", "RequestBody", "probability"]
-
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model that was given no names for them."""
 

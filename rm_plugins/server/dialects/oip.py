@@ -18,8 +18,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
-__all__ = ["OpenInference"]
-
 _IDS = ("input_ids", "token_ids", "tokens")
 _PADDING = ("attention_mask", "sequence_lengths")
 _IGNORED = ("add_EOS",)  # which NeMo-Aligner's server takes, and ignores as well

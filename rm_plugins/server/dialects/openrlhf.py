@@ -15,8 +15,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Problem, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
-__all__ = ["OpenRLHF"]
-
 
 class GetReward(RequestBody):
     """Queries to score, and what else OpenRLHF's client knows of them."""

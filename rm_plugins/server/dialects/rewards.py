@@ -14,8 +14,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer
 from rm_plugins.wire import sample_from_json
 
-__all__ = ["Native"]
-
 _MESSAGES = {
     "type": "array",
     "items": {

@@ -18,8 +18,6 @@ from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
 
-__all__ = ["TEI", "Rank", "Rerank", "rerank"]
-
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
 

@@ -25,8 +25,6 @@ from rm_plugins.server.dialects import vllm_bodies as bodies
 from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, probability
 
-__all__ = ["VLLM"]
-
 _Entry = TypeVar("_Entry")
 
 VERSION = "0.33.0"

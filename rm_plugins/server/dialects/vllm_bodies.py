@@ -14,33 +14,6 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
 
-__all__ = [
-    "Answer",
-    "Chat",
-    "ChatMessage",
-    "Classified",
-    "Classify",
-    "Completions",
-    "Document",
-    "EitherRerank",
-    "ModelCard",
-    "ModelList",
-    "Options",
-    "Pooled",
-    "Pooling",
-    "PoolingChat",
-    "PoolingCompletions",
-    "RankUsage",
-    "Ranked",
-    "Ranking",
-    "Rerank",
-    "Score",
-    "ScoredPair",
-    "Usage",
-    "is_for_tei",
-]
-
-
 _Filled: TypeAlias = Annotated[str, Field(min_length=1)]
 _Token: TypeAlias = Annotated[int, Field(ge=0)]
 _Item = TypeVar("_Item")
