@@ -159,9 +159,8 @@ def scored_prompts(rows: Iterable[ScoredRow], gold: str | Iterator[ScoredRow] | 
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
             of_prompt.finished += finished
     names = [name for name in PROMPT_COLUMNS if any(name in of_prompt.beside for of_prompt in prompts.values())]
-    for (
-        of_prompt
-    ) in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+    # Rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be.
+    for of_prompt in prompts.values():
         of_prompt.beside = {name: of_prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
