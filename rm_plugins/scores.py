@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import RmPluginsError, ScoringError
 
-__all__ = ["FloatArray", "Scores", "TokenCounts", "joined"]
+__all__ = ["FloatArray", "Scores", "TokenCounts", "ensemble_members", "joined"]
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -152,6 +153,19 @@ class Scores:
             parts={name: part.scattered(rows, size) for name, part in self.parts.items()},
             tokens=None if self.tokens is None else self.tokens.scattered(rows, size),
         )
+
+
+def ensemble_members(names: Iterable[str]) -> list[str]:
+    """Which of the `Scores.columns` that were written to a file or sent by a server are the members of an ensemble.
+
+    This is the one place that reads those names. Members come with their spread; without it they are the parts of a sum or a
+    product, which need not agree. Of scores in memory, ask `Scores.parts`.
+
+    >>> ensemble_members(["member/0", "member/0/raw", "member/1", "std"]), ensemble_members(["member/0", "member/1"])
+    (['member/0', 'member/1'], [])
+    """
+    names = list(names)
+    return [name for name in names if re.fullmatch(r"member/\d+", name)] if "std" in names else []
 
 
 def joined(scored: Sequence[Scores]) -> Scores:

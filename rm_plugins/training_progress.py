@@ -78,13 +78,13 @@ class Schedule:
         for key in _REQUIRED:
             if key not in spec:
                 raise SpecError(f"a schedule needs the key {key!r}, which is missing.", key=key)
-        found = cls(spec["from"], spec["to"], spec.get("start", 0.0), spec.get("end", 1.0))
-        if not 0 <= found.start < found.end <= 1:
+        schedule = cls(spec["from"], spec["to"], spec.get("start", 0.0), spec.get("end", 1.0))
+        if not 0 <= schedule.start < schedule.end <= 1:
             raise SpecError(
-                f"a schedule's `start` lies before its `end`, both from 0 (training begins) to 1 (it ends); not {found.start} "
-                f"and {found.end}."
+                f"a schedule's `start` lies before its `end`, both from 0 (training begins) to 1 (it ends); not {schedule.start} "
+                f"and {schedule.end}."
             )
-        return found
+        return schedule
 
     def value(self) -> float:
         """The number at the point of the training that is being scored at."""

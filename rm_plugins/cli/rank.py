@@ -17,6 +17,7 @@ from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_opt
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
 from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
 from rm_plugins.generation import ENGINES, Sampling, default_engine
@@ -28,12 +29,13 @@ from rm_plugins.jobs.ranking import (
     Rule,
     ScoredPrompt,
     best_rows,
+    column_values,
     first_completions,
     pair_rows,
     ranked_rows,
     scored_prompts,
 )
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoredRow
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
 __all__ = ["command"]
 
@@ -113,7 +115,13 @@ def command(
             old.discard()
     source = RowSource.of(rows.prepare(column), split)
     scored = _scored(spec, source, kept.path, batch_size)
-    prompts = scored_prompts(scored, _scored(gold, source, kept_gold.path, batch_size) if has_gold_spec else column)
+    if column is not None:
+        golds = [column_values(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
+    elif gold is not None:
+        golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size)]
+    else:
+        golds = []
+    prompts = scored_prompts(scored, golds)
 
     _tell_of_few(prompts, options["n"])
     curve = no_curve = None
@@ -149,7 +157,6 @@ class _Rows:
         self._overwrite = overwrite
         self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
-        self._is_read_twice = options["gold"] is not None or options["generate"] is not None
         if options["generate"] is not None:
             names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
             self._generation = GenerationJob(
@@ -174,14 +181,10 @@ class _Rows:
         return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
 
     def prepare(self, column: str | None) -> str:
-        """Make it, unless that was done before; returns its name.
-
-        Args:
-            column: A column with one value a completion.
-        """
+        """Make it, unless that was done before; returns its name. `column` has one value a completion."""
         n = None if self._generation is not None else self._options["n"]
         source = self._file
-        if n is not None or (self._file == "-" and self._is_read_twice):
+        if n is not None or (self._file == "-" and self._generation is not None):
             rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
             if n is not None:
                 rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
@@ -208,7 +211,7 @@ class _Rows:
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
-    """The files of the first completions, or of what is read twice, and of the completions that a policy writes."""
+    """The files of the first completions, or of the prompts on standard input, and of the completions that a policy writes."""
     keep = options["keep_completions"]
     return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
 
@@ -232,13 +235,12 @@ def _try(spec: str) -> None:
     _free_memory()
 
 
-def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterator[ScoredRow]:
+def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> list[ScoredRow]:
     """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
     provider = rm.load(spec)
     try:
-        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(
-            batch_size, ConsoleProgress()
-        )
+        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
+        return list(RowScoring(provider, source, part, identity).run(batch_size, ConsoleProgress()))
     finally:
         provider.close()
         del provider

@@ -13,8 +13,8 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.data.rows import row_samples
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError
-from rm_plugins.jobs.scored_rows import ScoredRow
 from rm_plugins.samples import PROMPT_COLUMNS
 
 __all__ = [
@@ -127,41 +127,31 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
             )
 
 
-def scored_prompts(rows: Iterable[ScoredRow], gold: str | Iterator[ScoredRow] | None = None) -> list[ScoredPrompt]:
+def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]] = ()) -> list[ScoredPrompt]:
     """The prompts of scored rows with all their completions, in the order of their first rows.
 
     Args:
         rows: A prompt's completions are a list, or those of all rows with this prompt.
-        gold: What else is known of the completions: the name of a column, or the same rows as another reward scored them.
-
-    Raises:
-        DataError: The column does not have a number for each completion.
+        golds: What else is known of each row's completions, one value each; empty where nothing is.
     """
     prompts: dict[bytes, ScoredPrompt] = {}
-    for number, scored in enumerate(rows, start=1):
+    for number, (scored, values) in enumerate(zip(rows, golds or [[]] * len(rows), strict=True), start=1):
         row, samples = scored.row, row_samples(scored.row).samples
-        values: list[float | None] = []
-        if isinstance(gold, str):
-            values = column_values(row, gold, len(scored.scores), f"row {number}")
-        elif gold is not None:
-            values = next(gold).scores
         if not samples:
             continue
-        prompt = samples[0].prompt
         beside = {name: row[name] for name in PROMPT_COLUMNS if row.get(name) is not None}
-        of_prompt = prompts.setdefault(_row_key(samples, number), ScoredPrompt(prompt, beside))
-        of_prompt.written += [_as_written(row, sample) for sample in samples]
-        of_prompt.completions += [sample.completion for sample in samples]
-        of_prompt.scores += scored.scores
-        of_prompt.gold += values
+        prompt = prompts.setdefault(_row_key(samples, number), ScoredPrompt(samples[0].prompt, beside))
+        prompt.written += [_as_written(row, sample) for sample in samples]
+        prompt.completions += [sample.completion for sample in samples]
+        prompt.scores += scored.scores
+        prompt.gold += values
         finished = row.get("finished")
         finished = finished if isinstance(finished, list) else [finished]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
-            of_prompt.finished += finished
-    names = [name for name in PROMPT_COLUMNS if any(name in of_prompt.beside for of_prompt in prompts.values())]
-    # Rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be.
-    for of_prompt in prompts.values():
-        of_prompt.beside = {name: of_prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
+            prompt.finished += finished
+    names = [name for name in PROMPT_COLUMNS if any(name in prompt.beside for prompt in prompts.values())]
+    for prompt in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+        prompt.beside = {name: prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 

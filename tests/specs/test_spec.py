@@ -4,85 +4,22 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.errors import BrokenPluginError, ModelError, PluginError, RmPluginsError, SpecError, UnknownNameError
+from rm_plugins.errors import ModelError, SpecError, UnknownNameError
+from rm_plugins.identity import fingerprint
 from rm_plugins.losses.bradley_terry import BradleyTerry
-from rm_plugins.provider import LocalPath, ModelSource
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
-from rm_plugins.registry import BrokenPlugin
 from rm_plugins.spec import component, named_rewards
-from rm_plugins.transforms import Clip, Scale
-
-SAMPLES = [rm.Sample("", "a"), rm.Sample("", "bb")]
-
-
-class Constant(rm.Provider):
-    """Gives one number."""
-
-    name: ClassVar[str] = "certain"
-
-    def __init__(self, *, value: float = 1.0, mode: Literal["fast", "exact"] = "fast", weights: Sequence[float] = ()) -> None:
-        if value > 1_000:
-            raise ValueError("that is too much")
-        self.value, self.mode, self.weights = value, mode, weights
-
-    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
-        return rm.Scores(np.full(len(samples), self.value))
-
-
-class Gathering(rm.Provider):
-    """Takes everything that a spec can nest."""
-
-    name: ClassVar[str] = "gathering"
-
-    def __init__(
-        self,
-        *,
-        members: Sequence[rm.Provider],
-        named: Mapping[str, rm.Provider] | None = None,
-        judge: rm.Provider | None = None,
-        finish: rm.Transform | None = None,
-        file: Annotated[str, LocalPath] | None = None,
-        sources: Sequence[ModelSource] = (),
-        limit: int | str | Mapping[str, float] | None = None,
-    ) -> None:
-        self.members, self.named, self.judge, self.finish = members, named, judge, finish
-        self.file, self.sources, self.limit = file, sources, limit
-
-    def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
-        return rm.Scores(np.sum([member.score(samples).values for member in self.members], axis=0))
-
-
-class Open(Constant):
-    """Takes whatever it is given."""
-
-    name: ClassVar[str] = "open"
-
-    def __init__(self, **more: Any) -> None:
-        super().__init__()
-        self.more = more
-
-
-@rm.hookimpl
-def rm_register_providers() -> list[type[rm.Provider]]:
-    return [Constant, Gathering, Open]
-
-
-REGISTRY = rm.Registry([SimpleNamespace(__name__="tests", rm_register_providers=rm_register_providers)])
-
-
-def load(spec: Any, **settings: Any) -> Any:
-    return rm.load(spec, registry=REGISTRY, **settings)
+from rm_plugins.transforms import Clip
+from tests.specs.conftest import REGISTRY, SAMPLES, Constant, load, refused
 
 
 @pytest.fixture(autouse=True)
@@ -93,27 +30,35 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def refused(spec: Any, **settings: Any) -> str:
-    with pytest.raises(RmPluginsError) as caught:
-        load(spec, **settings)
-    return str(caught.value)
-
-
 class TestForms:
     def test_a_mapping(self) -> None:
         provider = load({"provider": "certain", "value": 2, "mode": "exact"})
         assert (provider.value, provider.mode, provider.label) == (2, "exact", "certain")
         assert provider.score(SAMPLES).values.tolist() == [2, 2]
 
+    def test_name_is_read_as_label_with_a_warning(self) -> None:
+        with pytest.warns(FutureWarning, match="Write `label`"):
+            provider = load({"provider": "certain", "name": "four"})
+        assert provider.label == "four" and provider.spec == {"provider": "certain", "label": "four"}
+
+    def test_keys_of_several_types_have_a_fingerprint(self) -> None:
+        keys, other = (
+            load(
+                {"provider": "function", "function": lambda samples, table: [0.0] * len(samples), "arguments": {"table": table}}
+            )
+            for table in ({"x": 1, 2: 3}, {2: 3, "x": 1})
+        )
+        assert fingerprint(keys) == fingerprint(other)
+
     def test_settings_win_over_the_spec(self) -> None:
         assert load({"provider": "certain", "value": 2}, value=3.0).value == 3
-        assert load("certain", value=4, name="four").label == "four"
+        assert load("certain", value=4, label="four").label == "four"
 
     def test_a_registered_name(self) -> None:
         assert isinstance(load("certain"), Constant)
 
     def test_a_callable(self) -> None:
-        provider = load(lambda samples: [5.0] * len(samples), name="five")
+        provider = load(lambda samples: [5.0] * len(samples), label="five")
         assert isinstance(provider, FunctionProvider)
         assert (provider.label, provider.score(SAMPLES).values.tolist()) == ("five", [5, 5])
 
@@ -290,118 +235,6 @@ class TestNamedRewards:
     def test_names_that_mean_each_other_are_refused(self, here: Path) -> None:
         (here / "rm_plugins.yaml").write_text("one: two\ntwo: one\n")
         assert "contains itself" in refused("one")
-
-
-class TestSharedKeys:
-    def test_a_transform_by_name_by_mapping_and_as_an_object(self) -> None:
-        assert load("certain", transform="scale").transform.factor == 1
-        assert load("certain", transform={"name": "scale", "factor": 2}).score(SAMPLES).values.tolist() == [2, 2]
-        scale = Scale(factor=3.0)
-        assert load("certain", transform=scale).transform is scale
-        assert load("certain", transform=None).transform is None
-
-    @pytest.mark.parametrize(
-        ("transform", "message"),
-        [
-            ("clp", "transform: There is no transform called 'clp'. Did you mean 'clip'?"),
-            ({"low": 1}, "transform: the key 'name' is missing. Allowed values: "),
-            ({"name": "clip", "lo": 1}, "transform.lo: unknown key 'lo' for 'clip'. Did you mean 'low'?"),
-            ({"name": "scale", "factor": "2"}, "transform.factor: input should be a valid number, not '2'."),
-            ({"name": 3}, "transform.name: must be the name of a transform, not 3."),
-            (3, "transform: must be a name, a mapping with 'name', or an object, not 3."),
-            ({"name": "clip"}, "clip needs `low`, `high`, or both."),
-            ("zscore", "zscore needs `mean` and `std`: 'certain' has no manifest"),
-        ],
-    )
-    def test_a_wrong_transform(self, transform: Any, message: str) -> None:
-        assert message in refused("certain", transform=transform)
-
-    def test_on_error(self) -> None:
-        assert load("certain").on_error == "raise"
-        assert load("certain", on_error="abstain").on_error == "abstain"
-        provider = load("certain", on_error={"fallback": {"provider": "certain", "value": 0, "on_error": "abstain"}})
-        assert (provider.on_error, provider.fallback.value, provider.fallback.on_error) == ("raise", 0, "abstain")
-
-    @pytest.mark.parametrize("policy", ["ignore", None, True, {"fallback": "certain", "retries": 3}, {"fall_back": "certain"}])
-    def test_a_wrong_on_error(self, policy: Any) -> None:
-        assert f"on_error: must be 'raise', 'abstain' or {{fallback: SPEC}}, not {policy!r}." in refused(
-            "certain", on_error=policy
-        )
-
-    def test_the_name_is_text(self) -> None:
-        assert "name: must be text, not 3." in refused("certain", name=3)
-
-
-class TestArguments:
-    def test_every_wrong_key_is_reported_at_once(self) -> None:
-        message = refused({"provider": "certain", "valeu": 1, "mode": "slow", "weights": [1, "x"]})
-        assert (
-            "valeu: unknown key 'valeu' for 'certain'. Did you mean 'value'? Allowed: mode, name, on_error, provider" in message
-        )
-        assert "mode: input should be 'fast' or 'exact', not 'slow'." in message
-        assert "weights[1]: input should be a valid number, not 'x'." in message
-        assert len(message.splitlines()) == 3
-
-    def test_a_missing_key_is_named(self) -> None:
-        assert "members: 'gathering' needs the key 'members', which is missing." in refused("gathering")
-
-    def test_a_union_says_all_that_it_takes(self) -> None:
-        message = refused({"provider": "gathering", "members": [], "limit": [1]})
-        assert message.startswith("limit: ")
-        assert message.count(" Or: ") == 2
-        assert {"integer", "string"} <= set(re.findall(r"\w+", message))
-
-    def test_numbers_are_not_read_out_of_text_nor_text_out_of_numbers(self) -> None:
-        assert "value: input should be a valid number, not '1'." in refused("certain", value="1")
-        assert "value: input should be a valid number, not True." in refused("certain", value=True)
-        assert "function" in refused({"provider": "function", "function": 3})
-
-    def test_what_a_constructor_refuses_is_translated(self) -> None:
-        assert "'certain' could not be made: ValueError: that is too much" in refused("certain", value=2000)
-        assert "members[0]: 'certain' could not be made" in refused(
-            {"provider": "gathering", "members": [{"provider": "certain", "value": 2000}]}
-        )
-
-    def test_a_provider_may_take_anything(self) -> None:
-        assert load({"provider": "open", "this": 1, "that": [2]}).more == {"this": 1, "that": [2]}
-
-    def test_a_constructor_may_be_inherited_from_another_module(self) -> None:
-        class Mine(SequenceClassifier):
-            name = "mine"
-
-        registry = rm.Registry([SimpleNamespace(__name__="x", rm_register_providers=rm.hookimpl(lambda: [Mine]))])
-        with pytest.raises(SpecError, match=r"modle: unknown key 'modle' for 'mine'\. Did you mean 'model'\?"):
-            rm.load({"provider": "mine", "model": "x", "modle": "y"}, registry=registry)
-
-    def test_annotations_must_be_there_at_run_time(self) -> None:
-        class Hinted(Constant):
-            name = "hinted"
-
-            def __init__(self, *, value: "OnlyForTypeCheckers") -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
-                pass
-
-        registry = rm.Registry([SimpleNamespace(__name__="x", rm_register_providers=rm.hookimpl(lambda: [Hinted]))])
-        with pytest.raises(PluginError, match=r"Hinted cannot be built from a spec: .* name 'OnlyForTypeCheckers'"):
-            rm.load({"provider": "hinted", "value": 1}, registry=registry)
-
-    @pytest.mark.parametrize("spec", [3, None, ["certain"], 1.5])
-    def test_a_spec_of_another_type(self, spec: Any) -> None:
-        assert f"a spec is text, a path, a mapping, a callable or a provider, not {type(spec).__name__}." in refused(spec)
-
-    def test_the_provider_is_a_name(self) -> None:
-        assert "provider: must be the name of a provider, not 3." in refused({"provider": 3})
-        message = refused({"provider": "nobody"})
-        assert "provider: There is no provider called 'nobody'." in message
-        assert "Allowed: cached, certain, " in message
-
-    def test_a_broken_plugin_is_the_cause_of_an_unknown_name(self) -> None:
-        registry = rm.Registry()
-        registry.broken.append(BrokenPlugin("theirs", "their-rewards 1.0 (theirs)", RuntimeError("no disk")))
-        with pytest.raises(
-            BrokenPluginError, match=r"provider: There is no provider called 'x'.*RuntimeError: no disk"
-        ) as caught:
-            rm.load({"provider": "x"}, registry=registry)
-        assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 class TestModels:

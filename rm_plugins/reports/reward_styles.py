@@ -1,16 +1,20 @@
-"""How each reward of an evaluation looks: one colour and one shape throughout a page, for readers who tell colours apart and others."""
+"""How each reward of an evaluation is drawn: one colour and one shape throughout a page, for readers who tell colours apart and others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.reports.charts import COLOURS
-from rm_plugins.reports.page import text
+from rm_plugins.reports.page import shortened, text
 
-__all__ = ["Look", "legend", "looked", "named", "short"]
+__all__ = ["RewardStyle", "legend", "named", "short", "side_by_side", "styled"]
+
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
 
 _SHAPES = (("●", "o"), ("■", "s"), ("▲", "^"), ("◆", "D"), ("▼", "v"), ("✚", "P"), ("✖", "X"), ("★", "*"))
 _BRIEF = 20  # characters of a name that is not broken into lines
@@ -18,8 +22,8 @@ _LONGEST = 48  # characters of a name, but where it is written out
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How a reward looks.
+class RewardStyle:
+    """How a reward is drawn.
 
     Args:
         name: What it is called.
@@ -41,23 +45,32 @@ class Look:
         return f'<span class="{kind}" title="{text(self.name)}">{mark}<bdi>{text(short(self.name))}</bdi></span>'
 
 
-def looked(evaluation: Evaluation) -> list[tuple[RewardResult, Look]]:
-    """The rewards with how each looks; after eight, colours and shapes come again."""
-    found = []
-    for place, reward in enumerate(evaluation.rewards):
-        sign, marker = _SHAPES[place % len(_SHAPES)]
-        found.append((reward, Look(reward.name, COLOURS[place % len(COLOURS)], sign, marker)))
-    return found
+def styled(evaluation: Evaluation) -> list[tuple[RewardResult, RewardStyle]]:
+    """The rewards with how each is drawn; after eight, colours and shapes come again."""
+    return [
+        (reward, RewardStyle(reward.name, COLOURS[place % len(COLOURS)], *_SHAPES[place % len(_SHAPES)]))
+        for place, reward in enumerate(evaluation.rewards)
+    ]
 
 
-def legend(looks: Iterable[Look], *, mark: str = "") -> str:
+def side_by_side(mappings: Sequence[Mapping[_K, _V]]) -> dict[_K, list[_V | None]]:
+    """What each reward's mapping has under each key that any of them has.
+
+    >>> side_by_side([{"chat": 1, "code": 2}, {"code": 3}])
+    {'chat': [1, None], 'code': [2, 3]}
+    """
+    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+    return {key: [mapping.get(key) for mapping in mappings] for key in keys}
+
+
+def legend(styles: Iterable[RewardStyle], *, mark: str = "") -> str:
     """What the shapes of a chart stand for.
 
     Args:
-        looks: Of its rewards.
+        styles: Of its rewards.
         mark: What the line across each row stands for; empty where there is none.
     """
-    shown = [look.html for look in looks]
+    shown = [style.html for style in styles]
     if mark:
         shown.append(f'<span class="reward"><span class="mark" aria-hidden="true">┃</span>{text(mark)}</span>')
     return f'<ul class="legend" aria-label="Legend">{"".join(f"<li>{entry}</li>" for entry in shown)}</ul>'
@@ -71,7 +84,4 @@ def named(name: str) -> str:
 
 def short(name: str) -> str:
     """A name, cut in the middle where it is long."""
-    if len(name) <= _LONGEST:
-        return name
-    half = _LONGEST // 2
-    return f"{name[:half]}…{name[1 - half :]}"
+    return shortened(name, _LONGEST)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rm_plugins.errors import DataError, SpecError
-from rm_plugins.identity import fingerprint, manifest_digests, renders, shown_spec
+from rm_plugins.errors import DataError
+from rm_plugins.identity import fingerprint, manifest_digests
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.spec import load
 
-__all__ = ["Hosted", "characters"]
+if TYPE_CHECKING:
+    from rm_plugins.models.trained_reward import TrainedReward
+
+__all__ = ["ServedReward", "characters"]
 
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
 """Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most on a CPU."""
 
 
-class Hosted:
+class ServedReward:
     """A loaded reward; the server owns it from now on.
 
     Args:
@@ -33,46 +36,29 @@ class Hosted:
         self.provider = provider
         self.source = provider.spec if source is None else source
         self.label = provider.label or provider.name
-        self.parts = list(provider.walk())
-        leaves = [part for _, part in self.parts if not part.children]
-        self.models: list[tuple[str, Any]] = [(path, part) for path, part in self.parts if renders(part)]
-        self.takes_rendered = all(renders(leaf) for leaf in leaves)
-        self.is_merged = not any(depends_on_batch(part) for _, part in self.parts)
-        self.learns = [part.called for _, part in self.parts if learns_while_scoring(part)]
+        parts = dict(provider.walk())
+        self.takes_rendered = all(part.renderer is not None for part in parts.values() if not part.children)
+        self.is_merged = not any(depends_on_batch(part) for part in parts.values())
+        self.learns = [part.called for part in parts.values() if learns_while_scoring(part)]
         self.manifests = manifest_digests(provider)
         self.fingerprint = fingerprint(provider)
-        limits = [part.renderer.rendering.max_length for _, part in self.models]
+        self._rendering = {path: part for path, part in parts.items() if part.renderer is not None}
+        limits = [part.renderer.rendering.max_length for part in self._rendering.values()]
         self._max_length = min((limit for limit in limits if limit is not None), default=None)
-        self._vocabulary = min((_vocabulary(part) for _, part in self.models), default=0)
+        self._models: list[TrainedReward] = [model for part in parts.values() for model in part.models.values()]
+        embeddings = [model.model.get_input_embeddings().num_embeddings for model in self._models]
+        elsewhere = [len(part.renderer.tokenizer) for part in self._rendering.values() if not part.models]
+        self._vocabulary = min(embeddings + elsewhere, default=0)
 
     @classmethod
-    def load(cls, spec: str | Path | Mapping[str, Any]) -> Hosted:
-        """Load what a spec describes.
-
-        Raises:
-            RmPluginsError: As `rm_plugins.load` raises.
-        """
+    def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:
+        """Load what a spec describes, as `rm_plugins.load` does."""
         return cls(load(spec), spec)
-
-    def again(self) -> Hosted:
-        """The same spec, loaded anew.
-
-        Raises:
-            SpecError: The reward was made in Python and cannot be.
-        """
-        if self.source is None:
-            raise SpecError("this reward was made in Python, not from a spec, so that there is nothing to load again.")
-        return Hosted.load(self.source)
-
-    @property
-    def public_spec(self) -> dict[str, Any] | None:
-        """The spec as clients may see it, without the headers that open servers behind this one."""
-        return shown_spec(self.provider)
 
     @property
     def batch_tokens(self) -> int:
         """How many tokens to score together where nothing else is said."""
-        budgets = [part.engine.max_tokens for _, part in self.models if hasattr(part, "engine")]
+        budgets = [model.engine.max_tokens for model in self._models]
         return _MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS
 
     def check(self, samples: Sequence[Sample]) -> None:
@@ -111,8 +97,8 @@ class Hosted:
         return [self._renderings(sample) for sample in samples]
 
     def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
-        found: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
-        for path, part in self.models:
+        renderings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+        for path, part in self._rendering.items():
             text = part.render(sample)
             (whole,) = part.renderer.untruncated_ids([sample])
             limit = part.renderer.rendering.max_length
@@ -125,8 +111,8 @@ class Hosted:
                 "token_ids": ids,
                 "truncated": len(ids) < len(whole),
             }
-            found.setdefault((text, tuple(ids)), entry)
-        return list(found.values())
+            renderings.setdefault((text, tuple(ids)), entry)
+        return list(renderings.values())
 
     def close(self) -> None:
         """Give back what the reward holds."""
@@ -153,10 +139,6 @@ def characters(sample: Sample) -> int:
         except (RecursionError, ValueError) as error:
             raise DataError("a sample's columns are nested too deeply.") from error
     return total
-
-
-def _vocabulary(part: Any) -> int:
-    return int(part.model.get_input_embeddings().num_embeddings) if hasattr(part, "model") else len(part.renderer.tokenizer)
 
 
 def _check_columns(row: int, columns: object) -> None:
