@@ -120,7 +120,7 @@ def _metrics(items: Sequence[SuiteItem]) -> tuple[float, ...]:
     pairs = [item.judged_scores[right] > item.judged_scores[wrong] for item in items for right, wrong in item.compared]
     labels = [item.labels for item in items]
     scores = [item.judged_scores for item in items]
-    area = auc(np.concatenate([_stretched(found) for found in scores]), np.concatenate(labels))
+    area = auc(np.concatenate([_stretched(answers) for answers in scores]), np.concatenate(labels))
     curve, best = _curve(scores, labels), _curve(labels, labels)
     return mean(pairs), area, float(curve.max()), float(curve[-1]), float(np.square(best - curve).mean())
 
