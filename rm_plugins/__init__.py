@@ -11,9 +11,10 @@ from rm_plugins.version import __version__
 if TYPE_CHECKING:
     from rm_plugins.errors import RmPluginsError
     from rm_plugins.hooks import hookimpl
-    from rm_plugins.provider import Aggregate, Provider, RowProvider, Transform
+    from rm_plugins.provider import Aggregate, Provider, Transform
     from rm_plugins.providers.combinators.parts import Combinator
     from rm_plugins.registry import Registry
+    from rm_plugins.row_provider import RowProvider
     from rm_plugins.samples import Sample
     from rm_plugins.scores import Scores
     from rm_plugins.spec import load
@@ -39,7 +40,7 @@ _HOMES = {
     "Provider": "provider",
     "Registry": "registry",
     "RmPluginsError": "errors",
-    "RowProvider": "provider",
+    "RowProvider": "row_provider",
     "Sample": "samples",
     "Scores": "scores",
     "Transform": "provider",

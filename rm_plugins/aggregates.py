@@ -39,8 +39,8 @@ class Mean(Aggregate):
 
     def __call__(self, members: FloatArray) -> FloatArray:
         """The mean of those that gave a score."""
-        found: FloatArray = np.nanmean(members, axis=0)
-        return found
+        mean: FloatArray = np.nanmean(members, axis=0)
+        return mean
 
 
 class Median(Aggregate):
@@ -93,8 +93,8 @@ class Min(Aggregate):
 
     def __call__(self, members: FloatArray) -> FloatArray:
         """The lowest of those that gave a score."""
-        found: FloatArray = np.nanmin(members, axis=0)
-        return found
+        lowest: FloatArray = np.nanmin(members, axis=0)
+        return lowest
 
 
 class Max(Aggregate):
@@ -105,8 +105,8 @@ class Max(Aggregate):
 
     def __call__(self, members: FloatArray) -> FloatArray:
         """The highest of those that gave a score."""
-        found: FloatArray = np.nanmax(members, axis=0)
-        return found
+        highest: FloatArray = np.nanmax(members, axis=0)
+        return highest
 
 
 class SoftMin(Aggregate):
@@ -131,8 +131,8 @@ class SoftMin(Aggregate):
         """The soft minimum of those that gave a score."""
         lowest = np.nanmin(members, axis=0)
         excess = np.nanmean(np.expm1(-self.beta * (members - lowest)), axis=0)
-        found: FloatArray = lowest - np.log1p(excess) / self.beta
-        return found
+        soft_minimum: FloatArray = lowest - np.log1p(excess) / self.beta
+        return soft_minimum
 
 
 class _SpreadPenalty(Aggregate):
@@ -159,8 +159,8 @@ class _SpreadPenalty(Aggregate):
         mean = np.nanmean(members, axis=0)
         squares = np.nansum((members - mean) ** 2, axis=0)
         variance = np.divide(squares, count - self.ddof, out=np.full(len(mean), np.nan), where=count > self.ddof)
-        found: FloatArray = mean - self.factor * self.spread(variance)
-        return found
+        penalized: FloatArray = mean - self.factor * self.spread(variance)
+        return penalized
 
     def spread(self, variance: FloatArray) -> FloatArray:
         """What is penalized, from the members' variance, [N]."""
@@ -185,8 +185,8 @@ class LowerConfidenceBound(_SpreadPenalty):
 
     def spread(self, variance: FloatArray) -> FloatArray:
         """The standard deviation."""
-        found: FloatArray = np.sqrt(variance)
-        return found
+        deviation: FloatArray = np.sqrt(variance)
+        return deviation
 
 
 class UncertaintyWeighted(_SpreadPenalty):
@@ -226,8 +226,8 @@ class Quantile(Aggregate):
 
     def __call__(self, members: FloatArray) -> FloatArray:
         """The quantile of those that gave a score."""
-        found: FloatArray = np.nanquantile(members, self.q, axis=0)
-        return found
+        quantile: FloatArray = np.nanquantile(members, self.q, axis=0)
+        return quantile
 
 
 class TrimmedMean(Aggregate):
@@ -262,13 +262,13 @@ class TrimmedMean(Aggregate):
     def __call__(self, members: FloatArray) -> FloatArray:
         """The mean of the middle of those that gave a score."""
         ordered = np.sort(members, axis=0)  # NaN comes last
-        found = np.empty(members.shape[1])
+        means = np.empty(members.shape[1])
         present = (~np.isnan(members)).sum(axis=0)
         for count in np.unique(present):
             cut = self._trimmed(int(count))
             columns = present == count
-            found[columns] = ordered[cut : count - cut, columns].mean(axis=0)
-        return found
+            means[columns] = ordered[cut : count - cut, columns].mean(axis=0)
+        return means
 
 
 @hookimpl

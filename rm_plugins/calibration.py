@@ -96,17 +96,17 @@ class Calibration:
                 part.score(samples)
         self.provider.score(samples)
         for part in reversed(parts.values()):
-            if any(found.statistics is None for found in _fittings_in(part)):  # not asked at all, as behind a closed gate
+            if any(fitting.statistics is None for fitting in _fittings_in(part)):  # not asked at all, as behind a closed gate
                 part.score(samples)
-        return [found.calibrated() for found in self._fitting]
+        return [fitting.calibrated() for fitting in self._fitting]
 
     def spec(self, folder: Path) -> dict[str, Any]:
         """The whole spec with the statistics that were found, for a file in `folder`.
 
         Nested files are written out; local paths are relative to the folder where they lie in it, else absolute.
         """
-        found: dict[str, Any] = _portable(self.provider.spec, folder.resolve())
-        return found
+        written: dict[str, Any] = _portable(self.provider.spec, folder.resolve())
+        return written
 
     def _build(self, spec: str | Path | Mapping[str, Any]) -> None:
         self._fitting: list[_Fitting] = []
@@ -158,32 +158,34 @@ class _CalibratingBuilder(SpecBuilder):
         self.at = at
 
     def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
-        found = super().inside(file, path, reward)
+        builder = super().inside(file, path, reward)
         at = join_path(self.at, path) if path else self.at
-        return _CalibratingBuilder(found.registry, found.folder, found.source, found.within, fitting=self.fitting, at=at)
+        return _CalibratingBuilder(
+            builder.registry, builder.folder, builder.source, builder.within, fitting=self.fitting, at=at
+        )
 
     def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
         if spec.get("provider") != Cached.name:
             return super().from_mapping(spec, path)
-        found = super().from_mapping({**spec, "path": MEMORY}, path)  # what is scored now is none of what a file keeps
-        _written(found)["path"] = spec.get("path", MEMORY)
-        return found
+        provider = super().from_mapping({**spec, "path": MEMORY}, path)  # what is scored now is none of what a file keeps
+        _written(provider)["path"] = spec.get("path", MEMORY)
+        return provider
 
     def component(self, kind: str, spec: object, path: str) -> Any:
-        found = super().component(kind, spec, path)
-        if isinstance(found, Transform) and found.state():
+        built = super().component(kind, spec, path)
+        if isinstance(built, Transform) and built.state():
             raise self.error(
-                path, f"{found.name!r} learns while scoring, so that nothing can be calibrated beforehand. Leave that out."
+                path, f"{built.name!r} learns while scoring, so that nothing can be calibrated beforehand. Leave that out."
             )
-        if not isinstance(found, FittedTransform) or found.spec is None:
-            return found
-        fitting = _Fitting(found, join_path(self.at, path) if self.at else path)
+        if not isinstance(built, FittedTransform) or built.spec is None:
+            return built
+        fitting = _Fitting(built, join_path(self.at, path) if self.at else path)
         self.fitting.append(fitting)
         return fitting
 
     def local(self, value: Any, path: str) -> Any:
-        found = super().local(value, path)
-        return _LocalText(found) if isinstance(found, str) and Path(found).is_absolute() else found
+        resolved = super().local(value, path)
+        return _LocalText(resolved) if isinstance(resolved, str) and Path(resolved).is_absolute() else resolved
 
 
 class _LocalText(str):
@@ -239,10 +241,10 @@ def _written(part: Provider | Transform) -> dict[str, Any]:
 
 def _fittings_in(part: Provider | Transform) -> list[_Fitting]:
     """Those of a part itself, without those of what it is made of."""
-    found: list[_Fitting] = []
+    fittings: list[_Fitting] = []
     for transform in transforms_of(part).values():
-        found += [transform] if isinstance(transform, _Fitting) else _fittings_in(transform)
-    return found
+        fittings += [transform] if isinstance(transform, _Fitting) else _fittings_in(transform)
+    return fittings
 
 
 def _sees_some(path: str, parts: Mapping[str, Provider]) -> bool:
@@ -258,8 +260,7 @@ def _members_of_one_model(provider: Provider, sample: Sample) -> int:
     """How many members a provider has that could each have a transform."""
     if "member_transforms" not in inspect.signature(type(provider)).parameters:
         return 0
-    details = provider.score([sample]).columns
-    return sum(1 for number in range(len(details)) if f"member/{number}" in details)
+    return sum(part.kind == "member" for part in provider.score([sample]).parts.values())
 
 
 def _portable(value: Any, folder: Path) -> Any:

@@ -97,7 +97,7 @@ def schema_of(cls: Callable[..., Any]) -> dict[str, Any]:
             f"{cls.__module__}.{cls.__qualname__} cannot be built from a spec: its constructor's annotations name "
             f"{error.name!r}, which is not there when the program runs. Import it outside `if TYPE_CHECKING`."
         ) from error
-    return {name: hints.get(name, Any) for name, found in parameters.items() if found.kind is not found.VAR_KEYWORD}
+    return {name: hints.get(name, Any) for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
 
 
 @cache
@@ -106,7 +106,7 @@ def validator_of(cls: Callable[..., Any]) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter, with_config
 
     parameters = inspect.signature(cls).parameters
-    takes_more = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     fields = {
         name: (Required if parameters[name].default is inspect.Parameter.empty else NotRequired)[annotation]
         for name, annotation in schema_of(cls).items()

@@ -17,8 +17,9 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Self
 
 __all__ = [
     "AnswerError",
@@ -34,6 +35,7 @@ __all__ = [
     "SpecError",
     "UnknownNameError",
     "UnsupportedError",
+    "as_one_error",
     "did_you_mean",
 ]
 
@@ -56,6 +58,16 @@ class RmPluginsError(Exception):
     def __init__(self, message: str = "", rows: Collection[int] | None = None) -> None:
         super().__init__(*([message] if message else []))
         self.rows = None if rows is None else frozenset(int(row) for row in rows)
+
+    @property
+    def by_row(self) -> dict[int, "RmPluginsError"]:
+        """The error at each of its rows."""
+        return dict.fromkeys(sorted(self.rows or ()), self)
+
+    def caused_by(self, error: BaseException) -> Self:
+        """This error, as ``raise ... from error`` would have it, for those that are returned and not raised."""
+        self.__cause__ = error
+        return self
 
     def __str__(self) -> str:
         # Some built-ins in the tree (LookupError's children) would quote the message.
@@ -121,6 +133,18 @@ class UnsupportedError(RmPluginsError, TypeError):
 
 class MissingDependencyError(RmPluginsError, ImportError):
     """An optional package is needed and absent; the message says how to install it."""
+
+
+def as_one_error(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
+    """What to raise for the errors of a batch, by row: the one error, or one that says of the first how many others there are."""
+    distinct = list({id(errors[row]): errors[row] for row in sorted(errors)}.values())
+    first = distinct[0]
+    if len(distinct) == 1 and (first.rows is None or first.rows == frozenset(errors)):
+        return first
+    more = f" ({len(errors) - 1} more of the batch failed)" if len(distinct) > 1 else ""
+    raised = (DataError if isinstance(first, DataError) else ScoringError)(f"{first}{more}", rows=sorted(errors))
+    raised.provider, raised.path, raised.__cause__ = first.provider, first.path, first
+    return raised
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from rm_plugins.provider import Provider
+from rm_plugins.samples import canonical_json
 
-__all__ = ["fingerprint", "manifest_digests", "renders", "shown_spec"]
+__all__ = ["fingerprint", "manifest_digests", "shown_spec"]
 
 
 def fingerprint(provider: Provider) -> str:
@@ -18,14 +18,13 @@ def fingerprint(provider: Provider) -> str:
     It does not see the code of a function, nor the model behind a remote scorer.
     """
     facts = [[path, *part.identity] for path, part in provider.walk()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()
 
 
 def manifest_digests(provider: Provider) -> dict[str, str]:
     """The SHA-256 of the manifest of each model that a reward is made of, by the model's path in the spec."""
-    return {
-        path: manifest.digest for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
-    }
+    models = [(path, model) for path, part in provider.walk() for model in part.models.values()]
+    return {path: model.manifest.digest for path, model in models if model.manifest is not None}
 
 
 def shown_spec(provider: Provider) -> dict[str, Any] | None:
@@ -37,8 +36,3 @@ def _without_headers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
     return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def renders(part: Provider) -> bool:
-    """Whether a part of the reward makes text and token ids of samples."""
-    return getattr(part, "renderer", None) is not None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from rm_plugins.constructor_schema import held_by
-from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
 from rm_plugins.files import with_digests
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
@@ -25,7 +25,6 @@ __all__ = [
     "ModelSource",
     "OnError",
     "Provider",
-    "RowProvider",
     "Transform",
     "transforms_of",
 ]
@@ -126,6 +125,8 @@ class Provider(ABC):
     """The keys of its spec that change no score, such as where it computes or how it is reached: no part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
+    renderer: Any = None
+    """What makes its samples' text and token ids in this process, a `rm_plugins.rendering.render.Renderer`; None where nothing does."""
     label: str = ""
     """What this reward is called in metrics and messages; the provider's name unless something better is known."""
     on_error: OnError = "raise"
@@ -205,7 +206,7 @@ class Provider(ABC):
         """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests."""
         if self.spec is None:
             return {"made in Python": f"{type(self).__module__}.{type(self).__qualname__}"}
-        left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"name", *others}
+        left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"label", *others}
         return {key: with_digests(value) for key, value in self.spec.items() if key not in left_out}
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
@@ -236,7 +237,7 @@ class Provider(ABC):
         scores = self._scored(samples, on_error, stops=raises and self.fallback is None)
         errors = self.unhandled(scores) if on_error is None else scores.errors if on_error == "raise" else {}
         if errors:
-            raise _as_exception(errors)
+            raise as_one_error(errors)
         self._note(samples, scores)
         return scores
 
@@ -250,7 +251,7 @@ class Provider(ABC):
             on_error: ``abstain`` where the caller makes up for every failure, whatever the provider's own `on_error`.
 
         Raises:
-            DataError: Something in the batch is not a `Sample`, or the batch cannot be scored for a reason that names no rows.
+            DataError: Something in the batch is not a `Sample`.
         """
         scores = self._scored(samples, on_error, stops=False)
         self._note(samples, scores)
@@ -289,11 +290,13 @@ class Provider(ABC):
             self.observer(self, samples, scores)
 
     def render(self, sample: Sample) -> str:
-        """The exact text that is scored.
+        """The exact text that is scored, before truncation.
 
         Raises:
             UnsupportedError: The provider does not score a text of its own making.
         """
+        if self.renderer is not None:
+            return str(self.renderer.text(sample))
         raise UnsupportedError(f"The provider {self.label!r} ({self.name}) has no text of its own to render.")
 
     def close(self) -> None:
@@ -311,7 +314,7 @@ class Provider(ABC):
                 scores = self._checked(samples if not errors else [samples[row] for row in pending], stops=stops)
             except (ScoringError, DataError) as error:
                 self._signed(error)
-                if stops or (isinstance(error, DataError) and error.rows is None):
+                if stops:
                     raise
                 # Rows that the batch does not have say nothing about those that it has.
                 failed = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
@@ -333,7 +336,7 @@ class Provider(ABC):
             for error in scores.errors.values():
                 self._signed(error)
             if stops and scores.errors:
-                raise _as_exception(scores.errors)
+                raise as_one_error(scores.errors)
             return scores if self.transform is None else self._reshaped(scores, samples, self.transform)
         except RmPluginsError:
             raise
@@ -350,7 +353,7 @@ class Provider(ABC):
                 f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
                 rows=revived,
             )
-            errors = {**dict.fromkeys(revived, error), **errors}
+            errors = error.by_row | errors
         return replace(scores, values=reshaped.values, details={**scores.details, "raw": scores.values}, errors=errors)
 
     def _with_wrong_values_failed(self, scores: Scores, samples: Sequence[Sample]) -> Scores:
@@ -368,7 +371,7 @@ class Provider(ABC):
             f"(first: item {infinite[0]}). A reward must be finite, or NaN to abstain.",
             rows=infinite,
         )
-        return replace(scores, errors={**dict.fromkeys(infinite, error), **scores.errors})
+        return replace(scores, errors=error.by_row | dict(scores.errors))
 
     def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider, on_error: OnError | None) -> Scores:
         """The scores with those of the fallback where there are errors."""
@@ -392,48 +395,3 @@ class Provider(ABC):
         self.counts["errors"] += len(by_error)
         for error in {id(error): error for error in errors.values()}.values():
             logger.warning("%d of %d samples failed, %s: %s", by_error[id(error)], size, remedy, error)
-
-
-class RowProvider(Provider):
-    """A provider that scores each sample by itself: a subclass implements `score_sample`.
-
-    What that raises is the failure of the one sample, and the others have their scores.
-    """
-
-    @abstractmethod
-    def score_sample(self, sample: Sample) -> float | None:
-        """The score of one sample, finite; None or NaN abstains.
-
-        Raises:
-            ScoringError: The sample cannot be scored.
-            DataError: It cannot be scored for what it is.
-        """
-
-    def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score one sample after another."""
-        values = np.full(len(samples), np.nan)
-        errors: dict[int, RmPluginsError] = {}
-        for row, sample in enumerate(samples):
-            try:
-                value = self.score_sample(sample)
-            except (ScoringError, DataError) as error:
-                errors[row] = error
-            except Exception as error:  # whatever it is, it is the failure of this sample alone
-                failure = ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}", rows=[row])
-                failure.__cause__ = error
-                errors[row] = failure
-            else:
-                values[row] = np.nan if value is None else value
-        return Scores(values, errors=errors)
-
-
-def _as_exception(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
-    """What to raise for the errors of a batch: the one error, or one that says of the first how many others there are."""
-    distinct = list({id(errors[row]): errors[row] for row in sorted(errors)}.values())
-    first = distinct[0]
-    if len(distinct) == 1 and (first.rows is None or first.rows == frozenset(errors)):
-        return first
-    more = f" ({len(errors) - 1} more of the batch failed)" if len(distinct) > 1 else ""
-    raised = (DataError if isinstance(first, DataError) else ScoringError)(f"{first}{more}", rows=sorted(errors))
-    raised.provider, raised.path, raised.__cause__ = first.provider, first.path, first
-    return raised

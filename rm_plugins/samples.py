@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ __all__ = [
     "Message",
     "RenderedSample",
     "Sample",
+    "canonical_json",
     "completion_texts",
     "message_text",
     "prompt_groups",
@@ -218,8 +219,26 @@ def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
 
 
 def _digest(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, default=_plain)
-    return blake2b(text.encode(), digest_size=16).digest()
+    return blake2b(canonical_json(value).encode(), digest_size=16).digest()
+
+
+def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON that equal values have in common, whatever the order of their keys.
+
+    Args:
+        value: Anything.
+        default: What stands for something without a JSON form; for arrays their lists, and for the rest its text, if unset.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, default=default or _plain)
+    except TypeError:  # keys of several types, which have no order
+        return json.dumps(_with_text_keys(value), sort_keys=True, default=default or _plain)
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else repr(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

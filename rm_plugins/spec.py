@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ __all__ = ["SPEC_VARIABLE", "SpecBuilder", "component", "join_path", "load", "na
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
 
-SHARED_KEYS = ("provider", "name", "transform", "on_error")
+SHARED_KEYS = ("provider", "label", "transform", "on_error")
 """Keys that every provider's spec has, beside its own."""
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
@@ -53,7 +54,7 @@ def load(
             - ``module:function``, or a callable, short for ``{provider: function, function: ...}``;
             - the name of a registered provider, or of a reward in ``rm_plugins.yaml``;
             - a model id of the hub, short for ``{provider: sequence-classifier, model: ...}``;
-            - a mapping with ``provider``, that provider's own keys, and the shared ones ``name``, ``transform`` and
+            - a mapping with ``provider``, that provider's own keys, and the shared ones ``label``, ``transform`` and
               ``on_error`` (``raise``, ``abstain`` or ``{fallback: SPEC}``);
             - a provider, which is returned as it is.
         registry: Where names are looked up; the installed plug-ins by default.
@@ -169,14 +170,14 @@ class SpecBuilder:
 
     def from_text(self, text: str, path: str, settings: Mapping[str, Any]) -> Provider:
         """The provider that a text names."""
-        found = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
+        path_named = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
         if _URL.match(text):
             return self.from_mapping({"provider": "remote", "url": text, **settings}, path)
-        if found.is_dir():
-            return self.from_mapping({"provider": "sequence-classifier", "model": str(found), **settings}, path)
-        if found.suffix in _FILE_ENDINGS and found.is_file():
-            inner = self.inside(found, path)
-            content = _read_mapping(found)
+        if path_named.is_dir():
+            return self.from_mapping({"provider": "sequence-classifier", "model": str(path_named), **settings}, path)
+        if path_named.suffix in _FILE_ENDINGS and path_named.is_file():
+            inner = self.inside(path_named, path)
+            content = _read_mapping(path_named)
             if "provider" not in content and "provider" not in settings:
                 raise inner.error(
                     "",
@@ -184,8 +185,8 @@ class SpecBuilder:
                     "it and load one by its name.",
                 )
             return inner.from_mapping({**content, **settings}, "")
-        if text.startswith((".", "/", "~")) or found.suffix in _FILE_ENDINGS:
-            raise self.error(path, f"{text!r} does not exist (looked for {found}).")
+        if text.startswith((".", "/", "~")) or path_named.suffix in _FILE_ENDINGS:
+            raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")
         if _OBJECT.fullmatch(text):
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
         if text.replace("_", "-") in self.registry.all("provider"):
@@ -193,7 +194,7 @@ class SpecBuilder:
         file = _named_rewards_file()
         rewards = _read_mapping(file) if file else {}
         if file and text in rewards:
-            return self.inside(file, path, text).provider(rewards[text], text, {"name": text, **settings})
+            return self.inside(file, path, text).provider(rewards[text], text, {"label": text, **settings})
         known = [*self.registry.all("provider"), *rewards]
         if not _HUB_ID.fullmatch(text):
             raise self.error(
@@ -210,16 +211,19 @@ class SpecBuilder:
             known = ", ".join(sorted(self.registry.all("provider")))
             raise self.error(path, f"the key 'provider' is missing. Allowed values: {known}.")
         cls = self.lookup("provider", arguments.pop("provider"), join_path(path, "provider"))
+        if "name" in arguments and "name" not in schema_of(cls):  # type: ignore[arg-type]  # a class is hashable
+            warnings.warn("What a reward is called is its `label`; `name` names a component. Write `label`.", FutureWarning, 2)
+            arguments = {"label": arguments.pop("name"), **arguments}
         shared = {key: arguments.pop(key) for key in SHARED_KEYS if key in arguments}
-        label = shared.get("name")
+        label = shared.get("label")
         if label is not None and not isinstance(label, str):
-            raise self.error(join_path(path, "name"), f"must be text, not {label!r}.")
+            raise self.error(join_path(path, "label"), f"must be text, not {label!r}.")
         provider: Provider
         provider, written = self.construct(cls, arguments, path, also=SHARED_KEYS)
         provider.where = ": ".join(filter(None, (self.source, path)))
         if label is not None:
             provider.label = label
-            written["name"] = label
+            written["label"] = label
         if shared.get("transform") is not None:
             where = join_path(path, "transform")
             provider.transform = self.component("transform", shared["transform"], where)
@@ -255,10 +259,10 @@ class SpecBuilder:
                 raise self.error(path, f"the key 'name' is missing. Allowed values: {known}.")
             cls = self.lookup(kind, arguments.pop("name"), path if isinstance(spec, str) else join_path(path, "name"))
             with self.opened(spec, path):
-                found, written = self.construct(cls, arguments, path, also=("name",))
-            if isinstance(found, Component):
-                found.spec = {"name": cls.name, **written}
-            return found
+                made, written = self.construct(cls, arguments, path, also=("name",))
+            if isinstance(made, Component):
+                made.spec = {"name": cls.name, **written}
+            return made
         if callable(spec):
             return spec
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
@@ -306,20 +310,20 @@ class SpecBuilder:
     def problems(self, error: ValidationError, what: str, path: str, allowed: Sequence[str]) -> str:
         """One line for every key that is wrong."""
         messages: dict[str, list[str]] = {}
-        for found in error.errors(include_url=False):
-            key = str(found["loc"][0])
-            match found["type"]:
+        for problem in error.errors(include_url=False):
+            key = str(problem["loc"][0])
+            match problem["type"]:
                 case "extra_forbidden":
                     message = f"unknown key {key!r} for {what}. {did_you_mean(key, allowed)}"
                 case "missing":
                     message = f"{what} needs the key {key!r}, which is missing."
                 case _:
-                    message = f"{found['msg'][:1].lower()}{found['msg'][1:]}, not {found['input']!r:.80}."
+                    message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, not {problem['input']!r:.80}."
             # Behind the key come positions and, for a union, one entry a branch.
-            positions = [part for part in found["loc"][1:] if isinstance(part, int)]
+            positions = [part for part in problem["loc"][1:] if isinstance(part, int)]
             where = "".join([join_path(path, key), *(f"[{position}]" for position in positions)])
             messages.setdefault(where, []).append(message)
-        return "\n".join(str(self.error(where, " Or: ".join(found))) for where, found in messages.items())
+        return "\n".join(str(self.error(where, " Or: ".join(alternatives))) for where, alternatives in messages.items())
 
     def resolve(self, annotation: Any, value: Any, path: str) -> Any:
         """`value` with the specs and local paths that its annotation announces made real."""
@@ -347,11 +351,11 @@ class SpecBuilder:
         """A path relative to the spec's own file, where such a file or folder exists; else the value."""
         if not isinstance(value, str):
             return value
-        found = Path(value).expanduser() if value.startswith("~") else self.folder / value
-        if found.exists():
-            return str(found)
+        local = Path(value).expanduser() if value.startswith("~") else self.folder / value
+        if local.exists():
+            return str(local)
         if value.startswith((".", "/", "~")):
-            raise self.error(path, f"{value!r} does not exist (looked for {found}).")
+            raise self.error(path, f"{value!r} does not exist (looked for {local}).")
         return value
 
 
@@ -372,10 +376,10 @@ def _written(value: Any) -> Any:
 
 def _is_importable(value: Any) -> bool:
     """Whether ``module:name`` leads to this very object."""
-    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    named: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in getattr(value, "__qualname__", "<none>").split("."):
-        found = getattr(found, part, None)
-    return found is value
+        named = getattr(named, part, None)
+    return named is value
 
 
 def join_path(path: str, part: object) -> str:

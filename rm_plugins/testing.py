@@ -70,10 +70,10 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     assert len(provider.score([])) == 0, "an empty batch must give empty scores"
     scores = provider.score(samples)
 
-    def same(found: Scores, expected: Scores, what: str) -> None:
-        gap = np.abs(found.values - expected.values)
-        near = (gap <= tolerance * (1 + np.abs(expected.values))) | (found.abstained & expected.abstained)
-        assert bool(near.all()), f"{what}: {found.values.tolist()} instead of {expected.values.tolist()}"
+    def same(again: Scores, expected: Scores, what: str) -> None:
+        gap = np.abs(again.values - expected.values)
+        near = (gap <= tolerance * (1 + np.abs(expected.values))) | (again.abstained & expected.abstained)
+        assert bool(near.all()), f"{what}: {again.values.tolist()} instead of {expected.values.tolist()}"
 
     same(provider.score(samples), scores, "scoring the same samples again gives other scores")
     backwards = provider.score(samples[::-1])
@@ -108,9 +108,9 @@ def check_loss(loss: Loss, batch: RewardBatch) -> float:
 
     def of(rewards: torch.Tensor) -> torch.Tensor:
         state = copy.deepcopy(loss.state())
-        found = loss(replace(batch, rewards=rewards))
+        value = loss(replace(batch, rewards=rewards))
         loss.load_state(state)  # what it remembers must not tell one evaluation from the next
-        return found
+        return value
 
     rewards = batch.rewards.detach().clone().requires_grad_()
     value = of(rewards)
@@ -157,15 +157,17 @@ def _checked(protocol: Protocol, ask: Ask, items: Sequence[Item], tolerance: flo
         return await ask(spoken.request(batch, server, "request"))
 
     def response(batch: Sequence[Item]) -> Response:
-        found = runner.run(asked(batch))
-        assert 200 <= found.status < 300, f"a request for {len(batch)} items was answered {found.status}: {found.body[:200]!r}"
-        return found
+        answered = runner.run(asked(batch))
+        assert 200 <= answered.status < 300, (
+            f"a request for {len(batch)} items was answered {answered.status}: {answered.body[:200]!r}"
+        )
+        return answered
 
     def answer(batch: Sequence[Item]) -> Answer:
         return _aligned(spoken.answer(response(batch), batch, server, "request"), len(batch))
 
-    def same(found: Sequence[float | None], what: str) -> None:
-        assert _near(found, values, tolerance), f"{what}: {list(found)} instead of {values}"
+    def same(again: Sequence[float | None], what: str) -> None:
+        assert _near(again, values, tolerance), f"{what}: {list(again)} instead of {values}"
 
     singles = [answer([item]) for item in items]
     values = [single.values[0] for single in singles]
@@ -185,15 +187,15 @@ def _check_broken(response: Response, items: Sequence[Item], server: ServerFacts
     expected = server.protocol.answer(response, items, server, "request").values
     for what, body in _broken(response.body, len(items)):
         try:
-            found = server.protocol.answer(replace(response, body=body), items, server, "request")
+            answer = server.protocol.answer(replace(response, body=body), items, server, "request")
         except AnswerError:
             continue
         except Exception as error:
             raise AssertionError(f"{what}: the protocol raised {type(error).__name__} ({error}), not AnswerError") from error
-        assert len(found.values) == len(items), f"{what}: the protocol gave {len(found.values)} scores for {len(items)} items"
-        changed = [row for row in range(len(items)) if not _near(found.values[row : row + 1], expected[row : row + 1], 0.0)]
-        assert all(found.values[row] is None and row in found.errors for row in changed), (
-            f"{what}: it became {list(found.values)}"
+        assert len(answer.values) == len(items), f"{what}: the protocol gave {len(answer.values)} scores for {len(items)} items"
+        changed = [row for row in range(len(items)) if not _near(answer.values[row : row + 1], expected[row : row + 1], 0.0)]
+        assert all(answer.values[row] is None and row in answer.errors for row in changed), (
+            f"{what}: it became {list(answer.values)}"
         )
 
 
@@ -223,19 +225,21 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         yield from _places(part, (*path, step))
 
 
-def _aligned(found: Answer, size: int) -> Answer:
-    assert len(found.values) == size, f"{len(found.values)} scores for {size} items"
-    for name, column in found.details.items():
+def _aligned(answer: Answer, size: int) -> Answer:
+    assert len(answer.values) == size, f"{len(answer.values)} scores for {size} items"
+    for name, column in answer.details.items():
         assert len(column) == size, f"the detail {name!r} has {len(column)} entries for {size} items"
-    assert not found.errors, f"items of the check must be ones that the server can score: {dict(found.errors)}"
-    assert all(value is None or math.isfinite(value) for value in found.values), f"a score is not finite: {list(found.values)}"
-    return found
+    assert not answer.errors, f"items of the check must be ones that the server can score: {dict(answer.errors)}"
+    assert all(value is None or math.isfinite(value) for value in answer.values), (
+        f"a score is not finite: {list(answer.values)}"
+    )
+    return answer
 
 
-def _near(found: Sequence[float | None], expected: Sequence[float | None], tolerance: float) -> bool:
+def _near(values: Sequence[float | None], expected: Sequence[float | None], tolerance: float) -> bool:
     return all(
         one is other or (one is not None and other is not None and abs(one - other) <= tolerance * (1 + abs(other)))
-        for one, other in zip(found, expected, strict=True)
+        for one, other in zip(values, expected, strict=True)
     )
 
 
@@ -262,24 +266,24 @@ def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
     assert rows, "it made no rows of the raw ones"
     assert all("section" in row for row in rows), "a row has no `section`"
     labels = [_right_and_wrong(row) for row in rows]
-    assert all(len(set(found.tolist())) == 2 for found in labels), "a row has no right sample, or no wrong one"
+    assert all(len(set(row_labels.tolist())) == 2 for row_labels in labels), "a row has no right sample, or no wrong one"
 
     def result(score: Callable[[FloatArray], FloatArray]) -> SuiteResult:
         return suite.result(
             [
-                SuiteItem(str(row.get("id", "")), str(row["section"]), score(found), found, tuple(row.get("compared") or ()))
-                for row, found in zip(rows, labels, strict=True)
+                SuiteItem(str(row.get("id", "")), str(row["section"]), score(right), right, tuple(row.get("compared") or ()))
+                for row, right in zip(rows, labels, strict=True)
             ]
         )
 
-    perfect, worst = result(lambda found: found), result(lambda found: -found)
+    perfect, worst = result(lambda right: right), result(lambda right: -right)
     assert math.isfinite(perfect.score), f"{perfect.score} is the score of a reward that has everything right, in all sections"
     assert perfect.score > worst.score, (
         f"a reward that has everything wrong reaches {worst.score}, and {perfect.score} with all right"
     )
     weights = math.fsum(section.weight for section in perfect.sections)
     assert abs(weights - 1) < 1e-6, f"the sections' weights add up to {weights}, not to 1"
-    nothing = result(lambda found: np.full(len(found), np.nan))
+    nothing = result(lambda right: np.full(len(right), np.nan))
     assert nothing.abstained == len(rows), f"{nothing.abstained} of {len(rows)} rows count as abstained, where all are"
     assert nothing.score == worst.score, (
         f"abstaining everywhere reaches {nothing.score}, and {worst.score} with everything wrong"
@@ -289,8 +293,8 @@ def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
 
 def _right_and_wrong(row: Mapping[str, Any]) -> FloatArray:
     """1 for each right sample of a benchmark's row and 0 for each wrong one."""
-    found = judgement(row)
-    assert found.format in ("preference", "labelled"), f"a row's format is {found.format}; it must be preference or labelled"
-    if found.labels is None:
+    judged = judgement(row)
+    assert judged.format in ("preference", "labelled"), f"a row's format is {judged.format}; it must be preference or labelled"
+    if judged.labels is None:
         return np.array([1.0, 0.0])
-    return np.array([label for (label,) in found.labels], dtype=np.float64)
+    return np.array([label for (label,) in judged.labels], dtype=np.float64)

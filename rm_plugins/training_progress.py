@@ -81,8 +81,8 @@ class Schedule:
         schedule = cls(spec["from"], spec["to"], spec.get("start", 0.0), spec.get("end", 1.0))
         if not 0 <= schedule.start < schedule.end <= 1:
             raise SpecError(
-                f"a schedule's `start` lies before its `end`, both from 0 (training begins) to 1 (it ends); not "
-                f"{schedule.start} and {schedule.end}."
+                f"a schedule's `start` lies before its `end`, both from 0 (training begins) to 1 (it ends); not {schedule.start} "
+                f"and {schedule.end}."
             )
         return schedule
 

@@ -28,8 +28,8 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return value if isinstance(value, str) else [dict(message) for message in value]
 
-    found = {"prompt": plain(sample.prompt), "completion": plain(sample.completion)}
-    return {**found, "columns": dict(sample.columns)} if sample.columns else found
+    parts = {"prompt": plain(sample.prompt), "completion": plain(sample.completion)}
+    return {**parts, "columns": dict(sample.columns)} if sample.columns else parts
 
 
 def sample_from_json(value: Mapping[str, Any]) -> Sample:
@@ -47,7 +47,7 @@ def sample_from_json(value: Mapping[str, Any]) -> Sample:
         return RenderedSample.of(value["text"], add_special_tokens=added)
     unknown = set(value) - {"prompt", "completion", "columns"}
     if unknown or not {"prompt", "completion"} <= set(value):
-        raise DataError(f"A sample has the keys 'prompt', 'completion' and, at will, 'columns'; got {sorted(value)}.")
+        raise DataError(f"A sample has the keys 'prompt', 'completion' and optionally 'columns'; got {sorted(value)}.")
     columns = value.get("columns") or {}
     if not isinstance(columns, Mapping):
         raise DataError(f"A sample's columns are a mapping, not {columns!r:.80}.")

@@ -217,29 +217,26 @@ def _findings(is_length: bool, is_ensemble: bool, base: float) -> tuple[Finding,
     """As `rm_plugins.evaluation.findings` words them."""
     if is_length:
         length = (
-            f"Length decides: it prefers the longer answer in 100.0% of pairs (the longer one is the better in {base:.1%}), and is "
+            f"it prefers the longer answer in 100.0% of pairs (the longer one is the better in {base:.1%}), and is "
             "right in 100.0% of pairs whose better answer is the longer, but in 0.0% of the others; without what length predicts, its "
             "accuracy is 50.3% [47.4%, 53.1%]. Train on pairs of equal length, with the regularizer length-correlation, or subtract a "
             "length penalty."
         )
         scale = (
-            "Its scale is too sure: its win probabilities are off by 0.221 on average. This matters where rewards are combined, "
+            "its win probabilities are off by 0.221 on average. This matters where rewards are combined, "
             "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
         )
-        section = "In the section 'chat' it is worse than chance: it is right in 41.2% [36.0%, 46.4%] of 206 pairs."
+        section = "it is right in 41.2% [36.0%, 46.4%] of 206 pairs."
         return (
-            Finding("length", "alarm", length, {"longer_chosen": base}),
-            Finding("section", "warning", section, {"accuracy": 0.412}),
-            Finding("calibration", "note", scale, {"ece": 0.2213}),
+            Finding("length", "alarm", "Length decides", length, {"longer_chosen": base}),
+            Finding("section", "warning", "In the section 'chat' it is worse than chance", section, {"accuracy": 0.412}),
+            Finding("calibration", "note", "Its scale is too sure", scale, {"ece": 0.2213}),
         )
     if is_ensemble:
         members = "Its 3 members agree on 76.1% of pairs, where it is right in 77.3%; on the others it is right in 52.1%."
-        return (Finding("members", "note", members, {"members": 3, "unanimous": 0.7612}),)
-    form = (
-        "It pays for format: of 412 pairs that differ in list items, it prefers the answer with more in 74.0%, which is the better in "
-        "51.2%."
-    )
-    return (Finding("format", "warning", form, {"pairs": 412}),)
+        return (Finding("members", "note", "", members, {"members": 3, "unanimous": 0.7612}),)
+    form = "of 412 pairs that differ in list items, it prefers the answer with more in 74.0%, which is the better in 51.2%."
+    return (Finding("format", "warning", "It pays for format", form, {"pairs": 412}),)
 
 
 def _share(right: NDArray[np.bool_]) -> Estimate:

@@ -89,7 +89,7 @@ class TestTheCommand:
         for name, made in {"decoder": tiny_decoder(), "encoder": tiny_encoder()}.items():
             Path(made).rename(folder / "models" / name)
         Path("specs").mkdir()
-        inner = {"provider": "sequence-classifier", "model": "../models/encoder", "name": "second"}
+        inner = {"provider": "sequence-classifier", "model": "../models/encoder", "label": "second"}
         Path("specs/inner.yaml").write_text(yaml.safe_dump(inner))
         Path("specs/outer.yaml").write_text(yaml.safe_dump(ensemble("../models/decoder", "inner.yaml", aggregate="min")))
         samples = [rm.Sample("Name a colour.", text) for text in ("one", "two", "three", "four", "sea", "rain")]
@@ -101,7 +101,7 @@ class TestTheCommand:
 
         written = yaml.safe_load(Path("out.yaml").read_text())
         assert [member["model"] for member in written["members"]] == ["./models/decoder", "./models/encoder"]
-        assert written["members"][1]["name"] == "second"
+        assert written["members"][1]["label"] == "second"
         reward = rm.load("out.yaml")  # without the warning that there is no common scale
         scores = reward.score(samples)
         for member in ("member/0", "member/1"):
@@ -250,7 +250,7 @@ class TestWhatIsCalibrated:
 
     def test_every_scored_part_is_told_of(self) -> None:
         told: list[str] = []
-        spec = ensemble(function("length", name="a"), function("length", name="b"), name="c")
+        spec = ensemble(function("length", label="a"), function("length", label="b"), label="c")
         Calibration(spec).fit(SAMPLES, lambda provider: told.append(provider.label))
         assert told == ["a", "b", "c"]
 

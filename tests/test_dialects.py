@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from rm_plugins.errors import PluginError
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.server import Settings, create_app, dialects
 from rm_plugins.server.dialects import Dialect, Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import Cause
 from tests.servers import serving
 
 
@@ -72,6 +73,18 @@ class Terse(Lengths):
         return [problem.cause, request_id]
 
 
+class Strict(Terse):
+    """The same with statuses and words of its own."""
+
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400, "failed": 424}
+
+    def complaint(self, errors: Sequence[Mapping[str, Any]], body: Any) -> str:
+        return f"{len(errors)} errors in {body}"
+
+    def error_body(self, problem: Problem, request_id: str) -> Any:
+        return problem.message
+
+
 def lengths(samples: Sequence[rm.Sample]) -> list[float | None]:
     """The lengths of completions; it abstains from empty ones and fails for questions."""
     if any("?" in str(sample.completion) for sample in samples):
@@ -104,7 +117,9 @@ def test_its_endpoints_score() -> None:
             "request": "mine",
             "renderings": [[]],
         }
-        assert "/lengths" in client.get("/openapi.json").json()["paths"]
+        documented = client.get("/openapi.json").json()["paths"]["/lengths"]["post"]["responses"]
+        assert {"200", "401", "413", "422", "429", "500", "503"} <= set(documented)
+        assert documented["413"]["content"]["application/json"]["example"]["error"]["cause"] == "too-large"
         assert 'dialect="lengths"' in client.get("/metrics").text
 
 
@@ -128,6 +143,22 @@ def test_its_problems_are_told(body: Any, status: int, cause: str) -> None:
             assert told == [cause, "mine"]
         else:
             assert (told["error"]["cause"], told["error"]["request_id"]) == (cause, "mine")
+
+
+def test_its_statuses_and_words_are_those_of_its_own_endpoints_alone() -> None:
+    with served(Strict, max_body_bytes=1000) as client:
+        wrong = client.post("/lengths", json={"texts": [3, 4]})
+        assert (wrong.status_code, wrong.json()) == (400, "2 errors in {'texts': [3, 4]}")
+        assert client.post("/lengths", json={"texts": [""]}).status_code == 400
+        assert client.post("/lengths", json={"texts": ["what?"]}).status_code == 424
+        assert client.post("/lengths", json={"texts": ["a" * 2000]}).status_code == 413
+        assert client.post("/lengths", content=b"NaN").status_code == 422, "refused before it is the endpoint's"
+        assert client.post("/v1/rewards", json={"samples": 3}).status_code == 422
+        documented = client.get("/openapi.json").json()["paths"]["/lengths"]["post"]["responses"]
+        assert documented["424"]["content"]["application/json"] == {
+            "schema": {"type": "string"},
+            "example": "The reward failed.",
+        }
 
 
 def test_it_asks_for_a_key_but_to_say_how_it_is() -> None:

@@ -17,7 +17,7 @@ import rm_plugins as rm
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError, UnknownNameError
 from rm_plugins.evaluation import evaluate, pair_metrics
-from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.identity import shown_spec
 
@@ -167,7 +167,7 @@ class TestFigures:
         members = {"member/0": float, "member/1": lambda one: -float(one), "std": float}
         found = only(evaluate(reward(float, details=members), rows, resamples=50))
         for name in found.figures:
-            assert figure_of(name).meaning.endswith(".")
+            assert figures_of(["a"])[name].meaning.endswith(".")
         assert {"member_agreement", "member_std"} <= set(found.figures)
 
 

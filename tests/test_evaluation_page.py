@@ -115,7 +115,7 @@ def hostile(three: Evaluation) -> Evaluation:
 
     def spoilt(reward: RewardResult, name: str) -> RewardResult:
         pair = replace(reward.mistakes[0], prompt=name, chosen=name, rejected=name, section=name)
-        finding = replace(reward.findings[0], message=name)
+        finding = replace(reward.findings[0], text=name)
         sections = tuple(replace(section, name=f"{HOSTILE[n % 4]}{n}") for n, section in enumerate(reward.sections))
         figures = {**reward.figures, f"spearman/{name}": Estimate(0.25, 0.2, 0.3), f"{name}/{name}": Estimate(1.0, 0.5, 2.0)}
         texts: dict[str, Any] = {"source": name, "rendering": name, "fingerprint": name, "spec": {name: name}}
@@ -297,8 +297,7 @@ class TestVerdicts:
         text = Reader(page).text()
         for reward in three.rewards:
             for finding in reward.findings:
-                lead, _, rest = finding.message.partition(": ")
-                assert lead in text and rest[1:] in text, finding.kind
+                assert finding.lead in text and finding.text[1:] in text, finding.kind
 
     def test_the_longer_answer_stands_beside_the_rewards(self, page: str, three: Evaluation) -> None:
         summary = page.partition('class="table summary"')[2].partition("</table>")[0]

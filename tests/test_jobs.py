@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import rm_plugins as rm
+from rm_plugins.errors import DataError
+from rm_plugins.evaluation import evaluate
+from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
@@ -59,3 +62,42 @@ def test_a_job_is_interrupted_and_resumed_and_says_so(tmp_path: Path, capfd: pyt
     resumed.discard()
     assert second.told == [("resume", "scoring", 2), ("begin", "scoring", 2, 5), ("advance", 2), ("advance", 1), ("end",)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_kept_of_a_row_is_a_digest_which_a_changed_row_does_not_match(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "p", "completion": "a secret text"}, {"prompt": "p", "completion": "another"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def job() -> RowScoring:
+        provider = rm.load(lambda samples: [len(s.completion) for s in samples])
+        return RowScoring(provider, RowSource.of(str(data), "train"), tmp_path / "part", {"by": "length"})
+
+    first = job()
+    scored = list(first.run(1))
+    first.close()
+    assert [one.row for one in scored] == rows
+    kept = [json.loads(line) for line in (tmp_path / "part").read_text().splitlines()]
+    assert [(entry["scores"], len(entry["row"])) for entry in kept] == [([13.0], 64), ([7.0], 64)]
+    assert "secret" not in (tmp_path / "part").read_text()
+
+    again = job()
+    assert list(again.run(1)) == scored
+    again.close()
+    data.write_text(data.read_text().replace("another", "changed"))
+    with pytest.raises(DataError, match="its row 2 is not the source's"):
+        list(job().run(1))
+
+
+def test_rewards_are_evaluated_without_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lengths.py").write_text("def length(samples):\n    return [len(s.completion) for s in samples]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Q{n}", "chosen": "x" * (n % 3 + 1), "rejected": "yy"} for n in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = Recorded()
+    with evaluated(["lengths:length"], str(data), batch_size=8, resamples=20, progress=told) as found:
+        pass
+    expected = evaluate(rm.load("lengths:length"), rows, resamples=20)
+    assert found.rewards[0].figures == expected.rewards[0].figures
+    assert told.told == [("begin", "scoring", 0, 9), ("advance", 4), ("advance", 4), ("advance", 1), ("end",)]

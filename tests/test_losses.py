@@ -441,3 +441,36 @@ class TestCheckLoss:
 
         with pytest.raises(GradcheckError):
             check_loss(Detached(), full_batch(1))
+
+
+def test_a_formula_is_that_of_the_docstring() -> None:
+    class Documented(Loss):
+        """A loss.
+
+        Formula: −Δ
+        """
+
+        def __call__(self, batch: RewardBatch) -> Tensor:
+            return (batch.losers - batch.winners).mean()
+
+    class Inheriting(Documented):
+        """Without a formula of its own."""
+
+    class Explicit(Documented):
+        """Another.
+
+        Formula: −2Δ
+        """
+
+        formula = "2·(l − w)"
+
+    assert [Documented.formula, Inheriting.formula, Explicit.formula] == ["−Δ", "−Δ", "2·(l − w)"]
+    assert Loss.formula == ""
+
+
+def test_a_batch_of_lists_has_what_a_loss_needs() -> None:
+    batch = RewardBatch.of([[2.0], [0.0]], labels=[[1.0], [float("nan")]], lengths=[7, 9])
+    assert batch.pairs.shape == (0, 2) and batch.pairs.dtype == torch.int64
+    assert batch.groups.tolist() == [0, 0] and batch.lengths.tolist() == [7, 9]
+    assert batch.labels is not None and batch.labels.shape == (2, 1)
+    assert RewardBatch.of([[2.0], [0.0]], [[1, 0]]).winners.tolist() == [[0.0]]

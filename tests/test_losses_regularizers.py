@@ -9,9 +9,7 @@ import torch
 
 import rm_plugins as rm
 from rm_plugins.errors import SpecError
-from rm_plugins.losses.centering import Centering
-from rm_plugins.losses.length_correlation import LengthCorrelation
-from rm_plugins.losses.reward_size import LogBarrier, ScoreL2
+from rm_plugins.losses.regularizers import Centering, LengthCorrelation, LogBarrier, ScoreL2
 from tests.test_losses import batch, gradient
 
 PAIRS = [(0, 1), (2, 3)]

@@ -179,7 +179,7 @@ class TestOutsider:
             "import json\nimport rm_plugins as rm\n"
             "spec = {'provider': 'brevity', 'limit': 2, 'price': 0.5, 'transform': {'name': 'squash', 'scale': 10.0},\n"
             "        'member': {'provider': 'function', 'function': 'lengths:length'}}\n"
-            "scores = rm.load(spec, name='brief').score([rm.Sample('', 'a b'), rm.Sample('', 'a b c d')])\n"
+            "scores = rm.load(spec, label='brief').score([rm.Sample('', 'a b'), rm.Sample('', 'a b c d')])\n"
             "print(json.dumps({'values': list(scores.values), **{name: list(found) for name, found in scores.columns.items()}}))"
         )
         (tmp_path / "lengths.py").write_text(

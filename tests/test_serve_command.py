@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
-from rm_plugins.server import Hosted
+from rm_plugins.server import ServedReward
 
 ROOT = Path(__file__).parents[1]
 RULES = """
@@ -160,7 +160,7 @@ def test_a_signal_has_the_reward_loaded_again(start: Start, tmp_path: Path) -> N
     url = process.url.replace("0.0.0.0", "127.0.0.1")
     with httpx2.Client(base_url=url, timeout=20, headers={"Authorization": "Bearer secret"}) as client:
         first = score(client, "x").json()
-        assert first["fingerprint"] == Hosted.load(str(spec)).fingerprint  # as in any other process
+        assert first["fingerprint"] == ServedReward.load(str(spec)).fingerprint  # as in any other process
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         process.send(signal.SIGHUP)
         process.said("Another reward scores")
@@ -241,7 +241,7 @@ class TestBeforeItStarts:
             monkeypatch.delitem(sys.modules, name)
         import rm_plugins.server
 
-        for name in ("process", "request_log", "security"):
+        for name in ("process", "request_log"):
             monkeypatch.delattr(rm_plugins.server, name, raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert "the server needs the package uvicorn: pip install 'rm-plugins[serve]'" in self.run("constant", "--port", "0")

@@ -26,7 +26,7 @@ import rm_plugins as rm
 from rm_plugins.errors import DataError
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
-from rm_plugins.server import Hosted, Settings, create_app
+from rm_plugins.server import ServedReward, Settings, create_app
 from rm_plugins.server.request_log import log_request
 from rm_plugins.spec import component
 from rm_plugins.testing import FixedProvider
@@ -44,7 +44,7 @@ SAMPLES = [
 
 
 @contextmanager
-def served(reward: rm.Provider | Hosted, **chosen: Any) -> Iterator[httpx2.Client]:
+def served(reward: rm.Provider | ServedReward, **chosen: Any) -> Iterator[httpx2.Client]:
     """A client of a server of the reward."""
     headers = {"Authorization": f"Bearer {chosen['api_keys'][0]}"} if "api_keys" in chosen else {}
     with (
@@ -368,7 +368,7 @@ class TestWhatIsTaken:
 class TestRendering:
     def test_what_the_models_are_given(self, tiny_decoder: Any, tiny_encoder: Any) -> None:
         decoder, encoder = tiny_decoder(positions=16), tiny_encoder()
-        members = [str(decoder), str(encoder), {"provider": "sequence-classifier", "model": str(decoder), "name": "again"}]
+        members = [str(decoder), str(encoder), {"provider": "sequence-classifier", "model": str(decoder), "label": "again"}]
         reward = rm.load({"provider": "ensemble", "members": members})
         with served(reward) as client:
             response = client.post("/v1/render", json={"samples": [sample_to_json(sample) for sample in SAMPLES[:3]]})
@@ -479,7 +479,7 @@ class TestReload:
     def test_other_weights_take_over_without_a_request_lost(self, tiny_decoder: Any) -> None:
         folder = tiny_decoder()
         (before,) = rm.load(folder).score(SAMPLES[:1]).values
-        with served(Hosted.load(str(folder))) as client, ThreadPoolExecutor(8) as pool:
+        with served(ServedReward.load(str(folder))) as client, ThreadPoolExecutor(8) as pool:
             old = client.get("/v1/info").json()["fingerprint"]
             assert client.post("/v1/reload").json() == {"fingerprint": old, "changed": False}
             change_weights(folder, 0.25)
@@ -510,7 +510,7 @@ class TestReload:
     def test_a_spec_that_cannot_be_loaded_changes_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         spec = tmp_path / "reward.yaml"
         spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
-        with served(Hosted.load(str(spec))) as client:
+        with served(ServedReward.load(str(spec))) as client:
             spec.write_text("{provider: constant, value: [}", encoding="utf-8")
             message = problem(client.post("/v1/reload"), 500, "failed")
             assert "the earlier one goes on" in message
@@ -527,8 +527,8 @@ class TestReload:
     ) -> None:
         spec = tmp_path / "reward.yaml"
         spec.write_text(f"{{provider: sequence-classifier, model: {tiny_decoder()}}}", encoding="utf-8")
-        hosted = Hosted.load(str(spec))
-        provider, may, began = hosted.provider, threading.Event(), threading.Event()
+        reward = ServedReward.load(str(spec))
+        provider, may, began = reward.provider, threading.Event(), threading.Event()
         score_batch = provider.score_batch
 
         def slowly(samples: Sequence[Sample]) -> Scores:
@@ -540,16 +540,16 @@ class TestReload:
         # Its scores are ranks within a request from now on, and it takes no rendered texts.
         spec.write_text("{provider: length-window, low: 2, soft: 4, transform: rank-in-group}", encoding="utf-8")
         pair = [Sample("Q", ""), Sample("Q", "aaa")]
-        with served(hosted) as client, ThreadPoolExecutor(16) as pool:
+        with served(reward) as client, ThreadPoolExecutor(16) as pool:
             running = pool.submit(rewarded, client, SAMPLES[:1])
             assert began.wait(10)
             taken = pool.submit(client.post, "/v1/rewards", json={"samples": [{"text": "a"}]})
             pairs = [pool.submit(rewarded, client, pair) for _ in range(8)]
             until(lambda: metric(client, "queue_items") == 17)
             reloading = pool.submit(client.post, "/v1/reload")
-            until(lambda: client.get("/v1/info").json()["fingerprint"] != hosted.fingerprint)
+            until(lambda: client.get("/v1/info").json()["fingerprint"] != reward.fingerprint)
             may.set()
-            assert running.result()["fingerprint"] == hosted.fingerprint
+            assert running.result()["fingerprint"] == reward.fingerprint
             assert "only a model can" in problem(taken.result(), 422, "invalid")
             expected = rm.load(str(spec)).score(pair).values.tolist()
             assert [values(found.result()) for found in pairs] == [expected] * 8
@@ -565,7 +565,7 @@ class TestAServerBehindTheServer:
         expected = rm.load(folder).score(SAMPLES).values
         with served(rm.load(folder)) as behind:
             spec = {"provider": "remote", "url": str(behind.base_url), "headers": {"X-Secret": "very-secret"}}
-            with served(Hosted.load(spec)) as client, ThreadPoolExecutor(8) as pool:
+            with served(ServedReward.load(spec)) as client, ThreadPoolExecutor(8) as pool:
                 for found in pool.map(lambda _: rewarded(client, SAMPLES), range(8)):
                     np.testing.assert_allclose(values(found), expected, rtol=0, atol=1e-4)
                 info = client.get("/v1/info")
@@ -578,7 +578,7 @@ class TestAServerBehindTheServer:
         folder = tiny_decoder()
         with served(rm.load(folder)) as behind:
             spec = {"provider": "remote", "url": str(behind.base_url), "tokenizer": str(folder)}
-            with served(Hosted.load(spec)) as client, ThreadPoolExecutor(8) as pool:
+            with served(ServedReward.load(spec)) as client, ThreadPoolExecutor(8) as pool:
                 tokens = [rewarded(behind, [sample])["usage"]["tokens"] for sample in SAMPLES]
                 assert [found["usage"]["tokens"] for found in pool.map(lambda one: rewarded(client, [one]), SAMPLES)] == tokens
                 assert values(rewarded(client, [RenderedSample.of([5, 6])])) == values(
@@ -589,11 +589,11 @@ class TestAServerBehindTheServer:
 class TestFingerprint:
     def test_is_of_the_weights_and_not_of_their_place(self, tiny_decoder: Any, tmp_path: Path) -> None:
         folder = tiny_decoder()
-        first = Hosted.load(str(folder)).fingerprint
+        first = ServedReward.load(str(folder)).fingerprint
         shutil.copytree(folder, tmp_path / "moved")
-        assert Hosted.load(str(tmp_path / "moved")).fingerprint == first
+        assert ServedReward.load(str(tmp_path / "moved")).fingerprint == first
         change_weights(tmp_path / "moved", 1e-3)
-        assert Hosted.load(str(tmp_path / "moved")).fingerprint != first
+        assert ServedReward.load(str(tmp_path / "moved")).fingerprint != first
 
     @pytest.mark.parametrize(
         "change",
@@ -602,13 +602,16 @@ class TestFingerprint:
     )
     def test_is_of_all_that_changes_the_score(self, change: dict[str, Any], tiny_decoder: Any) -> None:
         spec = {"provider": "sequence-classifier", "model": str(tiny_decoder())}
-        assert Hosted.load(spec | change).fingerprint != Hosted.load(spec).fingerprint
-        assert Hosted.load(spec | {"name": "other", "max_batch_tokens": 64}).fingerprint == Hosted.load(spec).fingerprint
+        assert ServedReward.load(spec | change).fingerprint != ServedReward.load(spec).fingerprint
+        assert (
+            ServedReward.load(spec | {"label": "other", "max_batch_tokens": 64}).fingerprint
+            == ServedReward.load(spec).fingerprint
+        )
 
     def test_a_file_counts_by_what_is_in_it(self, tmp_path: Path) -> None:
         inner = {"provider": "constant", "value": 1.0}
         spec = {"provider": "cached", "reward": inner, "path": str(tmp_path / "scores.sqlite")}
-        first = Hosted.load(spec)
+        first = ServedReward.load(spec)
         asyncio.run(asyncio.to_thread(first.provider.score, SAMPLES))
-        assert Hosted.load(spec).fingerprint == first.fingerprint
-        assert Hosted.load(spec | {"version": "2"}).fingerprint != first.fingerprint
+        assert ServedReward.load(spec).fingerprint == first.fingerprint
+        assert ServedReward.load(spec | {"version": "2"}).fingerprint != first.fingerprint

@@ -21,7 +21,7 @@ from rm_plugins.providers.combinators.sum import Sum
 
 SPEC = """\
 provider: gate
-name: overall
+label: overall
 gate: {provider: threshold, at: 3, reward: builtins:len}
 closed: null
 reward:
@@ -36,7 +36,7 @@ reward:
       reward: {provider: constant, value: 2, transform: [{name: clip, high: 1}, {name: scale, factor: 2}]}
       on_error: {fallback: {provider: constant, value: -1}}
 """
-INNER = "provider: ensemble\nmembers: [{provider: constant, value: 4, name: four}]\naggregate: {name: quantile, q: 0.5}\n"
+INNER = "provider: ensemble\nmembers: [{provider: constant, value: 4, label: four}]\naggregate: {name: quantile, q: 0.5}\n"
 SHOWN = """\
 gate 'overall'
 closed: null
@@ -108,7 +108,7 @@ def test_json_is_the_whole_spec(run: Callable[..., str]) -> None:
     text = run("spec.yaml", "--json")
     spec = json.loads(text)
     inner = spec["reward"]["members"][0]["routes"]["true"]
-    assert inner["members"] == [{"provider": "constant", "value": 4, "name": "four"}]
+    assert inner["members"] == [{"provider": "constant", "value": 4, "label": "four"}]
     Path("full.json").write_text(text)
     assert json.loads(run("full.json", "--json")) == spec
     assert run("full.json") == run("spec.yaml")
@@ -136,7 +136,7 @@ class TestModels:
 
     def test_a_model_with_one(self, run: Callable[..., str], tiny_decoder: Any) -> None:
         folder = tiny_decoder(num_labels=4)
-        rendering = rm.load(folder, head=0).renderer.rendering  # type: ignore[attr-defined]
+        rendering = rm.load(folder, head=0).renderer.rendering
         Manifest(
             created_by={},
             rendering=rendering,

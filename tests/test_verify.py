@@ -21,8 +21,8 @@ from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.scores import Scores
+from tests.cheap_ensembles.conftest import adapters_of, written
 from tests.conftest import MakeFolder
-from tests.test_cheap_ensembles import adapters_of, written
 
 
 def run(*arguments: object) -> Result:

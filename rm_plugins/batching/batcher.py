@@ -1,7 +1,7 @@
 """Collects the requests of many clients into batches; knows nothing of HTTP, nor of rewards.
 
 While one batch is computed, what arrives waits and becomes the next: a server with little to do answers at once, and one with much
-to do fills its batches by itself. Only behind a batch there is a short pause, for those who were just answered to ask again.
+to do fills its batches by itself. Only after a batch there is a short pause, so that clients that were just answered can ask again.
 """
 
 from __future__ import annotations
@@ -35,14 +35,10 @@ Value = TypeVar("Value")
 
 
 class Overloaded(Exception):
-    """More waits than may.
-
-    Args:
-        retry_after: Seconds until there should be room again.
-    """
+    """The queue is full; there should be room again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"come again in {retry_after} s")
+        super().__init__(f"retry in {retry_after} s")
         self.retry_after = retry_after
 
 

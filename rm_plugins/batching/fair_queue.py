@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["FairQueue", "Job", "Waiting"]
+__all__ = ["FairQueue", "Job", "Line"]
 
 
 class Job(Protocol):
@@ -28,15 +28,10 @@ class Job(Protocol):
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-class Waiting(NamedTuple):
-    """What waits, in samples and in work."""
-
-    items: int
-    size: int
-
-
 @dataclass(slots=True)
-class _Line(Generic[AnyJob]):
+class Line(Generic[AnyJob]):
+    """The jobs of a client that wait, and how many samples and how much work they are."""
+
     jobs: deque[AnyJob] = field(default_factory=deque)
     credit: int = 0
     items: int = 0
@@ -48,17 +43,14 @@ class FairQueue(Generic[AnyJob]):
 
     Clients stand in a circle. At each turn a client is given credit, and its jobs are taken in their order as long as the credit
     pays for their sizes; what is left of it stays as long as the client has jobs. So all clients that wait get the same amount of
-    work done, however many jobs they send and however large these are.
-
-    Args:
-        quantum: The credit of a turn, in the unit of the jobs' sizes.
+    work done, however many jobs they send and however large these are. The credit of a turn, `quantum`, is in the unit of sizes.
     """
 
     def __init__(self, quantum: int) -> None:
         self.quantum = max(1, quantum)
         self.items = 0
         self.size = 0
-        self._lines: OrderedDict[str, _Line[AnyJob]] = OrderedDict()
+        self._lines: OrderedDict[str, Line[AnyJob]] = OrderedDict()
         self._has_credit = False  # whether the first client was given its credit in an earlier batch already
 
     def __bool__(self) -> bool:
@@ -72,14 +64,13 @@ class FairQueue(Generic[AnyJob]):
         """How many clients have jobs that wait."""
         return len(self._lines)
 
-    def waiting(self, client: str) -> Waiting:
+    def waiting(self, client: str) -> Line[AnyJob]:
         """What waits of a client's."""
-        line = self._lines.get(client)
-        return Waiting(0, 0) if line is None else Waiting(line.items, line.size)
+        return self._lines.get(client) or Line()
 
     def put(self, job: AnyJob) -> None:
-        """Add a job behind those of its client."""
-        line = self._lines.setdefault(job.client, _Line())
+        """Add a job after those of its client."""
+        line = self._lines.setdefault(job.client, Line())
         line.jobs.append(job)
         self._count(line, job.items, job.size)
 
@@ -119,7 +110,7 @@ class FairQueue(Generic[AnyJob]):
                 self._leave(client)
         return batch
 
-    def _count(self, line: _Line[AnyJob], items: int, size: int) -> None:
+    def _count(self, line: Line[AnyJob], items: int, size: int) -> None:
         for counted in (self, line):
             counted.items += items
             counted.size += size

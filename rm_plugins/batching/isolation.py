@@ -93,21 +93,18 @@ def _attempted(provider: Provider, samples: Sequence[Sample]) -> tuple[Scores, b
     before = unnamed_failures_in(provider)
     try:
         scores = provider.attempt(samples)
-    except Exception as error:
-        return _all_failed(error, len(samples)), len(samples) == 1
     except BaseException as error:
-        failure = ScoringError(f"The reward raised {type(error).__name__}: {error}")
-        failure.__cause__ = error
-        return _all_failed(failure, len(samples)), len(samples) == 1
+        return _all_failed(error, len(samples)), len(samples) == 1
     return replace(scores, errors=provider.unhandled(scores)), unnamed_failures_in(provider) == before
 
 
-def _all_failed(error: Exception, size: int) -> Scores:
-    if not isinstance(error, RmPluginsError):
+def _all_failed(error: BaseException, size: int) -> Scores:
+    if isinstance(error, RmPluginsError):
+        failure = error
+    else:
         failure = ScoringError(f"The reward raised {type(error).__name__}: {error}")
         failure.__cause__ = error
-        error = failure
-    return Scores(np.full(size, np.nan), errors=dict.fromkeys(range(size), error))
+    return Scores(np.full(size, np.nan), errors=dict.fromkeys(range(size), failure))
 
 
 def _log(scores: Scores, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import click
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import rm_plugins as rm
 from rm_plugins.calibration import Calibrated, Calibration
@@ -44,16 +43,17 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
         raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    samples = list(_samples(file, split, limit))
+    rows = enumerate(islice(read_rows(file, split), limit), start=1)
+    samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]
     if not samples:
         raise DataError(f"{file} has no row to calibrate with.")
     calibration = Calibration(spec, transform=transform)
     with progress_bar() as bar:
         task = bar.add_task(f"Scoring {len(samples):,} samples", total=sum(1 for _ in calibration.provider.walk()))
-        found = calibration.fit(samples, lambda scored: bar.advance(task))
+        calibrated = calibration.fit(samples, lambda scored: bar.advance(task))
     text = yaml.safe_dump(calibration.spec(out.parent), sort_keys=False, allow_unicode=True)
     write_atomically(out, f"# Calibrated by rm-plugins {rm.__version__} with {len(samples)} samples of {file}.\n{text}")
-    _show(found)
+    _show(calibrated)
     click.echo(f"Wrote {out}.", err=True)
 
 
@@ -63,16 +63,10 @@ def _beside(spec: str) -> Path:
     return folder / f"{path.stem if path.is_file() else path.resolve().name}.calibrated.yaml"
 
 
-def _samples(file: str, split: str, limit: int | None) -> Iterator[rm.Sample]:
-    for number, row in enumerate(islice(read_rows(file, split), limit), start=1):
-        yield from row_samples(row, f"row {number}").samples
-
-
-def _show(found: list[Calibrated]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("path", "transform", "statistics", "scores", "abstained"):
-        table.add_column(heading, justify="right" if heading in ("scores", "abstained") else "left")
-    for entry in found:
+def _show(calibrated: list[Calibrated]) -> None:
+    counts = (Column(heading, justify="right") for heading in ("scores", "abstained"))
+    table = Table("path", "transform", "statistics", *counts, box=None, pad_edge=False)
+    for entry in calibrated:
         statistics = ", ".join(f"{name} {value:.6g}" for name, value in entry.statistics.items())
         table.add_row(escape(entry.path), entry.transform, statistics, f"{entry.scores:,}", f"{entry.abstained:,}")
     Console().print(table)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.check import DataCheck
@@ -65,10 +65,10 @@ def check(
     """
     parts = list(_parts(files, splits))
     if tokenizer is None:
-        looked = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
+        data_check = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
     else:
         renderer = _renderer(tokenizer, max_length)
-        looked = DataCheck(
+        data_check = DataCheck(
             lengths=lambda samples: [len(ids) for ids in renderer.untruncated_ids(samples)],
             unit="tokens",
             max_length=renderer.rendering.max_length,
@@ -77,12 +77,12 @@ def check(
     with progress_bar() as bar:
         for name, source, part in parts:
             task = bar.add_task(f"Checking {name}", total=None)
-            looked.begin(name)
-            for number, row in enumerate(read_rows(source, part, on_bad_line=looked.refuse), start=1):
-                looked.add(row)
+            data_check.begin(name)
+            for number, row in enumerate(read_rows(source, part, on_bad_line=data_check.refuse), start=1):
+                data_check.add(row)
                 if number % 1000 == 0:
                     bar.update(task, completed=number)
-    report = looked.report()
+    report = data_check.report()
     if as_json:
         click.echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
     else:
@@ -126,21 +126,16 @@ def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
 
 def _print(report: DataReport) -> None:
     console = Console()
-    sources = Table(box=None, pad_edge=False)
-    sources.add_column("", overflow="fold")
-    for heading in ("rows", "samples", "pairs", "ties"):
-        sources.add_column(heading, justify="right")
-    sources.add_column("format")
-    for found in report.sources:
-        formats = ", ".join(name if len(found.formats) == 1 else f"{name} {rows:,}" for name, rows in found.formats.items())
-        numbers = (f"{number:,}" for number in (found.rows, found.samples, found.pairs, found.ties))
-        sources.add_row(escape(found.name), *numbers, formats)
+    counted = (Column(heading, justify="right") for heading in ("rows", "samples", "pairs", "ties"))
+    sources = Table(Column("", overflow="fold"), *counted, "format", box=None, pad_edge=False)
+    for source in report.sources:
+        formats = ", ".join(name if len(source.formats) == 1 else f"{name} {rows:,}" for name, rows in source.formats.items())
+        numbers = (f"{number:,}" for number in (source.rows, source.samples, source.pairs, source.ties))
+        sources.add_row(escape(source.name), *numbers, formats)
     console.print(sources)
     if report.attributes:
-        attributes = Table(box=None, pad_edge=False)
-        attributes.add_column("attribute", overflow="fold")
-        for heading in ("rated", "missing", "mean", "lowest", "highest"):
-            attributes.add_column(heading, justify="right")
+        measured = (Column(heading, justify="right") for heading in ("rated", "missing", "mean", "lowest", "highest"))
+        attributes = Table(Column("attribute", overflow="fold"), *measured, box=None, pad_edge=False)
         for name, summary in report.attributes.items():
             values = ("" if value is None else f"{value:.4g}" for value in (summary.mean, summary.lowest, summary.highest))
             attributes.add_row(escape(name), f"{summary.rated:,}", f"{summary.missing:,}", *values)
@@ -156,13 +151,8 @@ def _print(report: DataReport) -> None:
     click.echo()
     for problem in report.problems:
         click.echo(_problem_lines(problem))
-    click.echo(
-        "No problems."
-        if not report.problems
-        else "It can be trained on."
-        if report.is_trainable
-        else "It cannot be trained on."
-    )
+    verdict = "It can be trained on." if report.is_trainable else "It cannot be trained on."
+    click.echo(verdict if report.problems else "No problems.")
 
 
 def _problem_lines(problem: Problem) -> str:

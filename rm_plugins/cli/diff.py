@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
-from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
+from rm_plugins.cli.evaluation_options import check_data, evaluation_options
+from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.evaluation_tables import print_difference, print_flips
+from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.run import SHOWN
+from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.reports import comparison_page
 
 __all__ = ["command"]
@@ -44,21 +46,22 @@ def command(
     as_json: bool,
     report: Path | None,
     fail_if: Literal["worse", "not-better"] | None,
-    options: EvaluationOptions,
+    **options: Any,
 ) -> None:
     """Say whether the reward B is better than the reward A on DATA, where, and on which pairs they differ.
 
     A and B are specs; DATA is what `rm-plugins evaluate` takes. Both score all of DATA; an interrupted run goes on where it
     stopped, and with --scores what `evaluate` has scored is not scored again.
     """
-    outputs = EvaluationOutputs(output, report)
-    with evaluated([a, b], data, options, shown=max(show, SHOWN)) as evaluation:
+    check_data(data, options["suite"])
+    check_outputs(output, report)
+    with evaluated([a, b], data, shown=max(show, SHOWN), progress=ConsoleProgress(), **options) as evaluation:
         if not evaluation.differences:
             raise DataError(
                 f"There is no pair in {data} of which both rewards scored both answers, so that nothing can be compared."
             )
         (difference,) = evaluation.differences
-        outputs.write(evaluation, comparison_page)
+        write_outputs([(output, evaluation.to_json), (report, lambda: comparison_page(evaluation))])
     if as_json:
         click.echo(evaluation.to_json(), nl=False)
     else:

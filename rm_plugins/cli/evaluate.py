@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rm_plugins.cli.evaluation_job import EvaluationOptions, evaluated, evaluation_options
-from rm_plugins.cli.evaluation_outputs import EvaluationOutputs
+from rm_plugins.cli.evaluation_options import check_data, evaluation_options
+from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.evaluation_tables import print_evaluation
 from rm_plugins.cli.gates import failures, parse_gates
+from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.model_card import write_model_card
+from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.reports import evaluation_page
 
 __all__ = ["command"]
@@ -39,7 +42,7 @@ def command(
     card: bool,
     fail_under: tuple[str, ...],
     fail_over: tuple[str, ...],
-    options: EvaluationOptions,
+    **options: Any,
 ) -> None:
     """Say how good rewards are: score judged answers with each SPEC, and print figures with 95% intervals.
 
@@ -52,12 +55,13 @@ def command(
     if len(specs) < 2:
         raise click.UsageError("Both a SPEC and DATA are needed: rm-plugins evaluate ./Qwen2.5-Reward pairs.jsonl")
     *rewards, data = specs
+    check_data(data, options["suite"])
     gates = parse_gates(fail_under, fail_over)
-    outputs = EvaluationOutputs(output, report)
+    check_outputs(output, report)
     folders = [_card_folder(spec) for spec in rewards] if card else []
-    with evaluated(rewards, data, options) as evaluation:
+    with evaluated(rewards, data, progress=ConsoleProgress(), **options) as evaluation:
         missed = failures(evaluation, gates)
-        outputs.write(evaluation, evaluation_page)
+        write_outputs([(output, evaluation.to_json), (report, lambda: evaluation_page(evaluation))])
         for place, folder in enumerate(folders):
             click.echo(f"Wrote {write_model_card(folder, evaluation, reward=place)}.", err=True)
     if as_json:

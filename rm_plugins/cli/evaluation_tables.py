@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
+from rm_plugins.reports.reward_styles import side_by_side
 from rm_plugins.statistics.intervals import Estimate
 
-__all__ = ["print_difference", "print_evaluation", "print_flips", "shown_estimate"]
+__all__ = ["print_difference", "print_evaluation", "print_flips"]
 
 _MOST_SECTIONS = 30
 
@@ -27,12 +28,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
         what += f"; the longer answer is the better in {data.longer_chosen:.1%} of pairs"
     console.print(escape(what) + ".", highlight=False)
     names = [result.name for result in evaluation.rewards]
-    figures = dict.fromkeys(name for result in evaluation.rewards for name in result.figures)
     table = _table("", names)
-    for name in figures:
-        found = figure_of(name)
-        cells = [_cell(result.figures.get(name), found.is_share) for result in evaluation.rewards]
-        table.add_row(escape(found.title), *cells)
+    figures = figures_of(evaluation.data.attributes)
+    for name in dict.fromkeys(name for result in evaluation.rewards for name in result.figures):
+        cells = [_cell(result.figures.get(name), figures[name].is_share) for result in evaluation.rewards]
+        table.add_row(escape(figures[name].title), *cells)
     console.print(table)
     _print_sections(console, evaluation, names)
     _print_suite(console, evaluation, names)
@@ -50,7 +50,7 @@ def print_difference(difference: Difference) -> None:
     if difference.sections:
         table = _table("section", ["difference in accuracy"])
         for name, estimate in difference.sections.items():
-            table.add_row(escape(name), shown_estimate(estimate, is_share=True, signed=True))
+            table.add_row(escape(name), f"{estimate:+.1%}")
         console.print(table)
 
 
@@ -72,29 +72,14 @@ def print_flips(title: str, flips: tuple[FlippedPair, ...], most: int) -> None:
             console.print(f"  {name:<8} {escape(shown[:300])}{'...' if len(shown) > 300 else ''}", highlight=False)
 
 
-def shown_estimate(estimate: Estimate, *, is_share: bool = False, signed: bool = False) -> str:
-    """An estimate with its interval, as tables show it.
-
-    >>> shown_estimate(Estimate(0.8123, 0.79, 0.8333), is_share=True)
-    '81.2% [79.0%, 83.3%]'
-    """
-    sign = "+" if signed else ""
-    form = f"{{:{sign}.1%}}" if is_share else f"{{:{sign}.4g}}"
-    value = form.format(estimate.value)
-    if math.isnan(estimate.low):
-        return value
-    return f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
-
-
 def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) -> None:
-    sections = dict.fromkeys(section.name for result in evaluation.rewards for section in result.sections)
+    sections = side_by_side([{section.name: section for section in result.sections} for result in evaluation.rewards])
     if not sections:
         return
     table = _table("accuracy by section", ["pairs", *names])
-    by_name = [{section.name: section for section in result.sections} for result in evaluation.rewards]
-    for name in list(sections)[:_MOST_SECTIONS]:
-        pairs = max(found[name].pairs for found in by_name if name in found)
-        cells = [_cell(found[name].accuracy if name in found else None, True) for found in by_name]
+    for name, results in list(sections.items())[:_MOST_SECTIONS]:
+        pairs = max(section.pairs for section in results if section is not None)
+        cells = [_cell(None if section is None else section.accuracy, True) for section in results]
         table.add_row(escape(name), f"{pairs:,}", *cells)
     console.print(table)
     if len(sections) > _MOST_SECTIONS:
@@ -102,24 +87,24 @@ def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) 
 
 
 def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> None:
-    results = [result.suite for result in evaluation.rewards]
-    first = next((found for found in results if found is not None), None)
+    suites = [result.suite for result in evaluation.rewards]
+    first = next((suite for suite in suites if suite is not None), None)
     if first is None:
         return
     table = _table(first.name, ["weight", *names])
     for place, section in enumerate(first.sections):
-        cells = [_share(found.sections[place].score) if found is not None else "-" for found in results]
+        cells = [_share(suite.sections[place].score) if suite is not None else "-" for suite in suites]
         table.add_row(escape(section.name), f"{section.weight:g}", *cells)
     for name in first.figures:
-        table.add_row(escape(name), "", *(_share(found.figures[name]) if found is not None else "-" for found in results))
-    table.add_row("[bold]score[/bold]", "", *(_share(found.score) if found is not None else "-" for found in results))
+        table.add_row(escape(name), "", *(_share(suite.figures[name]) if suite is not None else "-" for suite in suites))
+    table.add_row("[bold]score[/bold]", "", *(_share(suite.score) if suite is not None else "-" for suite in suites))
     console.print(table)
     console.print(escape(first.rule), highlight=False)
 
 
 def _in_words(difference: Difference) -> str:
     numbers = (
-        f"{shown_estimate(difference.accuracy, is_share=True, signed=True)} in accuracy on {difference.pairs:,} pairs, p = "
+        f"{difference.accuracy:+.1%} in accuracy on {difference.pairs:,} pairs, p = "
         f"{difference.p_value:.3g}; {difference.only_b:,} pairs that {difference.a} has wrong are right with {difference.b}, and "
         f"{difference.only_a:,} the other way round"
     )
@@ -137,7 +122,7 @@ def _table(title: str, heads: list[str]) -> Table:
 
 
 def _cell(estimate: Estimate | None, is_share: bool) -> str:
-    return "-" if estimate is None else escape(shown_estimate(estimate, is_share=is_share))
+    return "-" if estimate is None else escape(f"{estimate:{'.1%' if is_share else '.4g'}}")
 
 
 def _share(value: float) -> str:

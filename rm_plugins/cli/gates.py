@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import click
 
@@ -14,15 +14,11 @@ from rm_plugins.evaluation.results import Evaluation, RewardResult
 __all__ = ["Gate", "failures", "parse_gates"]
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(NamedTuple):
     """A limit of one figure.
 
-    Args:
-        figure: Its name, as in the JSON: ``accuracy``, ``section/NAME``, ``suite``, ``suite/SECTION``; with ``.low`` or ``.high`` the
-            end of its interval.
-        limit: The number that it is compared with.
-        is_least: Whether it must be as high; as low otherwise.
+    Its name is as in the JSON: ``accuracy``, ``section/NAME``, ``suite``, ``suite/SECTION``; with ``.low`` or ``.high`` the end of its
+    interval. The figure must be at least (`is_least`) or at most as high as the limit.
     """
 
     figure: str
@@ -36,7 +32,7 @@ def parse_gates(least: Sequence[str], most: Sequence[str]) -> list[Gate]:
     Raises:
         click.UsageError: One is not FIGURE=NUMBER.
     """
-    found = []
+    gates = []
     for texts, is_least in ((least, True), (most, False)):
         for text in texts:
             figure, equals, number = text.rpartition("=")
@@ -46,8 +42,8 @@ def parse_gates(least: Sequence[str], most: Sequence[str]) -> list[Gate]:
                 limit = math.nan
             if not (figure and equals) or not math.isfinite(limit):
                 raise click.UsageError(f"{text!r} is not FIGURE=NUMBER, such as accuracy=0.8.")
-            found.append(Gate(figure.strip(), limit, is_least))
-    return found
+            gates.append(Gate(figure.strip(), limit, is_least))
+    return gates
 
 
 def failures(evaluation: Evaluation, gates: Sequence[Gate]) -> list[str]:
@@ -56,7 +52,7 @@ def failures(evaluation: Evaluation, gates: Sequence[Gate]) -> list[str]:
     Raises:
         DataError: A reward has no such figure; a limit on nothing must not pass.
     """
-    found = []
+    messages = []
     for result in evaluation.rewards:
         figures = _figures(result)
         for gate in gates:
@@ -67,20 +63,20 @@ def failures(evaluation: Evaluation, gates: Sequence[Gate]) -> list[str]:
             value = figures[gate.figure]
             if not (value >= gate.limit if gate.is_least else value <= gate.limit):
                 word, bound = ("under", "least") if gate.is_least else ("over", "most")
-                found.append(
+                messages.append(
                     f"{gate.figure} of {result.name} is {value:.4g}, {word} {gate.limit:g}, the {bound} that was asked for."
                 )
-    return found
+    return messages
 
 
 def _figures(result: RewardResult) -> Mapping[str, float]:
     """Every figure that can have a limit, by name; those that are not known are left out."""
     estimates = {**result.figures, **{f"section/{section.name}": section.accuracy for section in result.sections}}
-    found = {name: estimate.value for name, estimate in estimates.items()}
-    found |= {f"{name}.low": estimate.low for name, estimate in estimates.items()}
-    found |= {f"{name}.high": estimate.high for name, estimate in estimates.items()}
+    figures = {name: estimate.value for name, estimate in estimates.items()}
+    figures |= {f"{name}.low": estimate.low for name, estimate in estimates.items()}
+    figures |= {f"{name}.high": estimate.high for name, estimate in estimates.items()}
     if result.suite is not None:
-        found["suite"] = result.suite.score
-        found |= {f"suite/{section.name}": section.score for section in result.suite.sections}
-        found |= {f"suite/{name}": value for name, value in result.suite.figures.items()}
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+        figures["suite"] = result.suite.score
+        figures |= {f"suite/{section.name}": section.score for section in result.suite.sections}
+        figures |= {f"suite/{name}": value for name, value in result.suite.figures.items()}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}

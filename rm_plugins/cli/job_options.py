@@ -75,13 +75,9 @@ class ConsoleProgress(JobProgress):
         """Say what an earlier run has left."""
         click.echo(f"Going on behind {done} {_RESUMED[work]}.", err=True)
 
-    def reuse(self, work: str, done: int) -> None:
-        """Say that nothing is left to do."""
-        click.echo(f"Taking the completions of {done} prompts that were written before.", err=True)
-
-    def ignore_answers(self) -> None:
-        """Say that the source's answers are not used."""
-        click.echo("The source's own answers are left out: completions come from the policy.", err=True)
+    def note(self, message: str) -> None:
+        """Print it."""
+        click.echo(message, err=True)
 
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """Show the bar."""

@@ -7,7 +7,7 @@ import json
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rm_plugins.errors import did_you_mean
 from rm_plugins.registry import KINDS, default_registry
@@ -24,7 +24,7 @@ def command(kind: str | None, as_json: bool) -> None:
     KIND narrows it: providers, losses, regularizers, aggregates, transforms, protocols, suites, dialects or commands.
     """
     registry = default_registry()
-    kinds = {_plural(name): name for name in (*KINDS, "command")}
+    kinds = {f"{name}es" if name.endswith("s") else f"{name}s": name for name in (*KINDS, "command")}
     if kind is not None and kind not in kinds:
         raise click.UsageError(f"There is no kind {kind!r}. {did_you_mean(kind, kinds)}")
     rows: list[dict[str, str]] = []
@@ -32,38 +32,19 @@ def command(kind: str | None, as_json: bool) -> None:
         if kind not in (None, plural):
             continue
         entries = registry.commands() if name == "command" else registry.all(name)
-        rows += [
-            {
-                "kind": name,
-                "name": found.name,
-                "plugin": found.plugin,
-                "version": found.version,
-                "doc": found.doc,
-                **_formula(found),
-            }
-            for found in entries.values()
-        ]
-    broken = [{"name": found.name, "origin": found.origin, "reason": found.reason} for found in registry.broken]
+        for entry in entries.values():
+            facts = {key: getattr(entry, key) for key in ("name", "plugin", "version", "doc")}
+            formula = getattr(getattr(entry, "cls", None), "formula", "")  # of a loss or regularizer that gives one
+            rows.append({"kind": name, **facts, **({"formula": formula} if formula else {})})
+    broken = [{"name": plugin.name, "origin": plugin.origin, "reason": plugin.reason} for plugin in registry.broken]
     if as_json:
         click.echo(json.dumps({"registered": rows, "broken": broken}, indent=2))
         return
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "plug-in", "version", ""):
-        table.add_column(heading, no_wrap=bool(heading))
+    headings = ("kind", "name", "plug-in", "version", "")
+    table = Table(*(Column(heading, no_wrap=bool(heading)) for heading in headings), box=None, pad_edge=False)
     for row in rows:
         *columns, described = (row[key] for key in ("kind", "name", "plugin", "version", "doc"))
         table.add_row(*map(escape, (*columns, "\n".join(filter(None, (described, row.get("formula")))))))
-    console.print(table)
+    Console().print(table)
     for failed in broken:
         click.echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")
-
-
-def _formula(found: object) -> dict[str, str]:
-    """The formula of a loss or regularizer that gives one."""
-    formula = getattr(getattr(found, "cls", None), "formula", "")
-    return {"formula": formula} if formula else {}
-
-
-def _plural(kind: str) -> str:
-    return f"{kind}es" if kind.endswith("s") else f"{kind}s"

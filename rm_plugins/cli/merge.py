@@ -11,7 +11,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.rows import read_rows
@@ -55,7 +55,7 @@ def command(
     from rm_plugins.models.merge import merge_models
 
     rows = None if data is None else list(read_rows(data, split))
-    found: dict[str, PairMetrics] = {}
+    measured: dict[str, PairMetrics] = {}
     with progress_bar() as bar:
         task = bar.add_task("Merging", total=len(models))
 
@@ -63,7 +63,7 @@ def command(
             scores = np.empty(0)
             for name, folder in [*((model, model) for model in models), (str(output), str(merged))]:
                 pairs = bar.add_task(f"Evaluating {escape(name)}", total=len(rows or ()))
-                found[name], scores = _evaluated(folder, rows or (), partial(bar.advance, pairs))
+                measured[name], scores = _evaluated(folder, rows or (), partial(bar.advance, pairs))
             return ScoreStatistics.of(scores, str(data))
 
         merge_models(
@@ -75,8 +75,8 @@ def command(
             statistics=None if rows is None else compare,
             progress=lambda _: bar.advance(task),
         )
-    if found:
-        _print(found)
+    if measured:
+        _print(measured)
     click.echo(f"Wrote {output}: the mean of {len(models)} models.", err=True)
 
 
@@ -90,12 +90,10 @@ def _evaluated(
     return evaluate_pairs(provider, rows, progress=progress), np.concatenate(scores)
 
 
-def _print(found: Mapping[str, PairMetrics]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for heading in ("accuracy", "standard error", "ties", "margin"):
-        table.add_column(heading, justify="right")
-    for name, metrics in found.items():
+def _print(measured: Mapping[str, PairMetrics]) -> None:
+    figures = (Column(heading, justify="right") for heading in ("accuracy", "standard error", "ties", "margin"))
+    table = Table(Column("", overflow="fold"), *figures, box=None, pad_edge=False)
+    for name, metrics in measured.items():
         numbers = (f"{metrics.accuracy:.4f}", f"{metrics.standard_error:.4f}", f"{metrics.ties:,}", f"{metrics.margin:.4g}")
         table.add_row(escape(name), *numbers)
     Console().print(table)

@@ -39,12 +39,12 @@ class _Program(click.Group):
 
 
 def _plugin_commands() -> dict[str, click.Command]:
-    found = default_registry().commands()
-    for name in found.keys() & set(_BUILT_IN):
+    commands = default_registry().commands()
+    for name in commands.keys() & set(_BUILT_IN):
         raise DuplicateNameError(
-            f"The plug-in {found[name].plugin!r} adds the command {name!r}, which is built in. Uninstall it."
+            f"The plug-in {commands[name].plugin!r} adds the command {name!r}, which is built in. Uninstall it."
         )
-    return {name: plugin.command for name, plugin in found.items()}
+    return {name: plugin.command for name, plugin in commands.items()}
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})

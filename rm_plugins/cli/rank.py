@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.cli.option_groups import GroupedCommand
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, check_files, check_options, engine_options, gold_column, no_gold
+from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
 from rm_plugins.generation import ENGINES, Sampling, default_engine
@@ -36,7 +35,7 @@ from rm_plugins.jobs.ranking import (
     ranked_rows,
     scored_prompts,
 )
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoredRow
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 
 __all__ = ["command"]
 
@@ -97,28 +96,32 @@ def command(
     check_files(file, out, _on_the_way(out, options), options)
     rows = _Rows(file, split, out, overwrite, options)
     gold, column = options["gold"], gold_column(options["gold"], file, split, options["generate"])
+    has_gold_spec = gold is not None and column is None
     kept, kept_gold = (KeptRows(out.with_name(f"{out.name}{ending}.part"), {}) for ending in ("", ".gold"))
     if not overwrite:
         _check_free(out, curve_file, begun=rows.is_begun or kept.path.exists())
 
     if rows.are_to_be_generated:
         _try(spec)
-    if gold is not None and column is None:
+    if has_gold_spec:
         try:
             _try(gold)
         except RmPluginsError as error:
-            raise no_gold(gold, error) from error
+            raise DataError(
+                f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}"
+            ) from error
     if overwrite:
         for old in (kept, kept_gold, rows):
             old.discard()
     source = RowSource.of(rows.prepare(column), split)
     scored = _scored(spec, source, kept.path, batch_size)
     if column is not None:
-        prompts = scored_prompts(scored, partial(_from_column, column))
+        golds = [column_values(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
     elif gold is not None:
-        prompts = scored_prompts(scored, partial(_from_rows, _scored(gold, source, kept_gold.path, batch_size)))
+        golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size)]
     else:
-        prompts = scored_prompts(scored)
+        golds = []
+    prompts = scored_prompts(scored, golds)
 
     _tell_of_few(prompts, options["n"])
     curve = no_curve = None
@@ -154,7 +157,6 @@ class _Rows:
         self._overwrite = overwrite
         self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
-        self._is_read_twice = options["gold"] is not None or options["generate"] is not None
         if options["generate"] is not None:
             names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
             self._generation = GenerationJob(
@@ -179,18 +181,14 @@ class _Rows:
         return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
 
     def prepare(self, column: str | None) -> str:
-        """Make it, unless that was done before; returns its name.
-
-        Args:
-            column: A column with one value a completion.
-        """
+        """Make it, unless that was done before; returns its name. `column` has one value a completion."""
         n = None if self._generation is not None else self._options["n"]
         source = self._file
-        if n is not None or (self._file == "-" and self._is_read_twice):
-            found: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
+        if n is not None or (self._file == "-" and self._generation is not None):
+            rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
             if n is not None:
-                found = first_completions(found, n, ["finished", *([column] if column is not None else [])])
-            write_rows(found, self._first)
+                rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
+            write_rows(rows, self._first)
             source = str(self._first)
         if self._generation is not None:
             self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
@@ -213,7 +211,7 @@ class _Rows:
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
-    """The files of the first completions, or of what is read twice, and of the completions that a policy writes."""
+    """The files of the first completions, or of the prompts on standard input, and of the completions that a policy writes."""
     keep = options["keep_completions"]
     return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
 
@@ -237,13 +235,12 @@ def _try(spec: str) -> None:
     _free_memory()
 
 
-def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> Iterator[ScoredRow]:
+def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> list[ScoredRow]:
     """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
     provider = rm.load(spec)
     try:
-        return RowScoring(provider, source, part, {"spec": spec, "fingerprint": fingerprint(provider)}).run(
-            batch_size, ConsoleProgress()
-        )
+        identity = {"spec": spec, "fingerprint": fingerprint(provider)}
+        return list(RowScoring(provider, source, part, identity).run(batch_size, ConsoleProgress()))
     finally:
         provider.close()
         del provider
@@ -254,14 +251,6 @@ def _free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _from_column(column: str, scored: ScoredRow, number: int) -> list[float | None]:
-    return column_values(scored.row, column, len(scored.scores), f"row {number}")
-
-
-def _from_rows(rows: Iterator[ScoredRow], scored: ScoredRow, number: int) -> list[float | None]:
-    return next(rows).scores
 
 
 def _shaped(
@@ -283,13 +272,13 @@ def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: Path, left_ou
     reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
     dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
     click.echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
-    abstained = sum(found.scores.count(None) for found in prompts)
+    abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
         click.echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
-    few = sum(len(found.scores) < n for found in prompts) if n is not None else 0
+    few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
     if few:
         click.echo(
             f"{few} of {len(prompts)} prompts have fewer than {n} completions: all that they have are used, but for a curve.",

@@ -17,8 +17,8 @@ from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.jobs.ranking import ScoredPrompt
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.statistics.intervals import Estimate, mean_estimate, paired_test
+from rm_plugins.statistics import best_of_n as statistics
+from rm_plugins.statistics.intervals import Estimate, paired_test
 
 __all__ = ["best_of_n_curve", "check_curve_file", "curve_text", "print_curve"]
 
@@ -41,10 +41,10 @@ def best_of_n_curve(
     Raises:
         DataError: No prompt has so many completions with all scores.
     """
-    scores = [_complete_scores(found, bool(gold)) for found in prompts]
-    sizes = Counter(len(found) for found in scores if len(found))
+    scores = [_complete_scores(prompt, bool(gold)) for prompt in prompts]
+    sizes = Counter(len(pairs) for pairs in scores if len(pairs))
     most = n or max(sizes, key=lambda size: (sizes[size], size), default=1)
-    used = [found for found in scores if len(found) >= most]
+    used = [(pairs[:, 0], pairs[:, 1]) for pairs in scores if len(pairs) >= most]
     if not used:
         needed = "with a score and a gold score" if gold else "with a score"
         if not sizes:
@@ -52,8 +52,7 @@ def best_of_n_curve(
         raise DataError(
             f"No prompt has {most} completions {needed}; the most that one has is {max(sizes)}. Ask for fewer with --n."
         )
-    counts = best_of_n_counts(most)
-    by_proxy = np.stack([best_of_n(found[:, 0], found[:, 0], counts) for found in used])
+    by_proxy, _ = statistics.best_of_n_curve([(chooses, chooses) for chooses, _ in used], most, range(len(used)))
     curve = BestOfNCurve(
         proxy=proxy,
         gold=gold,
@@ -61,16 +60,15 @@ def best_of_n_curve(
         policy=policy,
         prompts=len(used),
         left_out=len(scores) - len(used),
-        n=tuple(counts),
-        kl=tuple(best_of_n_kl(count) for count in counts),
-        proxy_mean=_means(by_proxy),
+        n=by_proxy.n,
+        kl=by_proxy.kl,
+        proxy_mean=by_proxy.mean,
     )
     if not gold:
         return curve
-    by_gold = np.stack([best_of_n(found[:, 0], found[:, 1], counts) for found in used])
-    best = np.mean([best_of_n(found[:, 1], found[:, 1], counts) for found in used], axis=0)
-    fall, p_value = _fall(by_gold)
-    return replace(curve, gold_mean=_means(by_gold), gold_best=tuple(best.tolist()), fall=fall, fall_p_value=p_value)
+    by_gold, by_prompt = statistics.best_of_n_curve(used, most, range(len(used)))
+    fall, p_value = _fall(by_prompt)
+    return replace(curve, gold_mean=by_gold.mean, gold_best=by_gold.best, fall=fall, fall_p_value=p_value)
 
 
 def _fall(by_gold: FloatArray) -> tuple[Estimate, float]:
@@ -80,8 +78,8 @@ def _fall(by_gold: FloatArray) -> tuple[Estimate, float]:
     one of as many tests (Bonferroni).
     """
     peak = int(np.argmax(by_gold.mean(axis=0)))
-    found = paired_test(by_gold[:, -1], by_gold[:, peak], range(len(by_gold)))
-    return found.difference, min(1.0, found.p_value * max(1, by_gold.shape[1] - 1))
+    test = paired_test(by_gold[:, -1], by_gold[:, peak], range(len(by_gold)))
+    return test.difference, min(1.0, test.p_value * max(1, by_gold.shape[1] - 1))
 
 
 def check_curve_file(name: str | None) -> Path | None:
@@ -133,13 +131,8 @@ def _svg_file(curve: BestOfNCurve) -> str:
     return drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" width="768" color="#64748b"', 1) + "\n"
 
 
-def _complete_scores(found: ScoredPrompt, with_gold: bool) -> FloatArray:
+def _complete_scores(prompt: ScoredPrompt, with_gold: bool) -> FloatArray:
     """The scores and gold scores of the completions that have both, [N, 2]; the former twice where gold is not asked for."""
-    gold = found.gold if with_gold else found.scores
-    both = [pair for pair in zip(found.scores, gold, strict=True) if None not in pair]
+    gold = prompt.gold if with_gold else prompt.scores
+    both = [pair for pair in zip(prompt.scores, gold, strict=True) if None not in pair]
     return np.array(both, dtype=np.float64).reshape(-1, 2)
-
-
-def _means(values: FloatArray) -> tuple[Estimate, ...]:
-    """The mean of each column of [P, C], with the interval of the P prompts."""
-    return tuple(mean_estimate(column, range(len(column))) for column in values.T)

@@ -1,10 +1,10 @@
-"""Which options of ``rank`` go together."""
+"""The options of ``rank``: how ``--help`` shows them, and which go together."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
 
-__all__ = ["OF_GENERATE", "check_files", "check_options", "engine_options", "gold_column", "no_gold"]
+__all__ = ["OF_GENERATE", "GroupedCommand", "check_files", "check_options", "engine_options", "gold_column"]
 
 
 OF_GENERATE = (
@@ -39,6 +39,28 @@ _FORMS = {
 """Options that shape the output, and the formats that they belong to."""
 
 
+class GroupedCommand(click.Command):
+    """A command whose help has its options under headings.
+
+    Args:
+        groups: Headings, each with the names of its parameters; what is in none comes last, as ``Options``.
+    """
+
+    def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {option.name: record for option in options if (record := option.get_help_record(ctx)) is not None}
+        for title, names in self._groups.items():
+            with formatter.section(title):
+                formatter.write_dl([records.pop(name) for name in names])
+        with formatter.section("Options"):
+            formatter.write_dl(list(records.values()))
+
+
 def check_options(context: click.Context, form: str, options: Mapping[str, Any]) -> None:
     """Refuse options that do not go together.
 
@@ -53,7 +75,7 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     for name, forms in _FORMS.items():
         if name in given and form not in forms:
-            allowed = " or ".join(f"--format {found}" for found in forms)
+            allowed = " or ".join(f"--format {name}" for name in forms)
             raise click.UsageError(f"{_flag(name)} goes with {allowed}, not with --format {form}.")
     if options["generate"] is None:
         if astray := [name for name in OF_GENERATE if name in given]:
@@ -110,12 +132,12 @@ def engine_options(written: str | None) -> dict[str, Any]:
         UsageError: It is no JSON mapping.
     """
     try:
-        found = json.loads(written or "{}")
+        options = json.loads(written or "{}")
     except json.JSONDecodeError as error:
         raise click.UsageError(f'--engine-options is no JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.') from error
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise click.UsageError(f"--engine-options must be a JSON mapping of names to values, not {written}.")
-    return found
+    return options
 
 
 def gold_column(gold: str | None, file: str, split: str, generate: str | None) -> str | None:
@@ -135,11 +157,6 @@ def gold_column(gold: str | None, file: str, split: str, generate: str | None) -
             f"--gold {gold} is a column of {file}, which knows nothing of the completions that --generate writes. Name a spec."
         )
     return gold
-
-
-def no_gold(gold: str, error: Exception) -> DataError:
-    """What to say where `gold` is neither a column nor a spec that can be loaded."""
-    return DataError(f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}")
 
 
 def _flag(name: str) -> str:

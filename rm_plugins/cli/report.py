@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rm_plugins.files import write_atomically
 from rm_plugins.reports.training_page import FIGURES, training_page
@@ -40,17 +40,15 @@ def command(journal: Path, output: Path | None, last: int | None, window: int) -
 
 
 def _print(summary: RewardSummary) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"[bold]{escape(summary.reward)}[/bold]", overflow="fold")
-    table.add_column(f"first {summary.compared} steps", justify="right")
-    table.add_column(f"last {summary.compared} steps", justify="right")
+    compared = (Column(f"{part} {summary.compared} steps", justify="right") for part in ("first", "last"))
+    table = Table(Column(f"[bold]{escape(summary.reward)}[/bold]", overflow="fold"), *compared, box=None, pad_edge=False)
     for name, title in FIGURES.items():
         if name in summary.early and name in summary.recent:
             table.add_row(title, f"{summary.early[name]:.4g}", f"{summary.recent[name]:.4g}")
     Console().print(table)
     click.echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
-    for found in summary.evidence:
-        click.echo(f"warning, step {found.step}: {found.message}")
+    for sign in summary.evidence:
+        click.echo(f"warning, step {sign.step}: {sign.message}")
     if not summary.evidence:
         click.echo("No sign that the policy exploits this reward.")
     click.echo()

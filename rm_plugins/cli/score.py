@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import click
 
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.data.rows import row_samples
-from rm_plugins.jobs.scored_rows import ScoredRow, ScoringJob
+from rm_plugins.jobs.scored_rows import ScoringJob
 
 __all__ = ["command"]
 
@@ -28,20 +24,10 @@ def command(spec: str, file: str, output: str | None, split: str, batch_size: in
     """
     out = output_path(file, output, "scored")
     job = ScoringJob(spec, file, split, out, overwrite)
-    count = job.write(_with_scores, batch_size, ConsoleProgress())
+    count = job.write(batch_size, ConsoleProgress())
     counts = job.provider.counts
     speed = f" ({job.throughput})" if job.throughput else ""
     click.echo(
         f"Wrote {count} rows to {out}: {counts['samples']} samples scored now{speed}, {counts['abstained']} abstained.",
         err=True,
     )
-
-
-def _with_scores(rows: Iterable[ScoredRow]) -> Iterator[dict[str, Any]]:
-    for scored in rows:
-        found = row_samples(scored.row)
-        row = {**scored.row, **found.columns(scored.scores)}
-        for name, values in scored.details.items():
-            for column, value in found.columns(values).items():
-                row[f"{column}/{name}"] = value
-        yield row

@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -18,6 +19,21 @@ __all__ = ["command"]
 
 _DEFAULTS = Settings()
 _OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
+_LIMITS = {
+    "--max-items": ("max_items", "Most samples of a request."),
+    "--max-characters": ("max_characters", "Most characters of a sample."),
+    "--max-body-bytes": ("max_body_bytes", "Most bytes of a request's body."),
+    "--max-queue": ("max_queue_items", "Most samples that wait in a process; what comes then is answered 429."),
+    "--max-queue-characters": ("max_queue_characters", "Most characters that wait."),
+}
+
+
+def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each limit; what is added last is shown first."""
+    for option, (name, text) in reversed(_LIMITS.items()):
+        default = getattr(_DEFAULTS, name)
+        command = click.option(option, name, default=default, show_default=True, type=click.IntRange(1), help=text)(command)
+    return command
 
 
 @click.command("serve")
@@ -34,37 +50,7 @@ _OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
     type=click.IntRange(1),
     help="About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.",
 )
-@click.option(
-    "--max-items", default=_DEFAULTS.max_items, show_default=True, type=click.IntRange(1), help="Most samples of a request."
-)
-@click.option(
-    "--max-characters",
-    default=_DEFAULTS.max_characters,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Most characters of a sample.",
-)
-@click.option(
-    "--max-body-bytes",
-    default=_DEFAULTS.max_body_bytes,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Most bytes of a request's body.",
-)
-@click.option(
-    "--max-queue",
-    default=_DEFAULTS.max_queue_items,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Most samples that wait in a process; what comes then is answered 429.",
-)
-@click.option(
-    "--max-queue-characters",
-    default=_DEFAULTS.max_queue_characters,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Most characters that wait.",
-)
+@_limits
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
@@ -80,33 +66,16 @@ def command(
     host: str,
     port: int,
     workers: int,
-    model_name: str,
     api_key_env: str | None,
-    max_batch_tokens: int | None,
-    max_items: int,
-    max_characters: int,
-    max_body_bytes: int,
-    max_queue: int,
-    max_queue_characters: int,
-    drain_seconds: float,
     log_format: Literal["json", "text"],
+    **chosen: Any,
 ) -> None:
     """Serve SPEC over HTTP, whatever reward it is.
 
     Clients of vLLM, TEI, OpenRLHF and KServe speak to it as they do to those; POST /v1/rewards says all that the reward says, GET
     /openapi.json how, and a page at / is for people. SIGHUP loads the reward again; SIGTERM finishes what was accepted.
     """
-    settings = Settings(
-        model_name=model_name,
-        api_keys=_keys(api_key_env),
-        max_batch_tokens=max_batch_tokens,
-        max_items=max_items,
-        max_characters=max_characters,
-        max_body_bytes=max_body_bytes,
-        max_queue_items=max_queue,
-        max_queue_characters=max_queue_characters,
-        drain_seconds=drain_seconds,
-    )
+    settings = Settings(api_keys=_keys(api_key_env), **chosen)
     with ExitStack() as stack:
         if workers > 1:
             # Both are read when what they are for is imported.
@@ -116,7 +85,8 @@ def command(
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
         listening = stack.enter_context(_listening(host, port))
         try:
-            from rm_plugins.server import process, request_log, security
+            from rm_plugins.remote.endpoint import is_loopback
+            from rm_plugins.server import process, request_log
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL:
                 raise
@@ -124,7 +94,7 @@ def command(
                 f"the server needs the package {error.name}: pip install 'rm-plugins[serve]'."
             ) from error
         request_log.configure_logging(log_format)
-        if not settings.api_keys and not security.is_loopback(host):
+        if not settings.api_keys and not is_loopback(host):
             logging.getLogger(__name__).warning(
                 "Everybody who reaches %s may use this server. Ask for a key with --api-key-env NAME, or listen on 127.0.0.1.",
                 host,

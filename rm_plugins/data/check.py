@@ -102,13 +102,13 @@ class DataCheck:
         self._sources[-1].rows += 1
         number = self._sources[-1].rows
         try:
-            found = judgement(row)
-            names = attribute_names(row) if found.labels is not None else ()
+            judged = judgement(row)
+            names = attribute_names(row) if judged.labels is not None else ()
         except DataError as error:
             self._note("malformed", number, str(error), json_line(row))
             return
-        self._waiting.append(_Waiting(number, found, names, has_prompt=row.get("prompt") is not None))
-        self._waiting_samples += len(found.samples)
+        self._waiting.append(_Waiting(number, judged, names, has_prompt=row.get("prompt") is not None))
+        self._waiting_samples += len(judged.samples)
         if self._waiting_samples >= _SAMPLES_AT_A_TIME:
             self._flush()
 
@@ -118,7 +118,7 @@ class DataCheck:
         self._note("malformed", self._sources[-1].rows, str(error), "")
 
     def report(self) -> DataReport:
-        """What was found so far."""
+        """What the rows so far have shown."""
         self._flush()
         return DataReport(
             sources=tuple(self._sources),
@@ -134,60 +134,60 @@ class DataCheck:
         """Measure the samples that wait, all at once, and take their rows in."""
         waiting, self._waiting, self._waiting_samples = self._waiting, [], 0
         try:
-            lengths = self._measure([sample for row in waiting for sample in row.found.samples])
+            lengths = self._measure([sample for row in waiting for sample in row.judged.samples])
         except Exception:  # whatever a tokenizer or a template raises, at one of the samples
             for row in waiting:
                 try:
-                    lengths = self._measure(row.found.samples)
+                    lengths = self._measure(row.judged.samples)
                 except Exception as error:
                     what = " ".join(f"{type(error).__name__}: {error}".split())
-                    self._note("malformed", row.number, what, row.found.samples[0])
+                    self._note("malformed", row.number, what, row.judged.samples[0])
                 else:
                     self._take(row, lengths)
             return
         remaining = iter(lengths)
         for row in waiting:
-            self._take(row, list(islice(remaining, len(row.found.samples))))
+            self._take(row, list(islice(remaining, len(row.judged.samples))))
 
     def _take(self, row: _Waiting, lengths: Sequence[int]) -> None:
-        source, found = self._sources[-1], row.found
-        source.samples += len(found.samples)
-        source.pairs += len(found.pairs)
-        source.ties += len(found.ties)
-        source.formats[found.format] = source.formats.get(found.format, 0) + 1
+        source, judged = self._sources[-1], row.judged
+        source.samples += len(judged.samples)
+        source.pairs += len(judged.pairs)
+        source.ties += len(judged.ties)
+        source.formats[judged.format] = source.formats.get(judged.format, 0) + 1
         for column, name in enumerate(row.names):
-            for ratings in found.labels or ():
+            for ratings in judged.labels or ():
                 self._attributes[name].add(ratings[column])
         self._lengths.update(lengths)
-        self._bias.add(found.pairs, lengths)
+        self._bias.add(judged.pairs, lengths)
         if self.max_length is not None and max(lengths) > self.max_length:
-            self._note("overlong", row.number, f"{max(lengths):,} {self.unit}", found.samples[0])
+            self._note("overlong", row.number, f"{max(lengths):,} {self.unit}", judged.samples[0])
         self._look_at_texts(row)
         self._look_for_repetitions(row)
 
     def _look_at_texts(self, row: _Waiting) -> None:
-        found, sample = row.found, row.found.samples[0]
-        first = self._first = self._first or found
-        if found.format != first.format:
-            self._note("mixed-formats", row.number, found.format, sample)
+        judged, sample = row.judged, row.judged.samples[0]
+        first = self._first = self._first or judged
+        if judged.format != first.format:
+            self._note("mixed-formats", row.number, judged.format, sample)
         if sample.is_conversational != first.samples[0].is_conversational:
             self._note("mixed-texts", row.number, "conversation" if sample.is_conversational else "text", sample)
         if row.has_prompt and is_blank(sample.prompt):
             self._note("empty-prompt", row.number, "", sample)
-        if not row.has_prompt and not sample.prompt and found.format != "preference":
+        if not row.has_prompt and not sample.prompt and judged.format != "preference":
             self._note("no-prompt", row.number, "", sample)
-        empty = next((sample for sample in found.samples if is_blank(sample.completion)), None)
+        empty = next((sample for sample in judged.samples if is_blank(sample.completion)), None)
         if empty is not None:
             self._note("empty-completion", row.number, "", empty)
 
     def _look_for_repetitions(self, row: _Waiting) -> None:
-        found, sample = row.found, row.found.samples[0]
-        prompt, samples = found.samples[0].prompt_key, [sample.key for sample in found.samples]
-        if any(samples[winner] == samples[loser] for winner, loser in found.pairs):
+        judged, sample = row.judged, row.judged.samples[0]
+        prompt, samples = judged.samples[0].prompt_key, [sample.key for sample in judged.samples]
+        if any(samples[winner] == samples[loser] for winner, loser in judged.pairs):
             self._note("identical-pair", row.number, "", sample)
         elif len(set(samples)) < len(samples):
             self._note("repeated-completion", row.number, "", sample)
-        texts, verdict = row_digests(found, samples)
+        texts, verdict = row_digests(judged, samples)
         entry = self._rows.setdefault(texts, row.number << VERDICT_BITS | verdict)
         earlier = entry >> VERDICT_BITS
         if earlier != row.number:
@@ -235,7 +235,7 @@ class _Waiting:
     """A row that is to be measured."""
 
     number: int
-    found: Judgement
+    judged: Judgement
     names: tuple[str, ...]
     has_prompt: bool
 
@@ -264,10 +264,10 @@ class _LengthBiasSums:
 def _quantiles(lengths: Counter[int]) -> dict[str, int]:
     """The smallest length that at least a share of all lengths do not exceed, by the share's name."""
     total = lengths.total()
-    remaining, found = list(_QUANTILES.items()), {}
+    remaining, quantiles = list(_QUANTILES.items()), {}
     seen = 0
     for length in sorted(lengths):
         seen += lengths[length]
         while remaining and seen >= remaining[0][1] * total:
-            found[remaining.pop(0)[0]] = length
-    return found
+            quantiles[remaining.pop(0)[0]] = length
+    return quantiles

@@ -44,9 +44,9 @@ def excerpt(sample: Sample) -> str:
     return " → ".join(repr(one_line(" ".join(_texts(part)))) for part in (sample.prompt, sample.completion) if part)
 
 
-def row_digests(found: Judgement, samples: Sequence[bytes]) -> tuple[bytes, int]:
+def row_digests(judged: Judgement, samples: Sequence[bytes]) -> tuple[bytes, int]:
     """The digest of a row's samples in any order, and a number for how they are judged."""
-    ranks, labels = found.ranks or [None] * len(samples), found.labels or [None] * len(samples)
-    judged = sorted(digest + repr(verdict).encode() for digest, *verdict in zip(samples, ranks, labels, strict=True))
-    texts = blake2b(b"".join(part[:16] for part in judged), digest_size=16).digest()
-    return texts, int.from_bytes(blake2b(b"".join(judged), digest_size=VERDICT_BITS // 8).digest(), "big")
+    ranks, labels = judged.ranks or [None] * len(samples), judged.labels or [None] * len(samples)
+    verdicts = sorted(digest + repr(verdict).encode() for digest, *verdict in zip(samples, ranks, labels, strict=True))
+    texts = blake2b(b"".join(part[:16] for part in verdicts), digest_size=16).digest()
+    return texts, int.from_bytes(blake2b(b"".join(verdicts), digest_size=VERDICT_BITS // 8).digest(), "big")

@@ -80,7 +80,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     A row has one of these formats; ``prompt`` is text or messages, and may be absent:
 
-    - preference: ``chosen`` and ``rejected``; ``tie`` (true: equally good), ``margin`` and ``weight`` at will;
+    - preference: ``chosen`` and ``rejected``; optionally ``tie`` (true: equally good), ``margin`` and ``weight``;
     - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
     - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
       or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
@@ -102,8 +102,8 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
         DataError: The row has none of these formats or several, a value is not what its column allows, or `reward` weighs
             what is not among the attributes or nothing at all.
 
-    >>> found = judgement({"prompt": "2+2?", "completions": ["4", "5", "four"], "ranks": [1, 2, 1]})
-    >>> found.pairs, found.ties, found.ranks
+    >>> ranking = judgement({"prompt": "2+2?", "completions": ["4", "5", "four"], "ranks": [1, 2, 1]})
+    >>> ranking.pairs, ranking.ties, ranking.ranks
     (((0, 1), (2, 1)), ((0, 2),), (0.0, 1.0, 0.0))
     """
     form, column = _verdict(row)
@@ -116,12 +116,14 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
         return _preference(row, weight)
     samples, verdict = completion_samples(row), row[column]
     if form == "ranking":
-        return _ranking(samples, verdict, weight)
+        return _compared(form, samples, _numbers(verdict, _RANK, len(samples), column), weight)
     if form == "best-of":
-        return _best_of(samples, verdict, weight)
+        return _compared(form, samples, _best_first(verdict, len(samples)), weight, has_ties=False)
     count = len(samples) if row.get("completions") is not None else None
     if form == "labelled":
-        return _labelled(samples, _flags(verdict, column, count), attributes, weight)
+        flags = _flags(verdict, column, count)
+        labels = tuple(tuple(flag if name == "label" else None for name in attributes or ("label",)) for flag in flags)
+        return _compared(form, samples, _larger_first(flags), weight, labels, has_ties=False)
     return _ratings(samples, _rating_columns(verdict, column, count), attributes, reward, weight)
 
 
@@ -180,30 +182,31 @@ def _preference(row: Mapping[str, Any], weight: float) -> Judgement:
     return Judgement("preference", samples, ((0, 1),), ranks=(0.0, 1.0), margins=margins, weight=weight)
 
 
-def _ranking(samples: tuple[Sample, ...], verdict: Any, weight: float) -> Judgement:
-    ranks = _numbers(verdict, _RANK, len(samples), "ranks")
-    pairs, ties = _comparisons(ranks)
-    return Judgement("ranking", samples, pairs, ties, _dense(ranks) if pairs or ties else None, weight=weight)
-
-
-def _best_of(samples: tuple[Sample, ...], verdict: Any, weight: float) -> Judgement:
-    allowed = f"the position of a completion, a whole number from 0 to {len(samples) - 1},"
-    best = _number(verdict, allowed, "best")
-    if best is None or best not in range(len(samples)):
-        raise _refused(verdict, allowed, "best")
-    order = [0.0 if place == best else 1.0 for place in range(len(samples))]
-    pairs, _ = _comparisons(order)
-    return Judgement("best-of", samples, pairs, ranks=tuple(order) if pairs else None, weight=weight)
-
-
-def _labelled(
-    samples: tuple[Sample, ...], flags: Sequence[float | None], attributes: Sequence[str], weight: float
+def _compared(
+    form: DataFormat,
+    samples: tuple[Sample, ...],
+    order: Sequence[float | None],
+    weight: float,
+    labels: tuple[tuple[float | None, ...], ...] | None = None,
+    *,
+    has_ties: bool = True,
 ) -> Judgement:
-    order = [None if flag is None else -flag for flag in flags]
-    pairs, _ = _comparisons(order)
-    ranks = _dense(order) if pairs else None
-    labels = tuple(tuple(flag if name == "label" else None for name in attributes or ("label",)) for flag in flags)
-    return Judgement("labelled", samples, pairs, ranks=ranks, labels=labels, weight=weight)
+    """Samples of which the one with the smaller number wins; those with None are not compared."""
+    pairs, ties = _comparisons(order)
+    ties = ties if has_ties else ()
+    return Judgement(form, samples, pairs, ties, _dense(order) if pairs or ties else None, labels, weight=weight)
+
+
+def _best_first(verdict: Any, count: int) -> list[float]:
+    allowed = f"the position of a completion, a whole number from 0 to {count - 1},"
+    best = _number(verdict, allowed, "best")
+    if best is None or best not in range(count):
+        raise _refused(verdict, allowed, "best")
+    return [0.0 if place == best else 1.0 for place in range(count)]
+
+
+def _larger_first(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else -value for value in values]
 
 
 def _flags(verdict: Any, column: str, count: int | None) -> list[float | None]:
@@ -224,10 +227,8 @@ def _ratings(
     if attributes:
         missing: list[float | None] = [None] * len(samples)
         ratings = {name: ratings.get(name, missing) for name in attributes}
-    order = [None if mean is None else -mean for mean in _weighted_means(ratings, reward)]
-    pairs, ties = _comparisons(order)
-    ranks = _dense(order) if pairs or ties else None
-    return Judgement("ratings", samples, pairs, ties, ranks, tuple(zip(*ratings.values(), strict=True)), weight=weight)
+    order = _larger_first(_weighted_means(ratings, reward))
+    return _compared("ratings", samples, order, weight, tuple(zip(*ratings.values(), strict=True)))
 
 
 def _rating_columns(verdict: Any, column: str, count: int | None) -> dict[str, Sequence[float | None]]:
@@ -250,7 +251,8 @@ def _rating_columns(verdict: Any, column: str, count: int | None) -> dict[str, S
     absent: Mapping[str, Any] = {}
     mappings = [absent if rating is None else rating for rating in ratings]
     return {
-        name: [_number(found.get(name), _RATING, column, place, name) for place, found in enumerate(mappings)] for name in names
+        name: [_number(rating.get(name), _RATING, column, place, name) for place, rating in enumerate(mappings)]
+        for name in names
     }
 
 
@@ -265,7 +267,7 @@ def _attributes(verdict: Any, column: str) -> list[str]:
                 raise _refused(rating, "a mapping of attribute to number, as the others are,", column, place)
     else:
         return ["score"]
-    names = list(dict.fromkeys(name for found in mappings for name in found))
+    names = list(dict.fromkeys(name for rating in mappings for name in rating))
     if not names or not all(isinstance(name, str) for name in names):
         raise _refused(verdict, "at least one attribute, named by text,", column)
     return names
@@ -366,11 +368,11 @@ def _one_each(value: Any, count: int, *path: str | int) -> Sequence[Any]:
 
 
 def _numbers(value: Any, allowed: str, count: int, *path: str | int) -> Sequence[float | None]:
-    return [_number(found, allowed, *path, place) for place, found in enumerate(_one_each(value, count, *path))]
+    return [_number(number, allowed, *path, place) for place, number in enumerate(_one_each(value, count, *path))]
 
 
 def numbers_of(row: Mapping[str, Any], column: str, count: int) -> Sequence[float | None]:
-    """A column's numbers, one for each of `count`; empty where the row has not the column, or there is nothing to have one.
+    """A column's numbers, one for each of `count`; empty where the row lacks the column, or `count` is 0.
 
     Args:
         row: Columns by name.

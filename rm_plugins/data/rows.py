@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sys
 import zlib
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
@@ -77,7 +76,7 @@ def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
         if "completions" in row:
             if not isinstance(row["completions"], Sequence) or isinstance(row["completions"], str):
                 raise DataError(f"'completions' must be a list, not {row['completions']!r:.80}.")
-            return RowSamples(("scores",), tuple(Sample(row["prompt"], found, columns) for found in row["completions"]))
+            return RowSamples(("scores",), tuple(Sample(row["prompt"], text, columns) for text in row["completions"]))
         return RowSamples(("score",), (Sample(row["prompt"], row["completion"], columns),))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
@@ -98,7 +97,7 @@ def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:
         return Sample(row["prompt"], chosen, columns), Sample(row["prompt"], rejected, columns)
-    prompt, (chosen, rejected) = _prompt_within((chosen, rejected))
+    prompt, (chosen, rejected) = _shared_prompt((chosen, rejected))
     return Sample(prompt, chosen, columns), Sample(prompt, rejected, columns)
 
 
@@ -121,8 +120,8 @@ def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
         if not completions:
             raise DataError("'completions' is empty; a list of at least one text or message list is allowed.")
         if prompt is None:
-            prompt, completions = _prompt_within(completions)
-        return tuple(Sample(prompt, found, columns) for found in completions)
+            prompt, completions = _shared_prompt(completions)
+        return tuple(Sample(prompt, text, columns) for text in completions)
     if completion is None and prompt is None:
         completion = row.get("messages")
     if completion is None:
@@ -132,15 +131,15 @@ def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
     return (_from_conversation(completion, columns),)
 
 
-def _prompt_within(conversations: Sequence[Any]) -> tuple[str | list[Message], Sequence[Any]]:
+def _shared_prompt(conversations: Sequence[Any]) -> tuple[str | list[Message], Sequence[Any]]:
     """The messages that all conversations begin with, and what is left of each; nothing of texts."""
-    if not all(isinstance(found, Sequence) and not isinstance(found, str) for found in conversations):
+    if not all(isinstance(turns, Sequence) and not isinstance(turns, str) for turns in conversations):
         return "", conversations
     first, *others = conversations
     shared = 0
     while shared < min(map(len, conversations)) - 1 and all(first[shared] == other[shared] for other in others):
         shared += 1
-    return list(first[:shared]), [list(found[shared:]) for found in conversations]
+    return list(first[:shared]), [list(turns[shared:]) for turns in conversations]
 
 
 def _from_conversation(messages: Sequence[Message], columns: Mapping[str, Any]) -> Sample:
@@ -191,18 +190,13 @@ def read_rows(
             for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
         else:
-            with _opened(path) as file:
+            opened: Any = gzip.open if path.suffix == ".gz" else open
+            with opened(path, "rt", encoding="utf-8") as file:
                 yield from _json_lines(file, source, on_bad_line)
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
         raise DataError(f"{source} cannot be read: {error}") from error
-
-
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
-    return path.open(encoding="utf-8")
 
 
 def _json_lines(lines: Iterable[str], source: str, on_bad_line: Callable[[DataError], None] | None) -> Iterator[dict[str, Any]]:
@@ -234,16 +228,16 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
     try:
         if (Path(source) / "state.json").is_file():
-            found = load_from_disk(source)
+            rows = load_from_disk(source)
         elif (Path(source) / "dataset_dict.json").is_file():
-            found = load_from_disk(source)[split]
+            rows = load_from_disk(source)[split]
         else:
-            found = load_dataset(source, split=split, streaming=True)
+            rows = load_dataset(source, split=split, streaming=True)
     except Exception as error:  # whatever the hub, the disk or a loading script raises
         raise DataError(
             f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be loaded: {error}"
         ) from error
-    yield from found
+    yield from rows
 
 
 def json_line(row: object) -> str:
@@ -262,9 +256,9 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
             import pyarrow as arrow
             import pyarrow.parquet as parquet
 
-            found = list(rows)
-            names = dict.fromkeys(name for row in found for name in row)  # not of the first row alone, as pyarrow takes them
-            table = arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in found])
+            whole = list(rows)
+            names = dict.fromkeys(name for row in whole for name in row)  # not of the first row alone, as pyarrow takes them
+            table = arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in whole])
             count = table.num_rows
             parquet.write_table(table, temporary)
         else:

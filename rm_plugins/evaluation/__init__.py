@@ -1,9 +1,9 @@
 """How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
 
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
-from rm_plugins.evaluation.pairs import evaluate_pairs
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.evaluation.run import evaluate
+from rm_plugins.evaluation.run import evaluate, evaluate_pairs
+from rm_plugins.statistics.accuracy import PairMetrics, pair_metrics
 from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
 from rm_plugins.statistics.intervals import (
     Estimate,
@@ -16,7 +16,6 @@ from rm_plugins.statistics.intervals import (
 )
 from rm_plugins.statistics.metrics import (
     CalibrationBin,
-    PairMetrics,
     agreement,
     auc,
     best_of,
@@ -26,7 +25,6 @@ from rm_plugins.statistics.metrics import (
     kendall,
     log_loss,
     ndcg,
-    pair_metrics,
     pearson,
     spearman,
 )

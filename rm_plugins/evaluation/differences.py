@@ -18,58 +18,55 @@ __all__ = ["flipped_pairs", "reward_difference"]
 
 def reward_difference(
     rows: JudgedRows,
-    names: tuple[str, str],
-    values: tuple[FloatArray, FloatArray],
+    first: tuple[str, FloatArray],
+    other: tuple[str, FloatArray],
     show: Callable[[int, FloatArray], JudgedPair],
     *,
     shown: int,
-    resamples: int,
-    seed: int,
+    **settings: int,
 ) -> Difference | None:
     """How reward b differs from reward a; None where there is no pair that both scored.
 
     Args:
         rows: What is known of the rows.
-        names: Of a and b.
-        values: float64 [N] of a and b.
+        first: The name of a and its rewards, float64 [N].
+        other: Those of b.
         show: Makes a pair to show of its number and the rewards.
         shown: How many pairs to show of those that b has won, and of those that it has lost.
-        resamples: Of the intervals.
-        seed: Of the intervals and the test.
+        settings: `resamples` and `seed` of the intervals and the test.
     """
-    a, b = values
+    (name_a, a), (name_b, b) = first, other
     both = ScoredPairs(rows, np.where(np.isnan(a), np.nan, b))
     if not len(both):
         return None
     delta_a = a[both.pairs[:, 0]] - a[both.pairs[:, 1]]
     right_a, right_b = ((delta > 0).astype(np.float64) for delta in (delta_a, both.delta))
-    test = paired_test(right_a, right_b, both.cluster, resamples=resamples, seed=seed)
+    test = paired_test(right_a, right_b, both.cluster, **settings)
     change = right_b - right_a
     sections = {
-        name: mean_estimate(change[where], both.cluster[where], resamples=resamples, seed=seed)
+        name: mean_estimate(change[where], both.cluster[where], **settings)
         for number, name in enumerate(rows.sections)
         if (where := both.section == number).any()
     }
 
-    def flipped(places: NDArray[np.intp]) -> tuple[FlippedPair, ...]:
-        found = []
-        for place in places:
-            winner, loser = both.pairs[place]
-            found.append(FlippedPair(show(int(both.number[place]), b), float(a[winner]), float(a[loser])))
-        return tuple(found)
-
-    won, lost = (places[:shown] for places in flipped_pairs(delta_a, both.delta))
+    won, lost = (
+        tuple(
+            FlippedPair(show(int(both.number[place]), b), *(float(a[sample]) for sample in both.pairs[place]))
+            for place in places[:shown]
+        )
+        for places in flipped_pairs(delta_a, both.delta)
+    )
     return Difference(
-        a=names[0],
-        b=names[1],
+        a=name_a,
+        b=name_b,
         pairs=len(both),
         accuracy=test.difference,
         p_value=test.p_value,
         only_a=test.only_a,
         only_b=test.only_b,
         sections=sections,
-        won=flipped(won),
-        lost=flipped(lost),
+        won=won,
+        lost=lost,
     )
 
 
@@ -82,7 +79,7 @@ def flipped_pairs(a: FloatArray, b: FloatArray) -> tuple[NDArray[np.intp], NDArr
         a: float64 [P], the winner's reward minus the loser's, by a.
         b: float64 [P], by b.
 
-    >>> [found.tolist() for found in flipped_pairs(np.array([-1.0, 2.0, -4.0]), np.array([1.0, -1.0, 1.0]))]
+    >>> [places.tolist() for places in flipped_pairs(np.array([-1.0, 2.0, -4.0]), np.array([1.0, -1.0, 1.0]))]
     [[2, 0], [1]]
     """
     size = np.abs(a) / _spread(a) + np.abs(b) / _spread(b)

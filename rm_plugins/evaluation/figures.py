@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-__all__ = ["FIGURES", "Better", "Figure", "figure_of"]
+__all__ = ["FIGURES", "Better", "Figure", "figures_of"]
 
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 
@@ -28,38 +28,36 @@ class Figure:
     is_share: bool = False
 
 
+def _share(title: str, meaning: str, better: Better = "neither") -> Figure:
+    return Figure(title, meaning, better, is_share=True)
+
+
 FIGURES: Mapping[str, Figure] = {
-    "accuracy": Figure(
+    "accuracy": _share(
         "Accuracy",
         "The share of pairs whose better answer gets strictly the higher reward; without ties, 50% is chance.",
         "higher",
-        True,
     ),
-    "ties": Figure("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower", True),
-    "accuracy_longer": Figure(
-        "Accuracy, longer is better", "The accuracy on the pairs whose better answer is the longer one.", "higher", True
+    "ties": _share("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower"),
+    "accuracy_longer": _share(
+        "Accuracy, longer is better", "The accuracy on the pairs whose better answer is the longer one.", "higher"
     ),
-    "accuracy_shorter": Figure(
+    "accuracy_shorter": _share(
         "Accuracy, shorter is better",
         "The accuracy on the pairs whose better answer is the shorter one; far below the figure above, the reward pays for length.",
         "higher",
-        True,
     ),
-    "accuracy_corrected": Figure(
+    "accuracy_corrected": _share(
         "Accuracy without length",
         "The accuracy when what length predicts (a LOWESS curve) is taken out of the rewards, ties counted half; what it loses was length.",
         "higher",
-        True,
     ),
-    "length_preference": Figure(
+    "length_preference": _share(
         "Prefers the longer",
         "The share of pairs of two lengths in which the reward prefers the longer answer; compare it with how often that is the better.",
-        is_share=True,
     ),
-    "shortness_preference": Figure(
-        "Prefers the shorter",
-        "The share of pairs of two lengths in which the reward prefers the shorter answer.",
-        is_share=True,
+    "shortness_preference": _share(
+        "Prefers the shorter", "The share of pairs of two lengths in which the reward prefers the shorter answer."
     ),
     "length_correlation": Figure(
         "Correlation with length",
@@ -89,16 +87,13 @@ FIGURES: Mapping[str, Figure] = {
         "How well one threshold for all prompts tells better from worse answers; what filtering by reward relies on.",
         "higher",
     ),
-    "top_1": Figure(
+    "top_1": _share(
         "Picks the best",
         "The share of prompts whose highest-rewarded answer is one of the best; what best-of-n relies on.",
         "higher",
-        True,
     ),
-    "top_1_random": Figure(
-        "Picks the best by chance",
-        "The same share for an answer drawn at random: what picking the best is compared with.",
-        is_share=True,
+    "top_1_random": _share(
+        "Picks the best by chance", "The same share for an answer drawn at random: what picking the best is compared with."
     ),
     "ndcg": Figure(
         "NDCG", "How much of the known goodness stands at the top of each prompt's ranking; 1 is the perfect order.", "higher"
@@ -121,10 +116,8 @@ FIGURES: Mapping[str, Figure] = {
         "How often an answer with {} gets a higher reward than one without, over all prompts; 0.5 is chance.",
         "higher",
     ),
-    "member_agreement": Figure(
-        "Members agree",
-        "The share of pairs on which all members prefer the same answer; the reward is surer there.",
-        is_share=True,
+    "member_agreement": _share(
+        "Members agree", "The share of pairs on which all members prefer the same answer; the reward is surer there."
     ),
     "member_std": Figure("Members' spread", "The standard deviation over the members' rewards, averaged over answers."),
     "mean_reward": Figure("Mean reward", "The mean of all rewards; only differences between rewards mean something."),
@@ -135,17 +128,17 @@ FIGURES: Mapping[str, Figure] = {
 """Figures by name, in the order in which they are shown; those of an attribute have it in the place of the star."""
 
 
-def figure_of(name: str) -> Figure:
-    """What a figure of an evaluation is, an attribute's name put where it belongs.
+def figures_of(attributes: Iterable[str]) -> dict[str, Figure]:
+    """All figures of an evaluation by name, in their order: those of `FIGURES`, with each attribute in the place of the star.
 
-    Raises:
-        KeyError: There is no such figure.
-
-    >>> figure_of("spearman/helpful").title
+    >>> figures_of(["helpful"])["spearman/helpful"].title
     'Rank correlation with helpful'
     """
-    if name in FIGURES:
-        return FIGURES[name]
-    kind, _, attribute = name.partition("/")
-    found = FIGURES[f"{kind}/*"]
-    return Figure(found.title.format(attribute), found.meaning.format(attribute), found.better, found.is_share)
+    names = list(attributes)
+    return {
+        name.replace("*", attribute): replace(
+            figure, title=figure.title.format(attribute), meaning=figure.meaning.format(attribute)
+        )
+        for name, figure in FIGURES.items()
+        for attribute in (names if "*" in name else [""])
+    }

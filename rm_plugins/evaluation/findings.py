@@ -6,14 +6,12 @@ Each finding asks for an effect that matters and that the data is large enough t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
+from rm_plugins.evaluation.figures import FIGURES
 from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
 from rm_plugins.statistics.intervals import Estimate
 
 __all__ = ["findings"]
-
-_SEVERITIES = ("alarm", "warning", "note")
 
 FEWEST_PAIRS = 30
 """With fewer, nothing is said of a part of the pairs."""
@@ -38,19 +36,9 @@ def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
         result: What was found of the reward.
         data: What it was evaluated on.
     """
-    looks: Sequence[Callable[[RewardResult, DataSummary], Finding | None]] = (
-        _length,
-        _chance,
-        _abstentions,
-        _ties,
-        _sections,
-        _formats,
-        _calibration,
-        _members,
-        _few_pairs,
-    )
-    found = [finding for look in looks if (finding := look(result, data)) is not None]
-    return tuple(sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity)))
+    checks = (_length, _chance, _abstentions, _ties, _sections, _formats, _calibration, _members, _few_pairs)
+    raised = [finding for check in checks if (finding := check(result, data)) is not None]
+    return tuple(sorted(raised, key=lambda finding: finding.rank))
 
 
 def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -61,22 +49,19 @@ def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
     if accuracy.low > chance or not chance:
         return None
     numbers = _numbers(accuracy=accuracy) | {"chance": chance}
+    right = f"it is right in {accuracy:.1%} of"
     if accuracy.high < chance:
-        message = (
-            f"It prefers the worse answer: it is right in {_share(accuracy)} of pairs, where {chance:.1%} would be chance. If it does so "
-            "on other data too, the sign of the reward or the labels of what it was trained on are the wrong way round."
+        text = (
+            f"{right} pairs, where {chance:.1%} would be chance. If it does so on other data too, the sign of the reward or the labels "
+            "of what it was trained on are the wrong way round."
         )
-        return Finding("chance", "alarm", message, numbers)
+        return Finding("chance", "alarm", "It prefers the worse answer", text, numbers)
     if accuracy.high < chance + LARGE_LEAD:
-        message = (
-            f"It is no better than chance here: it is right in {_share(accuracy)} of pairs, and {chance:.1%} would be chance."
-        )
-        return Finding("chance", "alarm", message, numbers)
-    message = (
-        f"It cannot be told from chance on so few pairs: it is right in {_share(accuracy)} of {result.pairs:,}, and {chance:.1%} would "
-        "be chance."
-    )
-    return Finding("chance", "note", message, numbers | {"pairs": result.pairs})
+        text = f"{right} pairs, and {chance:.1%} would be chance."
+        return Finding("chance", "alarm", "It is no better than chance here", text, numbers)
+    text = f"{right} {result.pairs:,}, and {chance:.1%} would be chance."
+    lead = "It cannot be told from chance on so few pairs"
+    return Finding("chance", "note", lead, text, numbers | {"pairs": result.pairs})
 
 
 def _length(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -92,18 +77,18 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     base = data.longer_chosen if takes_longer else 1 - data.longer_chosen
     numbers = _numbers(accuracy_longer=longer, accuracy_shorter=shorter, accuracy_corrected=corrected)
     numbers |= {"preferred": share, "better": base}
-    facts = (
+    text = (
         f"it prefers the {word} answer in {share:.1%} of pairs (the {word} one is the better in {base:.1%}), and is right in "
-        f"{_share(easy)} of pairs whose better answer is the {word}, but in {_share(hard)} of the others; without what length "
-        f"predicts, its accuracy is {_share(corrected)}"
+        f"{easy:.1%} of pairs whose better answer is the {word}, but in {hard:.1%} of the others; without what length "
+        f"predicts, its accuracy is {corrected:.1%}. Train on pairs of equal length, with the regularizer length-correlation, or subtract "
+        "a length penalty."
     )
-    remedy = "Train on pairs of equal length, with the regularizer length-correlation, or subtract a length penalty."
     always = share >= ALWAYS_LONGER and min(base, 1 - base) * result.pairs >= FEWEST_PAIRS  # however few the prompts are
     if easy.value - hard.value <= LARGE_GAP or not (always or easy.low > hard.high):
         return None
     if share >= ALWAYS_LONGER or corrected.low <= 0.5:
-        return Finding("length", "alarm", f"Length decides: {facts}. {remedy}", numbers)
-    return Finding("length", "warning", f"Length matters much: {facts}. {remedy}", numbers)
+        return Finding("length", "alarm", "Length decides", text, numbers)
+    return Finding("length", "warning", "Length matters much", text, numbers)
 
 
 def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -111,80 +96,78 @@ def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:
         return None
     share = result.abstained / result.samples
     suite = "; the benchmark's own score counts them as wrong" if result.suite is not None else ""
-    message = (
+    text = (
         f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). They are left out of the figures, "
         f"which describe the others only{suite}."
     )
-    severity = "warning" if share > MANY_ABSTENTIONS else "note"
-    return Finding("abstained", severity, message, {"abstained": result.abstained, "samples": result.samples, "share": share})
+    numbers = {"abstained": result.abstained, "samples": result.samples, "share": share}
+    return Finding("abstained", "warning" if share > MANY_ABSTENTIONS else "note", "", text, numbers)
 
 
 def _ties(result: RewardResult, data: DataSummary) -> Finding | None:
     ties = result.figures.get("ties")
     if ties is None or ties.value <= MANY_TIES:
         return None
-    message = (
-        f"It gives equal rewards in {_share(ties)} of pairs, which count as wrong. From equal rewards of one prompt a policy "
+    text = (
+        f"It gives equal rewards in {ties:.1%} of pairs, which count as wrong. From equal rewards of one prompt a policy "
         "learns nothing."
     )
-    return Finding("ties", "warning", message, _numbers(ties=ties))
+    return Finding("ties", "warning", "", text, _numbers(ties=ties))
 
 
 def _sections(result: RewardResult, data: DataSummary) -> Finding | None:
     ties = result.figures.get("ties")
     chance = 0.5 if ties is None else (1 - ties.value) / 2
-    below = [found for found in result.sections if found.pairs >= FEWEST_PAIRS and found.accuracy.high < chance]
+    below = [section for section in result.sections if section.pairs >= FEWEST_PAIRS and section.accuracy.high < chance]
     if len(result.sections) < 2 or not below:
         return None
     worst = min(below, key=lambda section: section.accuracy.high)
     others = f", and so it is in {len(below) - 1} more" if len(below) > 1 else ""
-    message = (
-        f"In the section {worst.name!r} it is worse than chance: it is right in {_share(worst.accuracy)} of {worst.pairs:,} "
-        f"pairs{others}."
-    )
+    lead = f"In the section {worst.name!r} it is worse than chance"
+    text = f"it is right in {worst.accuracy:.1%} of {worst.pairs:,} pairs{others}."
     numbers = _numbers(accuracy=worst.accuracy) | {"pairs": worst.pairs, "more": len(below) - 1}
-    return Finding("section", "warning", message, numbers)
+    return Finding("section", "warning", lead, text, numbers)
 
 
 def _formats(result: RewardResult, data: DataSummary) -> Finding | None:
-    found = [
+    paid_for = [
         (bias, more, less)
         for bias in result.formats
         if bias.feature not in ("characters", "lines") and bias.pairs >= FEWEST_PAIRS
         for more, less in [(bias.accuracy_more, bias.accuracy_less)]
         if more is not None and less is not None and more.value - less.value > LARGE_GAP and more.low > less.high
     ]
-    if not found:
+    if not paid_for:
         return None
-    worst, more, less = max(found, key=lambda one: one[1].value - one[2].value)
-    message = (
-        f"It pays for format: of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with more "
-        f"in {worst.preferred:.1%}; it is right in {_share(more)} where that one is the better, but in {_share(less)} of the others."
+    worst, more, less = max(paid_for, key=lambda one: one[1].value - one[2].value)
+    text = (
+        f"of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with more "
+        f"in {worst.preferred:.1%}; it is right in {more:.1%} where that one is the better, but in {less:.1%} of the others."
     )
     numbers = {"pairs": worst.pairs, "preferred": worst.preferred, **_numbers(accuracy_more=more, accuracy_less=less)}
-    return Finding("format", "warning", message, numbers)
+    return Finding("format", "warning", "It pays for format", text, numbers)
 
 
 def _calibration(result: RewardResult, data: DataSummary) -> Finding | None:
     error, accuracy = result.figures.get("ece"), result.figures.get("accuracy")
     if error is None or accuracy is None or error.value <= LARGE_CALIBRATION_ERROR or result.pairs < ENOUGH_TO_CALIBRATE:
         return None
-    sure = sum(found.predicted * found.pairs for found in result.calibration if found.low >= 0.5)
-    count = sum(found.pairs for found in result.calibration if found.low >= 0.5)
+    upper = [part for part in result.calibration if part.low >= 0.5]
+    sure, count = sum(part.predicted * part.pairs for part in upper), sum(part.pairs for part in upper)
     claimed = sure / count if count else math.nan
     word = "too sure" if claimed > accuracy.value else "too careful"
-    message = (
-        f"Its scale is {word}: its win probabilities are off by {error.value:.3f} on average. This matters where rewards are combined, "
+    text = (
+        f"its win probabilities are off by {error.value:.3f} on average. This matters where rewards are combined, "
         "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
     )
-    return Finding("calibration", "note", message, {"ece": error.value})
+    return Finding("calibration", "note", f"Its scale is {word}", text, {"ece": error.value})
 
 
 def _members(result: RewardResult, data: DataSummary) -> Finding | None:
     members = result.members
     if members is None or math.isnan(members.accuracy_divided) or math.isnan(members.accuracy_unanimous):
         return None
-    message = (
+    text = (
         f"Its {len(members.names)} members agree on {members.unanimous:.1%} of pairs, where it is right in "
         f"{members.accuracy_unanimous:.1%}; on the others it is right in {members.accuracy_divided:.1%}."
     )
@@ -194,27 +177,22 @@ def _members(result: RewardResult, data: DataSummary) -> Finding | None:
         "accuracy_unanimous": members.accuracy_unanimous,
         "accuracy_divided": members.accuracy_divided,
     }
-    return Finding("members", "note", message, numbers)
+    return Finding("members", "note", "", text, numbers)
 
 
 def _few_pairs(result: RewardResult, data: DataSummary) -> Finding | None:
-    if not result.pairs and not any("/" in name for name in result.figures):
-        message = "There is no pair of a better and a worse answer that it scored, so that there is nothing to say of it."
-        return Finding("few", "warning", message, {"pairs": 0})
+    if not result.pairs and result.figures.keys() <= FIGURES.keys():  # nor a figure of an attribute
+        text = "There is no pair of a better and a worse answer that it scored, so that there is nothing to say of it."
+        return Finding("few", "warning", "", text, {"pairs": 0})
     if not 0 < result.pairs < FEW_PAIRS:
         return None
-    message = f"There are {result.pairs} pairs only: look at the intervals, not at the figures."
-    return Finding("few", "note", message, {"pairs": result.pairs})
-
-
-def _share(estimate: Estimate) -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.1%}"
-    return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    text = "look at the intervals, not at the figures."
+    return Finding("few", "note", f"There are {result.pairs} pairs only", text, {"pairs": result.pairs})
 
 
 def _numbers(**estimates: Estimate) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, estimate in estimates.items():
-        found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return found
+    return {
+        f"{name}{end}": number
+        for name, estimate in estimates.items()
+        for end, number in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high))
+    }

@@ -143,37 +143,36 @@ class RowCollector:
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 
-    def add(self, row: Mapping[str, Any], found: Judgement) -> None:
+    def add(self, row: Mapping[str, Any], judged: Judgement) -> None:
         """Take a row, with what `judged` said of it."""
-        number, start, count = len(self._prompt), len(self._row), len(found.samples)
+        number, start, count = len(self._prompt), len(self._row), len(judged.samples)
         self._row.extend([number] * count)
-        for winner, loser in found.pairs:
+        for winner, loser in judged.pairs:
             self._pairs.extend((start + winner, start + loser))
-        for sample in found.samples:
+        for sample in judged.samples:
             self._features.extend(format_features(text_of(sample.completion)))
-        columns = dict(zip(attribute_names(row), zip(*found.labels, strict=True), strict=True)) if found.labels else {}
+        columns = dict(zip(attribute_names(row), zip(*judged.labels, strict=True), strict=True)) if judged.labels else {}
         for name, values in columns.items():
             known = self._labels.setdefault(name, array("d", [math.nan] * start))
             known.extend(math.nan if value is None else value for value in values)
         for column in self._labels.values():
             column.extend([math.nan] * (start + count - len(column)))
-        self._gold.extend(self._goodness(found, columns))
+        self._gold.extend(self._goodness(judged, columns))
         self._section.append(self._section_number(row))
-        self._prompt.append(self._prompts.setdefault(_prompt_key(found.samples, number), len(self._prompts)))
+        self._prompt.append(self._prompts.setdefault(_prompt_key(judged.samples, number), len(self._prompts)))
         self._ids.append("" if row.get("id") is None else str(row["id"]))
         if row.get("compared"):
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
-        self._formats[found.format] += 1
+        self._formats[judged.format] += 1
         self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
 
-    def _goodness(self, found: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """How good each sample of a row is known to be."""
+    def _goodness(self, judged: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
         if columns:
-            wanted = [columns[self._by]] if self._by is not None and found.format == "ratings" else columns.values()
+            wanted = [columns[self._by]] if self._by is not None and judged.format == "ratings" else columns.values()
             return [math.nan if None in ratings else _mean(ratings) for ratings in zip(*wanted, strict=True)]
-        if found.ranks is None or found.format == "preference":
-            return [math.nan] * len(found.samples)
-        return [float(rank == 0) if found.format == "best-of" else -rank for rank in found.ranks]
+        if judged.ranks is None or judged.format == "preference":
+            return [math.nan] * len(judged.samples)
+        return [float(rank == 0) if judged.format == "best-of" else -rank for rank in judged.ranks]
 
     def _section_number(self, row: Mapping[str, Any]) -> int:
         column = self._section_column or next((name for name in SECTION_COLUMNS if row.get(name) is not None), None)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rm_plugins.errors import DataError
 from rm_plugins.models.heads import Heads
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.metrics import auc, brier_score, expected_calibration_error, pearson, spearman
+from rm_plugins.statistics.accuracy import accuracy, pair_shares
+from rm_plugins.statistics.metrics import auc, brier_score, expected_calibration_error, pearson, spearman, unanimous
 
 __all__ = ["head_metrics", "judgement_metrics"]
 
@@ -57,25 +58,25 @@ def judgement_metrics(
     Raises:
         DataError: The inputs' shapes do not fit together.
 
-    >>> found = judgement_metrics(
+    >>> metrics = judgement_metrics(
     ...     np.array([2.0, 0.0, 1.0, 3.0]), np.array([[0, 1], [2, 3]]), np.array([5, 9, 4, 8]), sections=["chat"] * 2 + ["code"] * 2
     ... )
-    >>> found["accuracy"], found["accuracy/chat"], found["accuracy/code"], found["margin"]
+    >>> metrics["accuracy"], metrics["accuracy/chat"], metrics["accuracy/code"], metrics["margin"]
     (0.5, 1.0, 0.0, 0.0)
     """
     rewards, lengths, pairs = _finite(rewards), np.asarray(lengths, dtype=np.int64), _checked_pairs(pairs, len(lengths))
     _check("rewards", rewards.shape, (len(lengths),))
     delta = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
     longer = lengths[pairs[:, 0]] - lengths[pairs[:, 1]]  # by how much the winner is
-    unequal = longer != 0
-    found = {
+    metrics = {
         **_summary(rewards, delta, lengths),
-        "ties": _share(delta == 0, delta),
+        **{
+            name: _share(holds[where], delta[where])
+            for name, (where, holds) in pair_shares(delta, longer).items()
+            if name not in ("accuracy", "shortness_preference")
+        },
         "ece": expected_calibration_error(delta) if len(delta) else None,
         "brier": brier_score(delta) if len(delta) else None,
-        "accuracy_longer": _accuracy(delta[longer > 0]),
-        "accuracy_shorter": _accuracy(delta[longer < 0]),
-        "length_preference": _accuracy(np.where(longer > 0, delta, -delta)[unequal]),
         "min_reward": float(rewards.min()) if len(rewards) else None,
         "max_reward": float(rewards.max()) if len(rewards) else None,
     }
@@ -83,17 +84,17 @@ def judgement_metrics(
         _check("sections", (len(sections),), (len(lengths),))
         numbers = {name: number for number, name in enumerate(dict.fromkeys(sections))}
         section = np.array([numbers[name] for name in sections], dtype=np.intp)[pairs[:, 0]]
-        found |= {f"accuracy/{name}": _accuracy(delta[section == number]) for name, number in numbers.items()}
+        metrics |= {f"accuracy/{name}": _accuracy(delta[section == number]) for name, number in numbers.items()}
     if labels is not None:
         _check("labels", np.shape(labels), (len(lengths), len(attributes)))
         for attribute, column in zip(attributes, np.asarray(labels, dtype=np.float64).T, strict=True):
             present = ~np.isnan(column)
             reward, label = rewards[present], column[present]
-            found[f"correlation/{attribute}"] = _number(pearson(reward, label))
-            found[f"spearman/{attribute}"] = _number(spearman(reward, label))
+            metrics[f"correlation/{attribute}"] = _number(pearson(reward, label))
+            metrics[f"spearman/{attribute}"] = _number(spearman(reward, label))
             if np.isin(label, (0, 1)).all():
-                found[f"auc/{attribute}"] = _number(auc(reward, label))
-    return _computed(found)
+                metrics[f"auc/{attribute}"] = _number(auc(reward, label))
+    return _computed(metrics)
 
 
 def head_metrics(
@@ -128,31 +129,31 @@ def head_metrics(
         DataError: The inputs' shapes do not fit together.
 
     >>> outputs = np.array([[2.0, 1.0], [0.0, 1.5], [1.0, 3.0], [0.0, 0.0]])
-    >>> found = head_metrics(outputs, Heads(members=2), np.array([[0, 1], [2, 3]]), np.array([5, 9, 4, 8]))
-    >>> found["accuracy"], found["member/0/accuracy"], found["member/1/accuracy"]
+    >>> metrics = head_metrics(outputs, Heads(members=2), np.array([[0, 1], [2, 3]]), np.array([5, 9, 4, 8]))
+    >>> metrics["accuracy"], metrics["member/0/accuracy"], metrics["member/1/accuracy"]
     (1.0, 1.0, 0.5)
-    >>> found["member_std"], found["member_agreement"]
+    >>> metrics["member_std"], metrics["member_agreement"]
     (0.5625, 0.5)
     """
     outputs, lengths, pairs = _finite(outputs), np.asarray(lengths, dtype=np.int64), _checked_pairs(pairs, len(lengths))
     _check("outputs", outputs.shape, (len(lengths), len(heads)))
     reward = outputs @ np.array(heads.reward_weights)
-    found = judgement_metrics(reward, pairs, lengths, sections=sections, labels=labels, attributes=attributes)
+    metrics = judgement_metrics(reward, pairs, lengths, sections=sections, labels=labels, attributes=attributes)
     if len(heads) == 1:
-        return found
+        return metrics
     rated = {} if labels is None else dict(zip(attributes, np.asarray(labels, dtype=np.float64).T, strict=True))
     for label, name, output in zip(heads.labels, heads.names * heads.members, outputs.T, strict=True):
         alone = _summary(output, output[pairs[:, 0]] - output[pairs[:, 1]], lengths)
         if name in rated:
             present = ~np.isnan(rated[name])
             alone["correlation"] = _number(pearson(output[present], rated[name][present]))
-        found |= {f"{label}/{metric}": value for metric, value in _computed(alone).items()}
+        metrics |= {f"{label}/{metric}": value for metric, value in _computed(alone).items()}
     if heads.members > 1:
         members = outputs.reshape(-1, heads.members, len(heads.names)) @ np.array(heads.weights)
         delta = members[pairs[:, 0]] - members[pairs[:, 1]]
-        agree = (np.sign(delta) == np.sign(delta[:, :1])).all(axis=1)
-        found |= _computed({"member_std": _mean(members.std(axis=1)), "member_agreement": _share(agree, delta)})
-    return found
+        agreed = _share(unanimous(delta.T), delta)
+        metrics |= _computed({"member_std": _mean(members.std(axis=1)), "member_agreement": agreed})
+    return metrics
 
 
 def _summary(rewards: FloatArray, delta: FloatArray, lengths: NDArray[Any]) -> dict[str, float | None]:
@@ -166,7 +167,7 @@ def _summary(rewards: FloatArray, delta: FloatArray, lengths: NDArray[Any]) -> d
 
 
 def _accuracy(delta: FloatArray) -> float | None:
-    return _share(delta > 0, delta)
+    return accuracy(delta) if len(delta) else None
 
 
 def _share(holds: NDArray[np.bool_], delta: FloatArray) -> float | None:
@@ -182,8 +183,8 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _computed(found: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if value is not None}
+def _computed(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _finite(values: FloatArray) -> FloatArray:
@@ -193,15 +194,15 @@ def _finite(values: FloatArray) -> FloatArray:
 
 
 def _checked_pairs(pairs: NDArray[np.integer[Any]], rows: int) -> NDArray[np.intp]:
-    found = np.asarray(pairs, dtype=np.intp)
-    if not found.size:
-        return found.reshape(0, 2)
-    _check("pairs", found.shape, (len(found), 2))
-    if found.min() < 0 or found.max() >= rows:
-        raise DataError(f"pairs name the rows {found.min()} to {found.max()}; there are the rows 0 to {rows - 1}.")
-    return found
+    places = np.asarray(pairs, dtype=np.intp)
+    if not places.size:
+        return places.reshape(0, 2)
+    _check("pairs", places.shape, (len(places), 2))
+    if places.min() < 0 or places.max() >= rows:
+        raise DataError(f"pairs name the rows {places.min()} to {places.max()}; there are the rows 0 to {rows - 1}.")
+    return places
 
 
-def _check(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise DataError(f"{name} have the shape {found}; with these lengths, heads and attributes it must be {expected}.")
+def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise DataError(f"{name} have the shape {shape}; with these lengths, heads and attributes it must be {expected}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rm_plugins.data.rows import is_data_file
 from rm_plugins.errors import DataError, ModelError
-from rm_plugins.evaluation.figures import figure_of
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.files import write_atomically
 from rm_plugins.statistics.intervals import Estimate
@@ -38,15 +38,22 @@ def evaluation_section(evaluation: Evaluation, reward: int = 0) -> str:
         reward: Which of its rewards, by its place.
     """
     data, result = evaluation.data, evaluation.rewards[reward]
+    figures = figures_of(data.attributes)
     parts = [
         f"{_beginning(data)}\n## Evaluation on {_plain(_title(data))}",
         _facts(evaluation, result),
         _findings(result),
         _suite(result.suite) if result.suite is not None else "",
-        _table(("Figure", "Value", "95% interval"), [_figure_row(name, found) for name, found in result.figures.items()]),
+        _table(
+            ("Figure", "Value", "95% interval"),
+            [
+                (figures[name].title, *_shown(estimate, is_share=figures[name].is_share))
+                for name, estimate in result.figures.items()
+            ],
+        ),
         _table(
             ("Section", "Pairs", "Accuracy", "95% interval"),
-            [(found.name, f"{found.pairs:,}", *_shown(found.accuracy, is_share=True)) for found in result.sections],
+            [(section.name, f"{section.pairs:,}", *_shown(section.accuracy, is_share=True)) for section in result.sections],
         ),
         _END,
     ]
@@ -79,7 +86,7 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
     end_of_line = "\r\n" if "\r\n" in card.text else "\n"
     card.text = _with_section(card.text, evaluation_section(evaluation, reward).replace("\n", end_of_line), end_of_line)
     new = _results(evaluation.data, evaluation.rewards[reward])
-    others = [found for found in metadata.eval_results or () if found.dataset_name != _title(evaluation.data)]
+    others = [entry for entry in metadata.eval_results or () if entry.dataset_name != _title(evaluation.data)]
     if new or metadata.eval_results:
         metadata.model_name = metadata.model_name or folder.resolve().name
         metadata.eval_results = [*others, *new] or None
@@ -87,7 +94,6 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
 
 
 def _card(path: Path) -> ModelCard:
-    """The card that is there, or a short one."""
     from huggingface_hub import ModelCard
 
     name = path.parent.resolve().name
@@ -148,38 +154,30 @@ def _facts(evaluation: Evaluation, result: RewardResult) -> str:
 
 
 def _findings(result: RewardResult) -> str:
-    return "\n".join(f"- **{found.severity.capitalize()}**: {_plain(found.message)}" for found in result.findings)
+    return "\n".join(f"- **{finding.severity.capitalize()}**: {_plain(finding.message)}" for finding in result.findings)
 
 
-def _suite(found: SuiteResult) -> str:
-    """What the benchmark's own rule makes of the reward."""
+def _suite(suite: SuiteResult) -> str:
     sections = [
         (part.name, f"{part.items:,}", _number(part.score), f"{part.weight:.3g}" if part.weight else "")
-        for part in found.sections
+        for part in suite.sections
     ]
     parts = [
-        f"**{_plain(found.name)}: {_number(found.score)}.** {_plain(found.rule)}",
+        f"**{_plain(suite.name)}: {_number(suite.score)}.** {_plain(suite.rule)}",
         _table(("Section", "Rows", "Score", "Weight"), sections),
-        _table(("Figure of the benchmark", "Value"), [(name, _number(value)) for name, value in found.figures.items()]),
+        _table(("Figure of the benchmark", "Value"), [(name, _number(value)) for name, value in suite.figures.items()]),
     ]
-    for table in found.tables:
+    for table in suite.tables:
         rows = [(name, *map(_number, values)) for name, values in zip(table.rows, table.values, strict=True)]
         parts.append(_table((table.title, *table.columns), rows))
     return "\n\n".join(filter(None, parts))
 
 
-def _figure_row(name: str, found: Estimate) -> tuple[str, str, str]:
-    figure = figure_of(name)
-    return (figure.title, *_shown(found, is_share=figure.is_share))
-
-
-def _shown(found: Estimate, *, is_share: bool) -> tuple[str, str]:
-    """A value and its interval."""
-
+def _shown(estimate: Estimate, *, is_share: bool) -> tuple[str, str]:
     def shown(value: float) -> str:
         return f"{value:.1%}" if is_share and math.isfinite(value) else _number(value)
 
-    return shown(found.value), f"{shown(found.low)} to {shown(found.high)}" if math.isfinite(found.low) else ""
+    return shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}" if math.isfinite(estimate.low) else ""
 
 
 def _number(value: float) -> str:
@@ -206,7 +204,8 @@ def _results(data: DataSummary, result: RewardResult) -> list[EvalResult]:
     """The figures as the hub has them."""
     from huggingface_hub import EvalResult
 
-    named = {name: (figure_of(name).title, found.value) for name, found in result.figures.items()}
+    figures = figures_of(data.attributes)
+    named = {name: (figures[name].title, estimate.value) for name, estimate in result.figures.items()}
     if result.suite is not None:
         named = {"score": (f"{result.suite.name} score", result.suite.score), **named}
     dataset: dict[str, Any] = {
@@ -223,7 +222,3 @@ def _results(data: DataSummary, result: RewardResult) -> list[EvalResult]:
         for name, (title, value) in named.items()
         if math.isfinite(value)
     ]
-
-
-def _dataset_of(result: EvalResult) -> tuple[str | None, ...]:
-    return result.dataset_name, result.dataset_type, result.dataset_config, result.dataset_split

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin
@@ -155,27 +156,6 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True)
-class BestOfN:
-    """The gold reward of the best of n completions by this reward, beside the divergence that choosing costs.
-
-    Args:
-        gold: What is known of the completions: ``label``, ``score``, the mean of several ratings, or another reward's name.
-        prompts: The number of prompts with at least the largest n of completions.
-        n: The numbers of completions.
-        kl: An upper bound on KL(best of n || policy), in nats: log n - (n - 1) / n.
-        mean: The unbiased estimate of the mean gold reward.
-        best: What choosing by the gold reward itself would reach.
-    """
-
-    gold: str
-    prompts: int
-    n: tuple[int, ...]
-    kl: tuple[float, ...]
-    mean: tuple[Estimate, ...]
-    best: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class JudgedPair:
     """A pair to show, with its texts.
 
@@ -209,14 +189,26 @@ class Finding:
     Args:
         kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format`` or ``members``.
         severity: ``alarm`` where the reward should not be used as it is, ``warning`` where it needs a look, ``note`` else.
-        message: What was found, with its numbers, and what to do.
+        lead: What it is about, in a few words; empty where `text` says all.
+        text: What was found, with its numbers, and what to do.
         numbers: The same numbers, by name.
     """
 
     kind: str
-    severity: str
-    message: str
+    severity: Literal["alarm", "warning", "note"]
+    lead: str
+    text: str
     numbers: Mapping[str, float]
+
+    @property
+    def message(self) -> str:
+        """Lead and text as a sentence."""
+        return f"{self.lead}: {self.text}" if self.lead else self.text
+
+    @property
+    def rank(self) -> int:
+        """0 for an alarm, more for what is less urgent."""
+        return ("alarm", "warning", "note").index(self.severity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +297,11 @@ class Difference:
             return "unclear"
         return "better" if self.accuracy.value > 0 else "worse"
 
+    def with_pairs(self, complete: Callable[[JudgedPair], JudgedPair]) -> Difference:
+        """The same with other pairs to show."""
+        won, lost = (tuple(replace(flip, pair=complete(flip.pair)) for flip in flips) for flips in (self.won, self.lost))
+        return replace(self, won=won, lost=lost)
+
 
 @dataclass(frozen=True, slots=True)
 class FlippedPair:
@@ -343,8 +340,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = as_json(asdict(self))
-        return {"format": "rm-plugins evaluation", "version": 1, **found}
+        return {"format": "rm-plugins evaluation", "version": 1, **as_json(self)}
 
     def to_json(self) -> str:
         """The same as text."""
@@ -353,7 +349,11 @@ class Evaluation:
 
 
 def as_json(value: Any) -> Any:
-    """Numbers, mappings and lists as JSON has them: null for what is not finite."""
+    """Results, mappings and lists as JSON has them: null for numbers that are not finite."""
+    if isinstance(value, Finding):
+        value = {name: getattr(value, name) for name in ("kind", "severity", "message", "numbers")}
+    if is_dataclass(value):
+        value = {part.name: getattr(value, part.name) for part in fields(value)}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rm_plugins.evaluation.judged_rows import JudgedRows
-from rm_plugins.evaluation.results import BestOfN, Distribution, LengthBin, LengthScatter, Members, SectionResult
+from rm_plugins.evaluation.results import Distribution, LengthBin, LengthScatter, Members, SectionResult
 from rm_plugins.evaluation.reward_figures import ScoredPairs
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
-from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_preference
-from rm_plugins.statistics.intervals import Estimate, mean_estimate, share_estimate
-from rm_plugins.statistics.metrics import agreement
+from rm_plugins.statistics.accuracy import accuracy, accuracy_estimate
+from rm_plugins.statistics.best_of_n import BestOfN, best_of_n_curve
+from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_share
+from rm_plugins.statistics.metrics import agreement, unanimous
 
 __all__ = [
     "accuracy_by_length",
-    "best_of_n_curve",
+    "best_of_n_of_lists",
     "format_biases",
     "length_scatter",
-    "longer_share",
     "member_comparison",
     "reward_distribution",
     "section_results",
@@ -36,39 +32,34 @@ _POINTS = 600
 _CURVE_POINTS = 60
 
 
-def longer_share(longer: FloatArray) -> float:
-    """Of pairs of two lengths, the share whose winner is the longer; NaN where there is none."""
-    return longer_preference(np.ones_like(longer), longer)
-
-
-def section_results(rows: JudgedRows, scored: ScoredPairs, *, resamples: int, seed: int) -> tuple[SectionResult, ...]:
+def section_results(rows: JudgedRows, scored: ScoredPairs, **settings: int) -> tuple[SectionResult, ...]:
     """The accuracy of each section that has pairs, in the order of the data."""
     order = np.argsort(scored.section, kind="stable")
     starts = np.searchsorted(scored.section[order], np.arange(len(rows.sections) + 1))
-    found = []
-    for name, (start, end) in zip(rows.sections, pairwise(starts), strict=True):
-        if end > start:
-            where = order[start:end]
-            accuracy = _accuracy(scored, where, resamples, seed)
-            found.append(SectionResult(name, len(where), accuracy, longer_share(scored.longer[where])))
-    return tuple(found)
+    return tuple(
+        SectionResult(
+            name,
+            int(end - start),
+            accuracy_estimate(scored.delta, scored.cluster, order[start:end], **settings),
+            longer_share(scored.longer[order[start:end]]),
+        )
+        for name, (start, end) in zip(rows.sections, pairwise(starts), strict=True)
+        if end > start
+    )
 
 
-def accuracy_by_length(scored: ScoredPairs, *, resamples: int, seed: int) -> tuple[LengthBin, ...]:
+def accuracy_by_length(scored: ScoredPairs, **settings: int) -> tuple[LengthBin, ...]:
     """The accuracy by how much longer the winner is, in bins that hold about as many pairs each."""
     if not len(scored):
         return ()
     edges = np.unique(np.quantile(scored.longer, np.linspace(0, 1, _LENGTH_BINS + 1)).round())
-    if len(edges) == 1:
-        return (LengthBin(edges[0], edges[0], len(scored), _accuracy(scored, scored.longer == edges[0], resamples, seed)),)
-    place = np.clip(np.searchsorted(edges, scored.longer, side="right") - 1, 0, len(edges) - 2)
-    bins = []
-    for number in range(len(edges) - 1):
-        where = place == number
-        if where.any():
-            low, high = float(edges[number]), float(edges[number + 1])
-            bins.append(LengthBin(low, high, int(where.sum()), _accuracy(scored, where, resamples, seed)))
-    return tuple(bins)
+    bins = max(1, len(edges) - 1)  # one where all pairs differ by the same
+    place = np.clip(np.searchsorted(edges, scored.longer, side="right") - 1, 0, bins - 1)
+    return tuple(
+        LengthBin(float(low), float(high), int(where.sum()), accuracy_estimate(scored.delta, scored.cluster, where, **settings))
+        for number, (low, high) in enumerate(zip(edges[:bins], edges[-bins:], strict=True))
+        if (where := place == number).any()
+    )
 
 
 def reward_distribution(scored: ScoredPairs, values: FloatArray) -> Distribution | None:
@@ -95,11 +86,11 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
     return LengthScatter(*(tuple(column.tolist()) for column in columns))
 
 
-def format_biases(rows: JudgedRows, scored: ScoredPairs, *, resamples: int, seed: int) -> tuple[FeatureBias, ...]:
+def format_biases(rows: JudgedRows, scored: ScoredPairs, **settings: int) -> tuple[FeatureBias, ...]:
     """How the reward takes to each feature of format in which pairs differ."""
     differences = (rows.features[scored.pairs[:, 0]] - rows.features[scored.pairs[:, 1]]).astype(np.float64)
     return tuple(
-        feature_bias(name, scored.delta, column, scored.cluster, resamples=resamples, seed=seed)
+        feature_bias(name, scored.delta, column, scored.cluster, **settings)
         for name, column in zip(FORMAT_FEATURES, differences.T, strict=True)
         if column.any()
     )
@@ -114,19 +105,18 @@ def member_comparison(rows: JudgedRows, values: FloatArray, members: Mapping[str
     if not len(scored):
         return None
     deltas = each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]]
-    unanimous: NDArray[np.bool_] = (np.sign(deltas) == np.sign(deltas[:1])).all(axis=0)
-    right = scored.delta > 0
+    agreed = unanimous(deltas)
     return Members(
         names=tuple(members),
-        accuracy=tuple((deltas > 0).mean(axis=1).tolist()),
+        accuracy=tuple(map(accuracy, deltas)),
         agreement=tuple(tuple(row) for row in agreement(deltas).tolist()),
-        unanimous=float(unanimous.mean()),
-        accuracy_unanimous=_mean(right[unanimous]),
-        accuracy_divided=_mean(right[~unanimous]),
+        unanimous=float(agreed.mean()),
+        accuracy_unanimous=accuracy(scored.delta[agreed]),
+        accuracy_divided=accuracy(scored.delta[~agreed]),
     )
 
 
-def best_of_n_curve(rows: JudgedRows, values: FloatArray, *, resamples: int, seed: int) -> BestOfN | None:
+def best_of_n_of_lists(rows: JudgedRows, values: FloatArray, **settings: int) -> BestOfN | None:
     """The gold reward of the best of n by this reward; None where no completions have one.
 
     n goes up to the number of completions that most prompts have; prompts with fewer are left out.
@@ -137,18 +127,10 @@ def best_of_n_curve(rows: JudgedRows, values: FloatArray, *, resamples: int, see
     sizes, how_many = np.unique([len(samples) for samples in lists], return_counts=True)
     most = int(sizes[how_many.argmax()])
     lists = [samples for samples in lists if len(samples) >= most]
-    counts = best_of_n_counts(most)
-    gold = np.array([best_of_n(values[samples], rows.gold[samples], counts) for samples in lists])
-    ceiling = np.array([best_of_n(rows.gold[samples], rows.gold[samples], counts) for samples in lists])
+    scored = [(values[samples], rows.gold[samples]) for samples in lists]
     cluster = [int(rows.cluster[rows.row[samples[0]]]) for samples in lists]
-    return BestOfN(
-        gold=rows.gold_name,
-        prompts=len(lists),
-        n=tuple(counts),
-        kl=tuple(best_of_n_kl(n) for n in counts),
-        mean=tuple(mean_estimate(column, cluster, resamples=resamples, seed=seed) for column in gold.T),
-        best=tuple(ceiling.mean(axis=0).tolist()),
-    )
+    curve, _ = best_of_n_curve(scored, most, cluster, gold=rows.gold_name, **settings)
+    return curve
 
 
 def _edges(values: FloatArray) -> FloatArray:
@@ -157,11 +139,3 @@ def _edges(values: FloatArray) -> FloatArray:
     except ValueError:  # rewards that differ by their rounding alone, or fill all that a float can be
         edges = np.array([values.min(), values.max()])
     return np.asarray(edges, dtype=np.float64)
-
-
-def _accuracy(scored: ScoredPairs, where: NDArray[Any], resamples: int, seed: int) -> Estimate:
-    return share_estimate(scored.delta[where] > 0, scored.cluster[where], resamples=resamples, seed=seed)
-
-
-def _mean(values: NDArray[np.bool_]) -> float:
-    return float(values.mean()) if len(values) else math.nan

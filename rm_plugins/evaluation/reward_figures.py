@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.evaluation.figures import FIGURES
+from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.accuracy import pair_shares
 from rm_plugins.statistics.bias import LEAST_SAMPLES, length_corrected
 from rm_plugins.statistics.intervals import (
     Estimate,
@@ -21,7 +22,15 @@ from rm_plugins.statistics.intervals import (
     share_estimate,
     share_estimates,
 )
-from rm_plugins.statistics.metrics import auc, best_of, expected_calibration_error, kendall, ndcg, spearman
+from rm_plugins.statistics.metrics import (
+    auc,
+    best_of,
+    expected_calibration_error,
+    kendall,
+    ndcg,
+    spearman,
+    unanimous,
+)
 from rm_plugins.statistics.ranks import mean_ranks
 
 __all__ = ["BINS", "ScoredPairs", "reward_figures"]
@@ -65,9 +74,7 @@ def reward_figures(
     scored: ScoredPairs,
     values: FloatArray,
     members: Mapping[str, FloatArray],
-    *,
-    resamples: int,
-    seed: int,
+    **settings: int,
 ) -> dict[str, Estimate]:
     """The figures of `rm_plugins.evaluation.figures.FIGURES` that the data allows, in their order.
 
@@ -78,11 +85,9 @@ def reward_figures(
         scored: The pairs of which it scored both samples.
         values: float64 [N], the rewards, NaN where it abstained.
         members: float64 [N] of each member of an ensemble, by name.
-        resamples: Of the intervals.
-        seed: Of the intervals.
+        settings: `resamples` and `seed` of the intervals.
     """
-    settings = {"resamples": resamples, "seed": seed}
-    found = {
+    figures = {
         **_of_pairs(scored, settings),
         **_of_lengths(rows, scored, values, settings),
         **_of_lists(rows, values, settings),
@@ -91,26 +96,16 @@ def reward_figures(
     }
     known = values[~np.isnan(values)]
     if len(known):
-        found["mean_reward"], found["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
-    order = {name: place for place, name in enumerate(FIGURES)}
-    kept = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
-    return dict(sorted(kept.items(), key=lambda item: order[item[0] if item[0] in order else f"{item[0].partition('/')[0]}/*"]))
+        figures["mean_reward"], figures["std_reward"] = _plain(float(known.mean())), _plain(float(known.std()))
+    names = figures_of(rows.attributes)
+    return {name: figures[name] for name in names if name in figures and math.isfinite(figures[name].value)}
 
 
 def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:
     delta, cluster = scored.delta, scored.cluster
     if not len(delta):
         return {}
-    right, longer = delta > 0, scored.longer
-    for_longer = np.where(longer > 0, delta, -delta)
-    shares = {
-        "accuracy": right,
-        "ties": delta == 0,
-        "accuracy_longer": np.where(longer > 0, right, np.nan),
-        "accuracy_shorter": np.where(longer < 0, right, np.nan),
-        "length_preference": np.where(longer != 0, for_longer > 0, np.nan),
-        "shortness_preference": np.where(longer != 0, for_longer < 0, np.nan),
-    }
+    shares = {name: np.where(where, holds, np.nan) for name, (where, holds) in pair_shares(delta, scored.longer).items()}
     means = {
         "margin": delta,
         "log_loss": np.logaddexp(0, -delta),
@@ -126,19 +121,19 @@ def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Est
 def _of_lengths(rows: JudgedRows, scored: ScoredPairs, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
     known = np.flatnonzero(~np.isnan(values))
     lengths, cluster = rows.lengths[known], rows.cluster[rows.row[known]]
-    found = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}
+    figures = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}
     if len(scored) and len(known) >= LEAST_SAMPLES:
         corrected = np.full(len(values), np.nan)
         corrected[known] = length_corrected(values[known], lengths)
         delta = corrected[scored.pairs[:, 0]] - corrected[scored.pairs[:, 1]]
         # A tie counts half, since all of a reward that is length alone is equal without it: that is chance, and no fault.
-        found["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.cluster, **settings)
+        figures["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.cluster, **settings)
     if len(scored):
         chosen, rejected = np.unique(scored.pairs[:, 0]), np.unique(scored.pairs[:, 1])
         if not np.isin(chosen, rejected).any():  # in a ranking, a sample is better than one and worse than another
             both = np.concatenate([values[chosen], values[rejected]])
-            found["auc"] = _plain(auc(both, np.repeat([1, 0], [len(chosen), len(rejected)])))
-    return found
+            figures["auc"] = _plain(auc(both, np.repeat([1, 0], [len(chosen), len(rejected)])))
+    return figures
 
 
 def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
@@ -161,23 +156,23 @@ def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any])
         for name, value in measured.items():
             if not math.isnan(value):  # of equal rewards, no rank correlation
                 columns[name].append((value, cluster))
-    return {name: mean_estimate(*zip(*found, strict=True), **settings) for name, found in columns.items() if found}
+    return {name: mean_estimate(*zip(*column, strict=True), **settings) for name, column in columns.items() if column}
 
 
 def _of_attributes(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {}
+    figures: dict[str, Estimate] = {}
     for attribute, column in zip(rows.attributes, rows.labels.T, strict=True):
         known = ~np.isnan(column) & ~np.isnan(values)
         reward, label, cluster = values[known], column[known], rows.cluster[rows.row[known]]
         if not len(reward):
             continue
         if np.isin(label, (0, 1)).all():
-            found[f"auc/{attribute}"] = _plain(auc(reward, label))
+            figures[f"auc/{attribute}"] = _plain(auc(reward, label))
             continue
-        found[f"correlation/{attribute}"] = correlation_estimate(reward, label, cluster, **settings)
-        found[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), cluster, **settings)
-        found[f"kendall/{attribute}"] = _plain(kendall(reward, label))
-    return found
+        figures[f"correlation/{attribute}"] = correlation_estimate(reward, label, cluster, **settings)
+        figures[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), cluster, **settings)
+        figures[f"kendall/{attribute}"] = _plain(kendall(reward, label))
+    return figures
 
 
 def _of_members(
@@ -187,16 +182,15 @@ def _of_members(
         return {}
     each = np.stack(list(members.values()))
     known = ~np.isnan(each).any(axis=0)
-    found = {}
+    figures = {}
     if known.any():
         cluster = rows.cluster[rows.row[known]]
-        found["member_std"] = mean_estimate(each[:, known].std(axis=0), cluster, **settings)
+        figures["member_std"] = mean_estimate(each[:, known].std(axis=0), cluster, **settings)
     scored = ScoredPairs(rows, np.where(known, values, np.nan))
     if len(scored):
-        signs = np.sign(each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]])
-        unanimous = (signs == signs[:1]).all(axis=0)
-        found["member_agreement"] = share_estimate(unanimous, scored.cluster, **settings)
-    return found
+        deltas = each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]]
+        figures["member_agreement"] = share_estimate(unanimous(deltas), scored.cluster, **settings)
+    return figures
 
 
 def _plain(value: float) -> Estimate:

@@ -1,17 +1,18 @@
-"""Evaluating rewards: from scored rows to everything that a report shows."""
+"""Evaluating rewards: rows are scored, and the scores become everything that a report shows."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from rm_plugins.data.rows import preference_samples
+from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
 from rm_plugins.evaluation.findings import findings
@@ -19,24 +20,26 @@ from rm_plugins.evaluation.judged_rows import Cluster, JudgedRows, RowCollector
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.evaluation.reward_charts import (
     accuracy_by_length,
-    best_of_n_curve,
+    best_of_n_of_lists,
     format_biases,
     length_scatter,
-    longer_share,
     member_comparison,
     reward_distribution,
     section_results,
 )
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
-from rm_plugins.evaluation.scored_reward import RewardColumns, RewardFacts, reward_facts
+from rm_plugins.evaluation.scored_reward import reward_facts, scores_of
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
 from rm_plugins.provider import Provider
-from rm_plugins.scores import FloatArray, Scores
+from rm_plugins.samples import Sample
+from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
+from rm_plugins.statistics.accuracy import PairMetrics, pair_metrics
+from rm_plugins.statistics.bias import longer_share
 from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
-__all__ = ["RESAMPLES", "SHOWN", "evaluate", "evaluation_of"]
+__all__ = ["RESAMPLES", "SHOWN", "EvaluationRun", "evaluate", "evaluate_pairs"]
 
 RESAMPLES = 1_000
 """Of the bootstrap, if nothing else is said."""
@@ -81,123 +84,166 @@ def evaluate(
         UnknownNameError: There is no suite of that name.
         ScoringError: A reward failed.
     """
-    found = component("suite", suite) if isinstance(suite, str) else suite
+    benchmark = component("suite", suite) if isinstance(suite, str) else suite
     named = {rewards.label: rewards} if isinstance(rewards, Provider) else rewards
     if isinstance(rows, Iterator):
         rows = list(rows)
 
     def again() -> Iterator[Mapping[str, Any]]:
-        return iter(rows) if found is None else found.checked_rows(rows)
+        return iter(rows) if benchmark is None else benchmark.checked_rows(rows)
 
-    collector = RowCollector(section=section, by=by, cluster=cluster)
-    columns = {name: RewardColumns() for name in named}
-    facts: dict[str, RewardFacts] = {}
-    for place, (name, provider) in enumerate(named.items()):
-        remaining, number = again(), 0
-        while batch := list(islice(remaining, batch_size)):
-            judged = [collector.judged(row, f"row {number + offset}") for offset, row in enumerate(batch, start=1)]
-            if place == 0:
-                for row, judgement_ in zip(batch, judged, strict=True):
-                    collector.add(row, judgement_)
-            samples = [sample for judgement_ in judged for sample in judgement_.samples]
-            if name not in facts:
-                facts[name] = reward_facts(provider, name=name, sample=samples[0])
-            _take(columns[name], provider.score(samples))
-            number += len(batch)
-            if progress is not None:
-                progress(len(batch))
-    return evaluation_of(
-        collector.collected(),
-        [(facts[name], column) for name, column in columns.items() if name in facts],
-        again,
-        suite=found,
-        source=source,
-        resamples=resamples,
-        seed=seed,
-    )
+    run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster), benchmark)
+    for name, provider in named.items():
+        run.add(provider, _scored(provider, again(), run.samples, batch_size, progress), name=name)
+    return run.evaluation(source=source, resamples=resamples, seed=seed)
 
 
-def _take(columns: RewardColumns, scores: Scores) -> None:
-    columns.add(scores.values.tolist(), {name: column.tolist() for name, column in scores.columns.items()})
-
-
-@np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out
-def evaluation_of(
-    rows: JudgedRows,
-    rewards: Sequence[tuple[RewardFacts, RewardColumns]],
-    again: Callable[[], Iterable[Mapping[str, Any]]],
+def evaluate_pairs(
+    provider: Provider,
+    rows: Iterable[Mapping[str, Any]],
     *,
-    suite: Suite | None = None,
-    source: str = "",
-    split: str = "",
-    shown: int = SHOWN,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Evaluation:
-    """What scored rows say of rewards; nothing is scored here.
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> PairMetrics:
+    """Score preference pairs and say how often the chosen answer wins.
 
     Args:
-        rows: What is known of the rows.
-        rewards: Each reward with its scores.
-        again: Goes through the rows once more, for the texts that are shown.
-        suite: The benchmark that the rows are of.
-        source: What the data is called.
-        split: The split of the dataset.
-        shown: How many mistakes, and flipped pairs of each sort, are shown.
-        resamples: Of the intervals.
-        seed: Of the intervals and of what is drawn at random.
+        provider: The reward.
+        rows: Rows in TRL's preference format, such as a `datasets.Dataset`.
+        batch_size: Pairs scored at a time.
+        progress: Called with the number of pairs after each batch.
 
     Raises:
-        DataError: There is no row.
+        DataError: A row is no preference pair, or there is no row.
+        ScoringError: The provider failed.
     """
-    if not len(rows.cluster):
-        raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
-    arrays = [np.array(columns.values, dtype=np.float64) for _, columns in rewards]
-    settings = {"resamples": resamples, "seed": seed}
-    summary = _summary(rows, source, split, suite)
-    show = ShownPairs(rows)
-    results = []
-    for (facts, columns), values in zip(rewards, arrays, strict=True):
-        scored = ScoredPairs(rows, values)
-        members = columns.members
-        result = RewardResult(
-            **{name: getattr(facts, name) for name in RewardFacts.__slots__},
-            samples=len(values),
-            abstained=int(np.isnan(values).sum()),
-            pairs=len(scored),
-            figures=reward_figures(rows, scored, values, members, **settings),
-            sections=section_results(rows, scored, **settings),
-            by_length=accuracy_by_length(scored, **settings),
-            distribution=reward_distribution(scored, values),
-            calibration=tuple(calibration_curve(scored.delta, BINS)) if len(scored) else (),
-            length_scatter=length_scatter(rows, values, seed=seed),
-            formats=format_biases(rows, scored, **settings),
-            members=member_comparison(rows, values, members),
-            best_of_n=best_of_n_curve(rows, values, **settings),
-            mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
-            suite=None if suite is None else _suite_result(suite, rows, values),
+    values, _ = scores_of(_scored(provider, rows, _pair_samples, batch_size, progress))
+    if not len(values):
+        raise DataError("There is no row to evaluate.")
+    return pair_metrics(values[0::2], values[1::2])
+
+
+def _pair_samples(row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
+    try:
+        return preference_samples(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _scored(
+    provider: Provider,
+    rows: Iterable[Mapping[str, Any]],
+    samples_of: Callable[[Mapping[str, Any], str], tuple[Sample, ...]],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> Iterator[ScoredRow]:
+    for batch, _ in scored_batches(provider, rows, samples_of, batch_size, unit="rows"):
+        yield from batch
+        if progress is not None:
+            progress(len(batch))
+
+
+class EvaluationRun:
+    """An evaluation in the making: takes one reward after the other with the rows that it scored, and evaluates them all.
+
+    Args:
+        again: Goes through the rows, for the texts that are shown.
+        collector: Takes the rows of the first reward.
+        suite: The benchmark that the rows are of.
+    """
+
+    def __init__(
+        self, again: Callable[[], Iterable[Mapping[str, Any]]], collector: RowCollector, suite: Suite | None = None
+    ) -> None:
+        self._again = again
+        self._collector = collector
+        self._suite = suite
+        self._rewards: list[tuple[dict[str, Any], FloatArray, dict[str, FloatArray]]] = []  # facts, scores, those of members
+        self._sample: Sample | None = None
+
+    def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
+        """The samples of a row; raises what `RowCollector.judged` raises."""
+        return self._collector.judged(row, where).samples
+
+    def add(self, provider: Provider, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = "") -> None:
+        """Take a reward with all rows in their order; `name`, `source` and `identity` are as in `reward_facts`."""
+        values, members = scores_of(rows if self._rewards else self._collected(rows))
+        facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
+        self._rewards.append((facts, values, members))
+
+    def _collected(self, rows: Iterable[ScoredRow]) -> Iterator[ScoredRow]:
+        for number, scored in enumerate(rows, start=1):
+            judged = self._collector.judged(scored.row, f"row {number}")
+            self._collector.add(scored.row, judged)
+            self._sample = self._sample or judged.samples[0]
+            yield scored
+
+    @np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out
+    def evaluation(
+        self, *, source: str = "", split: str = "", shown: int = SHOWN, resamples: int = RESAMPLES, seed: int = 0
+    ) -> Evaluation:
+        """What the scored rows say of the rewards; nothing is scored here.
+
+        Args:
+            source: What the data is called.
+            split: The split of the dataset.
+            shown: How many mistakes, and flipped pairs of each sort, are shown.
+            resamples: Of the intervals.
+            seed: Of the intervals and of what is drawn at random.
+
+        Raises:
+            DataError: There is no row.
+        """
+        rows, suite = self._collector.collected(), self._suite
+        if not len(rows.cluster):
+            raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
+        settings = {"resamples": resamples, "seed": seed}
+        summary = _summary(rows, source, split, suite)
+        show = ShownPairs(rows)
+        results = [_result(*reward, rows, suite, show, shown, settings) for reward in self._rewards]
+        first, *others = ((facts["name"], values) for facts, values, _ in self._rewards)
+        differences = [reward_difference(rows, first, other, show.pair, shown=shown, **settings) for other in others]
+        texts = show.texts(self._again())
+        return Evaluation(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={"python": sys.version.partition(" ")[0], **{name: version(name) for name in _PACKAGES}},
+            settings={**settings, "cluster": rows.clustered_by, "confidence": 0.95, "calibration_bins": BINS},
+            data=summary,
+            rewards=tuple(
+                replace(result, mistakes=tuple(map(texts, result.mistakes)), findings=findings(result, summary))
+                for result in results
+            ),
+            differences=tuple(difference.with_pairs(texts) for difference in differences if difference is not None),
         )
-        results.append(replace(result, findings=findings(result, summary)))
-    differences = []
-    for place in range(1, len(results)):
-        names = (results[0].name, results[place].name)
-        found = reward_difference(rows, names, (arrays[0], arrays[place]), show.pair, shown=shown, **settings)
-        differences += [found] if found is not None else []
-    texts = show.texts(again())
-    return Evaluation(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={"python": sys.version.partition(" ")[0], **{name: version(name) for name in _PACKAGES}},
-        settings={**settings, "cluster": rows.clustered_by, "confidence": 0.95, "calibration_bins": BINS},
-        data=summary,
-        rewards=tuple(replace(result, mistakes=tuple(map(texts, result.mistakes))) for result in results),
-        differences=tuple(
-            replace(
-                found,
-                won=tuple(replace(flip, pair=texts(flip.pair)) for flip in found.won),
-                lost=tuple(replace(flip, pair=texts(flip.pair)) for flip in found.lost),
-            )
-            for found in differences
-        ),
+
+
+def _result(
+    facts: Mapping[str, Any],
+    values: FloatArray,
+    members: Mapping[str, FloatArray],
+    rows: JudgedRows,
+    suite: Suite | None,
+    show: ShownPairs,
+    shown: int,
+    settings: Mapping[str, int],
+) -> RewardResult:
+    scored = ScoredPairs(rows, values)
+    return RewardResult(
+        **facts,
+        samples=len(values),
+        abstained=int(np.isnan(values).sum()),
+        pairs=len(scored),
+        figures=reward_figures(rows, scored, values, members, **settings),
+        sections=section_results(rows, scored, **settings),
+        by_length=accuracy_by_length(scored, **settings),
+        distribution=reward_distribution(scored, values),
+        calibration=tuple(calibration_curve(scored.delta, BINS)) if len(scored) else (),
+        length_scatter=length_scatter(rows, values, seed=settings["seed"]),
+        formats=format_biases(rows, scored, **settings),
+        members=member_comparison(rows, values, members),
+        best_of_n=best_of_n_of_lists(rows, values, **settings),
+        mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
+        suite=None if suite is None else _suite_result(suite, rows, values),
     )
 
 

@@ -4,77 +4,41 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.evaluation.shown_pairs import cut_text
 from rm_plugins.identity import fingerprint, shown_spec
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
-from rm_plugins.scores import FloatArray, is_member
+from rm_plugins.scores import FloatArray, ensemble_members
 
-__all__ = ["RewardColumns", "RewardFacts", "reward_facts"]
-
-
-@dataclass(frozen=True, slots=True)
-class RewardFacts:
-    """What identifies a reward in a report.
-
-    Args:
-        name: What it is called there.
-        source: The spec as it was given.
-        spec: The spec, every nested one written out; None where it was made in Python.
-        fingerprint: Of its settings, weights and rendering.
-        rendering: A sample as the model is given it, empty where it is no model.
-        manifest: What its models' manifests say of their training, by their path in the spec.
-    """
-
-    name: str
-    source: str = ""
-    spec: Mapping[str, Any] | None = None
-    fingerprint: str = ""
-    rendering: str = ""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["reward_facts", "scores_of"]
 
 
-@dataclass(slots=True)
-class RewardColumns:
-    """The scores of one reward, as they come in.
-
-    Args:
-        values: The rewards, NaN where it abstained.
-        details: The details of the scores, NaN where there are none.
-    """
-
-    values: array[float] = field(default_factory=lambda: array("d"))
-    details: dict[str, array[float]] = field(default_factory=dict)
-
-    def add(self, values: Iterable[float], details: Mapping[str, Iterable[float]]) -> None:
-        """Take the scores of some samples."""
-        before = len(self.values)
-        self.values.extend(values)
-        for name, found in details.items():
-            self.details.setdefault(name, array("d", [np.nan] * before)).extend(found)
-        for column in self.details.values():
-            column.extend([np.nan] * (len(self.values) - len(column)))
-
-    @property
-    def members(self) -> dict[str, FloatArray]:
-        """float64 [N] of each member, where the reward is an ensemble: what says how far its members disagree."""
-        if "std" not in self.details:
-            return {}  # the parts of a sum, say, which need not agree
-        return {name: np.array(column) for name, column in self.details.items() if is_member(name)}
+def scores_of(rows: Iterable[ScoredRow]) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """The scores of rows, float64 [N], and those of an ensemble's members by name; NaN in rows that lack a member."""
+    values = array("d")
+    details: dict[str, array[float]] = {}
+    for scored in rows:
+        before = len(values)
+        values.extend(_numbers(scored.scores))
+        for name, column in scored.details.items():
+            details.setdefault(name, array("d", [np.nan] * before)).extend(_numbers(column))
+        for known in details.values():
+            known.extend([np.nan] * (len(values) - len(known)))
+    return np.array(values, dtype=np.float64), {name: np.array(details[name]) for name in ensemble_members(details)}
 
 
 def reward_facts(
     provider: Provider, *, name: str, source: str = "", sample: Sample | None = None, identity: str = ""
-) -> RewardFacts:
-    """What identifies a reward.
+) -> dict[str, Any]:
+    """What identifies a reward, as the fields of `rm_plugins.evaluation.results.RewardResult`.
 
     Args:
         provider: The reward.
@@ -83,9 +47,6 @@ def reward_facts(
         sample: What to render as an example.
         identity: The reward's fingerprint, where it is known already.
     """
-    manifests = {
-        path: manifest.training for path, part in provider.walk() if (manifest := getattr(part, "manifest", None)) is not None
-    }
     rendering = ""
     for _, part in provider.walk():
         with suppress(RmPluginsError):
@@ -93,6 +54,20 @@ def reward_facts(
                 rendering = cut_text(part.render(sample))
                 break
     spec = None if provider.spec is None else json.loads(json.dumps(shown_spec(provider), default=str))
-    # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
-    known = "" if spec is None else identity or fingerprint(provider)
-    return RewardFacts(name, source, spec, known, rendering, manifests)
+    return {
+        "name": name,
+        "source": source,
+        "spec": spec,
+        # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
+        "fingerprint": "" if spec is None else identity or fingerprint(provider),
+        "rendering": rendering,
+        "manifest": {
+            path: manifest.training
+            for path, part in provider.walk()
+            if (manifest := getattr(part, "manifest", None)) is not None
+        },
+    }
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]

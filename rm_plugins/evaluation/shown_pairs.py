@@ -26,8 +26,8 @@ def worst_pairs(rows: JudgedRows, scored: ScoredPairs, count: int) -> list[int]:
     wrong = np.flatnonzero(scored.delta <= 0)
     numbers = scored.number[wrong[np.argsort(scored.delta[wrong], kind="stable")]]
     _, first = np.unique(rows.pair_row[numbers], return_index=True)
-    found: list[int] = numbers[np.sort(first)][:count].tolist()
-    return found
+    worst: list[int] = numbers[np.sort(first)][:count].tolist()
+    return worst
 
 
 class ShownPairs:
@@ -53,15 +53,15 @@ class ShownPairs:
 
     def texts(self, again: Iterable[Mapping[str, Any]]) -> Callable[[JudgedPair], JudgedPair]:
         """What puts the texts in their places."""
-        found: dict[int, tuple[Sample, ...]] = {}
+        samples_of: dict[int, tuple[Sample, ...]] = {}
         for number, row in enumerate(again):
             if number in self._wanted:
-                found[number] = judgement(row).samples
-                if len(found) == len(self._wanted):
+                samples_of[number] = judgement(row).samples
+                if len(samples_of) == len(self._wanted):
                     break
 
         def complete(pair: JudgedPair) -> JudgedPair:
-            samples = found[pair.row - 1]
+            samples = samples_of[pair.row - 1]
             winner, loser = samples[int(pair.chosen)], samples[int(pair.rejected)]
             prompt, chosen, rejected = (
                 cut_text(text_of(part)) for part in (winner.prompt, winner.completion, loser.completion)

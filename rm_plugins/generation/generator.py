@@ -24,8 +24,8 @@ class Sampling:
         temperature: What the logits are divided by; above 0, and 2 at most.
         top_p: Tokens are drawn among the most likely ones that together have this probability; above 0, 1 for all.
         max_new_tokens: Where a completion is cut off that has not ended.
-        seed: The same seed draws the same. What is drawn hangs on it, on the number of the prompt and on the place of the
-            completion among those of its prompt, and on nothing else: neither on the batch nor on `n`.
+        seed: Sampling depends on it, on the number of the prompt and on the place of the completion among those of its prompt,
+            and on nothing else: neither on the batch nor on `n`.
 
     Raises:
         DataError: A value is out of range.
@@ -74,7 +74,8 @@ class Generator(ABC):
     Args:
         model: A folder or hub id.
         sampling: How completions are drawn.
-        options: Keyword arguments for the engine that loads the model.
+        options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
+            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
         batch_size: Completions written at a time; the engine's `usual_batch_size` by default.
 
     Raises:

@@ -41,12 +41,12 @@ class PolicyPrompts:
         self.tokenizer, positions = _tokenizer_and_positions(model, origin)
         limits = (positions, (options or {}).get("max_model_len"))  # the latter is vLLM's own limit
         self._positions = min((limit for limit in limits if limit is not None), default=None)
-        self._behind = _tokens_behind(self.tokenizer)
+        self._tokens_after_text = _tokens_after(self.tokenizer)
 
     def tokens(self, row: Mapping[str, Any], where: str) -> list[int]:
         """The token ids of a row's prompt: a text as it is, messages by the chat template.
 
-        A text that the policy goes on with gets the special tokens that its tokenizer puts before texts, but not those behind.
+        A text that the policy continues gets the special tokens that its tokenizer puts before texts, but not those after them.
 
         Args:
             row: Columns by name; ``tools`` (also as JSON) and ``chat_template_kwargs`` reach the chat template.
@@ -63,7 +63,7 @@ class PolicyPrompts:
             raise DataError(f"{where}: {error}") from error
         if isinstance(prompt, str):
             tokens = list(self.tokenizer(prompt)["input_ids"])
-            tokens = tokens[: len(tokens) - self._behind]
+            tokens = tokens[: len(tokens) - self._tokens_after_text]
         else:
             tokens = self._templated([dict(message) for message in prompt], row, where)
         if not tokens:
@@ -102,8 +102,8 @@ class PolicyPrompts:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer puts behind a text, such as one that ends it."""
+def _tokens_after(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many special tokens the tokenizer puts after a text, such as one that ends it."""
     whole, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
     extra = len(whole) - len(bare)
     return next((extra - before for before in range(extra + 1) if whole[before : before + len(bare)] == bare), 0)

@@ -24,7 +24,7 @@ class TransformersGenerator(Generator):
     """A policy that transformers runs, on whatever device there is.
 
     Completions are written `batch_size` at a time, with the prompts padded on the left. Each has a random generator of its own,
-    so that a batch that does not fit into memory can be halved, and an interrupted job can go on in the middle of one, without
+    so that a batch that does not fit into memory can be halved, and an interrupted job can resume in the middle of one, without
     another completion being drawn.
     """
 
@@ -116,7 +116,7 @@ class _GumbelNoise:
     """Makes the most likely token of each row one that is drawn by the row's own generator.
 
     The largest of log-probabilities with independent Gumbel noise added is a draw from their distribution (Gumbel 1954).
-    ``generate`` would draw all rows of a batch by one generator, which makes each hang on the others.
+    ``generate`` would draw all rows of a batch by one generator, so that each would depend on the others.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:

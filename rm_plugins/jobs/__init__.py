@@ -1,3 +1,3 @@
-"""Resumable work on rows: scoring, ranking and generation. Nothing here speaks to the user."""
+"""Resumable work on rows: scoring, ranking and generation. Nothing here prints: callers hand in a `JobProgress`."""
 
 __all__: list[str] = []

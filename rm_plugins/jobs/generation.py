@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,14 @@ class GenerationJob:
         out: Path,
         overwrite: bool,
     ) -> None:
-        self._policy: dict[str, Any] = {
-            "model": model,
-            "engine": engine,
-            "options": dict(options),
-            "sampling": asdict(sampling),
-        }
-        self._sampling = sampling
+        self._prompts = partial(PolicyPrompts, model, sampling.max_new_tokens, options)
+        self._generator = partial(load_generator, model, sampling, engine=engine, options=options)
+        self._n = sampling.n
         self._source = source
         self._split = split
-        known = {name: value for name, value in options.items() if name not in _SECRET}
-        identity = {**self._policy, "options": known, "weights": _weights(model), "source": source, "split": split}
-        self.file = UnfinishedFile(out, identity)
+        public = {name: value for name, value in options.items() if name not in _SECRET}
+        policy = {"model": model, "engine": engine, "options": public, "sampling": asdict(sampling), "weights": _weights(model)}
+        self.file = UnfinishedFile(out, {**policy, "source": source, "split": split})
         if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
 
@@ -88,7 +85,7 @@ class GenerationJob:
         progress = progress or JobProgress()
         done = self.file.resume()
         if self.file.is_finished:
-            progress.reuse("generating", done)
+            progress.note(f"Taking the completions of {done} prompts that were written before.")
             return
         rows = self._distinct_rows()
         for number, before in enumerate(self.file.rows(), start=1):
@@ -121,21 +118,18 @@ class GenerationJob:
         answered, count = False, 0
         for number, row in rows:
             if prompts is None:  # of no rows, no policy is needed
-                prompts = PolicyPrompts(self._policy["model"], self._sampling.max_new_tokens, self._policy["options"])
+                prompts = self._prompts()
             prompts.tokens(row, f"row {number}")
             answered = answered or any(row.get(name) is not None for name in _ANSWERS)
             count += 1
         if answered:
-            progress.ignore_answers()
+            progress.note("The source's own answers are left out: completions come from the policy.")
         return count
 
     def _generate(self, done: int, left: int, batch_size: int | None, progress: JobProgress) -> None:
-        policy = self._policy
-        generator = load_generator(
-            policy["model"], self._sampling, engine=policy["engine"], options=policy["options"], batch_size=batch_size
-        )
+        generator = self._generator(batch_size=batch_size)
         rows = (row for _, row in islice(self._distinct_rows(), done, None))
-        size = max(1, generator.batch_size // self._sampling.n)
+        size = max(1, generator.batch_size // self._n)
         total = done + left
         try:
             progress.begin("generating", done, lambda: total)

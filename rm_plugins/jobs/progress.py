@@ -14,13 +14,10 @@ class JobProgress:
     """
 
     def resume(self, work: str, done: int) -> None:
-        """An earlier run has left `done` rows, behind which the job named `work` continues."""
+        """An earlier run has left `done` rows, after which the job named `work` continues."""
 
-    def reuse(self, work: str, done: int) -> None:
-        """An earlier run has finished all `done` rows, which are taken as they are."""
-
-    def ignore_answers(self) -> None:
-        """The source has answers, which generation leaves out."""
+    def note(self, message: str) -> None:
+        """Something that the user should know, in a sentence."""
 
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """The job named `work` (``scoring`` or ``generating``) begins; `total` counts its rows, which may read a file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal, TypeAlias
@@ -13,8 +13,8 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.data.rows import row_samples
+from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError
-from rm_plugins.jobs.scored_rows import ScoredRow
 from rm_plugins.samples import PROMPT_COLUMNS
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
 
 Pairs: TypeAlias = Literal["best-worst", "best-random", "all"]
 PAIRS: tuple[Pairs, ...] = ("best-worst", "best-random", "all")
-
-"""Columns that chat templates take beside the prompt, for a reward, a policy and TRL's trainers alike."""
 
 
 @dataclass(slots=True)
@@ -129,38 +127,31 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
             )
 
 
-def scored_prompts(
-    rows: Iterable[ScoredRow], gold: Callable[[ScoredRow, int], list[float | None]] | None = None
-) -> list[ScoredPrompt]:
+def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]] = ()) -> list[ScoredPrompt]:
     """The prompts of scored rows with all their completions, in the order of their first rows.
 
     Args:
         rows: A prompt's completions are a list, or those of all rows with this prompt.
-        gold: What else is known of a row's completions, one value each; called with the row and its number, from 1.
-
-    Raises:
-        DataError: `gold` says so.
+        golds: What else is known of each row's completions, one value each; empty where nothing is.
     """
     prompts: dict[bytes, ScoredPrompt] = {}
-    for number, scored in enumerate(rows, start=1):
+    for number, (scored, values) in enumerate(zip(rows, golds or [[]] * len(rows), strict=True), start=1):
         row, samples = scored.row, row_samples(scored.row).samples
-        values = gold(scored, number) if gold is not None else []
         if not samples:
             continue
-        prompt = samples[0].prompt
         beside = {name: row[name] for name in PROMPT_COLUMNS if row.get(name) is not None}
-        found = prompts.setdefault(_row_key(samples, number), ScoredPrompt(prompt, beside))
-        found.written += [_as_written(row, sample) for sample in samples]
-        found.completions += [sample.completion for sample in samples]
-        found.scores += scored.scores
-        found.gold += values
+        prompt = prompts.setdefault(_row_key(samples, number), ScoredPrompt(samples[0].prompt, beside))
+        prompt.written += [_as_written(row, sample) for sample in samples]
+        prompt.completions += [sample.completion for sample in samples]
+        prompt.scores += scored.scores
+        prompt.gold += values
         finished = row.get("finished")
         finished = finished if isinstance(finished, list) else [finished]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
-            found.finished += finished
-    names = [name for name in PROMPT_COLUMNS if any(name in found.beside for found in prompts.values())]
-    for found in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
-        found.beside = {name: found.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
+            prompt.finished += finished
+    names = [name for name in PROMPT_COLUMNS if any(name in prompt.beside for prompt in prompts.values())]
+    for prompt in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+        prompt.beside = {name: prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 
@@ -183,24 +174,20 @@ def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -
     """
     value = row.get(column)
     values = value if isinstance(value, list) else [value]
-    if len(values) != count or not all(found is None or isinstance(found, (bool, int, float)) for found in values):
+    if len(values) != count or not all(number is None or isinstance(number, (bool, int, float)) for number in values):
         raise DataError(
             f"{where}: the column {column!r} has {value!r:.80}; as a gold reward it must have a number, true or false for each of "
             f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
         )
-    numbers = [None if found is None else _float(found) for found in values]
-    if any(found is not None and math.isinf(found) for found in numbers):
+    try:
+        numbers = [math.nan if number is None else float(number) for number in values]
+    except OverflowError:  # an integer of hundreds of digits
+        numbers = [math.inf]
+    if any(map(math.isinf, numbers)):
         raise DataError(
             f"{where}: the column {column!r} has {value!r:.80}; a gold reward must be finite, or null where it is unknown."
         )
-    return [None if found is None or math.isnan(found) else found for found in numbers]
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf
+    return [None if math.isnan(number) else number for number in numbers]
 
 
 def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
@@ -221,10 +208,10 @@ def ranked_rows(prompts: Iterable[ScoredPrompt], best: int | None) -> Iterator[d
         prompts: Scored prompts.
         best: How many are kept; with 1, ``completion`` and ``score`` stand in place of the lists.
     """
-    for found in prompts:
-        order = found.order[:best]
-        row = found.begin
-        columns = {"completion": found.written, **found.details}
+    for scored in prompts:
+        order = scored.order[:best]
+        row = scored.begin
+        columns = {"completion": scored.written, **scored.details}
         if best == 1:
             row |= {name: column[order[0]] for name, column in columns.items()}
         else:
@@ -245,19 +232,19 @@ def best_rows(prompts: Iterable[ScoredPrompt], best: int, rule: Rule, left_out: 
         rule: Which are good enough.
         left_out: Gets the number of prompts that are left out, by the reason.
     """
-    for found in prompts:
-        places = _candidates(found, rule)
-        known = [score for score in found.scores if score is not None]
+    for scored in prompts:
+        candidates = _candidates(scored, rule)
+        known = [score for score in scored.scores if score is not None]
         least = max(
             -np.inf if rule.min_score is None else rule.min_score,
             -np.inf if rule.min_margin is None or not known else float(np.mean(known)) + rule.min_margin,
         )
-        good = [place for place in places if _score(found, place) >= least]
+        good = [place for place, score in candidates.items() if score >= least]
         if not good:
-            left_out["no completion that counts" if not places else "no completion that is good enough"] += 1
+            left_out["no completion that is good enough" if candidates else "no completion that counts"] += 1
         for place in good[:best]:
-            row = {**found.begin, "completion": found.completions[place]}
-            yield row | {name: column[place] for name, column in found.details.items()}
+            row = {**scored.begin, "completion": scored.completions[place]}
+            yield row | {name: column[place] for name, column in scored.details.items()}
 
 
 def pair_rows(
@@ -272,26 +259,26 @@ def pair_rows(
         seed: Draws the random ones.
         left_out: Gets the number of prompts that are left out, by the reason.
     """
-    for number, found in enumerate(prompts):
-        places = _candidates(found, rule)
-        if len(places) < 2:
+    for number, scored in enumerate(prompts):
+        candidates = _candidates(scored, rule)
+        if len(candidates) < 2:
             left_out["fewer than two different completions that count"] += 1
             continue
         allowed = [
             (chosen, rejected)
-            for chosen, rejected in _compared(places, pairs)
-            if rule.allows_pair(_score(found, chosen) - _score(found, rejected))
-            and (rule.min_score is None or _score(found, chosen) >= rule.min_score)
+            for chosen, rejected in _compared(list(candidates), pairs)
+            if rule.allows_pair(candidates[chosen] - candidates[rejected])
+            and (rule.min_score is None or candidates[chosen] >= rule.min_score)
         ]
         if not allowed:
             left_out["no pair that is good enough"] += 1
         if pairs == "best-random" and allowed:
             allowed = [allowed[int(np.random.default_rng([seed, number]).integers(len(allowed)))]]
         for chosen, rejected in allowed:
-            row = {**found.begin, "chosen": found.completions[chosen], "rejected": found.completions[rejected]}
-            for name, column in found.details.items():
+            row = {**scored.begin, "chosen": scored.completions[chosen], "rejected": scored.completions[rejected]}
+            for name, column in scored.details.items():
                 row |= {f"chosen_{name}": column[chosen], f"rejected_{name}": column[rejected]}
-            yield {**row, "margin": _score(found, chosen) - _score(found, rejected)}
+            yield {**row, "margin": candidates[chosen] - candidates[rejected]}
 
 
 def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
@@ -302,20 +289,14 @@ def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
     return ((places[0], other) for other in others)
 
 
-def _candidates(found: ScoredPrompt, rule: Rule) -> list[int]:
-    """The places of the completions that count, best first: with a score, each text once, and finished if need be."""
-    if rule.finished_only and len(found.finished) != len(found.scores):
+def _candidates(scored: ScoredPrompt, rule: Rule) -> dict[int, float]:
+    """The scores of the completions that count, by place, best first: each text once, and finished if need be."""
+    if rule.finished_only and len(scored.finished) != len(scored.scores):
         raise DataError(
             "--finished-only needs rows with 'finished', true or false for each completion, as --generate writes them."
         )
     places: dict[bytes, int] = {}
-    for place in found.order:
-        if found.scores[place] is not None and not (rule.finished_only and not found.finished[place]):
-            places.setdefault(rm.Sample(found.prompt, found.completions[place]).key, place)
-    return list(places.values())
-
-
-def _score(found: ScoredPrompt, place: int) -> float:
-    score = found.scores[place]
-    assert score is not None  # of a candidate
-    return score
+    for place in scored.order:
+        if not rule.finished_only or scored.finished[place]:
+            places.setdefault(rm.Sample(scored.prompt, scored.completions[place]).key, place)
+    return {place: score for place in places.values() if (score := scored.scores[place]) is not None}

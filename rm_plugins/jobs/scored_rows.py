@@ -1,39 +1,35 @@
 """Scoring rows, resumably: what ``score``, ``rank``, ``evaluate`` and ``diff`` share.
 
-Scored rows are appended to a file of parts, one JSON line each. A job that finds this file goes on behind its last whole line,
-after checking that it was made by the same reward and of the same rows.
+The scores of each row are appended to a file of parts with the row's digest, one JSON line each. A job that finds this file
+continues after its last whole line; it checks that the file is of the same reward and of the same rows.
 """
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import json
+import shutil
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.rows import is_data_file, json_line, read_rows, row_samples, write_rows
+from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.wire import values_to_json
 
-__all__ = ["RowScoring", "RowSource", "ScoredRow", "ScoringJob"]
+__all__ = ["RowScoring", "RowSource", "ScoringJob", "spooled_input"]
 
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredRow:
-    """An input row, the scores of its samples, and their details (name to one value a sample); None is an abstention."""
-
-    row: dict[str, Any]
-    scores: list[float | None]
-    details: dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class RowSource:
     Args:
         name: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
-        rows: Reads them, from the first one on.
+        rows: Reads them, from the first one on; they are read several times.
     """
 
     name: str
@@ -53,7 +49,8 @@ class RowSource:
     @classmethod
     def of(cls, name: str, split: str) -> RowSource:
         """The rows as they stand there."""
-        return cls(name, split, lambda: read_rows(name, split))
+        file = spooled_input() if name == "-" else name
+        return cls(name, split, lambda: read_rows(file, split))
 
     def count(self) -> int | None:
         """The number of rows, where it is cheap to know."""
@@ -66,7 +63,7 @@ class RowScoring:
     Args:
         provider: The reward.
         source: The rows.
-        part: The file that scored rows are kept in, beside which a note says whose they are.
+        part: The file that scores are kept in, beside which a note says whose they are.
         identity: What the note says of the reward, such as its spec and fingerprint; another one is refused.
         samples: The samples of a row, which an error calls by its second argument.
 
@@ -80,7 +77,7 @@ class RowScoring:
         source: RowSource,
         part: Path,
         identity: Mapping[str, Any],
-        samples: Callable[[dict[str, Any], str], tuple[rm.Sample, ...]] = lambda row, where: row_samples(row, where).samples,
+        samples: Callable[[Mapping[str, Any], str], tuple[rm.Sample, ...]] = lambda row, where: row_samples(row, where).samples,
     ) -> None:
         self.provider = provider
         self.source = source
@@ -94,53 +91,40 @@ class RowScoring:
         Args:
             batch_size: Samples handed to the provider at a time.
             progress: Is told how far the job is.
+
+        Raises:
+            DataError: A row was another one when it was scored.
         """
         progress = progress or JobProgress()
         done = self._kept.resume()
         rows = self.source.rows()
-        for number, before in enumerate(self.scored_rows(), start=1):
-            if _json_row(next(rows, None)) != before.row:
-                raise DataError(
-                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
-                )
+        for _ in self._scored_before(rows):  # which must be the rows that the source has now
+            pass
         if done:
             progress.resume("scoring", done)
         progress.begin("scoring", done, self.source.count)
         try:
-            for batch in self._batches(rows, batch_size, first=done + 1):
+            batches = scored_batches(self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1)
+            for batch, metadata in batches:
+                self.work.update({name: metadata[name] for name in _WORK if name in metadata})
                 self._kept.append(
-                    {"row": scored.row, "scores": scored.scores, "details": scored.details} for scored in self._score(batch)
+                    {"row": _digest(json_line(scored.row)), "scores": scored.scores, "details": scored.details}
+                    for scored in batch
                 )
                 progress.advance(len(batch), self.throughput)
         finally:
             progress.end()
-        return self.scored_rows()
+        return self._scored_before(self.source.rows())
 
-    def _batches(
-        self, rows: Iterable[dict[str, Any]], size: int, first: int
-    ) -> Iterator[list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]]:
-        """Rows with their samples, in lists of about `size` samples."""
-        batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]] = []
-        count = 0
-        for number, row in enumerate(rows, start=first):
-            samples = self._samples(row, f"row {number}")
-            batch.append((row, samples))
-            count += len(samples)
-            if count >= size:
-                yield batch
-                batch, count = [], 0
-        if batch:
-            yield batch
-
-    def _score(self, batch: list[tuple[dict[str, Any], tuple[rm.Sample, ...]]]) -> Iterator[ScoredRow]:
-        scores = self.provider.score([sample for _, samples in batch for sample in samples])
-        self.work.update({name: scores.metadata[name] for name in _WORK if name in scores.metadata})
-        start = 0
-        for row, samples in batch:
-            end = start + len(samples)
-            details = {name: values_to_json(column[start:end]) for name, column in scores.columns.items()}
-            yield ScoredRow(row, values_to_json(scores.values[start:end]), details)
-            start = end
+    def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[ScoredRow]:
+        """The rows that scores are kept of, as JSON has them."""
+        for number, kept in enumerate(self._kept.rows(), start=1):
+            line = json_line(next(rows, None))
+            if _digest(line) != kept["row"]:
+                raise DataError(
+                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
+                )
+            yield ScoredRow(json.loads(line), kept["scores"], kept["details"])
 
     @property
     def throughput(self) -> str:
@@ -151,10 +135,6 @@ class RowScoring:
             f"{self.work[name] / self.work['rows']:.0%} {word}" for name, word in _WORK.items() if word and self.work[name]
         )
         return ", ".join([f"{self.work['tokens'] / self.work['seconds']:,.0f} tokens/s", *shares])
-
-    def scored_rows(self) -> Iterator[ScoredRow]:
-        """What was scored so far."""
-        return (ScoredRow(**kept) for kept in self._kept.rows())
 
     def close(self) -> None:
         """Leave what was kept to others."""
@@ -190,24 +170,35 @@ class ScoringJob(RowScoring):
         if overwrite:
             self.discard()
 
-    def write(
-        self,
-        shape: Callable[[Iterable[ScoredRow]], Iterable[dict[str, Any]]],
-        batch_size: int,
-        progress: JobProgress | None = None,
-    ) -> int:
-        """Score, and write what `shape` makes of the scored rows; returns the number of rows written.
-
-        Args:
-            shape: Makes the rows of the output.
-            batch_size: Samples handed to the provider at a time.
-            progress: Is told how far the job is.
-        """
-        count = write_rows(shape(self.run(batch_size, progress)), self.out)
+    def write(self, batch_size: int, progress: JobProgress | None = None) -> int:
+        """Score, and write the rows with their scores; returns the number of rows. The arguments are those of `run`."""
+        count = write_rows(map(_with_scores, self.run(batch_size, progress)), self.out)
         self.discard()
         return count
 
 
-def _json_row(row: object) -> Any:
-    """The row as it comes back from the unfinished output."""
-    return json.loads(json_line(row))
+def _with_scores(scored: ScoredRow) -> dict[str, Any]:
+    samples = row_samples(scored.row)
+    row = {**scored.row, **samples.columns(scored.scores)}
+    for name, values in scored.details.items():
+        row |= {f"{column}/{name}": value for column, value in samples.columns(values).items()}
+    return row
+
+
+def _digest(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def spooled_input() -> str:
+    """A file with what standard input says, which can be read several times; it is gone when the process ends.
+
+    Raises:
+        DataError: Standard input is no UTF-8.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+        try:
+            shutil.copyfileobj(sys.stdin, file)
+        except UnicodeDecodeError as error:
+            raise DataError(f"Standard input is no UTF-8: {error}") from error
+    return file.name

@@ -14,50 +14,28 @@ __all__ = ["Loss", "Need", "Regularizer", "RewardBatch", "rm_register_losses", "
 
 @hookimpl
 def rm_register_losses() -> Sequence[type[Loss]]:
-    """The built-in losses."""
-    from rm_plugins.losses.binary import Bco, Binary
-    from rm_plugins.losses.bradley_terry import BradleyTerry, Focal, Robust, Scaled
-    from rm_plugins.losses.grm import Grm
-    from rm_plugins.losses.hinge import Hinge, SquaredHinge
-    from rm_plugins.losses.listwise import InfoNce, KWise, ListNet, PlackettLuce
-    from rm_plugins.losses.mean_variance import MeanVariance
-    from rm_plugins.losses.odin import Odin
-    from rm_plugins.losses.ratings import Quantile, Regression
-    from rm_plugins.losses.target_difference import Ipo, MarginMse
-    from rm_plugins.losses.thurstone import Thurstone
-    from rm_plugins.losses.ties import Davidson, RaoKupper
+    """The built-in losses: those that each family's file exports."""
+    from rm_plugins.losses import (
+        binary,
+        bradley_terry,
+        grm,
+        listwise,
+        margins,
+        mean_variance,
+        odin,
+        ratings,
+        thurstone,
+        ties,
+    )
 
-    return [
-        Bco,
-        Binary,
-        BradleyTerry,
-        Davidson,
-        Focal,
-        Grm,
-        Hinge,
-        InfoNce,
-        Ipo,
-        KWise,
-        ListNet,
-        MarginMse,
-        MeanVariance,
-        Odin,
-        PlackettLuce,
-        Quantile,
-        RaoKupper,
-        Regression,
-        Robust,
-        Scaled,
-        SquaredHinge,
-        Thurstone,
-    ]
+    families = (binary, bradley_terry, grm, listwise, margins, mean_variance, odin, ratings, thurstone, ties)
+    losses: list[type[Loss]] = [getattr(family, name) for family in families for name in family.__all__]
+    return sorted(losses, key=lambda loss: loss.name)
 
 
 @hookimpl
 def rm_register_regularizers() -> Sequence[type[Regularizer]]:
     """The built-in regularizers."""
-    from rm_plugins.losses.centering import Centering
-    from rm_plugins.losses.length_correlation import LengthCorrelation
-    from rm_plugins.losses.reward_size import LogBarrier, ScoreL2
+    from rm_plugins.losses.regularizers import Centering, LengthCorrelation, LogBarrier, ScoreL2
 
     return [Centering, LengthCorrelation, LogBarrier, ScoreL2]

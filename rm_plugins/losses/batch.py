@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,21 @@ class RewardBatch:
     logprobs: Tensor | None = None
     head: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rewards: Any, pairs: Any = (), **others: Any) -> RewardBatch:
+        """A batch of nested lists, to try a loss out.
+
+        Args:
+            rewards: [N, heads].
+            pairs: [M, 2].
+            others: The other tensors by name. By default, all rows are one group and every length is 1.
+        """
+        import torch
+
+        others = {"groups": [0] * len(rewards), "lengths": [1] * len(rewards), **others}
+        tensors: dict[str, Any] = {name: torch.as_tensor(values) for name, values in others.items()}
+        return cls(torch.as_tensor(rewards), torch.as_tensor(pairs, dtype=torch.int64).reshape(-1, 2), **tensors)
 
     @property
     def winners(self) -> Tensor:

@@ -1,16 +1,14 @@
 """Losses on single answers that are good or bad."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels, zero_to_one
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
-from rm_plugins.losses.reductions import at_least_float32
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.reductions import at_least_float32, log_sigmoid
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -36,19 +34,14 @@ class Binary(Loss):
 
     Source: the outcome verifier of arXiv 2110.14168; PyTorch's ``BCEWithLogitsLoss``.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.arange(2),
-    ...     lengths=torch.ones(2), labels=torch.tensor([[1.0], [torch.nan]]),
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], labels=[[1.0], [float("nan")]])
     >>> round(Binary()(batch).item(), 4)
     0.1269
     """
 
-    name: ClassVar[str] = "binary"
-    formula: ClassVar[str] = "−y·log σ(r) − (1 − y)·log σ(−r)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "binary"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def heads(self, attributes: Sequence[str]) -> Heads:
         """An output for each attribute, all of the same weight."""
@@ -80,21 +73,16 @@ class Bco(Loss):
 
     Source: BCO, arXiv 2404.04656, with rewards in place of log-ratios; TRL's ``BCOTrainer``.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[3.0], [1.0]]), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.arange(2),
-    ...     lengths=torch.ones(2), labels=torch.tensor([[1.0], [0.0]]),
-    ... )
+    >>> batch = RewardBatch.of([[3.0], [1.0]], labels=[[1.0], [0.0]])
     >>> loss = Bco()
     >>> loss.load_state({"mean": 2.0, "count": 100})
     >>> round(loss(batch).item(), 4)
     0.3133
     """
 
-    name: ClassVar[str] = "bco"
-    formula: ClassVar[str] = "−y·log σ(r − δ) − (1 − y)·log σ(δ − r), δ the running mean of r"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "bco"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(self) -> None:
         self._mean = 0.0
@@ -128,6 +116,4 @@ class Bco(Loss):
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    from torch.nn.functional import logsigmoid
-
-    return -labels * logsigmoid(logits) - (1 - labels) * logsigmoid(-logits)
+    return -labels * log_sigmoid(logits) - (1 - labels) * log_sigmoid(-logits)

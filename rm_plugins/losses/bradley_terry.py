@@ -1,16 +1,14 @@
 """The Bradley-Terry loss and its variants for noisy, easy and unequally strong preferences."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.needs import NeedName
-from rm_plugins.losses.reductions import mean_over_pairs, required_margins
+from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_pairs, required_margins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,16 +37,12 @@ class BradleyTerry(Loss):
     Source: InstructGPT, arXiv 2203.02155, eq. 1; the margin is Llama 2's, arXiv 2307.09288, eq. 2; the smoothing is cDPO's,
     "A note on DPO with noisy preferences", Mitchell 2023.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]])
     >>> round(BradleyTerry()(batch).item(), 4)
     0.1269
     """
 
-    name: ClassVar[str] = "bradley-terry"
-    formula: ClassVar[str] = "(1 − ε)·ℓ(Δ − m) + ε·ℓ(m − Δ), with ℓ(x) = −log σ(x)"
+    name = "bradley-terry"
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 0.5:
@@ -57,13 +51,11 @@ class BradleyTerry(Loss):
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
-        from torch.nn.functional import logsigmoid
-
         delta = batch.winners - batch.losers
         if batch.margins is not None:
             delta = delta - batch.margins[:, None]
         # The same as the formula, as -log sigmoid(-x) = x - log sigmoid(x).
-        return mean_over_pairs(batch, self.label_smoothing * delta - logsigmoid(delta))
+        return mean_over_pairs(batch, self.label_smoothing * delta - log_sigmoid(delta))
 
 
 class Robust(Loss):
@@ -88,16 +80,12 @@ class Robust(Loss):
 
     Source: rDPO, arXiv 2403.00409; ``loss_type="robust"`` of TRL's DPO.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]])
     >>> round(Robust(epsilon=0.1)(batch).item(), 4)
     -0.1231
     """
 
-    name: ClassVar[str] = "robust"
-    formula: ClassVar[str] = "[(1 − ε)·ℓ(Δ) − ε·ℓ(−Δ)] / (1 − 2ε), with ℓ(x) = −log σ(x)"
+    name = "robust"
 
     def __init__(self, *, epsilon: float = 0.1) -> None:
         if not 0 <= epsilon < 0.5:
@@ -106,11 +94,9 @@ class Robust(Loss):
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
-        from torch.nn.functional import logsigmoid
-
         delta = batch.winners - batch.losers
         # The same as the formula, as -log sigmoid(-x) = x - log sigmoid(x), without the difference of two large numbers.
-        return mean_over_pairs(batch, -logsigmoid(delta) - self.epsilon / (1 - 2 * self.epsilon) * delta)
+        return mean_over_pairs(batch, -log_sigmoid(delta) - self.epsilon / (1 - 2 * self.epsilon) * delta)
 
 
 class Focal(Loss):
@@ -132,30 +118,23 @@ class Focal(Loss):
 
     Source: InternLM2, arXiv 2403.17297; ``loss_type="focal"`` of xtuner.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]])
     >>> round(Focal()(batch).item(), 4)
     0.0072
     """
 
-    name: ClassVar[str] = "focal"
-    formula: ClassVar[str] = "(1 − 2·max(0, σ(Δ) − ½))^γ · −log σ(Δ)"
+    name = "focal"
 
     def __init__(self, *, gamma: float = 2.0) -> None:
-        if not 0 <= gamma < math.inf:
-            raise SpecError(f"focal needs a finite gamma of at least 0, not {gamma}.")
+        check_finite(self.name, least=0, gamma=gamma)
         self.gamma = gamma
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
-        from torch.nn.functional import logsigmoid
-
         delta = batch.winners - batch.losers
         # The weight is min(1, 2 sigmoid(-delta))^gamma, whose logarithm is exact where sigmoid(delta) rounds to 1.
-        weight = (self.gamma * (math.log(2) + logsigmoid(-delta)).clamp(max=0)).exp()
-        return mean_over_pairs(batch, weight * -logsigmoid(delta))
+        weight = (self.gamma * (math.log(2) + log_sigmoid(-delta)).clamp(max=0)).exp()
+        return mean_over_pairs(batch, weight * -log_sigmoid(delta))
 
 
 class Scaled(Loss):
@@ -175,22 +154,15 @@ class Scaled(Loss):
 
     Source: HelpSteer2-Preference, arXiv 2410.01257, "scaled BT"; NeMo-Aligner.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2),
-    ...     margins=torch.tensor([3.0]),
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]], margins=[3.0])
     >>> round(Scaled()(batch).item(), 4)
     0.3808
     """
 
-    name: ClassVar[str] = "scaled"
-    formula: ClassVar[str] = "s · −log σ(Δ)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "margins"})
+    name = "scaled"
+    needs = frozenset({"pairs", "margins"})
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs and heads."""
-        from torch.nn.functional import logsigmoid
-
         strength = required_margins(batch, self.name)
-        return mean_over_pairs(batch, strength * -logsigmoid(batch.winners - batch.losers))
+        return mean_over_pairs(batch, strength * -log_sigmoid(batch.winners - batch.losers))

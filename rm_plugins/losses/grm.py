@@ -1,15 +1,13 @@
 """A reward model that stays a language model."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.bradley_terry import BradleyTerry
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.needs import NeedName
 from rm_plugins.losses.reductions import mean_over_pairs
 
 if TYPE_CHECKING:
@@ -40,18 +38,13 @@ class Grm(Loss):
 
     Source: GRM with SFT regularization, arXiv 2406.10216.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2),
-    ...     logprobs=torch.tensor([-1.0, torch.nan]),
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]], logprobs=[-1.0, float("nan")])
     >>> round(Grm(alpha=0.5)(batch).item(), 4)
     0.5635
     """
 
-    name: ClassVar[str] = "grm"
-    formula: ClassVar[str] = "−(1 − α)·log σ(Δ − m) − α·log p(winner)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs", "logprobs"})
+    name = "grm"
+    needs = frozenset({"pairs", "logprobs"})
 
     def __init__(self, *, alpha: float = 0.01) -> None:
         if not 0 <= alpha <= 1:

@@ -46,8 +46,8 @@ def check_one_attribute(loss: str, attributes: Sequence[str]) -> None:
         SpecError: There is none, or more than one.
     """
     if len(attributes) != 1:
-        found = f"has {', '.join(attributes)}: keep one of these columns" if attributes else "has none"
-        raise SpecError(f"The loss {loss!r} needs labels on exactly one attribute, and the data {found}.")
+        given = f"has {', '.join(attributes)}: keep one of these columns" if attributes else "has none"
+        raise SpecError(f"The loss {loss!r} needs labels on exactly one attribute, and the data {given}.")
 
 
 def labels_beside(batch: RewardBatch, loss: str) -> tuple[Tensor, Tensor]:

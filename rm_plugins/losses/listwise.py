@@ -1,18 +1,16 @@
 """Losses on all the answers to a prompt at once: rankings, graded lists, and lists with a best answer."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import check_one_attribute
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
-from rm_plugins.losses.reductions import Groups, mean_over_items
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.reductions import Groups, check_finite, log_sigmoid, mean_over_items
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -35,29 +33,23 @@ class KWise(Loss):
 
     Source: InstructGPT, arXiv 2203.02155, eq. 1; Open-Assistant.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(3, 1), pairs=torch.tensor([[0, 1], [0, 2], [1, 2]]), groups=torch.zeros(3), lengths=torch.ones(3)
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 3, pairs=[[0, 1], [0, 2], [1, 2]])
     >>> round(KWise()(batch).item(), 4)
     0.6931
     """
 
-    name: ClassVar[str] = "k-wise"
-    formula: ClassVar[str] = "mean over a group's pairs of −log σ(Δ)"
-    mean_over: ClassVar[Item] = "groups"
+    name = "k-wise"
+    mean_over = "groups"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over groups and heads."""
-        from torch.nn.functional import logsigmoid
-
         groups = Groups.of(batch.groups)
         of_pair = groups.index[batch.pairs[:, 0]]
         share = 1 / of_pair.bincount(minlength=len(groups))[of_pair]
         weights = groups.weights(batch)
         if weights is not None:
             share = share * weights[of_pair]
-        losses = share[:, None] * -logsigmoid(batch.winners - batch.losers)
+        losses = share[:, None] * -log_sigmoid(batch.winners - batch.losers)
         return losses.sum() / max(len(groups) * batch.rewards.shape[1], 1)
 
 
@@ -84,19 +76,14 @@ class PlackettLuce(Loss):
 
     Source: ListMLE, Xia et al. 2008; ``ListMLELoss`` of sentence-transformers.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(3, 1), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.zeros(3), lengths=torch.ones(3),
-    ...     ranks=torch.tensor([2.0, 0.0, 1.0]),
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 3, ranks=[2.0, 0.0, 1.0])
     >>> round(PlackettLuce()(batch).exp().item(), 4)
     6.0
     """
 
-    name: ClassVar[str] = "plackett-luce"
-    formula: ClassVar[str] = "Σ_k [log Σ_{j ≥ k} exp r_(j) − r_(k)], where r_(k) is the reward of the k-th best answer"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "plackett-luce"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, top_k: int | None = None) -> None:
         if top_k is not None and top_k < 1:
@@ -143,25 +130,21 @@ class ListNet(Loss):
 
     Source: ListNet, Cao et al. 2007; ``ListNetLoss`` of sentence-transformers.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(3, 1), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.zeros(3), lengths=torch.ones(3),
-    ...     ranks=torch.tensor([2.0, 0.0, 1.0]),
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 3, ranks=[2.0, 0.0, 1.0])
     >>> round(ListNet()(batch).exp().item(), 4)
     3.0
     """
 
-    name: ClassVar[str] = "listnet"
-    formula: ClassVar[str] = "−Σ_i p_i·log softmax(r)_i, with p = softmax(y/τ)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "listnet"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, target: Literal["ranks", "labels"] = "ranks", temperature: float = 1.0) -> None:
         if target not in ("ranks", "labels"):
             raise SpecError(f"listnet needs the target 'ranks' or 'labels', not {target!r}.")
         self.target = target
-        self.temperature = _temperature(temperature, self.name)
+        check_finite(self.name, temperature=temperature)
+        self.temperature = temperature
         self.needs = frozenset({target})  # type: ignore[misc]  # the class has what the default needs
 
     def heads(self, attributes: Sequence[str]) -> Heads:
@@ -208,22 +191,18 @@ class InfoNce(Loss):
 
     Source: arXiv 1807.03748; ms-swift and sentence-transformers for rerankers.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(3, 1), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.zeros(3), lengths=torch.ones(3),
-    ...     ranks=torch.tensor([1.0, 0.0, 1.0]),
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 3, ranks=[1.0, 0.0, 1.0])
     >>> round(InfoNce()(batch).exp().item(), 4)
     3.0
     """
 
-    name: ClassVar[str] = "info-nce"
-    formula: ClassVar[str] = "−log softmax(r/τ)_best"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"ranks"})
-    mean_over: ClassVar[Item] = "groups"
+    name = "info-nce"
+    needs = frozenset({"ranks"})
+    mean_over = "groups"
 
     def __init__(self, *, temperature: float = 1.0) -> None:
-        self.temperature = _temperature(temperature, self.name)
+        check_finite(self.name, temperature=temperature)
+        self.temperature = temperature
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over groups and heads."""
@@ -253,9 +232,3 @@ def _log_softmax(values: Tensor, present: Tensor) -> Tensor:
     absent = ~present[..., None]
     left_out = absent & present.any(dim=1)[:, None, None]  # not in an empty group, where it would be NaN
     return values.masked_fill(left_out, -math.inf).log_softmax(dim=1).masked_fill(absent, 0.0)
-
-
-def _temperature(temperature: float, loss: str) -> float:
-    if not 0 < temperature < math.inf:
-        raise SpecError(f"{loss} needs a positive, finite temperature, not {temperature}.")
-    return temperature

@@ -24,7 +24,14 @@ Item: TypeAlias = Literal["pairs", "comparisons", "groups", "rows", "labels"]
 class _Term(ABC):
     name: ClassVar[str]
     formula: ClassVar[str] = ""
-    """The formula in one line, for `rm-plugins list`."""
+    """The formula in one line, for `rm-plugins list`; by default that of the docstring's line ``Formula: ...``."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        lines = [line.strip() for line in (cls.__doc__ or "").splitlines()]
+        given = [line.removeprefix("Formula: ") for line in lines if line.startswith("Formula: ")]
+        if given and "formula" not in vars(cls):
+            cls.formula = given[0]
 
     @abstractmethod
     def __call__(self, batch: RewardBatch) -> Tensor:

@@ -1,18 +1,16 @@
 """A reward with its own uncertainty."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import check_one_attribute, labels_beside, mean_over_labels
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
-from rm_plugins.losses.reductions import mean_over_pairs
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_pairs
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -47,27 +45,17 @@ class MeanVariance(Loss):
 
     Source: URM, arXiv 2410.00847, on ratings; PURM, arXiv 2503.22480, on pairs.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0, -99.0], [0.0, -99.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2),
-    ...     lengths=torch.ones(2),
-    ... )
+    >>> batch = RewardBatch.of([[2.0, -99.0], [0.0, -99.0]], pairs=[[0, 1]])
     >>> round(MeanVariance()(batch).item(), 4)  # without uncertainty it is Bradley-Terry
     0.1269
     """
 
-    name: ClassVar[str] = "mean-variance"
-    formula: ClassVar[str] = (
-        "pairs: −log σ(Δμ / √(1 + π(s_w² + s_l²)/8)); ratings: ½ log v + (y − μ)²/(2v), v = s² + s₀²; s = exp(log_std)"
-    )
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"pairs"})
-    mean_over: ClassVar[Item] = "pairs"
+    name = "mean-variance"
 
     def __init__(self, *, data: Literal["pairs", "ratings"] = "pairs", min_std: float = 1e-3) -> None:
         if data not in ("pairs", "ratings"):
             raise SpecError(f"mean-variance needs the data 'pairs' or 'ratings', not {data!r}.")
-        if not 0 < min_std < math.inf:
-            raise SpecError(f"mean-variance needs a positive, finite min_std, not {min_std}.")
+        check_finite(self.name, min_std=min_std)
         self.data = data
         self.min_std = min_std
         if data == "ratings":  # the class has what the default needs
@@ -88,12 +76,12 @@ class MeanVariance(Loss):
 
     def _on_pairs(self, batch: RewardBatch) -> Tensor:
         import torch
-        from torch.nn.functional import logsigmoid, softplus
+        from torch.nn.functional import softplus
 
         # The square root in logarithms, as e^(2·log_std) may overflow.
         log_variance = torch.logaddexp(2 * batch.winners[:, 1:], 2 * batch.losers[:, 1:]) + math.log(math.pi / 8)
         shrunk = (batch.winners - batch.losers)[:, :1] * (-softplus(log_variance) / 2).exp()
-        return mean_over_pairs(batch, -logsigmoid(shrunk))
+        return mean_over_pairs(batch, -log_sigmoid(shrunk))
 
     def _on_ratings(self, batch: RewardBatch) -> Tensor:
         import torch

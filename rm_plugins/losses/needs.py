@@ -65,7 +65,7 @@ class Need:
     def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
         """The numbers of a dataset row, one for each text, pair or tie in the order of the judgement; empty where it has none.
 
-        A row with one text, pair or tie may have a number instead of a list.
+        A row with one text, pair or tie may have a number in place of a list.
 
         Args:
             row: The row's columns.
@@ -74,15 +74,8 @@ class Need:
         Raises:
             DataError: A value is not allowed.
         """
-        match self.each:
-            case "judgement":
-                count = 1
-            case "row":
-                count = len(judgement.samples)
-            case "pair":
-                count = len(judgement.pairs)
-            case "tie":
-                count = len(judgement.ties)
+        items = {"judgement": (row,), "row": judgement.samples, "pair": judgement.pairs, "tie": judgement.ties}
+        count = len(items[self.each])
         return tuple(self.missing if value is None else value for value in numbers_of(row, self.name, count))
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Tensor | None:
@@ -99,7 +92,7 @@ class Need:
         values: list[Any] = []
         for example in examples:
             given = example[self.column]
-            size = _size_of(example, self.each)
+            size = len(example[_COUNTED.get(self.each, "rows")])
             if self.each == "judgement":
                 given = [*given] * size
             values += given or [self.missing] * size
@@ -121,18 +114,14 @@ class Need:
 
 
 _FIELDS = {field.name for field in fields(RewardBatch)}
-
-
-def _size_of(example: Mapping[str, Any], each: Each) -> int:
-    """How many numbers a tokenized dataset row has in the batch."""
-    return len(example["pairs" if each == "pair" else "ties" if each == "tie" else "rows"])
+_COUNTED = {"pair": "pairs", "tie": "ties"}
+"""Of a tokenized dataset row and of a batch, what holds the items, where these are not the rows."""
 
 
 def _size(batch: RewardBatch, each: Each) -> int:
     """How many numbers a batch has."""
-    if each == "tie":
-        return 0 if batch.ties is None else len(batch.ties)
-    return len(batch.pairs if each == "pair" else batch.rewards)
+    items = getattr(batch, _COUNTED.get(each, "rewards"))
+    return 0 if items is None else len(items)
 
 
 def joined(

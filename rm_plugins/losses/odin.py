@@ -1,16 +1,14 @@
 """A reward in two parts, of which one takes up the length of the answer."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.reductions import mean_over_pairs, pearson
+from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_pairs, pearson
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -45,22 +43,15 @@ class Odin(Loss):
 
     Source: ODIN, arXiv 2402.07319.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0, 1.0], [2.0, 0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2),
-    ...     lengths=torch.tensor([20, 10]), head=torch.eye(2),
-    ... )
+    >>> batch = RewardBatch.of([[2.0, 1.0], [2.0, 0.0]], pairs=[[0, 1]], lengths=[20, 10], head=[[1.0, 0.0], [0.0, 1.0]])
     >>> round(Odin()(batch).item(), 4)  # the length output does all the work
     0.3133
     """
 
-    name: ClassVar[str] = "odin"
-    formula: ClassVar[str] = "−log σ(Δ_Q + Δ_L) + λ_L·[1 − ρ(n, r_L) + |ρ(n, r_Q)|] + λ_O·|cos(w_Q, w_L)|"
+    name = "odin"
 
     def __init__(self, *, length_weight: float = 1.0, orthogonality_weight: float = 1.0) -> None:
-        for argument, value in {"length_weight": length_weight, "orthogonality_weight": orthogonality_weight}.items():
-            if not 0 <= value < math.inf:
-                raise SpecError(f"odin needs a finite {argument} of at least 0, not {value}.")
+        check_finite(self.name, least=0, length_weight=length_weight, orthogonality_weight=orthogonality_weight)
         self.length_weight = length_weight
         self.orthogonality_weight = orthogonality_weight
 
@@ -74,11 +65,11 @@ class Odin(Loss):
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs, with the correlations over rows."""
-        from torch.nn.functional import cosine_similarity, logsigmoid
+        from torch.nn.functional import cosine_similarity
 
         if batch.rewards.shape[1] != 2:
             raise DataError(f"The loss 'odin' needs two outputs, quality and length, not {batch.rewards.shape[1]}.")
-        loss: Tensor = mean_over_pairs(batch, -logsigmoid((batch.winners - batch.losers).sum(dim=1, keepdim=True)))
+        loss: Tensor = mean_over_pairs(batch, -log_sigmoid((batch.winners - batch.losers).sum(dim=1, keepdim=True)))
         quality, length = pearson(batch.rewards, batch.lengths)
         loss = loss + self.length_weight * (1 - length + quality.abs())
         if self.orthogonality_weight:

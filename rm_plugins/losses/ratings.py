@@ -1,17 +1,15 @@
 """Losses that predict ratings: a regression on each attribute, and the quantiles of one."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.labels import attribute_heads, check_one_attribute, labels_beside, mean_over_labels
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.needs import NeedName
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.reductions import check_finite
 from rm_plugins.models.heads import Heads
 
 if TYPE_CHECKING:
@@ -42,29 +40,23 @@ class Regression(Loss):
 
     Source: HelpSteer, arXiv 2311.09528; HelpSteer2, arXiv 2406.08673; NeMo-Aligner.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[3.0, 1.0]]), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.zeros(1),
-    ...     lengths=torch.ones(1), labels=torch.tensor([[1.0, torch.nan]]),
-    ... )
+    >>> batch = RewardBatch.of([[3.0, 1.0]], labels=[[1.0, float("nan")]])
     >>> Regression()(batch).item(), Regression(kind="huber")(batch).item()
     (4.0, 1.5)
     >>> Regression(weights={"correct": 0.7, "verbose": -0.3}).heads(["correct", "verbose"]).weights
     (0.7, -0.3)
     """
 
-    name: ClassVar[str] = "regression"
-    formula: ClassVar[str] = "mse: (r − y)²; huber: ½(r − y)² where |r − y| ≤ δ, else δ·(|r − y| − δ/2)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "regression"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(
         self, *, kind: Literal["mse", "huber"] = "mse", delta: float = 1.0, weights: Mapping[str, float] | None = None
     ) -> None:
         if kind not in ("mse", "huber"):
             raise SpecError(f"regression needs the kind 'mse' or 'huber', not {kind!r}.")
-        if not 0 < delta < math.inf:
-            raise SpecError(f"regression needs a positive, finite delta, not {delta}.")
+        check_finite(self.name, delta=delta)
         self.kind = kind
         self.delta = delta
         self.weights = weights
@@ -106,21 +98,16 @@ class Quantile(Loss):
 
     Source: quantile reward models, arXiv 2409.10164; the pinball loss is Koenker and Bassett's, 1978.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[1.0, 2.0, 3.0]]), pairs=torch.zeros(0, 2, dtype=torch.int64), groups=torch.zeros(1),
-    ...     lengths=torch.ones(1), labels=torch.tensor([[2.0]]),
-    ... )
+    >>> batch = RewardBatch.of([[1.0, 2.0, 3.0]], labels=[[2.0]])
     >>> round(Quantile(quantiles=3)(batch).item(), 4)
     0.1667
     >>> Quantile(quantiles=3).heads(["helpful"]).names
     ('q0.25', 'q0.5', 'q0.75')
     """
 
-    name: ClassVar[str] = "quantile"
-    formula: ClassVar[str] = "mean over q = 1 … Q of u·(τ_q − [u < 0]), with u = y − r_q and τ_q = q/(Q + 1)"
-    needs: ClassVar[frozenset[NeedName]] = frozenset({"labels"})
-    mean_over: ClassVar[Item] = "labels"
+    name = "quantile"
+    needs = frozenset({"labels"})
+    mean_over = "labels"
 
     def __init__(self, *, quantiles: int = 19) -> None:
         if not 1 <= quantiles <= 999:

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rm_plugins.losses.batch import RewardBatch
 
-__all__ = ["Groups", "at_least_float32", "mean_over_items", "mean_over_pairs", "pearson", "required_margins"]
+__all__ = [
+    "Groups",
+    "at_least_float32",
+    "check_finite",
+    "log_sigmoid",
+    "mean_over_items",
+    "mean_over_pairs",
+    "pearson",
+    "required_margins",
+]
+
+
+def check_finite(loss: str, *, least: float | None = None, **arguments: float) -> None:
+    """Refuse arguments of a loss that are not finite, or below `least`; without it, they must be positive.
+
+    Raises:
+        SpecError: One is out of bounds.
+    """
+    for name, value in arguments.items():
+        if least is None and not 0 < value < math.inf:
+            raise SpecError(f"{loss} needs a positive, finite {name}, not {value}.")
+        if least is not None and not least <= value < math.inf:
+            raise SpecError(f"{loss} needs a finite {name} of at least {least}, not {value}.")
+
+
+def log_sigmoid(values: Tensor) -> Tensor:
+    """log σ of each value, for modules that import no torch."""
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(values)
 
 
 def mean_over_items(losses: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -48,10 +78,10 @@ class Groups:
     """The rows of each of G groups, in a table as wide as the largest one.
 
     >>> import torch
-    >>> found = Groups.of(torch.tensor([7, 3, 7, 7]))
-    >>> found.rows.tolist(), found.present.tolist()
+    >>> groups = Groups.of(torch.tensor([7, 3, 7, 7]))
+    >>> groups.rows.tolist(), groups.present.tolist()
     ([[1, 0, 0], [0, 2, 3]], [[True, False, False], [True, True, True]])
-    >>> found.index.tolist()
+    >>> groups.index.tolist()
     [1, 0, 1, 1]
 
     Args:

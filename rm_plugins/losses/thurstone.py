@@ -1,15 +1,13 @@
 """Thurstone's model of comparisons."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from rm_plugins.errors import SpecError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
-from rm_plugins.losses.reductions import at_least_float32, mean_over_pairs
+from rm_plugins.losses.reductions import at_least_float32, check_finite, mean_over_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,20 +38,15 @@ class Thurstone(Loss):
 
     Source: Thurstone, "A law of comparative judgment", 1927.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.tensor([[2.0], [0.0]]), pairs=torch.tensor([[0, 1]]), groups=torch.zeros(2), lengths=torch.ones(2)
-    ... )
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]])
     >>> round(Thurstone()(batch).item(), 4)
     0.0819
     """
 
-    name: ClassVar[str] = "thurstone"
-    formula: ClassVar[str] = "−log Φ(Δ / (√2·σ))"
+    name = "thurstone"
 
     def __init__(self, *, sigma: float = 1.0) -> None:
-        if not 0 < sigma < math.inf:
-            raise SpecError(f"thurstone needs a positive, finite sigma, not {sigma}.")
+        check_finite(self.name, sigma=sigma)
         self.sigma = sigma
 
     def __call__(self, batch: RewardBatch) -> Tensor:

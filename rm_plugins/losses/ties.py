@@ -1,15 +1,14 @@
 """Models of comparisons that may end in a tie."""
-# ruff: noqa: RUF001  # formulas
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError
 from rm_plugins.losses.batch import RewardBatch
-from rm_plugins.losses.loss import Item, Loss
-from rm_plugins.losses.reductions import mean_over_items
+from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_items
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,34 +38,27 @@ class RaoKupper(Loss):
 
     Source: Rao and Kupper 1967; for reward models arXiv 2410.05328.
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(4, 1), pairs=torch.tensor([[0, 1]]), groups=torch.tensor([0, 0, 1, 1]), lengths=torch.ones(4),
-    ...     ties=torch.tensor([[2, 3]]),
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 4, pairs=[[0, 1]], ties=[[2, 3]])
     >>> round(RaoKupper(nu=2.0)(batch).exp().item(), 4)
     3.0
     """
 
-    name: ClassVar[str] = "rao-kupper"
-    formula: ClassVar[str] = "win: −log σ(Δ − log ν); tie: −log[(ν² − 1)·σ(Δ − log ν)·σ(−Δ − log ν)]"
-    mean_over: ClassVar[Item] = "comparisons"
+    name = "rao-kupper"
+    mean_over = "comparisons"
 
     def __init__(self, *, nu: float = 2.0) -> None:
-        if not 1 <= nu < math.inf:
-            raise SpecError(f"rao-kupper needs a finite nu of at least 1, not {nu}.")
+        check_finite(self.name, least=1, nu=nu)
         self.nu = nu
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         """The mean over pairs, ties and heads."""
         import torch
-        from torch.nn.functional import logsigmoid
 
         threshold = math.log(self.nu)
         delta, tied, weights = _comparisons(batch, impossible=self.nu == 1, hint="rao-kupper with nu=1")
-        losses = -logsigmoid(delta - threshold)
+        losses = -log_sigmoid(delta - threshold)
         if self.nu > 1:
-            tie = losses - logsigmoid(-delta - threshold) - math.log(self.nu - 1) - math.log(self.nu + 1)
+            tie = losses - log_sigmoid(-delta - threshold) - math.log(self.nu - 1) - math.log(self.nu + 1)
             losses = torch.where(tied[:, None], tie, losses)
         return mean_over_items(losses, weights)
 
@@ -93,22 +85,16 @@ class Davidson(Loss):
 
     Source: Davidson 1970, "On extending the Bradley-Terry model to accommodate ties in paired comparison experiments".
 
-    >>> import torch
-    >>> batch = RewardBatch(
-    ...     rewards=torch.zeros(4, 1), pairs=torch.tensor([[0, 1]]), groups=torch.tensor([0, 0, 1, 1]), lengths=torch.ones(4),
-    ...     ties=torch.tensor([[2, 3]]),
-    ... )
+    >>> batch = RewardBatch.of([[0.0]] * 4, pairs=[[0, 1]], ties=[[2, 3]])
     >>> round(Davidson(nu=1.0)(batch).exp().item(), 4)
     3.0
     """
 
-    name: ClassVar[str] = "davidson"
-    formula: ClassVar[str] = "win: log(1 + e^−Δ + ν·e^(−Δ/2)); tie: log(e^(Δ/2) + e^(−Δ/2) + ν) − log ν"
-    mean_over: ClassVar[Item] = "comparisons"
+    name = "davidson"
+    mean_over = "comparisons"
 
     def __init__(self, *, nu: float = 1.0) -> None:
-        if not 0 <= nu < math.inf:
-            raise SpecError(f"davidson needs a finite nu of at least 0, not {nu}.")
+        check_finite(self.name, least=0, nu=nu)
         self.nu = nu
 
     def __call__(self, batch: RewardBatch) -> Tensor:

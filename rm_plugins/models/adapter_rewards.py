@@ -12,7 +12,8 @@ from rm_plugins.models.checkpoint import load_adapters
 from rm_plugins.models.golden import golden_rows
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest
-from rm_plugins.models.trained_reward import ModelSettings, Origin, TrainedReward
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_reward import Origin, TrainedReward
 from rm_plugins.rendering.render import Renderer
 
 __all__ = ["load_adapter_rewards"]
@@ -31,11 +32,11 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
         ModelError: The base model or an adapter cannot be loaded.
         ManifestError: An adapter's manifest does not match it.
     """
-    checkpoints, variants = load_adapters(adapters, **settings.loading)
+    checkpoints, variants = load_adapters(adapters, settings)
     origins: list[Origin] = []
     loaded: list[tuple[Any, Renderer, _Facts]] = []
     for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
-        renderer = settings.renderer(checkpoint)
+        renderer = settings.renderer(checkpoint.tokenizer, checkpoint.manifest, checkpoint.model.config)
         heads = settings.heads(checkpoint.model, checkpoint.manifest, source)
         facts = _Facts(asdict(renderer.rendering), heads, _golden_token_ids(renderer))
         loaded = loaded or [(checkpoint.model, renderer, facts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,26 +48,8 @@ def default_device() -> torch.device:
     return torch.device(accelerator.type, index % max(1, torch.accelerator.device_count()))
 
 
-def load_checkpoint(
-    source: str,
-    *,
-    tokenizer: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: torch.device,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> Checkpoint:
+def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
-
-    Args:
-        source: The folder or id.
-        tokenizer: Where the tokenizer is, if not beside the model.
-        revision: The revision of a hub id.
-        dtype: ``auto`` for float32 on a CPU and the checkpoint's own elsewhere, or the name of a dtype.
-        device: Where the model runs.
-        attn_implementation: Handed to transformers.
-        trust_remote_code: Whether code in the checkpoint may run.
 
     Raises:
         ModelError: Nothing of that name is here or on the hub, it cannot be loaded, or it has no tokenizer, no
@@ -75,32 +58,16 @@ def load_checkpoint(
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
         raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
-    arguments = _arguments(revision, dtype, device, attn_implementation, trust_remote_code)
-    base = _base_of(source, revision)
+    arguments, device = _arguments(settings)
+    base = _base_of(source, settings.revision)
     with _errors_of(source):
-        model = _load_adapter(source, base, arguments).get_base_model() if base else _load_whole(source, arguments)
+        model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
         model = model.to(device).eval()
-    return _beside(model, source, [tokenizer] if tokenizer else [source, base], revision, trust_remote_code)
+    return _beside(model, source, base, settings)
 
 
-def load_adapters(
-    adapters: Sequence[str],
-    *,
-    tokenizer: str | None = None,
-    dtype: str = "auto",
-    device: torch.device,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
-    """Load several LoRA adapters into the one base model that they were trained on.
-
-    Args:
-        adapters: Folders or ids.
-        tokenizer: As for `load_checkpoint`, and so are the others.
-        dtype: See there.
-        device: See there.
-        attn_implementation: See there.
-        trust_remote_code: See there.
+def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:
+    """Load several LoRA adapters, folders or hub ids, into the one base model that they were trained on.
 
     Returns:
         A checkpoint for each adapter, all of the same model, and the functions that each make the model score as one of them. A
@@ -130,20 +97,18 @@ def load_adapters(
             )
     names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
     with _errors_of(adapters[0]):
-        arguments = _arguments(None, dtype, device, attn_implementation, trust_remote_code)
-        model = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
+        arguments, device = _arguments(settings)
+        model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
     for source, name in zip(adapters[1:], names[1:], strict=True):
         with _errors_of(source):
+            _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), None)
             missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
             if missing:
                 raise ModelError(
                     f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
                 )
     whole = model.get_base_model().to(device).eval()
-    checkpoints = (
-        _beside(whole, source, [tokenizer] if tokenizer else [source, base], None, trust_remote_code)
-        for source, base in zip(adapters, bases, strict=True)
-    )
+    checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
 
@@ -151,13 +116,12 @@ def _head_in_words(labels: int | None) -> str:
     return "no head of its own" if labels is None else f"a head of {labels} labels"
 
 
-def _arguments(
-    revision: str | None, dtype: str, device: torch.device, attn_implementation: str | None, trust_remote_code: bool
-) -> dict[str, Any]:
-    """The arguments of transformers' ``from_pretrained``."""
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    loading = {"revision": revision, "trust_remote_code": trust_remote_code, "use_safetensors": True}
-    return {**loading, "dtype": _dtype(dtype, device), **attention}
+def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
+    """The arguments of transformers' ``from_pretrained``, and where the model runs."""
+    device = default_device() if settings.device == "auto" else torch.device(settings.device)
+    attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
+    loading = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
+    return {**loading, "dtype": _dtype(settings.dtype, device), **attention}, device
 
 
 def _base_of(source: str, revision: str | None) -> str | None:
@@ -179,11 +143,11 @@ def _errors_of(source: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
-def _beside(
-    model: PreTrainedModel, source: str, tokenizers: list[str | None], revision: str | None, trust_remote_code: bool
-) -> Checkpoint:
+def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
     """The model with what lies beside its weights."""
-    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizers = [settings.tokenizer] if settings.tokenizer else [source, base]
+    revision, trusted = settings.revision, settings.trust_remote_code
+    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trusted)
     return Checkpoint(model, tokenizer, read_manifest(source, revision))
 
 
@@ -206,8 +170,11 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> Any:
-    """An adapter of a base model, as peft's ``PeftModel``; it lives inside of the base model's layers."""
+def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> tuple[Any, Iterable[str]]:
+    """An adapter of a base model, as peft's ``PeftModel``, and the weights that the base model lacks.
+
+    It lives inside of the base model's layers.
+    """
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -225,17 +192,32 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
         )
     except OSError as error:
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
-    if info["missing_keys"] and head_labels is None:
-        raise ModelError(
-            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(info['missing_keys'])}). "
-            "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
-        )
+    _check_every_weight(model, info["missing_keys"], source, base, arguments["revision"])
     others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
     if others:
         raise ModelError(
             f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
         )
-    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"])
+    return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"]), info["missing_keys"]
+
+
+def _check_every_weight(
+    model: PreTrainedModel, missing_in_base: Iterable[str], source: str, base: str, revision: str | None
+) -> None:
+    """Refuse an adapter where neither it nor its base model has a weight, which would be random."""
+    missing = sorted(set(missing_in_base) - _adapter_weights(source, revision).keys())
+    if missing and _adapter_head_labels(source, revision) is None:
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(missing)}). "
+            "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
+        )
+    if missing:
+        modules = {key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for key in missing}
+        modules.add("classifier" if hasattr(model, "classifier") else "score")
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, and neither has weights for {', '.join(missing[:3])}, which would be random and so "
+            f"would every score. Train the adapter with modules_to_save={sorted(modules)}, as rm_plugins_trl.RewardTrainer does."
+        )
 
 
 def _key(mismatched: Any) -> str:
@@ -245,11 +227,16 @@ def _key(mismatched: Any) -> str:
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:
     """The number of outputs of the head that an adapter carries; None if it carries none."""
+    shapes = _adapter_weights(source, revision)
+    ends = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+    return next((shape[0] for name, shape in shapes.items() if name.endswith(ends)), None)
+
+
+def _adapter_weights(source: str, revision: str | None) -> dict[str, list[int]]:
+    """The shapes of an adapter's weights, by the names that they have in the base model."""
     weights = found_file(source, _ADAPTER_WEIGHTS, revision)
     if weights is None:
         raise ModelError(f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}.")
     with safe_open(weights, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            if name.endswith(("score.weight", "classifier.weight", "classifier.out_proj.weight")):
-                return int(file.get_slice(name).get_shape()[0])
-    return None
+        names = list(file.keys())
+        return {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}

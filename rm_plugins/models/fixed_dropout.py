@@ -13,7 +13,8 @@ from torch import nn
 
 from rm_plugins.errors import ModelError
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_reward import TrainedReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,4 +30,7 @@ def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> lis
     from rm_plugins.models.manifest import token_digest
 
     rows = [token_digest(ids) for ids in golden_rows(renderer)[1]]
-    return [None if model is None else model_fingerprint(model), asdict(renderer.rendering), rows]
+    rendering = {
+        name: value for name, value in asdict(renderer.rendering).items() if name != "template_date" or value is not None
+    }
+    return [None if model is None else model_fingerprint(model), rendering, rows]

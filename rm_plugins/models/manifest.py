@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.render import Rendering, position_limit
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.wire import sample_from_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "MANIFEST_NAME",
@@ -26,6 +30,7 @@ __all__ = [
     "ScoreStatistics",
     "file_digests",
     "token_digest",
+    "trained_rendering",
 ]
 
 MANIFEST_NAME = "reward_manifest.json"
@@ -129,6 +134,11 @@ class Manifest(_Strict):
         """Write the manifest into `folder`, whole or not at all."""
         return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
+    @field_serializer("rendering")
+    def _rendering_without_what_is_unset(self, rendering: Rendering) -> dict[str, Any]:
+        # Manifests from before there was a date, and of templates without one, stay as they are.
+        return {name: value for name, value in asdict(rendering).items() if name != "template_date" or value is not None}
+
     @property
     def digest(self) -> str:
         """The SHA-256 of all that it says, as hexadecimal text."""
@@ -154,6 +164,13 @@ class Manifest(_Strict):
         missing = [f"{name} is missing" for name in self.files if name not in present]
         changed = [f"{name} has other contents than were written" for name in present if present[name] != self.files[name]]
         return missing + changed
+
+
+def trained_rendering(
+    tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig | None
+) -> Rendering:
+    """How samples were rendered for a model in its training: as its manifest says, else as TRL does."""
+    return Rendering.default(tokenizer, position_limit(config)) if manifest is None else manifest.rendering
 
 
 def token_digest(ids: Iterable[int]) -> str:

@@ -5,7 +5,6 @@ Source: weight averaged reward models (WARM), Ramé et al. 2024, arXiv 2401.1218
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import tempfile
@@ -25,8 +24,9 @@ from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests, trained_rendering
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.rendering.render import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,19 +162,15 @@ def _averaged(
 
 
 def _read(source: str) -> tuple[PreTrainedModel, _Member]:
-    checkpoint = load_checkpoint(source, dtype="float32", device=torch.device("cpu"))
+    checkpoint = load_checkpoint(source, ModelSettings(dtype="float32", device="cpu"))
     model, manifest, tokenizer = _without_adapter(checkpoint.model, source), checkpoint.manifest, checkpoint.tokenizer
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(f"{source} is quantized, and such weights have no mean. Merge the models before they are quantized.")
     for name, tensor in _tensors(model).items():
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{source} has broken weights: {name} holds NaN or infinity. Leave it out, or train it again.")
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    renderer = Renderer(tokenizer, manifest.rendering if manifest is not None else Rendering.default(tokenizer, limit))
-    if model.config.num_labels == 1:
-        heads: Heads | None = Heads()
-    else:
-        heads = manifest.heads if manifest is not None else None
+    renderer = Renderer(tokenizer, trained_rendering(tokenizer, manifest, model.config))
+    heads = Heads() if model.config.num_labels == 1 else None if manifest is None else manifest.heads
     member = _Member(
         source=source,
         manifest=manifest,
@@ -243,13 +239,10 @@ def _matrices(model: PreTrainedModel, *, head: bool) -> torch.Tensor:
 
 
 def _facts(member: _Member, weight: float, first: _Member) -> dict[str, Any]:
-    digest = None
-    if member.manifest is not None:
-        digest = hashlib.sha256(member.manifest.model_dump_json().encode()).hexdigest()
     return {
         "source": member.source,
         "weight": weight,
-        "manifest": digest,
+        "manifest": None if member.manifest is None else member.manifest.digest,
         "base_model": member.start,
         "cosine": float(cosine_similarity(first.backbone.double(), member.backbone.double(), dim=0)),
         "head_cosine": float(cosine_similarity(first.head.double(), member.head.double(), dim=0)),

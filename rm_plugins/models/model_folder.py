@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from rm_plugins.errors import ModelError
-from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
-from rm_plugins.rendering.render import Renderer, Rendering, configured_renderer
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, trained_rendering
+from rm_plugins.rendering.render import Renderer, configured_renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,13 +86,10 @@ def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
     """
     tokenizer = load_tokenizer([source], source)
     manifest = read_manifest(source)
-    if manifest is not None:
-        return configured_renderer(tokenizer, manifest.rendering, **settings)
-    limit = None
-    if found_file(source, "config.json", None):
+    config = None
+    if manifest is None and found_file(source, "config.json", None):
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"The configuration in {source} cannot be read: {error}") from error
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return configured_renderer(tokenizer, Rendering.default(tokenizer, limit), **settings)
+    return configured_renderer(tokenizer, trained_rendering(tokenizer, manifest, config), **settings)

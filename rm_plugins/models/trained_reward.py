@@ -7,33 +7,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_plugins.errors import (
-    ManifestError,
-    ModelError,
-    RmPluginsError,
-    ScoringError,
-    SpecError,
-    UnsupportedError,
-    did_you_mean,
-)
+from rm_plugins.errors import ManifestError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
-from rm_plugins.provider import ModelSource
-from rm_plugins.rendering.render import Renderer, Rendering, Truncation, configured_renderer
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, TokenCounts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rm_plugins.models.checkpoint import Checkpoint
-
-__all__ = ["ModelOutputs", "ModelSettings", "Origin", "TrainedReward", "loading_unchecked"]
+__all__ = ["ModelOutputs", "Origin", "TrainedReward", "loading_unchecked"]
 
 _CHECKS = ContextVar("_CHECKS", default=True)
 
@@ -51,106 +43,17 @@ def loading_unchecked() -> Iterator[None]:
         _CHECKS.reset(token)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSettings:
-    """How a trained model is loaded and run: the keys that the specs of models have in common.
-
-    `rm_plugins.providers.models.sequence_classifier.SequenceClassifier` says what each means.
-    """
-
-    head: int | str | Mapping[int | str, float] | None = None
-    tokenizer: ModelSource | None = None
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    max_length: int | None = None
-    truncation: Truncation | None = None
-    chat_template: ModelSource | None = None
-    append_eos: bool | None = None
-    template_kwargs: Mapping[str, Any] | None = None
-    max_batch_tokens: int | None = None
-    attn_implementation: str | None = None
-    compile: bool = False
-    cache: str | None = None
-    trust_remote_code: bool = False
-    verify: bool = True
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """The arguments of `rm_plugins.models.checkpoint.load_checkpoint`, without the revision, which adapters have none of."""
-        import torch
-
-        from rm_plugins.models.checkpoint import default_device
-
-        return {
-            "tokenizer": self.tokenizer,
-            "dtype": self.dtype,
-            "device": default_device() if self.device == "auto" else torch.device(self.device),
-            "attn_implementation": self.attn_implementation,
-            "trust_remote_code": self.trust_remote_code,
-        }
-
-    def renderer(self, checkpoint: Checkpoint) -> Renderer:
-        """How a checkpoint's samples are rendered: as the settings say, else its manifest, else as TRL does.
-
-        Raises:
-            ModelError: The tokenizer lacks what the rendering needs.
-        """
-        if checkpoint.manifest is not None:
-            rendering = checkpoint.manifest.rendering
-        else:
-            limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
-            rendering = Rendering.default(checkpoint.tokenizer, limit)
-        return configured_renderer(
-            checkpoint.tokenizer,
-            rendering,
-            chat_template=self.chat_template,
-            append_eos=self.append_eos,
-            max_length=self.max_length,
-            truncation=self.truncation,
-            template_kwargs=self.template_kwargs,
-        )
-
-    def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:
-        """What a model's outputs are and how the reward is made of them: as the settings say, else the manifest.
-
-        Raises:
-            ModelError: There are several outputs, and neither says which is the reward.
-            SpecError: The model has no such output.
-        """
-        names = model.config.id2label
-        labels = [str(names[index]) for index in range(model.config.num_labels)]
-        if self.head is None and len(labels) == 1:
-            return Heads()
-        if self.head is None and manifest is not None and manifest.heads is not None:
-            return manifest.heads
-        if self.head is None:
-            raise ModelError(
-                f"{source} has {len(labels)} labels ({', '.join(labels)}). Say in the spec which is the reward, such as "
-                f"`head: {labels[0]}`, or how they are combined: `head: {{{labels[0]}: 1.0, {labels[1]}: -0.5}}`."
-            )
-        wanted = self.head if isinstance(self.head, Mapping) else {self.head: 1.0}
-        weights = [0.0] * len(labels)
-        for label, weight in wanted.items():
-            known = 0 <= label < len(labels) if isinstance(label, int) else label in labels
-            if not known:
-                raise SpecError(f"{source} has no label {label!r}. {did_you_mean(str(label), labels)}", key="head")
-            weights[label if isinstance(label, int) else labels.index(label)] = weight
-        return Heads(tuple(labels), tuple(weights))
-
-    def statistics_in(self, manifest: Manifest | None) -> ScoreStatistics | None:
-        """The score statistics of a manifest, unless the settings make another reward of the model's outputs."""
-        if manifest is None or (manifest.heads is not None and self.head is not None):
-            return None
-        return manifest.statistics
-
-
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A folder or hub id that a model, or one of its variants, was loaded from, and the manifest beside it."""
 
     source: str
     manifest: Manifest | None = None
+
+    def problems_of(self, check: Callable[[Manifest, Path], list[str]]) -> list[str]:
+        """What a check of the manifest's files finds; nothing where there is no manifest, or no folder here."""
+        folder = Path(self.source)
+        return check(self.manifest, folder) if self.manifest is not None and folder.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +121,7 @@ class TrainedReward:
         self.engine = ScoringEngine(
             model, settings.max_batch_tokens, compile=settings.compile, cache=cache, variants=variants, width=width
         )
+        self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
         self._load_again = load_again
         self._load_unchanged = load_unchanged
 
@@ -232,15 +136,16 @@ class TrainedReward:
         """
         from rm_plugins.models.checkpoint import load_checkpoint
 
-        checkpoint = load_checkpoint(source, revision=settings.revision, **settings.loading)
+        checkpoint = load_checkpoint(source, settings)
+        model, manifest = checkpoint.model, checkpoint.manifest
         return cls(
-            checkpoint.model,
-            settings.renderer(checkpoint),
-            settings.heads(checkpoint.model, checkpoint.manifest, source),
+            model,
+            settings.renderer(checkpoint.tokenizer, manifest, model.config),
+            settings.heads(model, manifest, source),
             source=source,
             settings=settings,
-            origins=[Origin(source, checkpoint.manifest)],
-            manifest=checkpoint.manifest,
+            origins=[Origin(source, manifest)],
+            manifest=manifest,
             load_again=partial(cls.load, source, replace(settings, verify=False)),
         ).checked()
 
@@ -269,23 +174,42 @@ class TrainedReward:
             DataError: Samples cannot be rendered.
         """
         ids, is_truncated = self.renderer.tokenized(samples)
+        self._refuse_unknown(ids)
         values, work = self.engine.outputs(ids)
         errors = self._non_finite(values)
         values[list(errors)] = np.nan
         tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
         return ModelOutputs(values, errors, tokens, {"truncated": int(is_truncated.sum()), **work.as_metadata()})
 
+    def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
+        """Refuse rows with tokens or positions that the model has no embedding of; on a GPU they would end the process."""
+        vocabulary, positions = self._vocabulary, self._positions
+        unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
+        if unknown:
+            raise ScoringError(
+                f"The model {self.source} has embeddings of {vocabulary} tokens, and {len(unknown)} of {len(ids)} samples have a token "
+                f"beyond (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer is another model's, or has tokens "
+                "that were added after the training: name the right one with the spec's key `tokenizer`.",
+                rows=unknown,
+            )
+        long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
+        if long:
+            raise ScoringError(
+                f"The model {self.source} has positions for {positions} tokens, and {len(long)} of {len(ids)} samples are longer (first: "
+                f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
+                rows=long,
+            )
+
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
         """The errors of the rows for which the model gave no number."""
         wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1)).tolist()
         if not wrong:
             return {}
-        error = ScoringError(
+        return ScoringError(
             f"The model {self.source} gave a non-finite score for {len(wrong)} of {len(outputs)} samples (first: item "
             f"{wrong[0]}). {self._non_finite_weights()}",
             rows=wrong,
-        )
-        return dict.fromkeys(wrong, error)
+        ).by_row
 
     def _non_finite_weights(self) -> str:
         for name, parameter in self.model.named_parameters():
@@ -304,48 +228,45 @@ class TrainedReward:
         """
         if self._load_unchanged is not None:
             return self._load_unchanged().verify()
-        file_problems: list[list[str]] = []
-        for origin in self.origins:
-            if origin.manifest is None:
-                raise UnsupportedError(
-                    f"{origin.source} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have "
-                    "one; another model can be used without, but nothing can be said of whether it changed."
-                )
-            folder = Path(origin.source)
-            file_problems.append(origin.manifest.file_problems(folder) if folder.is_dir() else [])
-        everything = [range(len(origin.manifest.golden)) if origin.manifest else () for origin in self.origins]
-        several = len(self.origins) > 1
+        if bare := next((origin.source for origin in self.origins if origin.manifest is None), None):
+            raise UnsupportedError(
+                f"{bare} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have one; another "
+                "model can be used without, but nothing can be said of whether it changed."
+            )
+        files = [origin.problems_of(Manifest.file_problems) for origin in self.origins]
+        golden = self._golden_problems([range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
         return [
-            f"{origin.source}: {problem}" if several else problem
-            for origin, files, scores in zip(self.origins, file_problems, self._golden_problems(everything), strict=True)
-            for problem in files + scores
+            f"{origin.source}: {problem}" if len(self.origins) > 1 else problem
+            for origin, *problems in zip(self.origins, files, golden, strict=True)
+            for problem in chain(*problems)
         ]
 
     def checked(self) -> TrainedReward:
-        """This model, after its file sizes and one golden score were compared with the manifest, if the settings say so.
+        """This model, after its file sizes and a golden score or two were compared with the manifest, if the settings say so.
+
+        One of them meets the chat template, where there is one.
 
         Raises:
             ManifestError: The manifest does not match the model.
         """
-        if self.settings.verify and _CHECKS.get():
-            self._check()
-        return self
-
-    def _check(self) -> None:
-        sizes: list[list[str]] = []
+        if not (self.settings.verify and _CHECKS.get()):
+            return self
+        files = [origin.problems_of(Manifest.size_problems) for origin in self.origins]
         shortest: list[list[int]] = []
-        for origin in self.origins:
-            source, manifest = origin.source, origin.manifest
-            sizes.append(manifest.size_problems(Path(source)) if manifest is not None and Path(source).is_dir() else [])
-            comparable = manifest is not None and not sizes[-1] and self.renderer.rendering == manifest.rendering
-            lengths = [len(str(golden.sample)) for golden in manifest.golden] if manifest is not None and comparable else []
-            shortest.append([lengths.index(min(lengths))] if lengths else [])
-        for origin, files, scores in zip(self.origins, sizes, self._golden_problems(shortest), strict=True):
-            if files or scores:
+        for origin, wrong in zip(self.origins, files, strict=True):
+            same = not wrong and origin.manifest is not None and self.renderer.rendering == origin.manifest.rendering
+            golden = origin.manifest.golden if same and origin.manifest else []
+            by_length = sorted(range(len(golden)), key=lambda number: len(str(golden[number].sample)))
+            templated = [number for number in by_length if not isinstance(golden[number].sample.get("prompt"), str)]
+            is_template = self.renderer.rendering.chat_template == "tokenizer"
+            shortest.append(sorted({*by_length[:1], *(templated[:1] if is_template else ())}))
+        for origin, *problems in zip(self.origins, files, self._golden_problems(shortest), strict=True):
+            if any(problems):
                 raise ManifestError(
-                    f"The manifest of {origin.source} does not match the model: {'; '.join(files + scores)}. Run `rm-plugins verify "
+                    f"The manifest of {origin.source} does not match the model: {'; '.join(chain(*problems))}. Run `rm-plugins verify "
                     f"{origin.source}` for the whole list; load with verify=False to use the model all the same."
                 )
+        return self
 
     def _golden_problems(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         """How golden samples are scored otherwise than was written: for each origin, given the numbers of its golden samples."""

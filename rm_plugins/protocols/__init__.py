@@ -10,18 +10,7 @@ from rm_plugins.protocols.native import Native
 from rm_plugins.protocols.oip import OpenInference
 from rm_plugins.protocols.openai_judge import OpenAIJudge
 from rm_plugins.protocols.openrlhf import OpenRLHF
-from rm_plugins.protocols.protocol import (
-    Answer,
-    Ask,
-    Failure,
-    Item,
-    Protocol,
-    Request,
-    Response,
-    ServerFacts,
-    finite,
-    in_order,
-)
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.protocols.sglang import SGLang
 from rm_plugins.protocols.swift import Swift
 from rm_plugins.protocols.tei import TEI

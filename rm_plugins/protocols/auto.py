@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
 from rm_plugins.errors import ScoringError, UnsupportedError
-from rm_plugins.protocols.asking import KEY_MISSING
+from rm_plugins.protocols.discovery import KEY_MISSING
 from rm_plugins.protocols.native import Native
 from rm_plugins.protocols.oip import OpenInference
 from rm_plugins.protocols.openrlhf import OpenRLHF
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.protocol import Ask, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.sglang import SGLang
 from rm_plugins.protocols.swift import Swift
 from rm_plugins.protocols.tei import TEI
@@ -51,19 +51,19 @@ class Auto(Protocol):
         async def ask_once(request: Request) -> Response:
             if request.path not in answers:
                 answers[request.path] = await ask(request)
-            found = answers[request.path]
-            if found.status == 401:  # it may be the very protocol that was asked for
+            status = answers[request.path].status
+            if status == 401:  # it may be the very protocol that was asked for
                 raise UnsupportedError(f"GET {request.path} answered 401: {KEY_MISSING}.")
-            if found.status in (429, 502, 503, 504):
+            if status in (429, 502, 503, 504):
                 raise ScoringError(
-                    f"GET {request.path} answered {found.status}: what the server is cannot be told before it is ready."
+                    f"GET {request.path} answered {status}: what the server is cannot be told before it is ready."
                 )
-            return found
+            return answers[request.path]
 
         for candidate in self.candidates:
-            found = await candidate.detect(ask_once)
-            if found is not None:
-                logger.info("found %s, which is spoken to by the protocol %r", found, candidate.name)
+            description = await candidate.detect(ask_once)
+            if description is not None:
+                logger.info("found %s, which is spoken to by the protocol %r", description, candidate.name)
                 return await candidate.prepare(ask)
         asked = ", ".join(f"{path} ({response.status})" for path, response in answers.items())
         raise UnsupportedError(
@@ -71,16 +71,10 @@ class Auto(Protocol):
             f"`protocol: NAME`: {', '.join(candidate.name for candidate in self.candidates)}."
         )
 
-    def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> NoReturn:
-        """Never asked for."""
-        raise _not_spoken()
+    def request(self, *arguments: object, **more: object) -> NoReturn:
+        """Never used, as `answer`: the chosen protocol's are."""
+        raise UnsupportedError(
+            "'auto' only chooses a protocol: requests and answers are those of the `ServerFacts.protocol` that it prepared."
+        )
 
-    def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """Never asked for."""
-        raise _not_spoken()
-
-
-def _not_spoken() -> UnsupportedError:
-    return UnsupportedError(
-        "'auto' only chooses a protocol: requests and answers are those of the `ServerFacts.protocol` that it prepared."
-    )
+    answer = request

@@ -74,8 +74,8 @@ class LabelScale:
         Raises:
             AnswerError: There are no logprobs, or they are not what the API says.
         """
-        found = choice.get("logprobs")
-        entries = found.get("content") if isinstance(found, Mapping) else None
+        logprobs = choice.get("logprobs")
+        entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
             raise AnswerError(
                 "the answer has no logprobs, without which labels have no probabilities. Ask a server and model that give them, or "
@@ -128,7 +128,7 @@ def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _first_of_answer(tokens: list[str], message: Mapping[str, Any]) -> int | None:
-    """The position of the answer's first token that is more than white space, behind any reasoning; None where it has none."""
+    """The position of the answer's first token that is more than white space, after any reasoning; None where it has none."""
     text = "".join(tokens)
     content = message.get("content")
     content = content.strip() if isinstance(content, str) else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rm_plugins.errors import AnswerError, SpecError
@@ -16,27 +15,18 @@ _SCORE_LINE = re.compile(r"^[\s*_]*Score[\s*_]*[:=]?[\s*_]*(-?\d+(?:\.\d+)?)[\s*
 """A line that is a score and nothing else; markdown may make it bold."""
 
 
-@dataclass(frozen=True, slots=True)
 class NumberScale:
     """Grades that are numbers in the answer's text.
 
     Args:
-        low: The lowest.
-        high: The highest.
+        bounds: The lowest and the highest, the key ``range``.
         pattern: Finds the number, its one group; None for a last line of ``Score: NUMBER``.
+
+    Raises:
+        SpecError: One of them is wrong.
     """
 
-    low: float
-    high: float
-    pattern: re.Pattern[str] | None
-
-    @classmethod
-    def of(cls, bounds: Sequence[float], pattern: str | None) -> NumberScale:
-        """The scale of the keys ``range`` and ``pattern``.
-
-        Raises:
-            SpecError: One of them is wrong.
-        """
+    def __init__(self, bounds: Sequence[float], pattern: str | None) -> None:
         if len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise SpecError(f"must be the lowest and the highest number, such as [1, 10], not {list(bounds)}.", key="range")
         try:
@@ -45,7 +35,8 @@ class NumberScale:
             raise SpecError(f"{pattern!r} is no regular expression: {error}.", key="pattern") from None
         if compiled is not None and compiled.groups != 1:
             raise SpecError(f"must have one group, the number; {pattern!r} has {compiled.groups}.", key="pattern")
-        return cls(bounds[0], bounds[1], compiled)
+        self.low, self.high = bounds
+        self.pattern = compiled
 
     @property
     def instruction(self) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, UnsupportedError
-from rm_plugins.protocols.asking import found_at, told_by
+from rm_plugins.protocols.discovery import get_mapping, required_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_to_json
 
-__all__ = ["Native"]
+__all__ = ["VERSION", "Native"]
 
 VERSION = "rm-plugins/1"
+"""What client and server both call the protocol."""
 
 _REMEDY = (
     "List the columns that the reward needs, `protocol: {name: rm-plugins, columns: [...]}` (an empty list for none), or convert "
@@ -40,12 +41,12 @@ class Native(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v1/info`` says."""
-        info = await found_at(ask, "/v1/info")
+        info = await get_mapping(ask, "/v1/info")
         return None if info is None or not str(info.get("protocol")).startswith("rm-plugins/") else _description(info)
 
     async def prepare(self, ask: Ask) -> ServerFacts:
         """Ask for the model, its fingerprint, and how many samples a request may have."""
-        info = await told_by(ask, "/v1/info", self)
+        info = await required_mapping(ask, "/v1/info", self)
         if info.get("protocol") != VERSION:
             raise UnsupportedError(
                 f"GET /v1/info names the protocol {info.get('protocol')!r}; this version of rm-plugins speaks {VERSION!r}. "
@@ -63,14 +64,14 @@ class Native(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """Rewards by index, and why where there are none."""
-        found = response.json()
-        if not isinstance(found, Mapping):
-            raise AnswerError(f"the answer is {found!r:.80}; a mapping with 'rewards' was expected")
-        if found.get("id") != request_id:
+        answer = response.json()
+        if not isinstance(answer, Mapping):
+            raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'rewards' was expected")
+        if answer.get("id") != request_id:
             raise AnswerError(
-                f"the answer is for the request {found.get('id')!r:.80}, not for {request_id!r}; they were mixed up"
+                f"the answer is for the request {answer.get('id')!r:.80}, not for {request_id!r}; they were mixed up"
             )
-        entries = in_order(found.get("rewards"), len(items), "rewards")
+        entries = in_order(answer.get("rewards"), len(items), "rewards")
         values: list[float | None] = []
         errors: dict[int, str] = {}
         for row, entry in enumerate(entries):
@@ -82,11 +83,11 @@ class Native(Protocol):
                 raise AnswerError(f"item {row} has both the reward {value} and the error {error!r:.80}", rows=[row])
             if error is not None:
                 errors[row] = str(error) or "the server does not say why"
-        details = found.get("details") or {}
+        details = answer.get("details") or {}
         if not isinstance(details, Mapping):
             raise AnswerError(f"details is {details!r:.80}; a mapping of lists was expected")
         columns = {str(name): _column(column, len(items), f"details[{name!r}]") for name, column in details.items()}
-        return Answer(values, columns, errors, str(found.get("fingerprint") or ""))
+        return Answer(values, columns, errors, str(answer.get("fingerprint") or ""))
 
     def _sample(self, item: Item, *, rendered: bool) -> dict[str, Any]:
         if not rendered and (item.token_ids is not None or isinstance(item.sample, RenderedSample)):
@@ -96,14 +97,14 @@ class Native(Protocol):
             )
         if item.token_ids is not None:
             return {"token_ids": list(item.token_ids)}
-        found = sample_to_json(item.sample)
+        sent = sample_to_json(item.sample)
         columns = {
             name: json_form(value, f"the column {name!r}", _REMEDY)
-            for name, value in found.pop("columns", {}).items()
+            for name, value in sent.pop("columns", {}).items()
             if self.columns is None or name in self.columns
         }
-        found = {name: json_form(value, f"its {name}") for name, value in found.items()}
-        return {**found, "columns": columns} if columns else found
+        sent = {name: json_form(value, f"its {name}") for name, value in sent.items()}
+        return {**sent, "columns": columns} if columns else sent
 
 
 def _description(info: Mapping[str, Any]) -> str:
@@ -113,7 +114,7 @@ def _description(info: Mapping[str, Any]) -> str:
     )
 
 
-def _column(found: object, size: int, what: str) -> list[float | None]:
-    if not isinstance(found, list) or len(found) != size:
-        raise AnswerError(f"{what} is {found!r:.80}; a list of {size} numbers or nulls was expected")
-    return [None if value is None else finite(value, f"{what}[{row}]", row=row) for row, value in enumerate(found)]
+def _column(column: object, size: int, what: str) -> list[float | None]:
+    if not isinstance(column, list) or len(column) != size:
+        raise AnswerError(f"{what} is {column!r:.80}; a list of {size} numbers or nulls was expected")
+    return [None if value is None else finite(value, f"{what}[{row}]", row=row) for row, value in enumerate(column)]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
-from rm_plugins.protocols.asking import KEY_MISSING, found_at
+from rm_plugins.protocols.discovery import KEY_MISSING, get_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, numbers
 
@@ -36,16 +36,16 @@ class OpenInference(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v2`` says."""
-        found = await found_at(ask, "/v2")
-        if found is None or not isinstance(found.get("name"), str) or not isinstance(found.get("extensions"), list):
+        metadata = await get_mapping(ask, "/v2")
+        if metadata is None or not isinstance(metadata.get("name"), str) or not isinstance(metadata.get("extensions"), list):
             return None
-        return f"{found['name']} {found.get('version', '')}".strip()
+        return f"{metadata['name']} {metadata.get('version', '')}".strip()
 
     async def prepare(self, ask: Ask) -> ServerFacts:
         """Ask whether server and model are ready, and how the model's tensors are called and shaped, where the server says it."""
         await self._is_ready(ask, "/v2/health/ready", "the server")
         ready = await self._is_ready(ask, f"{self._path}/ready", f"the model {self.model!r}, if there is one of this name,")
-        metadata = await found_at(ask, self._path)
+        metadata = await get_mapping(ask, self._path)
         if metadata is None and not ready:
             raise UnsupportedError(
                 f"GET {self._path} and {self._path}/ready find nothing: this server has no model {self.model!r}, or does not speak "
@@ -71,12 +71,12 @@ class OpenInference(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The named output, [B, 1] or [B]."""
-        found = response.json()
-        if not isinstance(found, Mapping) or not isinstance(found.get("outputs"), list):
-            raise AnswerError(f"the answer is {found!r:.80}; a mapping with 'outputs' was expected")
-        if found.get("id", request_id) != request_id:  # not every server has it
-            raise AnswerError(f"the answer is for the request {found['id']!r:.80}, not for {request_id!r}; they were mixed up")
-        outputs = [entry for entry in found["outputs"] if isinstance(entry, Mapping)]
+        answer = response.json()
+        if not isinstance(answer, Mapping) or not isinstance(answer.get("outputs"), list):
+            raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'outputs' was expected")
+        if answer.get("id", request_id) != request_id:  # not every server has it
+            raise AnswerError(f"the answer is for the request {answer['id']!r:.80}, not for {request_id!r}; they were mixed up")
+        outputs = [entry for entry in answer["outputs"] if isinstance(entry, Mapping)]
         named = [entry for entry in outputs if entry.get("name") == self.output]
         if len(named) != 1:
             names = ", ".join(repr(entry.get("name")) for entry in outputs)
@@ -110,17 +110,17 @@ class OpenInference(Protocol):
         listed = metadata.get(side)
         if not isinstance(listed, list) or not all(isinstance(entry, Mapping) for entry in listed):
             return []
-        found = {entry.get("name"): entry for entry in listed}
-        if name not in found:
+        tensors = {entry.get("name"): entry for entry in listed}
+        if name not in tensors:
             raise UnsupportedError(
-                f"The model {self.model!r} has no {side[:-1]} {name!r}; its {side} are {', '.join(map(repr, found)) or 'none'}. Name "
+                f"The model {self.model!r} has no {side[:-1]} {name!r}; its {side} are {', '.join(map(repr, tensors)) or 'none'}. Name "
                 f"the right one, `protocol: {{name: oip, {side[:-1]}: NAME}}`."
             )
-        if (datatype := found[name].get("datatype")) not in datatypes:
+        if (datatype := tensors[name].get("datatype")) not in datatypes:
             raise UnsupportedError(
                 f"The {side[:-1]} {name!r} of the model {self.model!r} is of {datatype!r}; {' or '.join(datatypes)} is needed."
             )
-        shape = found[name].get("shape")
+        shape = tensors[name].get("shape")
         return shape if isinstance(shape, list) and all(type(size) is int for size in shape) else []
 
 

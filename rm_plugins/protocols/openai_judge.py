@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError
-from rm_plugins.protocols.asking import only_model
+from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
@@ -44,7 +44,7 @@ class OpenAIJudge(Protocol):
 
     Args:
         model: The model's name on the server; the only one that it lists by default.
-        rubric: What is asked, with ``{completion}`` and, at will, ``{prompt}`` where these go. By default whether the response is
+        rubric: What is asked, with ``{completion}`` and optionally ``{prompt}`` where these go. By default whether the response is
             correct, complete and helpful.
         rubric_file: A text file with the rubric, in place of it.
         system: A system message before it.
@@ -97,9 +97,7 @@ class OpenAIJudge(Protocol):
         self.system = system
         self.top_logprobs = top_logprobs
         self.scale = (
-            LabelScale(_LABELS if labels is None else labels, min_label_mass)
-            if range is None
-            else NumberScale.of(range, pattern)
+            LabelScale(_LABELS if labels is None else labels, min_label_mass) if range is None else NumberScale(range, pattern)
         )
         given = _read(rubric_file) if rubric_file is not None else rubric
         if given is not None and "{completion}" not in given:
@@ -134,15 +132,15 @@ class OpenAIJudge(Protocol):
             raise DataError("A judge reads text; it cannot be sent token ids.")
         texts = {"prompt": _text(sample.prompt), "completion": _text(sample.completion)}
         # In one pass, and without str.format: rubrics and texts have braces of their own.
-        return re.sub(r"\{(prompt|completion)\}", lambda found: texts[found[1]], self.rubric)
+        return re.sub(r"\{(prompt|completion)\}", lambda place: texts[place[1]], self.rubric)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The grade, or why there is none."""
         match response.json():
             case {"choices": [{"message": {} as message} as choice]}:
                 pass
-            case found:
-                raise AnswerError(f"the answer is {found!r:.80}; one of the 'choices' with a 'message' was expected")
+            case answer:
+                raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if message.get("refusal"):
             return Answer([None], errors={0: f"the judge refused: {str(message['refusal'])[:200]}"})
         if choice.get("finish_reason") == "content_filter":

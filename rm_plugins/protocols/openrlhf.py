@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError
-from rm_plugins.protocols.asking import found_at
+from rm_plugins.protocols.discovery import get_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, json_form, numbers
 
@@ -30,7 +30,7 @@ class OpenRLHF(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What the paths in ``GET /openapi.json`` say."""
-        page = await found_at(ask, "/openapi.json") or {}
+        page = await get_mapping(ask, "/openapi.json") or {}
         paths = page.get("paths")
         return "an OpenRLHF reward server" if isinstance(paths, Mapping) and "/get_reward" in paths else None
 
@@ -46,12 +46,12 @@ class OpenRLHF(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """``rewards`` in the order of the texts; ``scores`` and ``extra_logs`` are details where they are one number per text."""
-        found = response.json()
-        if not isinstance(found, Mapping) or "rewards" not in found:
-            raise AnswerError(f"the answer is {found!r:.80}; a mapping with 'rewards' was expected")
-        values = numbers(found["rewards"], len(items), "rewards")
-        logs = found.get("extra_logs")
-        extras = {"scores": found.get("scores"), **(logs if isinstance(logs, Mapping) else {})}
+        answer = response.json()
+        if not isinstance(answer, Mapping) or "rewards" not in answer:
+            raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'rewards' was expected")
+        values = numbers(answer["rewards"], len(items), "rewards")
+        logs = answer.get("extra_logs")
+        extras = {"scores": answer.get("scores"), **(logs if isinstance(logs, Mapping) else {})}
         details = {str(name): detail(column, len(items)) for name, column in extras.items()}
         return Answer(values, {name: column for name, column in details.items() if column is not None})
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.provider import Component
-from rm_plugins.samples import Sample
+from rm_plugins.samples import RenderedSample, Sample
 
 __all__ = [
     "Answer",
@@ -61,6 +61,17 @@ class Item:
             )
         return self.text
 
+    def text_pair(self, endpoint: str, instead: str) -> tuple[str, str]:
+        """Prompt and completion, for an `endpoint` that takes nothing else; messages name the one to use `instead`."""
+        prompt, completion = self.sample.prompt, self.sample.completion
+        is_rendered = isinstance(self.sample, RenderedSample)
+        if is_rendered or not isinstance(prompt, str) or not isinstance(completion, str):
+            raise DataError(
+                f"`endpoint: {endpoint}` takes a prompt and a completion that are text, and this sample is "
+                f"{'rendered already' if is_rendered else 'a conversation'}; use `endpoint: {instead}`."
+            )
+        return prompt, completion
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -97,7 +108,7 @@ class Response:
         """The body as JSON; ``NaN`` and ``Infinity`` are read as numbers, for a check to name them.
 
         Raises:
-            AnswerError: It is no JSON.
+            AnswerError: It is not valid JSON.
         """
         try:
             return json.loads(self.body)
@@ -179,7 +190,7 @@ class Protocol(Component):
         """Ask what must be known before the first request, and after the server was gone.
 
         Raises:
-            UnsupportedError: This server cannot be had to give rewards by this protocol.
+            UnsupportedError: This server cannot give rewards by this protocol.
             ScoringError: There is no answer.
         """
         return ServerFacts(self, self.name)
@@ -218,13 +229,13 @@ class Protocol(Component):
     def message(self, response: Response) -> str:
         """What a response of an error status says, for people: the text under the usual keys, else the body's beginning."""
         try:
-            found = response.json()
+            message = response.json()
         except AnswerError:
             return response.body[:200].decode(errors="replace")
         for key in ("error", "message", "detail"):
-            while isinstance(found, Mapping) and key in found:
-                found = found[key]
-        return found if isinstance(found, str) else json.dumps(found)[:200]
+            while isinstance(message, Mapping) and key in message:
+                message = message[key]
+        return message if isinstance(message, str) else json.dumps(message)[:200]
 
 
 def finite(value: object, what: str, *, row: int | None = None) -> float:
@@ -253,11 +264,11 @@ def finite(value: object, what: str, *, row: int | None = None) -> float:
     return number
 
 
-def in_order(found: object, size: int, what: str) -> list[Mapping[str, Any]]:
+def in_order(entries: object, size: int, what: str) -> list[Mapping[str, Any]]:
     """Entries with an ``index`` in the order of it, exactly one for each of `size` items.
 
     Args:
-        found: What the answer has.
+        entries: What the answer has.
         size: The number of items.
         what: Where it stands, for the message: ``data``.
 
@@ -267,11 +278,11 @@ def in_order(found: object, size: int, what: str) -> list[Mapping[str, Any]]:
     >>> in_order([{"index": 1, "score": 0.5}, {"index": 0, "score": 2.0}], 2, "results")
     [{'index': 0, 'score': 2.0}, {'index': 1, 'score': 0.5}]
     """
-    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
-        raise AnswerError(f"{what} is {found!r:.80}; a list of mappings with 'index' was expected")
-    indices = [entry.get("index") for entry in found]
-    if len(found) != size:
-        raise AnswerError(f"{what} has {len(found)} entries for {size} items")
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise AnswerError(f"{what} is {entries!r:.80}; a list of mappings with 'index' was expected")
+    indices = [entry.get("index") for entry in entries]
+    if len(entries) != size:
+        raise AnswerError(f"{what} has {len(entries)} entries for {size} items")
     if not all(type(index) is int for index in indices) or sorted(indices) != list(range(size)):
         raise AnswerError(f"{what} has the indices {indices!s:.80}; each of 0 to {size - 1} was expected once")
-    return sorted(found, key=lambda entry: entry["index"])
+    return sorted(entries, key=lambda entry: entry["index"])

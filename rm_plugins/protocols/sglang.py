@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.asking import found_at, told_by
+from rm_plugins.protocols.discovery import get_mapping, required_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample
 
 __all__ = ["SGLang"]
+
+_NAME_ONE = (
+    ". Where the model is a classifier, name one, `protocol: {name: sglang, label: NUMBER}`; where it embeds texts, it has no "
+    "reward"
+)
 
 
 class SGLang(Protocol):
@@ -37,23 +43,22 @@ class SGLang(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /model_info``, or ``/get_model_info`` before it, says."""
-        found = await found_at(ask, "/model_info") or await found_at(ask, "/get_model_info")
-        if found is None or "server" in found or not {"model_path", "is_generation"} <= set(found):
+        info = await get_mapping(ask, "/model_info") or await get_mapping(ask, "/get_model_info")
+        if info is None or "server" in info or not {"model_path", "is_generation"} <= set(info):
             return None
-        return f"SGLang with {found['model_path']}"
+        return f"SGLang with {info['model_path']}"
 
     async def prepare(self, ask: Ask) -> ServerFacts:
         """Ask which model is served, and whether it is one that can score.
 
         Raises:
             UnsupportedError: It generates text.
-            ScoringError: There is no answer.
         """
-        found = await found_at(ask, "/model_info") or await told_by(ask, "/get_model_info", self)
-        model = found.get("model_path", "a model without a name")
-        if found.get("is_generation") is True:
+        info = await get_mapping(ask, "/model_info") or await required_mapping(ask, "/get_model_info", self)
+        model = info.get("model_path", "a model without a name")
+        if info.get("is_generation") is True:
             raise UnsupportedError(f"SGLang serves {model} to generate text. Launch it with `--is-embedding` to have it score.")
-        told = await found_at(ask, "/server_info") or await found_at(ask, "/get_server_info") or {}
+        told = await get_mapping(ask, "/server_info") or await get_mapping(ask, "/get_server_info") or {}
         return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}")
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
@@ -74,19 +79,19 @@ class SGLang(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """One output of each item; a list was sent, so a list comes back."""
-        found = response.json()
-        if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
-            raise AnswerError(f"the answer is {found!r:.80}; a list of mappings with 'embedding' was expected")
-        if len(found) != len(items):
-            raise AnswerError(f"the answer has {len(found)} entries for {len(items)} items")
-        values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(found, items, strict=True))]
-        versions = sorted({str(_meta(entry).get("weight_version") or "default") for entry in found})
+        entries = response.json()
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise AnswerError(f"the answer is {entries!r:.80}; a list of mappings with 'embedding' was expected")
+        if len(entries) != len(items):
+            raise AnswerError(f"the answer has {len(entries)} entries for {len(items)} items")
+        values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(entries, items, strict=True))]
+        versions = sorted({str(_meta(entry).get("weight_version") or "default") for entry in entries})
         if len(versions) > 1:
             raise AnswerError(f"the weights changed between the items of one answer: {', '.join(versions)}")
         return Answer(values, fingerprint="" if versions == ["default"] else versions[0])
 
     def failure(self, response: Response, items: int) -> Failure:
-        """A model that generates text goes on doing so."""
+        """A model that generates text will not score the next request either."""
         return "refused" if "--is-embedding" in self.message(response) else super().failure(response, items)
 
     def _reward(self, entry: Mapping[str, Any], item: Item, row: int) -> float:
@@ -104,16 +109,8 @@ class SGLang(Protocol):
         outputs = entry.get("embedding")
         if not isinstance(outputs, list) or not outputs:
             raise AnswerError(f"the embedding of item {row} is {outputs!r:.80}; a list of numbers was expected", rows=[row])
-        if self.label is None and len(outputs) > 1:
-            raise AnswerError(
-                f"item {row} has {len(outputs)} outputs, and which of them is the reward was not said. Where the model is a classifier, "
-                "name one, `protocol: {name: sglang, label: NUMBER}`; where it embeds texts, it has no reward"
-            )
-        if (self.label or 0) >= len(outputs):
-            raise AnswerError(
-                f"item {row} has {len(outputs)} outputs and none with the label {self.label}; they are counted from 0"
-            )
-        return finite(outputs[self.label or 0], f"the embedding of item {row}", row=row)
+        output = output_of_label(outputs, self.label, f"item {row}", _NAME_ONE)
+        return finite(output, f"the embedding of item {row}", row=row)
 
 
 def _meta(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError
-from rm_plugins.protocols.asking import found_at, only_model
+from rm_plugins.protocols.discovery import listed_models, only_model
 from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
 from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
@@ -32,13 +32,7 @@ class Swift(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v1/models`` says of the models' owner."""
-        listed = (await found_at(ask, "/v1/models") or {}).get("data")
-        entries = listed if isinstance(listed, list) else []
-        names = [
-            entry.get("id")
-            for entry in entries
-            if isinstance(entry, Mapping) and entry.get("owned_by") in ("swift", "ms-swift")
-        ]
+        names = [entry.get("id") for entry in await listed_models(ask) if entry.get("owned_by") in ("swift", "ms-swift")]
         return f"ms-swift with {names[0]}" if names else None
 
     async def prepare(self, ask: Ask) -> ServerFacts:
@@ -60,8 +54,8 @@ class Swift(Protocol):
         match response.json():
             case {"choices": [{"message": {"content": content}, **choice}]}:
                 pass
-            case found:
-                raise AnswerError(f"the answer is {found!r:.80}; one of the 'choices' with a 'message' was expected")
+            case answer:
+                raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if choice.get("logprobs") is not None:
             # The content is then the number of the most likely class, which looks like a score.
             raise AnswerError(

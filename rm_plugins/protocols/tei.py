@@ -6,19 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.asking import found_at, told_by
-from rm_plugins.protocols.protocol import (
-    Answer,
-    Ask,
-    Failure,
-    Item,
-    Protocol,
-    Request,
-    Response,
-    ServerFacts,
-    finite,
-    in_order,
-)
+from rm_plugins.protocols.discovery import get_mapping, required_mapping
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.samples import RenderedSample
 
 __all__ = ["TEI"]
@@ -59,21 +48,20 @@ class TEI(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /info`` says."""
-        found = await found_at(ask, "/info")
-        if found is None or "server" in found or not {"model_id", "model_type", "max_client_batch_size"} <= set(found):
+        info = await get_mapping(ask, "/info")
+        if info is None or "server" in info or not {"model_id", "model_type", "max_client_batch_size"} <= set(info):
             return None
-        return _description(found)
+        return _description(info)
 
     async def prepare(self, ask: Ask) -> ServerFacts:
         """Ask for the kind of the model, its classes, and the most items of a request.
 
         Raises:
             UnsupportedError: The model has no score, or several and none of them is named.
-            ScoringError: There is no answer.
         """
-        found = await told_by(ask, "/info", self)
-        kind, labels = _kind(found.get("model_type"))
-        description = _description(found)
+        info = await required_mapping(ask, "/info", self)
+        kind, labels = _kind(info.get("model_type"))
+        description = _description(info)
         if kind not in ("classifier", "reranker"):
             raise UnsupportedError(
                 f"{description} serves a model of the kind {kind!r}, which gives no score. A sequence classifier is needed."
@@ -85,7 +73,7 @@ class TEI(Protocol):
             )
         if self.endpoint == "predict" and labels:
             self._check_label(labels, description)
-        most = found.get("max_client_batch_size")
+        most = info.get("max_client_batch_size")
         return ServerFacts(self, description, most if type(most) is int and most > 0 else None)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
@@ -93,12 +81,7 @@ class TEI(Protocol):
         settings = {"raw_scores": True, "truncate": self.truncate}  # by the server's own default, sigmoids and truncated texts
         if self.endpoint == "rerank":
             (item,) = items
-            query, text = item.sample.prompt, item.sample.completion
-            if isinstance(item.sample, RenderedSample) or not isinstance(query, str) or not isinstance(text, str):
-                raise DataError(
-                    "`endpoint: rerank` takes a prompt and a completion that are text, and this sample is a conversation or rendered "
-                    "already; use `endpoint: predict`."
-                )
+            query, text = item.text_pair("rerank", "predict")
             return Request("/rerank", {"query": query, "texts": [text], **settings})
         if any(
             isinstance(item.sample, RenderedSample) and not item.sample.add_special_tokens and item.token_ids is None
@@ -112,13 +95,13 @@ class TEI(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The score of the one class that is asked for, by its name: classes come in the order of their scores."""
-        found = response.json()
+        answer = response.json()
         if self.endpoint == "rerank":
-            ranked = in_order(found, len(items), "the answer")
+            ranked = in_order(answer, len(items), "the answer")
             return Answer([finite(entry.get("score"), f"the score of item {row}", row=row) for row, entry in enumerate(ranked)])
-        if not isinstance(found, list) or len(found) != len(items):
-            raise AnswerError(f"the answer is {found!r:.80}; a list of {len(items)} lists was expected")
-        return Answer([self._score(classes, row) for row, classes in enumerate(found)])
+        if not isinstance(answer, list) or len(answer) != len(items):
+            raise AnswerError(f"the answer is {answer!r:.80}; a list of {len(items)} lists was expected")
+        return Answer([self._score(classes, row) for row, classes in enumerate(answer)])
 
     def failure(self, response: Response, items: int) -> Failure:
         """By what the message says: versions differ in their status for what is invalid, 413 or 422."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.protocols.protocol import finite
 
-__all__ = ["detail", "json_form", "numbers"]
+__all__ = ["detail", "json_form", "numbers", "output_of_label"]
+
+Output = TypeVar("Output")
 
 
 def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
@@ -51,11 +53,11 @@ def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
     )
 
 
-def numbers(found: object, size: int, what: str) -> list[float]:
+def numbers(column: object, size: int, what: str) -> list[float]:
     """One finite number per item, in the items' order.
 
     Args:
-        found: What the answer has: a list of numbers, or of lists of one number each.
+        column: What the answer has: a list of numbers, or of lists of one number each.
         size: The number of items.
         what: Where it stands, for the message.
 
@@ -65,17 +67,26 @@ def numbers(found: object, size: int, what: str) -> list[float]:
     >>> numbers([[0.5], 2], 2, "rewards")
     [0.5, 2.0]
     """
-    if not isinstance(found, list):
-        raise AnswerError(f"{what} is {found!r:.80}; a list of {size} numbers was expected")
-    if len(found) != size:
-        raise AnswerError(f"{what} has {len(found)} entries for {size} items")
-    alone = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in found]
+    if not isinstance(column, list):
+        raise AnswerError(f"{what} is {column!r:.80}; a list of {size} numbers was expected")
+    if len(column) != size:
+        raise AnswerError(f"{what} has {len(column)} entries for {size} items")
+    alone = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in column]
     return [finite(entry, f"{what}[{row}]", row=row) for row, entry in enumerate(alone)]
 
 
-def detail(found: object, size: int) -> list[float] | None:
+def output_of_label(outputs: Sequence[Output], label: int | None, what: str, remedy: str) -> Output:
+    """The output of a model that is the reward: the one of the label, or the only one."""
+    if label is None and len(outputs) > 1:
+        raise AnswerError(f"{what} has {len(outputs)} outputs, and which of them is the reward was not said{remedy}")
+    if (label or 0) >= len(outputs):
+        raise AnswerError(f"{what} has {len(outputs)} outputs and none with the label {label}; they are counted from 0")
+    return outputs[label or 0]
+
+
+def detail(column: object, size: int) -> list[float] | None:
     """One number per item where this is such a list, else None: what is said beside the rewards may be anything."""
     try:
-        return numbers(found, size, "a detail")
+        return numbers(column, size, "a detail")
     except AnswerError:
         return None

@@ -8,20 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.protocols.asking import found_at
-from rm_plugins.protocols.protocol import (
-    Answer,
-    Ask,
-    Failure,
-    Item,
-    Protocol,
-    Request,
-    Response,
-    ServerFacts,
-    finite,
-    in_order,
-)
+from rm_plugins.protocols.discovery import get_mapping, listed_models
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
 from rm_plugins.protocols.raw_logits import judge
+from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample, Sample
 
 __all__ = ["VLLM"]
@@ -37,6 +27,8 @@ USE_ACTIVATION_FIELD: Version = (0, 11, 1)  # the first where this field is call
 ADD_SPECIAL_TOKENS_FIELD: Version = (0, 11, 1)  # the first whose `/classify` can leave special tokens out
 TOKEN_IDS: Version = (0, 15)  # the first whose `/classify` takes token ids
 BROKEN_HEADS: tuple[Version, Version] = ((0, 14), (0, 31))  # BERT's and ModernBERT's lose part of the head with the activation
+
+_NAME_ONE = ": the model has several classes. Name one, `protocol: {name: vllm, label: NUMBER}`"
 
 PROBES = (("What is two and two?", "Four."), ("Name a colour.", "The rain in the sea is blue."), ("Yes?", "No."))
 """Prompts and completions that are scored to see what a server's raw logits are worth."""
@@ -91,7 +83,7 @@ class VLLM(Protocol):
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /version`` and ``GET /v1/models`` say."""
-        version = await found_at(ask, "/version")
+        version = await get_mapping(ask, "/version")
         if version is None or "server" in version or not isinstance(version.get("version"), str):
             return None
         model = await _model(ask)
@@ -102,9 +94,8 @@ class VLLM(Protocol):
 
         Raises:
             UnsupportedError: This version has no logits, or what it gives for them is none.
-            ScoringError: There is no answer.
         """
-        told = await found_at(ask, "/version") or {}
+        told = await get_mapping(ask, "/version") or {}
         written = told.get("version") if isinstance(told.get("version"), str) else None
         version = NEWEST if str(told.get("server")).startswith("rm-plugins") else _release(written)
         description = f"{told.get('server', 'vLLM')} {written or '(version unknown)'}"
@@ -123,7 +114,7 @@ class VLLM(Protocol):
         if server.facts["field"] is not None:
             body[server.facts["field"]] = False
         if self.endpoint == "score":
-            pairs = [_pair(item.sample) for item in items]  # by the names that every version takes
+            pairs = [item.text_pair("score", "classify") for item in items]  # by the names that every version takes
             return Request("/score", {**body, "text_1": [pair[0] for pair in pairs], "text_2": [pair[1] for pair in pairs]})
         if self.endpoint == "pooling":
             body |= {"task": "classify", "encoding_format": "float"}
@@ -131,7 +122,8 @@ class VLLM(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """One output of each item."""
-        return Answer([self._reward(found, row) for row, found in enumerate(self._outputs(response, len(items)))])
+        rows = enumerate(self._outputs(response, len(items)))
+        return Answer([output_of_label(outputs, self.label, f"data[{row}]", _NAME_ONE) for row, outputs in rows])
 
     def failure(self, response: Response, items: int) -> Failure:
         """A model without the endpoint stays so, while a request that is still running under the same id will have ended."""
@@ -182,10 +174,10 @@ class VLLM(Protocol):
 
     def _outputs(self, response: Response, size: int) -> list[list[float]]:
         """What the model gives for each item, [N, classes]."""
-        found = response.json()
-        if not isinstance(found, Mapping) or found.get("object") != "list":
-            raise AnswerError(f"the answer is {found!r:.80}; a mapping with object 'list' and 'data' was expected")
-        entries = in_order(found.get("data"), size, "data")
+        answer = response.json()
+        if not isinstance(answer, Mapping) or answer.get("object") != "list":
+            raise AnswerError(f"the answer is {answer!r:.80}; a mapping with object 'list' and 'data' was expected")
+        entries = in_order(answer.get("data"), size, "data")
         return [self._entry(entry, row) for row, entry in enumerate(entries)]
 
     def _entry(self, entry: Mapping[str, Any], row: int) -> list[float]:
@@ -205,18 +197,6 @@ class VLLM(Protocol):
         if self.endpoint == "classify" and entry.get("num_classes") != len(values):
             raise AnswerError(f"data[{row}] has {len(values)} probs for num_classes {entry.get('num_classes')!r}", rows=[row])
         return [finite(value, f"data[{row}].{key}[{place}]", row=row) for place, value in enumerate(values)]
-
-    def _reward(self, outputs: list[float], row: int) -> float:
-        if self.label is None and len(outputs) > 1:
-            raise AnswerError(
-                f"data[{row}] has {len(outputs)} outputs, and which of them is the reward was not said: the model has several classes. "
-                "Name one, `protocol: {name: vllm, label: NUMBER}`"
-            )
-        if (self.label or 0) >= len(outputs):
-            raise AnswerError(
-                f"data[{row}] has {len(outputs)} outputs and none with the label {self.label}; they are counted from 0"
-            )
-        return outputs[self.label or 0]
 
     async def _prove(self, ask: Ask, server: ServerFacts, *, known: bool) -> None:
         """Have a few texts scored with the activation and without, and see that they belong together."""
@@ -249,8 +229,7 @@ class VLLM(Protocol):
 
 async def _model(ask: Ask) -> str | None:
     """The first model that a vLLM lists: its base model."""
-    listed = (await found_at(ask, "/v1/models") or {}).get("data")
-    match listed:
+    match await listed_models(ask):
         case [{"id": str(model), "owned_by": "vllm"}, *_]:
             return model
     return None
@@ -258,18 +237,8 @@ async def _model(ask: Ask) -> str | None:
 
 def _release(version: str | None) -> Version | None:
     """The numbers of a released version; None for any other, which may be of any state."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)+)(?:\.post\d+)?(?:\+[\w.]+)?", version or "")
-    return None if found is None else tuple(map(int, found[1].split(".")))
-
-
-def _pair(sample: Sample) -> tuple[str, str]:
-    if isinstance(sample, RenderedSample):
-        raise DataError("`endpoint: score` takes a prompt and a completion, and this sample is rendered already; use classify.")
-    if not isinstance(sample.prompt, str) or not isinstance(sample.completion, str):
-        raise DataError(
-            "`endpoint: score` takes a prompt and a completion that are text, and this sample is a conversation; use classify."
-        )
-    return sample.prompt, sample.completion
+    match = re.fullmatch(r"(\d+(?:\.\d+)+)(?:\.post\d+)?(?:\+[\w.]+)?", version or "")
+    return None if match is None else tuple(map(int, match[1].split(".")))
 
 
 def _is_of_the_model(message: str) -> bool:

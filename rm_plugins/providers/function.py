@@ -72,7 +72,7 @@ class FunctionProvider(Provider):
     def _accepted_parameters(self) -> frozenset[str] | None:
         """What a function of TRL's form takes by name, `None` for everything; raises for a function of no known form."""
         parameters = dict(inspect.signature(self.function).parameters)
-        takes_all = any(found.kind is found.VAR_KEYWORD for found in parameters.values())
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in self.arguments:
             if name not in parameters and not takes_all:
                 raise SpecError(
@@ -83,7 +83,11 @@ class FunctionProvider(Provider):
         # One of them is enough: TRL's own rewards are `def reward(completions, **kwargs)` or take the token ids alone.
         self._takes_samples = not any(name in parameters for name in _TRL_PARAMETERS)
         optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [found for found in parameters.values() if found.default is found.empty and found.kind not in optional]
+        needed = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty and parameter.kind not in optional
+        ]
         if self._takes_samples and len(needed) != 1:
             raise SpecError(
                 f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
@@ -173,14 +177,14 @@ def imported(text: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where its user stands
     try:
-        found: Any = import_module(module)
+        named: Any = import_module(module)
         for part in path.split("."):
-            found = getattr(found, part)
+            named = getattr(named, part)
     except Exception as error:  # a user's module may raise anything at all
         raise SpecError(f"{text!r} cannot be imported: {type(error).__name__}: {error}.", key="function") from error
-    if not callable(found):
-        raise SpecError(f"{text!r} is {type(found).__name__}, not a function.", key="function")
-    return found  # type: ignore[no-any-return]  # anything callable
+    if not callable(named):
+        raise SpecError(f"{text!r} is {type(named).__name__}, not a function.", key="function")
+    return named  # type: ignore[no-any-return]  # anything callable
 
 
 def _awaited(answer: Any) -> Any:

@@ -51,6 +51,7 @@ class Remote(Provider):
         max_length: For the tokenizer: most tokens of a sample.
         truncation: For the tokenizer: ``left`` cuts the beginning of a longer sample's prompt, ``error`` refuses it.
         template_kwargs: For the tokenizer: further arguments of the chat template.
+        template_date: For the tokenizer: the day that a chat template is told which writes the date.
         batch_size: Most samples of a request; the server's own limit if unset, and never more than that.
         concurrency: Most requests at a time to one URL; fewer while the server is overloaded.
         timeout: Seconds for one request.
@@ -85,6 +86,7 @@ class Remote(Provider):
         max_length: int | None = None,
         truncation: Truncation | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        template_date: str | None = None,
         batch_size: int | None = None,
         concurrency: int = 16,
         timeout: float = 60.0,
@@ -129,6 +131,7 @@ class Remote(Provider):
             "max_length": max_length,
             "truncation": truncation,
             "template_kwargs": template_kwargs,
+            "template_date": template_date,
         }
         self._start()
 
@@ -163,10 +166,6 @@ class Remote(Provider):
             return super().identity
         return [self._settings_with_effect(*WHERE_A_MODEL_IS), model_facts(self.renderer), None]
 
-    def render(self, sample: Sample) -> str:
-        """The text of a sample, before truncation, where there is a tokenizer."""
-        return super().render(sample) if self.renderer is None else self.renderer.text(sample)
-
     def close(self) -> None:
         """Give back the connections; scoring again opens new ones."""
         with self._lock:
@@ -182,12 +181,11 @@ class Remote(Provider):
         firsts: dict[object, int] = {}
         for row, content in enumerate(contents):
             firsts.setdefault(content, row)
+        places = {content: place for place, content in enumerate(firsts)}
         tally: Counter[str] = Counter()
         sendable = self._sendable(samples, contents, list(firsts.values()))
         outcomes = self._outcomes(sendable, tally)
-        by_content = dict(zip(firsts, outcomes, strict=True))
-        places = {content: place for place, content in enumerate(firsts)}
-        answers = [by_content[content] for content in contents]
+        answers = [outcomes[places[content]] for content in contents]
         failed = {row: answer.error for row, answer in enumerate(answers) if answer.error}
         error = ScoringError(self._told(failed, len(samples)), rows=failed) if failed else None
         names = dict.fromkeys(name for answer in answers for name in answer.details)
@@ -205,7 +203,7 @@ class Remote(Provider):
                 "seconds": time.monotonic() - begun,
                 **({"fingerprint": fingerprint} if fingerprint else {}),
             },
-            errors={} if error is None else dict.fromkeys(failed, error),
+            errors={} if error is None else error.by_row,
             parts=parts,
             tokens=None if sendable.tokens is None else sendable.tokens.rows([places[content] for content in contents]),
         )
@@ -273,10 +271,10 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
     urls = (url,) if isinstance(url, str) else tuple(url)
     if not urls:
         raise SpecError("needs at least one URL.", key="url")
-    for place, found in enumerate(urls):
+    for place, address in enumerate(urls):
         key = "url" if isinstance(url, str) else f"url[{place}]"
         try:
-            parts = urlsplit(found)
+            parts = urlsplit(address)
             port = parts.port
         except ValueError as error:
             raise SpecError(f"is no URL: {error}.", key=key) from None
@@ -287,10 +285,10 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
                 key=key,
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise SpecError(f"{found!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
+            raise SpecError(f"{address!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
         if parts.query or parts.fragment:
-            raise SpecError(f"{found.partition('?')[0]!r} must end before '?' and '#': a path is put behind it.", key=key)
-    stripped = tuple(found.rstrip("/") for found in urls)
+            raise SpecError(f"{address.partition('?')[0]!r} must end before '?' and '#': a path is appended to it.", key=key)
+    stripped = tuple(address.rstrip("/") for address in urls)
     if len(set(stripped)) < len(stripped):
         raise SpecError("names one server twice.", key="url")
     return stripped

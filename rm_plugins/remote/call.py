@@ -50,13 +50,7 @@ class Outcome:
 
 
 class ScoringCall:
-    """One call; runs on the network's thread.
-
-    Args:
-        fleet: The servers.
-        samples: What is to be scored, [N], different ones.
-        tally: Counts what happened.
-    """
+    """One call, which scores N different samples and counts in `tally` what happened; runs on the network's thread."""
 
     def __init__(self, fleet: Fleet, samples: SendableSamples, tally: Counter[str]) -> None:
         self._fleet = fleet
@@ -74,7 +68,7 @@ class ScoringCall:
         """Have everything scored; one outcome for each sample, [N].
 
         Raises:
-            UnsupportedError: The server cannot be had to give rewards.
+            UnsupportedError: The server cannot give rewards.
             ScoringError: The server refuses requests as such, or models disagree; the samples are not at fault.
         """
         begun = monotonic()

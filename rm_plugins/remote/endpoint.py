@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from dataclasses import dataclass, field
 
@@ -10,18 +11,26 @@ from rm_plugins.protocols.protocol import ServerFacts
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.retry import backoff
 
-__all__ = ["Breaker", "ConcurrencyLimit", "Endpoint"]
+__all__ = ["Breaker", "ConcurrencyLimit", "Endpoint", "is_loopback"]
 
 _FAILURE_COSTS = 1.0
 """Seconds that a failure adds to how long a server seems to take: one that fails at once is not a fast one."""
 
 
-class ConcurrencyLimit:
-    """How many requests a server is sent at a time: slowly more while it answers, half as many once it is overloaded.
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is that of this very machine, which no other reaches and no proxy serves.
 
-    Args:
-        most: Never more than that, and the first guess.
+    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
     """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class ConcurrencyLimit:
+    """How many requests a server is sent at a time: `most` at first, slowly more while it answers, half once it is overloaded."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -45,12 +54,9 @@ class ConcurrencyLimit:
 
 
 class Breaker:
-    """Keeps requests from a server that fails again and again, and has one of them try it after a pause.
+    """Keeps requests from a server after `threshold` failures in a row, and has one of them try it after a pause.
 
     The pause grows like that before a retry, each time that the trial fails.
-
-    Args:
-        threshold: Failures in a row that open it.
     """
 
     def __init__(self, threshold: int = 5) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import random
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
-from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
+from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint, is_loopback
 from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
 from rm_plugins.remote.request_failure import COUNTED, RequestFailure
@@ -54,14 +53,7 @@ class _Waiting:
 
 
 class Fleet:
-    """The servers of one provider in one process. But for making it, everything happens on the network's thread.
-
-    Args:
-        urls: Their URLs, checked.
-        protocol: How they are spoken to.
-        settings: How they are asked.
-        called: What messages call the provider.
-    """
+    """The servers of one provider, which messages call `called`. But for making it, all happens on the network's thread."""
 
     def __init__(self, urls: Sequence[str], protocol: Protocol, settings: Settings, called: str) -> None:
         self.protocol = protocol
@@ -122,7 +114,7 @@ class Fleet:
             avoid: The server that just failed; another one is preferred.
 
         Raises:
-            UnsupportedError: No server can be had to give rewards by the protocol.
+            UnsupportedError: No server can give rewards by the protocol.
             ScoringError: No server can be used, for that reason or others.
         """
         waiting = _Waiting(asyncio.get_running_loop().create_future(), avoid)
@@ -261,12 +253,13 @@ class Fleet:
             **request.headers,
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
         }
-        trust = Trust(endpoint.url.startswith("https:"), self.settings.ca_file, proxies=not _is_loopback(endpoint.url))
+        url = urlsplit(endpoint.url)
+        trust = Trust(url.scheme == "https", self.settings.ca_file, proxies=not is_loopback(url.hostname or ""))
         if trust not in self._connections:
             self._connections[trust] = self.network.borrow(trust)
         timeout = min(self.settings.timeout, longest)
-        url = f"{endpoint.url}{request.path}"
-        response = await self._connections[trust].exchange(url, request.method, body, headers, timeout)
+        address = f"{endpoint.url}{request.path}"
+        response = await self._connections[trust].exchange(address, request.method, body, headers, timeout)
         if self._key and self._key.encode() in response.body:  # before a message quotes a part of it
             response = replace(response, body=response.body.replace(self._key.encode(), b"***"))
         return response
@@ -283,23 +276,15 @@ class Fleet:
         self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str
     ) -> RequestFailure:
         """Take note of a request without scores, count it, and tell of it now and then; returns it without the user's key."""
-        told = failure.retold(self.redacted(str(failure)))
-        endpoint.failed(told, sent_at, monotonic())
-        if told.cause in COUNTED:
-            tally[COUNTED[told.cause]] += 1
-            self._notices.say((endpoint.url, told.cause, remedy), f"{endpoint.url}: {told}; {remedy}.")
-            logger.debug("%s: %s: %s", endpoint.url, told.cause, told)
-        return told
+        cause, reason = failure.cause, self.redacted(str(failure))
+        failure = RequestFailure(cause, reason, status=failure.status, retry_after=failure.retry_after)
+        endpoint.failed(failure, sent_at, monotonic())
+        if cause in COUNTED:
+            tally[COUNTED[cause]] += 1
+            self._notices.say((endpoint.url, cause, remedy), f"{endpoint.url}: {reason}; {remedy}.")
+            logger.debug("%s: %s: %s", endpoint.url, cause, reason)
+        return failure
 
     def redacted(self, text: str) -> str:
         """A text of a server's, without the key that it may have quoted."""
         return text.replace(self._key, "***") if self._key else text
-
-
-def _is_loopback(url: str) -> bool:
-    """Whether a URL leads to this very machine, where no proxy has a part in it."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -101,13 +101,13 @@ def _candidates(
         yield lambda row: _inner(tokenizer, rendered[row])
         yield lambda row: _inner(tokenizer, decoded(row))
     else:
-        before, behind = _around(tokenizer)
-        yield lambda row: f"{before}{rendered[row]}{behind}"
+        before, after = _around(tokenizer)
+        yield lambda row: f"{before}{rendered[row]}{after}"
     yield decoded
 
 
 def _around(tokenizer: Any) -> tuple[str, str]:
-    """What a tokenizer puts before a text and behind it, as text."""
+    """What a tokenizer puts before and after a text, as text."""
     bare, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     start = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
     return tokenizer.decode(whole[:start]), tokenizer.decode(whole[start + len(bare) :])

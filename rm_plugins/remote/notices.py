@@ -10,13 +10,7 @@ __all__ = ["Notices"]
 
 
 class Notices:
-    """Log lines that would be a flood if each were written.
-
-    Args:
-        logger: Where they go.
-        interval: Seconds in which notices of one kind are written once, and counted then.
-        clock: Seconds, growing.
-    """
+    """Log lines, of which each kind is written once in `interval` seconds of the `clock`, and counted then."""
 
     def __init__(self, logger: logging.Logger, *, interval: float = 30.0, clock: Callable[[], float] = monotonic) -> None:
         self._logger = logger
@@ -25,13 +19,7 @@ class Notices:
         self._kinds: dict[object, tuple[float, int]] = {}
 
     def say(self, kind: object, text: str, level: int = logging.WARNING) -> None:
-        """Write the text, unless one of this kind was just written.
-
-        Args:
-            kind: Anything hashable; what is of one kind is written once in a while.
-            text: The line.
-            level: Of it.
-        """
+        """Write the text, unless one of this hashable kind was just written."""
         now = self._clock()
         written_at, unwritten = self._kinds.get(kind, (None, 0))
         if written_at is not None and now - written_at < self._interval:

@@ -45,10 +45,6 @@ class RequestFailure(ScoringError):
         self.status = status
         self.retry_after = retry_after
 
-    def retold(self, reason: str) -> RequestFailure:
-        """The same in other words."""
-        return RequestFailure(self.cause, reason, status=self.status, retry_after=self.retry_after)
-
     @property
     def speaks_of_the_server(self) -> bool:
         """Whether it says that the server is in trouble, rather than that something is wrong with the request."""

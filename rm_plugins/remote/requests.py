@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError
@@ -32,7 +32,7 @@ class ScoringRequest:
     rows: Sequence[int]
     request: Request | None
     body: bytes | None
-    unsendable: Mapping[int, str]
+    unsendable: Mapping[int, str] = field(default_factory=dict)
 
 
 def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
@@ -48,13 +48,7 @@ def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
 
 
 def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, request_id: str) -> ScoringRequest:
-    """The request for those of the rows that can be sent.
-
-    Args:
-        rows: Positions in `items`.
-        items: All items of the call.
-        server: What it is for.
-        request_id: Its name.
+    """The request for those of the rows, positions in `items`, that can be sent.
 
     Raises:
         RequestFailure: It is more than one request should carry.
@@ -64,27 +58,23 @@ def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFa
         request = server.protocol.request([items[row] for row in some], server, request_id)
         return request, encoded(request)
 
-    unsendable: dict[int, str] = {}
     try:
         request, body = made(rows)
     except DataError as problem:
+        unsendable: dict[int, str] = {}
         for row in rows:
             try:
                 made([row])
             except DataError as error:
                 unsendable[row] = str(error)
-        if not unsendable:
+        if not unsendable:  # each can be sent, but not all together
             raise RequestFailure("too-large", str(problem)) from problem
-        rows = [row for row in rows if row not in unsendable]
-        if not rows:
-            return ScoringRequest([], None, None, unsendable)
-        try:
-            request, body = made(rows)
-        except DataError as mixed:
-            raise RequestFailure("too-large", str(mixed)) from mixed
+        rest = [row for row in rows if row not in unsendable]
+        prepared = scoring_request(rest, items, server, request_id) if rest else ScoringRequest([], None, None)
+        return replace(prepared, unsendable=unsendable)
     if len(rows) > 1 and body is not None and len(body) > MOST_BYTES:
         raise RequestFailure("too-large", f"{len(body):,} bytes are more than a request should have")
-    return ScoringRequest(rows, request, body, unsendable)
+    return ScoringRequest(rows, request, body)
 
 
 def encoded(request: Request) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 __all__ = ["FIRST_DELAY", "LONGEST_DELAY", "LONGEST_RETRY_AFTER", "backoff", "retry_after"]
@@ -16,11 +17,9 @@ _JITTER = 0.25
 
 
 def backoff(failures: int, jitter: float) -> float:
-    """Seconds to wait after so many failures in a row: 0.5, 1, 2, 4, and never more than 8, less up to a quarter.
+    """Seconds to wait after at least one failure in a row: 0.5, 1, 2, 4, and never more than 8, less up to a quarter.
 
-    Args:
-        failures: At least 1.
-        jitter: From 0 to 1; at random, so that those who failed together do not come back together.
+    The jitter, from 0 to 1, is random, so that those who failed together do not come back together.
 
     >>> backoff(1, 0.0), backoff(3, 0.0), backoff(3, 1.0), backoff(1000, 0.0)
     (0.5, 2.0, 1.5, 8.0)
@@ -32,34 +31,22 @@ def backoff(failures: int, jitter: float) -> float:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that a server asks to be left alone, at most a minute; None where it asks nothing that can be read.
 
-    ``retry-after-ms`` goes before ``retry-after``, which has seconds or a date.
-
-    Args:
-        headers: Of its answer, by lower-case name.
-        now: Seconds since the epoch.
+    ``retry-after-ms`` goes before ``retry-after``, which has seconds or a date. `headers` are by lower-case name; `now` is in
+    seconds since the epoch.
 
     >>> retry_after({"retry-after": "2"}, 0.0), retry_after({"retry-after-ms": "250", "retry-after": "2"}, 0.0)
     (2.0, 0.25)
     >>> retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:30 GMT"}, 10.0)
     20.0
     """
-    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if name in headers:
-            number = _number(headers[name])
-            if number is not None:
-                return _within_reason(number * seconds)
-    try:
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            number = float(headers[name])
+            if math.isfinite(number):
+                return _within_reason(number * unit)
+    with suppress(KeyError, ValueError, OverflowError):
         return _within_reason(parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
-    except (KeyError, ValueError, OverflowError):
-        return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return None
 
 
 def _within_reason(seconds: float) -> float:

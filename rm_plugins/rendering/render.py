@@ -6,8 +6,10 @@ The same object renders for training and for scoring, which is what makes a rewa
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,18 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
+from rm_plugins.rendering.template_date import dated, writes_the_date
 from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.samples import Message, RenderedSample, Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer"]
+__all__ = ["Renderer", "Rendering", "Truncation", "configured_renderer", "position_limit"]
 
 Truncation: TypeAlias = Literal["left", "error"]
 
 PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
+
+_COUNTED_FROM_PADDING = frozenset(
+    (
+        *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    )
+)
+"""Model types whose positions begin behind the padding token's id."""
 
 _UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
 
@@ -42,9 +53,10 @@ class Rendering:
         truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
             and the leading special token; ``error`` refuses the row.
         template_kwargs: Further arguments of the chat template.
+        template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on, as Llama 3's does.
 
     Raises:
-        SpecError: `max_length` is less than 1.
+        SpecError: `max_length` is less than 1, or `template_date` is no day.
     """
 
     chat_template: Literal["tokenizer", "plain"]
@@ -52,8 +64,16 @@ class Rendering:
     max_length: int | None
     truncation: Truncation = "left"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
 
     def __post_init__(self) -> None:
+        if self.template_date is not None:
+            try:
+                date.fromisoformat(self.template_date)
+            except ValueError as error:
+                raise SpecError(
+                    f"must be a day such as 2026-11-29, not {self.template_date!r}.", key="template_date"
+                ) from error
         if self.max_length is not None and self.max_length < 1:
             raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
 
@@ -71,6 +91,24 @@ class Rendering:
             append_eos=tokenizer.eos_token is not None and not _closes_texts(tokenizer),
             max_length=min(limits, default=None),
         )
+
+
+def position_limit(config: PretrainedConfig | None) -> int | None:
+    """How many tokens a model has positions for, if its configuration says so.
+
+    Models of the RoBERTa family count positions from behind the padding token's id, so that they take fewer than the configuration's
+    ``max_position_embeddings``. A number below 1 means no limit, as XLNet's -1.
+    """
+    if config is None:
+        return None
+    text_config = config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit is None or limit < 1:
+        return None
+    is_absolute = getattr(text_config, "position_embedding_type", "absolute") == "absolute"
+    if text_config.model_type in _COUNTED_FROM_PADDING and is_absolute:
+        return int(limit) - 1 - (text_config.pad_token_id or 0)
+    return int(limit)
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -95,6 +133,17 @@ class Renderer:
             raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
         if rendering.append_eos and tokenizer.eos_token is None:
             raise ModelError("The rendering closes texts with the tokenizer's EOS token, and the tokenizer has none.")
+        if (
+            rendering.chat_template == "tokenizer"
+            and rendering.template_date is None
+            and writes_the_date(tokenizer.chat_template)
+        ):
+            rendering = replace(rendering, template_date=date.today().isoformat())
+            warnings.warn(
+                f"The chat template writes today's date, so that the same sample has another score tomorrow. Here it is told "
+                f"{rendering.template_date}; set `template_date` in the spec to have one date for good. A manifest keeps it.",
+                stacklevel=2,
+            )
         self.tokenizer = tokenizer
         self.rendering = rendering
         self._tokenize_templated = TemplatedTextTokenizer(tokenizer)
@@ -134,10 +183,14 @@ class Renderer:
         tools = sample.columns.get("tools")
         settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
         try:
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+            if self.rendering.template_date is not None:
+                template = self.tokenizer.get_chat_template(settings.get("chat_template"), tools)
+                settings["chat_template"] = dated(template, date.fromisoformat(self.rendering.template_date))
             rendered = self.tokenizer.apply_chat_template(
                 list(sample.text_messages if messages is None else messages),
                 add_generation_prompt=opens,
-                tools=json.loads(tools) if isinstance(tools, str) else tools,
+                tools=tools,
                 tokenize=False,
                 **settings,
             )
@@ -211,11 +264,20 @@ class Renderer:
     def _to_tokenize(self, sample: Sample) -> tuple[bool, str]:
         """The text of a sample that is tokenized, and whether all of its special tokens are in it."""
         if isinstance(sample, RenderedSample):
-            return not sample.add_special_tokens, str(sample.completion)
-        if self._is_templated(sample):
+            is_complete, text = not sample.add_special_tokens, str(sample.completion)
+        elif self._is_templated(sample):
             # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
-            return True, self._templated(sample)
-        return False, self.text(sample)
+            is_complete, text = True, self._templated(sample)
+        else:
+            is_complete, text = False, self.text(sample)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"Its text holds a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and "
+                "nothing that a tokenizer takes. Decode the text anew, or leave the sample out."
+            ) from error
+        return is_complete, text
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
@@ -287,6 +349,7 @@ def configured_renderer(
     max_length: int | None = None,
     truncation: Truncation | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
 ) -> Renderer:
     """Renders as a spec says, and where it says nothing as the manifest does.
 
@@ -298,6 +361,7 @@ def configured_renderer(
         max_length: See there.
         truncation: See there.
         template_kwargs: See there.
+        template_date: See there.
 
     Raises:
         ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
@@ -310,6 +374,7 @@ def configured_renderer(
         "max_length": max_length,
         "truncation": truncation,
         "template_kwargs": template_kwargs,
+        "template_date": template_date,
     }
     chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     return Renderer(tokenizer, replace(rendering, **chosen))

@@ -53,8 +53,8 @@ class BestOfNCurve:
 
     def to_json(self) -> str:
         """Everything, as JSON has it: null for what could not be computed."""
-        found = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
-        return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        content = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @property
     def title(self) -> str:
@@ -71,7 +71,7 @@ class BestOfNCurve:
         top, last = self.gold_mean[peak], self.gold_mean[-1]
         return (
             f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, by "
-            f"{_shown(self.fall)}, while the proxy rises: to choose among more completions exploits the proxy."
+            f"{self.fall:.4g}, while the proxy rises: to choose among more completions exploits the proxy."
         )
 
 
@@ -79,12 +79,12 @@ def best_of_n_table(curve: BestOfNCurve) -> tuple[tuple[str, ...], list[tuple[st
     """The headings and rows of the curve's table."""
     heads = ("n", "KL bound (nats)", "proxy mean [95%]")
     rows: list[tuple[str, ...]] = [
-        (f"{n:,}", f"{kl:.3f}", _shown(estimate)) for n, kl, estimate in zip(curve.n, curve.kl, curve.proxy_mean, strict=True)
+        (f"{n:,}", f"{kl:.3f}", f"{estimate:.4g}") for n, kl, estimate in zip(curve.n, curve.kl, curve.proxy_mean, strict=True)
     ]
     if not curve.gold_mean:
         return heads, rows
     gold = zip(rows, curve.gold_mean, curve.gold_best, strict=True)
-    return (*heads, "gold mean [95%]", "best possible gold"), [(*row, _shown(mean), f"{best:.4g}") for row, mean, best in gold]
+    return (*heads, "gold mean [95%]", "best possible gold"), [(*row, f"{mean:.4g}", f"{best:.4g}") for row, mean, best in gold]
 
 
 def proxy_curve_svg(curve: BestOfNCurve) -> str:
@@ -139,11 +139,7 @@ def _label(axes: Any, name: str, colour: str) -> None:
 
 
 def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(places, [found.value for found in means], style, color=colour, label=label, marker="o", markersize=3)
+    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker="o", markersize=3)
     axes.fill_between(
-        places, [found.low for found in means], [found.high for found in means], color=colour, alpha=0.15, linewidth=0
+        places, [mean.low for mean in means], [mean.high for mean in means], color=colour, alpha=0.15, linewidth=0
     )
-
-
-def _shown(found: Estimate) -> str:
-    return f"{found.value:.4g}" if math.isnan(found.low) else f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"

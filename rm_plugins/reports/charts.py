@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from rm_plugins.errors import MissingDependencyError
-from rm_plugins.reports.page import visible
+from rm_plugins.reports.page import shortened, visible
 
 __all__ = ["COLOURS", "INK", "chart_text", "drawing", "svg"]
 
@@ -79,17 +79,9 @@ def svg(figure: Any, label: str = "") -> str:
     return drawn.replace("<svg", f"<svg{said}", 1).replace("\n", " ").strip()
 
 
-def chart_text(text: str, most: int = 20) -> str:
-    """A name as it stands in a chart: one line, cut in the middle where it is long.
-
-    >>> chart_text("alpacaeval-in-three-languages")
-    'alpacaeval…languages'
-    """
-    shown = visible(" ".join(text.split())).encode("utf-8", "replace").decode()
-    if len(shown) <= most:
-        return shown
-    kept = most - 1
-    return f"{shown[: kept - kept // 2]}…{shown[len(shown) - kept // 2 :]}"
+def chart_text(text: str) -> str:
+    """A name as it stands in a chart: one line, cut in the middle where it is long."""
+    return shortened(visible(" ".join(text.split())).encode("utf-8", "replace").decode(), 20)
 
 
 def _smaller(tag: re.Match[str]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from rm_plugins.evaluation.results import BestOfN, Distribution, LengthScatter
 from rm_plugins.reports.charts import INK, chart_text, drawing, svg
-from rm_plugins.reports.looks import Look
 from rm_plugins.reports.numbers import MINUS, count
+from rm_plugins.reports.reward_styles import RewardStyle
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import CalibrationBin
 
@@ -41,7 +41,7 @@ class DotRow:
 
 def dots_svg(
     rows: Sequence[DotRow],
-    looks: Sequence[Look],
+    styles: Sequence[RewardStyle],
     *,
     label: str,
     axis_label: str,
@@ -52,19 +52,19 @@ def dots_svg(
 
     Args:
         rows: From top to bottom.
-        looks: Of the rewards.
+        styles: Of the rewards.
         label: What the chart shows.
         axis_label: What the dots are.
         zeros: Where the dots of each reward say nothing, such as 0.5 for an accuracy: one dashed line, or where these places differ
             one of each reward in its colour.
         in_points: Whether the dots are differences of shares, else they are shares.
     """
-    height = 0.14 * len(looks) + 0.14  # of a row
+    height = 0.14 * len(styles) + 0.14  # of a row
     with drawing(height=0.55 + height * len(rows)) as (figure, axes):
         lines = (
             [(zeros[0], INK)]
             if np.ptp(zeros) < _SAME_ZERO
-            else [(x, look.colour) for x, look in zip(zeros, looks, strict=True)]
+            else [(x, style.colour) for x, style in zip(zeros, styles, strict=True)]
         )
         for x, colour in lines:
             axes.axvline(x, color=colour, linewidth=0.8, alpha=0.5 if colour == INK else 1, linestyle=(0, (3, 3)))
@@ -72,15 +72,15 @@ def dots_svg(
             axes.axhspan(place - 0.5, place + 0.5, color=INK, alpha=0.05, linewidth=0)
         marks = [(place, row.mark) for place, row in enumerate(rows) if math.isfinite(row.mark)]
         axes.vlines([x for _, x in marks], [y - 0.42 for y, _ in marks], [y + 0.42 for y, _ in marks], color=INK, linewidth=2)
-        for turn, look in enumerate(looks):
-            offset = (turn - (len(looks) - 1) / 2) * 0.14 / height
+        for turn, style in enumerate(styles):
+            offset = (turn - (len(styles) - 1) / 2) * 0.14 / height
             dots = [(place + offset, row.dots[turn]) for place, row in enumerate(rows)]
             known = [(y, dot) for y, dot in dots if dot is not None and math.isfinite(dot.value)]
             sure = [(y, dot.low, dot.high) for y, dot in known if math.isfinite(dot.low) and math.isfinite(dot.high)]
             y, low, high = zip(*sure, strict=True) if sure else ((), (), ())
-            axes.hlines(y, low, high, color=look.colour, linewidth=1.8, alpha=0.6)
+            axes.hlines(y, low, high, color=style.colour, linewidth=1.8, alpha=0.6)
             values, places = [dot.value for _, dot in known], [y for y, _ in known]
-            axes.plot(values, places, look.marker, color=look.colour, markersize=5.5, markeredgewidth=0)
+            axes.plot(values, places, style.marker, color=style.colour, markersize=5.5, markeredgewidth=0)
         axes.set_yticks(range(len(rows)), [chart_text(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -91,11 +91,11 @@ def dots_svg(
         return svg(figure, label)
 
 
-def distribution_svg(found: Distribution, look: Look) -> str:
+def distribution_svg(histogram: Distribution, style: RewardStyle) -> str:
     """The histogram of the better samples as an area, that of the worse ones as a line."""
     with drawing() as (figure, axes):
-        axes.stairs(found.chosen, found.edges, fill=True, color=look.colour, alpha=0.55, label="better answers")
-        axes.stairs(found.rejected, found.edges, color=INK, linewidth=1.3, label="worse answers")
+        axes.stairs(histogram.chosen, histogram.edges, fill=True, color=style.colour, alpha=0.55, label="better answers")
+        axes.stairs(histogram.rejected, histogram.edges, color=INK, linewidth=1.3, label="worse answers")
         _ticks(axes.xaxis, None, 6)
         _ticks(axes.yaxis, count, 5)
         axes.set_xlabel("reward")
@@ -105,7 +105,7 @@ def distribution_svg(found: Distribution, look: Look) -> str:
         return svg(figure, "Histograms of the rewards of better and of worse answers")
 
 
-def calibration_svg(bins: Sequence[CalibrationBin], look: Look) -> str:
+def calibration_svg(bins: Sequence[CalibrationBin], style: RewardStyle) -> str:
     """How often win probabilities come true, the diagonal, and how many pairs each bin has as a bar at the bottom."""
     most = max(part.pairs for part in bins)
     with drawing(height=3.4) as (figure, axes):
@@ -113,18 +113,20 @@ def calibration_svg(bins: Sequence[CalibrationBin], look: Look) -> str:
             axes.bar(part.low, 0.2 * part.pairs / most, part.high - part.low, align="edge", color=INK, alpha=0.16, linewidth=0)
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.6, linestyle=(0, (3, 3)))
         predicted, observed = [part.predicted for part in bins], [part.observed for part in bins]
-        axes.plot(predicted, observed, color=look.colour, marker=look.marker, markersize=5.5, markeredgewidth=0, linewidth=1.6)
+        axes.plot(
+            predicted, observed, color=style.colour, marker=style.marker, markersize=5.5, markeredgewidth=0, linewidth=1.6
+        )
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="win probability", ylabel="comes true")
         _ticks(axes.xaxis, _percent, 5)
         _ticks(axes.yaxis, _percent, 5)
         return svg(figure, "Calibration: how often predicted win probabilities come true")
 
 
-def scatter_svg(found: LengthScatter, look: Look) -> str:
+def scatter_svg(scatter: LengthScatter, style: RewardStyle) -> str:
     """Rewards against lengths, and the curve of what a length gets."""
     with drawing() as (figure, axes):
-        axes.plot(found.lengths, found.rewards, "o", color=look.colour, markersize=2.8, markeredgewidth=0, alpha=0.45)
-        axes.plot(found.curve_lengths, found.curve, color=INK, linewidth=2)
+        axes.plot(scatter.lengths, scatter.rewards, "o", color=style.colour, markersize=2.8, markeredgewidth=0, alpha=0.45)
+        axes.plot(scatter.curve_lengths, scatter.curve, color=INK, linewidth=2)
         _ticks(axes.xaxis, count, 5)
         _ticks(axes.yaxis, None, 5)
         axes.set_xlabel("length in characters")
@@ -132,18 +134,18 @@ def scatter_svg(found: LengthScatter, look: Look) -> str:
         return svg(figure, "Reward against length, with the curve that length alone predicts")
 
 
-def best_of_n_svg(curves: Sequence[tuple[BestOfN, Look]]) -> str:
+def best_of_n_svg(curves: Sequence[tuple[BestOfN, RewardStyle]]) -> str:
     """What the best of n is worth, n spaced by the square root of the divergence; dashed, the best that there is."""
     with drawing(height=3.0) as (figure, axes):
-        for ceiling in dict.fromkeys((found.kl, found.best) for found, _ in curves):
+        for ceiling in dict.fromkeys((curve.kl, curve.best) for curve, _ in curves):
             axes.plot(np.sqrt(ceiling[0]), ceiling[1], color=INK, linewidth=1.2, alpha=0.7, linestyle=(0, (4, 3)))
-        for found, look in curves:
-            x = np.sqrt(found.kl)
-            low, high = ([getattr(mean, side) for mean in found.mean] for side in ("low", "high"))
-            axes.fill_between(x, low, high, color=look.colour, alpha=0.14, linewidth=0)
-            values = [mean.value for mean in found.mean]
-            axes.plot(x, values, color=look.colour, marker=look.marker, markersize=5.5, markeredgewidth=0, linewidth=1.8)
-        places = {n: math.sqrt(kl) for found, _ in curves for n, kl in zip(found.n, found.kl, strict=True)}
+        for curve, style in curves:
+            x = np.sqrt(curve.kl)
+            low, high = ([getattr(mean, side) for mean in curve.mean] for side in ("low", "high"))
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0)
+            values = [mean.value for mean in curve.mean]
+            axes.plot(x, values, color=style.colour, marker=style.marker, markersize=5.5, markeredgewidth=0, linewidth=1.8)
+        places = {n: math.sqrt(kl) for curve, _ in curves for n, kl in zip(curve.n, curve.kl, strict=True)}
         axes.set_xticks(list(places.values()), list(map(count, places)))
         _ticks(axes.yaxis, None, 6)
         axes.set_xlabel("n, spaced by the square root of the KL divergence")

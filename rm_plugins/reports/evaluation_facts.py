@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_plugins.evaluation.results import Evaluation, RewardResult
-from rm_plugins.reports.looks import Look, looked
 from rm_plugins.reports.numbers import count, number, share
 from rm_plugins.reports.page import text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, styled
 
 __all__ = ["evaluated_facts"]
 
@@ -18,12 +18,7 @@ def evaluated_facts(evaluation: Evaluation) -> str:
     """The data, the rewards and the evaluation itself."""
     data = evaluation.data
     facts = {"Source": data.source, "Split": data.split, "Benchmark": data.suite, "Digest of the rows": data.digest}
-    facts |= {
-        "Rows": count(data.rows),
-        "Samples": count(data.samples),
-        "Pairs": count(data.pairs),
-        "Prompts": count(data.prompts),
-    }
+    facts |= {name.capitalize(): count(getattr(data, name)) for name in ("rows", "samples", "pairs", "prompts")}
     facts["Rows by format"] = ", ".join(f"{name}: {count(rows)}" for name, rows in data.formats.items())
     facts["Ratings and labels"] = ", ".join(data.attributes)
     if data.pairs:
@@ -39,12 +34,12 @@ def evaluated_facts(evaluation: Evaluation) -> str:
         '<div class="facts"><div><h3>Data</h3>' + _list(facts) + "</div>",
         "<div><h3>Evaluation</h3>" + _list(made) + "</div></div>",
         "<h3>Rewards</h3>",
-        *(_reward(reward, look, is_open=len(evaluation.rewards) == 1) for reward, look in looked(evaluation)),
+        *(_reward(reward, style, is_open=len(evaluation.rewards) == 1) for reward, style in styled(evaluation)),
     ]
     return "\n".join(parts)
 
 
-def _reward(reward: RewardResult, look: Look, *, is_open: bool) -> str:
+def _reward(reward: RewardResult, style: RewardStyle, *, is_open: bool) -> str:
     facts = {"Name": reward.name, "Source": reward.source, "Fingerprint": reward.fingerprint}
     facts |= {
         "Samples scored": count(reward.samples),
@@ -58,7 +53,7 @@ def _reward(reward: RewardResult, look: Look, *, is_open: bool) -> str:
         parts.append(_block("What the manifests say of the training", _json(reward.manifest)))
     if reward.rendering:
         parts.append(_block("A sample as the model is given it", reward.rendering))
-    return unfolding(look.html, "\n".join(parts), is_open=is_open)
+    return unfolding(style.html, "\n".join(parts), is_open=is_open)
 
 
 def _list(facts: Mapping[str, str]) -> str:

@@ -129,11 +129,11 @@ def _data_name(evaluation: Evaluation) -> str:
 
 def first_screen(evaluation: Evaluation) -> str:
     """What was evaluated, the verdict on each reward, and the rewards side by side."""
-    found = [evaluated_line(evaluation), verdicts(evaluation)]
+    screen = [evaluated_line(evaluation), verdicts(evaluation)]
     side_by_side = summary_table(evaluation)
     if side_by_side:
-        found.append(side_by_side + f'<p class="how">{text(CHARTS["summary"])}</p>')
-    return "\n".join(found)
+        screen.append(side_by_side + f'<p class="how">{text(CHARTS["summary"])}</p>')
+    return "\n".join(screen)
 
 
 def section(name: str, heading: str, content: str, *, is_third: bool = False) -> str:

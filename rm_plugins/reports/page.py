@@ -9,7 +9,7 @@ from html import escape
 
 from rm_plugins.reports.style import CSS
 
-__all__ = ["cells", "page", "shown_text", "table", "text", "unfolding", "visible"]
+__all__ = ["cells", "page", "shortened", "shown_text", "table", "text", "unfolding", "visible"]
 
 _SHOWN = 1_500  # characters of a text
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
@@ -90,6 +90,18 @@ def text(value: str) -> str:
 def visible(value: str) -> str:
     """A text with symbols in the place of control characters, which no browser shows."""
     return value.translate(_CONTROLS)
+
+
+def shortened(value: str, most: int) -> str:
+    """A text cut in the middle where it is longer than `most` characters.
+
+    >>> shortened("alpacaeval-in-three-languages", 20)
+    'alpacaeval…languages'
+    """
+    if len(value) <= most:
+        return value
+    kept = most - 1
+    return f"{value[: kept - kept // 2]}…{value[len(value) - kept // 2 :]}"
 
 
 def shown_text(value: str) -> str:

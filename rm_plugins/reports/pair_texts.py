@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rm_plugins.evaluation.results import Evaluation, FlippedPair, JudgedPair
-from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, number
 from rm_plugins.reports.page import text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 
 __all__ = ["flipped_pairs", "worst_mistakes"]
 
@@ -17,18 +17,18 @@ _TEXTS = 500_000
 
 def worst_mistakes(evaluation: Evaluation) -> str:
     """The pairs that each reward has wrong by most, folded; of many rewards, fewer each."""
-    shown = [(reward, look) for reward, look in looked(evaluation) if reward.mistakes]
+    shown = [(reward, style) for reward, style in styled(evaluation) if reward.mistakes]
     return "\n".join(
         unfolding(
-            look.html, _fitting(map(_mistake, reward.mistakes), _TEXTS // len(shown)), kind="mistakes", is_open=len(shown) == 1
+            style.html, _fitting(map(_mistake, reward.mistakes), _TEXTS // len(shown)), kind="mistakes", is_open=len(shown) == 1
         )
-        for reward, look in shown
+        for reward, style in shown
     )
 
 
-def flipped_pairs(pairs: Sequence[FlippedPair], a: Look, b: Look) -> str:
+def flipped_pairs(pairs: Sequence[FlippedPair], a: RewardStyle, b: RewardStyle) -> str:
     """Pairs that one of two rewards alone has right, with what each gave."""
-    return _fitting((_flipped(found, a, b) for found in pairs), _TEXTS // 2)
+    return _fitting((_flipped(flip, a, b) for flip in pairs), _TEXTS // 2)
 
 
 def _fitting(pairs: Iterable[str], room: int) -> str:
@@ -52,10 +52,10 @@ def _mistake(pair: JudgedPair) -> str:
     return unfolding(summary, _texts(pair, better, worse), kind="pair")
 
 
-def _flipped(found: FlippedPair, a: Look, b: Look) -> str:
-    pair = found.pair
-    better = f"{a.html} {number(found.chosen_reward_a)}, {b.html} {number(pair.chosen_reward)}"
-    worse = f"{a.html} {number(found.rejected_reward_a)}, {b.html} {number(pair.rejected_reward)}"
+def _flipped(flip: FlippedPair, a: RewardStyle, b: RewardStyle) -> str:
+    pair = flip.pair
+    better = f"{a.html} {number(flip.chosen_reward_a)}, {b.html} {number(pair.chosen_reward)}"
+    worse = f"{a.html} {number(flip.rejected_reward_a)}, {b.html} {number(pair.rejected_reward)}"
     return unfolding(_place(pair), _texts(pair, better, worse), kind="pair")
 
 
@@ -74,5 +74,4 @@ def _texts(pair: JudgedPair, better: str, worse: str) -> str:
 
 
 def _text(title: str, sample: str, kind: str = "sample") -> str:
-    """A text in its own direction."""
     return f'<p class="what">{title}</p><pre class="{kind}" dir="auto">{text(sample)}</pre>'

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rm_plugins.evaluation.results import Evaluation
-from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, number
 from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, named, side_by_side, styled
 from rm_plugins.suites import SuiteResult
 
 __all__ = ["suite_tables"]
@@ -13,56 +15,55 @@ __all__ = ["suite_tables"]
 
 def suite_tables(evaluation: Evaluation) -> str:
     """The scores of a benchmark, its sections with their parts, and its further tables; empty where there is none."""
-    found = [(reward.suite, look) for reward, look in looked(evaluation) if reward.suite is not None]
-    if not found:
+    scored = [(reward.suite, style) for reward, style in styled(evaluation) if reward.suite is not None]
+    if not scored:
         return ""
-    first = found[0][0]
-    parts = [f"<p><b>{text(first.name)}.</b> {text(first.rule)}</p>", _scores(found), _parts(found)]
+    first = scored[0][0]
+    parts = [f"<p><b>{text(first.name)}.</b> {text(first.rule)}</p>", _scores(scored), _parts(scored)]
     extras = []
-    for suite, look in found:
+    for suite, style in scored:
         for extra in suite.tables:
             rows = [
                 [named(name), *(number(value) for value in row)] for name, row in zip(extra.rows, extra.values, strict=True)
             ]
             shown = cells(extra.title, ["", *map(text, extra.columns)], rows)
-            extras.append(f"<figure><figcaption>{look.html}: {text(extra.title)}</figcaption>{shown}</figure>")
+            extras.append(f"<figure><figcaption>{style.html}: {text(extra.title)}</figcaption>{shown}</figure>")
     if extras:
         parts.append(f'<div class="extras">{"".join(extras)}</div>')
     return "\n".join(part for part in parts if part)
 
 
-def _scores(found: list[tuple[SuiteResult, Look]]) -> str:
-    suites = [suite for suite, _ in found]
+def _scores(scored: list[tuple[SuiteResult, RewardStyle]]) -> str:
+    suites = [suite for suite, _ in scored]
     rows = [["<b>Score</b>", *(f"<b>{number(suite.score)}</b>" for suite in suites), "", ""]]
-    for name in dict.fromkeys(section.name for suite in suites for section in suite.sections):
-        sections = [next((section for section in suite.sections if section.name == name), None) for suite in suites]
+    for name, sections in side_by_side([{section.name: section for section in suite.sections} for suite in suites]).items():
         known = next(section for section in sections if section is not None)
-        scores = ["" if section is None else number(section.score) for section in sections]
-        weight = number(known.weight) if known.weight else "shown only"
-        rows.append([named(name), *scores, count(known.items), weight])
-    for name in dict.fromkeys(name for suite in suites for name in suite.figures):
-        rows.append([named(name), *(number(suite.figures[name]) if name in suite.figures else "" for suite in suites), "", ""])
+        scores = _numbers(None if section is None else section.score for section in sections)
+        rows.append([named(name), *scores, count(known.items), number(known.weight) if known.weight else "shown only"])
+    for name, values in side_by_side([suite.figures for suite in suites]).items():
+        rows.append([named(name), *_numbers(values), "", ""])
     if any(suite.abstained for suite in suites):
         rows.append(["Without a reward (wrong)", *(count(suite.abstained) for suite in suites), "", ""])
-    heads = ["Section", *(look.html for _, look in found), "Rows", "Weight"]
+    heads = ["Section", *(style.html for _, style in scored), "Rows", "Weight"]
     return cells(f"Scores of {suites[0].name}", heads, rows, kind="names")
 
 
-def _parts(found: list[tuple[SuiteResult, Look]]) -> str:
-    scores: dict[tuple[str, str], dict[int, float]] = {}
-    for place, (suite, _) in enumerate(found):
-        for section in suite.sections:
-            for name, value in section.parts.items():
-                scores.setdefault((section.name, name), {})[place] = value
+def _parts(scored: list[tuple[SuiteResult, RewardStyle]]) -> str:
+    scores = side_by_side(
+        [
+            {(section.name, part): score for section in suite.sections for part, score in section.parts.items()}
+            for suite, _ in scored
+        ]
+    )
     if not scores:
         return ""
     rows = [
-        [
-            named(part),
-            f'<td class="words">{named(section)}</td>',
-            *(number(row[place]) if place in row else "" for place in range(len(found))),
-        ]
-        for (section, part), row in scores.items()
+        [named(part), f'<td class="words">{named(section)}</td>', *_numbers(values)]
+        for (section, part), values in scores.items()
     ]
-    heads = ["Part", '<span class="words">Section</span>', *(look.html for _, look in found)]
+    heads = ["Part", '<span class="words">Section</span>', *(style.html for _, style in scored)]
     return unfolding("The parts of the sections", cells("Parts of the sections", heads, rows, kind="names"))
+
+
+def _numbers(values: Iterable[float | None]) -> list[str]:
+    return ["" if value is None else number(value) for value in values]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from rm_plugins.evaluation.figures import Figure, figure_of
+from rm_plugins.evaluation.figures import Figure, figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
-from rm_plugins.reports.looks import Look, looked, named
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
 from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
 
 __all__ = [
-    "estimate_cell",
     "evaluated_line",
-    "figure_title",
     "figures_table",
     "outcome_html",
     "summary_table",
@@ -28,8 +26,6 @@ _KEY_FIGURES = (
     *("auc", "member_agreement"),
 )
 _MOST_COLUMNS = 6
-_LONGEST_LEAD = 80  # characters
-_RANKS = ("alarm", "warning", "note")
 
 
 def evaluated_line(evaluation: Evaluation) -> str:
@@ -47,26 +43,25 @@ def evaluated_line(evaluation: Evaluation) -> str:
 
 def verdicts(evaluation: Evaluation) -> str:
     """A card for each reward, the most alarming first."""
-    cards = sorted(
-        looked(evaluation), key=lambda shown: min((_rank(found) for found in shown[0].findings), default=len(_RANKS))
-    )
-    return f'<div class="verdicts">\n{"".join(_card(reward, look) for reward, look in cards)}</div>'
+    cards = sorted(styled(evaluation), key=lambda shown: min((finding.rank for finding in shown[0].findings), default=3))
+    return f'<div class="verdicts">\n{"".join(_card(reward, style) for reward, style in cards)}</div>'
 
 
 def summary_table(evaluation: Evaluation) -> str:
     """The key figures of the rewards, a row each, and what the longer answer would reach."""
-    shown = looked(evaluation)
+    shown = styled(evaluation)
     names = _key_figures(evaluation.rewards)
-    against = {found.b: found for found in evaluation.differences if found.a == evaluation.rewards[0].name}
-    heads = ["", *(figure_title(name) for name in names)]
+    against = {difference.b: difference for difference in evaluation.differences if difference.a == evaluation.rewards[0].name}
+    figures = _named_figures(evaluation)
+    heads = ["", *(_title(figures[name]) for name in names)]
     if against:
         heads.append(f"Against {shown[0][1].html}")
     rows = []
-    for place, (reward, look) in enumerate(shown):
+    for place, (reward, style) in enumerate(shown):
         best = '<span class="best">best</span> ' if _is_best(evaluation, place) else ""
-        row = [look.html]
+        row = [style.html]
         for name in names:
-            row.append(estimate_cell(name, reward.figures.get(name), best if name == "accuracy" else ""))
+            row.append(_figure_cell(figures[name], reward.figures.get(name), best if name == "accuracy" else ""))
         if against:
             row.append(_against(against.get(reward.name)))
         rows.append(row)
@@ -79,71 +74,72 @@ def summary_table(evaluation: Evaluation) -> str:
 
 def figures_table(evaluation: Evaluation) -> str:
     """All figures of all rewards, and how each is read."""
-    shown = looked(evaluation)
-    names = list(dict.fromkeys(name for reward, _ in shown for name in reward.figures))
+    shown = styled(evaluation)
+    figures = _named_figures(evaluation)
     rows = [
         [
-            figure_title(name),
-            *(estimate_cell(name, reward.figures.get(name)) for reward, _ in shown),
-            f'<td class="meaning">{text(_figure(name).meaning)}</td>',
+            _title(figure),
+            *(_figure_cell(figure, reward.figures.get(name)) for reward, _ in shown),
+            f'<td class="meaning">{text(figure.meaning)}</td>',
         ]
-        for name in names
+        for name, figure in figures.items()
     ]
-    heads = ["Figure", *(look.html for _, look in shown), '<span class="meaning">How to read it</span>']
-    return cells("All figures", heads, rows, kind="figures") if names else ""
+    heads = ["Figure", *(style.html for _, style in shown), '<span class="meaning">How to read it</span>']
+    return cells("All figures", heads, rows, kind="figures") if rows else ""
 
 
-def figure_title(name: str) -> str:
+def _named_figures(evaluation: Evaluation) -> dict[str, Figure]:
+    """The figures that any reward has; of a plug-in's, nothing is known but the name."""
+    known = figures_of(evaluation.data.attributes)
+    names = dict.fromkeys(name for reward in evaluation.rewards for name in reward.figures)
+    return {name: known.get(name, Figure(name, "")) for name in names}
+
+
+def _title(figure: Figure) -> str:
     """What a figure is called, as HTML, with an arrow to where it gets better."""
-    figure = _figure(name)
     arrow = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}.get(figure.better)
     if arrow is None:
         return named(figure.title)
     return f'{named(figure.title)}&nbsp;<span class="arrow" role="img" aria-label="{arrow[1]}" title="{arrow[1]}">{arrow[0]}</span>'
 
 
-def estimate_cell(name: str, found: Estimate | None, mark: str = "") -> str:
-    """A figure with its interval below it."""
-    form = share if _figure(name).is_share else number
-    if found is None:
+def with_interval(
+    estimate: Estimate | None, form: Callable[[float], str] = share, *, mark: str = "", is_below: bool = False
+) -> str:
+    """A cell with an estimate and its interval, beside it or below it."""
+    if estimate is None:
         return f"<td>{number(math.nan)}</td>"
-    return f"<td>{mark}<b>{form(found.value)}</b>{_small(interval(found, form))}</td>"
+    kind = "" if is_below else ' class="line"'
+    return f"<td{kind}>{mark}<b>{form(estimate.value)}</b>{_small(interval(estimate, form))}</td>"
 
 
-def with_interval(found: Estimate | None, form: Callable[[float], str] = share) -> str:
-    """A cell with an estimate and its interval beside it."""
-    if found is None:
-        return f"<td>{number(math.nan)}</td>"
-    return f'<td class="line"><b>{form(found.value)}</b>{_small(interval(found, form))}</td>'
+def _figure_cell(figure: Figure, estimate: Estimate | None, mark: str = "") -> str:
+    return with_interval(estimate, share if figure.is_share else number, mark=mark, is_below=True)
 
 
-def outcome_html(found: Difference) -> str:
+def outcome_html(difference: Difference) -> str:
     """Whether b is better than a, as HTML in a colour of its own."""
-    return f'<span class="outcome {found.outcome}">{found.outcome}</span>'
+    return f'<span class="outcome {difference.outcome}">{difference.outcome}</span>'
 
 
-def _rank(found: Finding) -> int:
-    return _RANKS.index(found.severity) if found.severity in _RANKS else len(_RANKS)
+def _card(reward: RewardResult, style: RewardStyle) -> str:
+    findings = sorted(reward.findings, key=lambda finding: finding.rank)
+    kind = f" {findings[0].severity}" if findings else ""
+    shown = "".join(_finding(finding, is_folded=place > 0) for place, finding in enumerate(findings))
+    calm = "" if findings else '<p class="calm">Nothing stands out.</p>'
+    return f'<article class="verdict{kind}"><p class="who">{style.html}</p>{shown}{calm}</article>\n'
 
 
-def _card(reward: RewardResult, look: Look) -> str:
-    found = sorted(reward.findings, key=_rank)
-    kind = f" {text(found[0].severity)}" if found else ""
-    shown = "".join(_finding(finding, is_folded=place > 0) for place, finding in enumerate(found))
-    calm = "" if found else '<p class="calm">Nothing stands out.</p>'
-    return f'<article class="verdict{kind}"><p class="who">{look.html}</p>{shown}{calm}</article>\n'
-
-
-def _finding(found: Finding, *, is_folded: bool) -> str:
-    """A finding; its first words say what it is about, and the rest can be folded, so that all rewards are seen at once."""
-    kind = f"finding {text(found.severity)}"
-    badge = f'<b class="badge">{text(found.severity)}</b> '
-    lead, colon, rest = found.message.partition(": ")
-    if not colon or len(lead) > _LONGEST_LEAD:
-        return f'<p class="{kind}">{badge}{text(found.message)}</p>'
+def _finding(finding: Finding, *, is_folded: bool) -> str:
+    """A finding; what follows its lead can be folded, so that all rewards are seen at once."""
+    kind = f"finding {finding.severity}"
+    badge = f'<b class="badge">{finding.severity}</b> '
+    if not finding.lead:
+        return f'<p class="{kind}">{badge}{text(finding.text)}</p>'
     if is_folded:
-        return unfolding(f"{badge}<b>{text(lead)}</b>", f"<p>{text(rest[:1].upper() + rest[1:])}</p>", kind=kind)
-    return f'<p class="{kind}">{badge}<b>{text(lead)}:</b> {text(rest)}</p>'
+        content = f"<p>{text(finding.text[:1].upper() + finding.text[1:])}</p>"
+        return unfolding(f"{badge}<b>{text(finding.lead)}</b>", content, kind=kind)
+    return f'<p class="{kind}">{badge}<b>{text(finding.lead)}:</b> {text(finding.text)}</p>'
 
 
 def _key_figures(rewards: Sequence[RewardResult]) -> list[str]:
@@ -159,31 +155,24 @@ def _is_best(evaluation: Evaluation, place: int) -> bool:
     Of two rewards that were each compared with the first alone, one is better where the intervals do not meet.
     """
     names = [reward.name for reward in evaluation.rewards]
-    found = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}
+    by_name = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}
     others = names[1:]
-    if not others or any(name not in found for name in others):
+    if not others or any(name not in by_name for name in others):
         return False
     if place == 0:
-        return all(found[name].outcome == "worse" for name in others)
-    mine = found[names[place]]
-    rivals = [found[name] for name in others if name != names[place]]
+        return all(by_name[name].outcome == "worse" for name in others)
+    mine = by_name[names[place]]
+    rivals = [by_name[name] for name in others if name != names[place]]
     return mine.outcome == "better" and all(mine.accuracy.low > rival.accuracy.high for rival in rivals)
 
 
-def _against(found: Difference | None) -> str:
-    if found is None:
+def _against(difference: Difference | None) -> str:
+    if difference is None:
         return "<td></td>"
-    p = f"p = {p_value(found.p_value)}"
-    small = ", ".join(part for part in (interval(found.accuracy, points), p) if part)
-    return f"<td><b>{points(found.accuracy.value)}</b> points, {outcome_html(found)}{_small(small)}</td>"
+    p = f"p = {p_value(difference.p_value)}"
+    small = ", ".join(part for part in (interval(difference.accuracy, points), p) if part)
+    return f"<td><b>{points(difference.accuracy.value)}</b> points, {outcome_html(difference)}{_small(small)}</td>"
 
 
 def _small(shown: str) -> str:
     return f"<small>{shown}</small>" if shown else ""
-
-
-def _figure(name: str) -> Figure:
-    try:
-        return figure_of(name)
-    except KeyError:  # of a plug-in
-        return Figure(name, "")

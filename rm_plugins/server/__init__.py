@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rm_plugins.server.app import create_app
-    from rm_plugins.server.hosted import Hosted
+    from rm_plugins.server.served_reward import ServedReward
     from rm_plugins.server.settings import Settings
 
-__all__ = ["Hosted", "Settings", "create_app"]
+__all__ = ["ServedReward", "Settings", "create_app"]
 
-_HOMES = {"Hosted": "hosted", "Settings": "settings", "create_app": "app"}
+_HOMES = {"ServedReward": "served_reward", "Settings": "settings", "create_app": "app"}
 
 
 def __getattr__(name: str) -> Any:

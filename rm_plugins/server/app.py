@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,18 +18,32 @@ from rm_plugins.server import page, probes
 from rm_plugins.server.bodies import BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
 from rm_plugins.server.dialects import Dialect, Problem, Scorer
+from rm_plugins.server.dialects.dialect import STATUS, Cause
 from rm_plugins.server.dialects.rewards import Native
-from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.security import ClientKeys
+from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
 __all__ = ["create_app"]
 
+_MEANINGS: Mapping[Cause, str] = {
+    "invalid": "Not what this endpoint takes; the message names the place.",
+    "too-large": "Too many samples, or too long ones.",
+    "unauthorized": "No key, or not a right one.",
+    "not-found": "There is no such model.",
+    "overload": "The queue is full; retry after Retry-After seconds.",
+    "unavailable": "The server is stopping.",
+    "failed": "The reward failed.",
+}
+"""What each kind of problem is, for the OpenAPI document."""
+
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}
+
 
 def create_app(
-    reward: Provider | Hosted,
+    reward: Provider | ServedReward,
     settings: Settings | None = None,
     *,
     reload_all: Callable[[], None] | None = None,
@@ -46,8 +61,8 @@ def create_app(
         PluginError: A dialect cannot be served.
     """
     settings = settings or Settings()
-    hosted = reward if isinstance(reward, Hosted) else Hosted(reward)
-    service = Service(hosted, settings, reload_all)
+    served = reward if isinstance(reward, ServedReward) else ServedReward(reward)
+    service = Service(served, settings, reload_all)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,11 +84,13 @@ def create_app(
     dialects = [_made(registered, service) for registered in (registry or default_registry()).all("dialect").values()]
     opened = [probes.router, page.router]
     endpoints = Endpoints(
-        [(dialect, router.routes) for dialect, router in dialects],
+        [(dialect, router.routes) for dialect, router, _ in dialects],
         [route for router in opened for route in router.routes] + described,
         Native(),
     )
-    for router in [*(router for _, router in dialects), *opened]:
+    for _, router, errors in dialects:
+        app.include_router(router, responses=errors)
+    for router in opened:
         app.include_router(router)
     for kind in (Problem, RequestValidationError, HTTPException, DataError):
         app.add_exception_handler(kind, _told)
@@ -87,19 +104,39 @@ def create_app(
     return app
 
 
-def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter]:
+def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter, dict[int | str, dict[str, Any]]]:
     try:
         dialect: Dialect = registered.cls()
-        return dialect, dialect.router(scorer)
+        return dialect, dialect.router(scorer), _errors_of(dialect)
     except Exception as error:
         raise PluginError(
             f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}"
         ) from error
 
 
+def _errors_of(dialect: Dialect) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of the errors that a dialect's endpoints answer: their statuses, and the form of each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for cause, meaning in _MEANINGS.items():
+        for status in {STATUS[cause], dialect.statuses.get(cause, STATUS[cause])}:
+            body = dialect.error_body(Problem(cause, meaning, status), "REQUEST-ID")
+            content = {"application/json": {"schema": _schema_of(body), "example": body}}
+            responses.setdefault(status, {"description": meaning, "content": content})
+    return responses
+
+
+def _schema_of(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {"type": "object", "properties": {key: _schema_of(item) for key, item in value.items()}, "required": [*value]}
+    return {"type": _TYPES[type(value)]} if type(value) in _TYPES else {}
+
+
 async def _told(request: Request, error: Exception) -> Response:
-    problem = problem_of(error)
+    dialect: Dialect = request.state.dialect
+    problem = problem_of(error, dialect)
+    if problem.status == STATUS[problem.cause] and not isinstance(error, HTTPException):
+        problem.status = dialect.statuses.get(problem.cause, problem.status)
     fields = current_fields.get()
     if fields is not None:
         fields["cause"] = problem.cause
-    return answer_of(problem, request.state.dialect, request.state.request_id)
+    return answer_of(problem, dialect, request.state.request_id)

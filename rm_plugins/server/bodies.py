@@ -1,4 +1,4 @@
-"""Reads a request's body under a limit, and refuses JSON that holds what is no text and no number."""
+"""Reads a request's body under a limit, and refuses JSON with values that are neither text nor numbers."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ class BodyReader:
 def check_json(body: bytes) -> None:
     """Refuse what Python's JSON reader takes and JSON does not know, other encodings than UTF-8 too, or no tokenizer can read.
 
-    Whether there might be any is seen at once, so that other bodies are not read twice. What is no JSON at all is left for those to
-    refuse who expect some.
+    Only bodies that may hold such are parsed here. What is not valid JSON at all is left to those who expect some.
 
     Raises:
         Problem: A number is not finite, or half of a surrogate pair stands alone.

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,7 +24,6 @@ from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
 from rm_plugins.server.security import ClientKeys, client_of
-from rm_plugins.spec import join_path
 
 __all__ = ["Boundary", "Endpoints", "answer_of", "problem_of"]
 
@@ -36,7 +35,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _CAUSES: Mapping[int, Cause] = {401: "unauthorized", 404: "not-found", 413: "too-large", 429: "overload", 503: "unavailable"}
-_MOST_COMPLAINTS = 3
 _CLIENT_CLOSED = 499
 """What the log says of a request whose client did not wait for the answer, as nginx does."""
 
@@ -50,10 +48,7 @@ class _Endpoint:
 class Endpoints:
     """Which dialect a path belongs to, and whether it asks for a key; a path that nobody knows does.
 
-    Args:
-        routes: Each dialect with its routes, in the order in which they are tried.
-        open_routes: What is open to everybody beside the dialects.
-        usual: Speaks for what is no dialect's.
+    The routes of dialects are in the order in which they are tried. The dialect `usual` answers for open and unknown routes.
 
     Raises:
         PluginError: Two dialects answer the same requests, or one has something other than routes of HTTP.
@@ -97,15 +92,7 @@ class Endpoints:
 
 
 class Boundary:
-    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log.
-
-    Args:
-        app: What is inside.
-        endpoints: Whose paths are whose.
-        keys: Who may score.
-        bodies: How bodies are read.
-        metrics: Where requests are counted.
-    """
+    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log."""
 
     def __init__(self, app: Any, *, endpoints: Endpoints, keys: ClientKeys, bodies: BodyReader, metrics: Metrics) -> None:
         self._app = app
@@ -205,7 +192,7 @@ class _Answer:
 
     async def fail(self, error: Exception, scope: Message, dialect: Dialect) -> Cause:
         """Tell a client of an error, if nothing was told yet."""
-        problem = problem_of(error)
+        problem = problem_of(error, dialect)
         if not self.status:
             await answer_of(problem, dialect, self._request_id.decode())(scope, _nothing, self.send)
         return problem.cause
@@ -215,13 +202,13 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: Exception, dialect: Dialect) -> Problem:
     """What a client is told of any error; what is our fault is told in the log alone."""
     match error:
         case Problem():
             return error
         case RequestValidationError():
-            return Problem("invalid", "; ".join(_complaints(error.errors())))
+            return Problem("invalid", dialect.complaint(error.errors(), error.body))
         case DataError():
             return Problem("invalid", str(error))
         case HTTPException(status_code=400):  # what FastAPI makes of bytes that are no text, and of too much nesting
@@ -232,25 +219,8 @@ def problem_of(error: Exception) -> Problem:
     return Problem("failed", f"the server failed ({type(error).__name__}); its log has the reason")
 
 
-def _complaints(errors: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each of the first things that are wrong, with its path."""
-    complaints: list[str] = []
-    for error in errors:
-        if error["type"] == "json_invalid":
-            complaints.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
-            continue
-        path = ""
-        for part in error["loc"]:
-            path = join_path(path, part)
-        complaints.append(f"{path[:200]}: {str(error['msg'])[:200]}")
-    if len(complaints) > _MOST_COMPLAINTS:
-        return [*complaints[:_MOST_COMPLAINTS], f"and {len(complaints) - _MOST_COMPLAINTS} more"]
-    return complaints
-
-
 def answer_of(problem: Problem, dialect: Dialect, request_id: str) -> Response:
     """The response that tells of a problem, in a dialect's words."""
-    body = dialect.error_body(problem, request_id) if problem.body is None else problem.body
     # Escaped, for a message may quote what has no bytes in UTF-8.
-    content = json.dumps(body, allow_nan=False).encode()
+    content = json.dumps(dialect.error_body(problem, request_id), allow_nan=False).encode()
     return Response(content, problem.status, dict(problem.headers), media_type="application/json")

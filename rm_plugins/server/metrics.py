@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -24,11 +23,7 @@ _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Metrics:
-    """The metrics of one app.
-
-    Args:
-        waiting: The samples that wait now, and their characters.
-    """
+    """The metrics of one app, in which the samples that wait now, and their characters, are `waiting`."""
 
     def __init__(self, waiting: Callable[[], tuple[int, int]]) -> None:
         self._registry = CollectorRegistry()
@@ -96,7 +91,6 @@ class Metrics:
         from prometheus_client import multiprocess
 
         registry = CollectorRegistry()
-        _forget_the_dead(Path(self._folder))
         multiprocess.MultiProcessCollector(registry, path=self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
@@ -104,15 +98,3 @@ class Metrics:
         items, size = self._waiting()
         self._queue_items.set(items)
         self._queue_characters.set(size)
-
-
-def _forget_the_dead(folder: Path) -> None:
-    """Remove what processes that are no more have last said of the present."""
-    for file in folder.glob("gauge_live*_*.db"):
-        process = int(file.stem.rpartition("_")[2])
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            file.unlink(missing_ok=True)
-        except PermissionError:
-            pass  # alive, and somebody else's

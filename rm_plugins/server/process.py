@@ -16,12 +16,13 @@ from types import FrameType
 from typing import Any, Literal
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.server.app import create_app
 from rm_plugins.server.dialects.dialect import Problem
-from rm_plugins.server.hosted import Hosted
 from rm_plugins.server.request_log import configure_logging
+from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -39,14 +40,7 @@ _COULD_NOT_START = 3
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a process serves.
-
-    Args:
-        spec: The reward.
-        settings: How it is served.
-        url: Where, for people.
-        log_format: How lines are logged.
-    """
+    """What a process serves: the reward of a spec, with a `url` that is shown to people, and how lines are logged."""
 
     spec: str
     settings: Settings
@@ -63,7 +57,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     Args:
         serving: What is served.
         listening: A bound socket.
-        supervised: Whether this process is one of several, which `supervise` started.
+        supervised: Whether `supervise` started this process.
 
     Returns:
         Whether everything that was accepted was answered.
@@ -74,9 +68,9 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     asked_meanwhile: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, frame: asked_meanwhile.append(number))
     parent = os.getppid()
-    hosted = Hosted.load(serving.spec)
+    reward = ServedReward.load(serving.spec)
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
-    app = create_app(hosted, serving.settings, reload_all=reload_all)
+    app = create_app(reward, serving.settings, reload_all=reload_all)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -94,12 +88,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
 class _Server(uvicorn.Server):
     """Goes on serving after the first signal until what was accepted is answered; new requests are refused meanwhile.
 
-    Args:
-        config: Uvicorn's.
-        service: What scores.
-        url: Where it is reached.
-        parent: The process without which this one ends as well.
-        asked_meanwhile: The signals to load again that came while it loaded.
+    It ends when the process `parent` does; `asked_meanwhile` has the signals to load again that came while it loaded.
     """
 
     def __init__(
@@ -162,66 +151,53 @@ class _Server(uvicorn.Server):
 
 
 def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
-    """Serve with several processes, which share a socket; one that dies is replaced.
-
-    Signals are passed on to all of them.
-
-    Args:
-        number: Of processes.
-        serving: What each of them serves.
-        listening: A bound socket.
+    """Serve with a number of processes, which share a bound socket and all signals; one that dies is replaced.
 
     Returns:
         Whether all of them started, and ended with everything answered.
     """
-    return _Workers(number, serving, listening).run()
+    context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+    processes: list[Any] = []
+    is_stopping = False
 
-
-class _Workers:
-    def __init__(self, number: int, serving: Serving, listening: socket.socket) -> None:
-        self._number = number
-        self._arguments = (serving, listening)
-        self._context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
-        self._processes: list[Any] = []
-        self._is_stopping = False
-
-    def run(self) -> bool:
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGHUP, lambda number, frame: self._send(signal.SIGHUP))
-        for _ in range(self._number):
-            self._start()
-        succeeded = True
-        while self._processes:
-            wait([process.sentinel for process in self._processes])
-            for process in [process for process in self._processes if process.exitcode is not None]:
-                self._processes.remove(process)
-                if self._is_stopping or process.exitcode == _COULD_NOT_START:
-                    succeeded = succeeded and process.exitcode == 0
-                    if not self._is_stopping:
-                        self._stop()
-                else:
-                    logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
-                    time.sleep(_RESTART_SECONDS)
-                    self._start()
-        return succeeded
-
-    def _start(self) -> None:
-        if not self._is_stopping:
-            process = self._context.Process(target=_work, args=self._arguments)
-            process.start()
-            self._processes.append(process)
-            if self._is_stopping:  # the signal came before it was on the list
-                self._send(signal.SIGTERM)
-
-    def _stop(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        self._is_stopping = True
-        self._send(signal.SIGTERM)
-
-    def _send(self, number: int) -> None:
-        for process in self._processes:
+    def send(signal_number: int) -> None:
+        for process in processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal_number)
+
+    def stop() -> None:
+        nonlocal is_stopping
+        is_stopping = True
+        send(signal.SIGTERM)
+
+    def start() -> None:
+        if not is_stopping:
+            process = context.Process(target=_work, args=(serving, listening))
+            process.start()
+            processes.append(process)
+            if is_stopping:  # the signal came before it was on the list
+                send(signal.SIGTERM)
+
+    for stopping_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping_signal, lambda number, frame: stop())
+    signal.signal(signal.SIGHUP, lambda number, frame: send(signal.SIGHUP))
+    for _ in range(number):
+        start()
+    succeeded = True
+    while processes:
+        wait([process.sentinel for process in processes])
+        for process in [process for process in processes if process.exitcode is not None]:
+            processes.remove(process)
+            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
+            if is_stopping or process.exitcode == _COULD_NOT_START:
+                succeeded = succeeded and process.exitcode == 0
+                if not is_stopping:
+                    stop()
+            else:
+                logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
+                time.sleep(_RESTART_SECONDS)
+                start()
+    return succeeded
 
 
 def _work(serving: Serving, listening: socket.socket) -> None:

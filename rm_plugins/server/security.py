@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["ClientKeys", "client_of", "is_loopback"]
+__all__ = ["ClientKeys", "client_of"]
 
 
 class ClientKeys:
-    """The keys that open the server.
-
-    Args:
-        keys: Any one of them does; none for an open server.
-    """
+    """The keys of which any one opens the server; none for an open server."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [key.encode() for key in keys]
@@ -44,15 +39,3 @@ def client_of(scope: Any, key: int | None) -> str:
     """
     host = (scope.get("client") or ("unknown", 0))[0]
     return f"{host}#key{key}" if key is not None else str(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is reached from this machine alone.
-
-    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

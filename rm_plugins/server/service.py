@@ -13,19 +13,19 @@ from rm_plugins import __version__
 from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
 from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
+from rm_plugins.identity import shown_spec
+from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Problem, Scored
-from rm_plugins.server.hosted import Hosted, characters
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
+from rm_plugins.server.served_reward import ServedReward, characters
 from rm_plugins.server.settings import Settings
 
-__all__ = ["PROTOCOL", "Service"]
+__all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
-
-PROTOCOL = "rm-plugins/1"
 
 _CHARACTERS_A_TOKEN = 4
 _CHARACTERS_BESIDE = 32
@@ -36,44 +36,32 @@ _CHARACTERS_BESIDE = 32
 class _Work:
     samples: Sequence[Sample]
     name: str
-    checked_by: Hosted
-
-
-@dataclass(frozen=True, slots=True)
-class _ScoredBy:
-    scores: Scores
-    hosted: Hosted
+    checked_by: ServedReward
 
 
 class Service:
-    """Scores for many clients.
+    """Scores for many clients; `reload_all` has every process of the server load again, this one too, where there are several."""
 
-    Args:
-        hosted: The reward.
-        settings: How it is served.
-        reload_all: Has every process of the server load again, this one too, where there are several.
-    """
-
-    def __init__(self, hosted: Hosted, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
-        self.hosted = hosted
+    def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
+        self.reward = reward
         self.settings = settings
-        self.name = settings.model_name or hosted.label
-        self.fingerprint = hosted.fingerprint
+        self.name = settings.model_name or reward.label
+        self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
-        self._waiting: list[asyncio.Future[bool]] = []
-        self._batcher: Batcher[_Work, _ScoredBy] = Batcher(
+        self._loader: asyncio.Task[None] | None = None
+        self._batcher: Batcher[_Work, tuple[Scores, ServedReward]] = Batcher(
             self._run,
-            **self._shape(hosted),
+            **self._shape(reward),
             max_items=settings.max_queue_items,
             max_size=settings.max_queue_characters,
             on_batch=lambda batch: self.metrics.batch(batch),
         )
         self.metrics = Metrics(lambda: (self._batcher.queue.items, self._batcher.queue.size))
-        self.metrics.serves(self.name, hosted.fingerprint, now=True)
-        self._warn(hosted)
+        self.metrics.serves(self.name, reward.fingerprint, now=True)
+        self._warn(reward)
 
     @property
     def is_ready(self) -> bool:
@@ -84,14 +72,14 @@ class Service:
     def info(self) -> Mapping[str, Any]:
         """What ``GET /v1/info`` answers."""
         return {
-            "protocol": PROTOCOL,
+            "protocol": VERSION,
             "server": f"rm-plugins {__version__}",
             "model": self.name,
-            "fingerprint": self.hosted.fingerprint,
-            "manifests": self.hosted.manifests,
+            "fingerprint": self.reward.fingerprint,
+            "manifests": self.reward.manifests,
             "max_items": self.max_items,
-            "rendered": self.hosted.takes_rendered,
-            "spec": self.hosted.public_spec,
+            "rendered": self.reward.takes_rendered,
+            "spec": shown_spec(self.reward.provider),
         }
 
     @property
@@ -109,22 +97,22 @@ class Service:
 
     def close(self) -> None:
         """Give back what the reward holds."""
-        self.hosted.close()
+        self.reward.close()
 
     async def score(self, samples: Sequence[Sample]) -> Scored:
         """Score samples of the request that is answered here; see `rm_plugins.server.dialects.dialect.Scorer`."""
-        hosted = self.hosted
+        reward = self.reward
         if not samples:
             return Scored(
-                [], fingerprint=hosted.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": hosted.manifests}
+                [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.manifests}
             )
-        size = self._checked_size(samples, hosted)
+        size = self._checked_size(samples, reward)
         fields = current_fields.get()
         client = str((fields or {}).get("client", ""))
-        work = _Work(samples, self.request_id, hosted)
+        work = _Work(samples, self.request_id, reward)
         with _problems():
             done = await self._batcher.submit(work, client=client, items=len(samples), size=size)
-        scores, hosted = done.result.scores, done.result.hosted
+        scores, reward = done.result
         tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
         truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
         errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
@@ -148,69 +136,54 @@ class Service:
             {name: _finite(column) for name, column in scores.columns.items()},
             errors,
             invalid,
-            hosted.fingerprint,
-            {"tokens": tokens, "truncated": truncated, "manifests": hosted.manifests},
+            reward.fingerprint,
+            {"tokens": tokens, "truncated": truncated, "manifests": reward.manifests},
         )
 
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model of the reward makes of each sample.
-
-        Raises:
-            Problem: A sample cannot be rendered, or the server is stopping.
-        """
-        hosted = self.hosted
-        self._checked_size(samples, hosted)
+        """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        reward = self.reward
+        self._checked_size(samples, reward)
         with _problems():
-            return await self._batcher.call(hosted.render, samples)
+            return await self._batcher.call(reward.render, samples)
 
     async def reload(self) -> bool:
-        """Load the spec again, in all processes of the server; returns whether another reward scores now.
-
-        Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
-        """
+        """Load the spec again, in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
         if self._reload_all is None:
             return await self.reload_here()
-        waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        self._reload_all()
-        return await waiting
+        load = self._upcoming_load()
+        self._reload_all()  # which has this process load again, too
+        return await asyncio.shield(load)
 
     async def reload_here(self) -> bool:
-        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same.
+        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same; raises as `reload`."""
+        load = self._upcoming_load()
+        if self._loader is None:
+            self._loader = asyncio.create_task(self._load_in_turn())
+        return await asyncio.shield(load)  # a client that goes away leaves nothing half done
 
-        Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
-        """
+    def _upcoming_load(self) -> asyncio.Future[bool]:
+        """What becomes of the load that begins next."""
         if self._next_load is None:
-            self._next_load = asyncio.ensure_future(self._load_in_turn())
-            self._next_load.add_done_callback(
-                lambda load: load.cancelled() or load.exception()
-            )  # perhaps nobody waits any more
-        return await asyncio.shield(self._next_load)  # a client that goes away leaves nothing half done
+            self._next_load = asyncio.get_running_loop().create_future()
+            self._next_load.add_done_callback(lambda load: load.exception())  # perhaps nobody waits any more
+        return self._next_load
 
-    async def _load_in_turn(self) -> bool:
+    async def _load_in_turn(self) -> None:
         async with self._loading:
-            self._next_load = None  # who asks from here on may mean what is not read by this one
-            waiting, self._waiting = self._waiting, []
+            load = self._upcoming_load()
+            self._next_load = self._loader = None  # who asks from here on may mean what is not read by this one
             try:
-                changed = await self._swap()
-            except Problem as problem:
-                for reload in waiting:
-                    if not reload.done():
-                        reload.set_exception(problem)
-                raise
-            for reload in waiting:
-                if not reload.done():
-                    reload.set_result(changed)
-            return changed
+                load.set_result(await self._swap())
+            except Exception as error:
+                load.set_exception(error)
 
     async def _swap(self) -> bool:
-        old = self.hosted
+        old = self.reward
         if old.source is None:
             raise Problem("invalid", "this reward was made in Python, not from a spec, so that there is nothing to load again")
         try:
-            new = await asyncio.to_thread(old.again)
+            new = await asyncio.to_thread(ServedReward.load, old.source)
         except Exception as error:
             self.metrics.reloaded("failed")
             logger.exception("The reward could not be loaded again; %s goes on", old.fingerprint[:12])
@@ -225,7 +198,7 @@ class Service:
             new.close()
             logger.info("The reward is the same as before: %s", old.fingerprint[:12])
             return False
-        self.hosted = new
+        self.reward = new
         self.fingerprint = new.fingerprint
         self._batcher.shape(**self._shape(new))
         self.metrics.serves(self.name, old.fingerprint, now=False)
@@ -239,20 +212,20 @@ class Service:
         await asyncio.to_thread(old.close)
         return changed
 
-    def _shape(self, hosted: Hosted) -> dict[str, Any]:
-        tokens = self.settings.max_batch_tokens or hosted.batch_tokens
-        threads = self.settings.threads if hosted.provider.concurrent else 1
-        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": hosted.is_merged}
+    def _shape(self, reward: ServedReward) -> dict[str, Any]:
+        tokens = self.settings.max_batch_tokens or reward.batch_tokens
+        threads = self.settings.threads if reward.provider.concurrent else 1
+        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": reward.is_merged}
 
-    def _warn(self, hosted: Hosted) -> None:
-        for part in hosted.learns:
+    def _warn(self, reward: ServedReward) -> None:
+        for part in reward.learns:
             logger.warning(
                 "%s learns from what it scores, so that what a client is answered depends on what all clients have sent. Use settings "
                 "that are fixed, or serve it to one trainer alone.",
                 part,
             )
 
-    def _checked_size(self, samples: Sequence[Sample], hosted: Hosted) -> int:
+    def _checked_size(self, samples: Sequence[Sample], reward: ServedReward) -> int:
         """The size of a request, in characters."""
         if len(samples) > self.max_items:
             raise Problem("too-large", f"{len(samples)} samples were sent; at most {self.max_items} are taken at a time")
@@ -265,27 +238,27 @@ class Service:
                         "too-large", f"item {row} has {size:,} characters; at most {self.settings.max_characters:,} are taken"
                     )
                 total += size + _CHARACTERS_BESIDE
-            hosted.check(samples)
+            reward.check(samples)
         except DataError as error:
             raise Problem("invalid", str(error)) from error
         return total
 
-    def _run(self, works: Sequence[_Work]) -> list[_ScoredBy | Exception]:
+    def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, ServedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
-        hosted = self.hosted
-        answers: dict[int, _ScoredBy | Exception] = {}
+        reward = self.reward
+        answers: dict[int, tuple[Scores, ServedReward] | Exception] = {}
         for place, work in enumerate(works):
-            if work.checked_by is not hosted:  # it was loaded after the request had come
+            if work.checked_by is not reward:  # it was loaded after the request had come
                 try:
-                    hosted.check(work.samples)
+                    reward.check(work.samples)
                 except DataError as error:
                     answers[place] = error
         sound = [place for place in range(len(works)) if place not in answers]
         requests, names = [works[place].samples for place in sound], [works[place].name for place in sound]
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
-        by_row = hosted.is_merged and not hosted.provider.concurrent
-        scored = score_requests(hosted.provider, requests, names, merges=hosted.is_merged, by_row=by_row)
-        answers |= {place: _ScoredBy(scores, hosted) for place, scores in zip(sound, scored, strict=True)}
+        by_row = reward.is_merged and not reward.provider.concurrent
+        scored = score_requests(reward.provider, requests, names, merges=reward.is_merged, by_row=by_row)
+        answers |= {place: (scores, reward) for place, scores in zip(sound, scored, strict=True)}
         return [answers[place] for place in range(len(works))]
 
 
@@ -297,7 +270,7 @@ def _problems() -> Iterator[None]:
     except Overloaded as error:
         raise Problem(
             "overload",
-            f"more waits than may; come again in {error.retry_after} s",
+            f"the queue is full; retry in {error.retry_after} s",
             headers={"Retry-After": str(error.retry_after)},
         ) from None
     except Stopped:

@@ -19,10 +19,10 @@ class Settings:
         max_items: Most samples of a request.
         max_characters: Most characters of a sample.
         max_body_bytes: Most bytes of a request's body.
-        max_queue_items: Most samples that wait; what comes then is told to come again later.
+        max_queue_items: Most samples that wait; what comes then is told to retry later.
         max_queue_characters: Most characters that wait.
         threads: Batches that run at once, where the reward waits for others rather than computes.
-        drain_seconds: How long a stopping server goes on with what it has accepted.
+        drain_seconds: Seconds in which a stopping server finishes what it has accepted.
     """
 
     model_name: str = ""

@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
+from rm_plugins.statistics.intervals import Estimate, mean_estimate
 
-__all__ = ["best_of_n", "best_of_n_counts", "best_of_n_kl"]
+__all__ = ["BestOfN", "best_of_n", "best_of_n_counts", "best_of_n_curve", "best_of_n_kl"]
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """The gold reward of the best of n completions by this reward, beside the divergence that choosing costs.
+
+    Args:
+        gold: What is known of the completions: ``label``, ``score``, the mean of several ratings, or another reward's name.
+        prompts: The number of prompts with at least the largest n of completions.
+        n: The numbers of completions.
+        kl: An upper bound on KL(best of n || policy), in nats: log n - (n - 1) / n.
+        mean: The unbiased estimate of the mean gold reward.
+        best: What choosing by the gold reward itself would reach.
+    """
+
+    gold: str
+    prompts: int
+    n: tuple[int, ...]
+    kl: tuple[float, ...]
+    mean: tuple[Estimate, ...]
+    best: tuple[float, ...]
+
+
+def best_of_n_curve(
+    scored: Sequence[tuple[ArrayLike, ArrayLike]], most: int, clusters: ArrayLike, *, gold: str = "", **settings: Any
+) -> tuple[BestOfN, FloatArray]:
+    """What the best of 1, 2, 4 and so on up to `most` completions is worth; and `best_of_n` of each prompt, float64 [P, C].
+
+    Args:
+        scored: For each of P prompts, the proxy and the gold rewards of its completions, `most` or more.
+        most: The largest n.
+        clusters: [P], equal where prompts are not independent.
+        gold: What the gold reward is called.
+        settings: `resamples`, `confidence` and `seed` of `rm_plugins.statistics.intervals.bootstrap`.
+    """
+    counts = best_of_n_counts(most)
+    by_prompt = np.array([best_of_n(proxy, worth, counts) for proxy, worth in scored])
+    best = np.array([best_of_n(worth, worth, counts) for _, worth in scored]).mean(axis=0)
+    curve = BestOfN(
+        gold=gold,
+        prompts=len(scored),
+        n=tuple(counts),
+        kl=tuple(best_of_n_kl(n) for n in counts),
+        mean=tuple(mean_estimate(column, clusters, **settings) for column in by_prompt.T),
+        best=tuple(best.tolist()),
+    )
+    return curve, by_prompt
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, counts: Sequence[int]) -> FloatArray:
@@ -83,10 +133,11 @@ def best_of_n_kl(n: float | Sequence[float] | FloatArray) -> float | FloatArray:
     counts = np.asarray(n, dtype=np.float64)
     if not (counts >= 1).all():
         raise DataError(f"The best of n completions is asked for n={counts.min():g}; allowed: 1 or more.")
-    found = np.log(counts) - (counts - 1) / counts
-    return found if found.ndim else float(found)
+    divergence = np.log(counts) - (counts - 1) / counts
+    return divergence if divergence.ndim else float(divergence)
 
 
+@lru_cache(4_096)
 def _best_places(n: int, size: int) -> FloatArray:
     """How likely each place in ascending order, 1 to `size`, is that of the best of n: C(i - 1, n - 1) / C(size, n).
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.intervals import Estimate, share_estimate
+from rm_plugins.statistics.accuracy import accuracy_estimate
+from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.statistics.metrics import pearson
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "length_corrected",
     "length_curve",
     "longer_preference",
+    "longer_share",
 ]
 
 FORMAT_FEATURES: tuple[str, ...] = ("characters", "lines", "list_items", "headings", "bold", "code_blocks")
@@ -79,7 +81,7 @@ def feature_bias(
         feature: The feature's name.
         delta: float [M], the winner's reward minus the loser's.
         difference: [M], how much more of the feature the winner has than the loser.
-        clusters: [M], the pairs' clusters, for the accuracies with their intervals: see `share_estimate`.
+        clusters: [M], the pairs' clusters, for the accuracies with their intervals: see `accuracy_estimate`.
         settings: `resamples`, `confidence` and `seed`.
 
     Returns:
@@ -91,19 +93,17 @@ def feature_bias(
     delta, difference = (np.asarray(values, dtype=np.float64) for values in (delta, difference))
     correlation = pearson(np.concatenate([delta, -delta]), np.concatenate([difference, -difference]))
 
-    def accuracy(where: NDArray[np.bool_]) -> Estimate | None:
-        if clusters is None or not where.any():
-            return None
-        return share_estimate(delta[where] > 0, np.asarray(clusters)[where], **settings)
+    def accuracy_of(where: NDArray[np.bool_]) -> Estimate | None:
+        return None if clusters is None or not where.any() else accuracy_estimate(delta, clusters, where, **settings)
 
     return FeatureBias(
         feature=feature,
         pairs=int((difference != 0).sum()),
         preferred=longer_preference(delta, difference),
-        chosen=longer_preference(np.ones_like(delta), difference),
+        chosen=longer_share(difference),
         correlation=correlation,
-        accuracy_more=accuracy(difference > 0),
-        accuracy_less=accuracy(difference < 0),
+        accuracy_more=accuracy_of(difference > 0),
+        accuracy_less=accuracy_of(difference < 0),
     )
 
 
@@ -125,6 +125,11 @@ def longer_preference(delta: ArrayLike, longer: ArrayLike) -> float:
     if not unequal.any() or np.isnan(delta).any() or np.isnan(longer).any():
         return math.nan
     return float((np.sign(delta) == np.sign(longer))[unequal].mean())
+
+
+def longer_share(longer: FloatArray) -> float:
+    """Of pairs of two lengths, the share whose winner is the longer; NaN where there is none."""
+    return longer_preference(np.ones_like(longer), longer)
 
 
 def format_features(text: str) -> tuple[int, ...]:
@@ -253,13 +258,13 @@ def _times_power(values: FloatArray, exponent: int) -> FloatArray:
     """Values in the rewards' own unit, which is exact, and finite."""
     largest = np.finfo(np.float64).max
     with np.errstate(over="ignore"):
-        found: FloatArray = np.clip(np.ldexp(values, exponent), -largest, largest)
-    return found
+        scaled: FloatArray = np.clip(np.ldexp(values, exponent), -largest, largest)
+    return scaled
 
 
 def _curve(rewards: FloatArray, lengths: FloatArray) -> FloatArray:
-    found, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
-    if len(rewards) < LEAST_SAMPLES or len(found) == 1:
+    distinct, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    if len(rewards) < LEAST_SAMPLES or len(distinct) == 1:
         return np.full(rewards.shape, rewards.mean() if rewards.size else np.nan)
     from statsmodels.nonparametric.smoothers_lowess import lowess  # takes half a second to import
 
@@ -283,11 +288,11 @@ def _curve(rewards: FloatArray, lengths: FloatArray) -> FloatArray:
 
 def _is_function_of(rewards: FloatArray, lengths: FloatArray) -> bool:
     """Whether rewards follow length but for very little, along a function with one turn at most."""
-    found, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    distinct, where, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     means = np.bincount(where, rewards) / counts
     fits = (_with_one_peak(means, counts), -_with_one_peak(-means, counts))
     least = min(float((rewards - fit[where]).std()) for fit in fits)
-    return len(found) > 1 and least <= _SAME * float(rewards.std())
+    return len(distinct) > 1 and least <= _SAME * float(rewards.std())
 
 
 def _with_one_peak(values: FloatArray, weights: NDArray[np.intp]) -> FloatArray:

@@ -54,8 +54,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f}{interval}"
+        return f"{self:.3f}"
+
+    def __format__(self, form: str) -> str:
+        """The value and its interval, each in this format."""
+        interval = "" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}{interval}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +128,16 @@ def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Es
     0.667 [0.500, 1.000]
     """
     values = np.asarray(values, dtype=np.float64)
-    values = np.asarray(values, dtype=np.float64)
     return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), partial(_ratio, place=0, count=1), **settings)
 
 
-def mean_estimates(
-    values: Mapping[str, ArrayLike],
-    clusters: ArrayLike,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+def mean_estimates(values: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
     """`mean_estimate` of several columns of values, for which clusters are drawn together.
 
     Args:
         values: float [M] each, by name; NaN where a value is to be left out of its mean.
         clusters: The number of each place's cluster, any integers, [M].
-        resamples: How often to draw.
-        confidence: How often such an interval has the true value in it.
-        seed: The same seed gives the same intervals.
+        settings: `resamples`, `confidence` and `seed`.
 
     >>> print(mean_estimates({"some": [1.0, np.nan, 0.0, 1.0]}, [1, 1, 2, 3])["some"])
     0.667 [0.000, 1.000]
@@ -153,7 +147,7 @@ def mean_estimates(
     added = [np.where(where, column, 0.0) for where, column in zip(known, columns.values(), strict=True)]
     sums = _cluster_sums([*added, *(where.astype(np.float64) for where in known)], clusters)
     ratios = [partial(_ratio, place=place, count=len(columns)) for place in range(len(columns))]
-    return dict(zip(columns, _estimates(sums, ratios, resamples, confidence, seed), strict=True))
+    return dict(zip(columns, _estimates(sums, ratios, **settings), strict=True))
 
 
 def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -184,14 +178,14 @@ def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **se
         settings: `resamples`, `confidence` and `seed`.
     """
     columns = {name: np.asarray(column, dtype=np.float64) for name, column in outcomes.items()}
-    found = mean_estimates(columns, clusters, **settings)
+    estimates = mean_estimates(columns, clusters, **settings)
     tail = (1 - settings.get("confidence", 0.95)) / 2
-    for name, estimate in found.items():
+    for name, estimate in estimates.items():
         if estimate.value in (0.0, 1.0) and not math.isnan(estimate.low):
             reached = tail ** (1 / len(np.unique(np.asarray(clusters)[~np.isnan(columns[name])])))
             low, high = (reached, 1.0) if estimate.value else (0.0, 1 - reached)
-            found[name] = Estimate(estimate.value, low, high)
-    return found
+            estimates[name] = Estimate(estimate.value, low, high)
+    return estimates
 
 
 def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
@@ -217,8 +211,8 @@ def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **sett
         return Estimate(math.nan, math.nan, math.nan)
     # The means are close to 0, so that squares of sums take nothing away from sums of squares but what is meant.
     x, y = (_standardized(np.asarray(values, dtype=np.float64)) for values in (x, y))
-    found = bootstrap(_cluster_sums([np.ones_like(x), x, y, x * x, y * y, x * y], clusters), _correlation, **settings)
-    return Estimate(value, found.low, found.high)
+    interval = bootstrap(_cluster_sums([np.ones_like(x), x, y, x * x, y * y, x * y], clusters), _correlation, **settings)
+    return Estimate(value, interval.low, interval.high)
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> PairedTest:
@@ -240,8 +234,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: i
 
     Source: McNemar 1947; Fisher 1935 for the test by signs; Phipson and Smyth 2010 for the 1 that is added.
 
-    >>> found = paired_test([0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], range(7))
-    >>> found.only_a, found.only_b, found.p_value
+    >>> test = paired_test([0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], range(7))
+    >>> test.only_a, test.only_b, test.p_value
     (0, 6, 0.03125)
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))
@@ -277,8 +271,8 @@ def _sign_flip_p_value(differences: FloatArray, seed: int) -> float:
 def _cluster_sums(columns: list[FloatArray], clusters: ArrayLike) -> FloatArray:
     """The sums of K columns [M] over each cluster, float64 [C, K]."""
     number: NDArray[np.intp]
-    found, number = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.stack([np.bincount(number, column, len(found)) for column in columns], axis=1)
+    distinct, number = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.stack([np.bincount(number, column, len(distinct)) for column in columns], axis=1)
 
 
 def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray:
@@ -294,9 +288,9 @@ def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray
 def _estimates(
     sums: ArrayLike,
     statistics: Sequence[Callable[[FloatArray], FloatArray]],
-    resamples: int,
-    confidence: float,
-    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> list[Estimate]:
     """`bootstrap` of several statistics of the same totals."""
     if resamples < 1 or not 0 < confidence < 1:
@@ -311,7 +305,7 @@ def _estimates(
             return [Estimate(value, math.nan, math.nan) for value in values]
         totals = _resampled_totals(sums, resamples, seed)
         drawn = [statistic(totals) for statistic in statistics]
-    return [_interval(value, found, confidence) for value, found in zip(values, drawn, strict=True)]
+    return [_interval(value, column, confidence) for value, column in zip(values, drawn, strict=True)]
 
 
 def _interval(value: float, drawn: FloatArray, confidence: float) -> Estimate:
@@ -338,5 +332,5 @@ def _correlation(totals: FloatArray) -> FloatArray:
     n, x, y, xx, yy, xy = totals.T
     spread_x, spread_y = (n * squares - sums * sums for squares, sums in ((xx, x), (yy, y)))
     constant = np.minimum(spread_x / (n * xx), spread_y / (n * yy)) < 1e-9  # rounding is no variation
-    found = np.clip((n * xy - x * y) / np.sqrt(spread_x * spread_y), -1, 1)
-    return np.where(constant, np.nan, found)
+    correlation = np.clip((n * xy - x * y) / np.sqrt(spread_x * spread_y), -1, 1)
+    return np.where(constant, np.nan, correlation)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rm_plugins.errors import DataError
 from rm_plugins.scores import FloatArray
@@ -14,7 +14,6 @@ from rm_plugins.statistics.ranks import mean_ranks
 
 __all__ = [
     "CalibrationBin",
-    "PairMetrics",
     "agreement",
     "auc",
     "best_of",
@@ -24,58 +23,10 @@ __all__ = [
     "kendall",
     "log_loss",
     "ndcg",
-    "pair_metrics",
     "pearson",
     "spearman",
+    "unanimous",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class PairMetrics:
-    """How a reward does on M preference pairs.
-
-    Args:
-        pairs: The number of pairs that were scored.
-        accuracy: The share of them whose chosen answer scores strictly higher; a tie counts as wrong.
-        standard_error: Of the accuracy.
-        ties: The number of pairs with equal scores.
-        margin: The mean of the chosen score minus the rejected one.
-        abstained: The number of further pairs, left out, where the reward abstained on either answer.
-    """
-
-    pairs: int
-    accuracy: float
-    standard_error: float
-    ties: int
-    margin: float
-    abstained: int
-
-    def __str__(self) -> str:
-        tail = f", {self.abstained} left out where the reward abstained" if self.abstained else ""
-        return (
-            f"accuracy {self.accuracy:.4f} ± {self.standard_error:.4f} on {self.pairs} pairs "
-            f"({self.ties} ties, mean margin {self.margin:.4g}{tail})"
-        )
-
-
-def pair_metrics(chosen: FloatArray, rejected: FloatArray) -> PairMetrics:
-    """The metrics of the scores of chosen and rejected answers, each float64 [M], NaN where abstained.
-
-    >>> pair_metrics(np.array([1.0, 0.0, 2.0]), np.array([0.0, 0.0, 3.0])).accuracy
-    0.3333333333333333
-    """
-    scored = ~(np.isnan(chosen) | np.isnan(rejected))
-    delta = (chosen - rejected)[scored]
-    pairs = len(delta)
-    accuracy = float((delta > 0).mean()) if pairs else math.nan
-    return PairMetrics(
-        pairs=pairs,
-        accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / pairs) if pairs else math.nan,
-        ties=int((delta == 0).sum()),
-        margin=float(delta.mean()) if pairs else math.nan,
-        abstained=int((~scored).sum()),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +63,7 @@ def calibration_curve(delta: ArrayLike, bins: int = 20) -> list[CalibrationBin]:
 
     Source: Guo et al. 2017, arXiv 1706.04599, whose reliability diagrams draw it.
 
-    >>> [(found.low, found.pairs, round(found.predicted, 2), found.observed) for found in calibration_curve([3.0, 3.0, -3.0])]
+    >>> [(part.low, part.pairs, round(part.predicted, 2), part.observed) for part in calibration_curve([3.0, 3.0, -3.0])]
     [(0.0, 3, 0.05, 0.3333333333333333), (0.95, 3, 0.95, 0.6666666666666666)]
     """
     delta = np.asarray(delta, dtype=np.float64)
@@ -148,8 +99,8 @@ def expected_calibration_error(delta: ArrayLike, bins: int = 20) -> float:
     0.0474
     """
     curve = calibration_curve(delta, bins)
-    entries = sum(found.pairs for found in curve)
-    return sum(found.pairs * abs(found.predicted - found.observed) for found in curve) / entries if curve else math.nan
+    entries = sum(part.pairs for part in curve)
+    return sum(part.pairs * abs(part.predicted - part.observed) for part in curve) / entries if curve else math.nan
 
 
 def brier_score(delta: ArrayLike) -> float:
@@ -216,6 +167,12 @@ def agreement(deltas: ArrayLike) -> FloatArray:
     unknown = np.isnan(deltas).any(axis=1)
     same[unknown], same[:, unknown] = np.nan, np.nan
     return same
+
+
+def unanimous(deltas: FloatArray) -> NDArray[np.bool_]:
+    """Where all members prefer the same answer, or all see a tie: bool [M] of `deltas` as in `agreement`."""
+    signs = np.sign(deltas)
+    return np.asarray((signs == signs[:1]).all(axis=0))
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
@@ -318,8 +275,8 @@ def ndcg(scores: ArrayLike, gains: ArrayLike, k: int | None = None) -> float:
     discounts[worth.size if k is None else k :] = 0
     _, block, counts = np.unique(-scores, return_inverse=True, return_counts=True)
     shared = np.bincount(block, worth) / counts
-    found = np.repeat(shared, counts) @ discounts
-    return min(float(found / (np.sort(worth)[::-1] @ discounts)), 1.0)
+    gained = np.repeat(shared, counts) @ discounts
+    return min(float(gained / (np.sort(worth)[::-1] @ discounts)), 1.0)
 
 
 def best_of(scores: ArrayLike, gold: ArrayLike) -> float:

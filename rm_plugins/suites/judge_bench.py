@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.suites.raw_rows import PROMPT, TEXT, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
 __all__ = ["JudgeBench"]
 
@@ -59,16 +59,15 @@ class JudgeBench(Suite):
         for item in items:
             if (section := _section(item.section)) is not None:
                 right[section][item.section].append(item.is_right)
-        total = sum(len(found) for parts in right.values() for found in parts.values())
+        total = sum(len(part) for parts in right.values() for part in parts.values())
         sections = []
         for name, parts in right.items():
-            everything = [found for part in parts.values() for found in part]
+            everything = [is_right for part in parts.values() for is_right in part]
             # A section without pairs keeps a weight, without which the others would pass for the whole.
             weight = len(everything) / total if everything else 1 / len(right)
-            shown = {part: mean(found) for part, found in parts.items()} if len(parts) > 1 else {}
+            shown = {part: mean(answers) for part, answers in parts.items()} if len(parts) > 1 else {}
             sections.append(SuiteSection(name, mean(everything), weight, len(everything), shown))
-        abstained = sum(item.abstained for item in items)
-        return SuiteResult(self.name, self.rule, overall_score(sections), tuple(sections), abstained=abstained)
+        return self.scored(items, sections)
 
 
 def _section(source: str) -> str | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from math import comb, nan
 from typing import Any, ClassVar
 
 import numpy as np
 
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.ranks import mean_ranks
+from rm_plugins.statistics.best_of_n import best_of_n
+from rm_plugins.statistics.metrics import auc
 from rm_plugins.suites.raw_rows import ANYTHING, FLAGS, LIST, PROMPT, TEXT, RawRow, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, mean
 
 __all__ = ["Ppe"]
 
@@ -74,32 +74,29 @@ class Ppe(Suite):
         """The accuracies on the five sets and their mean, and a table of the other metrics."""
         sections, table = [], []
         for name in _SETS:
-            found = [item for item in items if item.section == name]
-            figures = _metrics(found)
-            sections.append(SuiteSection(name, figures[0], 1 / len(_SETS), len(found)))
+            of_set = [item for item in items if item.section == name]
+            figures = _metrics(of_set)
+            sections.append(SuiteSection(name, figures[0], 1 / len(_SETS), len(of_set)))
             table.append(figures)
         means = tuple(np.mean(table, axis=0).tolist())
-        return SuiteResult(
-            self.name,
-            self.rule,
-            overall_score(sections),
-            tuple(sections),
+        return self.scored(
+            items,
+            sections,
             figures=dict(zip(_COLUMNS[1:], means[1:], strict=True)),
             tables=(SuiteTable("Correctness", (*_SETS, "mean"), _COLUMNS, (*table, means)),),
-            abstained=sum(item.abstained for item in items),
         )
 
 
 def _set(row: RawRow) -> str:
     if row.columns.get("dataset") is not None:
         return _DATASETS[row.one_of("dataset", _DATASETS)]
-    found = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
-    if len(found) != 1:
+    names = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
+    if len(names) != 1:
         raise row.refused(
-            f"its columns could be those of {' or '.join(found) or 'none of the sets'}. Add a column 'dataset' with one of "
+            f"its columns could be those of {' or '.join(names) or 'none of the sets'}. Add a column 'dataset' with one of "
             f"{', '.join(_DATASETS)}."
         )
-    return found[0]
+    return names[0]
 
 
 def _right_and_wrong(row: RawRow, pair: Any, labels: Sequence[bool]) -> tuple[int, int]:
@@ -121,11 +118,11 @@ def _metrics(items: Sequence[SuiteItem]) -> tuple[float, ...]:
     paper draws the answers at random many times; this is the exact expectation of that.
     """
     if not items:
-        return (nan,) * len(_COLUMNS)
+        return (math.nan,) * len(_COLUMNS)
     pairs = [item.judged_scores[right] > item.judged_scores[wrong] for item in items for right, wrong in item.compared]
     labels = [item.labels for item in items]
     scores = [item.judged_scores for item in items]
-    area = _area_under_roc(np.concatenate([_stretched(found) for found in scores]), np.concatenate(labels))
+    area = auc(np.concatenate([_stretched(found) for found in scores]), np.concatenate(labels))
     curve, best = _curve(scores, labels), _curve(labels, labels)
     return mean(pairs), area, float(curve.max()), float(curve[-1]), float(np.square(best - curve).mean())
 
@@ -136,28 +133,8 @@ def _stretched(scores: FloatArray) -> FloatArray:
     return (scores - scores.min()) / size if size else np.full(len(scores), 0.5)
 
 
-def _area_under_roc(scores: FloatArray, labels: FloatArray) -> float:
-    right = labels == 1
-    count = int(right.sum())
-    pairs = count * (len(labels) - count)
-    return float((mean_ranks(scores)[right].sum() - count * (count + 1) / 2) / pairs) if pairs else nan
-
-
 def _curve(scores: Sequence[FloatArray], labels: Sequence[FloatArray]) -> FloatArray:
     """float64 [K]: for k from 1, how likely the best of k random answers is right, on average over questions."""
-    answers = min(map(len, labels))
-    curve: FloatArray = np.mean([_best_of_k(*found)[:answers] for found in zip(scores, labels, strict=True)], axis=0)
+    counts = range(1, min(map(len, labels)) + 1)
+    curve: FloatArray = np.mean([best_of_n(*answers, counts) for answers in zip(scores, labels, strict=True)], axis=0)
     return curve
-
-
-def _best_of_k(scores: FloatArray, labels: FloatArray) -> FloatArray:
-    """float64 [N], for k from 1 to N; answers that score the same share the mean of their labels."""
-    _, block, ties = np.unique(scores, return_inverse=True, return_counts=True)
-    return _places(len(scores)) @ np.repeat(np.bincount(block, labels) / ties, ties)
-
-
-@lru_cache
-def _places(answers: int) -> FloatArray:
-    """float64 [N, N]: how likely each place in ascending order is that of the best of k, C(place - 1, k - 1) / C(N, k)."""
-    sizes = range(1, answers + 1)
-    return np.array([[comb(place, k - 1) / comb(answers, k) for place in range(answers)] for k in sizes], dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rm_plugins.errors import DataError, did_you_mean
 
@@ -14,14 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["ANYTHING", "FLAGS", "LIST", "PROMPT", "TEXT", "TEXTS", "Expected", "RawRow", "raw_rows"]
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a column holds.
-
-    Args:
-        what: In words.
-        holds: Whether a value is that.
-    """
+class Expected(NamedTuple):
+    """What a column holds, in words, and whether a value is that."""
 
     what: str
     holds: Callable[[Any], bool]
@@ -38,9 +32,9 @@ def _has_items(value: Any) -> bool:
 ANYTHING = Expected("a value", lambda value: True)
 LIST = Expected("a list", _is_list)
 TEXT = Expected("text", lambda value: isinstance(value, str))
-TEXTS = Expected("a list of texts", lambda value: _has_items(value) and all(isinstance(found, str) for found in value))
+TEXTS = Expected("a list of texts", lambda value: _has_items(value) and all(isinstance(text, str) for text in value))
 PROMPT = Expected("text or messages", lambda value: isinstance(value, str) or _has_items(value))
-FLAGS = Expected("a list of true and false", lambda value: _has_items(value) and all(found in (0, 1) for found in value))
+FLAGS = Expected("a list of true and false", lambda value: _has_items(value) and all(flag in (0, 1) for flag in value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +91,10 @@ def raw_rows(suite: Suite, raw: Iterable[Mapping[str, Any]], expected: Mapping[s
         row = RawRow(suite.name, number, columns)
         for name, wanted in expected.items():
             if columns.get(name) is None:
-                sources = [suite.source] if isinstance(suite.source, str) else suite.source
-                needed = ", ".join(f"{name!r} ({found.what})" for name, found in expected.items())
+                needed = ", ".join(f"{name!r} ({what})" for name, (what, _) in expected.items())
                 raise row.refused(
                     f"there is no {name!r}; it has the columns {', '.join(map(repr, columns)) or 'none'}. A row of "
-                    f"{' or '.join(sources)} has {needed}."
+                    f"{' or '.join(suite.sources)} has {needed}."
                 )
             if not wanted.holds(columns[name]):
                 raise row.refused(f"{name!r} is {columns[name]!r:.80}; {wanted.what} is expected.")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.suites.raw_rows import ANYTHING, PROMPT, TEXT, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
 __all__ = ["RewardBench"]
 
@@ -85,5 +85,4 @@ class RewardBench(Suite):
             count = sum(len(right[subset]) for subset in weights)
             sections.append(SuiteSection(name, score, 1 / len(_WEIGHTS), count, parts))
         complete = all(right[subset] for weights in _WEIGHTS.values() for subset in weights)
-        score = overall_score(sections) if complete else math.nan
-        return SuiteResult(self.name, self.rule, score, tuple(sections), abstained=sum(item.abstained for item in items))
+        return self.scored(items, sections, **({} if complete else {"score": math.nan}))

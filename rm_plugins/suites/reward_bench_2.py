@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rm_plugins.suites.raw_rows import PROMPT, TEXT, TEXTS, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, mean
 
 __all__ = ["RewardBench2"]
 
@@ -38,12 +37,12 @@ class RewardBench2(Suite):
             section = row.one_of("subset", _SECTIONS)
             right, wrong = row["chosen"], row["rejected"]
             if section == _TIES:
-                found = _TIES_ID.fullmatch(row["id"])
-                if found is None:
+                matched = _TIES_ID.fullmatch(row["id"])
+                if matched is None:
                     raise row.refused(
                         f"the id of a row of {_TIES} is {row['id']!r:.80}; 'ref:NUMBER' or 'tied:NUMBER' is expected."
                     )
-                if found[1] == "tied" and len(right) < 2:
+                if matched[1] == "tied" and len(right) < 2:
                     raise row.refused(f"{row['id']!r} has one right answer; 'tied' rows have several.")
             elif len(right) != 1:
                 raise row.refused(f"'chosen' has {len(right)} answers; one is expected in {section}.")
@@ -59,11 +58,10 @@ class RewardBench2(Suite):
         """The scores of the six sections and their mean."""
         sections = []
         for name in _SECTIONS:
-            found = [item for item in items if item.section == name]
-            score, parts = _ties(found) if name == _TIES else (mean(map(_share_of_the_best, found)), {})
-            sections.append(SuiteSection(name, score, 1 / len(_SECTIONS), len(found), parts))
-        abstained = sum(item.abstained for item in items)
-        return SuiteResult(self.name, self.rule, overall_score(sections), tuple(sections), abstained=abstained)
+            of_section = [item for item in items if item.section == name]
+            score, parts = _ties(of_section) if name == _TIES else (mean(map(_share_of_the_best, of_section)), {})
+            sections.append(SuiteSection(name, score, 1 / len(_SECTIONS), len(of_section), parts))
+        return self.scored(items, sections)
 
 
 def _share_of_the_best(item: SuiteItem) -> float:
@@ -72,17 +70,11 @@ def _share_of_the_best(item: SuiteItem) -> float:
     return 1 / int((scores == scores[0]).sum()) if scores[0] == scores.max() else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Margins:
-    """Of one question.
-
-    Args:
-        gap: The worst right answer's score minus the best wrong one's.
-        spread: The best right answer's score minus the worst right one's.
-    """
-
+class _Margins(NamedTuple):
     gap: float
+    """The worst right answer's score minus the best wrong one's."""
     spread: float
+    """The best right answer's score minus the worst right one's."""
 
 
 def _margins(item: SuiteItem) -> _Margins:
@@ -101,7 +93,7 @@ def _ties(items: Sequence[SuiteItem]) -> tuple[float, dict[str, float]]:
     """
     margins = {item.id: _margins(item) for item in items}
     tied, ref = (
-        {key.partition(":")[2]: found for key, found in margins.items() if key.startswith(kind)} for kind in ("tied:", "ref:")
+        {key.partition(":")[2]: of_row for key, of_row in margins.items() if key.startswith(kind)} for kind in ("tied:", "ref:")
     )
     both = [(tied[number], ref[number]) for number in tied if number in ref]
     if not both:
@@ -111,8 +103,8 @@ def _ties(items: Sequence[SuiteItem]) -> tuple[float, dict[str, float]]:
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.nan_to_num(np.tanh(smaller / spread - 1), nan=0.0)  # right answers that score alike: 1, -1, or 0 for no gap
     parts = {
-        "accuracy, tied": mean(found.gap > 0 for found in tied.values()),
-        "accuracy, ref": mean(found.gap > 0 for found in ref.values()),
+        "accuracy, tied": mean(of_row.gap > 0 for of_row in tied.values()),
+        "accuracy, ref": mean(of_row.gap > 0 for of_row in ref.values()),
         "gap above spread, tied": float((gap > spread).mean()),
         "gap above spread, both": float((smaller > spread).mean()),
         "size of the gap": float(size.mean()),

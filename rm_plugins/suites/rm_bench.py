@@ -9,7 +9,7 @@ import numpy as np
 
 from rm_plugins.scores import FloatArray
 from rm_plugins.suites.raw_rows import ANYTHING, PROMPT, TEXT, TEXTS, raw_rows
-from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable, overall_score
+from rm_plugins.suites.suite import Suite, SuiteItem, SuiteResult, SuiteSection, SuiteTable
 
 __all__ = ["RmBench"]
 
@@ -55,11 +55,12 @@ class RmBench(Suite):
         """The matrix of accuracies, its difficulties, and their means over domains."""
         matrices, sections = {}, []
         for domain, names in _DOMAINS.items():
-            found = [item for item in items if item.section in names]
-            matrices[domain] = _matrix(found)
-            parts = {name: float(_matrix(part).mean()) for name in names if (part := [i for i in found if i.section == name])}
+            of_domain = [item for item in items if item.section in names]
+            matrices[domain] = _matrix(of_domain)
+            halves = {name: [item for item in of_domain if item.section == name] for name in names}
+            parts = {name: float(_matrix(half).mean()) for name, half in halves.items() if half}
             score = float(matrices[domain].mean())
-            sections.append(SuiteSection(domain, score, 1 / len(_DOMAINS), len(found), parts if len(names) > 1 else {}))
+            sections.append(SuiteSection(domain, score, 1 / len(_DOMAINS), len(of_domain), parts if len(names) > 1 else {}))
         # Figures of the whole are means over domains, as the leaderboard defines them, so that all of them agree with the score.
         overall = np.mean(list(matrices.values()), axis=0)
         difficulties = {domain: _by_difficulty(matrix) for domain, matrix in matrices.items()}
@@ -67,20 +68,17 @@ class RmBench(Suite):
             "Accuracy by domain and difficulty",
             (*difficulties, "mean"),
             tuple(_DIFFICULTIES),
-            (*(tuple(found.values()) for found in difficulties.values()), tuple(_by_difficulty(overall).values())),
+            (*(tuple(cells.values()) for cells in difficulties.values()), tuple(_by_difficulty(overall).values())),
         )
-        return SuiteResult(
-            self.name,
-            self.rule,
-            overall_score(sections),
-            tuple(sections),
+        return self.scored(
+            items,
+            sections,
             figures=_by_difficulty(overall),
             tables=(
                 accuracies,
                 _table("Accuracy by style", overall),
                 *(_table(f"Accuracy by style: {domain}", matrix) for domain, matrix in matrices.items()),
             ),
-            abstained=sum(item.abstained for item in items),
         )
 
 

@@ -130,6 +130,11 @@ class Suite(Component):
     rule: ClassVar[str]
     """How it scores, in a sentence or two."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its datasets on the hub."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
     @abstractmethod
     def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """The benchmark's rows in a format of `rm_plugins.data.judgements`, with ``section`` and ``id``; lazily.
@@ -153,6 +158,17 @@ class Suite(Component):
         Args:
             items: All rows that `rows` gave, in their order.
         """
+
+    def scored(self, items: Sequence[SuiteItem], sections: Sequence[SuiteSection], **reported: Any) -> SuiteResult:
+        """A result whose score is that of its sections.
+
+        Args:
+            items: All scored rows, of which the abstentions are counted.
+            sections: The sections.
+            reported: Other fields of `SuiteResult`.
+        """
+        reported = {"score": overall_score(sections), "abstained": sum(item.abstained for item in items), **reported}
+        return SuiteResult(self.name, self.rule, sections=tuple(sections), **reported)
 
     def checked_rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """`rows`, whatever fails in it translated.
@@ -199,7 +215,7 @@ class Suite(Component):
         Raises:
             DataError: A dataset cannot be loaded.
         """
-        for source in [self.source] if isinstance(self.source, str) else self.source:
+        for source in self.sources:
             for row in read_rows(source, split or self.split):
                 yield {"dataset": source, **row}
 
@@ -216,4 +232,4 @@ def mean(values: Iterable[float]) -> float:
 
 def overall_score(sections: Iterable[SuiteSection]) -> float:
     """The sum of weight times score; NaN where a section with a weight has no score."""
-    return math.fsum(found.weight * found.score for found in sections if found.weight)
+    return math.fsum(section.weight * section.score for section in sections if section.weight)

@@ -14,10 +14,9 @@ from rm_plugins.transforms.centred import LogSigmoidCentred, Par
 from rm_plugins.transforms.chain import Chain
 from rm_plugins.transforms.fitted import FittedTransform
 from rm_plugins.transforms.fixed import Clip, Scale, Sigmoid, Tanh
-from rm_plugins.transforms.min_max import MinMax
 from rm_plugins.transforms.rank_in_group import RankInGroup
+from rm_plugins.transforms.rescaled import MinMax, ZScore
 from rm_plugins.transforms.running import RunningStatistics, shared_batch
-from rm_plugins.transforms.zscore import ZScore
 
 __all__ = [
     "Chain",

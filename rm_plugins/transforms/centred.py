@@ -18,29 +18,7 @@ from rm_plugins.transforms.fixed import log_sigmoid
 __all__ = ["LogSigmoidCentred", "Par"]
 
 
-class _Centred(FittedTransform):
-    """What is compared with a reference reward, a quantile of known scores where it is not given."""
-
-    statistics: ClassVar[tuple[str, ...]] = ("centre",)
-
-    def __init__(self, centre: float | None, quantile: float, reference: str | None) -> None:
-        if not 0 <= quantile <= 1:
-            raise SpecError(f"must be from 0 to 1, not {quantile}.", key="quantile")
-        self.centre = centre
-        self.quantile = quantile
-        self.reference = reference
-
-    def measure(self, values: FloatArray) -> dict[str, float]:
-        """The quantile."""
-        return {"centre": float(np.quantile(values, self.quantile))}
-
-    def _log_probability(self, values: FloatArray) -> FloatArray:
-        self.settle()
-        assert self.centre is not None  # says `settle`
-        return log_sigmoid(values - self.centre)
-
-
-class LogSigmoidCentred(_Centred):
+class LogSigmoidCentred(FittedTransform):
     """log σ(score - centre): what is good enough gains little more, what is bad loses without bound (arXiv 2402.00742).
 
     The sum, or mean, of several such rewards is the logarithm of the probability that an answer is good by all of them.
@@ -55,6 +33,7 @@ class LogSigmoidCentred(_Centred):
     """
 
     name: ClassVar[str] = "log-sigmoid-centred"
+    statistics: ClassVar[tuple[str, ...]] = ("centre",)
 
     def __init__(
         self,
@@ -63,14 +42,24 @@ class LogSigmoidCentred(_Centred):
         quantile: FiniteFloat = 0.85,
         reference: Annotated[str, LocalPath] | None = None,
     ) -> None:
-        super().__init__(centre, quantile, reference)
+        if not 0 <= quantile <= 1:
+            raise SpecError(f"must be from 0 to 1, not {quantile}.", key="quantile")
+        self.centre = centre
+        self.quantile = quantile
+        self.reference = reference
+
+    def measure(self, values: FloatArray) -> dict[str, float]:
+        """The quantile."""
+        return {"centre": float(np.quantile(values, self.quantile))}
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """The logarithm of the probability to be preferred."""
-        return self._log_probability(values)
+        self.settle()
+        assert self.centre is not None  # says `settle`
+        return log_sigmoid(values - self.centre)
 
 
-class Par(_Centred):
+class Par(LogSigmoidCentred):
     """σ(score - centre), between 0 and 1: preference as reward (PAR, arXiv 2502.18770) with a single reference reward.
 
     Args:
@@ -91,9 +80,9 @@ class Par(_Centred):
         quantile: FiniteFloat = 0.5,
         reference: Annotated[str, LocalPath] | None = None,
     ) -> None:
-        super().__init__(centre, quantile, reference)
+        super().__init__(centre=centre, quantile=quantile, reference=reference)
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """The probability to be preferred."""
-        found: FloatArray = np.exp(self._log_probability(values))
-        return found
+        probabilities: FloatArray = np.exp(super().__call__(values, samples))
+        return probabilities

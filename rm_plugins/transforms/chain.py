@@ -57,5 +57,5 @@ class Chain(Transform):
         if state.keys() != self.state().keys():
             here = ", ".join(self.state()) or "none"
             raise DataError(f"the state is of the transforms {', '.join(state)} of a chain, and of this one {here} learn")
-        for place, found in state.items():
-            self.transforms[int(place)].load_state(found)
+        for place, learned in state.items():
+            self.transforms[int(place)].load_state(learned)

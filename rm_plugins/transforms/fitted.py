@@ -65,17 +65,17 @@ class FittedTransform(Transform):
         Raises:
             DataError: There is no score, or none of them can be used.
         """
-        found = self._measured(values)
-        for name, value in found.items():
+        measured = self._measured(values)
+        for name, value in measured.items():
             setattr(self, name, value)
         self.check()
-        return found
+        return measured
 
     def bind(self, provider: Provider) -> None:
         """Find what the spec left out.
 
         Raises:
-            SpecError: It is nowhere to be found.
+            SpecError: It is unavailable.
         """
         self.settle(getattr(provider, "statistics", None), repr(provider.label))
 
@@ -87,13 +87,20 @@ class FittedTransform(Transform):
             called: What messages call the provider.
 
         Raises:
-            SpecError: It is nowhere to be found, or makes no sense.
+            SpecError: It is unavailable, or makes no sense.
         """
         missing = [name for name in self.statistics if getattr(self, name) is None]
         if not missing:
             return
-        found = self._in_reference() if self.reference is not None else self._in_manifest(manifest)
-        if any(name not in found for name in missing):
+        known: Mapping[str, float] = {}
+        if self.reference is not None:
+            try:
+                known = self._measured(scores_in_file(self.reference))
+            except DataError as error:
+                raise SpecError(str(error), key="reference") from error
+        elif manifest is not None:
+            known = {name: getattr(manifest, attribute) for name, attribute in self.in_manifest.items()}
+        if any(name not in known for name in missing):
             needed = " and ".join(f"`{name}`" for name in self.statistics)
             lacks = f": {called} has no manifest with the statistics of its scores" if self.in_manifest else ""
             raise SpecError(
@@ -101,27 +108,18 @@ class FittedTransform(Transform):
                 "find them."
             )
         for name in missing:
-            setattr(self, name, found[name])
+            setattr(self, name, known[name])
         try:
             self.check()
         except SpecError as error:
             source = self.reference or f"the manifest of {called}"
             raise SpecError(f"{error.message} What was left out comes from {source}.", key=error.key) from None
 
-    def _in_reference(self) -> dict[str, float]:
-        try:
-            return self._measured(scores_in_file(str(self.reference)))
-        except DataError as error:
-            raise SpecError(str(error), key="reference") from error
-
-    def _in_manifest(self, manifest: Any) -> dict[str, float]:
-        return {} if manifest is None else {name: getattr(manifest, found) for name, found in self.in_manifest.items()}
-
     def _measured(self, values: FloatArray) -> dict[str, float]:
-        known = values[~np.isnan(values)]
-        if not len(known):
+        scores = values[~np.isnan(values)]
+        if not len(scores):
             raise DataError(f"There is no score to find the statistics of {self.name!r} in, only {len(values)} abstentions.")
-        return self.measure(known)
+        return self.measure(scores)
 
 
 def scores_in_file(path: str) -> FloatArray:
@@ -143,9 +141,8 @@ def scores_in_file(path: str) -> FloatArray:
                 f"{path}, row {number} has none of the columns {', '.join(SCORE_COLUMNS)}; it has {', '.join(row)}. Score the file "
                 "with `rm-plugins score` first."
             )
-        for found in columns:
-            for score in found if isinstance(found, list) else [found]:
-                scores.append(_score(score, f"{path}, row {number}"))
+        for column in columns:
+            scores += [_score(score, f"{path}, row {number}") for score in (column if isinstance(column, list) else [column])]
     return np.array(scores, dtype=np.float64)
 
 

@@ -80,8 +80,8 @@ class Tanh(Transform):
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Bound."""
-        found: FloatArray = np.tanh(values / self.scale)
-        return found
+        bounded: FloatArray = np.tanh(values / self.scale)
+        return bounded
 
 
 class Sigmoid(Transform):
@@ -91,8 +91,8 @@ class Sigmoid(Transform):
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Bound."""
-        found: FloatArray = np.exp(log_sigmoid(values))
-        return found
+        probabilities: FloatArray = np.exp(log_sigmoid(values))
+        return probabilities
 
 
 def log_sigmoid(values: FloatArray) -> FloatArray:
@@ -101,5 +101,5 @@ def log_sigmoid(values: FloatArray) -> FloatArray:
     >>> log_sigmoid(np.array([-1000.0, 0.0])).round(3).tolist()
     [-1000.0, -0.693]
     """
-    found: FloatArray = np.minimum(values, 0.0) - np.log1p(np.exp(-np.abs(values)))
-    return found
+    logarithms: FloatArray = np.minimum(values, 0.0) - np.log1p(np.exp(-np.abs(values)))
+    return logarithms

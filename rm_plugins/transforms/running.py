@@ -119,7 +119,7 @@ class _Batch:
         self.thread = threading.get_ident()
 
     def update(self, statistics: RunningStatistics, scores: list[float]) -> None:
-        place = next((place for place, found in enumerate(self.order) if found is statistics), None)
+        place = next((place for place, other in enumerate(self.order) if other is statistics), None)
         if place is None:  # it is in nothing that the tree shows, such as a function: its processes see to their order
             statistics._merge(_joined(all_gathered(scores)))
             return
@@ -135,7 +135,7 @@ class _Batch:
         self._skip_to(len(self.order))
         late = all_gathered(dict(self.late))
         for place, statistics in enumerate(self.order):
-            statistics._merge(_joined(found.get(place, []) for found in late))
+            statistics._merge(_joined(share.get(place, []) for share in late))
 
     def _skip_to(self, place: int) -> None:
         while self.done < place:
@@ -155,7 +155,7 @@ def _joined(parts: Iterable[Sequence[float]]) -> list[float]:
 
 
 def _in_order(provider: Provider) -> Iterator[RunningStatistics]:
-    """The running statistics of a tree of providers: a provider's come behind those of what it is made of."""
+    """The running statistics of a tree of providers: those of its parts come before its own."""
     for child in provider.children.values():
         if child is not provider.fallback:
             yield from _in_order(child)

@@ -168,7 +168,7 @@ def measure(label: str, folder: Path, samples: Sequence[rm.Sample], rounds: int,
         deviation=float(ours.values.std()),
         tokens=ours.metadata["tokens"],
         computed_tokens=ours.metadata["unique_tokens"],
-        least_tokens=least_tokens(rewards.renderer.token_ids(samples)[0], shared=rewards.engine.shares_prefixes),
+        least_tokens=least_tokens(rewards.renderer.token_ids(samples)[0], shared=rewards.trained.engine.shares_prefixes),
         best_shape=best,
         best_throughput=throughputs[best],
     )

@@ -121,7 +121,7 @@ class Benchmark:
         """(a) Real texts through MiniLM, with the peak memory of ours and TRL's way."""
         folder = save_minilm(self.scratch / "minilm")
         rewards = rm.load(folder)
-        samples = self.texts.answers(rewards.renderer, self.sizes.answers, self.sizes.most_tokens)  # type: ignore[attr-defined]
+        samples = self.texts.answers(rewards.renderer, self.sizes.answers, self.sizes.most_tokens)
         peaks = peak_memory(folder, [rewards.render(sample) for sample in samples], self.scratch)
         return replace(measure("a", folder, samples, self.rounds, self.sizes.dense), peaks=peaks)
 

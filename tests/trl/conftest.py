@@ -51,7 +51,7 @@ def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: 
     """Run a module or program of this environment; returns what it printed, and fails with it."""
     command = [sys.executable, "-m", *map(str, arguments)]
     found = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=1_200
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=3_000
     )
     assert found.returncode == 0, f"{' '.join(command)}\n{found.stdout}\n{found.stderr}"
     return found.stdout + found.stderr

@@ -80,7 +80,7 @@ def test_ppo(tiny_decoder: Any, tiny_policy: Path, working_directory: Path) -> N
         # Reward model loaded automatically
     )
 
-    assert trainer.reward_model.provider.source.endswith("Qwen2.5-Reward")
+    assert trainer.reward_model.provider.trained.source.endswith("Qwen2.5-Reward")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from rm_plugins.providers.combinators.parts import (
     summed_work,
 )
 from rm_plugins.providers.combinators.sum import Sum
-from rm_plugins.samples import Sample
+from rm_plugins.samples import Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
 
@@ -74,7 +74,7 @@ class Cached(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Find what is known, and have the reward score the rest, equal samples once."""
-        contents = [_content(row, sample) for row, sample in enumerate(samples)]
+        contents = _contents(samples)
         outputs = np.full((len(samples), 1), np.nan)
         unknown = self._cache.read(contents, outputs).tolist()
         firsts = {contents[row]: row for row in reversed(unknown)}
@@ -126,14 +126,22 @@ def _is_written_out(spec: object) -> bool:
     )
 
 
-def _content(row: int, sample: Sample) -> bytes:
-    try:
-        return json.dumps(sample_to_json(sample), sort_keys=True, default=_plain).encode()
-    except TypeError as error:
+def _contents(samples: Sequence[Sample]) -> list[bytes]:
+    contents: dict[int, bytes] = {}
+    problems: dict[int, TypeError] = {}
+    for row, sample in enumerate(samples):
+        try:
+            contents[row] = canonical_json(sample_to_json(sample), default=_plain).encode()
+        except TypeError as error:
+            problems[row] = error
+    if problems:
+        first, problem = next(iter(problems.items()))
         raise DataError(
-            f"item {row} cannot be told from others, for its messages or columns hold something without a JSON form: {error}. Leave "
-            "such columns out of the dataset, or `cached` out of the spec."
-        ) from error
+            f"item {first} cannot be told from others, for its messages or columns hold something without a JSON form: {problem}. Leave "
+            "such columns out of the dataset, or `cached` out of the spec.",
+            rows=problems,
+        ) from problem
+    return list(contents.values())
 
 
 def _plain(value: Any) -> Any:

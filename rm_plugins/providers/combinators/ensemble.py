@@ -72,9 +72,8 @@ class Ensemble(Combinator):
         short = np.flatnonzero(((~np.isnan(members)).sum(axis=0) < self.quorum) & failed).tolist()
         if not short:
             return {}
-        error = ScoringError(
+        return ScoringError(
             f"The ensemble {self.called} has the scores of fewer than {self.quorum} of its {len(self.members)} members for "
             f"{len(short)} of {members.shape[1]} samples (first: item {short[0]}), because members failed.",
             rows=short,
-        )
-        return dict.fromkeys(short, error)
+        ).by_row

@@ -53,13 +53,13 @@ def combined(
     enough = present.sum(axis=0) >= (len(members) if quorum is None else quorum)
     values = np.full(len(samples), np.nan)
     if enough.any():
-        found = np.asarray(aggregate(members[:, enough]), dtype=np.float64)
-        if found.shape != (enough.sum(),):
+        aggregated = np.asarray(aggregate(members[:, enough]), dtype=np.float64)
+        if aggregated.shape != (enough.sum(),):
             raise ScoringError(
-                f"The aggregate {aggregate.name!r} made an array of shape {found.shape} of the scores of {len(members)} members for "
+                f"The aggregate {aggregate.name!r} made an array of shape {aggregated.shape} of the scores of {len(members)} members for "
                 f"{enough.sum()} samples; one score per sample was expected."
             )
-        values[enough] = found
+        values[enough] = aggregated
     spread = np.full(len(samples), np.nan)
     some = present.any(axis=0)
     spread[some] = np.nanstd(members[:, some], axis=0)
@@ -91,9 +91,9 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
     groups = prompt_groups(samples)
     ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
     comparable = (~np.isnan(ranks)).sum(axis=0) > 1
-    found = np.full(len(samples), np.nan)
-    found[comparable] = np.nanstd(ranks[:, comparable], axis=0)
-    return found
+    disagreement = np.full(len(samples), np.nan)
+    disagreement[comparable] = np.nanstd(ranks[:, comparable], axis=0)
+    return disagreement
 
 
 def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
@@ -102,12 +102,12 @@ def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
     Raises:
         SpecError: It does not fit their number.
     """
-    found = aggregate or Mean()
+    bound = aggregate or Mean()
     try:
-        found.bind(members)
+        bound.bind(members)
     except SpecError as error:
         raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
-    return found
+    return bound
 
 
 def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:

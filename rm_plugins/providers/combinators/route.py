@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from rm_plugins.errors import DataError, SpecError, did_you_mean
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.provider import Provider
-from rm_plugins.providers.combinators.parts import Combinator, score_rows
+from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows
 from rm_plugins.providers.function import imported
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -64,19 +64,20 @@ class Route(Combinator):
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Find each sample's route, and have every route score its own samples."""
-        kinds = self._kinds(samples)
+        kinds, errors = self._kinds(samples)
         jobs = [
-            _Job(name, "route", reward, [row for row, kind in enumerate(kinds) if kind == name])
+            _Job(name, "route", reward, [row for row, kind in kinds.items() if kind == name])
             for name, reward in self.routes.items()
         ]
-        others = [row for row, kind in enumerate(kinds) if kind not in self.routes]
+        others = [row for row, kind in kinds.items() if kind not in self.routes]
         if self.otherwise is not None:
             jobs.append(_Job("otherwise", "", self.otherwise, others))
         elif others:
             unknown = sorted({repr(kinds[row]) for row in others})
-            raise self._error(
+            errors |= self._errors(
+                others,
                 f"{_counted(others, samples)} are of a kind without a route: {_shown(unknown)}. "
-                f"{did_you_mean(kinds[others[0]], self.routes)} Give it a route, or all such kinds the key `otherwise`."
+                f"{did_you_mean(kinds[others[0]], self.routes)} Give it a route, or all such kinds the key `otherwise`.",
             )
         scored = score_rows(samples, [(job.reward, job.rows) for job in jobs])
         values = np.full(len(samples), np.nan)
@@ -84,29 +85,39 @@ class Route(Combinator):
             self.counts[f"{job.kind}/{job.name}" if job.kind else job.name] += len(job.rows)
             values[job.rows] = scores.values[job.rows]
         parts = {job.name: (job.reward, replace(scores, kind=job.kind)) for job, scores in zip(jobs, scored, strict=True)}
-        return self.whole(values, parts)
+        return self.whole(values, parts, errors=failures_of(parts.values()) | errors)
 
-    def _kinds(self, samples: Sequence[Sample]) -> list[str]:
-        """The kind of each sample, [N]."""
+    def _kinds(self, samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
+        """The kind of each sample by its row, and why a row has none."""
+        kinds: dict[int, str] = {}
+        errors: dict[int, RmPluginsError] = {}
         if self.by is not None:
-            return [_text(self.by(sample)) for sample in samples]
+            for row, sample in enumerate(samples):
+                try:
+                    kinds[row] = _text(self.by(sample))
+                except Exception as error:  # a function of the user may raise anything
+                    errors[row] = ScoringError(
+                        f"The provider {self.called} failed: {type(error).__name__}: {error}", rows=[row]
+                    ).caused_by(error)
+            return kinds, errors
         column = str(self.column)
         without = [row for row, sample in enumerate(samples) if column not in sample.columns]
         if without:
             there = {name for sample in samples for name in sample.columns}
-            raise self._error(
+            errors = self._errors(
+                without,
                 f"{_counted(without, samples)} have no column {column!r}. "
                 f"{did_you_mean(column, there) if there else 'The samples have no columns at all.'} Give the dataset this column, or "
-                "the spec another one."
+                "the spec another one.",
             )
-        return [_text(sample.columns[column]) for sample in samples]
+        return {row: _text(sample.columns[column]) for row, sample in enumerate(samples) if row not in errors}, errors
 
-    def _error(self, message: str) -> DataError:
+    def _errors(self, rows: Sequence[int], message: str) -> dict[int, RmPluginsError]:
         key = "by" if self.column is None else "column"
         # A spec's own file stands before the path inside it, and alone where that is empty.
         is_file = self.where.endswith(_FILE_ENDINGS) and ": " not in self.where
         where = f"{self.where}{': ' if is_file else '.' if self.where else ''}{key}"
-        return DataError(f"{where}: the route {self.label!r} cannot score the batch: {message}")
+        return DataError(f"{where}: the route {self.label!r} cannot score the batch: {message}", rows=rows).by_row
 
 
 class _Job(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from rm_plugins.constructor_schema import takes_settings
 from rm_plugins.errors import SpecError
-from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, ModelSource, Transform
-from rm_plugins.providers.models.model_members import ModelMember
-from rm_plugins.providers.models.model_provider import ModelProvider
+from rm_plugins.providers.models.model_provider import ModelMember, ModelProvider
 
 __all__ = ["LoraEnsemble"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rm_plugins.models.as_loaded import as_loaded
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.providers.models.model_provider import ModelProvider
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample

@@ -1,4 +1,4 @@
-"""What the providers of trained models share: each holds one."""
+"""What the providers of trained models share: each holds one, and combines its members where it has several."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from rm_plugins.aggregates import Mean
 from rm_plugins.errors import SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
-from rm_plugins.models.trained_reward import TrainedReward
+from rm_plugins.models.trained_reward import ModelOutputs, TrainedReward
 from rm_plugins.provider import Aggregate, Provider, Transform
-from rm_plugins.providers.models.model_members import ModelMember, ModelMembers
+from rm_plugins.providers.combinators.members import bound_aggregate, combined, warn_without_common_scale
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -21,9 +22,32 @@ from rm_plugins.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rm_plugins.engine.engine import ScoringEngine
+__all__ = ["ModelMember", "ModelProvider"]
 
-__all__ = ["ModelProvider"]
+
+class ModelMember(Provider):
+    """One member of a trained model by itself: what the transform of its rewards is bound to.
+
+    Args:
+        trained: The model.
+        number: Which member it is.
+        label: What messages call it.
+        statistics: Of its rewards, where they are known.
+    """
+
+    name: ClassVar[str] = "model-member"
+
+    def __init__(self, trained: TrainedReward, number: int, *, label: str, statistics: ScoreStatistics | None = None) -> None:
+        self.trained = trained
+        self.number = number
+        self.label = label
+        self.statistics = statistics
+
+    def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        """Score with the whole model, of which this is the one member's reward."""
+        outputs = self.trained.outputs(samples)
+        rewards = self.trained.heads.rewards_of_members(outputs.values)[self.number]
+        return Scores(rewards, metadata=outputs.metadata, errors=outputs.errors, tokens=outputs.tokens)
 
 
 class ModelProvider(Provider):
@@ -56,24 +80,32 @@ class ModelProvider(Provider):
     ) -> None:
         self.trained = trained
         self.label = label
-        self._members: ModelMembers | None = None
-        if (count := trained.heads.members) > 1:
-            self._members = ModelMembers(
-                members or [ModelMember(trained, number, label=f"member {number} of {label}") for number in range(count)],
-                aggregate=aggregate,
-                transforms=member_transforms,
-                common_scale=common_scale,
-                called=repr(label),
+        count = trained.heads.members
+        if count == 1 and (aggregate is not None or member_transforms is not None):
+            raise SpecError(
+                f"{trained.source} is used as one member, so that there is nothing to combine. Leave the key out (and the key `head`, "
+                "if the model has several members), train the model with `RewardConfig(members=5)`, or combine several models "
+                "with `provider: ensemble`.",
+                key="member_transforms" if aggregate is None else "aggregate",
             )
+        self._aggregate = bound_aggregate(aggregate, count)
+        self.member_transforms = list(member_transforms or ())
+        if count == 1:
             return
-        for key, value in {"aggregate": aggregate, "member_transforms": member_transforms}.items():
-            if value is not None:
-                raise SpecError(
-                    f"{self.source} is used as one member, so that there is nothing to combine. Leave the key out (and the key `head`, "
-                    "if the model has several members), train the model with `RewardConfig(members=5)`, or combine several models "
-                    "with `provider: ensemble`.",
-                    key=key,
-                )
+        if member_transforms is not None and len(member_transforms) != count:
+            raise SpecError(
+                f"there are {len(member_transforms)} for {count} members; give one a member, in their order.",
+                key="member_transforms",
+            )
+        members = members or [ModelMember(trained, number, label=f"member {number} of {label}") for number in range(count)]
+        for number, (transform, member) in enumerate(zip(self.member_transforms, members, strict=False)):
+            try:
+                transform.bind(member)
+            except SpecError as error:
+                key = ".".join(filter(None, (f"member_transforms[{number}]", error.key)))
+                raise SpecError(error.message, key=key) from None
+        if not common_scale:
+            warn_without_common_scale(self._aggregate, self.member_transforms or [None] * count, repr(label))
 
     @property
     def models(self) -> Mapping[str, TrainedReward]:
@@ -86,11 +118,6 @@ class ModelProvider(Provider):
         return self.trained.model
 
     @property
-    def engine(self) -> ScoringEngine:
-        """What runs the model."""
-        return self.trained.engine
-
-    @property
     def renderer(self) -> Renderer:
         """How samples become the model's token ids."""
         return self.trained.renderer
@@ -101,34 +128,16 @@ class ModelProvider(Provider):
         return self.trained.manifest
 
     @property
-    def source(self) -> str:
-        """What the model was loaded from."""
-        return self.trained.source
-
-    @property
-    def dtype(self) -> str:
-        """The name of the dtype that the model runs in."""
-        return self.trained.dtype
-
-    @property
     def statistics(self) -> ScoreStatistics | None:
         """The statistics of the model's scores in its manifest, if these are the scores that they are of."""
-        return self.trained.statistics if self._members is None or self._members.is_plain_mean else None
-
-    @property
-    def member_transforms(self) -> Sequence[Transform]:
-        """What each member's rewards are reshaped with; empty if nothing."""
-        return [] if self._members is None else self._members.transforms
+        is_mean = isinstance(self._aggregate, Mean) and not self.member_transforms
+        return self.trained.statistics if is_mean else None
 
     @property
     def identity(self) -> list[Any]:
         """Its settings, the weights and the rendering, and the digest of its manifest."""
         manifest = None if self.manifest is None else self.manifest.digest
         return [self._settings_with_effect(*WHERE_A_MODEL_IS), model_facts(self.renderer, self.model), manifest]
-
-    def render(self, sample: Sample) -> str:
-        """The text of a sample, before truncation."""
-        return self.renderer.text(sample)
 
     def verify(self) -> list[str]:
         """Compare the manifest with the model, as `TrainedReward.verify` does."""
@@ -138,11 +147,20 @@ class ModelProvider(Provider):
         """Score each different row once, in micro-batches under the token budget; shared prefixes are computed once where it pays."""
         outputs = self.trained.outputs(samples)
         self.counts.update({name: outputs.metadata[name] for name in ("truncated", "cached", "duplicates")})
-        heads, values = self.trained.heads, outputs.values
-        if self._members is not None:
-            scores = self._members.combined(heads.rewards_of_members(values), samples, outputs.metadata)
-        else:
-            columns = zip(heads.names, values.T, strict=True) if len(heads) > 1 else ()
-            parts = {name: Scores(column, kind="head") for name, column in columns}
-            scores = Scores(values @ np.array(heads.weights), metadata=outputs.metadata, parts=parts)
+        scores = self._of_members(samples, outputs) if self.trained.heads.members > 1 else self._of_heads(outputs)
         return replace(scores, errors=outputs.errors, tokens=outputs.tokens)
+
+    def _of_heads(self, outputs: ModelOutputs) -> Scores:
+        heads = self.trained.heads
+        columns = zip(heads.names, outputs.values.T, strict=True) if len(heads) > 1 else ()
+        parts = {name: Scores(column, kind="head") for name, column in columns}
+        return Scores(outputs.values @ np.array(heads.weights), metadata=outputs.metadata, parts=parts)
+
+    def _of_members(self, samples: Sequence[Sample], outputs: ModelOutputs) -> Scores:
+        """One score of the members' rewards; those before a transform are the members' details ``raw``."""
+        rewards = self.trained.heads.rewards_of_members(outputs.values)
+        if not self.member_transforms:
+            return combined(rewards, samples, self._aggregate, metadata=outputs.metadata)
+        members = np.stack([reshape(row, samples) for reshape, row in zip(self.member_transforms, rewards, strict=True)])
+        scored = [Scores(row, {"raw": raw}) for row, raw in zip(members, rewards, strict=True)]
+        return combined(members, samples, self._aggregate, scored=scored, metadata=outputs.metadata)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rm_plugins.constructor_schema import takes_settings
-from rm_plugins.models.trained_reward import ModelSettings, TrainedReward
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, ModelSource, Transform
 from rm_plugins.providers.models.model_provider import ModelProvider
 
@@ -37,6 +38,7 @@ class SequenceClassifier(ModelProvider):
         chat_template: ``plain``, or a file with a Jinja template.
         append_eos: Whether text ends with EOS.
         template_kwargs: Further arguments of the chat template.
+        template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on; the manifest's if unset.
         max_batch_tokens: Padded tokens of a micro-batch; by default 2,048 on a CPU, and on an accelerator 16,384 or what fits.
         attn_implementation: Handed to transformers.
         compile: Whether whole rows run through ``torch.compile``.

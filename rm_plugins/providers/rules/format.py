@@ -6,7 +6,7 @@ import re
 from typing import ClassVar, Literal
 
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import RowProvider
+from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
 __all__ = ["Format"]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from rm_plugins.errors import MissingDependencyError, SpecError
-from rm_plugins.provider import LocalPath, RowProvider
+from rm_plugins.provider import LocalPath
+from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ class JsonSchema(RowProvider):
                 return 0.0
             text = block[1] if block else text
         try:
-            found = json.loads(text, parse_constant=_refuse)
+            document = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):  # a ValueError, too, is a number of too many digits
             return 0.0
         if self._validator is None:
             return 1.0
         try:
-            return 1.0 if self._validator.is_valid(found) else self.partial
+            return 1.0 if self._validator.is_valid(document) else self.partial
         except (OverflowError, RecursionError):  # JSON, but too large or too deep to be what the schema asks for
             return self.partial
 
@@ -87,14 +88,14 @@ def _refuse(constant: str) -> None:
 
 def _read(path: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        schema = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{path!r} cannot be read as a JSON file: {error}", key="schema") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(schema, Mapping):
         raise SpecError(
-            f"{path!r} holds {type(found).__name__}; a JSON Schema, which is a mapping, was expected.", key="schema"
+            f"{path!r} holds {type(schema).__name__}; a JSON Schema, which is a mapping, was expected.", key="schema"
         )
-    return found
+    return schema
 
 
 def _validator(schema: Mapping[str, Any]) -> Validator:

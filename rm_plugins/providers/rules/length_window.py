@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.errors import SpecError
 from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.samples import Sample, completion_texts
 from rm_plugins.scores import Scores
@@ -62,7 +62,11 @@ class LengthWindow(Provider):
         self.high = np.inf if high is None else high
         self.unit = unit
         self.soft = soft
-        self._tokenizer = None if tokenizer is None else _loaded(tokenizer)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        if tokenizer is not None:
+            from rm_plugins.models.model_folder import load_tokenizer
+
+            self._tokenizer = load_tokenizer([tokenizer], self.name)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Measure every completion."""
@@ -77,13 +81,3 @@ class LengthWindow(Provider):
         if self._tokenizer is not None and texts:
             return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
         return [len(text.split() if self.unit == "words" else text) for text in texts]
-
-
-def _loaded(source: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the hub, transformers and tokenizers each have their own
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"No tokenizer could be loaded from {source!r}: {type(error).__name__}: {reason}") from error

@@ -81,8 +81,8 @@ class MathComparison:
         started = time.monotonic()
         with suppress(BrokenPipeError):
             print(json.dumps([gold, answer]), file=child.stdin, flush=True)
-        if found := _line(child):
-            verdict: bool | None = json.loads(found)
+        if line := _line(child):
+            verdict: bool | None = json.loads(line)
             return verdict
         lasted = time.monotonic() - started
         code = child.wait()
@@ -161,8 +161,8 @@ def _comparison(gold: str, answer: str) -> bool | None:
 def _parsed(text: str) -> list[Any]:
     from math_verify import parse
 
-    found: list[Any] = parse(_presented(text), _extraction(), parsing_timeout=None)
-    return found
+    answers: list[Any] = parse(_presented(text), _extraction(), parsing_timeout=None)
+    return answers
 
 
 @cache
@@ -193,10 +193,10 @@ def _presented(text: str) -> str:
 def _last_boxes(text: str) -> str:
     """The last box, with those that are listed right before it; math-verify takes all boxes of a line for one answer."""
     last = text.rfind("\\boxed")
-    found = text[last:]
+    answer = text[last:]
     while (before := text.rfind("\\boxed", 0, last)) >= 0:
         end = text.rfind("}", before, last)
         if end < 0 or not _BETWEEN_BOXES.fullmatch(text, end, last):
             break
-        found, last = f"{text[before : end + 1]}, {found}", before
-    return found
+        answer, last = f"{text[before : end + 1]}, {answer}", before
+    return answer

@@ -53,17 +53,18 @@ class MathVerify(Provider):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Compare every completion's answer.
 
-        Where the process that compares could not be started, or broke down over some rows, these have an error.
-
-        Raises:
-            DataError: A sample has no gold answer's column, or something else than text, a number or nothing in it.
+        Rows have an error that have no gold answer's column, or something else than text, a number or nothing in it, and those over
+        which the process that compares broke down or could not be started.
         """
         values = np.full(len(samples), np.nan)
-        golds = [self._gold(row, sample) for row, sample in enumerate(samples)]
         broken: dict[int, str] = {}
         texts, errors = completion_texts(samples)
         for row, text in texts.items():
-            gold = golds[row]
+            try:
+                gold = self._gold(row, samples[row])
+            except DataError as error:
+                errors[row] = error
+                continue
             if gold is None:
                 continue
             try:
@@ -81,12 +82,11 @@ class MathVerify(Provider):
                 values[row] = 1.0
         if broken:
             first, reason = next(iter(broken.items()))
-            failure = ScoringError(
+            errors |= ScoringError(
                 f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. Its own "
                 "output above says more.",
                 rows=broken,
-            )
-            errors |= dict.fromkeys(broken, failure)
+            ).by_row
         return Scores(values, errors=errors)
 
     def _gold(self, row: int, sample: Sample) -> str | None:
@@ -94,13 +94,15 @@ class MathVerify(Provider):
             there = ", ".join(map(repr, sample.columns)) or "none"
             raise DataError(
                 f"{self.called} needs the gold answer in the column {self.column!r}, which item {row} does not have. Its columns: "
-                f"{there}. Name the right one with the key 'column'."
+                f"{there}. Name the right one with the key 'column'.",
+                rows=[row],
             )
         gold = sample.columns[self.column]
         if gold is not None and not isinstance(gold, (str, Real)):
             raise DataError(
                 f"{self.called} needs text or a number as the gold answer; item {row} has {type(gold).__name__} in the column "
-                f"{self.column!r}: {gold!r:.80}."
+                f"{self.column!r}: {gold!r:.80}.",
+                rows=[row],
             )
         if isinstance(gold, (float, np.floating)) and np.isfinite(gold):
             return np.format_float_positional(gold, trim="-")

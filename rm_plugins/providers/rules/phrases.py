@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import RowProvider
+from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
 __all__ = ["Phrases"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from rm_plugins.errors import SpecError
-from rm_plugins.provider import RowProvider
+from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
 __all__ = ["Repetition"]

@@ -34,6 +34,8 @@ STATUS: Mapping[Cause, int] = {
     "failed": 500,
 }
 
+_MOST_COMPLAINTS = 3
+
 
 @dataclass(eq=False)
 class Problem(Exception):
@@ -44,14 +46,12 @@ class Problem(Exception):
         message: For people, without anything of the server's inside.
         status: The HTTP status where it is not the cause's usual one.
         headers: Such as ``Retry-After``.
-        body: The JSON that stands for it where that is not the dialect's usual one.
     """
 
     cause: Cause
     message: str
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Any = None
 
     def __post_init__(self) -> None:
         super().__init__(self.message)
@@ -121,7 +121,7 @@ class Scorer(Protocol):
         """Load the reward again; returns whether another one scores now.
 
         Raises:
-            Problem: It could not be loaded, and the earlier one goes on.
+            Problem: It could not be loaded, and the earlier one stays in use.
         """
 
 
@@ -131,6 +131,9 @@ class Dialect(ABC):
     name: ClassVar[str]
     """For metrics and logs."""
 
+    statuses: ClassVar[Mapping[Cause, int]] = {}
+    """The statuses of problems that its endpoints meet, where they are not those of `STATUS`."""
+
     @abstractmethod
     def router(self, scorer: Scorer) -> APIRouter:
         """The endpoints, which score with `scorer` and use nothing else of the server.
@@ -138,6 +141,20 @@ class Dialect(ABC):
         Requests are limited, their keys checked, and errors told before and after them: what an endpoint raises becomes a `Problem`.
         A path of GET that has a part ``health`` is open without a key.
         """
+
+    def complaint(self, errors: Sequence[Mapping[str, Any]], body: Any) -> str:
+        """What is wrong with a body, from the errors that pydantic found in it: each with its place, the first three of them."""
+        complaints: list[str] = []
+        for error in errors:
+            if error["type"] == "json_invalid":
+                complaints.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+                continue
+            path = ""
+            for part in error["loc"]:
+                path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+            complaints.append(f"{path[:200]}: {str(error['msg'])[:200]}")
+        more = [f"and {len(complaints) - _MOST_COMPLAINTS} more"] if len(complaints) > _MOST_COMPLAINTS else []
+        return "; ".join(complaints[:_MOST_COMPLAINTS] + more)
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """The JSON that stands for a problem: the server's own where a dialect has no other."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 __all__ = ["OpenInference"]
 
@@ -82,13 +82,6 @@ class Inferred(BaseModel):
     outputs: list[Result]
 
 
-class Error(BaseModel):
-    """A problem as the protocol tells it."""
-
-    error: str
-
-
-_ERRORS: Any = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 _EXAMPLES: Any = {
     "sentences": {
         "summary": "Texts, as NeMo-Aligner's clients send them",
@@ -118,14 +111,11 @@ _EXAMPLES: Any = {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
-
-
-class OpenInference(Dialect):
+class OpenInference(DropIn):
     """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
     name: ClassVar[str] = "oip"
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as the protocol tells it."""
@@ -133,29 +123,29 @@ class OpenInference(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """The protocol's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["Open Inference Protocol"])
+        router = APIRouter(tags=["Open Inference Protocol"])
 
-        @router.get("/v2", summary="This server", responses=_ERRORS)
+        @router.get("/v2", summary="This server")
         async def server() -> dict[str, Any]:
             return {"name": "rm-plugins", "version": __version__, "extensions": []}
 
-        @router.get("/v2/health/live", summary="Whether the server answers", responses=_ERRORS)
+        @router.get("/v2/health/live", summary="Whether the server answers")
         async def live() -> dict[str, bool]:
             return {"live": True}
 
-        @router.get("/v2/health/ready", summary="Whether the server scores", responses=_ERRORS)
+        @router.get("/v2/health/ready", summary="Whether the server scores")
         async def ready() -> dict[str, bool]:
             _check_ready(scorer)
             return {"ready": True}
 
         # A model's name may be a path, and so have slashes.
-        @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores", responses=_ERRORS)
+        @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores")
         async def model_ready(model: str) -> dict[str, Any]:
             _check_model(scorer, model)
             _check_ready(scorer)
             return {"name": model, "ready": True}
 
-        @router.get("/v2/models/{model:path}", summary="A model's tensors", responses=_ERRORS)
+        @router.get("/v2/models/{model:path}", summary="A model's tensors")
         async def metadata(model: str) -> dict[str, Any]:
             _check_model(scorer, model)
             return {
@@ -168,7 +158,6 @@ class OpenInference(Dialect):
         @router.post(
             "/v2/models/{model:path}/infer",
             summary="Rewards of texts, pairs or token ids",
-            responses=_ERRORS,
             dependencies=[Depends(_refuse_binary_body)],
             response_model_exclude_none=True,
         )

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, RequestBody
+from rm_plugins.server.dialects.dialect import Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 __all__ = ["OpenRLHF"]
 
@@ -41,12 +41,6 @@ class Rewards(BaseModel):
     extra_logs: dict[str, list[float]] = Field(description="The reward's details that every query has.")
 
 
-class Error(BaseModel):
-    """A problem as FastAPI, and so OpenRLHF's server, tells it."""
-
-    detail: str
-
-
 _EXAMPLES: Any = {
     "rollout": {
         "summary": "What OpenRLHF's client sends for one rollout",
@@ -56,7 +50,7 @@ _EXAMPLES: Any = {
 }
 
 
-class OpenRLHF(Dialect):
+class OpenRLHF(DropIn):
     """OpenRLHF's reward server: /get_reward."""
 
     name: ClassVar[str] = "openrlhf"
@@ -67,9 +61,9 @@ class OpenRLHF(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """OpenRLHF's endpoint."""
-        router = APIRouter(route_class=DropInRoute, tags=["OpenRLHF"])
+        router = APIRouter(tags=["OpenRLHF"])
 
-        @router.post("/get_reward", summary="Rewards of queries", responses={"4XX": {"model": Error}, "5XX": {"model": Error}})
+        @router.post("/get_reward", summary="Rewards of queries")
         async def get_reward(body: Annotated[GetReward, Body(openapi_examples=_EXAMPLES)]) -> Rewards:
             values, scored = await score_all(scorer, _samples(scorer, body))
             details = {name: [value for value in column if value is not None] for name, column in scored.details.items()}

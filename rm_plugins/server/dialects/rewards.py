@@ -119,7 +119,7 @@ class RewardsAnswer(BaseModel):
     fingerprint: str = Field(description="Changes with the weights, the rendering and the spec of what scored.")
     manifests: dict[str, str] = Field(description="By path in the spec, the SHA-256 of a model's reward manifest.")
     rewards: list[Reward]
-    details: dict[str, list[float | None]] = Field(description="Named extras, one a sample, such as members' scores.")
+    details: dict[str, list[float | None]] = Field(description="Named extras, one per sample, such as members' scores.")
     usage: Usage
 
 
@@ -168,30 +168,6 @@ class ReloadAnswer(BaseModel):
     changed: bool
 
 
-class Fault(BaseModel):
-    """Why there is no answer."""
-
-    cause: str = Field(description="invalid, too-large, unauthorized, not-found, overload, unavailable or failed.")
-    message: str
-    request_id: str
-
-
-class FaultAnswer(BaseModel):
-    """What stands in place of an answer."""
-
-    error: Fault
-
-
-_FAULTS: dict[int | str, dict[str, Any]] = {
-    401: {"model": FaultAnswer, "description": "No key, or not a right one."},
-    413: {"model": FaultAnswer, "description": "Too many samples, or too long ones."},
-    422: {"model": FaultAnswer, "description": "Not what this endpoint takes; the message names the place."},
-    429: {"model": FaultAnswer, "description": "Too much waits; come again after Retry-After seconds."},
-    500: {"model": FaultAnswer, "description": "The reward failed for all samples."},
-    503: {"model": FaultAnswer, "description": "The server is stopping."},
-}
-
-
 class Native(Dialect):
     """The server's own: /v1/rewards, with details, abstentions and errors."""
 
@@ -201,7 +177,7 @@ class Native(Dialect):
         """The endpoints of ``rm-plugins/1``."""
         router = APIRouter(tags=["rm-plugins"])
 
-        @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False, responses=_FAULTS)
+        @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False)
         async def rewards(body: RewardsRequest) -> Response:
             """Score samples."""
             samples = _samples(body.samples, scorer.max_items)
@@ -225,19 +201,17 @@ class Native(Dialect):
                 }
             )
 
-        @router.get("/v1/info", response_model=Info, responses={401: _FAULTS[401]})
+        @router.get("/v1/info", response_model=Info)
         async def info() -> Response:
             """What is served, and what it takes."""
             return _json(scorer.info)
 
-        @router.post("/v1/render", response_model=RenderAnswer, responses=_FAULTS)
+        @router.post("/v1/render", response_model=RenderAnswer)
         async def render(body: RenderRequest) -> Response:
             """The texts and tokens that the models of the reward are given; none where nothing renders."""
             return _json({"renderings": await scorer.render(_samples(body.samples, scorer.max_items))})
 
-        @router.post(
-            "/v1/reload", response_model=ReloadAnswer, responses={status: _FAULTS[status] for status in (401, 422, 500)}
-        )
+        @router.post("/v1/reload", response_model=ReloadAnswer)
         async def reload(request: Request) -> Response:
             """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
             if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):

@@ -15,16 +15,13 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import LABEL, DropInRoute, RequestBody, probability
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
 
-__all__ = ["STATUSES", "TEI", "Error", "Rank", "Rerank", "error_body", "rerank"]
+__all__ = ["TEI", "Rank", "Rerank", "rerank"]
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
-
-STATUSES: Mapping[Cause, int] = {"too-large": 422, "failed": 424}
-"""TEI's statuses where they are not ours; an oversized batch fails its validation."""
 
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "Validation",
@@ -90,19 +87,6 @@ class Rank(BaseModel):
     score: float
 
 
-class Error(BaseModel):
-    """A problem as TEI tells it."""
-
-    error: str
-    error_type: str
-
-
-def error_body(problem: Problem) -> Any:
-    """A problem as TEI tells it."""
-    return {"error": problem.message, "error_type": _ERROR_TYPES[problem.cause]}
-
-
-_ERRORS: Any = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 _EXAMPLES: Any = {
     "text": {"summary": "One text", "value": {"inputs": "2+2?\n4", "raw_scores": True}},
     "pair": {"summary": "One pair of prompt and completion", "value": {"inputs": ["2+2?\n", "4"], "raw_scores": True}},
@@ -110,24 +94,21 @@ _EXAMPLES: Any = {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = STATUSES
-
-
-class TEI(Dialect):
+class TEI(DropIn):
     """text-embeddings-inference: /predict and /info; /rerank is among vLLM's."""
 
     name: ClassVar[str] = "tei"
+    statuses: ClassVar[Mapping[Cause, int]] = {"too-large": 422, "failed": 424}  # an oversized batch fails TEI's validation
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as TEI tells it."""
-        return error_body(problem)
+        return {"error": problem.message, "error_type": _ERROR_TYPES[problem.cause]}
 
     def router(self, scorer: Scorer) -> APIRouter:
         """TEI's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["TEI"])
+        router = APIRouter(tags=["TEI"])
 
-        @router.post("/predict", summary="Scores of texts or pairs", responses=_ERRORS)
+        @router.post("/predict", summary="Scores of texts or pairs")
         async def predict(
             body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)],
         ) -> list[Prediction] | list[list[Prediction]]:
@@ -136,7 +117,7 @@ class TEI(Dialect):
             predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
             return predictions if body.is_batch else predictions[0]
 
-        @router.get("/info", summary="What is served", responses=_ERRORS)
+        @router.get("/info", summary="What is served")
         async def info() -> dict[str, Any]:
             # Of the fields that TEI has, those are left empty of which a reward says nothing, or that stand for settings of TEI alone.
             return {

@@ -11,20 +11,23 @@ import base64
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem, Scored, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import DropInRoute, probability, tokens
+from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, probability
 
 __all__ = ["VLLM"]
+
+_Entry = TypeVar("_Entry")
 
 VERSION = "0.33.0"
 """The version of vLLM whose requests and answers these are; clients choose the names of their fields by it."""
@@ -38,7 +41,6 @@ _ERROR_TYPES: Mapping[Cause, str] = {
 _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
 
 
-_ERRORS: Any = {"4XX": {"model": bodies.Error}, "5XX": {"model": bodies.Error}}
 _INPUTS: Any = {
     "texts": {
         "summary": "Texts that have their special tokens already",
@@ -70,29 +72,11 @@ _EITHER_RANKS: Any = _RANKS | {
 }
 
 
-class _Route(DropInRoute):
-    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
-
-
-class _SharedRoute(_Route):
-    """Tells of problems as TEI does where the request is in its form."""
-
-    async def adapt(self, problem: Problem, request: Request) -> None:
-        try:
-            is_for_tei = bodies.is_for_tei(await request.json())
-        except ValueError:
-            is_for_tei = False
-        if not is_for_tei:
-            await super().adapt(problem, request)
-            return
-        problem.status = tei.STATUSES.get(problem.cause, problem.status)
-        problem.body = tei.error_body(problem)
-
-
-class VLLM(Dialect):
+class VLLM(DropIn):
     """vLLM's pooling models: /classify, /pooling, /score and /rerank."""
 
     name: ClassVar[str] = "vllm"
+    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as vLLM tells it."""
@@ -103,31 +87,33 @@ class VLLM(Dialect):
 
     def router(self, scorer: Scorer) -> APIRouter:
         """vLLM's endpoints."""
-        router = APIRouter(route_class=_Route, tags=["vLLM"])
+        router = APIRouter(tags=["vLLM"])
         started = int(time.time())
 
-        @router.post("/classify", summary="Scores of texts, token ids or a conversation", responses=_ERRORS)
+        @router.post("/classify", summary="Scores of texts, token ids or a conversation")
         async def classify(
             request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
-        ) -> bodies.Classification:
+        ) -> bodies.Answer[bodies.Classified]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
-            return bodies.Classification(
-                id=_id("classify", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored)
-            )
+            return _answer("classify", scorer, request, body, scored, data)
 
-        @router.post("/pooling", summary="The same as vectors of one number", responses=_ERRORS)
-        async def pooling(request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]) -> bodies.Poolings:
+        @router.post("/pooling", summary="The same as vectors of one number")
+        async def pooling(
+            request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]
+        ) -> bodies.Answer[bodies.Pooled]:
             values, scored = await _scored(scorer, body, _inputs(scorer, body))
             data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
-            return bodies.Poolings(id=_id("pooling", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return _answer("pooling", scorer, request, body, scored, data)
 
-        @router.post("/score", summary="Scores of prompts and completions", responses=_ERRORS)
-        @router.post("/v1/score", summary="Scores of prompts and completions", responses=_ERRORS)
-        async def score(request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]) -> bodies.PairScores:
+        @router.post("/score", summary="Scores of prompts and completions")
+        @router.post("/v1/score", summary="Scores of prompts and completions")
+        async def score(
+            request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
+        ) -> bodies.Answer[bodies.ScoredPair]:
             values, scored = await _scored(scorer, body, _pairs(*body.sides))
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
-            return bodies.PairScores(id=_id("score", scorer, request, body), model=scorer.name, data=data, usage=_usage(scored))
+            return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = [body.documents] if isinstance(body.documents, str) else body.documents
@@ -137,11 +123,11 @@ class VLLM(Dialect):
                 bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
                 for row in order
             ]
-            usage = bodies.RankUsage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+            usage = bodies.RankUsage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
             return bodies.Ranking(id=_id("score", scorer, request, body), model=scorer.name, results=results, usage=usage)
 
-        @router.post("/v1/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
-        @router.post("/v2/rerank", summary="Completions of a prompt, the best first", responses=_ERRORS)
+        @router.post("/v1/rerank", summary="Completions of a prompt, the best first")
+        @router.post("/v2/rerank", summary="Completions of a prompt, the best first")
         async def rerank(request: Request, body: Annotated[bodies.Rerank, Body(openapi_examples=_RANKS)]) -> bodies.Ranking:
             return await ranking(request, body)
 
@@ -159,19 +145,26 @@ class VLLM(Dialect):
             tags=["TEI"],
             summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
             response_model=bodies.Ranking | list[tei.Rank],
-            responses={status: {"model": bodies.Error | tei.Error} for status in ("4XX", "5XX")},
-            route_class_override=_SharedRoute,
+            responses={status: {"description": "As vLLM or as TEI tells it."} for status in {*STATUS.values(), 400, 424}},
+            dependencies=[Depends(_tell_as_tei)],
         )
 
-        @router.get("/version", summary="Whose requests are understood", responses=_ERRORS)
+        @router.get("/version", summary="Whose requests are understood")
         async def version() -> dict[str, str]:
             return {"version": VERSION, "server": f"rm-plugins {__version__}"}
 
-        @router.get("/v1/models", summary="What is served", responses=_ERRORS)
+        @router.get("/v1/models", summary="What is served")
         async def models() -> bodies.ModelList:
             return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
 
         return router
+
+
+async def _tell_as_tei(request: Request) -> None:
+    """Have problems told as TEI tells them where the request is in its form."""
+    with suppress(ValueError):
+        if bodies.is_for_tei(await request.json()):
+            request.state.dialect = tei.TEI()
 
 
 async def _scored(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
@@ -222,5 +215,12 @@ def _id(kind: str, scorer: Scorer, request: Request, body: bodies.Options) -> st
     return f"{kind}-{given or scorer.request_id}"
 
 
-def _usage(scored: Scored) -> bodies.Usage:
-    return bodies.Usage(prompt_tokens=tokens(scored), total_tokens=tokens(scored))
+def _answer(
+    kind: str, scorer: Scorer, request: Request, body: bodies.Options, scored: Scored, data: list[_Entry]
+) -> bodies.Answer[_Entry]:
+    usage = bodies.Usage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
+    return bodies.Answer(id=_id(kind, scorer, request, body), model=scorer.name, data=data, usage=usage)
+
+
+def _tokens(scored: Scored) -> int:
+    return int(scored.metadata.get("tokens", 0))

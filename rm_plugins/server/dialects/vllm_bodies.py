@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -15,24 +15,21 @@ from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
 
 __all__ = [
+    "Answer",
     "Chat",
     "ChatMessage",
-    "Classification",
     "Classified",
     "Classify",
     "Completions",
     "Document",
     "EitherRerank",
-    "Error",
     "ModelCard",
     "ModelList",
     "Options",
-    "PairScores",
     "Pooled",
     "Pooling",
     "PoolingChat",
     "PoolingCompletions",
-    "Poolings",
     "RankUsage",
     "Ranked",
     "Ranking",
@@ -124,9 +121,16 @@ class PoolingChat(Chat, _Encoding):
 
 
 class _Pairs(Options):
+    names: ClassVar[tuple[str, str]]
     max_tokens_per_query: Literal[0] = 0
     max_tokens_per_doc: Literal[0] = 0
     instruction: None = None
+
+    @property
+    def sides(self) -> tuple[str | list[str], str | list[str]]:
+        """Prompts and completions."""
+        prompts, completions = (getattr(self, name) for name in self.names)
+        return prompts, completions
 
 
 Texts: TypeAlias = str | _Some[str]
@@ -135,49 +139,33 @@ Texts: TypeAlias = str | _Some[str]
 class QueriesDocuments(_Pairs):
     """Prompts and completions: one of each, one prompt for all completions, or one for each."""
 
+    names = ("queries", "documents")
     queries: Texts
     documents: Texts
-
-    @property
-    def sides(self) -> tuple[str | list[str], str | list[str]]:
-        """Prompts and completions."""
-        return self.queries, self.documents
 
 
 class QueriesItems(_Pairs):
     """The same under another name."""
 
+    names = ("queries", "items")
     queries: Texts
     items: Texts
-
-    @property
-    def sides(self) -> tuple[str | list[str], str | list[str]]:
-        """Prompts and completions."""
-        return self.queries, self.items
 
 
 class Data(_Pairs):
     """The same under other names."""
 
+    names = ("data_1", "data_2")
     data_1: Texts
     data_2: Texts
-
-    @property
-    def sides(self) -> tuple[str | list[str], str | list[str]]:
-        """Prompts and completions."""
-        return self.data_1, self.data_2
 
 
 class TextPair(_Pairs):
     """The same under their oldest names."""
 
+    names = ("text_1", "text_2")
     text_1: Texts
     text_2: Texts
-
-    @property
-    def sides(self) -> tuple[str | list[str], str | list[str]]:
-        """Prompts and completions."""
-        return self.text_1, self.text_2
 
 
 class Rerank(_Pairs):
@@ -221,11 +209,16 @@ EitherRerank: TypeAlias = Annotated[
 """TEI has the same path for another body."""
 
 
-class Usage(BaseModel):
+class RankUsage(BaseModel):
     """How much was read."""
 
     prompt_tokens: int
     total_tokens: int
+
+
+class Usage(RankUsage):
+    """The same, as the other endpoints have it."""
+
     completion_tokens: int = 0
     prompt_tokens_details: None = None
     completion_tokens_details: None = None
@@ -256,30 +249,15 @@ class ScoredPair(BaseModel):
     score: float
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel, Generic[_Item]):
+    """The answer of ``POST /classify``, ``POST /pooling`` and ``POST /score``."""
+
     id: str
     object: str = "list"
     created: int = Field(default_factory=lambda: int(time.time()))
     model: str
     usage: Usage
-
-
-class Classification(_Answer):
-    """The answer of ``POST /classify``."""
-
-    data: list[Classified]
-
-
-class Poolings(_Answer):
-    """The answer of ``POST /pooling``."""
-
-    data: list[Pooled]
-
-
-class PairScores(_Answer):
-    """The answer of ``POST /score``."""
-
-    data: list[ScoredPair]
+    data: list[_Item]
 
 
 class Document(BaseModel):
@@ -295,13 +273,6 @@ class Ranked(BaseModel):
     index: int
     document: Document
     relevance_score: float
-
-
-class RankUsage(BaseModel):
-    """How much was read."""
-
-    prompt_tokens: int
-    total_tokens: int
 
 
 class Ranking(BaseModel):
@@ -331,18 +302,3 @@ class ModelList(BaseModel):
 
     object: str = "list"
     data: list[ModelCard]
-
-
-class ErrorInfo(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: int
-
-
-class Error(BaseModel):
-    """A problem as vLLM tells it: in words alone, where the key is wrong."""
-
-    error: ErrorInfo | str

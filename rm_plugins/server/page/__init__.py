@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import PurePath
 
 from fastapi import APIRouter, Request, Response
 
 __all__ = ["router"]
 
+_TYPES_BY_ENDING = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "form.css": "text/css; charset=utf-8",
-    "results.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "dom.js": "text/javascript; charset=utf-8",
-    "pieces.js": "text/javascript; charset=utf-8",
-    "ranking.js": "text/javascript; charset=utf-8",
-    "rendering.js": "text/javascript; charset=utf-8",
-    "server.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    file.name: _TYPES_BY_ENDING[ending]
+    for file in files(__name__).iterdir()
+    if (ending := PurePath(file.name).suffix) in _TYPES_BY_ENDING
 }
 """Every file that is served; nothing else of this folder is."""
 
@@ -40,16 +33,10 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    content: bytes
-    etag: str
-
-
 @cache
-def _file(name: str) -> _File:
+def _content_and_etag(name: str) -> tuple[bytes, str]:
     content = files(__name__).joinpath(name).read_bytes()
-    return _File(content, f'"{sha256(content).hexdigest()[:32]}"')
+    return content, f'"{sha256(content).hexdigest()[:32]}"'
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
@@ -65,9 +52,9 @@ async def _part(request: Request, name: str) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    file = _file(name)
-    headers = {**_HEADERS, "ETag": file.etag}
+    content, etag = _content_and_etag(name)
+    headers = {**_HEADERS, "ETag": etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
-    if file.etag in known or "*" in known:
+    if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=_TYPES[name])
+    return Response(content, headers=headers, media_type=_TYPES[name])

@@ -47,14 +47,14 @@ class Scorers:
         self.renderer = Renderer(tokenizer, Rendering.default(tokenizer, positions))
         self.ours = ModelInMemory(model, self.renderer, Heads())
         self.apart = ModelInMemory(model, self.renderer, Heads())
-        self.apart.engine.shares_prefixes = False
+        self.apart.trained.engine.shares_prefixes = False
         self._pipeline: Any = None
         self._batch_forward = BatchForward(model)
         del model.forward  # which the pass has replaced: it is called by itself here
 
     def spans(self, ids: Sequence[Sequence[int]], *, shared: bool) -> Spans:
         """The stretches of rows that our engine computes, without padding."""
-        engine = self.ours.engine
+        engine = self.ours.trained.engine
         plan = plan_batches(ids, engine.max_tokens, costs_of(self.model), share_prefixes=shared and engine.shares_prefixes)
         return [(segment.start, segment.stop) for batch in plan.batches for segment in batch.segments]
 
@@ -140,7 +140,7 @@ def _measure_one(
     seconds_of_model = None
     if isinstance(values, rm.Scores):
         seconds_of_model = values.metadata["seconds"]
-        if name == OURS and shape.family == "qwen2" and not scorers.ours.engine.shares_prefixes:
+        if name == OURS and shape.family == "qwen2" and not scorers.ours.trained.engine.shares_prefixes:
             note = "sharing was stopped: its scores differed"
         values = values.values
     if not timing.rounds:

@@ -1,0 +1,86 @@
+"""The options of the commands that evaluate rewards, ``evaluate`` and ``diff``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from rm_plugins.cli.job_options import batch_size_option
+from rm_plugins.evaluation.run import RESAMPLES
+from rm_plugins.jobs.evaluation import HUB
+
+__all__ = ["check_data", "evaluation_options"]
+
+
+def _renamed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    renamed = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not (old and equals and new):
+            raise click.UsageError(f"--rename {text!r} is not OLD=NEW, such as is_correct=labels.")
+        renamed[old] = new
+    return renamed
+
+
+def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that evaluates rewards, which are those of `rm_plugins.jobs.evaluation.evaluated`."""
+    for option in reversed(
+        (
+            click.option("--suite", metavar="NAME", help="The benchmark that DATA is of, whose own rule is applied too."),
+            click.option("--split", help="The split, where DATA is a dataset; train, or the benchmark's own, by default."),
+            click.option(
+                "--section", metavar="COLUMN", help="The column that names sections; `section` or `subset` by default."
+            ),
+            click.option(
+                "--by", metavar="RATING", help="The one rating that answers are compared by; the mean of all by default."
+            ),
+            click.option(
+                "--cluster",
+                type=click.Choice(["prompt", "row"]),
+                default="prompt",
+                show_default=True,
+                help="What the intervals take for independent: rows with different prompts, or each row.",
+            ),
+            click.option(
+                "--rename",
+                metavar="OLD=NEW",
+                multiple=True,
+                callback=_renamed,
+                help="Read the column OLD as NEW; may be repeated.",
+            ),
+            click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only."),
+            click.option(
+                "--scores",
+                type=click.Path(path_type=Path, file_okay=False),
+                help="Keep the scores in this folder, where another evaluation finds them.",
+            ),
+            click.option(
+                "--overwrite",
+                is_flag=True,
+                help="Score anew what was scored before; needed where a function's code, or a server's model, has changed.",
+            ),
+            batch_size_option,
+            click.option(
+                "--resamples",
+                type=click.IntRange(min=1),
+                default=RESAMPLES,
+                show_default=True,
+                help="Of the bootstrap of the intervals.",
+            ),
+            click.option("--seed", default=0, show_default=True, help="Of the bootstrap."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def check_data(data: str, suite: str | None) -> None:
+    """Refuse the dataset of a benchmark where none is named.
+
+    Raises:
+        UsageError: The message says what to do.
+    """
+    if data == HUB and suite is None:
+        raise click.UsageError("DATA is `hub`, the dataset of a benchmark: name the benchmark with --suite.")

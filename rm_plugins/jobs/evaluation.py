@@ -1,0 +1,151 @@
+"""Scoring judged rows with several rewards, resumably, and evaluating the scores: what ``evaluate`` and ``diff`` share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import rm_plugins as rm
+from rm_plugins.data.rows import is_data_file, json_line, read_rows
+from rm_plugins.errors import DataError
+from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
+from rm_plugins.evaluation.results import Evaluation
+from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
+from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, spooled_input
+from rm_plugins.spec import component
+from rm_plugins.suites import Suite
+
+__all__ = ["HUB", "evaluated"]
+
+HUB = "hub"
+"""In the place of a file: a benchmark's own dataset."""
+
+
+@contextmanager
+def evaluated(
+    specs: Sequence[str],
+    data: str,
+    *,
+    suite: str | None = None,
+    split: str | None = None,
+    section: str | None = None,
+    by: str | None = None,
+    cluster: Cluster = "prompt",
+    rename: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    scores: Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = 512,
+    shown: int = SHOWN,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: JobProgress | None = None,
+) -> Iterator[Evaluation]:
+    """Score DATA with each spec, continuing where an interrupted evaluation stopped, and evaluate the scores.
+
+    The scores are deleted when the block ends, unless they are to be kept or it fails: then they are there for the next run.
+
+    Args:
+        specs: The rewards.
+        data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
+        suite: The name of the benchmark that the data is of; None for none.
+        split: The dataset's split; train, or the benchmark's own, by default.
+        section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
+        by: See there.
+        cluster: See there.
+        rename: Columns that are read by another name: old to new.
+        limit: How many rows are read; all by default.
+        scores: The folder in which scores are kept.
+        overwrite: Whether to score again what was scored before.
+        batch_size: Samples scored at a time.
+        shown: How many mistakes, and flipped pairs of each sort, are shown.
+        resamples: See there.
+        seed: See there.
+        progress: Is told how far the job is.
+
+    Raises:
+        DataError: The data cannot be read or judged.
+        RmPluginsError: A reward cannot be loaded, or fails.
+    """
+    progress = progress or JobProgress()
+    benchmark: Suite | None = None if suite is None else component("suite", suite)
+    jobs: list[RowScoring] = []
+    source = _source(data, benchmark, split, rename or {}, limit)
+    run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
+    names: set[str] = set()
+    try:
+        for spec in specs:
+            provider = rm.load(spec)
+            name = _unused(provider.label, names)
+            progress.note(f"Evaluating {name}.")
+            identity = fingerprint(provider)  # reads every weight
+            note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
+            part = _scores_file(scores, provider.label, source, note)
+            jobs.append(RowScoring(provider, source, part, note, run.samples))
+            if overwrite:
+                jobs[-1].discard()
+            run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
+            provider.close()
+        split = "" if is_data_file(data) else source.split
+        yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
+    except BaseException:
+        for job in jobs:
+            job.close()
+        raise
+    for job in jobs:
+        if scores is None:
+            job.discard()
+        else:
+            job.close()
+
+
+def _source(data: str, suite: Suite | None, split: str | None, rename: Mapping[str, str], limit: int | None) -> RowSource:
+    split = split or (suite.split if suite is not None else "train")
+    if suite is not None and data == HUB:
+        name, read = suite.name, partial(suite.published, split)
+    else:
+        name, read = data, partial(read_rows, spooled_input() if data == "-" else data, split)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        raw = (_with_names(row, rename) for row in read())
+        judged = raw if suite is None else suite.checked_rows(raw)
+        return (dict(row) for row in islice(judged, limit))
+
+    return RowSource(name, split, rows)
+
+
+def _with_names(row: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    for old, new in renamed.items():
+        if old not in row:
+            raise DataError(
+                f"There is no column {old!r} to be read as {new!r}; a row has {', '.join(map(repr, row)) or 'none'}."
+            )
+    taken = set(renamed.values()) - renamed.keys()
+    return {renamed.get(name, name): value for name, value in row.items() if name not in taken}
+
+
+def _unused(label: str, names: set[str]) -> str:
+    name, number = label, 2
+    while name in names:
+        name, number = f"{label} ({number})", number + 1
+    names.add(name)
+    return name
+
+
+def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:
+    """Where the scores of a reward are kept: in the folder that was named, else in the user's cache until all is evaluated."""
+    place = [os.path.abspath(source.name), source.split, note]
+    digest = hashlib.sha256(json_line(place).encode()).hexdigest()[:12]
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
+    name = re.sub(r"[^\w.-]+", "-", label)[:60]
+    return folder / f"{name}-{digest}.jsonl"

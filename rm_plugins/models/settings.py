@@ -1,0 +1,94 @@
+"""How a trained model is loaded and run, and what is made of its samples and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rm_plugins.errors import ModelError, SpecError, did_you_mean
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, trained_rendering
+from rm_plugins.provider import ModelSource
+from rm_plugins.rendering.render import Renderer, Truncation, configured_renderer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["ModelSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """How a trained model is loaded and run: the keys that the specs of models have in common.
+
+    `rm_plugins.providers.models.sequence_classifier.SequenceClassifier` says what each means.
+    """
+
+    head: int | str | Mapping[int | str, float] | None = None
+    tokenizer: ModelSource | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_length: int | None = None
+    truncation: Truncation | None = None
+    chat_template: ModelSource | None = None
+    append_eos: bool | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    template_date: str | None = None
+    max_batch_tokens: int | None = None
+    attn_implementation: str | None = None
+    compile: bool = False
+    cache: str | None = None
+    trust_remote_code: bool = False
+    verify: bool = True
+
+    def renderer(self, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig) -> Renderer:
+        """How a model's samples are rendered: as the settings say, else its manifest, else as TRL does.
+
+        Raises:
+            ModelError: The tokenizer lacks what the rendering needs.
+        """
+        return configured_renderer(
+            tokenizer,
+            trained_rendering(tokenizer, manifest, config),
+            chat_template=self.chat_template,
+            append_eos=self.append_eos,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            template_kwargs=self.template_kwargs,
+            template_date=self.template_date,
+        )
+
+    def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:
+        """What a model's outputs are and how the reward is made of them: as the settings say, else the manifest.
+
+        Raises:
+            ModelError: There are several outputs, and neither says which is the reward.
+            SpecError: The model has no such output.
+        """
+        names = model.config.id2label
+        labels = [str(names[index]) for index in range(model.config.num_labels)]
+        if self.head is None and len(labels) == 1:
+            return Heads()
+        if self.head is None and manifest is not None and manifest.heads is not None:
+            return manifest.heads
+        if self.head is None:
+            raise ModelError(
+                f"{source} has {len(labels)} labels ({', '.join(labels)}). Say in the spec which is the reward, such as "
+                f"`head: {labels[0]}`, or how they are combined: `head: {{{labels[0]}: 1.0, {labels[1]}: -0.5}}`."
+            )
+        wanted = self.head if isinstance(self.head, Mapping) else {self.head: 1.0}
+        weights = [0.0] * len(labels)
+        for label, weight in wanted.items():
+            known = 0 <= label < len(labels) if isinstance(label, int) else label in labels
+            if not known:
+                raise SpecError(f"{source} has no label {label!r}. {did_you_mean(str(label), labels)}", key="head")
+            weights[label if isinstance(label, int) else labels.index(label)] = weight
+        return Heads(tuple(labels), tuple(weights))
+
+    def statistics_in(self, manifest: Manifest | None) -> ScoreStatistics | None:
+        """The score statistics of a manifest, unless the settings make another reward of the model's outputs."""
+        if manifest is None or (manifest.heads is not None and self.head is not None):
+            return None
+        return manifest.statistics

@@ -1,0 +1,76 @@
+"""What protocols ask a server by GET before the first request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
+from rm_plugins.protocols.protocol import Ask, Protocol, Request, Response
+
+__all__ = ["KEY_MISSING", "get_mapping", "listed_models", "only_model", "required_mapping"]
+
+KEY_MISSING = "the server asks for a key, and was sent none or another one"
+
+
+async def get_mapping(ask: Ask, path: str) -> Mapping[str, Any] | None:
+    """The JSON mapping that a GET of the path answers, for `Protocol.detect`; None where there is anything else."""
+    return _mapping(await ask(Request(path, method="GET")))
+
+
+async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[str, Any]:
+    """The JSON mapping that a GET of the path answers, for `Protocol.prepare`.
+
+    Raises:
+        UnsupportedError: The server does not know the path, or refuses the key.
+        ScoringError: It has no answer at the moment.
+    """
+    response = await ask(Request(path, method="GET"))
+    if response.status in (401, 403):
+        raise UnsupportedError(f"GET {path} answered {response.status} ({protocol.message(response)}): {KEY_MISSING}.")
+    if response.status in (408, 425, 429) or response.status >= 500:
+        raise ScoringError(f"GET {path} answered {response.status} ({protocol.message(response)}): the server is not ready.")
+    answer = _mapping(response)
+    if answer is None:
+        raise UnsupportedError(
+            f"GET {path} answered {response.status} and {response.body[:80]!r}: this server does not speak {protocol.name!r}, or "
+            "the URL is not its root. Name the protocol that it speaks; `protocol: auto` finds out."
+        )
+    return answer
+
+
+async def listed_models(ask: Ask) -> list[Mapping[str, Any]]:
+    """The models that ``GET /v1/models`` lists, none where it is not answered."""
+    return _entries(await get_mapping(ask, "/v1/models") or {})
+
+
+async def only_model(ask: Ask, protocol: Protocol) -> str:
+    """The one model that ``GET /v1/models`` lists.
+
+    Raises:
+        UnsupportedError: It lists none or several.
+        ScoringError: There is no answer at the moment.
+    """
+    entries = _entries(await required_mapping(ask, "/v1/models", protocol))
+    names: list[str] = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"GET /v1/models lists {', '.join(map(repr, names)) or 'no model'}. Say which one is to be asked, "
+            f"`protocol: {{name: {protocol.name}, model: NAME}}`."
+        )
+    return names[0]
+
+
+def _entries(models: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    listed = models.get("data")
+    return [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+
+
+def _mapping(response: Response) -> Mapping[str, Any] | None:
+    if not 200 <= response.status < 300:
+        return None
+    try:
+        answer = response.json()
+    except AnswerError:
+        return None
+    return answer if isinstance(answer, Mapping) else None

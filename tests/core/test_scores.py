@@ -1,0 +1,66 @@
+"""Scores: what they hold, and their parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import ScoringError
+from rm_plugins.scores import FloatArray, parts_of_columns
+
+
+class TestScores:
+    def test_values_and_details_become_float64(self) -> None:
+        scores = rm.Scores([1, 2], {"std": [0, 1]})  # type: ignore[arg-type, dict-item]
+        assert scores.values.dtype == scores.details["std"].dtype == np.float64
+        assert len(scores) == 2
+
+    def test_nan_abstains(self) -> None:
+        assert rm.Scores(np.array([0.0, np.nan])).abstained.tolist() == [False, True]
+
+    def test_shapes_are_checked(self) -> None:
+        with pytest.raises(ScoringError, match=r"\[N\]; got an array of shape \(2, 1\)"):
+            rm.Scores(np.zeros((2, 1)))
+        with pytest.raises(ScoringError, match=r"detail 'std' has shape \(3,\); \(2,\) was expected"):
+            rm.Scores(np.zeros(2), {"std": np.zeros(3)})
+
+    def test_scattering_abstains_elsewhere(self) -> None:
+        scores = rm.Scores(np.array([1.0, 2.0]), {"std": np.array([3.0, 4.0])}).scattered([2, 0], 4)
+        np.testing.assert_array_equal(scores.values, [2, np.nan, 1, np.nan])
+        np.testing.assert_array_equal(scores.details["std"], [4, np.nan, 3, np.nan])
+
+
+def array(*values: float) -> FloatArray:
+    return np.array(values, dtype=np.float64)
+
+
+def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
+    inner = rm.Scores(array(1, 2), {"std": array(0.1, 0.2)}, kind="member")
+    scores = rm.Scores(
+        array(1, np.nan), {"spread": array(3, 4)}, errors={1: ScoringError("no")}, parts={"0": inner, "gate": inner}
+    )
+    assert list(scores.columns) == ["member/0", "member/gate", "spread", "member/0/std", "member/gate/std"]
+    picked = scores.rows([1, 0])
+    assert (sorted(picked.errors), picked.parts["0"].values.tolist()) == ([0], [2.0, 1.0])
+    spread = scores.scattered([2, 0], 4)
+    assert (sorted(spread.errors), spread.failed.tolist()) == ([0], [True, False, False, False])
+    np.testing.assert_array_equal(spread.parts["0"].details["std"], [0.2, np.nan, 0.1, np.nan])
+    with pytest.raises(ScoringError, match="Row 2 has an error, and there are 2 samples"):
+        rm.Scores(array(1, 2), errors={2: ScoringError("no")})
+    with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
+        rm.Scores(array(1), parts={"0": inner})
+    assert np.isnan(rm.Scores(array(5), errors={0: ScoringError("no")}).values[0])
+
+
+def test_what_was_written_out_is_read_back() -> None:
+    """Members become parts again, however deep; other names stay details."""
+    inner = rm.Scores(np.array([3.0]), {"std": np.array([0.5])}, kind="member")
+    member = rm.Scores(np.array([1.0]), {"raw": np.array([2.0])}, parts={"1": inner}, kind="member")
+    scores = rm.Scores(np.array([0.0]), {"std": np.array([9.0]), "member/5/raw": np.array([7.0])}, parts={"0": member})
+    details, parts = parts_of_columns(scores.columns)
+    read = rm.Scores(scores.values, details, parts=parts)
+    assert read.columns == scores.columns and list(read.columns) == list(scores.columns)
+    assert list(read.details) == ["std", "member/5/raw"], "there is no member 5"
+    assert list(read.members) == list(scores.members) == ["member/0"]
+    assert list(read.parts["0"].members) == ["member/1"]
