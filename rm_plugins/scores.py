@@ -164,7 +164,7 @@ class Scores:
 def ensemble_members(names: Iterable[str]) -> list[str]:
     """Which of the `Scores.columns` that were written to a file or sent by a server are the members of an ensemble.
 
-    Members come with their spread; without it they are the parts of a sum or a
+    Only this and `parts_of_columns` read those names. Members come with their spread; without it they are the parts of a sum or a
     product, which need not agree. Of scores in memory, ask `Scores.parts`.
 
     >>> ensemble_members(["member/0", "member/0/raw", "member/1", "std"]), ensemble_members(["member/0", "member/1"])
@@ -220,12 +220,3 @@ def parts_of_columns(columns: Mapping[str, FloatArray]) -> tuple[dict[str, Float
         inner_details, inner_parts = parts_of_columns(inner_columns)
         parts[number] = Scores(values, inner_details, parts=inner_parts, kind=MEMBER)
     return details, parts
-
-
-def is_member(column: str) -> bool:
-    """Whether a column of a file, as `Scores.columns` names them, is the score of a member, and not a detail of one.
-
-    >>> is_member("member/0"), is_member("member/0/raw")
-    (True, False)
-    """
-    return re.fullmatch(rf"{MEMBER}/\d+", column) is not None

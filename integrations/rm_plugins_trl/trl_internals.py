@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import Trainer
 from trl import RewardTrainer
-from trl.cli.accelerate_config import resolve_accelerate_config_argument
-from trl.trainer.utils import create_model_from_path
+from trl.cli.accelerate_config import resolve_accelerate_config_argument  # `--accelerate_config fsdp2`: a file of TRL's
+from trl.trainer.utils import create_model_from_path  # float32 by default, on the device that is asked for
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import TrainerCallback
 
 try:
     from trl.trainer.reward_trainer import suppress_seqcls_warning
@@ -26,11 +26,10 @@ except ImportError:  # pragma: no cover - it only spares a warning
 __all__ = [
     "OpenRewardTrainer",
     "callbacks_of",
-    "classifier_from_path",
     "create_model_from_path",
     "is_sharded",
-    "launcher_arguments",
     "place_first",
+    "resolve_accelerate_config_argument",
     "suppress_seqcls_warning",
 ]
 
@@ -52,19 +51,6 @@ class OpenRewardTrainer(RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, by default into ``args.output_dir``."""
         self.save(Path(output_dir or self.args.output_dir), checkpoint=_internal_call)
-
-
-def classifier_from_path(source: str, **settings: Any) -> PreTrainedModel:
-    """A sequence classifier as TRL's trainer loads it: in float32 by default, without warnings about its new head."""
-    with suppress_seqcls_warning():
-        model: PreTrainedModel = create_model_from_path(source, AutoModelForSequenceClassification, **settings)
-    return model
-
-
-def launcher_arguments(arguments: list[str]) -> list[str]:
-    """The arguments of ``accelerate launch``, with the file of an ``--accelerate_config`` that TRL brings."""
-    resolved: list[str] = resolve_accelerate_config_argument(arguments)
-    return resolved
 
 
 def callbacks_of(trainer: Trainer) -> list[TrainerCallback]:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
 from rm_plugins.samples import Message, Sample, text_of
-from rm_plugins.scores import FloatArray, Scores, is_member
+from rm_plugins.scores import MEMBER, FloatArray, Scores, parts_of_columns
 
 _FILE_MB = 16
 """The most text in one file, as it is before compression."""
@@ -338,13 +338,16 @@ def _sample(row: Mapping[str, Any]) -> JournalSample:
         prompt, completion = json.loads(prompt), json.loads(completion)
     details = _by_name(row["details"])
     members = row.get("members")
+    if members is None:  # in journals of before
+        _, parts = parts_of_columns({name: np.array([value], dtype=np.float64) for name, value in details.items()})
+        members = [f"{MEMBER}/{name}" for name in parts]
     return JournalSample(
         step=row["step"],
         reward=row["reward"],
         sample=Sample(prompt, completion),
         score=math.nan if row["score"] is None else row["score"],
         details=details,
-        members=list(filter(is_member, details)) if members is None else members,  # journals of before did not say
+        members=members,
         length=row["length"],
         time=row["time"],
         rank=row["rank"],

@@ -55,7 +55,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
         parameters(trl_internals.create_model_from_path)[:2] == ["model_id", "architecture"]
     ),
     "trl.cli.accelerate_config.resolve_accelerate_config_argument": lambda: (
-        trl_internals.launcher_arguments(["--accelerate_config", "fsdp2"])[0] == "--config_file"
+        trl_internals.resolve_accelerate_config_argument(["--accelerate_config", "fsdp2"])[0] == "--config_file"
     ),
 }
 

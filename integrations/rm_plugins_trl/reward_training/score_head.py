@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.heads import Heads
-from rm_plugins_trl.trl_internals import classifier_from_path
+from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,8 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
     if len(heads) > 1:
         settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
     set_seed(args.seed)  # the new head is random
-    return classifier_from_path(source, **settings)
+    with suppress_seqcls_warning():
+        return create_model_from_path(source, AutoModelForSequenceClassification, **settings)
 
 
 def parameter_count(model: Any, args: Any) -> int:

@@ -58,7 +58,7 @@ def _launch(launcher: list[str], own: list[str]) -> None:
     """Start this module on several processes."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    from rm_plugins_trl.trl_internals import launcher_arguments
+    from rm_plugins_trl.trl_internals import resolve_accelerate_config_argument
 
     known = [option for action in launch_command_parser()._actions for option in action.option_strings]
     for argument in launcher:
@@ -68,7 +68,7 @@ def _launch(launcher: list[str], own: list[str]) -> None:
             nearest = [f"Did you mean {option}?" for option in get_close_matches(name, [*own_names, *known], n=1)]
             listed = "`rm-plugins train --help` lists ours, `accelerate launch --help` the others."
             raise click.UsageError(f"There is no argument {name}. {(nearest or [listed])[0]}")
-    options = launch_command_parser().parse_args([*launcher_arguments(launcher), "--module", _MODULE, *own])
+    options = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
     if options.cpu and (options.num_processes or 1) > 1 and options.mpirun_hostfile is None:
         # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
         from torch.distributed.run import main
