@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import getmembers, isclass
 
 from rm_plugins.hooks import hookimpl
 from rm_plugins.losses.batch import RewardBatch
@@ -14,7 +15,7 @@ __all__ = ["Loss", "Need", "Regularizer", "RewardBatch", "rm_register_losses", "
 
 @hookimpl
 def rm_register_losses() -> Sequence[type[Loss]]:
-    """The built-in losses: those that each family's file exports."""
+    """The built-in losses: those that each family's file defines."""
     from rm_plugins.losses import (
         binary,
         bradley_terry,
@@ -29,8 +30,8 @@ def rm_register_losses() -> Sequence[type[Loss]]:
     )
 
     families = (binary, bradley_terry, grm, listwise, margins, mean_variance, odin, ratings, thurstone, ties)
-    losses: list[type[Loss]] = [getattr(family, name) for family in families for name in family.__all__]
-    return sorted(losses, key=lambda loss: loss.name)
+    classes = [cls for family in families for _, cls in getmembers(family, isclass) if cls.__module__ == family.__name__]
+    return sorted((cls for cls in classes if issubclass(cls, Loss)), key=lambda loss: loss.name)
 
 
 @hookimpl
