@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -171,7 +170,7 @@ def ensemble_members(names: Iterable[str]) -> list[str]:
     (['member/0', 'member/1'], [])
     """
     names = list(names)
-    return list(filter(is_member, names)) if "std" in names else []
+    return [name for name in names if re.fullmatch(rf"{MEMBER}/\d+", name)] if "std" in names else []
 
 
 def joined(scored: Sequence[Scores]) -> Scores:

@@ -11,7 +11,6 @@ from rm_plugins.reports.numbers import interval, p_value, points
 from rm_plugins.reports.page import page
 from rm_plugins.reports.pair_texts import flipped_pairs
 from rm_plugins.reports.reward_styles import RewardStyle, short, styled
-from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 
 
@@ -44,7 +43,7 @@ def comparison_page(evaluation: Evaluation) -> str:
     }
     sections = (section(name, heading, content) for name, (heading, content) in contents.items() if content)
     body = "\n".join([_headline(difference, a, b), first_screen(evaluation), "<main>", *sections, "</main>"])
-    return page(f"{short(b.name)} against {short(a.name)}", body, css=EVALUATION_CSS)
+    return page(f"{short(b.name)} against {short(a.name)}", body, "evaluation.css")
 
 
 def _headline(difference: Difference, a: RewardStyle, b: RewardStyle) -> str:

@@ -12,7 +12,6 @@ from rm_plugins.reports import evaluation_parts as parts
 from rm_plugins.reports.evaluation_facts import evaluated_facts
 from rm_plugins.reports.page import page, text
 from rm_plugins.reports.pair_texts import worst_mistakes
-from rm_plugins.reports.style import EVALUATION_CSS
 from rm_plugins.reports.suite_tables import suite_tables
 from rm_plugins.reports.verdicts import evaluated_line, figures_table, summary_table, verdicts
 
@@ -116,7 +115,7 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
             "</main>",
         ]
     )
-    return page(named, body, css=EVALUATION_CSS)
+    return page(named, body, "evaluation.css")
 
 
 def _data_name(evaluation: Evaluation) -> str:

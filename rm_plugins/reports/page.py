@@ -6,21 +6,21 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-
-from rm_plugins.reports.style import CSS
+from importlib.resources import files
 
 _SHOWN = 1_500  # characters of a text
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 
 
-def page(title: str, body: str, *, css: str = "") -> str:
+def page(title: str, body: str, *styles: str) -> str:
     """A whole page.
 
     Args:
         title: What it is about, as text.
         body: What it holds, as HTML.
-        css: Style of its own, beside that of all pages.
+        styles: The names of style sheets here, beside that of all pages.
     """
+    css = "".join(f"\n{files(__package__).joinpath(name).read_text(encoding='utf-8')}" for name in ("page.css", *styles))
     whole = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -28,7 +28,7 @@ def page(title: str, body: str, *, css: str = "") -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{text(title)}</title>
-<style>{CSS}{css}</style>
+<style>{css}</style>
 </head>
 <body>
 <h1>{text(title)}</h1>
