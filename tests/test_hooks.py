@@ -128,7 +128,7 @@ def test_every_observer_is_told_of_a_scored_batch() -> None:
         seen.append((provider.label, len(samples), float(scores.values.sum())))
 
     registry = rm.Registry([plugin(rm_scored=rm_scored, rm_register_providers=[Constant])])
-    rm.load({"provider": "constant-number", "name": "two", "value": 2.0}, registry=registry).score([rm.Sample("", "a")] * 3)
+    rm.load({"provider": "constant-number", "label": "two", "value": 2.0}, registry=registry).score([rm.Sample("", "a")] * 3)
     assert seen == [("two", 3, 6.0)]
 
 
