@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -79,3 +80,11 @@ def refused(spec: Any, **settings: Any) -> str:
     with pytest.raises(RmPluginsError) as caught:
         load(spec, **settings)
     return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RM_PLUGINS_SPEC", raising=False)
+    return tmp_path

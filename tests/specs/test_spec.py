@@ -22,14 +22,6 @@ from rm_plugins.transforms import Clip
 from tests.specs.conftest import REGISTRY, SAMPLES, Constant, load, refused
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RM_PLUGINS_SPEC", raising=False)
-    return tmp_path
-
-
 class TestForms:
     def test_a_mapping(self) -> None:
         provider = load({"provider": "certain", "value": 2, "mode": "exact"})

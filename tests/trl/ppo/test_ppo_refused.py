@@ -1,0 +1,110 @@
+"""What PPO is refused before it trains."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_plugins.errors import DataError, ModelError, ScoringError, UnsupportedError
+from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, policy_ids, policy_in
+
+
+def test_a_policy_without_a_classifier_class_needs_a_value_model(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    policy = policy_in(tiny_decoder())
+    policy.config = AutoConfig.for_model("speecht5")
+    with pytest.raises(ModelError, match="Give a sequence classifier with one label as `value_model`"):
+        ppo.PPOTrainer(
+            model=policy,
+            args=settings(),
+            processing_class=AutoTokenizer.from_pretrained(tiny_decoder()),
+            reward_model=Recording(),
+            train_dataset=TEXTS,
+        )
+
+
+def test_a_policy_from_nowhere_needs_a_tokenizer(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    policy = policy_in(tiny_decoder())
+    policy.config._name_or_path = ""
+    with pytest.raises(ModelError, match="`processing_class`"):
+        ppo.PPOTrainer(model=policy, args=settings(), reward_model=Recording(), train_dataset=TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([{"question": "a"}], DataError, r"Row 0 of train_dataset has no 'prompt'.*'question'"),
+        ([], DataError, "train_dataset is empty"),
+        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt without a single token"),
+        ([{"prompt": 3}], DataError, "Row 0 of train_dataset: .*text or a list of messages"),
+        ({"train": []}, UnsupportedError, "one dataset of known length"),
+        (iter(()), UnsupportedError, "one dataset of known length"),
+    ],
+)
+def test_a_dataset_that_ppo_cannot_use_is_refused_before_training(
+    ppo: ModuleType, settings: Any, tiny_decoder: Any, rows: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ppo.PPOTrainer(model=policy_in(tiny_decoder()), args=settings(), reward_model=Recording(), train_dataset=rows)
+
+
+def test_a_later_row_without_a_prompt_is_named(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    rows = [*TEXTS, {"prompt": None, "answer": "x"}]
+    trainer = ppo.PPOTrainer(
+        model=policy_in(tiny_decoder()),
+        args=settings(per_device_train_batch_size=5),
+        reward_model=Recording(),
+        train_dataset=Dataset.from_list(rows),
+    )
+    with pytest.raises(DataError, match=r"Row 4 of train_dataset has no 'prompt'.*'prompt', 'answer'"):
+        trainer.train()
+
+
+def test_a_conversation_needs_a_chat_template(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    with pytest.raises(DataError, match="Row 0 of train_dataset: the policy's chat template refused the prompt"):
+        ppo.PPOTrainer(
+            model=policy_in(tiny_decoder(chat_template=None)),
+            args=settings(),
+            reward_model=Recording(),
+            train_dataset=CONVERSATIONS,
+        )
+
+
+def test_token_ids_of_conversations_need_their_messages_beside_them(
+    ppo: ModuleType, settings: Any, tiny_decoder: Any, tiny_tokenizer: Any
+) -> None:
+    rows = [{"input_ids": policy_ids(row, tiny_tokenizer)} for row in CONVERSATIONS[:2] * 2]
+    policy = policy_in(tiny_decoder())
+    with pytest.raises(UnsupportedError, match="a `prompt` column beside `input_ids`"):
+        ppo.PPOTrainer(model=policy, args=settings(), reward_model=Recording(), train_dataset=rows)
+    classifier = AutoModelForSequenceClassification.from_config(policy.config)
+    ppo.PPOTrainer(model=policy, args=settings(), reward_model=classifier, train_dataset=rows)
+
+
+def test_fewer_rows_than_a_batch_are_refused_instead_of_waited_for(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    trainer = ppo.PPOTrainer(
+        model=policy_in(tiny_decoder()), args=settings(), reward_model=Recording(), train_dataset=TEXTS[:3]
+    )
+    with pytest.raises(DataError, match=r"train_dataset has 3 rows, and one batch takes 4"):
+        trainer.train()
+
+
+def test_rows_scored_out_of_turn_are_refused(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    trainer = ppo.PPOTrainer(model=policy_in(tiny_decoder()), args=settings(), reward_model=Recording(), train_dataset=TEXTS)
+    loader = trainer.get_train_dataloader()
+    assert len(loader) == 1
+    assert loader.batch_sampler.drop_last
+    reward_model = trainer.reward_model
+    pad = trainer.processing_class.pad_token_id
+    for batch in loader:
+        ids = batch["input_ids"]
+        reward_model(ids[:2], ids[:2] != pad)
+        with pytest.raises(ScoringError, match="wants 2 rows scored that are not rows 2 to 3 of the batch of 4"):
+            reward_model(ids[:2], ids[:2] != pad)
+        reward_model(ids[2:], ids[2:] != pad)
+        with pytest.raises(ScoringError, match="Score each batch of the data loader once"):
+            reward_model(ids[2:], ids[2:] != pad)
+    assert reward_model.rollout is None
