@@ -17,7 +17,6 @@ from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport, Problem
 from rm_plugins.data.rows import is_data_file, read_rows
-from rm_plugins.errors import ModelError
 
 if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
@@ -101,17 +100,14 @@ def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, s
 
 def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
     """Renders samples as training a model from this folder or hub id does."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    from rm_plugins.rendering.render import Renderer, Rendering
+    from rm_plugins.models.model_folder import load_tokenizer
+    from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 
+    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.")
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except Exception as error:  # the hub, transformers and tokenizers each have their own
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"No tokenizer could be loaded from {tokenizer!r}: {type(error).__name__}: {reason}") from error
-    try:
-        positions = getattr(AutoConfig.from_pretrained(tokenizer).get_text_config(), "max_position_embeddings", None)
+        positions = position_limit(AutoConfig.from_pretrained(tokenizer))
     except (OSError, ValueError):  # a tokenizer without a model beside it
         positions = None
     rendering = Rendering.default(loaded, positions)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rm_plugins.errors import DataError, ModelError
+from rm_plugins.errors import DataError
+from rm_plugins.rendering.render import position_limit
 from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:
@@ -109,18 +110,13 @@ def _tokens_after(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _tokenizer_and_positions(model: str, origin: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int | None]:
     """A policy's tokenizer, and how many tokens the policy can look at, if its configuration says so."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
+    from rm_plugins.models.model_folder import load_tokenizer
+
+    advice = "Name a folder or hub id that holds a causal language model and its tokenizer."
+    tokenizer = load_tokenizer([model], f"the policy {model!r}", advice=advice, **origin)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **origin)
-    except Exception as error:  # the hub, transformers and tokenizers each have their own
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"No tokenizer could be loaded for the policy {model!r}: {type(error).__name__}: {reason} Name a folder or hub id that "
-            "holds a causal language model and its tokenizer."
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(model, **origin).get_text_config()
+        return tokenizer, position_limit(AutoConfig.from_pretrained(model, **origin))
     except (OSError, ValueError):  # such as a folder of an adapter
         return tokenizer, None
-    return tokenizer, getattr(config, "max_position_embeddings", None)

@@ -144,9 +144,8 @@ def _errors_of(source: str) -> Iterator[None]:
 def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
     """The model with what lies beside its weights."""
     tokenizers = [settings.tokenizer] if settings.tokenizer else [source, base]
-    revision, trusted = settings.revision, settings.trust_remote_code
-    tokenizer = load_tokenizer(tokenizers, source, revision=revision, trust_remote_code=trusted)
-    return Checkpoint(model, tokenizer, read_manifest(source, revision))
+    tokenizer = load_tokenizer(tokenizers, source, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    return Checkpoint(model, tokenizer, read_manifest(source, settings.revision))
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
@@ -210,7 +209,7 @@ def _check_every_weight(
             "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
         )
     if missing:
-        modules = {key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for key in missing}
+        modules = {module_of(model, key) for key in missing}
         modules.add("classifier" if hasattr(model, "classifier") else "score")
         raise ModelError(
             f"{source} is an adapter of {base!r}, and neither has weights for {', '.join(missing[:3])}, which would be random and so "
@@ -221,6 +220,11 @@ def _check_every_weight(
 def _key(mismatched: Any) -> str:
     """The name of a weight that does not fit, which transformers gives with both shapes."""
     return str(mismatched if isinstance(mismatched, str) else mismatched[0])
+
+
+def module_of(model: PreTrainedModel, key: str) -> str:
+    """The module that a weight belongs to, by the name that an adapter's ``modules_to_save`` takes: ``pooler``, ``score``."""
+    return key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
 
 
 def _adapter_head_labels(source: str, revision: str | None) -> int | None:

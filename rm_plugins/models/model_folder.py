@@ -41,15 +41,19 @@ def read_manifest(source: str, revision: str | None = None) -> Manifest | None:
 
 
 def load_tokenizer(
-    sources: Sequence[str | None], model: str, *, revision: str | None = None, trust_remote_code: bool = False
+    sources: Sequence[str | None],
+    model: str,
+    *,
+    advice: str = "Save the tokenizer beside the model, or name another with the spec's key 'tokenizer'.",
+    **origin: Any,
 ) -> PreTrainedTokenizerBase:
-    """The first tokenizer that is to be had.
+    """The first tokenizer that can be loaded.
 
     Args:
         sources: Folders or ids, in the order of preference.
         model: What messages call the model that it is for.
-        revision: The revision of a hub id.
-        trust_remote_code: Whether the tokenizer's own code may run.
+        advice: The end of the error's message.
+        origin: Handed to transformers, such as ``revision`` and ``trust_remote_code``.
 
     Raises:
         ModelError: There is none.
@@ -57,7 +61,7 @@ def load_tokenizer(
     problem: Exception | None = None
     for source in filter(None, sources):
         try:
-            loaded = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+            loaded = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **origin})
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = error
             continue
@@ -65,10 +69,7 @@ def load_tokenizer(
         if len(loaded) > len(loaded.all_special_tokens):
             return loaded
         problem = ModelError(f"{source} has no tokenizer's files.")
-    raise ModelError(
-        f"No tokenizer could be loaded for {model}: {str(problem).partition(chr(10))[0]} Save the tokenizer beside the model, or "
-        "name another with the spec's key 'tokenizer'."
-    ) from problem
+    raise ModelError(f"No tokenizer could be loaded for {model}: {str(problem).partition(chr(10))[0]} {advice}") from problem
 
 
 def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:

@@ -154,7 +154,7 @@ class TestCommand:
         assert run().exit_code == 2
         assert run(write("in.jsonl", GOOD), "--max-length", "0").exit_code == 2
         found = run("in.jsonl", "--tokenizer", "./nowhere")
-        assert (found.exit_code, "No tokenizer could be loaded from './nowhere'" in found.output) == (1, True)
+        assert (found.exit_code, "No tokenizer could be loaded for './nowhere'" in found.output) == (1, True)
 
 
 class TestCommandWithTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, pipeline
 from trl import RewardTrainer as TrlRewardTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -287,6 +288,21 @@ class TestAdapters:
             assert rewards.score([chosen]).values[0] == pytest.approx(live(**inputs).logits.item(), abs=1e-5)
         assert rewards.score([chosen]).values > rewards.score([rejected]).values
         assert rewards.verify() == []  # type: ignore[attr-defined]
+
+    def test_a_pooler_that_the_base_lacks_is_trained_and_saved(self, tiny_encoder: Any, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        model = tiny_encoder()
+        BertForMaskedLM(AutoModelForSequenceClassification.from_pretrained(model).config).save_pretrained(model)
+        adapter = peft.LoraConfig(r=4, target_modules=["query", "value"])
+        before = copy.deepcopy(adapter)
+        trainer = trained(model, tmp_path, [FORMATS["text"]] * 8, max_steps=4, learning_rate=1e-2, peft_config=adapter)
+        assert adapter == before, "what is handed over stays as it is"
+        assert "pooler" in json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"]
+        chosen, _ = preference_samples(FORMATS["text"])
+        inputs = trainer.processing_class(trainer.renderer.text(chosen), return_tensors="pt")
+        with torch.no_grad():
+            expected = trainer.model.eval()(**inputs).logits.item()
+        assert rm.load(tmp_path).score([chosen]).values[0] == pytest.approx(expected, abs=1e-5)
 
     def test_an_adapter_without_its_head_is_warned_of(
         self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture

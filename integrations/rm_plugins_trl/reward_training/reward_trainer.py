@@ -21,7 +21,7 @@ from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 from rm_plugins.spec import component
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -38,6 +38,7 @@ from rm_plugins_trl.reward_training.saving import (
     write_trained_manifest,
 )
 from rm_plugins_trl.reward_training.score_head import (
+    HEADS,
     check_outputs,
     deployed_head,
     head_layer,
@@ -130,19 +131,23 @@ class RewardTrainer(OpenRewardTrainer):
         self._metric_prefix = "eval"
         self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
-        if kwargs.get("peft_config") is not None:
+        peft_config = copy.deepcopy(kwargs.get("peft_config"))  # what is handed over stays as it is
+        if peft_config is not None:
             # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
-            kwargs["peft_config"].task_type = "SEQ_CLS"
+            peft_config.task_type = "SEQ_CLS"
+            kwargs["peft_config"] = peft_config
         model_settings, revision = args.model_init_kwargs, None
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
-            model = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
+            model, untrained = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
+            if peft_config is not None and (beside := untrained - {*HEADS}):  # such as the pooler of an encoder
+                peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *beside})
             args.model_init_kwargs = None  # they are in the model now
             if kwargs.get("processing_class") is None:
                 code = args.trust_remote_code
                 kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
         check_outputs(model, self.heads)
-        self._position_limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._position_limit = position_limit(model.config)
         if settings.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(settings.early_stopping_patience)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-_HEADS = ("score", "classifier")
+HEADS = ("score", "classifier")
 
 
-def load_classifier(source: str, args: Any, heads: Heads, quantization_config: Any = None) -> PreTrainedModel:
-    """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, with the outputs that a loss trains.
+def load_classifier(
+    source: str, args: Any, heads: Heads, quantization_config: Any = None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, and its modules that are not in the checkpoint.
 
-    A head of another size, which a trained reward model may have, makes room for a new one.
+    It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
 
     Raises:
         ModelError: The quantization is given twice.
@@ -41,9 +44,19 @@ def load_classifier(source: str, args: Any, heads: Heads, quantization_config: A
     settings["num_labels"] = len(heads)
     if len(heads) > 1:
         settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
+    missing: list[str] = []
+
+    class Classifier:
+        @staticmethod
+        def from_pretrained(source: str, **settings: Any) -> PreTrainedModel:
+            loaded, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **settings)
+            missing.extend(info["missing_keys"])
+            return loaded
+
     set_seed(args.seed)  # the new head is random
     with suppress_seqcls_warning():
-        return create_model_from_path(source, AutoModelForSequenceClassification, **settings)
+        model = create_model_from_path(source, Classifier, **settings)
+    return model, frozenset(module_of(model, key) for key in missing)
 
 
 def parameter_count(model: Any, args: Any) -> int:
@@ -96,7 +109,7 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
     layers = [
         module
         for name, module in model.named_modules()
-        if name.partition(".")[0] in _HEADS
+        if name.partition(".")[0] in HEADS
         and "original_module" not in name  # peft keeps the untrained head beside the trained one
         and isinstance(module, nn.Linear)
         and module.out_features == outputs
@@ -156,5 +169,5 @@ def _resize(model: PreTrainedModel, layer: nn.Linear, heads: Heads) -> None:
 def trains_head(model: nn.Module) -> bool:
     """Whether a model with an adapter trains its head."""
     return any(
-        parameter.requires_grad and any(f"{head}." in name for head in _HEADS) for name, parameter in model.named_parameters()
+        parameter.requires_grad and any(f"{head}." in name for head in HEADS) for name, parameter in model.named_parameters()
     )
