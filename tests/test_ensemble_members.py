@@ -338,7 +338,7 @@ class TestCommonScale:
 class TestSpec:
     SPEC: ClassVar[dict[str, Any]] = {
         "provider": "ensemble",
-        "members": [{"provider": "function", "function": lengths, "name": "length"}] * 2,
+        "members": [{"provider": "function", "function": lengths, "label": "length"}] * 2,
         "aggregate": {"name": "weighted", "weights": [1.0, 3.0]},
         "quorum": 1,
     }
@@ -347,7 +347,7 @@ class TestSpec:
         found = rm.load(self.SPEC).spec
         assert found is not None
         assert found["aggregate"] == {"name": "weighted", "weights": [1.0, 3.0]}
-        assert [inner["name"] for inner in found["members"]] == ["length", "length"]
+        assert [inner["label"] for inner in found["members"]] == ["length", "length"]
 
     def test_a_member_says_where_it_is(self) -> None:
         members = rm.load(self.SPEC).members  # type: ignore[attr-defined]

@@ -111,7 +111,7 @@ def test_a_reward_model_of_one_s_own_is_used(ppo: ModuleType, settings: Any, tin
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
 def test_a_reward_model_can_be_copied_and_moved(copied: Callable[[Any], Any], tiny_tokenizer: Any) -> None:
-    model = RewardModel({"provider": "function", "function": length, "name": "length"}, tiny_tokenizer, prompts=TEXTS)
+    model = RewardModel({"provider": "function", "function": length, "label": "length"}, tiny_tokenizer, prompts=TEXTS)
     model.rollout = Rollout(torch.empty(0, 0), [], observe=lambda scores: None)  # a batch of some trainer's
     other = copied(model).to("cpu").eval()
     model.rollout = None
