@@ -188,7 +188,7 @@ class TestInTheBrowser:
 
 
 def test_the_documentation_says_how_every_figure_and_chart_is_read() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name, figure in FIGURES.items():
         row = f"| `{name.replace('*', 'RATING')}` | {figure.title.format('RATING')} | {figure.meaning.format('RATING')} |"
         assert row in page
