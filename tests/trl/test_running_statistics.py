@@ -316,7 +316,7 @@ def test_ppo_keeps_what_was_learned_and_knows_how_far_it_is(tiny_policy: Path, t
                 "provider": "function",
                 "function": measured,
                 "transform": {"name": "zscore", "running": True},
-                "name": "mine",
+                "label": "mine",
             },
             train_dataset=Dataset.from_list(ROW_SETS),
         )
