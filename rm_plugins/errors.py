@@ -103,6 +103,10 @@ class SpecError(RmPluginsError, ValueError):
         self.message = message
         self.key = key
 
+    def inside(self, path: str) -> "SpecError":
+        """The same of a component that stands at `path` in another one's spec."""
+        return SpecError(self.message, f"{path}.{self.key}" if self.key else path)
+
     def __reduce__(self) -> tuple[type["SpecError"], tuple[str, str]]:
         return type(self), (self.message, self.key)
 

@@ -19,10 +19,10 @@ def fingerprint(provider: Provider) -> str:
     return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()
 
 
-def manifest_digests(provider: Provider) -> dict[str, str]:
-    """The SHA-256 of the manifest of each model that a reward is made of, by the model's path in the spec."""
+def manifests_of(provider: Provider) -> dict[str, Any]:
+    """The `rm_plugins.models.Manifest` of each model that a reward is made of, by the path in the spec of what holds it."""
     models = [(path, model) for path, part in provider.walk() for model in part.models.values()]
-    return {path: model.manifest.digest for path, model in models if model.manifest is not None}
+    return {path: model.manifest for path, model in models if model.manifest is not None}
 
 
 def shown_spec(provider: Provider) -> dict[str, Any] | None:

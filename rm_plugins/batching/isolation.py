@@ -97,11 +97,11 @@ def _attempted(provider: Provider, samples: Sequence[Sample]) -> tuple[Scores, b
 
 
 def _all_failed(error: BaseException, size: int) -> Scores:
-    if isinstance(error, RmPluginsError):
-        failure = error
-    else:
-        failure = ScoringError(f"The reward raised {type(error).__name__}: {error}")
-        failure.__cause__ = error
+    failure = (
+        error
+        if isinstance(error, RmPluginsError)
+        else ScoringError(f"The reward raised {type(error).__name__}: {error}").caused_by(error)
+    )
     return Scores(np.full(size, np.nan), errors=dict.fromkeys(range(size), failure))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.evaluation.shown_pairs import cut_text
-from rm_plugins.identity import fingerprint, shown_spec
+from rm_plugins.identity import fingerprint, manifests_of, shown_spec
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, ensemble_members
@@ -59,11 +59,7 @@ def reward_facts(
         # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
         "fingerprint": "" if spec is None else identity or fingerprint(provider),
         "rendering": rendering,
-        "manifest": {
-            path: manifest.training
-            for path, part in provider.walk()
-            if (manifest := getattr(part, "manifest", None)) is not None
-        },
+        "manifest": {path: manifest.training for path, manifest in manifests_of(provider).items()},
     }
 
 

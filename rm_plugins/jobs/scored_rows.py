@@ -112,17 +112,18 @@ class RowScoring:
                 progress.advance(len(batch), self.throughput)
         finally:
             progress.end()
-        return self._scored_before(self.source.rows())
+        kept = self._scored_before(self.source.rows())
+        return (ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in kept)
 
-    def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[ScoredRow]:
-        """The rows that scores are kept of, as JSON has them."""
+    def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows that scores are kept of, each as a line of JSON, and what is kept of it."""
         for number, kept in enumerate(self._kept.rows(), start=1):
             line = json_line(next(rows, None))
             if _digest(line) != kept["row"]:
                 raise DataError(
                     f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
                 )
-            yield ScoredRow(json.loads(line), kept["scores"], kept["details"])
+            yield line, kept
 
     @property
     def throughput(self) -> str:

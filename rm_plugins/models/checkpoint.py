@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_Shapes: TypeAlias = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
         ModelError: As for `load_checkpoint`.
     """
     bases = [_base_of(source, None) for source in adapters]
+    shapes: list[_Shapes] = []
     for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
         where = f"adapters[{place}]"
         if base is None:
@@ -86,7 +89,8 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 "Models of different bases go into an `ensemble`.",
                 key=where,
             )
-        labels, first = (_adapter_head_labels(adapter, None) for adapter in (source, adapters[0]))
+        shapes.append(_adapter_weights(source, None))
+        labels, first = _head_labels(shapes[-1]), _head_labels(shapes[0])
         if labels != first:
             raise SpecError(
                 f"{source} has {_head_in_words(labels)}, and {adapters[0]} (adapters[0]) {_head_in_words(first)}; all must have as many "
@@ -97,9 +101,9 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
     with _errors_of(adapters[0]):
         arguments, device = _arguments(settings)
         model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
-    for source, name in zip(adapters[1:], names[1:], strict=True):
+    for source, name, weights in zip(adapters[1:], names[1:], shapes[1:], strict=True):
         with _errors_of(source):
-            _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), None)
+            _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), weights)
             missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
             if missing:
                 raise ModelError(
@@ -176,7 +180,8 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
         from peft import PeftModel
     except ImportError as error:
         raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
-    head_labels = _adapter_head_labels(source, arguments["revision"])
+    weights = _adapter_weights(source, arguments["revision"])
+    head_labels = _head_labels(weights)
     shared = {**arguments, "revision": None}
     try:
         labels = AutoConfig.from_pretrained(base, trust_remote_code=arguments["trust_remote_code"]).num_labels
@@ -189,7 +194,7 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
         )
     except OSError as error:
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
-    _check_every_weight(model, info["missing_keys"], source, base, arguments["revision"])
+    _check_every_weight(model, info["missing_keys"], source, base, weights)
     others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
     if others:
         raise ModelError(
@@ -199,11 +204,11 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
 
 
 def _check_every_weight(
-    model: PreTrainedModel, missing_in_base: Iterable[str], source: str, base: str, revision: str | None
+    model: PreTrainedModel, missing_in_base: Iterable[str], source: str, base: str, weights: _Shapes
 ) -> None:
     """Refuse an adapter where neither it nor its base model has a weight, which would be random."""
-    missing = sorted(set(missing_in_base) - _adapter_weights(source, revision).keys())
-    if missing and _adapter_head_labels(source, revision) is None:
+    missing = sorted(set(missing_in_base) - weights.keys())
+    if missing and _head_labels(weights) is None:
         raise ModelError(
             f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(missing)}). "
             "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
@@ -227,14 +232,13 @@ def module_of(model: PreTrainedModel, key: str) -> str:
     return key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
 
 
-def _adapter_head_labels(source: str, revision: str | None) -> int | None:
+def _head_labels(weights: _Shapes) -> int | None:
     """The number of outputs of the head that an adapter carries; None if it carries none."""
-    shapes = _adapter_weights(source, revision)
     ends = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-    return next((shape[0] for name, shape in shapes.items() if name.endswith(ends)), None)
+    return next((shape[0] for name, shape in weights.items() if name.endswith(ends)), None)
 
 
-def _adapter_weights(source: str, revision: str | None) -> dict[str, list[int]]:
+def _adapter_weights(source: str, revision: str | None) -> _Shapes:
     """The shapes of an adapter's weights, by the names that they have in the base model."""
     weights = found_file(source, _ADAPTER_WEIGHTS, revision)
     if weights is None:

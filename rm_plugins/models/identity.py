@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +27,4 @@ def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> lis
     from rm_plugins.models.manifest import token_digest
 
     rows = [token_digest(ids) for ids in golden_rows(renderer)[1]]
-    rendering = {
-        name: value for name, value in asdict(renderer.rendering).items() if name != "template_date" or value is not None
-    }
-    return [None if model is None else model_fingerprint(model), rendering, rows]
+    return [None if model is None else model_fingerprint(model), renderer.rendering.as_json(), rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,9 +123,8 @@ class Manifest(_Strict):
         return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
     @field_serializer("rendering")
-    def _rendering_without_what_is_unset(self, rendering: Rendering) -> dict[str, Any]:
-        # Manifests from before there was a date, and of templates without one, stay as they are.
-        return {name: value for name, value in asdict(rendering).items() if name != "template_date" or value is not None}
+    def _rendering_as_json(self, rendering: Rendering) -> dict[str, Any]:
+        return rendering.as_json()
 
     @property
     def digest(self) -> str:

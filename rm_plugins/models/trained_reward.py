@@ -250,13 +250,13 @@ class TrainedReward:
         if not (self.settings.verify and _CHECKS.get()):
             return self
         files = [origin.problems_of(Manifest.size_problems) for origin in self.origins]
+        is_template = self.renderer.rendering.chat_template == "tokenizer"
         shortest: list[list[int]] = []
         for origin, wrong in zip(self.origins, files, strict=True):
             same = not wrong and origin.manifest is not None and self.renderer.rendering == origin.manifest.rendering
             golden = origin.manifest.golden if same and origin.manifest else []
             by_length = sorted(range(len(golden)), key=lambda number: len(str(golden[number].sample)))
             templated = [number for number in by_length if not isinstance(golden[number].sample.get("prompt"), str)]
-            is_template = self.renderer.rendering.chat_template == "tokenizer"
             shortest.append(sorted({*by_length[:1], *(templated[:1] if is_template else ())}))
         for origin, *problems in zip(self.origins, files, self._golden_problems(shortest), strict=True):
             if any(problems):

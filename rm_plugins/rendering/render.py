@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -74,6 +74,10 @@ class Rendering:
                 ) from error
         if self.max_length is not None and self.max_length < 1:
             raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
+
+    def as_json(self) -> dict[str, Any]:
+        """The choices by name; those of templates without a date are as they were before there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "template_date" or value is not None}
 
     @classmethod
     def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:

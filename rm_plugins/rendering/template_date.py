@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import lru_cache
 
 _FUNCTION = "strftime_now"
 _DIRECTIVES = (*(f"-{letter}" for letter in "dmjyHIMS"), *"aAbBcdDeFgGhHIjmMpRSTuUVwWxXyY", "%")
@@ -13,6 +14,7 @@ def writes_the_date(template: object) -> bool:
     return _FUNCTION in str(template)
 
 
+@lru_cache(maxsize=16)  # asked for each sample
 def dated(template: str, day: date) -> str:
     """A chat template for which every day is this one.
 

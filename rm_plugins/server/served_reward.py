@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.identity import fingerprint, manifest_digests
+from rm_plugins.identity import fingerprint, manifests_of
+from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
 from rm_plugins.samples import RenderedSample, Sample
@@ -38,15 +39,15 @@ class ServedReward:
         self.takes_rendered = all(part.renderer is not None for part in parts.values() if not part.children)
         self.is_merged = not any(depends_on_batch(part) for part in parts.values())
         self.learns = [part.called for part in parts.values() if learns_while_scoring(part)]
-        self.manifests = manifest_digests(provider)
+        self.manifests = {path: manifest.digest for path, manifest in manifests_of(provider).items()}
         self.fingerprint = fingerprint(provider)
         self._rendering = {path: part for path, part in parts.items() if part.renderer is not None}
         limits = [part.renderer.rendering.max_length for part in self._rendering.values()]
         self._max_length = min((limit for limit in limits if limit is not None), default=None)
         self._models: list[TrainedReward] = [model for part in parts.values() for model in part.models.values()]
-        embeddings = [model.model.get_input_embeddings().num_embeddings for model in self._models]
+        embeddings = [embedded_tokens(model.model) for model in self._models]
         elsewhere = [len(part.renderer.tokenizer) for part in self._rendering.values() if not part.models]
-        self._vocabulary = min(embeddings + elsewhere, default=0)
+        self._vocabulary = min([*embeddings, *elsewhere], default=0)
 
     @classmethod
     def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:

@@ -33,8 +33,7 @@ class Chain(Transform):
                 else:
                     transform.bind(provider)
             except SpecError as error:
-                key = ".".join(filter(None, (f"transforms[{place}]", error.key)))
-                raise SpecError(error.message, key=key) from error.__cause__
+                raise error.inside(f"transforms[{place}]") from error.__cause__
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         """Apply them in their order."""

@@ -104,7 +104,7 @@ def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
     try:
         bound.bind(members)
     except SpecError as error:
-        raise SpecError(error.message, key=f"aggregate.{error.key}" if error.key else "aggregate") from None
+        raise error.inside("aggregate") from None
     return bound
 
 

@@ -68,4 +68,4 @@ def _weight(weight: float | Mapping[str, Any], place: int) -> float | Schedule:
     try:
         return Schedule.from_spec(weight)
     except SpecError as error:
-        raise SpecError(error.message, key=f"weights[{place}].{error.key}".rstrip(".")) from None
+        raise error.inside(f"weights[{place}]") from None

@@ -100,8 +100,7 @@ class ModelProvider(Provider):
             try:
                 transform.bind(member)
             except SpecError as error:
-                key = ".".join(filter(None, (f"member_transforms[{number}]", error.key)))
-                raise SpecError(error.message, key=key) from None
+                raise error.inside(f"member_transforms[{number}]") from None
         if not common_scale:
             warn_without_common_scale(self._aggregate, self.member_transforms or [None] * count, repr(label))
 
