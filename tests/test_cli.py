@@ -157,8 +157,7 @@ class TestScore:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([{"prompt": "Q", "completion": "a"}, {"completion": "b"}], "row 2: there is no 'prompt'"),
-            ([{"prompt": "Q"}], "row 1: there is no 'completion' (or 'completions')"),
+            ([{"prompt": "Q"}], "row 1: there is no 'completion' or 'completions'"),
             ([{"prompt": "Q", "completion": 3}], "row 1: A sample's completion must be text"),
             ([{"prompt": "Q", "completions": "a"}], "row 1: 'completions' must be a list"),
             ([{"messages": [{"role": "user", "content": "Q"}]}], "row 1: 'messages' must end with a turn of the assistant"),
@@ -175,7 +174,7 @@ class TestScore:
         Path("bad.jsonl").write_text('{"prompt": "Q", "completion": "a"}\n{oops\n', encoding="utf-8")
         assert "bad.jsonl, line 2 is no JSON" in run("score", "rules:length", "bad.jsonl").output
         Path("list.jsonl").write_text("[1]\n", encoding="utf-8")
-        assert "list.jsonl, line 1 is list" in run("score", "rules:length", "list.jsonl").output
+        assert "list.jsonl, item 1 is int" in run("score", "rules:length", "list.jsonl").output
         assert "There is no file 'none.jsonl'" in run("score", "rules:length", "none.jsonl").output
         assert "needs an output file" in run("score", "rules:length", "-", input="").output
 

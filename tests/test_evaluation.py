@@ -14,7 +14,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 import rm_plugins as rm
-from rm_plugins.data.rows import read_rows
+from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, UnknownNameError
 from rm_plugins.evaluation import evaluate, pair_metrics
 from rm_plugins.evaluation.figures import figures_of

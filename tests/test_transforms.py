@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import rm_plugins as rm
-from rm_plugins.data.rows import write_rows
+from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import (

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rm_plugins_trl.reward_training.reward_config import RewardConfig
     from rm_plugins_trl.reward_training.reward_evaluation import RewardEvaluation
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
+    from rm_plugins_trl.reward_training.train_data import reward_dataset
     from rm_plugins_trl.reward_watch import RewardWatch
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RewardModel",
     "RewardTrainer",
     "RewardWatch",
+    "reward_dataset",
     "reward_func",
 ]
 
@@ -33,6 +35,7 @@ _HOMES = {
     "RewardModel": "reward_model",
     "RewardTrainer": "reward_training.reward_trainer",
     "RewardWatch": "reward_watch",
+    "reward_dataset": "reward_training.train_data",
     "reward_func": "reward_function",
 }
 

@@ -13,8 +13,10 @@ from rich.table import Column, Table
 
 import rm_plugins as rm
 from rm_plugins.calibration import Calibrated, Calibration
-from rm_plugins.cli.job_options import progress_bar
-from rm_plugins.data.rows import read_rows, row_samples
+from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import read_rows
+from rm_plugins.data.rows import row_samples
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 
@@ -27,9 +29,19 @@ from rm_plugins.files import write_atomically
     "--transform", default="zscore", show_default=True, help="What members get where nothing in SPEC takes statistics."
 )
 @click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset.")
+@map_option
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N rows.")
 @click.option("--overwrite", is_flag=True, help="Replace the output.")
-def command(spec: str, file: str, output: str | None, transform: str, split: str, limit: int | None, overwrite: bool) -> None:
+def command(
+    spec: str,
+    file: str,
+    output: str | None,
+    transform: str,
+    split: str,
+    mapping: RowMapping | None,
+    limit: int | None,
+    overwrite: bool,
+) -> None:
     """Find the statistics of SPEC's transforms in its scores of FILE, and write SPEC with them.
 
     FILE has rows as for `rm-plugins score`. Every transform in SPEC that takes statistics (zscore, min-max, log-sigmoid-centred,
@@ -41,7 +53,7 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
         raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    rows = enumerate(islice(read_rows(file, split), limit), start=1)
+    rows = enumerate(islice(read_rows(file, split, mapping=mapping), limit), start=1)
     samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]
     if not samples:
         raise DataError(f"{file} has no row to calibrate with.")

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rm_plugins.cli.job_options import progress_bar
+from rm_plugins.cli.job_options import map_option, progress_bar
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport, Problem
-from rm_plugins.data.rows import is_data_file, read_rows
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import is_data_file, read_rows
 
 if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
@@ -43,6 +44,7 @@ def command() -> None:
 @click.option(
     "--max-length", type=click.IntRange(min=1), help="The longest row that is not too long; by default the model's own limit."
 )
+@map_option
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -52,12 +54,13 @@ def check(
     splits: tuple[str, ...],
     tokenizer: str | None,
     max_length: int | None,
+    mapping: RowMapping | None,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Check the rows of each FILE: formats, lengths, repetitions, leaks from one FILE to the next, and what cannot be read.
 
-    FILE is JSON Lines or Parquet, the name of a dataset, or - for standard input. Exits with 1 if a row is malformed or there is
+    FILE is what `rm-plugins score` takes. Exits with 1 if a row is malformed or there is
     nothing to train on, and with --strict if there is anything to warn of.
     """
     parts = list(_parts(files, splits))
@@ -75,7 +78,7 @@ def check(
         for name, source, part in parts:
             task = bar.add_task(f"Checking {name}", total=None)
             data_check.begin(name)
-            for number, row in enumerate(read_rows(source, part, on_bad_line=data_check.refuse), start=1):
+            for number, row in enumerate(read_rows(source, part, mapping=mapping, on_bad_line=data_check.refuse), start=1):
                 data_check.add(row)
                 if number % 1000 == 0:
                     bar.update(task, completed=number)

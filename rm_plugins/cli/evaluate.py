@@ -44,9 +44,11 @@ def command(
 ) -> None:
     """Say how good rewards are: score judged answers with each SPEC, and print figures with 95% intervals.
 
-    DATA is JSON Lines or Parquet, the name of a dataset, or - for standard input. Its rows are preference pairs (`chosen`,
-    `rejected`), or `completions` with `ranks`, `scores`, `best` or `labels`. With --suite it is the benchmark's dataset, or
-    `hub` to fetch that.
+    DATA is a file or folder, as `rm-plugins score` takes them, the name of a dataset, or - for standard input. Its rows are
+    preference pairs (`chosen`, `rejected`), or `completions` with `ranks`, `scores`, `best` or `labels`. With --suite it is the
+    benchmark's dataset, or `hub` to fetch that.
+
+    As a SPEC, column:NAME evaluates scores that the rows have already: NAME, NAMEs, or chosen_NAME and rejected_NAME.
 
     An interrupted evaluation goes on where it stopped. With several rewards, each further one is compared with the first.
     """

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from rm_plugins.cli.job_options import batch_size_option
+from rm_plugins.cli.job_options import batch_size_option, map_option
 from rm_plugins.evaluation.run import RESAMPLES
 from rm_plugins.jobs.evaluation import HUB
-
-
-def _renamed(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
-    renamed = {}
-    for text in texts:
-        old, equals, new = text.partition("=")
-        if not (old and equals and new):
-            raise click.UsageError(f"--rename {text!r} is not OLD=NEW, such as is_correct=labels.")
-        renamed[old] = new
-    return renamed
 
 
 def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,13 +31,7 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="What the intervals take for independent: rows with different prompts, or each row.",
             ),
-            click.option(
-                "--rename",
-                metavar="OLD=NEW",
-                multiple=True,
-                callback=_renamed,
-                help="Read the column OLD as NEW; may be repeated.",
-            ),
+            map_option,
             click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only."),
             click.option(
                 "--scores",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -17,15 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rm_plugins.data.rows import is_data_file
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import is_data_file, without_data_ending
+from rm_plugins.data.written_mapping import mapping_of
 from rm_plugins.jobs.progress import JobProgress
 
 _WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
 _RESUMED = {"scoring": "rows that were scored before", "generating": "prompts whose completions were written before"}
 
 
-def output_path(source: str, out: str | None, ending: str) -> Path:
-    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``.
+def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
+    """Where the output goes: `out`, else beside the input file, as ``NAME.ending.jsonl``; no two inputs have one output.
 
     Raises:
         click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
@@ -37,9 +39,25 @@ def output_path(source: str, out: str | None, ending: str) -> Path:
     if source == "-":
         raise click.UsageError("Reading standard input needs an output file: -o FILE.")
     path = Path(source)
-    stem = path.name.partition(".")[0] if is_data_file(source) else path.name
-    return (path.parent if is_data_file(source) else Path()) / f"{stem}.{ending}.jsonl"
+    if is_data_file(source):
+        return path.with_name(f"{without_data_ending(path.name)}.{ending}.jsonl")
+    name = path.resolve().name if path.exists() else source.replace("/", "--")
+    return Path(f"{name}{'' if split == 'train' else f'.{split}'}.{ending}.jsonl")
 
+
+def _mapping(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> RowMapping | None:
+    return mapping_of(texts)
+
+
+map_option = click.option(
+    "--map",
+    "--rename",
+    "mapping",
+    metavar="PRESET|OLD=NEW|FILE.yaml",
+    multiple=True,
+    callback=_mapping,
+    help="How its columns become those that rows are read by: a published shape such as arena, one column, or YAML. May be repeated.",
+)
 
 batch_size_option = click.option(
     "--batch-size",
@@ -55,6 +73,7 @@ def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
         batch_size_option,
+        map_option,
         click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
     ):
         command = option(command)

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rm_plugins.cli.job_options import progress_bar
-from rm_plugins.data.rows import read_rows
+from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import read_rows
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
@@ -34,6 +35,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--weights", callback=_numbers, help="How much each model counts, such as 1,1,2; all the same by default.")
 @click.option("--data", help="Preference pairs, to compare the models on and to take the score statistics from.")
 @click.option("--split", default="train", show_default=True, help="The split, where --data is the name of a dataset.")
+@map_option
 @click.option("--overwrite", is_flag=True, help="Replace the output.")
 @click.option("--allow-different-starts", is_flag=True, help="Merge models that were not trained from the same weights.")
 def command(
@@ -42,6 +44,7 @@ def command(
     weights: list[float] | None,
     data: str | None,
     split: str,
+    mapping: RowMapping | None,
     overwrite: bool,
     allow_different_starts: bool,
 ) -> None:
@@ -52,7 +55,7 @@ def command(
     """
     from rm_plugins.models.merge import merge_models
 
-    rows = None if data is None else list(read_rows(data, split))
+    rows = None if data is None else list(read_rows(data, split, mapping=mapping))
     measured: dict[str, PairMetrics] = {}
     with progress_bar() as bar:
         task = bar.add_task("Merging", total=len(models))

@@ -16,7 +16,8 @@ import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
 from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
-from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.data.row_files import write_rows
+from rm_plugins.data.score_columns import column_scores
 from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import replacing
@@ -29,7 +30,6 @@ from rm_plugins.jobs.ranking import (
     Rule,
     ScoredPrompt,
     best_rows,
-    column_values,
     first_completions,
     pair_rows,
     ranked_rows,
@@ -89,11 +89,12 @@ def command(
     """
     form = options["form"] or ("pairs" if options["pairs"] else "ranked")
     check_options(context, form, options)
-    out = output_path(file, options["output"], "ranked")
+    out = output_path(file, split, options["output"], "ranked")
     curve_file = check_curve_file(options["curve"])
     check_files(file, out, _on_the_way(out, options), options)
-    rows = _Rows(file, split, out, overwrite, options)
-    gold, column = options["gold"], gold_column(options["gold"], file, split, options["generate"])
+    given = RowSource.of(file, split, options["mapping"])
+    rows = _Rows(given, out, overwrite, options)
+    gold, column = options["gold"], gold_column(options["gold"], given, options["generate"])
     has_gold_spec = gold is not None and column is None
     kept, kept_gold = (KeptRows(out.with_name(f"{out.name}{ending}.part"), {}) for ending in ("", ".gold"))
     if not overwrite:
@@ -111,10 +112,10 @@ def command(
     if overwrite:
         for old in (kept, kept_gold, rows):
             old.discard()
-    source = RowSource.of(rows.prepare(column), split)
+    source = rows.prepare(column)
     scored = _scored(spec, source, kept.path, batch_size)
     if column is not None:
-        golds = [column_values(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
+        golds = [column_scores(row.row, column, len(row.scores), f"row {number}") for number, row in enumerate(scored, start=1)]
     elif gold is not None:
         golds = [row.scores for row in _scored(gold, source, kept_gold.path, batch_size)]
     else:
@@ -150,8 +151,8 @@ def command(
 class _Rows:
     """The file whose rows are scored: the source itself, the first completions of its prompts, or what a policy writes."""
 
-    def __init__(self, file: str, split: str, out: Path, overwrite: bool, options: dict[str, Any]) -> None:
-        self._file, self._split, self._options = file, split, options
+    def __init__(self, source: RowSource, out: Path, overwrite: bool, options: dict[str, Any]) -> None:
+        self._source, self._options = source, options
         self._overwrite = overwrite
         self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
@@ -162,8 +163,7 @@ class _Rows:
                 options["engine"] or default_engine(),
                 engine_options(options["engine_options"]),
                 Sampling(**{name: options[name] for name in names}),
-                str(self._first) if file == "-" else file,
-                split,
+                source,
                 completions,
                 overwrite,
             )
@@ -178,20 +178,16 @@ class _Rows:
         """Whether hours of generating lie ahead."""
         return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
 
-    def prepare(self, column: str | None) -> str:
-        """Make it, unless that was done before; returns its name. `column` has one value a completion."""
-        n = None if self._generation is not None else self._options["n"]
-        source = self._file
-        if n is not None or (self._file == "-" and self._generation is not None):
-            rows: Iterator[dict[str, Any]] = read_rows(self._file, self._split)
-            if n is not None:
-                rows = first_completions(rows, n, ["finished", *([column] if column is not None else [])])
-            write_rows(rows, self._first)
-            source = str(self._first)
+    def prepare(self, column: str | None) -> RowSource:
+        """Make it, unless that was done before. `column` has one value a completion."""
         if self._generation is not None:
             self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
-            source = str(self._generation.file.out)
-        return source
+            return RowSource.of(str(self._generation.file.out), self._source.split)
+        if self._options["n"] is None:
+            return self._source
+        beside = ["finished", *([column] if column is not None else [])]
+        write_rows(first_completions(self._source.rows(), self._options["n"], beside), self._first)
+        return RowSource.of(str(self._first), self._source.split)
 
     def discard(self) -> None:
         """Delete what an earlier run made."""
@@ -209,7 +205,7 @@ class _Rows:
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
-    """The files of the first completions, or of the prompts on standard input, and of the completions that a policy writes."""
+    """The files of the first completions, and of the completions that a policy writes."""
     keep = options["keep_completions"]
     return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
 

@@ -11,8 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from rm_plugins.data.rows import read_rows
 from rm_plugins.errors import DataError
+from rm_plugins.jobs.scored_rows import RowSource
 
 OF_GENERATE = (
     "engine",
@@ -137,21 +137,18 @@ def engine_options(written: str | None) -> dict[str, Any]:
     return options
 
 
-def gold_column(gold: str | None, file: str, split: str, generate: str | None) -> str | None:
+def gold_column(gold: str | None, source: RowSource, generate: str | None) -> str | None:
     """The column that `gold` names; None where it is a spec, or nothing.
 
     Raises:
         UsageError: It names a column, and completions that are written anew have none.
         DataError: The file cannot be read.
     """
-    if gold is None or file == "-":
-        return None
-    columns = next(read_rows(file, split), None) or {}
-    if gold not in columns:
+    if gold is None or gold not in (next(source.rows(), None) or {}):
         return None
     if generate is not None:
         raise click.UsageError(
-            f"--gold {gold} is a column of {file}, which knows nothing of the completions that --generate writes. Name a spec."
+            f"--gold {gold} is a column of {source.name}, which knows nothing of the completions that --generate writes. Name a spec."
         )
     return gold
 

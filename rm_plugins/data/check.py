@@ -19,7 +19,9 @@ from rm_plugins.data.check_texts import (
     row_digests,
 )
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
-from rm_plugins.data.rows import json_line
+from rm_plugins.data.presets import ignored_verdicts
+from rm_plugins.data.row_files import json_line
+from rm_plugins.data.transcripts import is_transcript
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
 
@@ -40,6 +42,8 @@ _WARNINGS = {
     "overlong": "longer than {limit}",
     "empty-completion": "with an empty completion",
     "empty-prompt": "with an empty prompt",
+    "ignored-verdict": "with a column that looks like a verdict and is not read, beside 'chosen' and 'rejected'",
+    "transcript": "whose texts are whole conversations ('\\n\\nHuman: '), which --map hh-rlhf splits into messages",
     "no-prompt": "without a prompt, whose completions are judged by themselves",
     "mixed-formats": "of another format than the first row",
     "mixed-texts": "of text where the first has messages, or the other way round",
@@ -105,6 +109,11 @@ class DataCheck:
         except DataError as error:
             self._note("malformed", number, str(error), json_line(row))
             return
+        if judged.format == "preference" and (ignored := ignored_verdicts(row)):
+            shown = ", ".join(f"{name!r} is {row[name]!r:.40}" for name in ignored)
+            self._note("ignored-verdict", number, shown, judged.samples[0])
+        if any(is_transcript(sample.completion) for sample in judged.samples):
+            self._note("transcript", number, "", judged.samples[0])
         self._waiting.append(_Waiting(number, judged, names, has_prompt=row.get("prompt") is not None))
         self._waiting_samples += len(judged.samples)
         if self._waiting_samples >= _SAMPLES_AT_A_TIME:

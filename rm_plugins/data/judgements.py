@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from rm_plugins.data.presets import proposed_mapping
 from rm_plugins.data.rows import completion_samples, preference_samples
 from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.samples import Sample
@@ -88,13 +89,13 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     ``messages`` may stand for prompt and completion, and ``weight`` may stand in any row. Null columns are absent columns.
 
-    Ratings compare samples by the weighted mean of their attributes. A sample whose rating on an attribute of that mean is
-    missing is not compared, and has no rank.
+    Ratings compare samples by the weighted mean of their attributes; an attribute on which the row rates no sample does not count.
+    A sample whose rating on an attribute of that mean is missing is not compared, and has no rank.
 
     Args:
         row: Columns by name.
         attributes: The columns of `Judgement.labels`; `attribute_names` of the row by default. Others are left out.
-        reward: Weight in the mean, by attribute; equal for all of `attributes` by default.
+        reward: Weight in the mean, by attribute; equal for all that the row rates by default.
 
     Raises:
         DataError: The row has none of these formats or several, a value is not what its column allows, or `reward` weighs
@@ -157,10 +158,12 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
             if row.get(name) is not None:
                 return DataError(f"there is {name!r}, which needs a list of 'completions'; the row has a single one.")
     absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
+    preset = proposed_mapping(row)
+    hint = f" It looks like published rows that --map '{preset}' makes such rows of." if preset else ""
     return DataError(
         f"there is {'nothing judged' if len(absent) != 1 else f'no {absent[0]!r}'}; the row has the columns "
         f"{', '.join(map(repr, row)) or 'none'}. A row to train on has 'chosen' and 'rejected'; 'completions' with 'ranks', "
-        "'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'."
+        f"'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'.{hint}"
     )
 
 
@@ -276,7 +279,11 @@ def _attributes(verdict: Any, column: str) -> list[str]:
 
 def _weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mapping[str, float] | None) -> list[float | None]:
     """What the samples are compared by, None where a rating that counts is missing."""
-    weights = dict.fromkeys(ratings, 1.0) if reward is None else {name: weight for name, weight in reward.items() if weight}
+    if reward is None:
+        rated = [name for name, values in ratings.items() if any(value is not None for value in values)]
+        weights = dict.fromkeys(rated or ratings, 1.0)
+    else:
+        weights = {name: weight for name, weight in reward.items() if weight}
     for name in weights:
         if name not in ratings:
             raise DataError(f"the reward weighs {name!r}, which is no attribute here. {did_you_mean(name, ratings)}")

@@ -1,19 +1,12 @@
-"""Dataset rows as samples, and files of rows."""
+"""Dataset rows as samples."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.files import replacing
 from rm_plugins.samples import Message, Sample
 
 _ROLES = ("prompt", "completion", "completions", "chosen", "rejected", "messages")
@@ -24,24 +17,24 @@ class RowSamples:
     """The samples of one row.
 
     Args:
-        names: The column of each sample's score: ``score``; ``chosen_score`` and ``rejected_score``; or ``scores``, which is
-            one list column for all.
-        samples: The samples, as many as `names` unless the column is ``scores``.
+        names: The column of each sample's score, where ``{}`` stands for what scores are called: ``{}``; ``chosen_{}`` and
+            ``rejected_{}``; or ``{}s``, which is one list column for all.
+        samples: The samples, as many as `names` unless the column is a list.
     """
 
     names: tuple[str, ...]
     samples: tuple[Sample, ...]
 
-    def columns(self, scores: Sequence[float | None]) -> dict[str, Any]:
+    def columns(self, scores: Sequence[float | None], called: str = "score") -> dict[str, Any]:
         """The score columns of the row."""
-        return {"scores": list(scores)} if self.names == ("scores",) else dict(zip(self.names, scores, strict=True))
+        names = [name.format(called) for name in self.names]
+        return {names[0]: list(scores)} if self.names == ("{}s",) else dict(zip(names, scores, strict=True))
 
 
 def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
-    """What is to be scored in a row of any of TRL's formats.
+    """What is to be scored in a row of any of TRL's formats, with or without what is known of how good its samples are.
 
-    ``prompt`` with ``completion``, with ``completions`` (several), or with ``chosen`` and ``rejected``; ``messages``, whose
-    last turns by the assistant are the completion; ``chosen`` and ``rejected`` alone, which contain their prompt.
+    ``chosen`` and ``rejected``; or what `completion_samples` takes. Null columns are absent columns.
 
     Args:
         row: Columns by name.
@@ -51,22 +44,11 @@ def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
         DataError: The row has none of these, or a part of it is not text or messages.
     """
     try:
-        if "chosen" in row and "rejected" in row:
-            return RowSamples(("chosen_score", "rejected_score"), preference_samples(row))
-        columns = {name: value for name, value in row.items() if name not in _ROLES}
-        if row.get("messages") is not None and "prompt" not in row:
-            return RowSamples(("score",), (_from_conversation(row["messages"], columns),))
-        if "prompt" not in row or not ("completion" in row or "completions" in row):
-            missing = "'prompt'" if "prompt" not in row else "'completion' (or 'completions')"
-            raise DataError(
-                f"there is no {missing}; it has the columns {', '.join(map(repr, row)) or 'none'}. A row to score has 'prompt' "
-                "with 'completion' or 'completions', 'chosen' and 'rejected', or 'messages'."
-            )
-        if "completions" in row:
-            if not isinstance(row["completions"], Sequence) or isinstance(row["completions"], str):
-                raise DataError(f"'completions' must be a list, not {row['completions']!r:.80}.")
-            return RowSamples(("scores",), tuple(Sample(row["prompt"], text, columns) for text in row["completions"]))
-        return RowSamples(("score",), (Sample(row["prompt"], row["completion"], columns),))
+        if row.get("chosen") is not None and row.get("rejected") is not None:
+            return RowSamples(("chosen_{}", "rejected_{}"), preference_samples(row))
+        if row.get("completions") is None:
+            return RowSamples(("{}",), completion_samples(row))
+        return RowSamples(("{}s",), completion_samples(row) if row["completions"] != [] else ())
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 
@@ -140,119 +122,3 @@ def _from_conversation(messages: Sequence[Message], columns: Mapping[str, Any]) 
     if start == len(turns):
         raise DataError("'messages' must end with a turn of the assistant, which is what is scored.")
     return Sample(turns[:start], turns[start:], columns)
-
-
-_DATA_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz", ".parquet")
-
-
-def is_data_file(source: str) -> bool:
-    """Whether `source` looks like a file of rows rather than the name of a dataset."""
-    return source == "-" or source.endswith(_DATA_ENDINGS)
-
-
-def read_rows(
-    source: str, split: str = "train", *, on_bad_line: Callable[[DataError], None] | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON Lines or Parquet file (gzipped or not), of standard input (``-``), or of a dataset.
-
-    Args:
-        source: A path, ``-``, or the name or folder of a dataset for `datasets.load_dataset`.
-        split: The dataset's split; unused for files.
-        on_bad_line: Called with the error for a line that is no JSON mapping, which is then left out; by default it is raised.
-
-    Raises:
-        DataError: There is no such file, it cannot be read, or a line is no JSON mapping; the message names file and line.
-    """
-    if source == "-":
-        yield from _json_lines(sys.stdin, "standard input", on_bad_line)
-        return
-    path = Path(source)
-    if not is_data_file(source):
-        yield from _dataset_rows(source, split)
-        return
-    if not path.is_file():
-        raise DataError(f"There is no file {source!r}.")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as parquet
-
-            for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-        else:
-            opened: Any = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rt", encoding="utf-8") as file:
-                yield from _json_lines(file, source, on_bad_line)
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
-        raise DataError(f"{source} cannot be read: {error}") from error
-
-
-def _json_lines(lines: Iterable[str], source: str, on_bad_line: Callable[[DataError], None] | None) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _json_row(line, f"{source}, line {number}")
-        except DataError as error:
-            if on_bad_line is None:
-                raise
-            on_bad_line(error)
-        else:
-            yield row
-
-
-def _json_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON: {error}. The file must be JSON Lines, one row a line.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is {type(row).__name__}; a mapping of column to value was expected.")
-    return row
-
-
-def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset, load_from_disk
-
-    try:
-        if (Path(source) / "state.json").is_file():
-            rows = load_from_disk(source)
-        elif (Path(source) / "dataset_dict.json").is_file():
-            rows = load_from_disk(source)[split]
-        else:
-            rows = load_dataset(source, split=split, streaming=True)
-    except Exception as error:  # whatever the hub, the disk or a loading script raises
-        raise DataError(
-            f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be loaded: {error}"
-        ) from error
-    yield from rows
-
-
-def json_line(row: object) -> str:
-    """A row as a line of JSON Lines; decimals become numbers, dates and bytes, which Parquet files hold too, become text."""
-    text = json.dumps(row, ensure_ascii=False, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
-    return (
-        text.encode("utf-8", "backslashreplace").decode() + "\n"
-    )  # half a surrogate pair, which is no UTF-8, as JSON writes it
-
-
-def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
-    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number."""
-    count = 0
-    with replacing(out) as temporary:
-        if out.suffix == ".parquet":
-            import pyarrow as arrow
-            import pyarrow.parquet as parquet
-
-            whole = list(rows)
-            names = dict.fromkeys(name for row in whole for name in row)  # not of the first row alone, as pyarrow takes them
-            table = arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in whole])
-            count = table.num_rows
-            parquet.write_table(table, temporary)
-        else:
-            with temporary.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json_line(row))
-                    count += 1
-    return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from array import array
 from collections import Counter
@@ -14,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
-from rm_plugins.data.rows import json_line
+from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
+from rm_plugins.data.row_files import json_line
+from rm_plugins.data.score_columns import COLUMN_SPEC, columns_called
 from rm_plugins.errors import DataError, did_you_mean
 from rm_plugins.samples import Sample, text_of
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.bias import FORMAT_FEATURES, format_features
+
+logger = logging.getLogger(__name__)
 
 _LISTS = ("ranking", "ratings", "best-of", "labelled")
 
@@ -106,9 +111,14 @@ class RowCollector:
         section: The column that names a row's section; one of `SECTION_COLUMNS` by default.
         by: The one attribute that rated samples are compared by; the mean of all by default.
         cluster: Whether rows with the same prompt are taken for dependent, or each row for independent.
+        recorded: What scores are called that the rows have already and that are evaluated (``column:score``): they do not judge a row.
     """
 
-    def __init__(self, *, section: str | None = None, by: str | None = None, cluster: Cluster = "prompt") -> None:
+    def __init__(
+        self, *, section: str | None = None, by: str | None = None, cluster: Cluster = "prompt", recorded: Sequence[str] = ()
+    ) -> None:
+        self._recorded = {column for name in recorded for column in columns_called(name.removeprefix(COLUMN_SPEC))}
+        self._ignored: list[str] | None = None
         self._section_column = section
         self._by = by
         self._cluster = cluster
@@ -137,12 +147,18 @@ class RowCollector:
                 raise DataError(
                     f"there is no column {self._section_column!r} to name its section; it has {', '.join(map(repr, row)) or 'none'}."
                 )
+            row = self._judging(row)
             return judgement(row, reward=None if self._by is None or not attribute_names(row) else {self._by: 1.0})
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 
     def add(self, row: Mapping[str, Any], judged: Judgement) -> None:
         """Take a row, with what `judged` said of it."""
+        row = self._judging(row)
+        if self._ignored is None and judged.format == "preference":
+            self._ignored = ignored_verdicts(row)
+            if self._ignored:
+                logger.warning(warning_of_ignored(self._ignored))
         number, start, count = len(self._prompt), len(self._row), len(judged.samples)
         self._row.extend([number] * count)
         for winner, loser in judged.pairs:
@@ -163,6 +179,9 @@ class RowCollector:
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
         self._formats[judged.format] += 1
         self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
+
+    def _judging(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in row.items() if name not in self._recorded} if self._recorded else row
 
     def _goodness(self, judged: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
         if columns:

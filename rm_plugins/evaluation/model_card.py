@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_plugins.data.rows import is_data_file
+from rm_plugins.data.row_files import is_data_file
 from rm_plugins.errors import DataError, ModelError
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult

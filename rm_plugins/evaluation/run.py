@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.data.rows import preference_samples
+from rm_plugins.data.score_columns import COLUMN_SPEC, column_scores
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
@@ -63,7 +64,7 @@ def evaluate(
     """Score judged rows with one or several rewards, and say how good these are.
 
     Args:
-        rewards: A reward, or several by name.
+        rewards: A reward, or several by name; ``column:score`` for the scores that the rows have already (`columns_called`).
         rows: Rows in the formats of `rm_plugins.data.judgements`, such as a `datasets.Dataset`; with a suite, the rows of its dataset. They
             are gone through several times: what can be gone through once is kept in memory.
         suite: A benchmark, or its name, whose own rule is applied too.
@@ -83,16 +84,26 @@ def evaluate(
         ScoringError: A reward failed.
     """
     benchmark = component("suite", suite) if isinstance(suite, str) else suite
-    named = {rewards.label: rewards} if isinstance(rewards, Provider) else rewards
+    named = (
+        {rewards: rewards}
+        if isinstance(rewards, str)
+        else {rewards.label: rewards}
+        if isinstance(rewards, Provider)
+        else rewards
+    )
+    recorded = [reward for reward in named.values() if isinstance(reward, str)]
     if isinstance(rows, Iterator):
         rows = list(rows)
 
     def again() -> Iterator[Mapping[str, Any]]:
         return iter(rows) if benchmark is None else benchmark.checked_rows(rows)
 
-    run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster), benchmark)
-    for name, provider in named.items():
-        run.add(provider, _scored(provider, again(), run.samples, batch_size, progress), name=name)
+    run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster, recorded=recorded), benchmark)
+    for name, reward in named.items():
+        if isinstance(reward, str):
+            run.add(None, run.recorded(reward.removeprefix(COLUMN_SPEC)), name=name, source=reward)
+        else:
+            run.add(reward, _scored(reward, again(), run.samples, batch_size, progress), name=name)
     return run.evaluation(source=source, resamples=resamples, seed=seed)
 
 
@@ -163,8 +174,20 @@ class EvaluationRun:
         """The samples of a row; raises what `RowCollector.judged` raises."""
         return self._collector.judged(row, where).samples
 
-    def add(self, provider: Provider, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = "") -> None:
-        """Take a reward with all rows in their order; `name`, `source` and `identity` are as in `reward_facts`."""
+    def recorded(self, column: str) -> Iterator[ScoredRow]:
+        """The rows with the scores that they have already, which are called `column`.
+
+        Raises:
+            DataError: A row has none.
+        """
+        for number, row in enumerate(self._again(), start=1):
+            count = len(self.samples(row, f"row {number}"))
+            yield ScoredRow(row, column_scores(row, column, count, f"row {number}"), {})
+
+    def add(
+        self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""
+    ) -> None:
+        """Take a reward with all rows in their order; the other arguments are as in `reward_facts`."""
         values, members = scores_of(rows if self._rewards else self._collected(rows))
         facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
         self._rewards.append((facts, values, members))

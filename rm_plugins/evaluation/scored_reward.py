@@ -34,17 +34,19 @@ def scores_of(rows: Iterable[ScoredRow]) -> tuple[FloatArray, dict[str, FloatArr
 
 
 def reward_facts(
-    provider: Provider, *, name: str, source: str = "", sample: Sample | None = None, identity: str = ""
+    provider: Provider | None, *, name: str, source: str = "", sample: Sample | None = None, identity: str = ""
 ) -> dict[str, Any]:
     """What identifies a reward, as the fields of `rm_plugins.evaluation.results.RewardResult`.
 
     Args:
-        provider: The reward.
+        provider: The reward; None where its scores were read from a column.
         name: What to call it.
         source: The spec as it was given.
         sample: What to render as an example.
         identity: The reward's fingerprint, where it is known already.
     """
+    if provider is None:
+        return {"name": name, "source": source, "spec": None, "fingerprint": "", "rendering": "", "manifest": {}}
     rendering = ""
     for _, part in provider.walk():
         with suppress(RmPluginsError):

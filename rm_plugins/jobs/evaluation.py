@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import rm_plugins as rm
-from rm_plugins.data.rows import is_data_file, json_line, read_rows
-from rm_plugins.errors import DataError
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import is_data_file, json_line
+from rm_plugins.data.score_columns import COLUMN_SPEC
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource, spooled_input
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 from rm_plugins.spec import component
 from rm_plugins.suites import Suite
 
@@ -38,7 +39,7 @@ def evaluated(
     section: str | None = None,
     by: str | None = None,
     cluster: Cluster = "prompt",
-    rename: Mapping[str, str] | None = None,
+    mapping: RowMapping | None = None,
     limit: int | None = None,
     scores: Path | None = None,
     overwrite: bool = False,
@@ -53,14 +54,14 @@ def evaluated(
     The scores are deleted when the block ends, unless they are to be kept or it fails: then they are there for the next run.
 
     Args:
-        specs: The rewards.
+        specs: The rewards; ``column:score`` for the scores that the rows have already (`rm_plugins.data.score_columns`).
         data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
         suite: The name of the benchmark that the data is of; None for none.
         split: The dataset's split; train, or the benchmark's own, by default.
         section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
         by: See there.
         cluster: See there.
-        rename: Columns that are read by another name: old to new.
+        mapping: How the columns of the data become those that rows are read by.
         limit: How many rows are read; all by default.
         scores: The folder in which scores are kept.
         overwrite: Whether to score again what was scored before.
@@ -77,16 +78,26 @@ def evaluated(
     progress = progress or JobProgress()
     benchmark: Suite | None = None if suite is None else component("suite", suite)
     jobs: list[RowScoring] = []
-    source = _source(data, benchmark, split, rename or {}, limit)
-    run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
+    source = _source(data, benchmark, split, mapping, limit)
+    recorded = [spec for spec in specs if spec.startswith(COLUMN_SPEC)]
+    collector = RowCollector(section=section, by=by, cluster=cluster, recorded=recorded)
+    run = EvaluationRun(source.rows, collector, benchmark)
     names: set[str] = set()
     try:
         for spec in specs:
+            if spec in recorded:
+                run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=_unused(spec, names), source=spec)
+                continue
             provider = rm.load(spec)
             name = _unused(provider.label, names)
             progress.note(f"Evaluating {name}.")
             identity = fingerprint(provider)  # reads every weight
-            note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
+            note = {
+                "fingerprint": identity,
+                "columns": {} if mapping is None else mapping.settings,
+                "limit": limit,
+                "suite": suite,
+            }
             part = _scores_file(scores, provider.label, source, note)
             jobs.append(RowScoring(provider, source, part, note, run.samples))
             if overwrite:
@@ -106,29 +117,18 @@ def evaluated(
             job.close()
 
 
-def _source(data: str, suite: Suite | None, split: str | None, rename: Mapping[str, str], limit: int | None) -> RowSource:
+def _source(data: str, suite: Suite | None, split: str | None, mapping: RowMapping | None, limit: int | None) -> RowSource:
     split = split or (suite.split if suite is not None else "train")
     if suite is not None and data == HUB:
-        name, read = suite.name, partial(suite.published, split)
+        raw = RowSource(suite.name, split, partial(suite.published, split, mapping))
     else:
-        name, read = data, partial(read_rows, spooled_input() if data == "-" else data, split)
+        raw = RowSource.of(data, split, mapping)
 
     def rows() -> Iterator[dict[str, Any]]:
-        raw = (_with_names(row, rename) for row in read())
-        judged = raw if suite is None else suite.checked_rows(raw)
+        judged = raw.rows() if suite is None else suite.checked_rows(raw.rows())
         return (dict(row) for row in islice(judged, limit))
 
-    return RowSource(name, split, rows)
-
-
-def _with_names(row: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    for old, new in renamed.items():
-        if old not in row:
-            raise DataError(
-                f"There is no column {old!r} to be read as {new!r}; a row has {', '.join(map(repr, row)) or 'none'}."
-            )
-    taken = set(renamed.values()) - renamed.keys()
-    return {renamed.get(name, name): value for name, value in row.items() if name not in taken}
+    return RowSource(raw.name, split, rows)
 
 
 def _unused(label: str, names: set[str]) -> str:

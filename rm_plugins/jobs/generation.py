@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rm_plugins.data.rows import json_line, read_rows
+from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 from rm_plugins.jobs.kept_rows import UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.jobs.scored_rows import RowSource
 from rm_plugins.samples import prompt_key
 
 _ANSWERS = ("completion", "completions", "chosen", "rejected", "messages", "finished")
@@ -33,8 +34,7 @@ class GenerationJob:
         engine: What runs it.
         options: Keyword arguments for the engine that loads it.
         sampling: How completions are drawn.
-        source: A path or the name of a dataset, which is read twice.
-        split: The dataset's split.
+        source: The rows with prompts, which are read twice.
         out: The finished file, beside which the unfinished one is kept.
         overwrite: Whether a finished file may be replaced.
 
@@ -48,8 +48,7 @@ class GenerationJob:
         engine: str,
         options: Mapping[str, Any],
         sampling: Sampling,
-        source: str,
-        split: str,
+        source: RowSource,
         out: Path,
         overwrite: bool,
     ) -> None:
@@ -57,10 +56,9 @@ class GenerationJob:
         self._generator = partial(load_generator, model, sampling, engine=engine, options=options)
         self._n = sampling.n
         self._source = source
-        self._split = split
         public = {name: value for name, value in options.items() if name not in _SECRET}
         policy = {"model": model, "engine": engine, "options": public, "sampling": asdict(sampling), "weights": _weights(model)}
-        self.file = UnfinishedFile(out, {**policy, "source": source, "split": split})
+        self.file = UnfinishedFile(out, {**policy, "source": source.name, "split": source.split})
         if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
 
@@ -104,7 +102,7 @@ class GenerationJob:
         Completions of a prompt are ranked together, whichever row they were written for.
         """
         seen: set[bytes] = set()
-        for number, row in enumerate(read_rows(self._source, self._split), start=1):
+        for number, row in enumerate(self._source.rows(), start=1):
             key = prompt_key(row.get("prompt"), row)
             if key not in seen:
                 seen.add(key)

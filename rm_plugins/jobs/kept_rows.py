@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rm_plugins.data.rows import json_line
+from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,36 +145,6 @@ def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]
 def _row_key(samples: Sequence[rm.Sample], number: int) -> bytes:
     """What rows of the same prompt have in common; a row without a prompt, which may answer any question, has nothing with another."""
     return samples[0].prompt_key if samples[0].prompt else f"row {number}".encode()
-
-
-def column_values(row: Mapping[str, Any], column: str, count: int, where: str) -> list[float | None]:
-    """A column's number for each of a row's completions; true is 1, false is 0, null and NaN are unknown.
-
-    Args:
-        row: Columns by name.
-        column: The column's name.
-        count: How many completions there are.
-        where: What an error message calls the row.
-
-    Raises:
-        DataError: There is not one number a completion, or one is infinite.
-    """
-    value = row.get(column)
-    values = value if isinstance(value, list) else [value]
-    if len(values) != count or not all(number is None or isinstance(number, (bool, int, float)) for number in values):
-        raise DataError(
-            f"{where}: the column {column!r} has {value!r:.80}; as a gold reward it must have a number, true or false for each of "
-            f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
-        )
-    try:
-        numbers = [math.nan if number is None else float(number) for number in values]
-    except OverflowError:  # an integer of hundreds of digits
-        numbers = [math.inf]
-    if any(map(math.isinf, numbers)):
-        raise DataError(
-            f"{where}: the column {column!r} has {value!r:.80}; a gold reward must be finite, or null where it is unknown."
-        )
-    return [None if math.isnan(number) else number for number in numbers]
 
 
 def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import rm_plugins as rm
-from rm_plugins.data.rows import is_data_file, json_line, read_rows, row_samples, write_rows
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_rows
+from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
+
+logger = logging.getLogger(__name__)
 
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
 """Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
@@ -45,10 +50,10 @@ class RowSource:
     rows: Callable[[], Iterator[dict[str, Any]]]
 
     @classmethod
-    def of(cls, name: str, split: str) -> RowSource:
-        """The rows as they stand there."""
+    def of(cls, name: str, split: str, mapping: RowMapping | None = None) -> RowSource:
+        """The rows of `read_rows`."""
         file = spooled_input() if name == "-" else name
-        return cls(name, split, lambda: read_rows(file, split))
+        return cls(name, split, lambda: read_rows(file, split, mapping=mapping))
 
     def count(self) -> int | None:
         """The number of rows, where it is cheap to know."""
@@ -153,35 +158,65 @@ class ScoringJob(RowScoring):
         split: The dataset's split.
         out: The finished output, beside which the unfinished one is kept as ``OUT.part``.
         overwrite: Whether to replace a finished output and to begin anew where an unfinished one is found.
+        mapping: How its columns become those that rows are read by.
+        column: What the columns of scores are called (`RowSamples.columns`).
 
     Raises:
         DataError: `out` exists, or the unfinished output is of another reward or other rows.
     """
 
-    def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
+    def __init__(
+        self,
+        spec: str,
+        source: str,
+        split: str,
+        out: Path,
+        overwrite: bool,
+        *,
+        mapping: RowMapping | None = None,
+        column: str = "score",
+    ) -> None:
         part = out.with_name(f"{out.name}.part")
         if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         provider = rm.load(spec)
         identity = {"spec": spec, "fingerprint": fingerprint(provider)}
-        super().__init__(provider, RowSource.of(source, split), part, identity)
         self.out = out
+        self._column = column
+        self._told = False
+        super().__init__(provider, RowSource.of(source, split, mapping), part, identity, self._samples_to_score)
         if overwrite:
             self.discard()
 
     def write(self, batch_size: int, progress: JobProgress | None = None) -> int:
         """Score, and write the rows with their scores; returns the number of rows. The arguments are those of `run`."""
-        count = write_rows(map(_with_scores, self.run(batch_size, progress)), self.out)
+        count = write_rows(map(self._with_scores, self.run(batch_size, progress)), self.out)
         self.discard()
         return count
 
+    def _samples_to_score(self, row: Mapping[str, Any], where: str) -> tuple[rm.Sample, ...]:
+        samples = row_samples(row, where)
+        for name in samples.columns([None] * len(samples.names), self._column):
+            if any(column == name or column.startswith(f"{name}/") for column in row):
+                raise DataError(
+                    f"{where}: it has a column {name!r} already, which its score would replace. Name another with --column, such as "
+                    "--column reward."
+                )
+        if not self._told and samples.samples and "prompt" not in row and not samples.samples[0].prompt:
+            self._told = True
+            logger.warning(
+                "%s has no 'prompt', so its answer is scored by itself; the row has %s. --map OLD=prompt reads another column.",
+                where,
+                ", ".join(map(repr, row)),
+            )
+        return samples.samples
 
-def _with_scores(scored: ScoredRow) -> dict[str, Any]:
-    samples = row_samples(scored.row)
-    row = {**scored.row, **samples.columns(scored.scores)}
-    for name, values in scored.details.items():
-        row |= {f"{column}/{name}": value for column, value in samples.columns(values).items()}
-    return row
+    def _with_scores(self, scored: ScoredRow) -> dict[str, Any]:
+        samples = row_samples(scored.row)
+        row = {**scored.row, **samples.columns(scored.scores, self._column)}
+        for name, values in scored.details.items():
+            row |= {f"{column}/{name}": value for column, value in samples.columns(values, self._column).items()}
+        return row
 
 
 def _digest(line: str) -> str:
@@ -189,15 +224,8 @@ def _digest(line: str) -> str:
 
 
 def spooled_input() -> str:
-    """A file with what standard input says, which can be read several times; it is gone when the process ends.
-
-    Raises:
-        DataError: Standard input is no UTF-8.
-    """
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8", delete=False) as file:
+    """A file with what standard input says, which can be read several times; it is gone when the process ends."""
+    with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="standard-input-", delete=False) as file:
         atexit.register(Path(file.name).unlink, missing_ok=True)
-        try:
-            shutil.copyfileobj(sys.stdin, file)
-        except UnicodeDecodeError as error:
-            raise DataError(f"Standard input is no UTF-8: {error}") from error
+        shutil.copyfileobj(sys.stdin.buffer, file)
     return file.name

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from types import MappingProxyType
 
-from rm_plugins.data.rows import is_data_file
+from rm_plugins.data.row_files import is_data_file
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.reports import evaluation_parts as parts
 from rm_plugins.reports.evaluation_facts import evaluated_facts

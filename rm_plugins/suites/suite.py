@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.data.rows import read_rows
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import Component
 from rm_plugins.scores import FloatArray
@@ -202,19 +203,20 @@ class Suite(Component):
                 f"The suite {self.name!r} could not score {len(items)} rows: {type(error).__name__}: {error}."
             ) from error
 
-    def published(self, split: str = "") -> Iterator[dict[str, Any]]:
+    def published(self, split: str = "", mapping: RowMapping | None = None) -> Iterator[dict[str, Any]]:
         """The rows of its dataset on the hub, as `rows` takes them; of several datasets, one after the other.
 
         ``dataset`` says which one a row is from.
 
         Args:
             split: Another split than the benchmark's usual one.
+            mapping: How its columns become those that `rows` takes.
 
         Raises:
             DataError: A dataset cannot be loaded.
         """
         for source in self.sources:
-            for row in read_rows(source, split or self.split):
+            for row in read_rows(source, split or self.split, mapping=mapping):
                 yield {"dataset": source, **row}
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import rm_plugins as rm
-from rm_plugins.data.rows import read_rows, write_rows
+from rm_plugins.data.row_files import read_rows, write_rows
 from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins.models.merge import merge_models
 from rm_plugins.scores import FloatArray

@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 
 from rm_plugins.data.judgements import attribute_names, judgement
-from rm_plugins.data.rows import read_rows
+from rm_plugins.data.row_files import read_rows
 from tests.judgements.conftest import FOUR, PAIR, USER, completions, verdict
 
 

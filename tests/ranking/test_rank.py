@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from rm_plugins.cli import rank_curve
-from rm_plugins.data.rows import read_rows
+from rm_plugins.data.row_files import read_rows
 from rm_plugins.jobs import generation as generation_job
 from rm_plugins.reports.best_of_n_page import BestOfNCurve
 from tests.ranking.conftest import ASKED, left_behind, listed, read, write

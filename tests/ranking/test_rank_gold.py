@@ -16,7 +16,7 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.cli.rank_curve import best_of_n_curve
-from rm_plugins.data.rows import read_rows
+from rm_plugins.data.row_files import read_rows
 from rm_plugins.jobs.ranking import ScoredPrompt
 from tests.ranking.conftest import RULES, left_behind, listed, read, write
 
@@ -128,11 +128,11 @@ class TestGold:
         [
             (
                 "good",
-                "row 2: the column 'good' has [1]; as a gold reward it must have a number, true or false for each of the 2",
+                "row 2: the column 'good' has [1]; as a reward it must have a number, true or false for each of the 2",
             ),
             ("name", "row 1: the column 'name' has ['x', 'y']"),
             ("goood", "--gold 'goood' is no column of the first row, and as a spec it cannot be loaded: "),
-            ("endless", "row 2: the column 'endless' has [1, inf]; a gold reward must be finite, or null where it is unknown."),
+            ("endless", "row 2: the column 'endless' has [1, inf]; a reward must be finite, or null where it is unknown."),
             ("huge", "row 2: the column 'huge' has [1, 100000"),
         ],
     )

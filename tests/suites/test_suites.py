@@ -18,7 +18,7 @@ import pytest
 import rm_plugins as rm
 from rm_plugins import hookimpl
 from rm_plugins.data.judgements import judgement
-from rm_plugins.data.rows import write_rows
+from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, DuplicateNameError
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult, SuiteSection, overall_score
 from rm_plugins.suites.judge_bench import JudgeBench

@@ -7,7 +7,8 @@ import random
 from itertools import islice
 from typing import Any
 
-from rm_plugins.data.rows import preference_samples, read_rows
+from rm_plugins.data.row_files import read_rows
+from rm_plugins.data.rows import preference_samples
 from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.world import Row, World
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rm_plugins as rm
-from rm_plugins.data.rows import write_rows
+from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
 from rm_plugins.files import write_atomically

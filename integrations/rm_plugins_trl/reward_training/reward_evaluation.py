@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from transformers import Trainer, TrainerCallback
 
-from rm_plugins.data.rows import is_data_file, read_rows
+from rm_plugins.data.row_files import is_data_file, read_rows
 from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation

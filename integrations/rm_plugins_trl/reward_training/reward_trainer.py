@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 
+from rm_plugins.data.presets import warning_of_ignored
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
@@ -48,7 +49,7 @@ from rm_plugins_trl.reward_training.score_head import (
     trained_heads,
     trains_head,
 )
-from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, rated_attributes
+from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at
 from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
 
 if TYPE_CHECKING:
@@ -115,7 +116,10 @@ class RewardTrainer(OpenRewardTrainer):
         }
         self._settings = settings
         data = kwargs.get("train_dataset")
-        self.attributes = tuple(settings.attributes or (() if data is None else rated_attributes(data)))
+        rated, ignored = ((), []) if data is None else looked_at(data)
+        self.attributes = tuple(settings.attributes or rated)
+        if ignored:
+            logger.warning(warning_of_ignored(ignored))
         self.heads, self._reward = trained_heads(loss, self.attributes, settings.reward, settings.members)
         self.overlong: dict[str, int] = {}
         self.rows: dict[str, int] = {}
@@ -189,6 +193,7 @@ class RewardTrainer(OpenRewardTrainer):
             self._settings.section_column,
             truncate=self._settings.overlong == "truncate",
             own=self._own_needs,
+            rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
         )
         tokenized = prepared_dataset(
             dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log

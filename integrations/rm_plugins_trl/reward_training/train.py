@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rm_plugins.data.rows import is_data_file
+from rm_plugins.data.row_files import is_data_file
 
 _MODULE = "rm_plugins_trl.reward_training.train"
 
@@ -26,7 +26,7 @@ def train(arguments: tuple[str, ...]) -> None:
     """Train a reward model on pairs, rankings, ratings or labels.
 
     Takes the flags of `trl reward` and its --config FILE.yaml, plus those of RewardConfig (--loss, --regularizers, --members and
-    so on) and --eval_dataset_name; --dataset_name may be a JSON Lines or Parquet file, which `rm-plugins data check` looks at.
+    so on) and --eval_dataset_name; --dataset_name may be a file or folder of rows, which --map maps and `rm-plugins data check` looks at.
     --resume_from_checkpoint true goes on where a training was stopped. Arguments of `accelerate launch` (--num_processes 2,
     --accelerate_config fsdp2) start it on several processes.
     """

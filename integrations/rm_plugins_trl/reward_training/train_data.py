@@ -1,26 +1,39 @@
-"""The data arguments of ``rm-plugins train``."""
+"""Datasets to train on: files and published datasets, and the data arguments of ``rm-plugins train``."""
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from trl import ScriptArguments, get_dataset
 
-from rm_plugins.data.rows import is_data_file, read_rows
+from rm_plugins.data.row_files import is_data_file, read_rows
+from rm_plugins.data.written_mapping import mapping_of
 from rm_plugins.errors import DataError
+from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
 
 
 @dataclass
 class TrainScriptArguments(ScriptArguments):
-    """TRL's script arguments; a data set may also be a JSON Lines or Parquet file."""
+    """TRL's script arguments; a dataset may also be a file or folder of rows, as `rm-plugins score` takes them."""
 
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
             "help": "Dataset or file to evaluate on at the end of training, and during it where eval_strategy says so; the "
             "test split of the training dataset if unset and eval_strategy is not 'no'."
+        },
+    )
+    map: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "How the columns of the datasets become those that rows are read by: the name of a published shape, OLD=NEW, or a "
+            "YAML file."
         },
     )
 
@@ -33,14 +46,20 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     """
     train, test = script.dataset_train_split, script.dataset_test_split
     evaluates = args.eval_strategy != "no"
-    evaluation = None if script.eval_dataset_name is None else _loaded(script.eval_dataset_name, script, test)
+
+    def loaded(name: str, split: str) -> Any:
+        return reward_dataset(
+            name, split, map=script.map or (), config=script.dataset_config, streaming=script.dataset_streaming
+        )
+
+    evaluation = None if script.eval_dataset_name is None else loaded(script.eval_dataset_name, test)
     if mixture.datasets:
         splits = get_dataset(mixture)
         training, held_out = splits[train], splits.get(test)
     elif script.dataset_name:
-        training = _loaded(script.dataset_name, script, train)
+        training = loaded(script.dataset_name, train)
         splits_itself = evaluates and evaluation is None and not is_data_file(script.dataset_name)
-        held_out = _loaded(script.dataset_name, script, test) if splits_itself else None
+        held_out = loaded(script.dataset_name, test) if splits_itself else None
     else:
         raise DataError("Name the training data: --dataset_name NAME_OR_FILE, or `datasets:` in the configuration file.")
     if evaluates and evaluation is None and held_out is None:
@@ -50,7 +69,36 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     return training, held_out if evaluates and evaluation is None else evaluation
 
 
-def _loaded(name: str, script: Any, split: str) -> Any:
-    if is_data_file(name):
-        return Dataset.from_list(list(read_rows(name)))
-    return load_dataset(name, name=script.dataset_config, split=split, streaming=script.dataset_streaming)
+def reward_dataset(
+    source: str,
+    split: str = "train",
+    *,
+    map: str | Sequence[str] = (),  # as the command line calls it
+    config: str | None = None,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """The rows of files or of a dataset as `RewardTrainer` trains on them, exactly as ``rm-plugins data check`` reads them.
+
+    The rows of a file are kept as JSON, in one column. `datasets.load_dataset` would give every row the keys of all others, nulls in
+    tool calls too, and refuse columns whose type changes.
+
+    Args:
+        source: A file or folder (`rm_plugins.data.row_files.read_rows`), or the name of a dataset.
+        split: The split of a dataset or folder.
+        map: How its columns become those that rows are read by: as ``--map`` of the command line.
+        config: The dataset's configuration.
+        streaming: Whether rows are read as they are needed.
+
+    Raises:
+        DataError: It cannot be read, or a row cannot be mapped.
+        SpecError: `map` is no mapping.
+    """
+    mapping = mapping_of([map] if isinstance(map, str) else map)
+    if is_data_file(source) or (Path(source).is_dir() and config is None):
+        rows = partial(read_rows, source, split, mapping=mapping)
+    else:
+        dataset: Dataset | IterableDataset = load_dataset(source, name=config, split=split, streaming=streaming)
+        if mapping is None:
+            return dataset
+        rows = partial(builtins.map, mapping, dataset)
+    return stored_stream(rows) if streaming else stored_rows(rows())

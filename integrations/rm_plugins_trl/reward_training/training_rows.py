@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.presets import ignored_verdicts
+from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses import Need
 from rm_plugins.losses.loss import Item
@@ -55,6 +58,8 @@ def features(own: Sequence[Need] = ()) -> Features:
 
 
 COLUMNS = tuple(features())
+_ROW_JSON = "row_json"
+_RATED = {"score", "scores", "label", "labels"}
 
 
 def is_tokenized(columns: Iterable[str]) -> bool:
@@ -62,19 +67,51 @@ def is_tokenized(columns: Iterable[str]) -> bool:
     return set(COLUMNS) <= set(columns)
 
 
-def rated_attributes(dataset: Any) -> tuple[str, ...]:
-    """The names of what the first row of a training dataset is rated on; empty where it has no ratings, or is tokenized.
+def stored_rows(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    """Rows as a dataset of one column, their JSON.
+
+    A dataset with a column for each key would make all rows have the keys and the types of the first ones.
+    """
+    return Dataset.from_dict(
+        {_ROW_JSON: [json_line(row) for row in rows]}, features=Features({_ROW_JSON: Value("large_string")})
+    )
+
+
+def stored_stream(rows: Callable[[], Iterator[Mapping[str, Any]]]) -> IterableDataset:
+    """`stored_rows` of rows that are read as they are needed."""
+    return IterableDataset.from_generator(
+        lambda: ({_ROW_JSON: json_line(row)} for row in rows()), features=Features({_ROW_JSON: Value("large_string")})
+    )
+
+
+def _row(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    row: Mapping[str, Any] = json.loads(columns[_ROW_JSON]) if _ROW_JSON in columns else columns
+    return row
+
+
+def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
+    """What the rows of a training dataset are rated on, and its columns that look like a verdict and are not read.
+
+    Of a stream, whose rows come later, the first one is looked at.
 
     Raises:
-        DataError: The row is in none of the formats.
+        DataError: A row is in none of the formats.
     """
     first = next(iter(dataset), None)
     if first is None or is_tokenized(first) or _tokenized_judgement(first):
-        return ()
-    try:
-        return attribute_names(first)
-    except DataError as error:
-        raise DataError(f"Row 0 of the train dataset: {error}") from error
+        return (), []
+    attributes: dict[str, None] = {}
+    ignored: dict[str, None] = {}
+    all_alike = not isinstance(dataset, Dataset) or not first.keys() & {_ROW_JSON, *_RATED}
+    for number, columns in enumerate([first] if all_alike else dataset):
+        row = _row(columns)
+        try:
+            attributes |= dict.fromkeys(attribute_names(row))
+        except DataError as error:
+            raise DataError(f"Row {number} of the train dataset: {error}") from error
+        if row.get("chosen") is not None and row.get("rejected") is not None:
+            ignored |= dict.fromkeys(ignored_verdicts(row))
+    return tuple(attributes), list(ignored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +126,7 @@ class Tokenization:
         section: The column with the section that a row belongs to; None for none.
         truncate: Whether rows longer than the rendering's ``max_length`` are truncated.
         own: The needs that the loss brings.
+        rated_once: Whether a row with attributes beyond these is refused, because they were taken from the first row of a stream.
     """
 
     renderer: Renderer
@@ -98,6 +136,7 @@ class Tokenization:
     section: str | None = None
     truncate: bool = False
     own: tuple[Need, ...] = ()
+    rated_once: bool = False
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of a batch of rows.
@@ -110,9 +149,14 @@ class Tokenization:
         needs = (*DATA_NEEDS, *(need for need in self.own if need.from_data))
         needed: dict[str, list[Any]] = {need.column: [] for need in needs}
         for place, number in enumerate(numbers):
-            row = {column: values[place] for column, values in columns.items()}
+            row = _row({column: values[place] for column, values in columns.items()})
             try:
                 judged = _tokenized_judgement(row) or judgement(row, self.attributes, self.reward)
+                if self.rated_once and (others := [name for name in attribute_names(row) if name not in self.attributes]):
+                    raise DataError(
+                        f"it is rated on {others[0]!r}, which the first row of the stream is not. Name all that rows are rated on: "
+                        "RewardConfig(attributes=[...])."
+                    )
                 for need in needs:
                     needed[need.column].append(need.read(row, judged))
             except DataError as error:

@@ -1,0 +1,249 @@
+"""How the columns of a published file become those that rows are read by: one mapping for every command, and in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rm_plugins.data.transcripts import turns_of_transcript
+from rm_plugins.errors import DataError, SpecError, did_you_mean
+
+Verdict: TypeAlias = Literal["a", "b", "tie"]
+_SHARE_OF_A: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_TIES = re.compile(r"(tie|tied|draw|both|equal|same|neither|none)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class RowMapping:
+    """Makes rows in our formats of the rows of a published file; it is called with a row, and can be given to `Dataset.map`.
+
+    Columns that it does not name stay as they are. A path such as ``question.full_text`` names what is inside of a column.
+
+    Args:
+        rename: What is read by another name: the column of the file, and the name that rows are read by.
+        prompt: Columns that together are the prompt, one paragraph each; empty ones are left out.
+        answers: The columns of answer A and answer B; the better one becomes ``chosen``, the other ``rejected``.
+        winner: The column that says which is better; or several, one an annotator; or one for each of ``a``, ``b`` and ``tie``, of which
+            one is true. Without it, `scores` do.
+        verdicts: What values of `winner` mean: ``a``, ``b`` or ``tie``. What names a column of `answers`, or ends as it does
+            (``model_a`` and ``response_a``; 1 and ``output_1``), and words for a tie are understood without it.
+        scale: What a number as `winner` means: a ``choice``, as in `verdicts`; ``probability``, how probable it is that A is
+            better; or ``signed``, the margin by which B is better, negative where A is.
+        scores: The columns with the scores of A and of B, which become ``chosen_score`` and ``rejected_score``.
+        items: The column with a list of mappings, one an answer, or several columns with one each.
+        item: What the answers are called in `items`, and the column that they become: ``completions``, and ``ranks``, ``scores`` or
+            ``labels``.
+        transcripts: Whether texts are whole conversations (``\\n\\nHuman: ...\\n\\nAssistant: ...``), to be split into messages.
+
+    Raises:
+        SpecError: Settings contradict each other.
+
+    >>> row = {"question": "2+2?", "response_a": "4", "response_b": "5", "winner": "model_a"}
+    >>> RowMapping(rename={"question": "prompt"}, answers=("response_a", "response_b"), winner="winner")(row)
+    {'prompt': '2+2?', 'chosen': '4', 'rejected': '5'}
+    """
+
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompt: Sequence[str] = ()
+    answers: Sequence[str] = ()
+    winner: str | Sequence[str] | Mapping[str, str] = ()
+    verdicts: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
+    scale: Literal["choice", "probability", "signed"] = "choice"
+    scores: Sequence[str] = ()
+    items: str | Sequence[str] = ()
+    item: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    transcripts: bool = False
+
+    def __post_init__(self) -> None:
+        new = [*self.rename.values(), *(["prompt"] if self.prompt else []), *self.item.values()]
+        if repeated := sorted({name for name in new if new.count(name) > 1}):
+            raise SpecError(f"A mapping makes {repeated[0]!r} of two columns. Name one.")
+        if self.answers and (len(self.answers) != 2 or not (self.winner or self.scores)):
+            raise SpecError(
+                "A mapping with `answers` names two columns, and the `winner` or the `scores` that say which is better."
+            )
+        if (self.winner or self.scores or self.verdicts) and not self.answers:
+            raise SpecError(
+                "A mapping with `winner`, `scores` or `verdicts` needs `answers`, the columns of answer A and answer B."
+            )
+        if self.scores and len(self.scores) != 2:
+            raise SpecError("The `scores` of a mapping are two columns, the scores of answer A and of answer B.")
+        if bool(self.items) != bool(self.item) or (self.item and "completions" not in self.item.values()):
+            raise SpecError("A mapping with `items` says in `item` what they hold, at least `item: {text: completions}`.")
+        unknown = sorted({str(verdict) for verdict in self.verdicts.values()} - _SHARE_OF_A.keys())
+        if unknown:
+            raise SpecError(f"A verdict of a mapping is a, b or tie, not {unknown[0]!r}.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, without what is empty, as JSON has it."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        settings: dict[str, Any] = json.loads(
+            json.dumps({name: value for name, value in given.items() if value and value != "choice"})
+        )
+        return settings
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of the file that it needs, but for empty parts of a prompt."""
+        paths = [*self.rename, *self.prompt[-1:], *self.answers, *self.scores, *_names(self.items), *_names(self.winner)]
+        return frozenset(path.partition(".")[0] for path in paths)
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row in one of our formats.
+
+        Raises:
+            DataError: It lacks a column, or a verdict is none that the mapping knows.
+        """
+        made = {new: _at(row, old) for old, new in self.rename.items()}
+        if self.prompt:
+            made["prompt"] = "\n\n".join(part for name in self.prompt if (part := _text(row, name)))
+        if self.answers:
+            made |= self._compared(row)
+        if self.items:
+            made |= self._listed(row)
+        read = {*self.rename, *self.prompt, *self.answers, *self.scores, *_names(self.items), *_names(self.winner)}
+        mapped = {name: value for name, value in row.items() if name not in read and name not in made} | made
+        return _with_turns(mapped) if self.transcripts else mapped
+
+    def _compared(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The two answers as a preference pair."""
+        votes = [share for share in self._votes(row) if share is not None]
+        if not votes:
+            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} say nothing: all are null.")
+        share = math.fsum(votes) / len(votes)
+        sides = (0, 1) if share >= 0.5 else (1, 0)
+        made = {name: _at(row, self.answers[side]) for name, side in zip(("chosen", "rejected"), sides, strict=True)}
+        if self.scores:
+            made |= {
+                name: _score(row, self.scores[side])
+                for name, side in zip(("chosen_score", "rejected_score"), sides, strict=True)
+            }
+        if share == 0.5:
+            made["tie"] = True
+        elif self.scale == "signed":
+            made["margin"] = math.fsum(abs(_number(_at(row, name))) for name in _names(self.winner)) / len(votes)
+        elif len(votes) > 1 or 0 < share < 1:
+            made["confidence"] = max(share, 1 - share)
+        return made
+
+    def _votes(self, row: Mapping[str, Any]) -> Iterable[float | None]:
+        """What each annotator says, as the share of A: 1, 0, or between."""
+        if isinstance(self.winner, Mapping):
+            flags = {verdict: _is_true(_at(row, column)) for verdict, column in self.winner.items()}
+            if sum(flags.values()) != 1:
+                raise DataError(
+                    f"of the columns {', '.join(map(repr, self.winner.values()))} one must be true, not {sum(flags.values())}."
+                )
+            yield next(_SHARE_OF_A[verdict] for verdict, holds in flags.items() if holds)
+        elif self.winner:
+            for name in _names(self.winner):
+                value = _at(row, name)
+                for vote in value if isinstance(value, list) else [value]:
+                    yield None if vote is None else self._share(vote, name)
+        else:
+            a, b = (_score(row, name) for name in self.scores)
+            yield None if a is None or b is None else (a > b) + (a == b) / 2
+
+    def _share(self, value: Any, column: str) -> float:
+        text = _plain(value)
+        for known, verdict in self.verdicts.items():
+            if _plain(known) == text:
+                return _SHARE_OF_A[verdict]
+        if self.scale != "choice":
+            number = _number(value)
+            if self.scale == "signed" and not math.isnan(number):
+                return (number < 0) + (number == 0) / 2
+            if 0 <= number <= 1:
+                return number
+        else:
+            names = [name.lower() for name in self.answers]
+            ends = [_end(name, other) for name, other in (names, names[::-1])]
+            matches = [
+                text in (name, end) or re.search(rf"[^a-z0-9]{re.escape(end)}$", text) is not None
+                for name, end in zip(names, ends, strict=True)
+            ]
+            if sum(matches) == 1:
+                return float(matches[0])
+            if _TIES.match(text):
+                return 0.5
+        allowed = {"probability": "a number from 0 to 1", "signed": "a number"}.get(self.scale, "what names an answer or a tie")
+        raise DataError(
+            f"{column!r} is {value!r:.80}; {allowed} is understood of the answers {', '.join(map(repr, self.answers))}. Say what it "
+            f"means: verdicts: {{{text or repr(value)}: a}}, with a, b or tie."
+        )
+
+    def _listed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A list of answers with what is known of each, as columns."""
+        items = _at(row, self.items) if isinstance(self.items, str) else [_at(row, name) for name in self.items]
+        if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+            raise DataError(f"{self.items!r} must be a list of mappings, one an answer, not {items!r:.80}.")
+        return {new: [_at(item, old) for item in items] for old, new in self.item.items()}
+
+
+def _with_turns(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name in ("prompt", "chosen", "rejected", "completion", "messages") if isinstance(row.get(name), str)]
+    return {**row, **{name: turns_of_transcript(row[name], name) for name in names}}
+
+
+# --- Values ---------------------------------------------------------------------------------------------------------------
+
+
+def _names(value: str | Sequence[str] | Mapping[str, str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value.values() if isinstance(value, Mapping) else value)
+
+
+def _at(row: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or of a path into it."""
+    if path in row:
+        return row[path]
+    first, dot, rest = path.partition(".")
+    if dot and isinstance(row.get(first), Mapping):
+        return _at(row[first], rest)
+    raise DataError(
+        f"there is no column {path!r}; the row has {', '.join(map(repr, row)) or 'none'}. {did_you_mean(path, row)}".strip()
+    )
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = _at(row, name) if name in row or "." in name else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{name!r} is {value!r:.80}; as a part of a prompt it must be text.")
+    return (value or "").strip()
+
+
+def _plain(value: Any) -> str:
+    """A verdict as text: 1, 1.0 and true are the same, and so are upper and lower case."""
+    if isinstance(value, (bool, int, float)):
+        value = f"{float(value):g}"
+    text = str(value).strip().lower()
+    return {"true": "1", "false": "0"}.get(text, text)
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _score(row: Mapping[str, Any], name: str) -> float | None:
+    value = _at(row, name)
+    if value is not None and not math.isfinite(_number(value)):
+        raise DataError(f"{name!r} is {value!r:.80}; a finite number is allowed, or null where it is missing.")
+    return None if value is None else _number(value)
+
+
+def _is_true(value: Any) -> bool:
+    return _plain(value) in ("1", "yes")
+
+
+def _end(name: str, other: str) -> str:
+    """What the end of a name is that tells it from another one: ``b`` of ``response_b`` beside ``response_a``."""
+    shared = next((place for place, (one, two) in enumerate(zip(name, other, strict=False)) if one != two), 0)
+    return name[shared:]

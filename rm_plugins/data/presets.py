@@ -1,0 +1,122 @@
+"""The shapes in which judged data is published: mappings by name, and which one fits a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.transcripts import is_transcript
+from rm_plugins.errors import DataError
+
+PRESETS: Mapping[str, RowMapping] = {
+    "arena": RowMapping(answers=("conversation_a", "conversation_b"), winner="winner"),
+    "gsm8k-solutions": RowMapping(
+        rename={"question": "prompt"},
+        items=("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"),
+        item={"solution": "completions", "is_correct": "labels"},
+    ),
+    "hh-rlhf": RowMapping(transcripts=True),
+    "helpsteer2-preference": RowMapping(answers=("response_1", "response_2"), winner="preference_strength", scale="signed"),
+    "helpsteer3": RowMapping(
+        rename={"context": "prompt"}, answers=("response1", "response2"), winner="overall_preference", scale="signed"
+    ),
+    "llmbar": RowMapping(rename={"input": "prompt"}, answers=("output_1", "output_2"), winner="label"),
+    "nectar": RowMapping(items="answers", item={"answer": "completions", "rank": "ranks"}, transcripts=True),
+    "orca-pairs": RowMapping(prompt=("system", "question")),
+    "pandalm": RowMapping(
+        prompt=("input", "instruction"),
+        answers=("response1", "response2"),
+        winner=("annotator1", "annotator2", "annotator3"),
+        verdicts={"0": "tie"},
+    ),
+    "safe-rlhf": RowMapping(answers=("response_0", "response_1"), winner="better_response_id"),
+    "shp": RowMapping(
+        rename={"history": "prompt"},
+        answers=("human_ref_A", "human_ref_B"),
+        winner="labels",
+        verdicts={"1": "a", "0": "b"},
+        scores=("score_A", "score_B"),
+    ),
+    "stack-exchange": RowMapping(rename={"question": "prompt", "response_j": "chosen", "response_k": "rejected"}),
+    "summarize-from-feedback": RowMapping(
+        rename={"info.post": "prompt", "choice": "best"}, items="summaries", item={"text": "completions"}
+    ),
+    "topical-chat": RowMapping(prompt=("context", "source"), rename={"system_output": "completion"}),
+    "ukp-convarg": RowMapping(answers=("a1", "a2"), winner="label"),
+    "ultrafeedback": RowMapping(
+        rename={"instruction": "prompt"}, items="completions", item={"response": "completions", "overall_score": "scores"}
+    ),
+    "webgpt": RowMapping(
+        rename={"question.full_text": "prompt"}, answers=("answer_0", "answer_1"), scores=("score_0", "score_1")
+    ),
+}
+"""By name: what ``--map NAME`` does."""
+
+_VERDICTS = re.compile(
+    r"winner(_\w+)?|labels?|(overall_|human_)?preference(_strength)?|preferred(_\w+)?|verdict|choice|better(_\w+)?|annotator_?\d*"
+    r"|is_tie|ranks?|best|judg(e?ment)?",
+    re.IGNORECASE,
+)
+_PROMPTS = ("prompt", "question", "instruction", "input", "query", "history", "context", "post")
+_ANSWER = re.compile(
+    r"\w*(response|answer|output|completion|conversation|text|summary|reply|candidate)\w*(a|0|1)", re.IGNORECASE
+)
+_OTHER = {"a": "b", "A": "B", "0": "1", "1": "2"}
+
+
+def proposed_mapping(row: Mapping[str, Any]) -> str:
+    """What to give to ``--map`` for a row in a published shape; empty where none is known.
+
+    >>> proposed_mapping({"question": "2+2?", "response_a": "4", "response_b": "5", "winner": "model_a"})
+    '{rename: {question: prompt}, answers: [response_a, response_b], winner: winner}'
+    """
+    present = [name for name, value in row.items() if value is not None]
+    fitting = [
+        name for name, preset in PRESETS.items() if preset.columns and preset.columns <= {*present} and _judges(preset, row)
+    ]
+    if fitting:
+        return max(fitting, key=lambda name: len(PRESETS[name].columns))
+    if is_transcript(row.get("chosen")) and is_transcript(row.get("rejected")) and row.get("prompt") is None:
+        return "hh-rlhf"
+    winner = next((name for name in present if _VERDICTS.fullmatch(name)), None)
+    for name in present if winner is not None else ():
+        end = name[-1]
+        other = name[:-1] + _OTHER.get(end, "")
+        if _ANSWER.fullmatch(name) and other in present:
+            prompt = next((column for column in _PROMPTS if column in present), "prompt")
+            renamed = "" if prompt == "prompt" else f"rename: {{{prompt}: prompt}}, "
+            scores = next(
+                ([f"{stem}{end}", f"{stem}{_OTHER[end]}"] for stem in ("score_", "score") if f"{stem}{end}" in present), None
+            )
+            scored = f", scores: [{', '.join(scores)}]" if scores is not None and {*scores} <= {*present} else ""
+            return f"{{{renamed}answers: [{name}, {other}], winner: {winner}{scored}}}"
+    return ""
+
+
+def _judges(preset: RowMapping, row: Mapping[str, Any]) -> bool:
+    """Whether the preset makes a judged row of this one."""
+    try:
+        made = {name for name, value in preset(row).items() if value is not None}
+    except DataError:
+        return False
+    return {"chosen", "rejected"} <= made or ("completions" in made and bool(made & {"ranks", "scores", "labels", "best"}))
+
+
+def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a preference row that look as if they said which answer is better, and are not read.
+
+    >>> ignored_verdicts({"chosen": "4", "rejected": "5", "winner": "model_b", "tie": False})
+    ['winner']
+    """
+    return [name for name, value in row.items() if value is not None and _VERDICTS.fullmatch(name)]
+
+
+def warning_of_ignored(columns: Sequence[str]) -> str:
+    """What to say of columns that `ignored_verdicts` names."""
+    names = ", ".join(map(repr, columns))
+    return (
+        f"{names} look{'s' if len(columns) == 1 else ''} like a verdict and {'is' if len(columns) == 1 else 'are'} not read: in rows "
+        "with 'chosen' and 'rejected', 'chosen' is the better one. Of answers A and B, a mapping makes such rows (--map)."
+    )

@@ -1,0 +1,67 @@
+"""Scores that rows have already: those of a published file, or what ``rm-plugins score`` wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rm_plugins.errors import DataError
+
+COLUMN_SPEC = "column:"
+"""How a spec begins that is no reward to run but the scores in a column."""
+
+
+def columns_called(name: str) -> tuple[str, ...]:
+    """The columns in which scores called `name` stand: of one sample or all, of a list, and of a pair.
+
+    >>> columns_called("score")
+    ('score', 'scores', 'chosen_score', 'rejected_score')
+    """
+    return (name, f"{name}s", f"chosen_{name}", f"rejected_{name}")
+
+
+def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> list[float | None]:
+    """A row's scores, one for each of its completions; true is 1, false is 0, null and NaN are unknown.
+
+    Args:
+        row: Columns by name.
+        name: What the scores are called (`columns_called`).
+        count: How many completions there are.
+        where: What an error message calls the row.
+
+    Raises:
+        DataError: There is not one number a completion, or one is infinite.
+
+    >>> column_scores({"chosen_score": 2, "rejected_score": None}, "score", 2, "row 1")
+    [2.0, None]
+    """
+    one, several, *pair = columns_called(name)
+    column = next((column for column in (one, several) if row.get(column) is not None), one)
+    value = row.get(column)
+    if value is None and count == 2 and all(side in row for side in pair):
+        column, value = " and ".join(pair), [row[side] for side in pair]
+    values = value if isinstance(value, list) else [value]
+    numbers = [_number(number) for number in values]
+    if len(values) != count or None in numbers:
+        raise DataError(
+            f"{where}: the column {column!r} has {value!r:.80}; as a reward it must have a number, true or false for each of "
+            f"the {count} completion{'s' if count != 1 else ''}, null where it is unknown."
+        )
+    if any(number is not None and math.isinf(number) for number in numbers):
+        raise DataError(
+            f"{where}: the column {column!r} has {value!r:.80}; a reward must be finite, or null where it is unknown."
+        )
+    return [None if number is None or math.isnan(number) else number for number in numbers]
+
+
+def _number(value: Any) -> float | None:
+    """NaN for null, None for what is no number; text is one where it was read from CSV."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return float(value.lower() == "true")
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf

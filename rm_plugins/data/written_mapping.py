@@ -1,0 +1,99 @@
+"""Mappings as they are written: a preset, ``OLD=NEW``, YAML, or a file of YAML beside the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rm_plugins.constructor_schema import validator_of
+from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.presets import PRESETS
+from rm_plugins.errors import SpecError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+
+def mapping_of(texts: Iterable[str]) -> RowMapping | None:
+    """The mapping that a user has written; None of nothing.
+
+    Args:
+        texts: Each is the name of a preset, ``OLD=NEW``, a YAML file, or YAML in braces; a later one adds to earlier ones.
+
+    Raises:
+        SpecError: One is none of these.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if text in PRESETS:
+            given = PRESETS[text].settings
+        elif text.lstrip().startswith("{"):
+            given = _from_yaml(text, text)
+        elif text.endswith((".yaml", ".yml")):
+            given = _from_file(Path(text))
+        elif old and equals and new:
+            given = {"rename": {old: new}}
+        else:
+            raise SpecError(
+                f"--map {text!r} is not OLD=NEW, such as is_correct=labels, no YAML file, and no preset. {did_you_mean(text, PRESETS)}"
+            )
+        for name, value in given.items():
+            settings[name] = {**settings.get(name, {}), **value} if isinstance(value, Mapping) and name != "winner" else value
+    if not settings:
+        return None
+    if isinstance(settings.get("verdicts"), dict):  # YAML makes numbers and true of some
+        settings["verdicts"] = {str(value): verdict for value, verdict in settings["verdicts"].items()}
+    try:
+        return RowMapping(**validator_of(RowMapping).validate_python(settings))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise SpecError(f"The mapping's `{problem['loc'][0]}` is {problem['input']!r:.80}: {problem['msg'].lower()}.") from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        return _from_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"The mapping {str(path)!r} cannot be read: {error}.") from error
+
+
+def _from_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"The mapping {where} is no YAML: {error}.") from error
+    known = {field.name: field for field in dataclasses.fields(RowMapping)}
+    if not isinstance(given, dict):
+        raise SpecError(f"The mapping {where} must be a mapping of {', '.join(known)}, not {given!r:.80}.")
+    preset = given.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise SpecError(f"The mapping {where} names the preset {preset!r}. {did_you_mean(str(preset), PRESETS)}")
+    for name in given:
+        if name not in known:
+            raise SpecError(f"The mapping {where} has {name!r}. {did_you_mean(str(name), known)}")
+    return {**({} if preset is None else PRESETS[preset].settings), **given}
+
+
+def mapping_beside(source: str) -> RowMapping | None:
+    """What ``NAME.map.yaml`` beside a data file ``NAME.jsonl`` says, or ``map.yaml`` in a folder; None where there is none.
+
+    Raises:
+        SpecError: It is no mapping.
+    """
+    path = Path(source)
+    file = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    beside = path / "map.yaml" if path.is_dir() else file.with_suffix(".map.yaml")
+    return _noted(beside) if source != "-" and beside.is_file() else None
+
+
+@lru_cache
+def _noted(path: Path) -> RowMapping | None:
+    logger.warning("Rows are mapped as %s says.", path)
+    return mapping_of([str(path)])

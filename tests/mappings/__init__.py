@@ -1,0 +1,1 @@
+"""Published files of judged data, mapped into our formats."""
