@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.data.row_files import is_data_file, read_rows
+from rm_plugins.data.score_columns import columns_called
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.provider import Provider, Transform
 from rm_plugins.scores import FloatArray
 
-SCORE_COLUMNS = ("score", "scores", "chosen_score", "rejected_score")
+SCORE_COLUMNS = columns_called("score")
 """The columns that ``rm-plugins score`` writes."""
 
 

@@ -168,13 +168,14 @@ class TestRatings:
     def test_a_whole_attribute_may_be_null(self) -> None:
         found = judgement(completions("a", "b", scores={"helpful": [1, 2], "brief": None}))
         assert found.labels == ((1.0, None), (2.0, None))
-        assert found.pairs == ()
+        assert found.pairs == judgement(completions("a", "b", scores={"helpful": [1, 2]})).pairs == ((1, 0),)
 
     def test_the_columns_of_the_labels_are_those_asked_for(self) -> None:
         row = completions("a", "b", scores={"helpful": [4, 2], "brief": [1, 9]})
         found = judgement(row, attributes=["kind", "helpful"])
         assert found.labels == ((None, 4.0), (None, 2.0))
-        assert found.pairs == ()  # nobody rated how kind they are
+        assert found.pairs == ((0, 1),)  # nobody rated how kind they are
+        assert judgement(row, ["kind", "helpful"], {"kind": 1, "helpful": 1}).pairs == ()
         assert judgement(row, ["kind", "helpful"], {"helpful": 1}).pairs == ((0, 1),)
         assert judgement(row, ["helpful"]).pairs == ((0, 1),)
         assert judgement(row, ["brief"]).pairs == ((1, 0),)

@@ -106,6 +106,19 @@ def test_columns_renamed_without_their_verdict_are_told_of(tmp_path: Path, caplo
     assert "--map '{answers: [response_a, response_b], winner: winner}'" in refused.output
 
 
+def test_rank_and_score_map_as_well(tmp_path: Path) -> None:
+    path, out = tmp_path / "nectar.jsonl", tmp_path / "out.jsonl"
+    answers = [{"answer": "bad", "rank": 2.0}, {"answer": "good", "rank": 1.0}]
+    path.write_text(json.dumps({**RAW["nectar"], "answers": answers}) + "\n", encoding="utf-8")
+    for command in ("rank", "score"):
+        arguments = [command, "tests.mappings.rewards:goodness", str(path), "--map", "nectar", "-o", str(out), "--overwrite"]
+        shown = CliRunner().invoke(main, arguments)
+        assert shown.exit_code == 0, shown.output
+        (row,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+        assert row["completions"] == (["good", "bad"] if command == "rank" else ["bad", "good"])
+        assert row["prompt"] == [{"role": "user", "content": "Q"}]
+
+
 class TestScoresOfColumns:
     ROWS = (
         {"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": 2.0, "rejected_score": 1.0},
