@@ -54,13 +54,16 @@ class RewardBatch:
         Args:
             rewards: [N, heads].
             pairs: [M, 2].
-            others: The other tensors by name. By default, all rows are one group and every length is 1.
+            others: The other tensors by name; what is no field of a batch is one of its `extras`. By default, all rows are one group and
+                every length is 1.
         """
         import torch
 
         others = {"groups": [0] * len(rewards), "lengths": [1] * len(rewards), **others}
         tensors: dict[str, Any] = {name: torch.as_tensor(values) for name, values in others.items()}
-        return cls(torch.as_tensor(rewards), torch.as_tensor(pairs, dtype=torch.int64).reshape(-1, 2), **tensors)
+        extras = {name: tensors.pop(name) for name in others if name not in cls.__dataclass_fields__}
+        pairs = torch.as_tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return cls(torch.as_tensor(rewards), pairs, **tensors, extras=extras)
 
     @property
     def winners(self) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from rm_plugins.data.judgements import Judgement
 from rm_plugins.errors import DataError
 from rm_plugins.losses.batch import RewardBatch
 from rm_plugins.losses.loss import Loss
+from rm_plugins.losses.needs import Need
 from rm_plugins.losses.reductions import check_finite, log_sigmoid, mean_over_items
 
 if TYPE_CHECKING:
@@ -106,6 +109,55 @@ class Davidson(Loss):
         return mean_over_items(
             torch.stack([delta / 2 - outcome, -delta / 2 - outcome, tie - outcome]).logsumexp(dim=0), weights
         )
+
+
+class Confidence(Need):
+    """How probable it is that the winner of a pair is the better one, such as the share of annotators who said so: 0 to 1."""
+
+    def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
+        """As of every need.
+
+        Raises:
+            DataError: A value is not between 0 and 1.
+        """
+        values = super().read(row, judgement)
+        for value in values:
+            if not 0 <= value <= 1:
+                raise DataError(f"'confidence' is {value:g}; a probability from 0 to 1 is allowed.")
+        return values
+
+
+class SoftBradleyTerry(Loss):
+    """Bradley-Terry with labels that say how sure the judgement is: the cross-entropy with the confidence of each pair.
+
+    Formula: c·ℓ(Δ) + (1 − c)·ℓ(−Δ), with ℓ(x) = −log σ(x)
+
+    | input | shape | |
+    |---|---|---|
+    | ``rewards`` | [N, heads] | |
+    | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
+    | ``confidence`` | [M] | c: the dataset's column ``confidence``, 1 where a pair has none |
+    | ``ties`` | [T, 2] | optional, rows that are equally good, c = ½ |
+    | ``weights`` | [N] | optional, a pair has its winner's, a tie its first row's |
+
+    Source: Bradley and Terry 1952; with one c for all pairs it is label smoothing, "A note on DPO with noisy preferences", Mitchell 2023.
+
+    >>> batch = RewardBatch.of([[2.0], [0.0]], pairs=[[0, 1]], confidence=[0.75])
+    >>> round(SoftBradleyTerry()(batch).item(), 4)
+    0.6269
+    """
+
+    name = "soft-bradley-terry"
+    mean_over = "comparisons"
+    needs = frozenset({"pairs", Confidence("confidence", each="pair", missing=1.0)})
+
+    def __call__(self, batch: RewardBatch) -> Tensor:
+        """The mean over pairs, ties and heads."""
+        delta, tied, weights = _comparisons(batch, impossible=False, hint=self.name)
+        confidence = delta.new_full(tied.shape, 0.5)
+        confidence[~tied] = batch.extras["confidence"].to(confidence)
+        # The same as the formula, as -log sigmoid(-x) = x - log sigmoid(x).
+        return mean_over_items((1 - confidence)[:, None] * delta - log_sigmoid(delta), weights)
 
 
 def _comparisons(batch: RewardBatch, *, impossible: bool, hint: str) -> tuple[Tensor, Tensor, Tensor | None]:

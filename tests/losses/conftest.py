@@ -78,6 +78,7 @@ def full_batch(outputs: int, attributes: int = 1, *, dtype: torch.dtype = torch.
         margins=random(6).abs(),
         logprobs=random(rows),
         head=random(outputs, 5),
+        extras={"confidence": torch.tensor([0.6, 1.0, 0.75, 0.9, 0.5, 0.8], dtype=dtype)},
     )
 
 

@@ -44,6 +44,7 @@ def parts(whole: RewardBatch, split: Sequence[int]) -> list[RewardBatch]:
                 pairs=place[whole.pairs[pairs]],
                 ties=place[whole.ties[kept[whole.ties[:, 0]]]],
                 margins=whole.margins[pairs],
+                extras={name: values[pairs] for name, values in whole.extras.items()},
                 logprobs=whole.logprobs[kept],
             )
         )
@@ -123,7 +124,12 @@ class TestEveryLoss:
         pairs = torch.tensor([3, 0, 5, 2, 4, 1])
         assert found.margins is not None and found.ties is not None
         mixed = replace(
-            found, **columns, pairs=place[found.pairs[pairs]], margins=found.margins[pairs], ties=place[found.ties.flip(0)]
+            found,
+            **columns,
+            pairs=place[found.pairs[pairs]],
+            margins=found.margins[pairs],
+            extras={name: values[pairs] for name, values in found.extras.items()},
+            ties=place[found.ties.flip(0)],
         )
         assert loss(mixed).item() == pytest.approx(loss(found).item(), abs=1e-12)
 
@@ -135,6 +141,7 @@ class TestEveryLoss:
             pairs=found.pairs[:0],
             ties=None,
             margins=torch.zeros(0),
+            extras={"confidence": torch.zeros(0)},
             ranks=torch.full((len(found.rewards),), torch.nan),
             labels=torch.full_like(found.labels, torch.nan),  # type: ignore[arg-type]
         )
@@ -163,7 +170,14 @@ class TestEveryLoss:
         loss = loss_of(spec)
         found = full_batch_of(loss)
         rows = {name: getattr(found, name)[:0] for name in ("rewards", "groups", "lengths", "ranks", "labels", "weights")}
-        nothing = replace(found, **rows, pairs=found.pairs[:0], ties=found.pairs[:0], margins=torch.zeros(0))
+        nothing = replace(
+            found,
+            **rows,
+            pairs=found.pairs[:0],
+            ties=found.pairs[:0],
+            margins=torch.zeros(0),
+            extras={"confidence": torch.zeros(0)},
+        )
         value, slope = gradient(loss, nothing)
         assert value.isfinite()
         assert slope.shape == (0, outputs_of(loss))

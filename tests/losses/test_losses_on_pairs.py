@@ -299,6 +299,14 @@ class TestFarOut:
             assert cost_.item() == pytest.approx(expected, rel=1e-5)
             assert slope[:, 0].tolist() == pytest.approx([sign * expected_slope, -sign * expected_slope])
 
+    def test_soft_labels(self, dtype: torch.dtype) -> None:
+        loss = loss_of({"name": "soft-bradley-terry"})
+        for pair, expected, expected_slope in (((FAR, 0.0), FAR / 4, 0.25), ((0.0, FAR), FAR * 0.75, -0.75)):
+            extras = {"confidence": torch.tensor([0.75], dtype=dtype)}
+            cost_, slope = gradient(loss, replace(of_pairs(pair, dtype=dtype), extras=extras))
+            assert cost_.item() == pytest.approx(expected, rel=1e-5)
+            assert slope[0].item() == pytest.approx(expected_slope, rel=1e-5)
+
     def test_smoothed_labels(self, dtype: torch.dtype) -> None:
         loss = loss_of({"name": "bradley-terry", "label_smoothing": 0.1})
         for pair, expected, expected_slope in (((FAR, 0.0), FAR / 10, 0.1), ((0.0, FAR), FAR * 0.9, -0.9)):
