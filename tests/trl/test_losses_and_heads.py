@@ -52,6 +52,7 @@ KINDS: dict[str, list[tuple[Any, list[dict[str, Any]]]]] = {
     **{name: [(name, PAIRS)] for name in OF_PAIRS},
     "rao-kupper": [("rao-kupper", TIES)],
     "davidson": [("davidson", TIES)],
+    "soft-bradley-terry": [("soft-bradley-terry", [{**row, "confidence": 0.9} for row in PAIRS])],
     "k-wise": [("k-wise", RANKED), ("k-wise", RATED)],
     "plackett-luce": [("plackett-luce", RANKED)],
     "listnet": [("listnet", RANKED), ({"name": "listnet", "target": "labels"}, RATED)],
