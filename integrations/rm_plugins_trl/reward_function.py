@@ -96,6 +96,7 @@ class RewardFunction:
         Raises:
             DataError: A list that is no trainer's or the completions differ in number from the prompts, or the training is resumed from
                 a checkpoint of another reward.
+            SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
         if len(completions) != len(prompts):

@@ -79,19 +79,17 @@ def evaluated(
     jobs: list[RowScoring] = []
     source = _source(data, benchmark, split, rename or {}, limit)
     run = EvaluationRun(source.rows, RowCollector(section=section, by=by, cluster=cluster), benchmark)
-    names: set[str] = set()
     try:
         for spec in specs:
             provider = rm.load(spec)
-            name = _unused(provider.label, names)
-            progress.note(f"Evaluating {name}.")
+            progress.note(f"Evaluating {provider.label}.")
             identity = fingerprint(provider)  # reads every weight
             note = {"fingerprint": identity, "columns": dict(rename or {}), "limit": limit, "suite": suite}
             part = _scores_file(scores, provider.label, source, note)
             jobs.append(RowScoring(provider, source, part, note, run.samples))
             if overwrite:
                 jobs[-1].discard()
-            run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
+            run.add(provider, jobs[-1].run(batch_size, progress), name=provider.label, source=spec, identity=identity)
             provider.close()
         split = "" if is_data_file(data) else source.split
         yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
@@ -129,14 +127,6 @@ def _with_names(row: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str,
             )
     taken = set(renamed.values()) - renamed.keys()
     return {renamed.get(name, name): value for name, value in row.items() if name not in taken}
-
-
-def _unused(label: str, names: set[str]) -> str:
-    name, number = label, 2
-    while name in names:
-        name, number = f"{label} ({number})", number + 1
-    names.add(name)
-    return name
 
 
 def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from numbers import Real
 from typing import Any, ClassVar
@@ -146,6 +147,8 @@ class FunctionProvider(Provider):
 
 
 def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):  # TRL's metrics have the name of what is inside
+        function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
 
 

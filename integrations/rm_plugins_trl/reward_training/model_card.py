@@ -39,6 +39,7 @@ def reward_section(model: str, training: Mapping[str, Any]) -> str:
         "Preset": training["preset"] or "none",
         "Rows": ", ".join(f"{name} {count}" for name, count in training["rows"].items()) or "streamed",
         "Over-long rows": ", ".join(f"{name} {count}" for name, count in training["overlong"].items()) or "none",
+        "Pairs with equal token ids": ", ".join(f"{name} {count}" for name, count in training["equal_pairs"].items() if count),
         "Steps": training["steps"],
         "Learning rate": training["learning_rate"],
     }

@@ -24,6 +24,7 @@ from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 from rm_plugins.spec import component
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
+from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
 from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
@@ -83,6 +84,7 @@ class RewardTrainer(OpenRewardTrainer):
         heads: What the model's outputs are.
         rows: The dataset rows that are left, by dataset.
         overlong: The dataset rows with a text longer than ``max_length``, by dataset.
+        equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; of a stream they are not counted.
         preset: What the preset of the model's size has set; None if it set nothing.
         last_metrics: The metrics of the last evaluation.
 
@@ -119,6 +121,7 @@ class RewardTrainer(OpenRewardTrainer):
         self.heads, self._reward = trained_heads(loss, self.attributes, settings.reward, settings.members)
         self.overlong: dict[str, int] = {}
         self.rows: dict[str, int] = {}
+        self.equal_pairs: dict[str, int] = {}
         self.renderer: Renderer | None = None
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
@@ -195,6 +198,7 @@ class RewardTrainer(OpenRewardTrainer):
         )
         if isinstance(tokenized, Dataset):
             self.rows[name] = len(tokenized)
+            self.equal_pairs[name] = count_equal_pairs(tokenized, name, reports=args.should_log)
             check_needs(tokenized, self.losses[0], name, reports=args.should_log)
         return tokenized
 
@@ -375,6 +379,7 @@ class RewardTrainer(OpenRewardTrainer):
             "preset": self.preset,
             "rows": self.rows,
             "overlong": self.overlong,
+            "equal_pairs": self.equal_pairs,
             "steps": self.state.global_step,
             "epochs": self.state.epoch,
             "learning_rate": self.args.learning_rate,
