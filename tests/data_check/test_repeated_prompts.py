@@ -15,7 +15,10 @@ from tests.data_check.conftest import FIVE, FOUR, USER
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 SPLIT = {
-    "texts": ({"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"}, {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}),
+    "texts": (
+        {"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"},
+        {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},
+    ),
     "conversations": (
         {"prompt": [SYSTEM, USER], "chosen": [SYSTEM, USER, FOUR], "rejected": [SYSTEM, USER, FIVE]},
         {"prompt": [SYSTEM, USER], "chosen": [FOUR], "rejected": [FIVE]},
@@ -24,7 +27,10 @@ SPLIT = {
         {"prompt": "2+2?", "chosen": [USER, FOUR], "rejected": [USER, FIVE], "id": 7},
         {"prompt": [USER], "chosen": [FOUR], "rejected": [FIVE], "id": 7},
     ),
-    "a list": ({"prompt": "Q ", "completions": ["Q a", "Q b"], "best": 0}, {"prompt": "Q ", "completions": ["a", "b"], "best": 0}),
+    "a list": (
+        {"prompt": "Q ", "completions": ["Q a", "Q b"], "best": 0},
+        {"prompt": "Q ", "completions": ["a", "b"], "best": 0},
+    ),
     "one": ({"prompt": "Q ", "completion": "Q a", "label": 1}, {"prompt": "Q ", "completion": "a", "label": 1}),
     "parts": (
         {"prompt": [USER], "completion": [{"role": "user", "content": [{"type": "text", "text": "2+2?"}]}, FOUR]},

@@ -23,6 +23,7 @@ from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 from rm_plugins.spec import component
+from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -78,7 +79,8 @@ class RewardTrainer(OpenRewardTrainer):
     Args:
         model: A model id, a folder, or a sequence classifier with the outputs that the loss trains.
         args: The arguments; TRL's own `RewardConfig` gives the default loss.
-        kwargs: Everything else that TRL's trainer takes, but ``data_collator``.
+        kwargs: Everything else that TRL's trainer takes, but ``data_collator``. A model that is handed over is trained, and its
+            configuration says so; all else that is handed over stays as it is.
 
     Attributes:
         heads: What the model's outputs are.
@@ -103,7 +105,7 @@ class RewardTrainer(OpenRewardTrainer):
             args = RewardConfig(f"{Path(name).name}-Reward")
         if kwargs.get("data_collator") is not None:
             raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
-        settings = args
+        settings = args = own_copy(args)
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
@@ -111,7 +113,7 @@ class RewardTrainer(OpenRewardTrainer):
         loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
         self._own_needs = own_needs(loss)
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
-        self.losses = [loss, *(copy.deepcopy(loss) for _ in range(settings.members - 1))]
+        self.losses = [copy.deepcopy(loss) for _ in range(settings.members)]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
         }
@@ -134,11 +136,11 @@ class RewardTrainer(OpenRewardTrainer):
         self._metric_prefix = "eval"
         self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
-        peft_config = copy.deepcopy(kwargs.get("peft_config"))  # what is handed over stays as it is
+        # TRL and peft change these, and what is handed over stays as it is.
+        peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
         if peft_config is not None:
             # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
             peft_config.task_type = "SEQ_CLS"
-            kwargs["peft_config"] = peft_config
         model_settings, revision = args.model_init_kwargs, None
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
@@ -146,9 +148,9 @@ class RewardTrainer(OpenRewardTrainer):
             if peft_config is not None and (beside := untrained - {*HEADS}):  # such as the pooler of an encoder
                 peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *beside})
             args.model_init_kwargs = None  # they are in the model now
-            if kwargs.get("processing_class") is None:
-                code = args.trust_remote_code
-                kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        kwargs |= {"peft_config": peft_config, "processing_class": tokenizer}
         check_outputs(model, self.heads)
         self._position_limit = position_limit(model.config)
         if settings.early_stopping_patience is not None:
