@@ -14,7 +14,7 @@ from rm_plugins.data.rows import preference_samples
 from tests.data_check.conftest import FIVE, FOUR, USER
 
 SYSTEM = {"role": "system", "content": "Be brief."}
-SPLIT = {
+SPLIT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "texts": (
         {"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"},
         {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},

@@ -139,7 +139,7 @@ MESSAGES = st.lists(
 @given(st.lists(MESSAGES, min_size=1, max_size=3), st.data())
 def test_a_reward_functions(prompts: list[Any], data: st.DataObject) -> None:
     completions = [[{"role": "assistant", "content": data.draw(st.sampled_from(["", "4"]))}] for _ in prompts]
-    columns = {"answer": ["4"] * len(prompts), "completion_ids": [[1, 2] for _ in prompts]}
+    columns: dict[str, Any] = {"answer": ["4"] * len(prompts), "completion_ids": [[1, 2] for _ in prompts]}
     spec = {
         "provider": "ensemble",
         "aggregate": {"name": "lcb", "k": 1.0},

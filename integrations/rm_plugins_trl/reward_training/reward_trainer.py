@@ -36,7 +36,9 @@ from rm_plugins_trl.reward_training.reward_log import RewardLog
 from rm_plugins_trl.reward_training.saving import (
     checkpoint_to_resume,
     load_loss_states,
+    locate_base,
     save_loss_states,
+    training_facts,
     write_trained_manifest,
 )
 from rm_plugins_trl.reward_training.score_head import (
@@ -160,6 +162,7 @@ class RewardTrainer(OpenRewardTrainer):
         super().__init__(model, args, data_collator=Collator(loss.mean_over, self._own_needs), **kwargs)
         self.args.model_init_kwargs = model_settings
         self.args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
+        locate_base(self.model)
         plain = self._plain_model()
         name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
@@ -333,7 +336,7 @@ class RewardTrainer(OpenRewardTrainer):
         if self.args.save_strategy != "no":
             self.save_model()
             if evaluations:
-                self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+                self.create_model_card()
         return result
 
     # --- Saving -----------------------------------------------------------------------------------------------------------
@@ -351,7 +354,7 @@ class RewardTrainer(OpenRewardTrainer):
                     self.renderer,
                     heads=self.heads,
                     statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
-                    training=self._training_facts(),
+                    training=training_facts(self),
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
             save_loss_states(self.losses, folder)
@@ -372,30 +375,17 @@ class RewardTrainer(OpenRewardTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _training_facts(self) -> dict[str, Any]:
-        return {
-            "base_model": self.model.config.name_or_path,
-            "loss": self.args.to_dict().get("loss", "bradley-terry"),
-            "formula": self.losses[0].formula,
-            "regularizers": {name: weight for name, (weight, _) in self.regularizers.items()},
-            "preset": self.preset,
-            "rows": self.rows,
-            "overlong": self.overlong,
-            "equal_pairs": self.equal_pairs,
-            "steps": self.state.global_step,
-            "epochs": self.state.epoch,
-            "learning_rate": self.args.learning_rate,
-            "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "seed": self.args.seed,
-            "metrics": self.last_metrics,
-        }
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`.
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`."""
-        super().create_model_card(*args, **kwargs)
+        Args:
+            model_name: What the card calls the model; by default the last part of the hub id or of the folder's path.
+            args: As TRL's trainer takes them.
+            kwargs: Likewise.
+        """
+        folder = Path(self.args.output_dir).resolve()
+        model = self.hub_model_id or self.args.hub_model_id or folder.name
+        super().create_model_card(model_name or Path(model).name, *args, **kwargs)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            evaluations = {
-                name: evaluation for callback in attached_evaluations(self) for name, evaluation in callback.last.items()
-            }
-            complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
+            evaluations = {name: last for callback in attached_evaluations(self) for name, last in callback.last.items()}
+            complete_model_card(folder, model, training_facts(self), evaluations)
