@@ -21,10 +21,8 @@ def distinct_labels(labels: Sequence[str], sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for label, path in zip(labels, paths, strict=True):
         others = {other for name, other in zip(labels, paths, strict=True) if name == label} - {path}
-        if others and path.name == label:
-            name = "/".join(path.parts[-1 - max(_same_end(path, other) for other in others) :])
-        else:
-            name = label
+        same = max((_same_end(path, other) for other in others), default=0)
+        name = "/".join(path.parts[-1 - same :]) if path.name == label else label
         unused, number = name, 2
         while unused in names:
             unused, number = f"{name} ({number})", number + 1

@@ -32,7 +32,7 @@ class RepeatedPrompts:
     @property
     def is_suspicious(self) -> bool:
         """Whether the data repeats its prompts: a conversation does, or at least half of the rows do."""
-        return self.conversations > 0 or self.texts > 0 and self.texts >= _SUSPICIOUS * self.rows
+        return self.conversations > 0 or 0 < _SUSPICIOUS * self.rows <= self.texts
 
     def message(self, name: str, option: str) -> str:
         """What to tell the user.
