@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
 Message: TypeAlias = Mapping[str, Any]
-"""One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of parts as vision models take it."""
+"""One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of texts and of parts as vision models
+take them."""
 
 PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that reach the chat template, and so belong to the prompt."""
@@ -173,7 +174,10 @@ def _check_text_or_messages(part: str, value: object) -> None:
                 "{'type': 'text', 'text': ...}, is taken as well."
             )
         for place, piece in enumerate(content):
-            if not isinstance(piece, Mapping) or not isinstance(piece.get("type"), str):
+            # In TRL a list that a tool returns is the content of its message, whatever is in it.
+            if isinstance(piece, str) or (message["role"] == "tool" and not _is_part(piece)):
+                continue
+            if not _is_part(piece):
                 raise DataError(f"{where}.content[{place}] is not a part with a 'type', such as text: {piece!r:.200}.")
             if piece["type"] == "text" and not isinstance(piece.get("text"), str):
                 raise DataError(f"{where}.content[{place}] is a part of the type 'text' and has no text: {piece!r:.200}.")
@@ -196,7 +200,18 @@ def _canonical(part: Any) -> Any:
 def _is_text(content: Any) -> bool:
     if not isinstance(content, (list, tuple)):
         return isinstance(content, str)
-    return all(isinstance(piece, Mapping) and piece.get("type") == "text" and "text" in piece for piece in content)
+    return all(_text_in(piece) is not None for piece in content)
+
+
+def _is_part(piece: Any) -> bool:
+    return isinstance(piece, Mapping) and isinstance(piece.get("type"), str)
+
+
+def _text_in(piece: Any) -> str | None:
+    """The text of an item of a content, JSON for what is not a part; None for a part that is something else than text."""
+    if _is_part(piece):
+        return piece.get("text") if piece["type"] == "text" else None
+    return piece if isinstance(piece, str) else canonical_json(piece)
 
 
 def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
@@ -257,13 +272,14 @@ def message_text(message: Message, *, strict: bool = False) -> str:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
-    kinds = [piece["type"] for piece in content if piece["type"] != "text"]
+    kinds = [piece["type"] for piece in content if _text_in(piece) is None]
     if strict and kinds:
         raise DataError(
             f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, and only text can be scored here. Leave such "
             "parts out of what is scored, or score with a reward that takes them."
         )
-    return "".join(piece["text"] if piece["type"] == "text" else f"<{piece['type']}>" for piece in content)
+    texts = map(_text_in, content)
+    return "".join(f"<{piece['type']}>" if text is None else text for piece, text in zip(content, texts, strict=True))
 
 
 def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:

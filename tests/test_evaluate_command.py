@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -18,6 +19,7 @@ from filelock import FileLock
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.evaluation import evaluate
+from tests.conftest import MakeFolder
 
 RULES = '''
 import pathlib
@@ -121,6 +123,13 @@ class TestEvaluate:
     def test_rewards_of_one_name_are_told_apart(self, run: Any) -> None:
         found = json.loads(run("evaluate", "rules:length", "rules:length", write("in.jsonl", pairs()), "--json").stdout)
         assert [one["name"] for one in found["rewards"]] == ["length", "length (2)"]
+
+    def test_model_folders_of_one_name_are_told_apart_by_those_before(self, run: Any, tiny_decoder: MakeFolder) -> None:
+        folders = [Path(run_name) / "checkpoint-500" for run_name in ("one", "two")]
+        for folder in folders:
+            shutil.copytree(tiny_decoder(), folder)
+        found = json.loads(run("evaluate", *map(str, folders), write("in.jsonl", pairs()), "--json").stdout)
+        assert [one["name"] for one in found["rewards"]] == ["one/checkpoint-500", "two/checkpoint-500"]
 
     def test_a_benchmark_is_scored_by_its_own_rule(self, run: Any) -> None:
         sides = ("9" + "x" * 9, "1"), ("9", "1" + "x" * 9)

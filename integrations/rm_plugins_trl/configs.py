@@ -1,7 +1,8 @@
-"""What our configurations do for their fields: which precision a trainer starts with, and the help on a command line."""
+"""What our trainers and configurations do with arguments: a copy of them, the precision to start with, the help on a command line."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from dataclasses import fields
@@ -11,6 +12,16 @@ from typing import TypeVar
 from transformers.utils import is_torch_bf16_gpu_available
 
 Config = TypeVar("Config")
+
+
+def own_copy(args: Config) -> Config:
+    """A trainer's arguments to change: trainers set fields of theirs, and keys of the mappings in them.
+
+    What a process has one of, such as its distributed state, is not copied.
+    """
+    own = copy.copy(args)
+    vars(own).update({name: copy.deepcopy(value) for name, value in vars(args).items() if isinstance(value, (dict, list))})
+    return own
 
 
 def bf16_by_default(fp16: bool) -> bool:

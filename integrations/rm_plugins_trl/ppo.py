@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, SpecError, UnsupportedError
 from rm_plugins.processes import all_gathered
-from rm_plugins_trl.configs import bf16_by_default, with_help
+from rm_plugins_trl.configs import bf16_by_default, own_copy, with_help
 from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
@@ -128,10 +128,10 @@ class PPOTrainer(TrlPPOTrainer):
     ) -> None:
         if args is not None and config is not None:
             raise UnsupportedError("`config` is another name of `args`; give one of them.")
-        args = args or config or PPOConfig()
+        args = own_copy(args or config or PPOConfig())
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tokenizer = _tokenizer_of(model) if processing_class is None else processing_class
+        tokenizer = _tokenizer_of(model) if processing_class is None else deepcopy(processing_class)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         reward = _reward(reward_model, args, tokenizer)
@@ -149,7 +149,7 @@ class PPOTrainer(TrlPPOTrainer):
             train_dataset=[None] if train_prompts is None else train_prompts,
             eval_dataset=eval_prompts,
             data_collator=_Collator(tokenizer.pad_token_id, data_collator),
-            **kwargs,
+            **{**kwargs, "peft_config": deepcopy(kwargs.get("peft_config"))},
         )
         if train_prompts is None:
             self.train_dataset = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,11 +13,13 @@ import numpy as np
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError
+from rm_plugins.handed_over import OF_THE_RUN, HandedOver, handed_over
 from rm_plugins.processes import all_gathered
 from rm_plugins.scores import FloatArray
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from rm_plugins.training.session import RewardInTraining, Training
 from rm_plugins.wire import values_to_json
+from rm_plugins_trl.inner_logs import InnerLogs
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -26,7 +29,6 @@ Spec: TypeAlias = str | Path | Mapping[str, Any] | rm.Provider | Callable[..., A
 
 _TAKEN = ("mean", "std", "min", "max", "abstained")
 """Names of the trainers' own metrics of a reward."""
-_NOT_COLUMNS = ("environments",)
 
 
 def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
@@ -73,9 +75,12 @@ class RewardFunction:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         trainer_state: TrainerState | None = None,
-        **columns: Any,
+        **others: Any,
     ) -> list[float | None]:
         """Score one batch of a trainer.
+
+        A function of the user's, wherever it is in the reward, gets all of this by name as TRL would hand it over, of the rows that
+        it scores.
 
         Args:
             prompts: Text or message lists, [N].
@@ -83,22 +88,42 @@ class RewardFunction:
             log_extra: TRL's hook for columns of the completions table: gets every detail of the scores.
             log_metric: TRL's hook for scalars: gets every detail's mean, the share of abstentions, and the provider's own `metrics`.
             trainer_state: How far the training is, and what its checkpoints keep.
-            columns: The dataset's other columns, each a list [N], which become `Sample.columns`.
+            others: What else there is. Lists with one item per row become `Sample.columns`, the trainer's ``environments`` left aside.
 
         Returns:
             One reward per sample, None where the provider abstains.
 
         Raises:
-            DataError: A column or the completions differ in number from the prompts, or the training is resumed from a checkpoint of
-                another reward.
+            DataError: A list that is no trainer's or the completions differ in number from the prompts, or the training is resumed from
+                a checkpoint of another reward.
+            SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
-        samples = _samples(prompts, completions, columns)
-        scores = self._scorer.score(samples, training_of(trainer_state))
+        if len(completions) != len(prompts):
+            raise _wrong_length("completions", completions, len(prompts))
+        by_row, whole = _split(len(prompts), others, by_trainer=trainer_state is not None)
+        samples = [
+            rm.Sample(prompt, completion, {name: by_row[name][row] for name in by_row if name not in OF_THE_RUN})
+            for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        hooks = {"log_extra": log_extra, "log_metric": log_metric, "trainer_state": trainer_state}
+        whole |= {name: value for name, value in hooks.items() if value is not None}
+        of_rows: dict[str, Callable[[Sequence[int]], Any]] = {
+            name: partial(_rows_of, by_row[name]) for name in by_row if name in OF_THE_RUN
+        }
+        inner = InnerLogs(len(samples)) if self.provider.children else None  # a function by itself gets TRL's own hooks
+        if inner is not None and log_extra is not None:
+            of_rows["log_extra"] = inner.log_extra_of
+        if inner is not None and log_metric is not None:
+            whole["log_metric"] = inner.log_metric
+        with handed_over(HandedOver(samples, whole, of_rows)):
+            scores = self._scorer.score(samples, training_of(trainer_state))
         for watcher in self.watchers:
             watcher(samples, scores, trainer_state)
         if log_metric is not None or log_extra is not None:
             self._log(scores, log_metric or _ignore, log_extra or _ignore)
+            if inner is not None:
+                inner.hand_on(log_metric or _ignore, log_extra or _ignore)
         if log_metric is None and trainer_state is not None and scores.abstained.any() and not self._warned:
             self._warned = True
             warnings.warn(
@@ -167,12 +192,25 @@ def _ignore(name: str, value: Any) -> None:
     """What a trainer without a hook logs."""
 
 
-def _samples(prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]) -> list[rm.Sample]:
-    per_row = {name: values for name, values in columns.items() if name not in _NOT_COLUMNS}
-    for name, values in {"completions": completions, **per_row}.items():
-        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(prompts):
-            raise DataError(f"{name!r} must be a list of {len(prompts)} items, one per prompt; got {values!r:.80}.")
-    return [
-        rm.Sample(prompt, completion, {name: values[row] for name, values in per_row.items()})
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-    ]
+def _split(size: int, others: Mapping[str, Any], *, by_trainer: bool) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
+    """The keyword arguments that have an item per row, and those of the whole batch."""
+    by_row: dict[str, Sequence[Any]] = {}
+    whole: dict[str, Any] = {}
+    for name, values in others.items():
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            whole[name] = values
+        elif len(values) == size:
+            by_row[name] = values
+        elif by_trainer:  # it repeats every column to the rows, so that any other list of its is no column
+            whole[name] = values
+        else:
+            raise _wrong_length(name, values, size)
+    return by_row, whole
+
+
+def _wrong_length(name: str, values: Any, size: int) -> DataError:
+    return DataError(f"{name!r} must be a list of {size} items, one per prompt; got {values!r:.80}.")
+
+
+def _rows_of(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [values[row] for row in rows]

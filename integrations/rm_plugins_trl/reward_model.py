@@ -14,6 +14,7 @@ from trl import maybe_apply_chat_template
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
+from rm_plugins.handed_over import HandedOver, handed_over
 from rm_plugins.training.session import RewardInTraining
 from rm_plugins_trl.reward_function import training_of
 
@@ -140,7 +141,9 @@ class RewardModel(nn.Module):
         ids = input_ids if attention_mask is None else torch.where(attention_mask.bool(), input_ids, pad)
         samples = self._samples(ids)
         training = None if self.rollout is None else self.rollout.training
-        scores = self._scorer.score(samples, training_of(training))
+        whole = {} if training is None else {"trainer_state": training}
+        with handed_over(HandedOver(samples, whole, {})):
+            scores = self._scorer.score(samples, training_of(training))
         abstained = scores.abstained.nonzero()[0].tolist()
         if abstained:
             raise ScoringError(

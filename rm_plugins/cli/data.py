@@ -69,7 +69,7 @@ def check(
     else:
         renderer = _renderer(tokenizer, max_length)
         data_check = DataCheck(
-            lengths=lambda samples: [len(ids) for ids in renderer.untruncated_ids(samples)],
+            token_ids=renderer.untruncated_ids,
             unit="tokens",
             max_length=renderer.rendering.max_length,
             compares_sources=len(parts) > 1,

@@ -18,6 +18,7 @@ from rm_plugins.data.check_texts import (
     one_line,
     row_digests,
 )
+from rm_plugins.data.equal_pairs import CAUSE, equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts
 from rm_plugins.data.row_files import json_line
@@ -26,6 +27,7 @@ from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
 
 Lengths: TypeAlias = Callable[[Sequence[Sample]], Sequence[int]]
+TokenIds: TypeAlias = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]
 
 _QUANTILES = {"shortest": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99, "longest": 1.0}
 _SAMPLES_AT_A_TIME = 512
@@ -35,6 +37,7 @@ _ERRORS = {"malformed": "that cannot be trained on"}
 _WARNINGS = {
     "contradiction": "with the texts of an earlier row and another judgement",
     "identical-pair": "whose winner and loser are the same text",
+    "equal-ids": f"whose winner and loser have equal token ids, for they differ in what is not rendered, {CAUSE}",
     "duplicate": "equal to an earlier row",
     "repeated-completion": "with one completion twice",
     "leaked-sample": "with a prompt and completion that are in an earlier file too",
@@ -55,6 +58,7 @@ class DataCheck:
 
     Args:
         lengths: Gives the length of each of many samples, and raises for one that cannot be rendered.
+        token_ids: Gives the token ids of each in place of `lengths`, which are then their numbers, and pairs are compared.
         unit: What it counts in.
         max_length: What is too long; None for nothing.
         compares_sources: Whether to look for what is in several sources, for which every prompt and sample is remembered.
@@ -72,13 +76,15 @@ class DataCheck:
         self,
         *,
         lengths: Lengths = characters,
+        token_ids: TokenIds | None = None,
         unit: str = "characters",
         max_length: int | None = None,
         compares_sources: bool = True,
     ) -> None:
         self.unit = unit
         self.max_length = max_length
-        self._measure = lengths
+        self._lengths_of = lengths
+        self._token_ids = token_ids
         self._compares_sources = compares_sources
         self._sources: list[SourceCounts] = []
         self._waiting: list[_Waiting] = []
@@ -141,22 +147,29 @@ class DataCheck:
         """Measure the samples that wait, all at once, and take their rows in."""
         waiting, self._waiting, self._waiting_samples = self._waiting, [], 0
         try:
-            lengths = self._measure([sample for row in waiting for sample in row.judged.samples])
+            measured = self._measured([sample for row in waiting for sample in row.judged.samples])
         except Exception:  # whatever a tokenizer or a template raises, at one of the samples
             for row in waiting:
                 try:
-                    lengths = self._measure(row.judged.samples)
+                    measured = self._measured(row.judged.samples)
                 except Exception as error:
                     what = " ".join(f"{type(error).__name__}: {error}".split())
                     self._note("malformed", row.number, what, row.judged.samples[0])
                 else:
-                    self._take(row, lengths)
+                    self._take(row, measured)
             return
-        remaining = iter(lengths)
+        remaining = iter(measured)
         for row in waiting:
             self._take(row, list(islice(remaining, len(row.judged.samples))))
 
-    def _take(self, row: _Waiting, lengths: Sequence[int]) -> None:
+    def _measured(self, samples: Sequence[Sample]) -> list[tuple[int, Sequence[int]]]:
+        """The length of each sample, and its token ids; none where these are not known."""
+        if self._token_ids is None:
+            return [(length, ()) for length in self._lengths_of(samples)]
+        return [(len(ids), ids) for ids in self._token_ids(samples)]
+
+    def _take(self, row: _Waiting, measured: Sequence[tuple[int, Sequence[int]]]) -> None:
+        lengths = [length for length, _ in measured]
         source, judged = self._sources[-1], row.judged
         source.samples += len(judged.samples)
         source.pairs += len(judged.pairs)
@@ -170,7 +183,7 @@ class DataCheck:
         if self.max_length is not None and max(lengths) > self.max_length:
             self._note("overlong", row.number, f"{max(lengths):,} {self.unit}", judged.samples[0])
         self._look_at_texts(row)
-        self._look_for_repetitions(row)
+        self._look_for_repetitions(row, [ids for _, ids in measured])
 
     def _look_at_texts(self, row: _Waiting) -> None:
         judged, sample = row.judged, row.judged.samples[0]
@@ -187,11 +200,13 @@ class DataCheck:
         if empty is not None:
             self._note("empty-completion", row.number, "", empty)
 
-    def _look_for_repetitions(self, row: _Waiting) -> None:
+    def _look_for_repetitions(self, row: _Waiting, token_ids: Sequence[Sequence[int]]) -> None:
         judged, sample = row.judged, row.judged.samples[0]
         prompt, samples = judged.samples[0].prompt_key, [sample.key for sample in judged.samples]
         if any(samples[winner] == samples[loser] for winner, loser in judged.pairs):
             self._note("identical-pair", row.number, "", sample)
+        elif self._token_ids is not None and equal_pairs(token_ids, judged.pairs):
+            self._note("equal-ids", row.number, "", sample)
         elif len(set(samples)) < len(samples):
             self._note("repeated-completion", row.number, "", sample)
         texts, verdict = row_digests(judged, samples)

@@ -31,6 +31,7 @@ from rm_plugins.evaluation.reward_charts import (
 from rm_plugins.evaluation.reward_figures import BINS, ScoredPairs, reward_figures
 from rm_plugins.evaluation.scored_reward import reward_facts, scores_of
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
+from rm_plugins.labels import distinct_labels
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
@@ -187,7 +188,10 @@ class EvaluationRun:
     def add(
         self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""
     ) -> None:
-        """Take a reward with all rows in their order; the other arguments are as in `reward_facts`."""
+        """Take a reward with all rows in their order; the other arguments are as in `reward_facts`.
+
+        Of rewards with equal names, `evaluation` makes distinct ones.
+        """
         values, members = scores_of(rows if self._rewards else self._collected(rows))
         facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
         self._rewards.append((facts, values, members))
@@ -221,8 +225,14 @@ class EvaluationRun:
         settings = {"resamples": resamples, "seed": seed}
         summary = _summary(rows, source, split, suite)
         show = ShownPairs(rows)
-        results = [_result(*reward, rows, suite, show, shown, settings) for reward in self._rewards]
-        first, *others = ((facts["name"], values) for facts, values, _ in self._rewards)
+        known = [facts for facts, _, _ in self._rewards]
+        names = distinct_labels([facts["name"] for facts in known], [facts["source"] for facts in known])
+        rewards = [
+            ({**facts, "name": name}, values, members)
+            for name, (facts, values, members) in zip(names, self._rewards, strict=True)
+        ]
+        results = [_result(*reward, rows, suite, show, shown, settings) for reward in rewards]
+        first, *others = ((facts["name"], values) for facts, values, _ in rewards)
         differences = [reward_difference(rows, first, other, show.pair, shown=shown, **settings) for other in others]
         texts = show.texts(self._again())
         return Evaluation(

@@ -82,15 +82,13 @@ def evaluated(
     recorded = [spec for spec in specs if spec.startswith(COLUMN_SPEC)]
     collector = RowCollector(section=section, by=by, cluster=cluster, recorded=recorded)
     run = EvaluationRun(source.rows, collector, benchmark)
-    names: set[str] = set()
     try:
         for spec in specs:
             if spec in recorded:
-                run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=_unused(spec, names), source=spec)
+                run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=spec, source=spec)
                 continue
             provider = rm.load(spec)
-            name = _unused(provider.label, names)
-            progress.note(f"Evaluating {name}.")
+            progress.note(f"Evaluating {provider.label}.")
             identity = fingerprint(provider)  # reads every weight
             note = {
                 "fingerprint": identity,
@@ -102,7 +100,7 @@ def evaluated(
             jobs.append(RowScoring(provider, source, part, note, run.samples))
             if overwrite:
                 jobs[-1].discard()
-            run.add(provider, jobs[-1].run(batch_size, progress), name=name, source=spec, identity=identity)
+            run.add(provider, jobs[-1].run(batch_size, progress), name=provider.label, source=spec, identity=identity)
             provider.close()
         split = "" if is_data_file(data) else source.split
         yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
@@ -129,14 +127,6 @@ def _source(data: str, suite: Suite | None, split: str | None, mapping: RowMappi
         return (dict(row) for row in islice(judged, limit))
 
     return RowSource(raw.name, split, rows)
-
-
-def _unused(label: str, names: set[str]) -> str:
-    name, number = label, 2
-    while name in names:
-        name, number = f"{label} ({number})", number + 1
-    names.add(name)
-    return name
 
 
 def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:

@@ -127,9 +127,28 @@ def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
 
 
 def _base_of(source: str, revision: str | None) -> str | None:
-    """What an adapter is an adapter of; None where the source is none."""
+    """What an adapter is an adapter of; None where the source is none.
+
+    A path is relative to the working directory or, where it leads nowhere from there, to the adapter.
+
+    Raises:
+        ModelError: The adapter names no base model, or a path that is no folder's.
+    """
     config = found_file(source, _ADAPTER_CONFIG, revision)
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config else None
+    if config is None:
+        return None
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    advice = f"Write where it is into base_model_name_or_path in {config}: a whole path, or a model id of the hub."
+    if not base:
+        raise ModelError(f"The adapter {source} does not say what base model it is of. {advice}")
+    folders = [Path(base).expanduser(), config.parent / base]
+    for folder in folders:
+        if folder.is_dir():
+            return str(folder)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        places = " and ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
+        raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: there is no folder {places}. {advice}")
+    return str(base)
 
 
 @contextmanager
@@ -193,7 +212,10 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
             **shared,
         )
     except OSError as error:
-        raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: {error}") from error
+        raise ModelError(
+            f"{source} is an adapter of {base!r}, which cannot be loaded: {error} If it is a folder, write its whole path into "
+            f"base_model_name_or_path in the adapter's {_ADAPTER_CONFIG}."
+        ) from error
     _check_every_weight(model, info["missing_keys"], source, base, weights)
     others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
     if others:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from numbers import Real
 from typing import Any, ClassVar
@@ -15,11 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.errors import ScoringError, SpecError, did_you_mean
+from rm_plugins.handed_over import handed_to
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
 
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _FACTORY_HINT = "If it makes the reward function, set `factory: true`."
 
 
@@ -29,7 +32,8 @@ class FunctionProvider(Provider):
     Args:
         function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
             ``completions``, ``completion_ids`` (or one of them) and any dataset columns it names (all of them if it has
-            ``**kwargs``). It returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
+            ``**kwargs``). What else a trainer hands over, such as ``trainer_state``, reaches both forms by name. It returns one
+            number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
         factory: Whether the function, called once with `arguments`, returns the reward function.
         concurrent: Whether it waits rather than computes, and is safe to call in another thread, so that an ensemble may have
@@ -40,6 +44,8 @@ class FunctionProvider(Provider):
     """
 
     name: ClassVar[str] = "function"
+    named: frozenset[str]
+    """The parameters of the function, those that `arguments` give left aside."""
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class FunctionProvider(Provider):
             self.function, self.arguments = _made(self.function, self.arguments), {}
         self.label = _name(self.function)
         self.concurrent = _is_async(self.function) if concurrent is None else concurrent
-        self._accepted = self._accepted_parameters()
+        self.named, self._takes_all = self._parameters()
 
     def __getstate__(self) -> dict[str, Any]:
         # What a factory made is often a function inside a function, which cannot be pickled; it is made again instead.
@@ -67,8 +73,8 @@ class FunctionProvider(Provider):
         if self._maker is not None:
             self.function = _made(*self._maker)
 
-    def _accepted_parameters(self) -> frozenset[str] | None:
-        """What a function of TRL's form takes by name, `None` for everything; raises for a function of no known form."""
+    def _parameters(self) -> tuple[frozenset[str], bool]:
+        """What the function names, and whether it takes everything; raises for a function of no known form."""
         parameters = dict(inspect.signature(self.function).parameters)
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name in self.arguments:
@@ -78,41 +84,43 @@ class FunctionProvider(Provider):
                     key=f"arguments.{name}",
                 )
             parameters.pop(name, None)
+        needed = [parameter for parameter in parameters.values() if parameter.default is parameter.empty]
+        positional = [parameter.name for parameter in needed if parameter.kind in _POSITIONAL]
         # One of them is enough: TRL's own rewards are `def reward(completions, **kwargs)` or take the token ids alone.
-        self._takes_samples = not any(name in parameters for name in _TRL_PARAMETERS)
-        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty and parameter.kind not in optional
-        ]
-        if self._takes_samples and len(needed) != 1:
-            raise SpecError(
-                f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
-                f"the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do. {_FACTORY_HINT}",
-                key="function",
-            )
-        return None if takes_all else frozenset(parameters)
+        self._samples_as: str | None = None
+        if not any(name in parameters for name in _TRL_PARAMETERS) and not (takes_all and len(positional) != 1):
+            if len(positional) != 1:
+                raise SpecError(
+                    f"The function {self.label!r} takes ({', '.join(parameters)}). A reward function takes either one argument, "
+                    f"the list of samples, or `prompts`, `completions` and any dataset columns, as TRL's do. {_FACTORY_HINT}",
+                    key="function",
+                )
+            (self._samples_as,) = positional
+        return frozenset(parameters), takes_all
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Call the function once with the whole batch."""
-        if self._takes_samples:
-            answer = self.function(list(samples), **self.arguments)
+        handed = handed_to(samples)
+        columns = dict.fromkeys(name for sample in samples for name in sample.columns)
+        # `def reward(answer, **kwargs)` is of TRL's form where there is an answer.
+        if self._samples_as is None or (self._takes_all and self._samples_as in {**columns, **handed}):
+            by_row = {name: [sample.columns.get(name) for sample in samples] for name in columns}
+            by_row["prompts"] = [sample.prompt for sample in samples]
+            by_row["completions"] = [sample.completion for sample in samples]
+            answer = self.function(**self._taken({**by_row, **handed}), **self.arguments)
         else:
-            answer = self.function(**self._by_name(samples), **self.arguments)
+            handed.pop(self._samples_as, None)
+            answer = self.function(list(samples), **self._taken(handed), **self.arguments)
         if inspect.isawaitable(answer):
             answer = _awaited(answer)
         return answer if isinstance(answer, Scores) else Scores(self._numbers(answer, len(samples)))
 
-    def _by_name(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
-        names = dict.fromkeys(name for sample in samples for name in sample.columns)
-        columns = {name: [sample.columns.get(name) for sample in samples] for name in names}
-        columns["prompts"] = [sample.prompt for sample in samples]
-        columns["completions"] = [sample.completion for sample in samples]
+    def _taken(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function takes of this, the arguments of the spec left aside."""
         return {
-            name: values
-            for name, values in columns.items()
-            if name not in self.arguments and (self._accepted is None or name in self._accepted)
+            name: value
+            for name, value in by_name.items()
+            if name not in self.arguments and (self._takes_all or name in self.named)
         }
 
     def _numbers(self, answer: object, size: int) -> FloatArray:
@@ -139,6 +147,8 @@ class FunctionProvider(Provider):
 
 
 def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):  # TRL's metrics have the name of what is inside
+        function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
 
 

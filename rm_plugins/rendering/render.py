@@ -5,6 +5,7 @@ The same object renders for training and for scoring, which is what makes a rewa
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -356,7 +357,7 @@ def configured_renderer(
     """Renders as a spec says, and where it says nothing as the manifest does.
 
     Args:
-        tokenizer: The model's tokenizer; given the chat template of a file.
+        tokenizer: The model's tokenizer.
         rendering: The choices of the manifest, or the default ones.
         chat_template: ``plain``, or a file with a Jinja template.
         append_eos: See `Rendering`, as for the others.
@@ -369,6 +370,7 @@ def configured_renderer(
         ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
     """
     if chat_template not in (None, PLAIN):
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = _read_chat_template(str(chat_template))
     settings = {
         "chat_template": None if chat_template is None else (PLAIN if chat_template == PLAIN else "tokenizer"),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, SpecError
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from rm_plugins.training_progress import training_progress
 from rm_plugins.transforms import shared_batch
+
+_PREFIX = "rm_plugins/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Training:
 class RewardInTraining:
     """Scores the batches of a trainer.
 
+    - No other reward of the training may have its name, under which it is logged and what it learns is kept.
     - Each is one batch of all processes (see `rm_plugins.transforms.shared_batch`), scored at this point of the training (see
       `rm_plugins.training_progress`).
     - What the provider has learned is put among what the training's checkpoints keep, as ``rm_plugins/NAME``. At the first batch of
@@ -47,9 +51,12 @@ class RewardInTraining:
         name: What the trainer calls it.
     """
 
+    _in_training: ClassVar[weakref.WeakSet[RewardInTraining]] = weakref.WeakSet()
+    """Every reward of this process that has scored for a training."""
+
     def __init__(self, provider: Provider, name: str) -> None:
         self.provider = provider
-        self.key = f"rm_plugins/{name}"
+        self.key = f"{_PREFIX}{name}"
         self._kept: MutableMapping[str, Any] | None = None
 
     def score(self, samples: Sequence[Sample], training: Training | None) -> Scores:
@@ -61,10 +68,13 @@ class RewardInTraining:
 
         Raises:
             DataError: The training is resumed from a checkpoint of another reward.
+            SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
         if training is not None and training.kept is not self._kept:
+            self._check_name(training)
             self._kept = training.kept
+            self._in_training.add(self)
             self._resume(training)
         progress = None if training is None or training.steps <= 0 else min(training.step / training.steps, 1.0)
         with nullcontext() if progress is None else training_progress(progress), shared_batch(self.provider):
@@ -72,6 +82,14 @@ class RewardInTraining:
         if training is not None and (learned := reward_state(self.provider)):
             training.kept[self.key] = learned
         return scores
+
+    def _check_name(self, training: Training) -> None:
+        if any(other.key == self.key and other._kept is training.kept for other in self._in_training):
+            name = self.key.removeprefix(_PREFIX)
+            raise SpecError(
+                f"Two rewards of this training are called {name!r}, and would share their metrics and what they learn. Give one "
+                "another name: reward_func(SPEC, name=...), or `label` in its spec."
+            )
 
     def _resume(self, training: Training) -> None:
         if (learned := training.kept.get(self.key)) is not None:

@@ -47,7 +47,7 @@ class TestSample:
             ([USER], [{"role": "bot", "content": "4"}], r"completion\[0\] has the unknown role 'bot'. Allowed: assistant, dev"),
             ([USER], [{"role": "assistant", "content": None}], r"completion\[0\] needs text as its content, not NoneType"),
             ([USER], [{"role": "assistant"}], r"completion\[0\] needs text as its content"),
-            ([{"role": "user", "content": ["2+2?"]}], "4", r"prompt\[0\].content\[0\] is not a part with a 'type'"),
+            ([{"role": "user", "content": [22]}], "4", r"prompt\[0\].content\[0\] is not a part with a 'type'"),
             ([{"role": "user", "content": [{"type": "text"}]}], "4", r"prompt\[0\].content\[0\] .* 'text' and has no text"),
         ],
     )

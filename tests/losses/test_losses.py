@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.spec import component
 from tests.losses.conftest import (
+    LOSSES,
     REGULARIZERS,
     SPECS,
     attributes_of,
@@ -241,3 +243,19 @@ class TestEveryRegularizer:
         if rows == 0 or name not in ("score-l2", "log-barrier"):
             assert value == 0
             assert (slope == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*(("loss", name) for name in LOSSES), *(("regularizer", name) for name in REGULARIZERS)]
+)
+def test_a_batch_is_left_as_it_is(kind: str, name: str) -> None:
+    term = component(kind, name)
+    given = full_batch_of(term) if kind == "loss" else full_batch(2)
+    before = copy.deepcopy(vars_of(given))
+    term(given)
+    torch.testing.assert_close(vars_of(given), before, rtol=0, atol=0, equal_nan=True)
+
+
+def vars_of(given: RewardBatch) -> dict[str, Any]:
+    columns = {field.name: getattr(given, field.name) for field in fields(given)}
+    return {name: values for name, values in columns.items() if values is not None}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, ScoringError
+from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl.conftest import TRL_WARNINGS
 
@@ -187,3 +189,54 @@ class TestNamedRewards:
         assert dir(rewards) == ["brief"]
         with pytest.raises(AttributeError, match="Did you mean 'brief'"):
             _ = rewards.breif
+
+
+class TestTwoRewardsOfOneName:
+    """They would share a metric, and what one learns would be the other's."""
+
+    def two(self, kind: str, make: Any, tmp_path: Path) -> list[RewardFunction]:
+        if kind == "lambdas":
+            return [
+                reward_func(lambda completions: [0.0] * len(completions)),
+                reward_func(lambda samples: [1.0] * len(samples)),
+            ]
+        folders = [tmp_path / run / "checkpoint-500" for run in ("one", "two")]
+        for folder in folders:
+            shutil.copytree(make(), folder)
+        return [reward_func(str(folder)) for folder in folders]
+
+    @pytest.mark.parametrize("kind", ["lambdas", "folders"])
+    def test_are_refused_at_the_first_batch(self, kind: str, tiny_decoder: Any, tmp_path: Path) -> None:
+        first, second = self.two(kind, tiny_decoder, tmp_path)
+        state, label = TrainerState(), {"lambdas": "<lambda>", "folders": "checkpoint-500"}[kind]
+        first(["Q"], ["a"], trainer_state=state)
+        with pytest.raises(SpecError, match=f"Two rewards of this training are called '{label}'.* name="):
+            second(["Q"], ["a"], trainer_state=state)
+        first(["Q"], ["a"], trainer_state=state)
+        second(["Q"], ["a"], trainer_state=TrainerState())  # another training
+        reward_func(first.provider, name="other")(["Q"], ["a"], trainer_state=state)
+
+    @pytest.mark.parametrize(("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+    def test_in_a_trainer(self, trainer_class: Any, config_class: Any, tiny_policy: Path, tmp_path: Path) -> None:
+        trainer = trainer_class(
+            model=str(tiny_policy),
+            reward_funcs=self.two("lambdas", None, tmp_path),
+            args=config_class(**settings(tmp_path, num_generations=2, max_completion_length=8)),
+            train_dataset=Dataset.from_list(ROWS),
+        )
+        with pytest.raises(SpecError, match="Two rewards of this training are called '<lambda>'"):
+            trainer.train()
+
+    def test_in_online_dpo(self, tiny_policy: Path, tmp_path: Path) -> None:
+        trainer = OnlineDPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_policy),
+            reward_funcs=self.two("lambdas", None, tmp_path),
+            args=OnlineDPOConfig(**settings(tmp_path, per_device_train_batch_size=2, max_new_tokens=8)),
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=AutoTokenizer.from_pretrained(tiny_policy),
+        )
+        with pytest.raises(SpecError, match="Two rewards of this training are called '<lambda>'"):
+            trainer.train()
+
+    def test_a_partial_has_the_name_of_its_function_as_in_trl(self) -> None:
+        assert reward_func(partial(length_reward, answer=None)).__name__ == "length_reward"

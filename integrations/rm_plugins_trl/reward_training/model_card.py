@@ -25,9 +25,16 @@ def complete_model_card(
     section = reward_section(model, {**training, "metrics": metrics})
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8")
+    # What TRL writes of a base model that is a folder, and of a model that has no place on the hub.
+    text = text.replace("[None](https://huggingface.co/None)", _base(training["base_model"]))
+    text = text.replace('pipeline(model="None"', f'pipeline(model="{model}"')
     write_atomically(path, text.replace("## Training procedure", f"{section}\n## Training procedure", 1))
     for evaluation in (evaluations or {}).values():
         write_model_card(folder, evaluation)
+
+
+def _base(source: str) -> str:
+    return f"`{Path(source).resolve().name}`, a local model" if source else "a model that was made in Python"
 
 
 def reward_section(model: str, training: Mapping[str, Any]) -> str:
@@ -39,6 +46,7 @@ def reward_section(model: str, training: Mapping[str, Any]) -> str:
         "Preset": training["preset"] or "none",
         "Rows": ", ".join(f"{name} {count}" for name, count in training["rows"].items()) or "streamed",
         "Over-long rows": ", ".join(f"{name} {count}" for name, count in training["overlong"].items()) or "none",
+        "Pairs with equal token ids": ", ".join(f"{name} {count}" for name, count in training["equal_pairs"].items() if count),
         "Steps": training["steps"],
         "Learning rate": training["learning_rate"],
     }

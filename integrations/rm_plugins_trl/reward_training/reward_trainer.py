@@ -24,7 +24,9 @@ from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 from rm_plugins.spec import component
+from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
+from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
 from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
@@ -35,7 +37,9 @@ from rm_plugins_trl.reward_training.reward_log import RewardLog
 from rm_plugins_trl.reward_training.saving import (
     checkpoint_to_resume,
     load_loss_states,
+    locate_base,
     save_loss_states,
+    training_facts,
     write_trained_manifest,
 )
 from rm_plugins_trl.reward_training.score_head import (
@@ -78,12 +82,14 @@ class RewardTrainer(OpenRewardTrainer):
     Args:
         model: A model id, a folder, or a sequence classifier with the outputs that the loss trains.
         args: The arguments; TRL's own `RewardConfig` gives the default loss.
-        kwargs: Everything else that TRL's trainer takes, but ``data_collator``.
+        kwargs: Everything else that TRL's trainer takes, but ``data_collator``. A model that is handed over is trained, and its
+            configuration says so; all else that is handed over stays as it is.
 
     Attributes:
         heads: What the model's outputs are.
         rows: The dataset rows that are left, by dataset.
         overlong: The dataset rows with a text longer than ``max_length``, by dataset.
+        equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; of a stream they are not counted.
         preset: What the preset of the model's size has set; None if it set nothing.
         last_metrics: The metrics of the last evaluation.
 
@@ -102,7 +108,7 @@ class RewardTrainer(OpenRewardTrainer):
             args = RewardConfig(f"{Path(name).name}-Reward")
         if kwargs.get("data_collator") is not None:
             raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
-        settings = args
+        settings = args = own_copy(args)
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
@@ -110,7 +116,7 @@ class RewardTrainer(OpenRewardTrainer):
         loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
         self._own_needs = own_needs(loss)
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
-        self.losses = [loss, *(copy.deepcopy(loss) for _ in range(settings.members - 1))]
+        self.losses = [copy.deepcopy(loss) for _ in range(settings.members)]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
         }
@@ -123,6 +129,7 @@ class RewardTrainer(OpenRewardTrainer):
         self.heads, self._reward = trained_heads(loss, self.attributes, settings.reward, settings.members)
         self.overlong: dict[str, int] = {}
         self.rows: dict[str, int] = {}
+        self.equal_pairs: dict[str, int] = {}
         self.renderer: Renderer | None = None
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
@@ -135,11 +142,11 @@ class RewardTrainer(OpenRewardTrainer):
         self._metric_prefix = "eval"
         self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
-        peft_config = copy.deepcopy(kwargs.get("peft_config"))  # what is handed over stays as it is
+        # TRL and peft change these, and what is handed over stays as it is.
+        peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
         if peft_config is not None:
             # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
             peft_config.task_type = "SEQ_CLS"
-            kwargs["peft_config"] = peft_config
         model_settings, revision = args.model_init_kwargs, None
         if isinstance(model, str):
             revision = (args.model_init_kwargs or {}).get("revision")
@@ -147,9 +154,9 @@ class RewardTrainer(OpenRewardTrainer):
             if peft_config is not None and (beside := untrained - {*HEADS}):  # such as the pooler of an encoder
                 peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *beside})
             args.model_init_kwargs = None  # they are in the model now
-            if kwargs.get("processing_class") is None:
-                code = args.trust_remote_code
-                kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        kwargs |= {"peft_config": peft_config, "processing_class": tokenizer}
         check_outputs(model, self.heads)
         self._position_limit = position_limit(model.config)
         if settings.early_stopping_patience is not None:
@@ -159,6 +166,7 @@ class RewardTrainer(OpenRewardTrainer):
         super().__init__(model, args, data_collator=Collator(loss.mean_over, self._own_needs), **kwargs)
         self.args.model_init_kwargs = model_settings
         self.args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
+        locate_base(self.model)
         plain = self._plain_model()
         name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
@@ -200,6 +208,7 @@ class RewardTrainer(OpenRewardTrainer):
         )
         if isinstance(tokenized, Dataset):
             self.rows[name] = len(tokenized)
+            self.equal_pairs[name] = count_equal_pairs(tokenized, name, reports=args.should_log)
             check_needs(tokenized, self.losses[0], name, reports=args.should_log)
         return tokenized
 
@@ -332,7 +341,7 @@ class RewardTrainer(OpenRewardTrainer):
         if self.args.save_strategy != "no":
             self.save_model()
             if evaluations:
-                self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
+                self.create_model_card()
         return result
 
     # --- Saving -----------------------------------------------------------------------------------------------------------
@@ -350,7 +359,7 @@ class RewardTrainer(OpenRewardTrainer):
                     self.renderer,
                     heads=self.heads,
                     statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
-                    training=self._training_facts(),
+                    training=training_facts(self),
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
             save_loss_states(self.losses, folder)
@@ -371,29 +380,17 @@ class RewardTrainer(OpenRewardTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _training_facts(self) -> dict[str, Any]:
-        return {
-            "base_model": self.model.config.name_or_path,
-            "loss": self.args.to_dict().get("loss", "bradley-terry"),
-            "formula": self.losses[0].formula,
-            "regularizers": {name: weight for name, (weight, _) in self.regularizers.items()},
-            "preset": self.preset,
-            "rows": self.rows,
-            "overlong": self.overlong,
-            "steps": self.state.global_step,
-            "epochs": self.state.epoch,
-            "learning_rate": self.args.learning_rate,
-            "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "seed": self.args.seed,
-            "metrics": self.last_metrics,
-        }
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`.
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`."""
-        super().create_model_card(*args, **kwargs)
+        Args:
+            model_name: What the card calls the model; by default the last part of the hub id or of the folder's path.
+            args: As TRL's trainer takes them.
+            kwargs: Likewise.
+        """
+        folder = Path(self.args.output_dir).resolve()
+        model = self.hub_model_id or self.args.hub_model_id or folder.name
+        super().create_model_card(model_name or Path(model).name, *args, **kwargs)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            evaluations = {
-                name: evaluation for callback in attached_evaluations(self) for name, evaluation in callback.last.items()
-            }
-            complete_model_card(folder, self.hub_model_id or folder.name, self._training_facts(), evaluations)
+            evaluations = {name: last for callback in attached_evaluations(self) for name, last in callback.last.items()}
+            complete_model_card(folder, model, training_facts(self), evaluations)

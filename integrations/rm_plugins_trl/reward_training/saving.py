@@ -61,6 +61,37 @@ def write_trained_manifest(
     ).write(folder)
 
 
+def training_facts(trainer: Any) -> dict[str, Any]:
+    """What the manifest and the model card say of the training of a `RewardTrainer`."""
+    return {
+        "base_model": trainer.model.config.name_or_path,
+        "loss": trainer.args.to_dict().get("loss", "bradley-terry"),
+        "formula": trainer.losses[0].formula,
+        "regularizers": {name: weight for name, (weight, _) in trainer.regularizers.items()},
+        "preset": trainer.preset,
+        "rows": trainer.rows,
+        "overlong": trainer.overlong,
+        "equal_pairs": trainer.equal_pairs,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "learning_rate": trainer.args.learning_rate,
+        "rows_per_step": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
+        "seed": trainer.args.seed,
+        "metrics": trainer.last_metrics,
+    }
+
+
+def locate_base(model: PreTrainedModel) -> None:
+    """Have an adapter's configuration name a local base model by its whole path, which is right in every working directory.
+
+    Args:
+        model: A model with adapters, or any other, to which nothing happens.
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
+            config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
+
+
 def save_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
     """Write what losses remember, if they do, into a checkpoint's folder."""
     states = [dict(loss.state()) for loss in losses]

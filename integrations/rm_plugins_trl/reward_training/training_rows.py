@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 
+from rm_plugins.data.equal_pairs import equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts
 from rm_plugins.data.row_files import json_line
@@ -28,6 +29,7 @@ _STRUCTURE = {
     "length": Value("int32"),
     "longest": Value("int32"),
     "completion_starts": List(Value("int32")),
+    "equal_pairs": Value("int32"),
     "section": Value("string"),
 }
 _OF_BATCHES = ("sections", "items")  # what a batch has of other names
@@ -36,7 +38,8 @@ _OF_BATCHES = ("sections", "items")  # what a batch has of other names
 def features(own: Sequence[Need] = ()) -> Features:
     """The columns of a tokenized dataset; an empty list stands for what a row does not have.
 
-    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation.
+    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, and ``equal_pairs`` the number
+    of its pairs with equal token ids.
 
     Args:
         own: The needs that a loss brings.
@@ -184,6 +187,7 @@ class Tokenization:
             "length": [sum(map(len, each)) for each in rows],
             "longest": [max(longest[start:stop], default=0) for start, stop in pairwise(bounds)],
             "completion_starts": [starts[start:stop] for start, stop in pairwise(bounds)],
+            "equal_pairs": [len(equal_pairs(each, judged.pairs)) for each, judged in zip(rows, judgements, strict=True)],
             **needed,
             "section": sections,
         }

@@ -10,6 +10,7 @@ import numpy as np
 
 from rm_plugins.engine.score_cache import MEMORY, ScoreCache
 from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.handed_over import OF_THE_RUN
 from rm_plugins.identity import fingerprint
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import (
@@ -21,6 +22,7 @@ from rm_plugins.providers.combinators.parts import (
     summed_work,
 )
 from rm_plugins.providers.combinators.sum import Sum
+from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.samples import Sample, canonical_json
 from rm_plugins.scores import Scores
 from rm_plugins.wire import sample_to_json
@@ -103,6 +105,12 @@ def _check_lasts(reward: Provider) -> None:
             raise SpecError(
                 "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
                 key=f"{path}.weights",
+            )
+        if isinstance(part, FunctionProvider) and (of_the_run := part.named & {*OF_THE_RUN}):
+            raise SpecError(
+                f"{part.label!r} takes {', '.join(sorted(of_the_run))}, which changes while a policy is trained, and a score that was "
+                "kept would not; leave `cached` out.",
+                key=path,
             )
         if depends_on_batch(part):
             raise SpecError(

@@ -1,0 +1,69 @@
+"""What a trainer hands to a reward beside its samples: its state, its hooks for logs, the environments of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from rm_plugins.samples import Sample
+
+OF_THE_RUN = ("environments", "trainer_state")
+"""What TRL hands over that changes while it trains: no column of a sample, and no score that depends on it can be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What belongs to one call of a trainer, for the functions that ask for it by name.
+
+    Args:
+        samples: The batch of the call, [N].
+        whole: Keyword arguments that are the same for every part of the batch.
+        of_rows: Keyword arguments that depend on which rows a function scores, made of their numbers.
+    """
+
+    samples: Sequence[Sample]
+    whole: Mapping[str, Any]
+    of_rows: Mapping[str, Callable[[Sequence[int]], Any]]
+    _rows: Mapping[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # By object, for two rows may be equal; the batch keeps its samples, so that no other has the same id meanwhile.
+        object.__setattr__(self, "_rows", {id(sample): row for row, sample in enumerate(self.samples)})
+
+    def to(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The keyword arguments for a function that scores some of the batch, in any order.
+
+        Samples that a provider has made itself are no rows of the batch: with one of them, there are only those of the whole.
+        """
+        rows = [self._rows[id(sample)] for sample in samples if id(sample) in self._rows]
+        if len(rows) < len(samples):
+            return dict(self.whole)
+        return {**self.whole, **{name: make(rows) for name, make in self.of_rows.items()}}
+
+
+_handed_over: ContextVar[HandedOver | None] = ContextVar("rm_plugins_handed_over", default=None)
+
+
+@contextmanager
+def handed_over(handed: HandedOver) -> Iterator[None]:
+    """Functions that score inside get what they name of this, whatever providers they are in.
+
+    >>> samples = [Sample("Q", "A"), Sample("Q", "B")]
+    >>> with handed_over(HandedOver(samples, {"step": 3}, {"tools": lambda rows: [f"tool {row}" for row in rows]})):
+    ...     handed_to(samples[1:])
+    {'step': 3, 'tools': ['tool 1']}
+    """
+    token = _handed_over.set(handed)
+    try:
+        yield
+    finally:
+        _handed_over.reset(token)
+
+
+def handed_to(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What the trainer that has these samples scored hands over beside them; nothing outside of a trainer."""
+    handed = _handed_over.get()
+    return {} if handed is None else handed.to(samples)

@@ -1,0 +1,40 @@
+"""What several rewards are called where they stand side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def distinct_labels(labels: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Labels of which no two are equal: model folders of one name get as many folders before it as tell them apart, others a number.
+
+    Args:
+        labels: What the rewards are called, [N].
+        sources: What each was loaded from, [N]; empty where this is not known.
+
+    >>> distinct_labels(["checkpoint-500", "checkpoint-500", "f", "f"], ["a/checkpoint-500", "b/checkpoint-500", "m:f", "n:f"])
+    ['a/checkpoint-500', 'b/checkpoint-500', 'f', 'f (2)']
+    """
+    paths = [Path(os.path.abspath(source)) for source in sources]
+    names: list[str] = []
+    for label, path in zip(labels, paths, strict=True):
+        others = {other for name, other in zip(labels, paths, strict=True) if name == label} - {path}
+        same = max((_same_end(path, other) for other in others), default=0)
+        name = "/".join(path.parts[-1 - same :]) if path.name == label else label
+        unused, number = name, 2
+        while unused in names:
+            unused, number = f"{name} ({number})", number + 1
+        names.append(unused)
+    return names
+
+
+def _same_end(path: Path, other: Path) -> int:
+    """How many of the last parts of two paths are the same."""
+    same = 0
+    for one, another in zip(reversed(path.parts), reversed(other.parts), strict=False):
+        if one != another:
+            break
+        same += 1
+    return same
