@@ -21,6 +21,7 @@ from rm_plugins.data.check_texts import (
 from rm_plugins.data.equal_pairs import CAUSE, equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts
+from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
 from rm_plugins.data.transcripts import is_transcript
 from rm_plugins.errors import DataError
@@ -46,6 +47,7 @@ _WARNINGS = {
     "empty-completion": "with an empty completion",
     "empty-prompt": "with an empty prompt",
     "ignored-verdict": "with a column that looks like a verdict and is not read, beside 'chosen' and 'rejected'",
+    "repeated-prompt": "whose completions begin with their prompt, which is rendered twice; --map split-prompt takes it off",
     "transcript": "whose texts are whole conversations ('\\n\\nHuman: '), which --map hh-rlhf splits into messages",
     "no-prompt": "without a prompt, whose completions are judged by themselves",
     "mixed-formats": "of another format than the first row",
@@ -95,6 +97,7 @@ class DataCheck:
         self._lengths: Counter[int] = Counter()
         self._bias = _LengthBiasSums()
         self._first: Judgement | None = None
+        self._repeated = RepeatedPrompts()
         self._rows: dict[bytes, int] = {}  # the texts of this source's rows: where they are first, and how they are judged
         self._prompts: dict[bytes, int] = {}  # the first source that each is in
         self._samples: dict[bytes, int] = {}
@@ -120,6 +123,8 @@ class DataCheck:
             self._note("ignored-verdict", number, shown, judged.samples[0])
         if any(is_transcript(sample.completion) for sample in judged.samples):
             self._note("transcript", number, "", judged.samples[0])
+        if self._repeated.add(row):
+            self._note("repeated-prompt", number, "", judged.samples[0])
         self._waiting.append(_Waiting(number, judged, names, has_prompt=row.get("prompt") is not None))
         self._waiting_samples += len(judged.samples)
         if self._waiting_samples >= _SAMPLES_AT_A_TIME:
@@ -248,6 +253,8 @@ class DataCheck:
         elif self._counts["overlong"] == sound:
             yield Problem("nothing-to-train-on", True, 0, f"every row is longer than {limit}")
         for kind, description in _WARNINGS.items():
+            if kind == "repeated-prompt" and not self._repeated.is_suspicious:
+                continue
             if self._counts[kind]:
                 yield Problem(kind, False, self._counts[kind], description.format(limit=limit), tuple(self._examples[kind]))
 

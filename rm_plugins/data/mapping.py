@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rm_plugins.data.repeated_prompts import split_prompt
 from rm_plugins.data.transcripts import turns_of_transcript
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 
@@ -39,6 +40,7 @@ class RowMapping:
         item: What the answers are called in `items`, and the column that they become: ``completions``, and ``ranks``, ``scores`` or
             ``labels``.
         transcripts: Whether texts are whole conversations (``\\n\\nHuman: ...\\n\\nAssistant: ...``), to be split into messages.
+        split_prompt: Whether a prompt that all completions of a row begin with is taken off them.
 
     Raises:
         SpecError: Settings contradict each other.
@@ -58,6 +60,7 @@ class RowMapping:
     items: str | Sequence[str] = ()
     item: Mapping[str, str] = dataclasses.field(default_factory=dict)
     transcripts: bool = False
+    split_prompt: bool = False
 
     def __post_init__(self) -> None:
         new = [*self.rename.values(), *(["prompt"] if self.prompt else []), *self.item.values()]
@@ -109,7 +112,9 @@ class RowMapping:
             made |= self._listed(row)
         read = {*self.rename, *self.prompt, *self.answers, *self.scores, *_names(self.items), *_names(self.winner)}
         mapped = {name: value for name, value in row.items() if name not in read and name not in made} | made
-        return _with_turns(mapped) if self.transcripts else mapped
+        if self.transcripts:
+            mapped = _with_turns(mapped)
+        return dict(split_prompt(mapped)) if self.split_prompt else mapped
 
     def _compared(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The two answers as a preference pair."""

@@ -39,6 +39,7 @@ PRESETS: Mapping[str, RowMapping] = {
         verdicts={"1": "a", "0": "b"},
         scores=("score_A", "score_B"),
     ),
+    "split-prompt": RowMapping(split_prompt=True),
     "stack-exchange": RowMapping(rename={"question": "prompt", "response_j": "chosen", "response_k": "rejected"}),
     "summarize-from-feedback": RowMapping(
         rename={"info.post": "prompt", "choice": "best"}, items="summaries", item={"text": "completions"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,58 +13,50 @@ _SUSPICIOUS = 0.5
 """The share of rows from which on texts that begin with their prompt are no coincidence."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RepeatedPrompts:
-    """How many rows repeat their prompt.
+    """Counts the rows that repeat their prompt in every completion: ``chosen`` and ``rejected``, ``completion``, or ``completions``.
 
     Args:
         rows: The rows that have a prompt, N.
         texts: The rows all of whose completions are texts that begin with their prompt, as a text may by coincidence.
         conversations: The rows all of whose completions are conversations that begin with the prompt's turns, as no answer does.
-        first: The number of the first row that repeats its prompt, from 0; None for none.
+
+    >>> counted = RepeatedPrompts()
+    >>> counted.add({"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"}), counted.is_suspicious
+    (True, True)
     """
 
-    rows: int
-    texts: int
-    conversations: int
-    first: int | None
+    rows: int = 0
+    texts: int = 0
+    conversations: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Count a row, and say whether it repeats its prompt."""
+        if not row.get("prompt"):
+            return False
+        self.rows += 1
+        if split_prompt(row) is row:
+            return False
+        is_text = all(isinstance(completion, str) for completion in _completions(row))
+        self.texts, self.conversations = self.texts + is_text, self.conversations + (not is_text)
+        return True
 
     @property
     def is_suspicious(self) -> bool:
         """Whether the data repeats its prompts: a conversation does, or at least half of the rows do."""
-        return self.conversations > 0 or 0 < _SUSPICIOUS * self.rows <= self.texts
+        return self.conversations > 0 or (self.texts > 0 and self.texts >= _SUSPICIOUS * self.rows)
 
-    def message(self, name: str, option: str) -> str:
-        """What to tell the user.
-
-        Args:
-            name: What the data is called.
-            option: What splits the rows, such as ``--split-prompt``.
-        """
+    @property
+    def warning(self) -> str:
+        """What to tell the user; empty where nothing is suspicious."""
         return (
-            f"{self.texts + self.conversations} of {self.rows} rows of {name} have completions that begin with their prompt (first: row "
-            f"{self.first}), so that the prompt is rendered twice. {option} takes it off the completions. Where they only continue with "
-            "the same words, leave them as they are."
+            f"{self.texts + self.conversations} of {self.rows} rows with a prompt have completions that begin with it, so that it is "
+            "rendered twice. The mapping split-prompt takes it off (--map split-prompt). Where answers only begin with the same words, "
+            "leave them as they are."
+            if self.is_suspicious
+            else ""
         )
-
-
-def repeated_prompts(rows: Iterable[Mapping[str, Any]]) -> RepeatedPrompts:
-    """Count the rows that repeat their prompt in every completion: ``chosen`` and ``rejected``, ``completion``, or ``completions``.
-
-    >>> repeated_prompts([{"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"}]).is_suspicious
-    True
-    """
-    total, texts, conversations, first = 0, 0, 0, None
-    for number, row in enumerate(rows):
-        if not row.get("prompt"):
-            continue
-        total += 1
-        if split_prompt(row) is row:
-            continue
-        first = number if first is None else first
-        is_text = all(isinstance(completion, str) for completion in _completions(row))
-        texts, conversations = texts + is_text, conversations + (not is_text)
-    return RepeatedPrompts(total, texts, conversations, first)
 
 
 def split_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:

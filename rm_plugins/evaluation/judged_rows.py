@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
+from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
 from rm_plugins.data.score_columns import COLUMN_SPEC, columns_called
 from rm_plugins.errors import DataError, did_you_mean
@@ -119,6 +120,7 @@ class RowCollector:
     ) -> None:
         self._recorded = {column for name in recorded for column in columns_called(name.removeprefix(COLUMN_SPEC))}
         self._ignored: list[str] | None = None
+        self._repeated = RepeatedPrompts()
         self._section_column = section
         self._by = by
         self._cluster = cluster
@@ -159,6 +161,7 @@ class RowCollector:
             self._ignored = ignored_verdicts(row)
             if self._ignored:
                 logger.warning(warning_of_ignored(self._ignored))
+        self._repeated.add(row)
         number, start, count = len(self._prompt), len(self._row), len(judged.samples)
         self._row.extend([number] * count)
         for winner, loser in judged.pairs:
@@ -205,6 +208,8 @@ class RowCollector:
         """
         if self._by is not None and self._by not in self._labels:
             raise DataError(f"No row rates its answers by {self._by!r}. {did_you_mean(self._by, self._labels)}")
+        if self._repeated.is_suspicious:
+            logger.warning(self._repeated.warning)
         by_prompt = self._cluster == "prompt" and len(self._prompts) > 1
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),

@@ -21,6 +21,7 @@ from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_rows
 from rm_plugins.data.rows import row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
@@ -184,17 +185,22 @@ class ScoringJob(RowScoring):
         self.out = out
         self._column = column
         self._told = False
+        self._repeated = RepeatedPrompts()
         super().__init__(provider, RowSource.of(source, split, mapping), part, identity, self._samples_to_score)
         if overwrite:
             self.discard()
 
     def write(self, batch_size: int, progress: JobProgress | None = None) -> int:
         """Score, and write the rows with their scores; returns the number of rows. The arguments are those of `run`."""
-        count = write_rows(map(self._with_scores, self.run(batch_size, progress)), self.out)
+        rows = self.run(batch_size, progress)
+        if self._repeated.is_suspicious:
+            logger.warning(self._repeated.warning)
+        count = write_rows(map(self._with_scores, rows), self.out)
         self.discard()
         return count
 
     def _samples_to_score(self, row: Mapping[str, Any], where: str) -> tuple[rm.Sample, ...]:
+        self._repeated.add(row)
         samples = row_samples(row, where)
         for name in samples.columns([None] * len(samples.names), self._column):
             if any(column == name or column.startswith(f"{name}/") for column in row):

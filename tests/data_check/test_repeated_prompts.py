@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_plugins.data.repeated_prompts import repeated_prompts, split_prompt
+from rm_plugins.data.repeated_prompts import RepeatedPrompts, split_prompt
 from rm_plugins.data.rows import preference_samples
 from tests.data_check.conftest import FIVE, FOUR, USER
 
@@ -49,6 +50,13 @@ WHOLE: dict[str, dict[str, Any]] = {
 }
 
 
+def repeated_prompts(rows: Iterable[dict[str, Any]]) -> RepeatedPrompts:
+    counted = RepeatedPrompts()
+    for row in rows:
+        counted.add(row)
+    return counted
+
+
 @pytest.mark.parametrize("name", SPLIT)
 def test_a_repeated_prompt_is_taken_off(name: str) -> None:
     row, split = SPLIT[name]
@@ -56,7 +64,7 @@ def test_a_repeated_prompt_is_taken_off(name: str) -> None:
     assert split_prompt(row) == split
     assert row == before
     counted = repeated_prompts([row])
-    assert (counted.rows, counted.texts + counted.conversations, counted.first) == (1, 1, 0)
+    assert (counted.rows, counted.texts + counted.conversations) == (1, 1)
     assert counted.is_suspicious
     again = split_prompt(split)
     assert again is split
@@ -72,7 +80,7 @@ def test_a_few_texts_that_begin_like_their_prompt_are_a_coincidence() -> None:
     restating = {"prompt": "def f():", "chosen": "def f(): return 4", "rejected": "def f(): return 5"}
     others = [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}] * 9
     counted = repeated_prompts([*others, restating])
-    assert (counted.rows, counted.texts, counted.first, counted.is_suspicious) == (10, 1, 9, False)
+    assert (counted.rows, counted.texts, counted.is_suspicious) == (10, 1, False)
     assert repeated_prompts([restating, *others[:1]]).is_suspicious
 
 
@@ -80,9 +88,7 @@ def test_one_conversation_is_enough() -> None:
     """No answer begins with the user's own turns."""
     counted = repeated_prompts([*[WHOLE["answers"]] * 9, SPLIT["conversations"][0]])
     assert counted.is_suspicious
-    told = counted.message("pairs.jsonl", "--split-prompt")
-    assert told.startswith("1 of 10 rows of pairs.jsonl have completions that begin with their prompt (first: row 9)")
-    assert "--split-prompt takes it off" in told
+    assert counted.warning.startswith("1 of 10 rows with a prompt have completions that begin with it")
 
 
 TURNS = st.lists(st.sampled_from([SYSTEM, USER]), min_size=1, max_size=3)

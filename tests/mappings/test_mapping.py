@@ -102,7 +102,7 @@ class TestPresets:
     def test_each_is_proposed_and_makes_judged_rows(self, name: str) -> None:
         row = RAW[name]
         proposed = proposed_mapping(row)
-        assert proposed == name or name in ("topical-chat", "orca-pairs")
+        assert proposed == name or name in ("topical-chat", "orca-pairs", "split-prompt")
         judged = judgement(PRESETS[name](row))
         assert judged.pairs or judged.labels or judged.ties
         assert [sample.completion_text for sample in judged.samples] == (["good", "bad"] * 2)[: len(judged.samples)]
@@ -164,6 +164,7 @@ RAW: dict[str, dict[str, Any]] = {
     },
     "safe-rlhf": {"prompt": "Q", "response_0": "bad", "response_1": "good", "better_response_id": 1, "safer_response_id": 0},
     "shp": {"history": "Q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1, "score_A": 52, "score_B": 3},
+    "split-prompt": {"prompt": "Q ", "chosen": "Q good", "rejected": "Q bad"},
     "stack-exchange": {"question": "Q", "response_j": "good", "response_k": "bad"},
     "summarize-from-feedback": {"info": {"post": "Q"}, "summaries": [{"text": "good"}, {"text": "bad"}], "choice": 0},
     "topical-chat": {"source": "Hi.", "context": "A fact.", "system_output": "good", "scores": {"Natural": 2.5, "Engaging": 1}},

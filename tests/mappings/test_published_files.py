@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from rm_plugins.cli import main
 from rm_plugins.rendering.render import Renderer, Rendering
-from rm_plugins_trl.reward_training.train_data import TrainScriptArguments, training_data
+from rm_plugins_trl.reward_training.train_data import TrainScriptArguments, reward_dataset, training_data
 from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at
 from tests.conftest import make_tokenizer
 from tests.mappings.test_mapping import RAW
@@ -104,6 +104,23 @@ def test_columns_renamed_without_their_verdict_are_told_of(tmp_path: Path, caplo
     assert "'winner' looks like a verdict and is not read" in caplog.text
     refused = CliRunner().invoke(main, ["data", "check", str(path)])
     assert "--map '{answers: [response_a, response_b], winner: winner}'" in refused.output
+
+
+def test_prompts_that_completions_repeat_are_told_of_and_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Q{number} ", "chosen": f"Q{number} good", "rejected": f"Q{number} bad"} for number in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = json.loads(CliRunner().invoke(main, ["data", "check", str(path), "--json"]).stdout)
+    assert [problem["count"] for problem in report["problems"] if problem["kind"] == "repeated-prompt"] == [3]
+    for command in (["evaluate"], ["score", "-o", str(tmp_path / "out.jsonl")]):
+        caplog.clear()
+        CliRunner().invoke(main, [*command, "tests.mappings.rewards:goodness", str(path)])
+        assert caplog.text.count("3 of 3 rows with a prompt have completions that begin with it") == 1
+    dataset = reward_dataset(str(path))
+    assert "--map split-prompt" in looked_at(dataset)[1][0]
+    assert looked_at(reward_dataset(str(path), map="split-prompt")) == ((), [])
+    split = json.loads(CliRunner().invoke(main, ["data", "check", str(path), "--map", "split-prompt", "--json"]).stdout)
+    assert split["problems"] == []
 
 
 def test_rank_and_score_map_as_well(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 
-from rm_plugins.data.presets import warning_of_ignored
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
@@ -122,10 +121,10 @@ class RewardTrainer(OpenRewardTrainer):
         }
         self._settings = settings
         data = kwargs.get("train_dataset")
-        rated, ignored = ((), []) if data is None else looked_at(data)
+        rated, warnings = ((), []) if data is None else looked_at(data)
         self.attributes = tuple(settings.attributes or rated)
-        if ignored:
-            logger.warning(warning_of_ignored(ignored))
+        for warning in warnings:
+            logger.warning(warning)
         self.heads, self._reward = trained_heads(loss, self.attributes, settings.reward, settings.members)
         self.overlong: dict[str, int] = {}
         self.rows: dict[str, int] = {}

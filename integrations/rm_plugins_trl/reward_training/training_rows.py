@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from rm_plugins.data.equal_pairs import equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
-from rm_plugins.data.presets import ignored_verdicts
+from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
+from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses import Need
@@ -62,6 +63,7 @@ def features(own: Sequence[Need] = ()) -> Features:
 
 COLUMNS = tuple(features())
 _ROW_JSON = "row_json"
+_LOOKED_AT = 1_000
 _RATED = {"score", "scores", "label", "labels"}
 
 
@@ -93,9 +95,9 @@ def _row(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
-    """What the rows of a training dataset are rated on, and its columns that look like a verdict and are not read.
+    """What the rows of a training dataset are rated on, and warnings of its columns and prompts.
 
-    Of a stream, whose rows come later, the first one is looked at.
+    Of a stream, whose rows come later, the first one is looked at. Whether prompts are repeated is seen in the first rows.
 
     Raises:
         DataError: A row is in none of the formats.
@@ -105,6 +107,9 @@ def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
         return (), []
     attributes: dict[str, None] = {}
     ignored: dict[str, None] = {}
+    repeated = RepeatedPrompts()
+    for columns in islice(dataset, _LOOKED_AT) if isinstance(dataset, Dataset) else [first]:
+        repeated.add(_row(columns))
     all_alike = not isinstance(dataset, Dataset) or not first.keys() & {_ROW_JSON, *_RATED}
     for number, columns in enumerate([first] if all_alike else dataset):
         row = _row(columns)
@@ -114,7 +119,8 @@ def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
             raise DataError(f"Row {number} of the train dataset: {error}") from error
         if row.get("chosen") is not None and row.get("rejected") is not None:
             ignored |= dict.fromkeys(ignored_verdicts(row))
-    return tuple(attributes), list(ignored)
+    warnings = [warning_of_ignored([*ignored]) if ignored else "", repeated.warning]
+    return tuple(attributes), [warning for warning in warnings if warning]
 
 
 @dataclass(frozen=True, slots=True)
