@@ -104,3 +104,23 @@ def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
         *("--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
     )
     assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["rows_per_step"] == 8
+
+
+def test_published_rows_are_mapped(tiny_decoder: Any, tmp_path: Path) -> None:
+    row = {
+        "instruction": "Do.",
+        "input": "",
+        "response1": "bad",
+        "response2": "good",
+        "annotator1": 2,
+        "annotator2": 0,
+        "annotator3": 2,
+    }
+    (tmp_path / "testset.json").write_text(
+        json.dumps([{**row, "instruction": f"Do {number}."} for number in range(8)], indent=2), "utf-8"
+    )
+    run_program(
+        *("rm_plugins", "train", "--model_name_or_path", tiny_decoder(), "--dataset_name", tmp_path / "testset.json"),
+        *("--map", "pandalm", "--loss", "soft-bradley-terry", "--output_dir", tmp_path / "rm", "--max_steps", "2", *QUIET),
+    )
+    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["rows"] == {"train": 8}
