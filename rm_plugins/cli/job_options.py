@@ -41,8 +41,8 @@ def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
     path = Path(source)
     if is_data_file(source):
         return path.with_name(f"{without_data_ending(path.name)}.{ending}.jsonl")
-    name = path.resolve().name if path.exists() else source.replace("/", "--")
-    return Path(f"{name}{'' if split == 'train' else f'.{split}'}.{ending}.jsonl")
+    name = source.strip("/").replace("/", "--")
+    return Path(f"{name}@{split}.{ending}.jsonl")
 
 
 def _mapping(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> RowMapping | None:

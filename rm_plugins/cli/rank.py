@@ -107,7 +107,7 @@ def command(
             _try(gold)
         except RmPluginsError as error:
             raise DataError(
-                f"--gold {gold!r} is no column of the first row, and as a spec it cannot be loaded: {error}"
+                f"--gold {gold!r} is no column of the first rows, and as a spec it cannot be loaded: {error}"
             ) from error
     if overwrite:
         for old in (kept, kept_gold, rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from click.core import ParameterSource
 
 from rm_plugins.errors import DataError
 from rm_plugins.jobs.scored_rows import RowSource
+
+_LOOKED_AT = 1_000
+"""The rows in which a column is looked for."""
 
 OF_GENERATE = (
     "engine",
@@ -144,7 +148,7 @@ def gold_column(gold: str | None, source: RowSource, generate: str | None) -> st
         UsageError: It names a column, and completions that are written anew have none.
         DataError: The file cannot be read.
     """
-    if gold is None or gold not in (next(source.rows(), None) or {}):
+    if gold is None or not any(gold in row for row in islice(source.rows(), _LOOKED_AT)):
         return None
     if generate is not None:
         raise click.UsageError(

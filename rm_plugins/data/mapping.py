@@ -15,8 +15,15 @@ from rm_plugins.data.transcripts import turns_of_transcript
 from rm_plugins.errors import DataError, SpecError, did_you_mean
 
 Verdict: TypeAlias = Literal["a", "b", "tie"]
-_SHARE_OF_A: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
-_TIES = re.compile(r"(tie|tied|draw|both|equal|same|neither|none)\b", re.IGNORECASE)
+_VOTES: Mapping[str, float] = {"a": 1.0, "b": -1.0, "tie": 0.0}
+_TIES = re.compile(
+    r"tied?|draw|equal|same|(both|neither)([ _-]?(are[ _])?(bad|good|fine|equal))?|tie \(\s*both ?(bad|good)\s*\)"
+)
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+_COMPARED = re.compile(r"(\w+) ?(>+|<+|=+) ?(\w+)")
+_CALLED = "(model|response|answer|assistant|output|option|candidate|completion|conversation|chatbot|system|summary|text|reply)"
+_DECIDED = ("tie", "margin", "confidence")
+"""Columns that a mapping of answers decides on, so that a file's own would contradict it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +34,13 @@ class RowMapping:
 
     Args:
         rename: What is read by another name: the column of the file, and the name that rows are read by.
-        prompt: Columns that together are the prompt, one paragraph each; empty ones are left out.
+        prompt: Columns that together are the prompt, one paragraph each; empty ones are left out, and one with a question mark behind its
+            name (``input?``) may be absent.
         answers: The columns of answer A and answer B; the better one becomes ``chosen``, the other ``rejected``.
         winner: The column that says which is better; or several, one an annotator; or one for each of ``a``, ``b`` and ``tie``, of which
             one is true. Without it, `scores` do.
-        verdicts: What values of `winner` mean: ``a``, ``b`` or ``tie``. What names a column of `answers`, or ends as it does
-            (``model_a`` and ``response_a``; 1 and ``output_1``), and words for a tie are understood without it.
+        verdicts: What each value of `winner` means: ``a``, ``b`` or ``tie``. Without it, a value names a column of `answers` or what tells
+            it from the other one (``model_a``, ``A`` and ``response_a``; 1 and ``output_1``), compares them (``A>B``), or says tie.
         scale: What a number as `winner` means: a ``choice``, as in `verdicts`; ``probability``, how probable it is that A is
             better; or ``signed``, the margin by which B is better, negative where A is.
         scores: The columns with the scores of A and of B, which become ``chosen_score`` and ``rejected_score``.
@@ -78,7 +86,9 @@ class RowMapping:
             raise SpecError("The `scores` of a mapping are two columns, the scores of answer A and of answer B.")
         if bool(self.items) != bool(self.item) or (self.item and "completions" not in self.item.values()):
             raise SpecError("A mapping with `items` says in `item` what they hold, at least `item: {text: completions}`.")
-        unknown = sorted({str(verdict) for verdict in self.verdicts.values()} - _SHARE_OF_A.keys())
+        if isinstance(self.winner, Mapping) and not self.winner.keys() <= _VOTES.keys():
+            raise SpecError(f"The `winner` of a mapping has columns for a, b and tie, not for {', '.join(self.winner)}.")
+        unknown = sorted({str(verdict) for verdict in self.verdicts.values()} - _VOTES.keys())
         if unknown:
             raise SpecError(f"A verdict of a mapping is a, b or tie, not {unknown[0]!r}.")
 
@@ -92,10 +102,16 @@ class RowMapping:
         return settings
 
     @property
+    def _read(self) -> frozenset[str]:
+        """The columns that it makes others of."""
+        parts = (name.removesuffix("?") for name in self.prompt)
+        return frozenset([*self.rename, *parts, *self.answers, *self.scores, *_names(self.items), *_names(self.winner)])
+
+    @property
     def columns(self) -> frozenset[str]:
-        """The columns of the file that it needs, but for empty parts of a prompt."""
-        paths = [*self.rename, *self.prompt[-1:], *self.answers, *self.scores, *_names(self.items), *_names(self.winner)]
-        return frozenset(path.partition(".")[0] for path in paths)
+        """The columns of the file that it needs."""
+        optional = {name.removesuffix("?") for name in self.prompt if name.endswith("?")}
+        return frozenset(path.partition(".")[0] for path in self._read - optional)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row in one of our formats.
@@ -106,82 +122,103 @@ class RowMapping:
         made = {new: _at(row, old) for old, new in self.rename.items()}
         if self.prompt:
             made["prompt"] = "\n\n".join(part for name in self.prompt if (part := _text(row, name)))
+            if not made["prompt"]:
+                raise DataError(f"the prompt is empty: {', '.join(map(repr, self.prompt))} say nothing.")
         if self.answers:
             made |= self._compared(row)
         if self.items:
             made |= self._listed(row)
-        read = {*self.rename, *self.prompt, *self.answers, *self.scores, *_names(self.items), *_names(self.winner)}
-        mapped = {name: value for name, value in row.items() if name not in read and name not in made} | made
+        mapped = {name: value for name, value in row.items() if name not in self._read and name not in made} | made
         if self.transcripts:
             mapped = _with_turns(mapped)
         return dict(split_prompt(mapped)) if self.split_prompt else mapped
 
     def _compared(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The two answers as a preference pair."""
-        votes = [share for share in self._votes(row) if share is not None]
+        for name in self.answers:
+            if _at(row, name) is None:
+                raise DataError(f"the answer {name!r} is null.")
+        for name in _DECIDED:
+            if row.get(name) is not None and name not in self._read:
+                raise DataError(f"there is {name!r}, which the mapping of answers decides on. Map it to another name.")
+        votes = [vote for vote in self._votes(row) if vote is not None]
         if not votes:
             raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} say nothing: all are null.")
-        share = math.fsum(votes) / len(votes)
-        sides = (0, 1) if share >= 0.5 else (1, 0)
+        vote = math.fsum(votes) / len(votes)
+        sides = (0, 1) if vote >= 0 else (1, 0)
         made = {name: _at(row, self.answers[side]) for name, side in zip(("chosen", "rejected"), sides, strict=True)}
         if self.scores:
             made |= {
                 name: _score(row, self.scores[side])
                 for name, side in zip(("chosen_score", "rejected_score"), sides, strict=True)
             }
-        if share == 0.5:
+        if vote == 0:
             made["tie"] = True
         elif self.scale == "signed":
-            made["margin"] = math.fsum(abs(_number(_at(row, name))) for name in _names(self.winner)) / len(votes)
-        elif len(votes) > 1 or 0 < share < 1:
-            made["confidence"] = max(share, 1 - share)
+            made["margin"] = abs(vote)
+        elif len(votes) > 1 or abs(vote) < 1:
+            made["confidence"] = (1 + abs(vote)) / 2
         return made
 
     def _votes(self, row: Mapping[str, Any]) -> Iterable[float | None]:
-        """What each annotator says, as the share of A: 1, 0, or between."""
+        """What each annotator says: 1 for A, -1 for B, 0 for a tie; or by how much A is better."""
         if isinstance(self.winner, Mapping):
             flags = {verdict: _is_true(_at(row, column)) for verdict, column in self.winner.items()}
             if sum(flags.values()) != 1:
-                raise DataError(
-                    f"of the columns {', '.join(map(repr, self.winner.values()))} one must be true, not {sum(flags.values())}."
-                )
-            yield next(_SHARE_OF_A[verdict] for verdict, holds in flags.items() if holds)
+                columns = ", ".join(map(repr, self.winner.values()))
+                raise DataError(f"of the columns {columns} one must be true, not {sum(flags.values())}.")
+            yield next(_VOTES[verdict] for verdict, holds in flags.items() if holds)
         elif self.winner:
             for name in _names(self.winner):
                 value = _at(row, name)
                 for vote in value if isinstance(value, list) else [value]:
-                    yield None if vote is None else self._share(vote, name)
+                    yield None if vote is None else self._vote(vote, name)
         else:
             a, b = (_score(row, name) for name in self.scores)
-            yield None if a is None or b is None else (a > b) + (a == b) / 2
+            yield None if a is None or b is None else float((a > b) - (a < b))
 
-    def _share(self, value: Any, column: str) -> float:
+    def _vote(self, value: Any, column: str) -> float:
         text = _plain(value)
-        for known, verdict in self.verdicts.items():
-            if _plain(known) == text:
-                return _SHARE_OF_A[verdict]
-        if self.scale != "choice":
-            number = _number(value)
-            if self.scale == "signed" and not math.isnan(number):
-                return (number < 0) + (number == 0) / 2
-            if 0 <= number <= 1:
-                return number
+        allowed = "what names an answer, compares them (A>B), or says tie"
+        if self.verdicts:
+            allowed = f"one of {', '.join(map(str, self.verdicts))}"
+            if (verdict := {_plain(known): verdict for known, verdict in self.verdicts.items()}.get(text)) is not None:
+                return _VOTES[verdict]
+        elif self.scale == "choice":
+            if (vote := self._choice(text)) is not None:
+                return vote
+        elif self.scale == "signed":
+            allowed = "a finite number"
+            if math.isfinite(number := _number(value)):
+                return -number
         else:
-            names = [name.lower() for name in self.answers]
-            ends = [_end(name, other) for name, other in (names, names[::-1])]
-            matches = [
-                text in (name, end) or re.search(rf"[^a-z0-9]{re.escape(end)}$", text) is not None
-                for name, end in zip(names, ends, strict=True)
-            ]
-            if sum(matches) == 1:
-                return float(matches[0])
-            if _TIES.match(text):
-                return 0.5
-        allowed = {"probability": "a number from 0 to 1", "signed": "a number"}.get(self.scale, "what names an answer or a tie")
+            allowed = "a number from 0 to 1"
+            if 0 <= (number := _number(value)) <= 1:
+                return 2 * number - 1
         raise DataError(
             f"{column!r} is {value!r:.80}; {allowed} is understood of the answers {', '.join(map(repr, self.answers))}. Say what it "
-            f"means: verdicts: {{{text or repr(value)}: a}}, with a, b or tie."
+            f"means: verdicts: {{{text or repr(value):.40}: a}}, with a, b or tie for each value; or scale: signed, or probability."
         )
+
+    def _choice(self, text: str) -> float | None:
+        """What a verdict in words says; None for what is not understood."""
+        side = self._side(text)
+        if side is not None:
+            return side
+        if (compared := _COMPARED.fullmatch(text)) is not None:
+            left, right = self._side(compared[1]), self._side(compared[3])
+            if left is not None and right is not None and left == -right:
+                return left * {">": 1, "<": -1, "=": 0}[compared[2][0]]
+        return 0.0 if _TIES.fullmatch(text) else None
+
+    def _side(self, text: str) -> float | None:
+        """1 for what names answer A, -1 for answer B: the column, what tells it from the other one, or that after a word for an answer."""
+        names = [name.lower() for name in self.answers]
+        ends = [_end(name, other) for name, other in (names, names[::-1])]
+        text = text.strip("[]")
+        plain = text if _NUMBER.fullmatch(text) else re.sub(f"^{_CALLED}[ _-]?", "", text)
+        matches = [text == name or plain == end for name, end in zip(names, ends, strict=True)]
+        return None if matches[0] == matches[1] else 1.0 if matches[0] else -1.0
 
     def _listed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A list of answers with what is known of each, as columns."""
@@ -216,17 +253,23 @@ def _at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    value = _at(row, name) if name in row or "." in name else None
+    try:
+        value = _at(row, name.removesuffix("?"))
+    except DataError:
+        if not name.endswith("?"):
+            raise
+        value = None
     if value is not None and not isinstance(value, str):
         raise DataError(f"{name!r} is {value!r:.80}; as a part of a prompt it must be text.")
     return (value or "").strip()
 
 
 def _plain(value: Any) -> str:
-    """A verdict as text: 1, 1.0 and true are the same, and so are upper and lower case."""
-    if isinstance(value, (bool, int, float)):
-        value = f"{float(value):g}"
-    text = str(value).strip().lower()
+    """A verdict as text: 1, 1.0, "1.0" and true are the same, and so are upper and lower case."""
+    text = str(int(value) if isinstance(value, bool) else value).strip().lower()
+    if _NUMBER.fullmatch(text):
+        whole, _, fraction = text.lstrip("+").partition(".")
+        return whole if not fraction.strip("0") else f"{whole}.{fraction.rstrip('0')}"
     return {"true": "1", "false": "0"}.get(text, text)
 
 

@@ -24,12 +24,12 @@ PRESETS: Mapping[str, RowMapping] = {
     ),
     "llmbar": RowMapping(rename={"input": "prompt"}, answers=("output_1", "output_2"), winner="label"),
     "nectar": RowMapping(items="answers", item={"answer": "completions", "rank": "ranks"}, transcripts=True),
-    "orca-pairs": RowMapping(prompt=("system", "question")),
+    "orca-pairs": RowMapping(prompt=("system?", "question")),
     "pandalm": RowMapping(
-        prompt=("input", "instruction"),
+        prompt=("input?", "instruction"),
         answers=("response1", "response2"),
         winner=("annotator1", "annotator2", "annotator3"),
-        verdicts={"0": "tie"},
+        verdicts={"0": "tie", "1": "a", "2": "b"},
     ),
     "safe-rlhf": RowMapping(answers=("response_0", "response_1"), winner="better_response_id"),
     "shp": RowMapping(
@@ -42,9 +42,9 @@ PRESETS: Mapping[str, RowMapping] = {
     "split-prompt": RowMapping(split_prompt=True),
     "stack-exchange": RowMapping(rename={"question": "prompt", "response_j": "chosen", "response_k": "rejected"}),
     "summarize-from-feedback": RowMapping(
-        rename={"info.post": "prompt", "choice": "best"}, items="summaries", item={"text": "completions"}
+        prompt=("info.post?", "info.article?"), rename={"choice": "best"}, items="summaries", item={"text": "completions"}
     ),
-    "topical-chat": RowMapping(prompt=("context", "source"), rename={"system_output": "completion"}),
+    "topical-chat": RowMapping(prompt=("context?", "source"), rename={"system_output": "completion"}),
     "ukp-convarg": RowMapping(answers=("a1", "a2"), winner="label"),
     "ultrafeedback": RowMapping(
         rename={"instruction": "prompt"}, items="completions", item={"response": "completions", "overall_score": "scores"}
@@ -71,7 +71,7 @@ def proposed_mapping(row: Mapping[str, Any]) -> str:
     """What to give to ``--map`` for a row in a published shape; empty where none is known.
 
     >>> proposed_mapping({"question": "2+2?", "response_a": "4", "response_b": "5", "winner": "model_a"})
-    '{rename: {question: prompt}, answers: [response_a, response_b], winner: winner}'
+    '{answers: [response_a, response_b], winner: winner, rename: {question: prompt}}'
     """
     present = [name for name, value in row.items() if value is not None]
     fitting = [
@@ -86,23 +86,35 @@ def proposed_mapping(row: Mapping[str, Any]) -> str:
         end = name[-1]
         other = name[:-1] + _OTHER.get(end, "")
         if _ANSWER.fullmatch(name) and other in present:
-            prompt = next((column for column in _PROMPTS if column in present), "prompt")
-            renamed = "" if prompt == "prompt" else f"rename: {{{prompt}: prompt}}, "
-            scores = next(
-                ([f"{stem}{end}", f"{stem}{_OTHER[end]}"] for stem in ("score_", "score") if f"{stem}{end}" in present), None
-            )
-            scored = f", scores: [{', '.join(scores)}]" if scores is not None and {*scores} <= {*present} else ""
-            return f"{{{renamed}answers: [{name}, {other}], winner: {winner}{scored}}}"
+            settings: dict[str, Any] = {"answers": (name, other), "winner": winner}
+            prompts = [column for column in _PROMPTS if column in present]
+            if prompts not in ([], ["prompt"]):
+                settings |= {"prompt": prompts} if len(prompts) > 1 else {"rename": {prompts[0]: "prompt"}}
+            scores = [(f"{stem}{end}", f"{stem}{_OTHER[end]}") for stem in ("score_", "score")]
+            settings |= next(({"scores": pair} for pair in scores if {*pair} <= {*present}), {})
+            if _judges(RowMapping(**settings), row):
+                return _written(settings)
     return ""
 
 
+def _written(value: Any) -> str:
+    """A mapping's settings as YAML in braces."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
+    return f"[{', '.join(value)}]" if isinstance(value, (list, tuple)) else str(value)
+
+
 def _judges(preset: RowMapping, row: Mapping[str, Any]) -> bool:
-    """Whether the preset makes a judged row of this one."""
+    """Whether the preset makes a judged row of this one, and leaves nothing that looks like another part of the prompt, or a verdict."""
     try:
-        made = {name for name, value in preset(row).items() if value is not None}
+        made = {name: value for name, value in preset(row).items() if value is not None}
     except DataError:
         return False
-    return {"chosen", "rejected"} <= made or ("completions" in made and bool(made & {"ranks", "scores", "labels", "best"}))
+    if any(isinstance(made.get(name), (str, list)) for name in _PROMPTS[1:]):
+        return False
+    if made.keys() >= {"chosen", "rejected"}:
+        return not ignored_verdicts(made)
+    return "completions" in made and bool(made.keys() & {"ranks", "scores", "labels", "best"})
 
 
 def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:

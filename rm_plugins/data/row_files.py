@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ast
 import csv
+import glob
 import gzip
 import json
 import logging
 import math
+import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
+from functools import partial
 from io import BufferedReader, TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.written_mapping import mapping_beside
+from rm_plugins.data.written_mapping import mapping_beside, tell_of_unread_mapping
 from rm_plugins.errors import DataError
 from rm_plugins.files import replacing
 from rm_plugins.samples import PROMPT_COLUMNS
@@ -45,6 +49,10 @@ _OF_VALUES = {
     *PROMPT_COLUMNS,
 }
 """The columns that rows are read by and that are no text: in a CSV file, where everything is text, they are JSON."""
+
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["']role["']""", re.DOTALL)
+_OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
+"""What `rm-plugins score` and `rank` write beside their input, which is no data of the folder."""
 
 _Refuse: TypeAlias = Callable[[DataError], None]
 _READ_AT_ONCE = 1024
@@ -87,48 +95,78 @@ def read_rows(
     Raises:
         DataError: There is no such file, it cannot be read, or a line is no row; the message names file and line.
     """
-    mapping = mapping or mapping_beside(source)
-    for number, row in enumerate(_read(source, split, on_bad_line), start=1):
+    if mapping is None:
+        mapping = mapping_beside(source)
+    else:
+        tell_of_unread_mapping(source)
+    if source == "-":
+        yield from _mapped(_standard_input, "standard input", mapping, on_bad_line)
+    elif is_data_file(source):
+        yield from _mapped(partial(_path_rows, Path(source)), source, mapping, on_bad_line)
+    elif (files := _folder_files(source, split)) is not None:
+        for file in files:
+            own = mapping or mapping_beside(str(file))
+            yield from _mapped(partial(_path_rows, file), str(file), own, on_bad_line)
+    else:
+        yield from _mapped(lambda _: _dataset_rows(source, split), source, mapping, on_bad_line)
+
+
+def _mapped(
+    read: Callable[[_Refuse], Iterator[dict[str, Any]]], name: str, mapping: RowMapping | None, on_bad_line: _Refuse | None
+) -> Iterator[dict[str, Any]]:
+    """Rows as a mapping makes them; what is no row, or cannot be mapped, is handed to `on_bad_line`, or raised."""
+    bad = 0
+
+    def refuse(error: DataError) -> None:
+        nonlocal bad
+        bad += 1
+        if on_bad_line is None:
+            raise error
+        on_bad_line(error)
+
+    for number, row in enumerate(read(refuse), start=1):
         if mapping is None:
             yield row
             continue
         try:
-            yield mapping(row)
+            mapped = mapping(row)
         except DataError as error:
-            refused = DataError(f"{source}, row {number}: {error}")
+            refused = DataError(f"{name}, row {number + bad}: {error}")
             if on_bad_line is None:
                 raise refused from error
             on_bad_line(refused)
+        else:
+            yield mapped
 
 
-def _read(source: str, split: str, on_bad_line: _Refuse | None) -> Iterator[dict[str, Any]]:
-    if source == "-":
-        yield from _file_rows(getattr(sys.stdin, "buffer", sys.stdin), "standard input", ".jsonl", on_bad_line)
-    elif is_data_file(source):
-        yield from _path_rows(Path(source), on_bad_line)
-    elif (files := _folder_files(source, split)) is not None:
-        for file in files:
-            yield from _path_rows(file, on_bad_line)
-    else:
-        yield from _dataset_rows(source, split)
+def _standard_input(refuse: _Refuse) -> Iterator[dict[str, Any]]:
+    if sys.stdin is None:
+        raise DataError("Standard input is closed.")
+    with _read_errors("standard input"):
+        yield from _file_rows(getattr(sys.stdin, "buffer", sys.stdin), "standard input", ".jsonl", refuse)
 
 
-def _path_rows(path: Path, on_bad_line: _Refuse | None) -> Iterator[dict[str, Any]]:
+def _path_rows(path: Path, refuse: _Refuse) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"There is no file {str(path)!r}.")
     name = path.name.lower()
     for ending in _COMPRESSED:
         name = name.removesuffix(ending)
+    with _read_errors(str(path)), path.open("rb") as file:
+        yield from _file_rows(file, str(path), Path(name).suffix, refuse)
+
+
+@contextmanager
+def _read_errors(name: str) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            yield from _file_rows(file, str(path), Path(name).suffix, on_bad_line)
+        yield
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{name} cannot be read: {error}") from error
 
 
-def _file_rows(file: IO[Any], name: str, ending: str, on_bad_line: _Refuse | None) -> Iterator[dict[str, Any]]:
+def _file_rows(file: IO[Any], name: str, ending: str, refuse: _Refuse) -> Iterator[dict[str, Any]]:
     if ending in _TABLES:
         yield from _table_rows(file, ending)
         return
@@ -138,10 +176,8 @@ def _file_rows(file: IO[Any], name: str, ending: str, on_bad_line: _Refuse | Non
         for row in rows:
             if isinstance(row, dict):
                 yield row
-            elif on_bad_line is None:
-                raise row
             else:
-                on_bad_line(row)
+                refuse(row)
 
 
 def _text_of(file: Any, stack: ExitStack) -> IO[str]:
@@ -198,7 +234,22 @@ def _no_mapping(row: Any, where: str) -> DataError:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+    try:
+        return json.loads(text, parse_constant=_constant, object_pairs_hook=_without_repetition)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
+def _without_repetition(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(items)
+    if len(values) < len(items):
+        names = [name for name, _ in items]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return values
 
 
 # --- CSV and TSV ----------------------------------------------------------------------------------------------------------
@@ -209,6 +260,7 @@ def _csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any
     csv.field_size_limit(2**31 - 1)
     lines = _tsv_lines(text) if ending == ".tsv" else csv.reader(text, strict=True)
     header: list[str] | None = None
+    number = 0
     while True:
         try:
             values = next(lines, None)
@@ -218,16 +270,20 @@ def _csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any
             return
         if not values:
             continue
+        number += 1
         if header is None:
             header = values
             if repeated := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(f"{source} has the column {repeated[0]!r} twice. Rename one.")
         elif len(values) != len(header):
-            what = f"a row has {len(values)} values and the header has {len(header)} columns"
+            what = f"there are {len(values)} values and the header has {len(header)} columns"
             hint = "a line break in a value" if ending == ".tsv" else "a comma or quote in a value"
-            yield DataError(f"{source}: {what}: {values[0]!r:.80}. Is it {hint}? JSON Lines has neither.")
+            yield DataError(f"{source}, row {number - 1}: {what}: {values[0]!r:.80}. Is it {hint}? JSON Lines has neither.")
         else:
-            yield {name: _csv_value(name, value) for name, value in zip(header, values, strict=True)}
+            try:
+                yield {name: _csv_value(name, value) for name, value in zip(header, values, strict=True)}
+            except DataError as error:
+                yield DataError(f"{source}, row {number - 1}: {error}")
 
 
 def _tsv_lines(text: Iterable[str]) -> Iterator[list[str]]:
@@ -247,14 +303,15 @@ def _csv_value(column: str, value: str) -> Any:
     if column in _OF_VALUES:
         with suppress(ValueError):
             return _parsed(value.lower() if value in ("True", "False") else value)
-    if value.startswith("[{"):
+    if _MESSAGES.match(value):
         messages: Any = None
-        try:
-            messages = _parsed(value)
-        except ValueError:
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                messages = ast.literal_eval(value)  # as Python prints a list
-        if isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            messages = _parsed(value) if '"role"' in value else ast.literal_eval(value)  # as Python prints a list
+        if not isinstance(messages, list):
+            raise DataError(
+                f"{column!r} looks like a list of messages and is none that can be read: {value!r:.80}. Write it as JSON."
+            )
+        if all(isinstance(turn, dict) and "role" in turn for turn in messages):
             return messages
     return value
 
@@ -265,19 +322,25 @@ def _csv_value(column: str, value: str) -> Any:
 def _table_rows(file: IO[bytes], ending: str) -> Iterator[dict[str, Any]]:
     import pyarrow as arrow
 
+    opened: Any
+    batches: Any
     if ending == ".parquet":
         import pyarrow.parquet as parquet
 
-        batches = parquet.ParquetFile(file).iter_batches(batch_size=_READ_AT_ONCE)
+        opened = parquet.ParquetFile(file)
+        names, batches = opened.schema_arrow.names, opened.iter_batches(batch_size=_READ_AT_ONCE)
     else:
         try:
             opened = arrow.ipc.open_file(file)
-            batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            names, batches = opened.schema.names, (opened.get_batch(number) for number in range(opened.num_record_batches))
         except arrow.ArrowInvalid:
             file.seek(0)
             batches = arrow.ipc.open_stream(file)  # as `datasets` writes its files
+            names = batches.schema.names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"There are two columns {repeated[0]!r}. Rename one.")
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
             yield {name: without_nan(value) for name, value in row.items()}
 
 
@@ -299,17 +362,24 @@ def _folder_files(source: str, split: str) -> list[Path] | None:
         return None
     from datasets.data_files import get_data_patterns, resolve_pattern
 
+    base = glob.escape(source)
     with suppress(FileNotFoundError):
         splits = {
             str(name): sorted(
-                {file for pattern in patterns for file in _resolved(resolve_pattern, pattern, source) if is_data_file(file)}
+                {
+                    os.path.abspath(file)
+                    for pattern in patterns
+                    for file in _resolved(resolve_pattern, pattern, base)
+                    if is_data_file(file) and not _OUTPUTS.search(file)
+                }
             )
-            for name, patterns in get_data_patterns(source).items()
+            for name, patterns in get_data_patterns(base).items()
         }
         if any(splits.values()):
             if not splits.get(split):
                 raise DataError(f"The folder {source!r} has no files of the split {split!r}; it has {', '.join(splits)}.")
-            inside = {str(file) for file in folder.rglob("*") if file.is_file() and is_data_file(file.name)}
+            walked = os.walk(os.path.abspath(source), followlinks=True)
+            inside = {os.path.join(place, file) for place, _, files in walked for file in files if is_data_file(file)}
             if left := sorted(inside - {file for files in splits.values() for file in files}):
                 logger.warning("Of the folder %s, %s is in no split and is not read.", source, ", ".join(left))
             return [Path(file) for file in splits[split]]

@@ -33,15 +33,11 @@ def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> 
     Raises:
         DataError: There is not one number a completion, or one is infinite.
 
-    >>> column_scores({"chosen_score": 2, "rejected_score": None}, "score", 2, "row 1")
+    >>> column_scores({"chosen": "4", "rejected": "5", "chosen_score": 2, "rejected_score": None}, "score", 2, "row 1")
     [2.0, None]
     """
-    one, several, *pair = columns_called(name)
-    column = next((column for column in (one, several) if row.get(column) is not None), one)
-    value = row.get(column)
-    if value is None and count == 2 and all(side in row for side in pair):
-        column, value = " and ".join(pair), [row[side] for side in pair]
-    values = value if isinstance(value, list) else [value]
+    column, value = _scores_of(row, name)
+    values = value if isinstance(value, list) else [None] * count if value is None else [value]
     numbers = [_number(number) for number in values]
     if len(values) != count or None in numbers:
         raise DataError(
@@ -53,6 +49,26 @@ def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> 
             f"{where}: the column {column!r} has {value!r:.80}; a reward must be finite, or null where it is unknown."
         )
     return [None if number is None or math.isnan(number) else number for number in numbers]
+
+
+def _scores_of(row: Mapping[str, Any], name: str) -> tuple[str, Any]:
+    """The column of a row's scores, and what it holds; None where there is none.
+
+    In a row with ``chosen`` and ``rejected`` it is not known which of a list is whose.
+    """
+    one, several, *pair = columns_called(name)
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        if (listed := next((column for column in (one, several) if isinstance(row.get(column), list)), None)) is not None:
+            raise DataError(
+                f"{listed!r} is a list beside 'chosen' and 'rejected'; their scores must be in {' and '.join(map(repr, pair))}."
+            )
+        return " and ".join(pair), [row.get(side) for side in pair]
+    return next(((column, row[column]) for column in (one, several) if row.get(column) is not None), (one, None))
+
+
+def has_scores(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a column of scores called `name`, null or not."""
+    return any(column in row for column in columns_called(name))
 
 
 def _number(value: Any) -> float | None:

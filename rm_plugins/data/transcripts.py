@@ -30,14 +30,14 @@ def turns_of_transcript(text: str, column: str) -> list[Message]:
         column: What an error calls it.
 
     Raises:
-        DataError: The text begins with no turn.
+        DataError: The text begins with no turn, or has none of the assistant and is no prompt.
 
     >>> turns_of_transcript("\\n\\nHuman: 2+2?\\n\\nAssistant: 4", "chosen")
     [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]
     """
-    before, *turns = _TURN.split(text)
-    if before.strip() or not turns:
-        raise DataError(f"{column!r} is no conversation that begins with 'Human:' or 'Assistant:': {text!r:.80}.")
+    before, *turns = _TURN.split(text.replace("\r\n", "\n"))
+    if before.strip() or not turns or (column != "prompt" and "Assistant" not in turns[::2]):
+        raise DataError(f"{column!r} is no conversation of 'Human:' and 'Assistant:', an empty line before each: {text!r:.80}.")
     messages: list[Message] = [
         {"role": _ROLES[speaker], "content": said.strip()} for speaker, said in zip(turns[::2], turns[1::2], strict=True)
     ]

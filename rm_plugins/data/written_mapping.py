@@ -44,17 +44,21 @@ def mapping_of(texts: Iterable[str]) -> RowMapping | None:
             raise SpecError(
                 f"--map {text!r} is not OLD=NEW, such as is_correct=labels, no YAML file, and no preset. {did_you_mean(text, PRESETS)}"
             )
-        for name, value in given.items():
+        for name, value in _checked(given).items():
             settings[name] = {**settings.get(name, {}), **value} if isinstance(value, Mapping) and name != "winner" else value
-    if not settings:
-        return None
+    return RowMapping(**settings) if settings else None
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a mapping, each of the right type."""
     if isinstance(settings.get("verdicts"), dict):  # YAML makes numbers and true of some
         settings["verdicts"] = {str(value): verdict for value, verdict in settings["verdicts"].items()}
     try:
-        return RowMapping(**validator_of(RowMapping).validate_python(settings))
+        checked: dict[str, Any] = validator_of(RowMapping).validate_python(settings)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise SpecError(f"The mapping's `{problem['loc'][0]}` is {problem['input']!r:.80}: {problem['msg'].lower()}.") from None
+    return checked
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def _from_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise SpecError(f"The mapping {where} must be a mapping of {', '.join(known)}, not {given!r:.80}.")
     preset = given.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise SpecError(f"The mapping {where} names the preset {preset!r}. {did_you_mean(str(preset), PRESETS)}")
     for name in given:
         if name not in known:
@@ -82,18 +86,36 @@ def _from_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def mapping_beside(source: str) -> RowMapping | None:
-    """What ``NAME.map.yaml`` beside a data file ``NAME.jsonl`` says, or ``map.yaml`` in a folder; None where there is none.
+    """What ``NAME.map.yaml`` beside a file ``NAME.jsonl`` or a folder ``NAME`` says; None where there is none.
 
     Raises:
         SpecError: It is no mapping.
     """
-    path = Path(source)
-    file = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
-    beside = path / "map.yaml" if path.is_dir() else file.with_suffix(".map.yaml")
-    return _noted(beside) if source != "-" and beside.is_file() else None
+    path = _beside(source)
+    return None if path is None else _noted(path, path.stat().st_mtime_ns)
 
 
 @lru_cache
-def _noted(path: Path) -> RowMapping | None:
+def tell_of_unread_mapping(source: str) -> None:
+    """Say that what lies beside the data is not read, because another mapping was given."""
+    if (path := _beside(source)) is not None:
+        logger.warning("%s is not read, for another mapping was given.", path)
+
+
+def _beside(source: str) -> Path | None:
+    if source == "-":
+        return None
+    for place in dict.fromkeys((Path(source), Path(source).resolve())):  # of a link, that of what it leads to
+        file = place.with_suffix("") if place.suffix.lower() in (".gz", ".zst") else place
+        beside = (
+            file.with_suffix(".map.yaml") if not place.is_dir() and file.name else place.with_name(f"{place.name}.map.yaml")
+        )
+        if place.name and beside.is_file():
+            return beside
+    return None
+
+
+@lru_cache
+def _noted(path: Path, _: int) -> RowMapping | None:
     logger.warning("Rows are mapped as %s says.", path)
     return mapping_of([str(path)])

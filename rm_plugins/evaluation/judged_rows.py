@@ -8,7 +8,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -149,8 +149,13 @@ class RowCollector:
                 raise DataError(
                     f"there is no column {self._section_column!r} to name its section; it has {', '.join(map(repr, row)) or 'none'}."
                 )
-            row = self._judging(row)
-            return judgement(row, reward=None if self._by is None or not attribute_names(row) else {self._by: 1.0})
+            judging = self._judging(row)
+            judged = judgement(judging, reward=None if self._by is None or not attribute_names(judging) else {self._by: 1.0})
+            if judging is row:
+                return judged
+            beside = {name: value for name, value in row.items() if name not in judging}  # which a reward may look at
+            samples = (replace(sample, columns={**sample.columns, **beside}) for sample in judged.samples)
+            return replace(judged, samples=tuple(samples))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 

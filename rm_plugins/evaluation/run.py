@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.data.rows import preference_samples
-from rm_plugins.data.score_columns import COLUMN_SPEC, column_scores
+from rm_plugins.data.score_columns import COLUMN_SPEC, column_scores, columns_called, has_scores
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
@@ -179,11 +179,15 @@ class EvaluationRun:
         """The rows with the scores that they have already, which are called `column`.
 
         Raises:
-            DataError: A row has none.
+            DataError: No row has any, or they are no numbers.
         """
+        known = number = 0
         for number, row in enumerate(self._again(), start=1):
+            known += has_scores(row, column)
             count = len(self.samples(row, f"row {number}"))
             yield ScoredRow(row, column_scores(row, column, count, f"row {number}"), {})
+        if number and not known:
+            raise DataError(f"No row has scores in {', '.join(map(repr, columns_called(column)))}.")
 
     def add(
         self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""

@@ -23,7 +23,7 @@ import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_rows
-from rm_plugins.data.rows import row_samples
+from rm_plugins.data.rows import RowSamples, row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
 from rm_plugins.identity import fingerprint
@@ -201,13 +201,7 @@ class ScoringJob(RowScoring):
 
     def _samples_to_score(self, row: Mapping[str, Any], where: str) -> tuple[rm.Sample, ...]:
         self._repeated.add(row)
-        samples = row_samples(row, where)
-        for name in samples.columns([None] * len(samples.names), self._column):
-            if any(column == name or column.startswith(f"{name}/") for column in row):
-                raise DataError(
-                    f"{where}: it has a column {name!r} already, which its score would replace. Name another with --column, such as "
-                    "--column reward."
-                )
+        samples = self._unscored(row, where)
         if not self._told and samples.samples and "prompt" not in row and not samples.samples[0].prompt:
             self._told = True
             logger.warning(
@@ -217,8 +211,18 @@ class ScoringJob(RowScoring):
             )
         return samples.samples
 
+    def _unscored(self, row: Mapping[str, Any], where: str) -> RowSamples:
+        samples = row_samples(row, where)
+        for name in samples.columns([None] * len(samples.names), self._column):
+            if any(column == name or column.startswith(f"{name}/") for column in row):
+                raise DataError(
+                    f"{where}: it has a column {name!r} already, which its score would replace. Name another with --column, such as "
+                    "--column reward."
+                )
+        return samples
+
     def _with_scores(self, scored: ScoredRow) -> dict[str, Any]:
-        samples = row_samples(scored.row)
+        samples = self._unscored(scored.row, "a row")
         row = {**scored.row, **samples.columns(scored.scores, self._column)}
         for name, values in scored.details.items():
             row |= {f"{column}/{name}": value for column, value in samples.columns(values, self._column).items()}
@@ -230,7 +234,13 @@ def _digest(line: str) -> str:
 
 
 def spooled_input() -> str:
-    """A file with what standard input says, which can be read several times; it is gone when the process ends."""
+    """A file with what standard input says, which can be read several times; it is gone when the process ends.
+
+    Raises:
+        DataError: Standard input is closed.
+    """
+    if sys.stdin is None:
+        raise DataError("Standard input is closed.")
     with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="standard-input-", delete=False) as file:
         atexit.register(Path(file.name).unlink, missing_ok=True)
         shutil.copyfileobj(sys.stdin.buffer, file)

@@ -18,6 +18,7 @@ from rm_plugins.data.row_files import read_rows
 from rm_plugins.data.transcripts import turns_of_transcript
 from rm_plugins.data.written_mapping import mapping_of
 from rm_plugins.errors import DataError, SpecError
+from rm_plugins_trl import reward_dataset
 
 AB = RowMapping(answers=("response_a", "response_b"), winner="winner")
 
@@ -27,32 +28,76 @@ def pair(**given: Any) -> dict[str, Any]:
 
 
 class TestWinner:
-    @pytest.mark.parametrize("winner", ["model_a", "A", "a", "response_a", "Response A", "assistant-a"])
+    @pytest.mark.parametrize(
+        "winner",
+        ["model_a", "A", "a", "response_a", "Response A", "assistant-a", "[[A]]", "A>B", "A>>B", "b < a", "model_a > model_b"],
+    )
     def test_a(self, winner: str) -> None:
         assert AB(pair(winner=winner)) == {"prompt": "Q", "chosen": "A", "rejected": "B"}
 
-    @pytest.mark.parametrize("winner", ["model_b", "B", "b", "response_b"])
+    @pytest.mark.parametrize("winner", ["model_b", "B", "b", "response_b", "B>A", "A<<B"])
     def test_b(self, winner: str) -> None:
         assert AB(pair(winner=winner)) == {"prompt": "Q", "chosen": "B", "rejected": "A"}
 
-    @pytest.mark.parametrize("winner", ["tie", "Tie (bothbad)", "tied", "draw", "both", "equal", "same", "neither"])
+    @pytest.mark.parametrize(
+        "winner", ["tie", "Tie (bothbad)", "tied", "draw", "both", "equal", "same", "neither", "A=B", "both bad", "bothbad"]
+    )
     def test_ties(self, winner: str) -> None:
         assert AB(pair(winner=winner)) == {"prompt": "Q", "chosen": "A", "rejected": "B", "tie": True}
 
-    @pytest.mark.parametrize("winner", [0, 1, 2, "c", "1", "", "unknown", "ba", 0.7, True, {"x": 1}, [], None])
+    @pytest.mark.parametrize(
+        "winner",
+        [
+            *(0, 1, 2, "c", "1", "", "unknown", "ba", 0.7, True, {"x": 1}, [], None, "None", "nan", 10**400, -1, "-1"),
+            *(
+                "A/B",
+                "a, b",
+                "a vs. b",
+                "A is better than B",
+                "not b",
+                "worse: b",
+                "neither A nor B",
+                "tie between A and B",
+                "A>A",
+            ),
+            *("claude-b", "a b", "-b", ">b"),
+        ],
+    )
     def test_what_is_not_understood_is_refused(self, winner: Any) -> None:
         with pytest.raises(DataError, match=r"'winner'"):
             AB(pair(winner=winner))
 
-    @pytest.mark.parametrize(("label", "chosen"), [(1, "X"), ("1", "X"), (1.0, "X"), (2, "Y"), ("2", "Y")])
+    @pytest.mark.parametrize(
+        ("label", "chosen"), [(1, "X"), ("1", "X"), (1.0, "X"), ("1.0", "X"), (2, "Y"), ("2", "Y"), ("2.0", "Y")]
+    )
     def test_numbers_name_answers_that_are_numbered(self, label: Any, chosen: str) -> None:
         mapping = RowMapping(answers=("output_1", "output_2"), winner="label")
         assert mapping({"output_1": "X", "output_2": "Y", "label": label})["chosen"] == chosen
+        zero = RowMapping(answers=("response_0", "response_1"), winner="w")
+        assert zero({"response_0": "X", "response_1": "Y", "w": "1.0"})["chosen"] == "Y"
+
+    @pytest.mark.parametrize("label", [-1, -2, 0, 0.1, 0.2, 1.2, "1.2", "claude-2", "gpt-2", "llama-2", "12", "1 2", 3])
+    def test_other_numbers_and_names_that_end_in_one_are_refused(self, label: Any) -> None:
+        with pytest.raises(DataError, match="scale: signed"):
+            RowMapping(answers=("output_1", "output_2"), winner="label")({"output_1": "X", "output_2": "Y", "label": label})
+
+    def test_an_answer_that_is_missing_and_columns_that_contradict(self) -> None:
+        with pytest.raises(DataError, match="the answer 'response_a' is null"):
+            AB({**pair(winner="b"), "response_a": None, "completion": "zz", "score": 3})
+        for name in ("tie", "margin", "confidence"):
+            with pytest.raises(DataError, match=f"there is '{name}', which the mapping of answers decides on"):
+                AB(pair(winner="b", **{name: 1}))
 
     def test_verdicts_come_first(self) -> None:
         mapping = RowMapping(answers=("response_a", "response_b"), winner="winner", verdicts={"1": "a", "0": "b", "a": "tie"})
-        assert [mapping(pair(winner=winner))["chosen"] for winner in (1, True, 0, False)] == ["A", "A", "B", "B"]
+        given = (1, True, "1.0", "true", 0, False, 0.0, "0.0")
+        assert [mapping(pair(winner=winner))["chosen"] for winner in given] == ["A"] * 4 + ["B"] * 4
         assert mapping(pair(winner="A"))["tie"] is True
+        with pytest.raises(DataError, match="one of 1, 0, a is understood"):
+            mapping(pair(winner="b"))  # which would be, without verdicts
+        written = mapping_of(["{answers: [response_0, response_1], winner: w, verdicts: {1.0: a, 0.0: b}}"])
+        assert written is not None
+        assert written({"response_0": "x", "response_1": "y", "w": 1.0})["chosen"] == "x"
 
     def test_annotators(self) -> None:
         mapping = RowMapping(answers=("response_a", "response_b"), winner=("x", "y", "z"))
@@ -60,6 +105,10 @@ class TestWinner:
         assert (votes["chosen"], votes["confidence"]) == ("B", pytest.approx(2 / 3))
         assert mapping(pair(x="b", y=None, z="a"))["tie"] is True
         assert mapping(pair(x="tie", y="a", z=None)) == {"prompt": "Q", "chosen": "A", "rejected": "B", "confidence": 0.75}
+        signed = RowMapping(answers=("response_a", "response_b"), winner=("x", "y", "z"), scale="signed")
+        mean = signed(pair(x=-1, y=-1, z=3))
+        assert (mean["chosen"], mean["margin"]) == ("B", pytest.approx(1 / 3))
+        assert signed(pair(x=2, y=None, z=None))["margin"] == signed(pair(x=[2, 2], y=None, z=2))["margin"] == 2.0
         listed = RowMapping(answers=("response_a", "response_b"), winner="votes")
         assert listed(pair(votes=["b", "b", "a"]))["chosen"] == "B"
 
@@ -177,6 +226,44 @@ RAW: dict[str, dict[str, Any]] = {
 }
 
 
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("row", "prompt"),
+        [
+            ({"instruction": "Do.", "input": "This."}, "Do.\n\nThis."),
+            ({"instruction": "Do.", "input": None}, "Do."),
+            ({"instruction": "Do."}, "Do."),
+            ({"instruction": "", "input": "This."}, "This."),
+            ({"instruction": "", "input": ""}, None),
+            ({"inptu": "This."}, None),
+        ],
+    )
+    def test_of_several_columns(self, row: dict[str, Any], prompt: str | None) -> None:
+        mapping = RowMapping(prompt=("instruction", "input?"))
+        if prompt is None:
+            with pytest.raises(DataError, match=r"the prompt is empty|there is no column 'instruction'"):
+                mapping(row)
+        else:
+            assert mapping(row)["prompt"] == prompt
+
+    def test_a_summary_of_an_article(self) -> None:
+        row = {**RAW["summarize-from-feedback"], "info": {"post": None, "article": "Long."}}
+        assert PRESETS["summarize-from-feedback"](row)["prompt"] == "Long."
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"question": "Q", "response_j": "x", "response_k": "y", "label": "k"},
+            {"instruction": "I", "input": "i", "output_1": "x", "output_2": "y", "label": 1},
+            {"prompt": "Q", "response_1": "x", "response_2": "y", "preference": -1},
+        ],
+    )
+    def test_no_proposal_loses_a_part_of_the_prompt_or_a_verdict(self, row: dict[str, Any]) -> None:
+        proposed = proposed_mapping(row)
+        mapping = mapping_of([proposed] if proposed else [])
+        assert mapping is None or mapping(row) == {"prompt": "I\n\ni", "chosen": "x", "rejected": "y"}
+
+
 class TestTranscripts:
     def test_what_both_sides_begin_with_is_the_prompt(self) -> None:
         chosen, rejected = judgement(PRESETS["hh-rlhf"](RAW["hh-rlhf"])).samples
@@ -187,6 +274,10 @@ class TestTranscripts:
     def test_one_side_that_is_none_is_refused(self) -> None:
         with pytest.raises(DataError, match="'rejected' is no conversation"):
             PRESETS["hh-rlhf"]({"chosen": transcript("good"), "rejected": "bad"})
+        with pytest.raises(DataError, match="an empty line before each"):
+            turns_of_transcript("Human: q\nAssistant: a", "chosen")
+        windows = turns_of_transcript(transcript("good").replace("\n", "\r\n"), "chosen")
+        assert [turn["content"] for turn in windows] == ["Q", "Why?", "Go on.", "good"]
 
     def test_lines_inside_of_a_turn_stay(self) -> None:
         text = "\n\nHuman: One.\n\nTwo. Human: no.\n\nAssistant: "
@@ -219,6 +310,9 @@ class TestWritten:
             ("{rename: {a: prompt, b: prompt}}", "makes 'prompt' of two columns"),
             ("{answers: [a, b], winner: x, verdicts: {1: c}}", "`verdicts` is 'c'"),
             ("{items: x}", "says in `item` what they hold"),
+            ("{preset: [x]}", "names the preset ['x']"),
+            ("{rename: [a]}", "`rename` is ['a']"),
+            ("{answers: [a, b], winner: {A: x, B: y}}", "has columns for a, b and tie, not for A, B"),
             ("{transcripts: 3}", "`transcripts` is 3"),
             ("{answers: 3, winner: x}", "`answers` is 3"),
         ],
@@ -237,6 +331,21 @@ class TestWritten:
         assert "pairs.map.yaml" in caplog.text
         (tmp_path / "pairs.scored.jsonl").write_text('{"chosen": "x"}\n', encoding="utf-8")
         assert list(read_rows(str(tmp_path / "pairs.scored.jsonl"))) == [{"chosen": "x"}]  # which was mapped already
+
+    def test_it_does_not_matter_how_the_file_is_reached(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        row = json.dumps({"question": "Q", "chosen": "a", "rejected": "b"}) + "\n"
+        (folder / "train.jsonl").write_text(row, encoding="utf-8")
+        (folder / "train.map.yaml").write_text("rename: {question: prompt}\n", encoding="utf-8")
+        (tmp_path / "link.jsonl").symlink_to(folder / "train.jsonl")
+        for source in (folder, folder / "train.jsonl", tmp_path / "link.jsonl"):
+            assert [mapped["prompt"] for mapped in read_rows(str(source))] == ["Q"]
+            assert [json.loads(stored["row_json"])["prompt"] for stored in reward_dataset(str(source))] == ["Q"]
+        (folder / "train.map.yaml").rename(tmp_path / "data.map.yaml")
+        assert [mapped["prompt"] for mapped in read_rows(str(folder))] == ["Q"]
+        list(read_rows(str(folder), mapping=RowMapping(rename={"question": "prompt"})))
+        assert "data.map.yaml is not read, for another mapping was given" in caplog.text
 
     def test_a_row_that_cannot_be_mapped_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.jsonl"

@@ -185,7 +185,12 @@ class TestScoresOfColumns:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"prompt": "Q", "chosen": "a", "rejected": "b"}, "row 1: the column 'score' has None"),
+            ({"prompt": "Q", "chosen": "a", "rejected": "b"}, "No row has scores in 'score', 'scores', 'chosen_score'"),
+            ({"prompt": "Q", "completion": "a", "label": True}, "No row has scores in 'score', 'scores', 'chosen_score'"),
+            (
+                {"prompt": "Q", "chosen": "a", "rejected": "b", "scores": [1, 5]},
+                "'scores' is a list beside 'chosen' and 'rejected'",
+            ),
             ({"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": "x", "rejected_score": 1}, "has ['x', 1]"),
             ({"prompt": "Q", "completions": ["a", "b"], "scores": [1, 2]}, "there is nothing judged"),
         ],
@@ -193,8 +198,23 @@ class TestScoresOfColumns:
     def test_rows_without(self, row: dict[str, Any], message: str, tmp_path: Path) -> None:
         assert message in self.evaluated([row], tmp_path, "column:score", code=1)
 
+    def test_other_rewards_still_see_the_columns(self, tmp_path: Path) -> None:
+        rows = [{"prompt": "p", "completions": ["good", "x"], "labels": [True, False], "ref": [1, 0]}]
+        rewards = self.evaluated(rows, tmp_path, "tests.mappings.rewards:has_reference", "column:ref")["rewards"]
+        assert [reward["figures"]["accuracy"]["value"] for reward in rewards] == [1.0, 1.0]
+
 
 class TestScoredColumns:
+    def test_not_when_a_run_is_resumed_with_another_name(self, tmp_path: Path) -> None:
+        path, out = tmp_path / "own.jsonl", tmp_path / "own.scored.jsonl"
+        rows = [{"prompt": "p", "completion": "aaaa", "score": 0.9}, {"prompt": "p", "completion": "boom"}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        arguments = ["score", "tests.mappings.rewards:flaky", str(path), "--batch-size", "1"]
+        assert CliRunner(env={"FLAKY": "1"}).invoke(main, [*arguments, "--column", "reward"]).exit_code == 1
+        refused = CliRunner().invoke(main, arguments)
+        assert "it has a column 'score' already" in refused.output
+        assert not out.exists()
+
     @pytest.mark.parametrize(
         ("row", "column"),
         [
@@ -219,6 +239,6 @@ class TestScoredColumns:
         from rm_plugins.cli.job_options import output_path
 
         outputs = {output_path(str(tmp_path / name), "train", None, "scored") for name in names}
-        outputs |= {output_path(name, split, None, "scored") for name in ("x/a", "y/a") for split in ("train", "test")}
-        assert len(outputs) == len(names) + 4
+        outputs |= {output_path(name, split, None, "scored") for name in ("x/a", "y/a", "a") for split in ("train", "test")}
+        assert len(outputs) == len(names) + 6
         assert output_path("a.jsonl", "train", None, "scored") == Path("a.scored.jsonl")

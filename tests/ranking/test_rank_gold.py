@@ -131,7 +131,7 @@ class TestGold:
                 "row 2: the column 'good' has [1]; as a reward it must have a number, true or false for each of the 2",
             ),
             ("name", "row 1: the column 'name' has ['x', 'y']"),
-            ("goood", "--gold 'goood' is no column of the first row, and as a spec it cannot be loaded: "),
+            ("goood", "--gold 'goood' is no column of the first rows, and as a spec it cannot be loaded: "),
             ("endless", "row 2: the column 'endless' has [1, inf]; a reward must be finite, or null where it is unknown."),
             ("huge", "row 2: the column 'huge' has [1, 100000"),
         ],
@@ -185,7 +185,7 @@ class TestGold:
 
     def test_a_misspelt_gold_is_told_before_the_proxy_scores(self, rank: Any) -> None:
         told = rank("rules:fails", write(*self.ROWS), "--gold", "rules:vowel", code=1)
-        assert "--gold 'rules:vowel' is no column of the first row, and as a spec it cannot be loaded" in told.output
+        assert "--gold 'rules:vowel' is no column of the first rows, and as a spec it cannot be loaded" in told.output
 
     def test_no_two_rewards_are_in_memory(self, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded: list[tuple[Any, weakref.ref[rm.Provider]]] = []

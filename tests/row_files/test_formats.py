@@ -107,14 +107,21 @@ class TestText:
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
-            ("a.csv", "a,b\n1,2,3\n", "a row has 3 values and the header has 2 columns"),
-            ("a.tsv", "a\tb\nx\n", "a row has 1 values and the header has 2 columns"),
+            ("a.csv", "a,b\n1,2,3\n", "row 1: there are 3 values and the header has 2 columns"),
+            ("a.tsv", "a\tb\nx\n", "row 1: there are 1 values and the header has 2 columns"),
             ("a.csv", "a,a\n1,2\n", "has the column 'a' twice"),
             ("a.csv", 'a,b\n"x,1\n', "is no CSV"),
             ("a.json", "[1]", "item 1 is int"),
             ("a.json", '[{"a": 1}', "begins with [ and is no JSON array"),
             ("a.jsonl", '{"a": 1}\nnull\n', "line 2 is NoneType"),
             ("a.jsonl.zst", "x", "line 1 is no JSON"),
+            ("a.jsonl", '{"chosen": "a", "chosen": "b"}', "line 1 is no JSON: 'chosen' is there twice"),
+            ("a.jsonl", '{"a": ' + "[" * 100_000, "line 1 is no JSON: it is nested too deeply"),
+            (
+                "a.csv",
+                "chosen\n\"[{'content': 'q', 'role': 'user'}\n {'content': 'a', 'role': 'user'}]\"\n",
+                "looks like a list of messages",
+            ),
         ],
     )
     def test_what_is_no_row(self, name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -152,8 +159,50 @@ class TestText:
         shown = subprocess.run([sys.executable, "-c", program], input=written, env=environment, capture_output=True, check=True)
         assert json.loads(shown.stdout) == ROWS
 
+    def test_conversations_in_csv(self, tmp_path: Path) -> None:
+        turns = [{"role": "user", "content": "it's"}]
+        (tmp_path / "a.csv").write_text(
+            as_csv([{"chosen": json.dumps(turns, indent=1), "rejected": str(turns)}]), encoding="utf-8"
+        )
+        assert list(read_rows(str(tmp_path / "a.csv"))) == [{"chosen": turns, "rejected": turns}]
+
+    @pytest.mark.parametrize("written", [b'{"a": "\xe9"}\n', gzip.compress(LINES.encode())[:-9]])
+    def test_standard_input_that_cannot_be_read(self, written: bytes) -> None:
+        command = [sys.executable, "-m", "rm_plugins", "data", "check", "-"]
+        shown = subprocess.run(command, input=written, capture_output=True, check=False)
+        assert shown.returncode == 1
+        assert b"Error: standard input cannot be read: " in shown.stderr
+
+    def test_columns_that_are_there_twice(self, tmp_path: Path) -> None:
+        parquet.write_table(arrow.table([["a"], ["b"]], names=["chosen", "chosen"]), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="two columns 'chosen'"):
+            list(read_rows(str(tmp_path / "a.parquet")))
+
+    def test_mappings_in_parquet(self, tmp_path: Path) -> None:
+        column = arrow.array([[("x", [1.0, 2.0])]], type=arrow.map_(arrow.string(), arrow.list_(arrow.float64())))
+        parquet.write_table(arrow.table({"scores": column}), tmp_path / "a.parquet")
+        assert list(read_rows(str(tmp_path / "a.parquet"))) == [{"scores": {"x": [1.0, 2.0]}}]
+
 
 class TestFolders:
+    def test_what_is_not_read_is_told_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, other = tmp_path / "fo[1]", tmp_path / "other"
+        (folder / "x").mkdir(parents=True)
+        other.mkdir()
+        for path in (folder / "train.jsonl", folder / "train.scored.jsonl", folder / "extra.jsonl", other / "more.jsonl"):
+            path.write_text(json.dumps({"prompt": path.name}) + "\n", encoding="utf-8")
+        (folder / "train.scored.jsonl.part.json").write_text("{}", encoding="utf-8")
+        (folder / "link").symlink_to(other)
+        monkeypatch.chdir(tmp_path)
+        for source in ("fo[1]", str(folder)):
+            caplog.clear()
+            assert [row["prompt"] for row in read_rows(source)] == ["train.jsonl"]
+            told = caplog.text
+            assert all(name in told for name in ("extra.jsonl", "train.scored.jsonl", "more.jsonl"))
+            assert "/train.jsonl" not in told
+
     def test_splits_are_told_by_the_names_of_files(self, tmp_path: Path) -> None:
         for name, text in {"train-0.jsonl": "a", "train-1.jsonl": "b", "test.jsonl": "c", "README.md": ""}.items():
             (tmp_path / name).write_text(json.dumps({"prompt": text}) if text else "", encoding="utf-8")

@@ -226,3 +226,11 @@ def test_a_null_column_is_an_absent_column(
     assert out.keys() - row.keys() == columns
     ranked = [ScoredRow(row, [1.0] * (1 if columns == {"score"} else 2), {})]
     assert len(scored_prompts(ranked)[0].completions) == len(ranked[0].scores)
+
+
+@pytest.mark.parametrize("ids", [{"chosen_ids": "r17", "rejected_ids": "r18"}, {"chosen_ids": None, "rejected_ids": None}])
+def test_columns_called_like_tokenized_ones_are_columns(ids: dict[str, Any], tmp_path: Path) -> None:
+    path = written([{"prompt": "2+2?", "chosen": "4", "rejected": "five", "tie": True, **ids}], "lines", tmp_path)
+    (row,) = trained_on(path)
+    assert (len(row["pairs"]), len(row["ties"])) == (0, 1)
+    assert all(row["rows"])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from trl import ScriptArguments, get_dataset
 
+from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import is_data_file, read_rows
-from rm_plugins.data.written_mapping import mapping_of
+from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError
 from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
 
@@ -54,7 +54,8 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
 
     evaluation = None if script.eval_dataset_name is None else loaded(script.eval_dataset_name, test)
     if mixture.datasets:
-        splits = get_dataset(mixture)
+        mapping = mapping_of(script.map or ())
+        splits = {name: _mapped(split, mapping, f"the mixture's {name} split") for name, split in get_dataset(mixture).items()}
         training, held_out = splits[train], splits.get(test)
     elif script.dataset_name:
         training = loaded(script.dataset_name, train)
@@ -94,11 +95,24 @@ def reward_dataset(
         SpecError: `map` is no mapping.
     """
     mapping = mapping_of([map] if isinstance(map, str) else map)
+    rows: Callable[[], Iterator[Mapping[str, Any]]]
     if is_data_file(source) or (Path(source).is_dir() and config is None):
         rows = partial(read_rows, source, split, mapping=mapping)
     else:
         dataset: Dataset | IterableDataset = load_dataset(source, name=config, split=split, streaming=streaming)
-        if mapping is None:
-            return dataset
-        rows = partial(builtins.map, mapping, dataset)
+        return _mapped(dataset, mapping or mapping_beside(source), source)
     return stored_stream(rows) if streaming else stored_rows(rows())
+
+
+def _mapped(dataset: Any, mapping: RowMapping | None, name: str) -> Any:
+    if mapping is None:
+        return dataset
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        for number, row in enumerate(dataset, start=1):
+            try:
+                yield mapping(row)
+            except DataError as error:
+                raise DataError(f"{name}, row {number}: {error}") from error
+
+    return stored_rows(rows()) if isinstance(dataset, Dataset) else stored_stream(rows)

@@ -158,9 +158,10 @@ class Tokenization:
         needs = (*DATA_NEEDS, *(need for need in self.own if need.from_data))
         needed: dict[str, list[Any]] = {need.column: [] for need in needs}
         for place, number in enumerate(numbers):
-            row = _row({column: values[place] for column, values in columns.items()})
+            stored = {column: values[place] for column, values in columns.items()}
+            row = _row(stored)
             try:
-                judged = _tokenized_judgement(row) or judgement(row, self.attributes, self.reward)
+                judged = _tokenized_judgement(stored) or judgement(row, self.attributes, self.reward)
                 if self.rated_once and (others := [name for name in attribute_names(row) if name not in self.attributes]):
                     raise DataError(
                         f"it is rated on {others[0]!r}, which the first row of the stream is not. Name all that rows are rated on: "
