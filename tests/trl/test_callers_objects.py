@@ -19,6 +19,7 @@ import rm_plugins as rm
 from rm_plugins.losses.bradley_terry import BradleyTerry
 from rm_plugins.losses.loss import Loss
 from rm_plugins_trl import RewardConfig, RewardTrainer, reward_func
+from rm_plugins_trl.configs import own_copy
 from tests.conftest import MakeFolder, make_tokenizer
 from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo
 
@@ -57,7 +58,7 @@ def reward_arguments(folder: Path, kind: str) -> dict[str, Any]:
         use_cpu=True,
         bf16=False,
         save_strategy="no",
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing_kwargs={"preserve_rng_state": True},
         model_init_kwargs={"dtype": "float32"},
         **ours,
     )
@@ -112,7 +113,7 @@ def test_a_ppo_trainers(tiny_policy: Path, tmp_path: Path) -> None:
             response_length=4,
             report_to="none",
             use_cpu=True,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            gradient_checkpointing_kwargs={"preserve_rng_state": True},
         ),
         "processing_class": tokenizer,
         "train_dataset": Dataset.from_list([{"prompt": "Name a colour."}] * 4),
@@ -166,3 +167,13 @@ def test_a_reward_functions(prompts: list[Any], data: st.DataObject) -> None:
 
 def len_of(samples: list[rm.Sample], factors: list[float] | None = None) -> list[float]:
     return [float(len(sample.completion_text)) for sample in samples]
+
+
+def test_mappings_in_arguments_are_copied_too(tmp_path: Path) -> None:
+    """Some releases of TRL set keys of ``gradient_checkpointing_kwargs``."""
+    args = reward_arguments(tmp_path, "mappings")["args"]
+    own = own_copy(args)
+    own.gradient_checkpointing_kwargs["use_reentrant"] = False
+    own.regularizers["centering"] = 7.0
+    assert args.gradient_checkpointing_kwargs == {"preserve_rng_state": True}
+    assert args.regularizers == {"centering": 0.01}

@@ -18,6 +18,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins_trl import reward_func
+from rm_plugins_trl.inner_logs import InnerLogs
 from tests.trl.conftest import TRL_WARNINGS
 from tests.trl.test_reward_function import ROWS, settings
 
@@ -216,6 +217,26 @@ def test_each_function_gets_the_rows_that_it_scores(kinds: list[str]) -> None:
     assert scores == [float(place) for place in range(len(kinds))]
     assert extra["place"] == list(range(len(kinds)))  # one value per row, as TRL's table of completions needs it
     assert metrics["rows"] == [pytest.approx(len(kinds) / len({*kinds}))]
+
+
+def test_processes_log_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a function scored no row of one of them: TRL's gathering would wait for ever."""
+    logs = [InnerLogs(2), InnerLogs(3)]
+    logs[0].log_extra_of([1])("seen", ["x"])
+    logs[0].log_metric("share", 1.0)
+    logs[1].log_metric("other", 2.0)
+    logs[1].log_metric("share", 0.0)
+    monkeypatch.setattr(
+        "rm_plugins_trl.inner_logs.all_gathered", lambda value: [(list(one._columns), one._metrics) for one in logs]
+    )
+    told = []
+    for one in logs:
+        extra: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
+        one.hand_on(metrics.__setitem__, extra.__setitem__)
+        told.append((extra, metrics))
+    assert told[0] == ({"seen": [None, "x"]}, {"other": 2.0, "share": 0.5})
+    assert told[1] == ({"seen": [None] * 3}, {"other": 2.0, "share": 0.5})
 
 
 def test_what_is_of_the_run_is_no_column_and_no_part_of_an_identity() -> None:
