@@ -41,7 +41,9 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, each with a reward of its own."
 )
-@click.option("--model-name", default="", help="What answers and paths call the reward; its own label by default.")
+@click.option(
+    "--model-name", default="", help="The reward's only name in requests and answers; by default its label, and SPEC."
+)
 @click.option("--api-key-env", metavar="NAME", help="The environment variable with the key, or several separated by commas.")
 @click.option(
     "--max-batch-tokens",

@@ -8,7 +8,10 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from email.message import Message
 from typing import Any, NoReturn
+
+from starlette.datastructures import Headers
 
 from rm_plugins.server.dialects.dialect import Problem
 
@@ -67,6 +70,27 @@ class BodyReader:
             yield b"".join(chunks)
         finally:
             self.held -= size
+
+
+def check_headers(headers: Headers, advice: str = "") -> None:
+    """Refuse a body that its headers do not call JSON, or call compressed.
+
+    Raises:
+        Problem: It has another type or none, or a coding; `advice` ends the message.
+    """
+    given, sent = headers.get("content-type"), Message()
+    sent["Content-Type"] = given or ""
+    if not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
+        wrong = f"is sent as {given!r:.80}" if given else "has no Content-Type"
+        needed = f"the body {wrong}; it is read as JSON and needs Content-Type: application/json"
+        raise Problem("unsupported", f"{needed}; {advice}" if advice else needed, headers={"Accept": "application/json"})
+    codings = ", ".join(headers.getlist("content-encoding"))
+    if {coding.strip().lower() for coding in codings.split(",")} - {"", "identity"}:
+        raise Problem(
+            "unsupported",
+            f"the body is compressed (Content-Encoding: {codings:.80}); send it as it is",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def check_json(body: bytes) -> None:

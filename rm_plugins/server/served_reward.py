@@ -35,6 +35,9 @@ class ServedReward:
         self.provider = provider
         self.source = provider.spec if source is None else source
         self.label = provider.label or provider.name
+        called = self.source.get("model") if isinstance(self.source, Mapping) else self.source
+        self.names = tuple(dict.fromkeys([self.label, *([str(called)] if isinstance(called, (str, Path)) else [])]))
+        """What it may be called in requests: its label, and what it was loaded from, which is its name at other servers."""
         parts = dict(provider.walk())
         self.takes_rendered = all(part.renderer is not None for part in parts.values() if not part.children)
         self.is_merged = not any(depends_on_batch(part) for part in parts.values())

@@ -43,7 +43,8 @@ class Service:
     def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
         self.settings = settings
-        self.name = settings.model_name or reward.label
+        self.names: Sequence[str] = (settings.model_name,) if settings.model_name else reward.names
+        self.name = self.names[0]
         self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
         self._reload_all = reload_all

@@ -264,7 +264,7 @@ class TestWhatIsTaken:
         problem(response, 405, "invalid")
         assert response.headers["allow"] == "POST"
         assert simple.head("/v1/rewards").status_code == 405
-        assert simple.post("/v1/rewards", content=b"{}", headers={"content-type": "text/plain"}).status_code == 422
+        assert simple.post("/v1/rewards", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
 
     def test_a_fault_of_the_server_is_told_without_its_inside(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -27,8 +27,6 @@ class DropIn(Dialect):
 
     def complaint(self, errors: Sequence[Mapping[str, Any]], body: Any) -> str:
         """What is wrong with a body, by field: of a field with several forms, why it has none of them; the first five."""
-        if isinstance(body, bytes):
-            return "the body is read as JSON, and needs Content-Type: application/json"
         reasons_by_place: dict[str, dict[str, None]] = {}
         for error in errors:
             if error["type"] == "json_invalid":

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, check_model, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 _IDS = ("input_ids", "token_ids", "tokens")
@@ -113,6 +113,7 @@ class OpenInference(DropIn):
     """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
     name: ClassVar[str] = "oip"
+    advice: ClassVar[str] = f"{_BINARY}, and have tritonclient send headers={{'Content-Type': 'application/json'}}"
     statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
@@ -139,13 +140,13 @@ class OpenInference(DropIn):
         # A model's name may be a path, and so have slashes.
         @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores")
         async def model_ready(model: str) -> dict[str, Any]:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             _check_ready(scorer)
             return {"name": model, "ready": True}
 
         @router.get("/v2/models/{model:path}", summary="A model's tensors")
         async def metadata(model: str) -> dict[str, Any]:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             return {
                 "name": model,
                 "platform": "rm-plugins",
@@ -160,7 +161,7 @@ class OpenInference(DropIn):
             response_model_exclude_none=True,
         )
         async def infer(model: str, body: Annotated[Infer, Body(openapi_examples=_EXAMPLES)]) -> Inferred:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             _refuse_binary_parameters(body)
             values, scored = await score_all(scorer, _samples(scorer, body))
             names = [output.name for output in body.outputs or ()] or ["rewards"]
@@ -172,11 +173,6 @@ class OpenInference(DropIn):
 def _check_ready(scorer: Scorer) -> None:
     if not scorer.is_ready:
         raise Problem("unavailable", "the server is stopping")
-
-
-def _check_model(scorer: Scorer, model: str) -> None:
-    if model != scorer.name:
-        raise Problem("not-found", f"there is no model {model!r:.200}; this server has {scorer.name!r}")
 
 
 def _refuse_binary_body(request: Request) -> None:

@@ -24,6 +24,7 @@ VERSION = "1.9.3"
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "Validation",
     "too-large": "Validation",
+    "unsupported": "Validation",
     "unauthorized": "Unauthorized",
     "not-found": "Validation",
     "overload": "Overloaded",
