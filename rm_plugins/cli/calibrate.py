@@ -16,7 +16,7 @@ from rm_plugins.calibration import Calibrated, Calibration
 from rm_plugins.cli.job_options import progress_bar
 from rm_plugins.data.rows import read_rows, row_samples
 from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
+from rm_plugins.files import check_output, write_atomically
 
 
 @click.command("calibrate")
@@ -39,6 +39,7 @@ def command(spec: str, file: str, output: str | None, transform: str, split: str
     out = Path(output) if output is not None else _beside(spec)
     if out.suffix not in (".yaml", ".yml"):
         raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
+    check_output(out)
     if out.exists() and not overwrite:
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
     rows = enumerate(islice(read_rows(file, split), limit), start=1)

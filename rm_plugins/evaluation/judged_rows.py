@@ -162,7 +162,7 @@ class RowCollector:
         if row.get("compared"):
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
         self._formats[judged.format] += 1
-        self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
+        self._digest.update(json_line(row).encode())
 
     def _goodness(self, judged: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
         if columns:

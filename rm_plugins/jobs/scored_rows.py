@@ -22,6 +22,7 @@ import rm_plugins as rm
 from rm_plugins.data.rows import is_data_file, json_line, read_rows, row_samples, write_rows
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
+from rm_plugins.files import check_output
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
@@ -156,9 +157,11 @@ class ScoringJob(RowScoring):
 
     Raises:
         DataError: `out` exists, or the unfinished output is of another reward or other rows.
+        OutputError: `out` cannot be written.
     """
 
     def __init__(self, spec: str, source: str, split: str, out: Path, overwrite: bool) -> None:
+        check_output(out)
         part = out.with_name(f"{out.name}.part")
         if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
