@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
 
+from rm_plugins.files import in_utf8
 from rm_plugins.server.dialects.dialect import Problem
 
 _AT_ONCE = 16
@@ -93,28 +94,47 @@ def check_headers(headers: Headers, advice: str = "") -> None:
         )
 
 
-def check_json(body: bytes) -> None:
+def check_json(body: bytes, *, apart: str = "") -> None:
     """Refuse what Python's JSON reader takes and JSON does not know, other encodings than UTF-8 too, or no tokenizer can read.
 
     Only bodies that may hold such are parsed here. What is not valid JSON at all is left to those who expect some.
 
+    Args:
+        body: The body.
+        apart: A field whose texts are looked at by others.
+
     Raises:
-        Problem: A number is not finite, or half of a surrogate pair stands alone.
+        Problem: A number is not finite, or half of a surrogate pair stands alone; the message says where.
     """
     try:
         body.decode()
     except UnicodeDecodeError as error:
         raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
-    finite = not any(mark in body for mark in _NOT_FINITE)
-    if finite and not _SURROGATE.search(body):
+    if not _SURROGATE.search(body) and not any(mark in body for mark in _NOT_FINITE):
         return
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Problem("invalid", "a text holds half of a surrogate pair, which is no character") from None
+        if apart and isinstance(value, dict):
+            value.pop(apart, None)
+        if (place := _half_in(value)) is not None:
+            raise Problem("invalid", f"{place}: half of a surrogate pair, which is no character")
     except (ValueError, RecursionError):
         return
+
+
+def _half_in(value: Any, place: str = "body") -> str | None:
+    """Where in a JSON value half of a surrogate pair is; None where there is none."""
+    if isinstance(value, str):
+        return place if value != in_utf8(value) else None
+    if isinstance(value, list):
+        parts = [(f"{place}[{row}]", item) for row, item in enumerate(value)]
+    elif isinstance(value, dict):
+        if any(key != in_utf8(key) for key in value):
+            return place
+        parts = [(f"{place}.{key}", item) for key, item in value.items()]
+    else:
+        return None
+    return next((inner for name, item in parts if (inner := _half_in(item, name)) is not None), None)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -136,7 +136,7 @@ class Boundary:
                 async with self._bodies.read(receive) as body:
                     if body:
                         check_headers(Headers(scope=scope), endpoint.dialect.advice)
-                        check_json(body)
+                        check_json(body, apart=endpoint.dialect.samples_field)
                     await self._watched(scope, body, receive, answer)
             else:
                 await self._app(scope, receive, answer.send)

@@ -140,6 +140,10 @@ class Dialect(ABC):
     advice: ClassVar[str] = ""
     """How its clients are made to send JSON, where they send something else by default."""
 
+    samples_field: ClassVar[str] = ""
+    """The field of a body with a list of samples of which each can be refused by itself, such as for half of a surrogate pair; such a
+    body is refused as a whole where there is none."""
+
     @abstractmethod
     def router(self, scorer: Scorer) -> APIRouter:
         """The endpoints, which score with `scorer` and use nothing else of the server.
