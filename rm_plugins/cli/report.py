@@ -28,10 +28,10 @@ def command(journal: Path, output: Path | None, last: int | None, window: int) -
 
     Prints a summary and the signs that the policy exploits the reward, and writes a page with curves and completions.
     """
-    out = output or journal / "report.html"
-    check_output(out)
     steps = read_journal(journal)
     summary = summarize(steps if last is None else deque(steps, last), window=window)
+    out = output or journal / "report.html"
+    check_output(out)
     for reward in summary.rewards:
         _print(reward)
     write_atomically(out, training_page(summary, f"Rewards in {journal}"))

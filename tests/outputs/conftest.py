@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rm_plugins.cli import main
+from rm_plugins.training.journal import Journal
 
 RULES = '''
 calls = []
@@ -32,7 +33,7 @@ def scored() -> int:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """Runs the program in a directory with ``rules.py`` and ``in.jsonl``."""
+    """Runs the program in a directory with ``rules.py``, ``in.jsonl`` and ``journal``."""
     sys.modules.pop("rules", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -40,5 +41,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("rules.py").write_text(RULES, encoding="utf-8")
     Path("in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
+    journal = Journal("journal")
+    journal.add_figures(1, "r", {"samples": 1.0, "reward": 1.0})
+    journal.flush()
     yield lambda *arguments: CliRunner().invoke(main, list(map(str, arguments)))
     sys.modules.pop("rules", None)

@@ -109,6 +109,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_scoring(
         is_refused(run(*FOLDERS[option], place), place)
 
 
+def test_a_report_on_nothing_makes_nothing(run: Run) -> None:
+    assert "There is no journal in 'nowhere'" in run("report", "nowhere").output
+    assert not Path("nowhere").exists()
+
+
 def test_a_name_that_leaves_no_room_for_what_is_kept_beside_it_is_refused_before_scoring(run: Run) -> None:
     for length in range(225, 256):
         name = f"{'x' * (length - 6)}.jsonl"
