@@ -9,6 +9,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     │   └── UnknownNameError        (LookupError)  a name that nobody registered
     ├── SpecError                   (ValueError)   a spec that cannot become a provider
     ├── DataError                   (ValueError)   a row, a sample or a file that cannot be read
+    ├── OutputError                 (OSError)      a file or folder that cannot be written
     ├── ModelError                  (ValueError)   a folder that is no usable reward model
     │   └── ManifestError                          a manifest that does not fit the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
@@ -29,6 +30,7 @@ __all__ = [
     "ManifestError",
     "MissingDependencyError",
     "ModelError",
+    "OutputError",
     "PluginError",
     "RmPluginsError",
     "ScoringError",
@@ -113,6 +115,10 @@ class SpecError(RmPluginsError, ValueError):
 
 class DataError(RmPluginsError, ValueError):
     """A sample, a row or a file does not have the form that was asked for; `rows` are those of a batch that have not."""
+
+
+class OutputError(RmPluginsError, OSError):
+    """A file or folder cannot be written: the path is of something else, or the system refuses it."""
 
 
 class ModelError(RmPluginsError, ValueError):

@@ -30,12 +30,14 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     return {**parts, "columns": dict(sample.columns)} if sample.columns else parts
 
 
-def sample_from_json(value: Mapping[str, Any]) -> Sample:
+def sample_from_json(value: Any) -> Sample:
     """The inverse of `sample_to_json`.
 
     Raises:
         DataError: A key is missing or unknown, or a part is not text or messages.
     """
+    if not isinstance(value, Mapping):
+        raise DataError(f"A sample is a mapping, not {value!r:.80}.")
     if set(value) == {"token_ids"} and isinstance(value["token_ids"], Sequence) and not isinstance(value["token_ids"], str):
         return RenderedSample.of(value["token_ids"])
     if {"text"} <= set(value) <= {"text", "add_special_tokens"} and isinstance(value["text"], str):

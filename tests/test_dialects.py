@@ -152,7 +152,9 @@ def test_its_statuses_and_words_are_those_of_its_own_endpoints_alone() -> None:
         assert client.post("/lengths", json={"texts": [""]}).status_code == 400
         assert client.post("/lengths", json={"texts": ["what?"]}).status_code == 424
         assert client.post("/lengths", json={"texts": ["a" * 2000]}).status_code == 413
-        assert client.post("/lengths", content=b"NaN").status_code == 422, "refused before it is the endpoint's"
+        json_type = {"Content-Type": "application/json"}
+        refused = client.post("/lengths", content=b"NaN", headers=json_type)
+        assert refused.status_code == 422, "refused before it is the endpoint's"
         assert client.post("/v1/rewards", json={"samples": 3}).status_code == 422
         documented = client.get("/openapi.json").json()["paths"]["/lengths"]["post"]["responses"]
         assert documented["424"]["content"]["application/json"] == {

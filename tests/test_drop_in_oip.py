@@ -171,7 +171,7 @@ def test_binary_tensors_are_refused_by_name(client: httpx2.Client, body: dict[st
 def test_a_binary_body_is_refused_by_name(client: httpx2.Client) -> None:
     headers = {"Inference-Header-Content-Length": "2", "Content-Type": "application/octet-stream"}
     response = client.post("/v2/models/tiny/infer", content=b"{}\0\0", headers=headers)
-    assert response.status_code == 400
+    assert response.status_code == 415
     assert "binary_data=False" in response.json()["error"]
 
 

@@ -76,8 +76,9 @@ def test_a_batch_is_a_list_of_lists_and_keeps_its_order(client: httpx2.Client, r
 def test_an_empty_completion_is_scored_and_two_empty_texts_are_not(client: httpx2.Client, reward: rm.Provider) -> None:
     (entry,) = predicted(client, ["prompt", ""])
     assert entry["score"] == pytest.approx(of_pairs(reward, ["prompt", ""])[0])
-    for inputs in ("", [""], ["", ""], [["a"], [""]]):
-        assert refused(client, "/predict", {"inputs": inputs}) == ("Validation", "`inputs` cannot be empty")
+    cases: list[tuple[Any, int]] = [("", 0), ([""], 0), (["", ""], 0), ([["a"], [""]], 1)]
+    for inputs, row in cases:
+        assert refused(client, "/predict", {"inputs": inputs}) == ("Validation", f"`inputs` cannot be empty (item {row})")
 
 
 @pytest.mark.parametrize(

@@ -200,14 +200,14 @@ def test_a_long_text_is_truncated_as_the_reward_was_trained(client: httpx2.Clien
 
 
 def test_a_body_that_is_no_json_is_refused_in_vllm_s_words(client: httpx2.Client) -> None:
-    for body, media_type in ((b'{"in', "application/json"), (b'{"input": "a"}', "text/plain"), (b"[]", "application/json")):
-        response = client.post("/classify", content=body, headers={"Content-Type": media_type})
+    for body in (b'{"in', b"[]"):
+        response = client.post("/classify", content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 400
         assert response.json()["error"]["type"] == "BadRequestError"
 
 
 def test_another_model_is_not_found(client: httpx2.Client) -> None:
-    assert "`other` does not exist" in refused(client, "/classify", {"input": "a", "model": "other"}, 404)
+    assert "'other' does not exist" in refused(client, "/classify", {"input": "a", "model": "other"}, 404)
 
 
 def test_too_many_texts_are_refused(client: httpx2.Client) -> None:

@@ -13,7 +13,8 @@ from rm_plugins.cli.evaluation_tables import print_evaluation
 from rm_plugins.cli.gates import failures, parse_gates
 from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.model_card import write_model_card
+from rm_plugins.evaluation.model_card import CARD_NAME, write_model_card
+from rm_plugins.files import check_output
 from rm_plugins.jobs.evaluation import evaluated
 from rm_plugins.reports import evaluation_page
 
@@ -78,4 +79,5 @@ def _card_folder(spec: str) -> Path:
     folder = Path(spec)
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise DataError(f"--card writes into the folder of a model, and {spec!r} is none. Leave it out, or name the folder.")
+    check_output(folder / CARD_NAME)
     return folder

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
+from rm_plugins.files import check_output, write_atomically
 from rm_plugins.reports.charts import drawing
 
 
@@ -16,12 +15,12 @@ def check_outputs(json: Path | None, report: Path | None) -> None:
     """Refuse files that cannot be written, before anything is scored.
 
     Raises:
-        DataError: One of them is a folder.
+        OutputError: One of them cannot be written.
         MissingDependencyError: There is to be a page, and matplotlib is not installed.
     """
     for path in (json, report):
-        if path is not None and path.is_dir():
-            raise DataError(f"{path} is a folder; name the file to write, such as {path / 'evaluation'}.json.")
+        if path is not None:
+            check_output(path)
     if report is not None:
         with drawing():
             pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -30,10 +33,16 @@ class _Program(click.Group):
         return commands.get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal or JSON has no character for is escaped
         try:
             return super().invoke(ctx)
         except RmPluginsError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # of `| head`: click ends without a word
+                raise
+            raise click.ClickException(f"The system refuses what {ctx.invoked_subcommand} needs: {error}") from error
 
 
 def _plugin_commands() -> dict[str, click.Command]:

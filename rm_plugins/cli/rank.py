@@ -20,7 +20,7 @@ from rm_plugins.data.row_files import write_rows
 from rm_plugins.data.score_columns import column_scores
 from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.files import replacing
+from rm_plugins.files import in_utf8, replacing
 from rm_plugins.generation import ENGINES, Sampling, default_engine
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.generation import GenerationJob
@@ -134,7 +134,7 @@ def command(
     with ExitStack() as stack:
         if curve is not None and curve_file is not None:  # which takes its place behind the rows: both are written, or neither
             temporary = stack.enter_context(replacing(curve_file))
-            temporary.write_text(curve_text(curve, curve_file.suffix), encoding="utf-8")
+            temporary.write_text(in_utf8(curve_text(curve, curve_file.suffix)), encoding="utf-8")
         count = write_rows(_shaped(prompts, form, options, left_out), out)
     _tell(count, prompts, form, out, left_out)
     if curve is not None:

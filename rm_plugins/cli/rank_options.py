@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from rm_plugins.errors import DataError
+from rm_plugins.files import check_output
 from rm_plugins.jobs.scored_rows import RowSource
 
 _LOOKED_AT = 1_000
@@ -102,7 +101,7 @@ def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mappi
 
     Raises:
         UsageError: Two are the same.
-        DataError: A file cannot be written there.
+        OutputError: A file cannot be written there.
     """
     named = {"--keep-completions": options["keep_completions"], "--curve": options["curve"]}
     written = {"the output": out, **{name: Path(path) for name, path in named.items() if path is not None}}
@@ -115,15 +114,8 @@ def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mappi
         other = places.get(path.resolve(), "--keep-completions")
         if other != "--keep-completions":
             raise click.UsageError(f"{other} is {str(path)!r}, where something is kept while {out} is made. Name another file.")
-    for name, path in written.items():
-        try:
-            if path.is_dir():
-                raise IsADirectoryError(f"{str(path)!r} is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise DataError(f"{path} cannot be written, which is {name}: {error}. Name another file.") from error
+    for path in (*written.values(), *on_the_way):
+        check_output(path)
 
 
 def engine_options(written: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from rm_plugins.files import write_atomically
+from rm_plugins.files import check_output, write_atomically
 from rm_plugins.reports.training_page import FIGURES, training_page
 from rm_plugins.training.journal import read_journal
 from rm_plugins.training.journal_summary import RewardSummary, summarize
@@ -30,9 +30,10 @@ def command(journal: Path, output: Path | None, last: int | None, window: int) -
     """
     steps = read_journal(journal)
     summary = summarize(steps if last is None else deque(steps, last), window=window)
+    out = output or journal / "report.html"
+    check_output(out)
     for reward in summary.rewards:
         _print(reward)
-    out = output or journal / "report.html"
     write_atomically(out, training_page(summary, f"Rewards in {journal}"))
     click.echo(f"Wrote {out}.", err=True)
 

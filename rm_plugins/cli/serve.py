@@ -37,11 +37,15 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("serve")
 @click.argument("spec")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="The port; 0 for any that is free.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="The port; 0 for any that is free."
+)
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, each with a reward of its own."
 )
-@click.option("--model-name", default="", help="What answers and paths call the reward; its own label by default.")
+@click.option(
+    "--model-name", default="", help="The reward's only name in requests and answers; by default its label, and SPEC."
+)
 @click.option("--api-key-env", metavar="NAME", help="The environment variable with the key, or several separated by commas.")
 @click.option(
     "--max-batch-tokens",
@@ -119,8 +123,8 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter where no host can be called that
         listening.close()
-        raise click.ClickException(f"Cannot listen on {host}, port {port}: {error.strerror}.") from error
+        raise click.ClickException(f"Cannot listen on {host}, port {port}: {getattr(error, 'strerror', error)}.") from error
     listening.set_inheritable(True)
     return listening

@@ -23,8 +23,8 @@ from typing import IO, Any, TypeAlias
 
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.written_mapping import mapping_beside, tell_of_unread_mapping
-from rm_plugins.errors import DataError
-from rm_plugins.files import replacing
+from rm_plugins.errors import DataError, OutputError
+from rm_plugins.files import in_utf8, replacing
 from rm_plugins.samples import PROMPT_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -417,13 +417,26 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 def json_line(row: object) -> str:
     """A row as a line of JSON Lines; decimals become numbers, dates and bytes, which Parquet files hold too, become text."""
     text = json.dumps(row, ensure_ascii=False, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
-    return (
-        text.encode("utf-8", "backslashreplace").decode() + "\n"
-    )  # half a surrogate pair, which is no UTF-8, as JSON writes it
+    return in_utf8(text) + "\n"
+
+
+def _in_utf8(value: Any) -> Any:
+    match value:
+        case str():
+            return in_utf8(value)
+        case dict():
+            return {_in_utf8(key): _in_utf8(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_in_utf8(item) for item in value]
+    return value
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
-    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number."""
+    """Write rows as JSON Lines or, where the name ends in ``.parquet``, as Parquet, whole or not at all; returns their number.
+
+    Raises:
+        OutputError: The file cannot be written, or Parquet has no form for a column.
+    """
     count = 0
     with replacing(out) as temporary:
         if out.suffix == ".parquet":
@@ -432,9 +445,12 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path) -> int:
 
             whole = list(rows)
             names = dict.fromkeys(name for row in whole for name in row)  # not of the first row alone, as pyarrow takes them
-            table = arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in whole])
+            try:
+                table = arrow.Table.from_pylist([_in_utf8({name: row.get(name) for name in names}) for row in whole])
+                parquet.write_table(table, temporary)
+            except (arrow.ArrowException, OverflowError) as error:  # values of several types in a column
+                raise OutputError(f"{out} cannot be written as Parquet: {error}. Name a file that ends in .jsonl.") from error
             count = table.num_rows
-            parquet.write_table(table, temporary)
         else:
             with temporary.open("w", encoding="utf-8") as file:
                 for row in rows:

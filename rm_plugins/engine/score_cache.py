@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from array import array
 from collections import OrderedDict
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import ScoringError
+from rm_plugins.files import check_output
 from rm_plugins.scores import FloatArray
 
 if TYPE_CHECKING:
@@ -51,15 +53,16 @@ class ScoreCache:
         fingerprint: What identifies the scorer, such as a model's `model_fingerprint`.
 
     Raises:
-        ScoringError: The file is no cache, or cannot be read or written.
+        OutputError: The file cannot be written.
+        ScoringError: It is no cache.
     """
 
     def __init__(self, where: str, fingerprint: str) -> None:
-        self._file = None if where == MEMORY else Path(where).expanduser()
+        self._file = None if where == MEMORY else Path(os.path.expanduser(where))
         self._fingerprint = hashlib.sha256(fingerprint.encode()).digest()
         self._memory: OrderedDict[bytes, FloatArray] = OrderedDict()
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            check_output(self._file)
             with self._connection() as connection:
                 # Readers and a writer do not wait for each other.
                 connection.execute("PRAGMA journal_mode = WAL")

@@ -186,7 +186,7 @@ class RowCollector:
         if row.get("compared"):
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
         self._formats[judged.format] += 1
-        self._digest.update(json_line(row).encode("utf-8", "backslashreplace"))
+        self._digest.update(json_line(row).encode())
 
     def _judging(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: value for name, value in row.items() if name not in self._recorded} if self._recorded else row

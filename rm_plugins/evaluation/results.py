@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rm_plugins.files import in_utf8
 from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
@@ -325,8 +326,7 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The same as text."""
-        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-        return text.encode("utf-8", "backslashreplace").decode() + "\n"
+        return in_utf8(json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str)) + "\n"
 
 
 def as_json(value: Any) -> Any:

@@ -6,19 +6,22 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import is_data_file, json_line
 from rm_plugins.data.score_columns import COLUMN_SPEC
+from rm_plugins.errors import OutputError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
+from rm_plugins.files import check_output
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
@@ -73,46 +76,48 @@ def evaluated(
 
     Raises:
         DataError: The data cannot be read or judged.
+        OutputError: The folder `scores` cannot be written.
         RmPluginsError: A reward cannot be loaded, or fails.
     """
     progress = progress or JobProgress()
     benchmark: Suite | None = None if suite is None else component("suite", suite)
-    jobs: list[RowScoring] = []
-    source = _source(data, benchmark, split, mapping, limit)
-    recorded = [spec for spec in specs if spec.startswith(COLUMN_SPEC)]
-    collector = RowCollector(section=section, by=by, cluster=cluster, recorded=recorded)
-    run = EvaluationRun(source.rows, collector, benchmark)
-    try:
-        for spec in specs:
-            if spec in recorded:
-                run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=spec, source=spec)
-                continue
-            provider = rm.load(spec)
-            progress.note(f"Evaluating {provider.label}.")
-            identity = fingerprint(provider)  # reads every weight
-            note = {
-                "fingerprint": identity,
-                "columns": {} if mapping is None else mapping.settings,
-                "limit": limit,
-                "suite": suite,
-            }
-            part = _scores_file(scores, provider.label, source, note)
-            jobs.append(RowScoring(provider, source, part, note, run.samples))
-            if overwrite:
-                jobs[-1].discard()
-            run.add(provider, jobs[-1].run(batch_size, progress), name=provider.label, source=spec, identity=identity)
-            provider.close()
-        split = "" if is_data_file(data) else source.split
-        yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
-    except BaseException:
+    with _scores_folder(scores, progress) as folder:
+        jobs: list[RowScoring] = []
+        source = _source(data, benchmark, split, mapping, limit)
+        recorded = [spec for spec in specs if spec.startswith(COLUMN_SPEC)]
+        collector = RowCollector(section=section, by=by, cluster=cluster, recorded=recorded)
+        run = EvaluationRun(source.rows, collector, benchmark)
+        try:
+            for spec in specs:
+                if spec in recorded:
+                    run.add(None, run.recorded(spec.removeprefix(COLUMN_SPEC)), name=spec, source=spec)
+                    continue
+                provider = rm.load(spec)
+                progress.note(f"Evaluating {provider.label}.")
+                identity = fingerprint(provider)  # reads every weight
+                note = {
+                    "fingerprint": identity,
+                    "columns": {} if mapping is None else mapping.settings,
+                    "limit": limit,
+                    "suite": suite,
+                }
+                part = _scores_file(folder, provider.label, source, note)
+                jobs.append(RowScoring(provider, source, part, note, run.samples))
+                if overwrite:
+                    jobs[-1].discard()
+                run.add(provider, jobs[-1].run(batch_size, progress), name=provider.label, source=spec, identity=identity)
+                provider.close()
+            split = "" if is_data_file(data) else source.split
+            yield run.evaluation(source=source.name, split=split, shown=shown, resamples=resamples, seed=seed)
+        except BaseException:
+            for job in jobs:
+                job.close()
+            raise
         for job in jobs:
-            job.close()
-        raise
-    for job in jobs:
-        if scores is None:
-            job.discard()
-        else:
-            job.close()
+            if scores is None:
+                job.discard()
+            else:
+                job.close()
 
 
 def _source(data: str, suite: Suite | None, split: str | None, mapping: RowMapping | None, limit: int | None) -> RowSource:
@@ -129,11 +134,24 @@ def _source(data: str, suite: Suite | None, split: str | None, mapping: RowMappi
     return RowSource(raw.name, split, rows)
 
 
-def _scores_file(folder: Path | None, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:
-    """Where the scores of a reward are kept: in the folder that was named, else in the user's cache until all is evaluated."""
+@contextmanager
+def _scores_folder(named: Path | None, progress: JobProgress) -> Iterator[Path]:
+    """The folder in which scores are kept: the one that is named, else the user's cache, else one that goes when the block ends."""
+    with ExitStack() as stack:
+        try:
+            folder = named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
+            check_output(folder, is_folder=True)
+        except (OutputError, RuntimeError) as error:  # there may be no home at all
+            if named is not None:
+                raise
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="rm-plugins-")))
+            progress.note(f"If this is interrupted, scores are not kept: {error} --scores FOLDER keeps them elsewhere.")
+        yield folder
+
+
+def _scores_file(folder: Path, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:
+    """Where the scores of a reward are kept."""
     place = [os.path.abspath(source.name), source.split, note]
     digest = hashlib.sha256(json_line(place).encode()).hexdigest()[:12]
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
     name = re.sub(r"[^\w.-]+", "-", label)[:60]
     return folder / f"{name}-{digest}.jsonl"

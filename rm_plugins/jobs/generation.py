@@ -12,6 +12,7 @@ from typing import Any
 
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
+from rm_plugins.files import check_output
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 from rm_plugins.jobs.kept_rows import UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
@@ -40,6 +41,7 @@ class GenerationJob:
 
     Raises:
         DataError: `out` exists and is none of this job's.
+        OutputError: `out` cannot be written.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class GenerationJob:
         public = {name: value for name, value in options.items() if name not in _SECRET}
         policy = {"model": model, "engine": engine, "options": public, "sampling": asdict(sampling), "weights": _weights(model)}
         self.file = UnfinishedFile(out, {**policy, "source": source.name, "split": source.split})
+        check_output(out)
         if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
 

@@ -12,7 +12,9 @@ from filelock import FileLock, Timeout
 
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
+from rm_plugins.files import check_output, output_errors, write_atomically
+
+_WHEN_INTERRUPTED = "What was written before is kept: once there is room, the same command resumes after it."
 
 
 class KeptRows:
@@ -36,11 +38,13 @@ class KeptRows:
 
         Raises:
             DataError: It was begun by or of something else, or another process writes it.
+            OutputError: It cannot be written.
         """
         self._take()
         if not self._file.exists():
             write_atomically(self._note, json.dumps(self._identity, indent=2) + "\n")
-            self.path.touch()
+            with output_errors(self.path):
+                self.path.touch()
             return 0
         known = json.loads(self._note.read_text(encoding="utf-8")) if self._note.exists() else None
         if known != self._identity:
@@ -49,7 +53,7 @@ class KeptRows:
                 "--overwrite, or name another output."
             )
         whole = count = 0
-        with self._file.open("rb+") as file:
+        with output_errors(self._file), self._file.open("rb+") as file:
             for line in file:
                 if line.endswith(b"\n"):
                     whole += len(line)
@@ -58,8 +62,13 @@ class KeptRows:
         return count
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows, which are on the disk when this returns."""
-        with self.path.open("r+", encoding="utf-8") as file:  # which fails where somebody has deleted it
+        """Add rows, which are on the disk when this returns.
+
+        Raises:
+            OutputError: They cannot be written; those that were added before stay.
+        """
+        # To open it fails where somebody has deleted it.
+        with output_errors(self.path, _WHEN_INTERRUPTED), self.path.open("r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.writelines(json_line(row) for row in rows)
             file.flush()
@@ -89,7 +98,7 @@ class KeptRows:
         self.close()
 
     def _take(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        check_output(self._note)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -26,6 +26,7 @@ from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_
 from rm_plugins.data.rows import RowSamples, row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
+from rm_plugins.files import check_output
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
@@ -164,6 +165,7 @@ class ScoringJob(RowScoring):
 
     Raises:
         DataError: `out` exists, or the unfinished output is of another reward or other rows.
+        OutputError: `out` cannot be written.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class ScoringJob(RowScoring):
         mapping: RowMapping | None = None,
         column: str = "score",
     ) -> None:
+        check_output(out)
         part = out.with_name(f"{out.name}.part")
         if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 import rm_plugins
 from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.files import check_output, output_errors
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
@@ -104,6 +105,7 @@ def merge_models(
     Raises:
         SpecError: There are fewer than two members, or the weights do not fit them.
         ModelError: A member cannot be loaded or does not fit the first one, or `out` holds something.
+        OutputError: `out` cannot be written.
 
     Source: WARM, arXiv 2401.12187, section 3.1: the mean of the members' weights, under a shared pretraining.
     """
@@ -315,10 +317,9 @@ def _check_start(first: _Member, member: _Member, cosine: float, head_cosine: fl
 
 
 def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
+    check_output(out, is_folder=True)
     if not out.exists():
         return
-    if not out.is_dir():
-        raise ModelError(f"{out} is a file. Name a folder for the merged model.")
     if any(Path(source).is_dir() and out.samefile(source) for source in sources):
         raise ModelError(f"{out} is one of the models to merge. Name another folder for the merged model.")
     if not any(out.iterdir()):
@@ -338,8 +339,7 @@ def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
 def _taking_the_place_of(out: Path) -> Iterator[Path]:
     """Lend a folder beside `out`, which takes its place when the block ends and is gone if it fails."""
     place = out.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+    with output_errors(out), tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         yield folder

@@ -24,6 +24,10 @@ from rm_plugins.remote.retry import backoff
 
 logger = logging.getLogger(__name__)
 
+_SEARCHES = 4
+"""How often in a row requests that a server always fails at are halved, without one that it answers among them."""
+
+_SEARCH_TRIES = 2
 _RESCORINGS = 2
 """How often samples may be sent again because the model changed meanwhile."""
 
@@ -61,6 +65,8 @@ class ScoringCall:
         self._numbers = count()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4
+        # To find what a server fails at that has scored others; one that has broken down is left alone soon.
+        self._searches_left = _SEARCHES if any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints) else 0
 
     async def outcomes(self) -> list[Outcome]:
         """Have everything scored; one outcome for each sample, [N].
@@ -153,7 +159,7 @@ class ScoringCall:
         share = math.ceil(len(rows) / max(1, len(there)))
         for facts in there:
             await asyncio.to_thread(self._items, facts.protocol)  # tokenizing takes long; from here on they are at hand
-        await _all(self._deliver(part) for part in packed(rows, min(most, share)))
+        await _all(self._deliver(part, self._settings.tries) for part in packed(rows, min(most, share)))
 
     def _most_items(self, facts: ServerFacts) -> int:
         if not facts.protocol.batches:
@@ -161,7 +167,7 @@ class ScoringCall:
         named = [limit for limit in (self._settings.batch_size, facts.max_items) if limit]
         return min(named, default=facts.protocol.default_max_items)
 
-    async def _deliver(self, rows: Sequence[int]) -> None:
+    async def _deliver(self, rows: Sequence[int], tries: int) -> None:
         """Have the rows of one request scored, by as many requests as that takes."""
         request_id = f"{self._name}-{next(self._numbers)}"  # the same each time: it is the same request
         failures = lost = 0
@@ -171,7 +177,8 @@ class ScoringCall:
             try:
                 outcomes = await self._answered_in_time(rows, request_id, turn)
                 self._outcomes.update(outcomes)
-                self._splits_left = math.inf if any(not outcome.error for outcome in outcomes.values()) else self._splits_left
+                if any(not outcome.error for outcome in outcomes.values()):
+                    self._splits_left, self._searches_left = math.inf, _SEARCHES
                 return
             except RequestFailure as error:
                 failure = error
@@ -183,10 +190,10 @@ class ScoringCall:
                     self._fleet.leave_out(turn.endpoint, ScoringError(str(failure)))
                     continue
                 case "too-large" if len(rows) > 1:
-                    return await self._split(rows, self._most_items(turn.facts))
+                    return await self._split(rows, self._most_items(turn.facts), tries)
                 case "rejected" if len(rows) > 1 and self._splits_left > 0:
                     self._splits_left -= 2
-                    return await self._split(rows, len(rows))
+                    return await self._split(rows, len(rows), tries)
                 case "too-large" | "rejected":
                     unknown = (
                         f" (at least one of {len(rows)} samples; too many were rejected to find out)" if len(rows) > 1 else ""
@@ -196,7 +203,10 @@ class ScoringCall:
                     lost += 1
                 case _:
                     failures += 1
-            if failures >= self._settings.tries:
+            if failures >= tries:
+                if len(rows) > 1 and failure.cause in ("retry", "bad-answer") and self._searches_left > 0:
+                    self._searches_left -= 1  # some servers fail at a whole request for one item of it
+                    return await self._split(rows, len(rows), min(tries, _SEARCH_TRIES))
                 return self._fail(rows, f"{reason} (tried {failures} times)")
             self._tally["retries"] += 1
             self._last_failures.update(dict.fromkeys(rows, reason))
@@ -204,9 +214,9 @@ class ScoringCall:
             times = lost if failure.cause == "connection" else failures
             await asyncio.sleep(backoff(times, self._fleet.random.random()))
 
-    async def _split(self, rows: Sequence[int], most: int) -> None:
+    async def _split(self, rows: Sequence[int], most: int, tries: int) -> None:
         self._tally["splits"] += 1
-        await _all(self._deliver(part) for part in packed(rows, min(most, math.ceil(len(rows) / 2))))
+        await _all(self._deliver(part, tries) for part in packed(rows, min(most, math.ceil(len(rows) / 2))))
 
     # --- One request ------------------------------------------------------------------------------------------------------
 

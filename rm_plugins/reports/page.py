@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+from rm_plugins.files import in_utf8
+
 _SHOWN = 1_500  # characters of a text
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 
@@ -36,7 +38,7 @@ def page(title: str, body: str, *styles: str) -> str:
 </body>
 </html>
 """
-    return whole.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no UTF-8
+    return in_utf8(whole)
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,6 +29,7 @@ from rm_plugins.server.settings import Settings
 _MEANINGS: Mapping[Cause, str] = {
     "invalid": "Not what this endpoint takes; the message names the place.",
     "too-large": "Too many samples, or too long ones.",
+    "unsupported": "The body is not sent as JSON, or is compressed.",
     "unauthorized": "No key, or not a right one.",
     "not-found": "There is no such model.",
     "overload": "The queue is full; retry after Retry-After seconds.",

@@ -8,8 +8,12 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from email.message import Message
 from typing import Any, NoReturn
 
+from starlette.datastructures import Headers
+
+from rm_plugins.files import in_utf8
 from rm_plugins.server.dialects.dialect import Problem
 
 _AT_ONCE = 16
@@ -69,28 +73,68 @@ class BodyReader:
             self.held -= size
 
 
-def check_json(body: bytes) -> None:
+def check_headers(headers: Headers, advice: str = "") -> None:
+    """Refuse a body that its headers do not call JSON, or call compressed.
+
+    Raises:
+        Problem: It has another type or none, or a coding; `advice` ends the message.
+    """
+    given, sent = headers.get("content-type"), Message()
+    sent["Content-Type"] = given or ""
+    if not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
+        wrong = f"is sent as {given!r:.80}" if given else "has no Content-Type"
+        needed = f"the body {wrong}; it is read as JSON and needs Content-Type: application/json"
+        raise Problem("unsupported", f"{needed}; {advice}" if advice else needed, headers={"Accept": "application/json"})
+    codings = ", ".join(headers.getlist("content-encoding"))
+    if {coding.strip().lower() for coding in codings.split(",")} - {"", "identity"}:
+        raise Problem(
+            "unsupported",
+            f"the body is compressed (Content-Encoding: {codings:.80}); send it as it is",
+            headers={"Accept-Encoding": "identity"},
+        )
+
+
+def check_json(body: bytes, *, apart: str = "") -> None:
     """Refuse what Python's JSON reader takes and JSON does not know, other encodings than UTF-8 too, or no tokenizer can read.
 
     Only bodies that may hold such are parsed here. What is not valid JSON at all is left to those who expect some.
 
+    Args:
+        body: The body.
+        apart: A field whose texts are looked at by others.
+
     Raises:
-        Problem: A number is not finite, or half of a surrogate pair stands alone.
+        Problem: A number is not finite, or half of a surrogate pair stands alone; the message says where.
     """
     try:
         body.decode()
     except UnicodeDecodeError as error:
         raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
-    finite = not any(mark in body for mark in _NOT_FINITE)
-    if finite and not _SURROGATE.search(body):
+    if not _SURROGATE.search(body) and not any(mark in body for mark in _NOT_FINITE):
         return
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Problem("invalid", "a text holds half of a surrogate pair, which is no character") from None
+        if apart and isinstance(value, dict):
+            value.pop(apart, None)
+        if (place := _half_in(value)) is not None:
+            raise Problem("invalid", f"{place}: half of a surrogate pair, which is no character")
     except (ValueError, RecursionError):
         return
+
+
+def _half_in(value: Any, place: str = "body") -> str | None:
+    """Where in a JSON value half of a surrogate pair is; None where there is none."""
+    if isinstance(value, str):
+        return place if value != in_utf8(value) else None
+    if isinstance(value, list):
+        parts = [(f"{place}[{row}]", item) for row, item in enumerate(value)]
+    elif isinstance(value, dict):
+        if any(key != in_utf8(key) for key in value):
+            return place
+        parts = [(f"{place}.{key}", item) for key, item in value.items()]
+    else:
+        return None
+    return next((inner for name, item in parts if (inner := _half_in(item, name)) is not None), None)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from starlette._utils import get_route_path
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from rm_plugins.errors import DataError, PluginError
-from rm_plugins.server.bodies import BodyReader, Disconnected, check_json
+from rm_plugins.server.bodies import BodyReader, Disconnected, check_headers, check_json
 from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
@@ -32,7 +33,14 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_CAUSES: Mapping[int, Cause] = {401: "unauthorized", 404: "not-found", 413: "too-large", 429: "overload", 503: "unavailable"}
+_CAUSES: Mapping[int, Cause] = {
+    401: "unauthorized",
+    404: "not-found",
+    413: "too-large",
+    415: "unsupported",
+    429: "overload",
+    503: "unavailable",
+}
 _CLIENT_CLOSED = 499
 """What the log says of a request whose client did not wait for the answer, as nginx does."""
 
@@ -126,7 +134,9 @@ class Boundary:
                 )
             if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
                 async with self._bodies.read(receive) as body:
-                    check_json(body)
+                    if body:
+                        check_headers(Headers(scope=scope), endpoint.dialect.advice)
+                        check_json(body, apart=endpoint.dialect.samples_field)
                     await self._watched(scope, body, receive, answer)
             else:
                 await self._app(scope, receive, answer.send)

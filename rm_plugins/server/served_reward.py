@@ -14,6 +14,7 @@ from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.spec import load
+from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
@@ -35,6 +36,9 @@ class ServedReward:
         self.provider = provider
         self.source = provider.spec if source is None else source
         self.label = provider.label or provider.name
+        called = self.source.get("model") if isinstance(self.source, Mapping) else self.source
+        self.names = tuple(dict.fromkeys([self.label, *([str(called)] if isinstance(called, (str, Path)) else [])]))
+        """What it may be called in requests: its label, and what it was loaded from, which is its name at other servers."""
         parts = dict(provider.walk())
         self.takes_rendered = all(part.renderer is not None for part in parts.values() if not part.children)
         self.is_merged = not any(depends_on_batch(part) for part in parts.values())
@@ -60,32 +64,35 @@ class ServedReward:
         budgets = [model.engine.max_tokens for model in self._models]
         return _MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS
 
-    def check(self, samples: Sequence[Sample]) -> None:
-        """Refuse samples that the reward cannot be given.
+    def check(self, sample: Sample) -> None:
+        """Refuse a sample that the reward cannot be given.
 
         Raises:
-            DataError: Texts or token ids for a reward that renders by itself, token ids that the model does not know or that are too
-                many, or columns that reach into the server.
+            DataError: Half of a surrogate pair; a text or token ids for a reward that renders by itself; token ids that the model does
+                not know or that are too many; or columns that reach into the server.
         """
-        for row, sample in enumerate(samples):
-            if isinstance(sample, RenderedSample):
-                self._check_rendered(row, sample)
-            elif sample.columns:
-                _check_columns(row, sample.columns)
+        try:
+            json.dumps(sample_to_json(sample), ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise DataError("It holds half of a surrogate pair, which is no character.") from error
+        if isinstance(sample, RenderedSample):
+            self._check_rendered(sample)
+        elif sample.columns:
+            _check_columns(sample.columns)
 
-    def _check_rendered(self, row: int, sample: RenderedSample) -> None:
+    def _check_rendered(self, sample: RenderedSample) -> None:
         if not self.takes_rendered:
             raise DataError(
-                f"item {row} is a text or token ids to be scored as they are, which only a model can, and {self.label!r} is made of "
+                f"It is a text or token ids to be scored as they are, which only a model can, and {self.label!r} is made of "
                 "other parts too. Send prompt and completion."
             )
         ids = sample.token_ids
         if ids is None:
             return
         if max(ids) >= self._vocabulary:
-            raise DataError(f"item {row} has a token id above {self._vocabulary - 1}, the last that the model knows.")
+            raise DataError(f"It has a token id above {self._vocabulary - 1}, the last that the model knows.")
         if self._max_length is not None and len(ids) > self._max_length:
-            raise DataError(f"item {row} has {len(ids)} token ids; the model takes at most {self._max_length}. Truncate them.")
+            raise DataError(f"It has {len(ids)} token ids; the model takes at most {self._max_length}. Truncate them.")
 
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """What each model makes of each sample; models that make the same are named once.
@@ -93,7 +100,13 @@ class ServedReward:
         Raises:
             DataError: A chat template refuses a sample.
         """
-        return [self._renderings(sample) for sample in samples]
+        renderings = []
+        for row, sample in enumerate(samples):
+            try:
+                renderings.append(self._renderings(sample))
+            except DataError as error:
+                raise DataError(f"item {row}: {error}", rows=[row]) from error
+        return renderings
 
     def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
         renderings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
@@ -136,19 +149,15 @@ def characters(sample: Sample) -> int:
         try:
             total += len(json.dumps(sample.columns, default=str))
         except (RecursionError, ValueError) as error:
-            raise DataError("a sample's columns are nested too deeply.") from error
+            raise DataError("Its columns are nested too deeply.") from error
     return total
 
 
-def _check_columns(row: int, columns: object) -> None:
-    if not isinstance(columns, Mapping):
-        raise DataError(f"item {row}: columns must be an object, not {type(columns).__name__}.")
+def _check_columns(columns: Mapping[str, Any]) -> None:
     settings = columns.get("chat_template_kwargs")
     if settings is None:
         return
     if not isinstance(settings, Mapping):
-        raise DataError(f"item {row}: columns.chat_template_kwargs must be an object, not {type(settings).__name__}.")
+        raise DataError(f"Its columns.chat_template_kwargs must be an object, not {type(settings).__name__}.")
     if "chat_template" in settings:  # a template is a program
-        raise DataError(
-            f"item {row}: columns.chat_template_kwargs may not bring a chat_template; the server has the reward's own."
-        )
+        raise DataError("Its columns.chat_template_kwargs may not bring a chat_template; the server has the reward's own.")

@@ -6,17 +6,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from rm_plugins import __version__
 from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
 from rm_plugins.batching.isolation import score_requests
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.identity import shown_spec
 from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
-from rm_plugins.scores import Scores
+from rm_plugins.scores import Scores, joined
 from rm_plugins.server.dialects.dialect import Problem, Scored
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
@@ -32,9 +34,27 @@ _CHARACTERS_BESIDE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Work:
+    """The samples of a request: by row, the sizes of those that the reward can be given, and why it cannot be given the others."""
+
     samples: Sequence[Sample]
     name: str
-    checked_by: ServedReward
+    reward: ServedReward
+    sizes: dict[int, int] = field(default_factory=dict)
+    refused: dict[int, RmPluginsError] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> list[Sample]:
+        return [self.samples[row] for row in self.sizes]
+
+    @property
+    def refusal(self) -> Problem:
+        row, error = next(iter(self.refused.items()))
+        return Problem("invalid", f"item {row}: {error}")
+
+    def completed(self, scores: Scores) -> Scores:
+        """The scores of the sound samples, with the errors of the others."""
+        size = len(self.samples)
+        return joined([scores.scattered([*self.sizes], size), Scores(np.full(size, np.nan), errors=self.refused)])
 
 
 class Service:
@@ -43,7 +63,8 @@ class Service:
     def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
         self.settings = settings
-        self.name = settings.model_name or reward.label
+        self.names: Sequence[str] = (settings.model_name,) if settings.model_name else reward.names
+        self.name = self.names[0]
         self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
         self._reload_all = reload_all
@@ -104,12 +125,13 @@ class Service:
             return Scored(
                 [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.manifests}
             )
-        size = self._checked_size(samples, reward)
+        work = self._work(samples, reward, self.request_id)
+        if not work.sizes:
+            raise work.refusal
         fields = current_fields.get()
         client = str((fields or {}).get("client", ""))
-        work = _Work(samples, self.request_id, reward)
         with _problems():
-            done = await self._batcher.submit(work, client=client, items=len(samples), size=size)
+            done = await self._batcher.submit(work, client=client, items=len(work.sizes), size=sum(work.sizes.values()))
         scores, reward = done.result
         tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
         truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
@@ -141,7 +163,9 @@ class Service:
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
-        self._checked_size(samples, reward)
+        work = self._work(samples, reward, self.request_id)
+        if work.refused:
+            raise work.refusal
         with _problems():
             return await self._batcher.call(reward.render, samples)
 
@@ -223,41 +247,34 @@ class Service:
                 part,
             )
 
-    def _checked_size(self, samples: Sequence[Sample], reward: ServedReward) -> int:
-        """The size of a request, in characters."""
+    def _work(self, samples: Sequence[Sample], reward: ServedReward, name: str) -> _Work:
         if len(samples) > self.max_items:
             raise Problem("too-large", f"{len(samples)} samples were sent; at most {self.max_items} are taken at a time")
-        total = 0
-        try:
-            for row, sample in enumerate(samples):
-                size = characters(sample)
-                if size > self.settings.max_characters:
-                    raise Problem(
-                        "too-large", f"item {row} has {size:,} characters; at most {self.settings.max_characters:,} are taken"
-                    )
-                total += size + _CHARACTERS_BESIDE
-            reward.check(samples)
-        except DataError as error:
-            raise Problem("invalid", str(error)) from error
-        return total
+        work = _Work(samples, name, reward)
+        for row, sample in enumerate(samples):
+            try:
+                work.sizes[row] = self._checked_size(sample, reward)
+            except DataError as error:
+                work.refused[row] = error
+        return work
+
+    def _checked_size(self, sample: Sample, reward: ServedReward) -> int:
+        size = characters(sample)
+        if size > self.settings.max_characters:
+            raise DataError(f"It has {size:,} characters; at most {self.settings.max_characters:,} are taken.")
+        reward.check(sample)
+        return size + _CHARACTERS_BESIDE
 
     def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, ServedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
-        reward = self.reward
-        answers: dict[int, tuple[Scores, ServedReward] | Exception] = {}
-        for place, work in enumerate(works):
-            if work.checked_by is not reward:  # it was loaded after the request had come
-                try:
-                    reward.check(work.samples)
-                except DataError as error:
-                    answers[place] = error
-        sound = [place for place in range(len(works)) if place not in answers]
-        requests, names = [works[place].samples for place in sound], [works[place].name for place in sound]
+        reward = self.reward  # perhaps loaded after a request had come
+        works = [work if work.reward is reward else self._work(work.samples, reward, work.name) for work in works]
+        asked = [work for work in works if work.sizes]
+        requests, names = [work.sound for work in asked], [work.name for work in asked]
         # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
         by_row = reward.is_merged and not reward.provider.concurrent
-        scored = score_requests(reward.provider, requests, names, merges=reward.is_merged, by_row=by_row)
-        answers |= {place: (scores, reward) for place, scores in zip(sound, scored, strict=True)}
-        return [answers[place] for place in range(len(works))]
+        scored = iter(score_requests(reward.provider, requests, names, merges=reward.is_merged, by_row=by_row))
+        return [(work.completed(next(scored)), reward) if work.sizes else work.refusal for work in works]
 
 
 @contextmanager

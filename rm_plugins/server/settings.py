@@ -11,7 +11,8 @@ class Settings:
     """How a reward is served.
 
     Args:
-        model_name: What answers and paths call the reward; its label if empty.
+        model_name: What requests, answers and paths call the reward. If empty it is its label, and requests may name what it was
+            loaded from as well, such as ``/models/rm`` or ``owner/rm``.
         api_keys: Who may score; everybody where there is none. Each is a client of its own in the queue.
         max_batch_tokens: About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.
         max_items: Most samples of a request.

@@ -31,7 +31,7 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError
-from rm_plugins.files import replacing
+from rm_plugins.files import check_output, in_utf8, replacing
 from rm_plugins.samples import Message, Sample, text_of
 from rm_plugins.scores import MEMBER, FloatArray, Scores, parts_of_columns
 
@@ -138,7 +138,9 @@ class Journal:
 
         Raises:
             DataError: There is a journal of this process here, or of one that is no more, and no step is done.
+            OutputError: The folder cannot be written.
         """
+        check_output(self.folder, is_folder=True)
         self._start(rank)
         names = {file.stem.rpartition("-")[0] for file in self.folder.glob("*-rank*-*.parquet")} if rank == 0 else set()
         gone = {name for name in names if int(name.rpartition("rank")[2]) >= processes}
@@ -355,7 +357,7 @@ def _sample(row: Mapping[str, Any]) -> JournalSample:
 
 
 def _named(figures: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in figures.items()]
+    return [{"name": in_utf8(name), "value": value} for name, value in figures.items()]
 
 
 def _by_name(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -363,5 +365,6 @@ def _by_name(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _written(part: str | Sequence[Message]) -> str:
-    text = part if isinstance(part, str) else json.dumps([dict(message) for message in part], ensure_ascii=False, default=str)
-    return text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no UTF-8
+    return in_utf8(
+        part if isinstance(part, str) else json.dumps([dict(message) for message in part], ensure_ascii=False, default=str)
+    )

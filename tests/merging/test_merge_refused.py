@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import rm_plugins as rm
 from rm_plugins.cli import main
-from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.errors import ModelError, OutputError, SpecError
 from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 from rm_plugins.models.merge import merge_models
@@ -106,7 +106,7 @@ class TestOutput:
         with pytest.raises(ModelError, match="holds the folder checkpoint-10"):
             merge_models(names(*members), tmp_path / "out", overwrite=True)
         (tmp_path / "file").touch()
-        with pytest.raises(ModelError, match="file is a file"):
+        with pytest.raises(OutputError, match="file is not a folder"):
             merge_models(names(*members), tmp_path / "file", overwrite=True)
         with pytest.raises(ModelError, match="is one of the models to merge"):
             merge_models(names(*members), members[1], overwrite=True)

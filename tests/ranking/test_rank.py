@@ -191,10 +191,10 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(rank: An
     generating = ["--generate", "no-policy", "--n", 2] if flag == "--keep-completions" else []
     name = "blocked/f.json" if flag == "--curve" else "blocked/f.jsonl"
     told = rank("rules:fails", write(listed("Q", "a")), flag, name, *generating, code=1)
-    assert f"{name} cannot be written, which is {'the output' if flag == '-o' else flag}: " in " ".join(told.output.split())
+    assert f"{name} cannot be written: " in " ".join(told.output.split())
     Path("folder.json").mkdir()
     if flag == "--curve":
-        assert "'folder.json' is a folder" in rank("rules:fails", "in.jsonl", flag, "folder.json", code=1).output
+        assert "folder.json is a folder" in rank("rules:fails", "in.jsonl", flag, "folder.json", code=1).output
 
 
 class TestInterrupted:

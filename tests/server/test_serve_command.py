@@ -230,6 +230,14 @@ class TestBeforeItStarts:
             port = taken.getsockname()[1]
             assert f"Cannot listen on 127.0.0.1, port {port}" in self.run("constant", "--port", str(port))
 
+    @pytest.mark.parametrize(
+        "where", [("--port", "99999"), ("--port", "-1"), ("--host", "a..b"), ("--host", "no.such.host.invalid")]
+    )
+    def test_an_address_that_is_none(self, where: tuple[str, str]) -> None:
+        told = CliRunner().invoke(main, ["serve", "constant", *where])
+        assert isinstance(told.exception, SystemExit), told.exc_info
+        assert where[1] in told.output
+
     def test_a_spec_that_is_wrong(self) -> None:
         assert "'value'" in self.run("constant", "--port", "0")
 

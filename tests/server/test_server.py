@@ -199,8 +199,14 @@ class TestWhatIsTaken:
         sample = {"prompt": "", "completion": "x"}
         rewarded(simple, [Sample("", "x")] * 8)
         assert "at most 8" in problem(simple.post("/v1/rewards", json={"samples": [sample] * 9}), 413, "too-large")
-        long = {"samples": [sample, {"prompt": "", "completion": "x" * 1_001}]}
-        assert "item 1 has 1,001 characters" in problem(simple.post("/v1/rewards", json=long), 413, "too-large")
+        long = {"prompt": "", "completion": "x" * 1_001}
+        answer = simple.post("/v1/rewards", json={"samples": [sample, long]}).json()["rewards"]
+        assert answer == [
+            {"index": 0, "reward": 1.0},
+            {"index": 1, "reward": None, "error": "It has 1,001 characters; at most 1,000 are taken."},
+        ]
+        told = problem(simple.post("/v1/rewards", json={"samples": [long]}), 422, "invalid")
+        assert told == "item 0: It has 1,001 characters; at most 1,000 are taken."
         whole = json.dumps({"samples": [{**sample, "prompt": "x" * 20_000}]}).encode()
         headers = {"content-type": "application/json"}
         told = problem(simple.post("/v1/rewards", content=whole, headers=headers), 413, "too-large")
@@ -264,7 +270,7 @@ class TestWhatIsTaken:
         problem(response, 405, "invalid")
         assert response.headers["allow"] == "POST"
         assert simple.head("/v1/rewards").status_code == 405
-        assert simple.post("/v1/rewards", content=b"{}", headers={"content-type": "text/plain"}).status_code == 422
+        assert simple.post("/v1/rewards", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
 
     def test_a_fault_of_the_server_is_told_without_its_inside(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

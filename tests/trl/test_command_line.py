@@ -95,6 +95,24 @@ def test_two_processes_train_a_reward_and_a_policy(tiny_policy: Path, tiny_decod
     assert rm.load(tmp_path / "rm").verify() == []  # type: ignore[attr-defined]
 
 
+def test_an_output_folder_that_cannot_be_written_is_told_before_the_training(tmp_path: Path) -> None:
+    blocked = write_jsonl(tmp_path / "a file", [ROW])
+    for place in (blocked, f"{blocked}/rm"):
+        arguments = [
+            "train",
+            "--model_name_or_path",
+            "no-model",
+            "--dataset_name",
+            "no-data",
+            "--output_dir",
+            str(place),
+            *QUIET,
+        ]
+        told = CliRunner().invoke(main, arguments)
+        assert told.exit_code == 1
+        assert f"Error: {place} " in told.output
+
+
 def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
     """Arguments of ``accelerate launch`` start ``rm-plugins train`` on several processes, as with ``trl reward``."""
     data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)

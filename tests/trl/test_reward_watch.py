@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.cli import main
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError, OutputError, SpecError
 from rm_plugins.training.journal import JournalStep, read_journal
 from rm_plugins_trl import RewardWatch, reward_func
 from tests.trl.conftest import last_trl_with_ppo
@@ -258,10 +258,17 @@ def test_it_warns_with_numbers(logs_first: bool, tmp_path: Path, caplog: pytest.
         assert f"step {found.step}:" in told.output
 
 
+def test_a_journal_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    for folder in (tmp_path / "a file", tmp_path / "a file" / "journal", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match=r"not a folder|cannot be written"):
+            Calls(RewardWatch(reward_func(Council(), name="helpful"), journal=folder)).__enter__()
+
+
 def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a file").write_text("where the folder should be")
     helpful = reward_func(Council(), name="helpful")
-    with Calls(RewardWatch(helpful, journal=tmp_path / "a file")) as calls:
+    with Calls(RewardWatch(helpful, journal=tmp_path / "journal")) as calls:
+        (tmp_path / "journal").write_text("where the folder should be")
         calls.step(helpful, [rm.Sample("p", "c")], rm.Scores(np.ones(1)))
         calls.watch.on_save(*calls.arguments)
         assert calls.step(helpful, [rm.Sample("p", "c")], rm.Scores(np.ones(1)))["watch/helpful/reward"] == 1

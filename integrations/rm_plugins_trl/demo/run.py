@@ -19,7 +19,7 @@ import rm_plugins as rm
 from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
-from rm_plugins.files import write_atomically
+from rm_plugins.files import check_output, write_atomically
 from rm_plugins_trl.demo.policies import load_policy, make_language_model, make_tokenizer, one_thread, sampled_completions
 from rm_plugins_trl.demo.preference_world import read_world
 from rm_plugins_trl.demo.progress import Stages, quiet_libraries
@@ -58,7 +58,8 @@ def run_demo(
         The path of the summary.
 
     Raises:
-        DataError: The output folder is not empty, or a row of `dataset` is no preference pair with a prompt.
+        OutputError: The output folder cannot be written.
+        DataError: It is not empty, or a row of `dataset` is no preference pair with a prompt.
         ManifestError: The trained model does not score as it did when it was trained.
     """
     console = console or Console()
@@ -128,6 +129,7 @@ def run_demo(
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
+    check_output(folder, is_folder=True)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise DataError(f"{folder} is not empty. Name another --output-dir, or replace what is there with --overwrite.")
     for name in FOLDERS:

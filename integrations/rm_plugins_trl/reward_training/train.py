@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rm_plugins.data.row_files import is_data_file
+from rm_plugins.files import check_output
 
 _MODULE = "rm_plugins_trl.reward_training.train"
 
@@ -96,6 +98,7 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
     from rm_plugins_trl.reward_training.train_data import training_data
 
+    check_output(Path(args.output_dir), is_folder=True)
     train_dataset, eval_dataset = training_data(script, args, mixture)
     args.model_init_kwargs = {
         "revision": model.model_revision,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.engine.score_cache import MEMORY, ScoreCache
-from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.errors import DataError, OutputError, ScoringError, SpecError
 from rm_plugins.handed_over import OF_THE_RUN
 from rm_plugins.identity import fingerprint
 from rm_plugins.provider import Provider
@@ -65,7 +65,7 @@ class Cached(Combinator):
         identity = "" if path == MEMORY else fingerprint(reward)
         try:
             self._cache = ScoreCache(path, json.dumps([identity, version]))
-        except ScoringError as error:
+        except (OutputError, ScoringError) as error:
             raise SpecError(str(error), key="path") from error
 
     def render(self, sample: Sample) -> str:

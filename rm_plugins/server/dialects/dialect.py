@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Cause: TypeAlias = Literal[
     "invalid",  # the request is not what the endpoint takes, or a sample of it cannot be scored
     "too-large",
+    "unsupported",  # a body that is not sent as JSON, or is compressed
     "unauthorized",
     "not-found",
     "overload",
@@ -25,6 +26,7 @@ Cause: TypeAlias = Literal[
 STATUS: Mapping[Cause, int] = {
     "invalid": 422,
     "too-large": 413,
+    "unsupported": 415,
     "unauthorized": 401,
     "not-found": 404,
     "overload": 429,
@@ -81,7 +83,10 @@ class Scorer(Protocol):
     """What the endpoints of a dialect are handed: the served reward, and what is known of the request that they answer."""
 
     name: str
-    """The model's name in answers and paths."""
+    """The model's name in answers."""
+
+    names: Sequence[str]
+    """Every name that a request may call the model by; `name` is the first."""
 
     fingerprint: str
     """Of the reward that scores now."""
@@ -132,6 +137,13 @@ class Dialect(ABC):
     statuses: ClassVar[Mapping[Cause, int]] = {}
     """The statuses of problems that its endpoints meet, where they are not those of `STATUS`."""
 
+    advice: ClassVar[str] = ""
+    """How its clients are made to send JSON, where they send something else by default."""
+
+    samples_field: ClassVar[str] = ""
+    """The field of a body with a list of samples of which each can be refused by itself, such as for half of a surrogate pair; such a
+    body is refused as a whole where there is none."""
+
     @abstractmethod
     def router(self, scorer: Scorer) -> APIRouter:
         """The endpoints, which score with `scorer` and use nothing else of the server.
@@ -157,6 +169,17 @@ class Dialect(ABC):
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """The JSON that stands for a problem: the server's own where a dialect has no other."""
         return {"error": {"cause": problem.cause, "message": problem.message, "request_id": request_id}}
+
+
+def check_model(scorer: Scorer, model: str) -> None:
+    """Refuse a request for another model.
+
+    Raises:
+        Problem: `model` is none of the served one's names.
+    """
+    if model not in scorer.names:
+        served = " or ".join(map(repr, scorer.names))
+        raise Problem("not-found", f"the model {model!r:.200} does not exist; this server has {served}")
 
 
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:

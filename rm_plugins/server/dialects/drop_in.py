@@ -26,16 +26,16 @@ class DropIn(Dialect):
     """A dialect whose bodies' fields may have several forms."""
 
     def complaint(self, errors: Sequence[Mapping[str, Any]], body: Any) -> str:
-        """What is wrong with a body, by field: of a field with several forms, why it has none of them; the first five."""
-        if isinstance(body, bytes):
-            return "the body is read as JSON, and needs Content-Type: application/json"
+        """What is wrong with a body, by field: of a field with several forms, why and where it has none of them; the first five."""
         reasons_by_place: dict[str, dict[str, None]] = {}
         for error in errors:
             if error["type"] == "json_invalid":
                 return f"the body is no JSON: {error['ctx']['error']}"
             # The forms of a field ("str", "list[int]") follow its name.
-            place = takewhile(lambda part: part not in ("str", "int") and re.fullmatch(r"\w+", str(part)), error["loc"])
-            reasons_by_place.setdefault(".".join(map(str, place)), {})[error["msg"]] = None
+            place = [*takewhile(lambda part: part not in ("str", "int") and re.fullmatch(r"\w+", str(part)), error["loc"])]
+            inside = "".join(f"[{part}]" for part in error["loc"][len(place) :] if isinstance(part, int))
+            reason = f"{inside}: {error['msg']}" if inside else error["msg"]
+            reasons_by_place.setdefault(".".join(map(str, place)), {})[reason] = None
         complaints = [f"{place}: {', or: '.join(reasons)}" for place, reasons in reasons_by_place.items()]
         return "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
 

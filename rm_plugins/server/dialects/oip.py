@@ -14,8 +14,9 @@ from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, Field
 
 from rm_plugins import __version__
+from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, check_model, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 _IDS = ("input_ids", "token_ids", "tokens")
@@ -113,6 +114,7 @@ class OpenInference(DropIn):
     """The Open Inference Protocol of Triton, KServe and NeMo-Aligner: /v2/models/MODEL/infer."""
 
     name: ClassVar[str] = "oip"
+    advice: ClassVar[str] = f"{_BINARY}, and have tritonclient send headers={{'Content-Type': 'application/json'}}"
     statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
@@ -139,13 +141,13 @@ class OpenInference(DropIn):
         # A model's name may be a path, and so have slashes.
         @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores")
         async def model_ready(model: str) -> dict[str, Any]:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             _check_ready(scorer)
             return {"name": model, "ready": True}
 
         @router.get("/v2/models/{model:path}", summary="A model's tensors")
         async def metadata(model: str) -> dict[str, Any]:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             return {
                 "name": model,
                 "platform": "rm-plugins",
@@ -160,7 +162,7 @@ class OpenInference(DropIn):
             response_model_exclude_none=True,
         )
         async def infer(model: str, body: Annotated[Infer, Body(openapi_examples=_EXAMPLES)]) -> Inferred:
-            _check_model(scorer, model)
+            check_model(scorer, model)
             _refuse_binary_parameters(body)
             values, scored = await score_all(scorer, _samples(scorer, body))
             names = [output.name for output in body.outputs or ()] or ["rewards"]
@@ -172,11 +174,6 @@ class OpenInference(DropIn):
 def _check_ready(scorer: Scorer) -> None:
     if not scorer.is_ready:
         raise Problem("unavailable", "the server is stopping")
-
-
-def _check_model(scorer: Scorer, model: str) -> None:
-    if model != scorer.name:
-        raise Problem("not-found", f"there is no model {model!r:.200}; this server has {scorer.name!r}")
 
 
 def _refuse_binary_body(request: Request) -> None:
@@ -211,18 +208,30 @@ def _samples(scorer: Scorer, body: Infer) -> list[Sample]:
     rows = _integers(tensors[ids[0]])
     for name in padding:
         rows = _without_padding(rows, ids[0], tensors[name])
-    return [text_sample(scorer, row) for row in rows]
+    samples = []
+    for number, row in enumerate(rows):
+        try:
+            samples.append(text_sample(scorer, row))
+        except DataError as error:
+            raise Problem("invalid", f"row {number} of {ids[0]}: {error}") from error
+    return samples
 
 
 def _without_padding(rows: Sequence[Sequence[int]], ids: str, tensor: Tensor) -> list[list[int]]:
     padding = _integers(tensor)
     _check_rows(tensor.name, len(padding), ids, len(rows))
     if tensor.name == "attention_mask":
-        if any(len(mask) != len(row) or not set(mask) <= {0, 1} for mask, row in zip(padding, rows, strict=True)):
-            raise Problem("invalid", f"attention_mask has not the shape of {ids}, or something other than 0 and 1 in it")
+        for number, (mask, row) in enumerate(zip(padding, rows, strict=True)):
+            if len(mask) != len(row) or not set(mask) <= {0, 1}:
+                raise Problem(
+                    "invalid", f"row {number} of attention_mask is not {len(row)} times 0 or 1, one for each of {ids}"
+                )
         return [[token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, padding, strict=True)]
-    if any(len(length) != 1 or not 0 < length[0] <= len(row) for length, row in zip(padding, rows, strict=True)):
-        raise Problem("invalid", f"sequence_lengths is one number for each row of {ids}, from 1 to the length of the row")
+    for number, (length, row) in enumerate(zip(padding, rows, strict=True)):
+        if len(length) != 1 or not 0 < length[0] <= len(row):
+            raise Problem(
+                "invalid", f"row {number} of sequence_lengths is not one number from 1 to {len(row)}, the length of {ids}"
+            )
     return [list(row[: length[0]]) for row, length in zip(rows, padding, strict=True)]
 
 
@@ -236,8 +245,9 @@ def _texts(tensor: Tensor) -> list[str]:
     if tensor.datatype != "BYTES" or tensor.shape[1:] not in ([], [1]):
         raise Problem("invalid", f"{tensor.name} is of {tensor.datatype} and {tensor.shape}; BYTES and [B] or [B, 1] is right")
     values = _flat(tensor)
-    if not all(isinstance(value, str) for value in values):
-        raise Problem("invalid", f"the data of {tensor.name} has something other than text in it")
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise Problem("invalid", f"row {row} of {tensor.name} is {value!r:.80}; a text is right")
     return values
 
 
@@ -245,10 +255,10 @@ def _integers(tensor: Tensor) -> list[list[int]]:
     """The rows of a tensor of the shape [B, L]; [B] is taken as [B, 1]."""
     if tensor.datatype not in ("INT64", "INT32"):
         raise Problem("invalid", f"{tensor.name} is of {tensor.datatype}; INT64 or INT32 is right")
-    values = _flat(tensor)
-    if not all(type(value) is int for value in values):
-        raise Problem("invalid", f"the data of {tensor.name} has something other than integers in it")
-    width = math.prod(tensor.shape[1:])
+    values, width = _flat(tensor), math.prod(tensor.shape[1:])
+    for place, value in enumerate(values):
+        if type(value) is not int:
+            raise Problem("invalid", f"row {place // width} of {tensor.name} has {value!r:.80} in it; integers are right")
     return [values[start : start + width] for start in range(0, len(values), width)]
 
 
@@ -272,5 +282,6 @@ def _result(name: str, values: Sequence[float], scored: Scored) -> Result:
         raise Problem("invalid", f"there is no output {name!r:.200}; this server gives {names}")
     numbers = [value for value in column if value is not None]
     if len(numbers) < len(values):
-        raise Problem("invalid", f"the output {name!r} is missing for {len(values) - len(numbers)} of {len(values)} rows")
+        missing = f"{len(values) - len(numbers)} of {len(values)} rows (first: row {[*column].index(None)})"
+        raise Problem("invalid", f"the output {name!r} is missing for {missing}")
     return Result(name=name, shape=[len(values), 1], datatype="FP32", data=numbers)

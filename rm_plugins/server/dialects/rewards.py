@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -60,7 +60,7 @@ _TWO_SAMPLES: list[Any] = [
 ]
 _FINGERPRINT = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
-AnySample = Annotated[dict[str, Any], WithJsonSchema(_SAMPLE)]
+AnySample = Annotated[Any, WithJsonSchema(_SAMPLE)]
 
 
 class _Strict(BaseModel):
@@ -170,6 +170,7 @@ class Native(Dialect):
     """The server's own: /v1/rewards, with details, abstentions and errors."""
 
     name: ClassVar[str] = "rm-plugins"
+    samples_field: ClassVar[str] = "samples"
 
     def router(self, scorer: Scorer) -> APIRouter:
         """The endpoints of ``rm-plugins/1``."""
@@ -177,12 +178,18 @@ class Native(Dialect):
 
         @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False)
         async def rewards(body: RewardsRequest) -> Response:
-            """Score samples."""
-            samples = _samples(body.samples, scorer.max_items)
-            scored = await scorer.score(samples)
-            entries: list[dict[str, Any]] = [{"index": row, "reward": value} for row, value in enumerate(scored.values)]
-            for row, message in scored.errors.items():
+            """Score samples. What is wrong with one of them is said in its place, and the others are scored."""
+            samples, errors = _samples(body.samples, scorer.max_items)
+            if errors and not samples:
+                raise _problem(errors)
+            scored = await scorer.score([*samples.values()])
+            rows = [*samples]
+            errors |= {rows[place]: message for place, message in scored.errors.items()}
+            values = dict(zip(rows, scored.values, strict=True))
+            entries: list[dict[str, Any]] = [{"index": row, "reward": values.get(row)} for row in range(len(body.samples))]
+            for row, message in errors.items():
                 entries[row]["error"] = message
+            details = {name: dict(zip(rows, column, strict=True)) for name, column in scored.details.items()}
             return _json(
                 {
                     "id": body.id,
@@ -190,9 +197,13 @@ class Native(Dialect):
                     "fingerprint": scored.fingerprint,
                     "manifests": scored.metadata["manifests"],
                     "rewards": entries,
-                    "details": dict(scored.details) if body.details else {},
+                    "details": {
+                        name: [column.get(row) for row in range(len(entries))]
+                        for name, column in details.items()
+                        if body.details
+                    },
                     "usage": {
-                        "samples": len(samples),
+                        "samples": len(entries),
                         "tokens": scored.metadata["tokens"],
                         "truncated": scored.metadata["truncated"],
                     },
@@ -207,7 +218,10 @@ class Native(Dialect):
         @router.post("/v1/render", response_model=RenderAnswer)
         async def render(body: RenderRequest) -> Response:
             """The texts and tokens that the models of the reward are given; none where nothing renders."""
-            return _json({"renderings": await scorer.render(_samples(body.samples, scorer.max_items))})
+            samples, errors = _samples(body.samples, scorer.max_items)
+            if errors:
+                raise _problem(errors)
+            return _json({"renderings": await scorer.render([*samples.values()])})
 
         @router.post("/v1/reload", response_model=ReloadAnswer)
         async def reload(request: Request) -> Response:
@@ -220,16 +234,23 @@ class Native(Dialect):
         return router
 
 
-def _samples(values: Sequence[dict[str, Any]], max_items: int) -> list[Sample]:
+def _samples(values: Sequence[Any], max_items: int) -> tuple[dict[int, Sample], dict[int, str]]:
+    """The samples by row, and what is wrong with those that are none."""
     if len(values) > max_items:
         raise Problem("too-large", f"{len(values)} samples were sent; at most {max_items} are taken at a time")
-    samples = []
-    for place, value in enumerate(values):
+    samples: dict[int, Sample] = {}
+    errors: dict[int, str] = {}
+    for row, value in enumerate(values):
         try:
-            samples.append(sample_from_json(value))
+            samples[row] = sample_from_json(value)
         except DataError as error:
-            raise Problem("invalid", f"samples[{place}]: {error}") from error
-    return samples
+            errors[row] = str(error)
+    return samples, errors
+
+
+def _problem(errors: Mapping[int, str]) -> Problem:
+    row, message = next(iter(errors.items()))
+    return Problem("invalid", f"body.samples[{row}]: {message}")
 
 
 def _json(content: Any) -> Response:

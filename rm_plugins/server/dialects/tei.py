@@ -24,6 +24,7 @@ VERSION = "1.9.3"
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "Validation",
     "too-large": "Validation",
+    "unsupported": "Validation",
     "unauthorized": "Unauthorized",
     "not-found": "Validation",
     "overload": "Overloaded",
@@ -111,7 +112,7 @@ class TEI(DropIn):
             body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)],
         ) -> list[Prediction] | list[list[Prediction]]:
             _check_size(scorer, len(body.items))
-            values, _ = await score_all(scorer, [_sample(scorer, item) for item in body.items])
+            values, _ = await score_all(scorer, [_sample(scorer, row, item) for row, item in enumerate(body.items)])
             predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
             return predictions if body.is_batch else predictions[0]
 
@@ -142,7 +143,7 @@ class TEI(DropIn):
 async def rerank(scorer: Scorer, body: Rerank) -> list[Rank]:
     """The completions of a prompt by their scores, the best first."""
     _check_size(scorer, len(body.texts))
-    values, _ = await score_all(scorer, [_pair(body.query, text) for text in body.texts])
+    values, _ = await score_all(scorer, [_pair(row, body.query, text) for row, text in enumerate(body.texts)])
     order = sorted(range(len(values)), key=lambda row: values[row])[::-1]  # of equal ones, TEI has the last first
     texts = body.texts if body.return_text else [None] * len(values)
     return [Rank(index=row, text=texts[row], score=_score(values[row], body)) for row in order]
@@ -153,18 +154,21 @@ def _check_size(scorer: Scorer, size: int) -> None:
         raise Problem("too-large", f"batch size {size} > maximum allowed batch size {scorer.max_items}")
 
 
-def _sample(scorer: Scorer, item: list[str]) -> Sample:
+def _sample(scorer: Scorer, row: int, item: list[str]) -> Sample:
     if len(item) == 2:
-        return _pair(*item)
-    if not item[0]:
-        raise Problem("invalid", "`inputs` cannot be empty")
+        return _pair(row, *item)
+    _check_filled(row, item[0])
     return text_sample(scorer, item[0])
 
 
-def _pair(prompt: str, completion: str) -> Sample:
-    if not prompt and not completion:
-        raise Problem("invalid", "`inputs` cannot be empty")
+def _pair(row: int, prompt: str, completion: str) -> Sample:
+    _check_filled(row, prompt or completion)
     return Sample(prompt, completion)
+
+
+def _check_filled(row: int, text: str) -> None:
+    if not text:
+        raise Problem("invalid", f"`inputs` cannot be empty (item {row})")
 
 
 def _score(reward: float, options: _Options) -> float:

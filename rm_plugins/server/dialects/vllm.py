@@ -22,7 +22,7 @@ from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, check_model, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, probability
 
 _Entry = TypeVar("_Entry")
@@ -153,7 +153,8 @@ class VLLM(DropIn):
 
         @router.get("/v1/models", summary="What is served")
         async def models() -> bodies.ModelList:
-            return bodies.ModelList(data=[bodies.ModelCard(id=scorer.name, created=started, root=scorer.name)])
+            root = scorer.names[-1]
+            return bodies.ModelList(data=[bodies.ModelCard(id=name, created=started, root=root) for name in scorer.names])
 
         return router
 
@@ -167,8 +168,8 @@ async def _tell_as_tei(request: Request) -> None:
 
 async def _scored(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
     """The scores that a request asks for, raw or not, and everything else that is known of them."""
-    if body.model and body.model != scorer.name:
-        raise Problem("not-found", f"The model `{body.model:.200}` does not exist; this server has `{scorer.name}`.")
+    if body.model:
+        check_model(scorer, body.model)
     values, scored = await score_all(scorer, samples)
     return values if body.is_raw else [probability(value) for value in values], scored
 

@@ -271,7 +271,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The served models: one."""
+    """The served model, once for each of its names."""
 
     object: str = "list"
     data: list[ModelCard]
