@@ -52,12 +52,12 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
         ("a.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", b"\xef\xbb\xbf\n" + json.dumps(ROWS, indent=2).encode()),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("a.json.zst", zstd(json.dumps(ROWS, indent=1).encode())),
         ("a.jsonl.zst", zstd(LINES.encode()) + zstd(b"")),
         ("A.JSONL", LINES.encode()),
         ("a.csv", b"\xef\xbb\xbf" + as_csv(ROWS).encode()),
-        ("a.csv.gz", gzip.compress(as_csv(ROWS).encode())),
+        ("a.csv.gz", gzip.compress(as_csv(ROWS).encode(), mtime=0)),
     ],
 )
 def test_one_file_in_every_form(name: str, content: bytes, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestText:
             list(read_rows(str(tmp_path / "a.jsonl.zst")))
 
     @pytest.mark.parametrize(
-        "written", [LINES.encode(), gzip.compress(LINES.encode()), json.dumps(ROWS, ensure_ascii=False).encode()]
+        "written", [LINES.encode(), gzip.compress(LINES.encode(), mtime=0), json.dumps(ROWS, ensure_ascii=False).encode()]
     )
     def test_standard_input_is_utf_8_whatever_the_locale(self, written: bytes, tmp_path: Path) -> None:
         program = "import json, sys; from rm_plugins.data.row_files import read_rows; print(json.dumps(list(read_rows('-'))))"
@@ -166,7 +166,7 @@ class TestText:
         )
         assert list(read_rows(str(tmp_path / "a.csv"))) == [{"chosen": turns, "rejected": turns}]
 
-    @pytest.mark.parametrize("written", [b'{"a": "\xe9"}\n', gzip.compress(LINES.encode())[:-9]])
+    @pytest.mark.parametrize("written", [b'{"a": "\xe9"}\n', gzip.compress(LINES.encode(), mtime=0)[:-9]])
     def test_standard_input_that_cannot_be_read(self, written: bytes) -> None:
         command = [sys.executable, "-m", "rm_plugins", "data", "check", "-"]
         shown = subprocess.run(command, input=written, capture_output=True, check=False)
