@@ -151,7 +151,7 @@ class TestFigures:
         different = [pair(*(("22", "1") if number % 2 else ("1", "22")), id=number) for number in range(100)]
         wide, narrow = (only(evaluate(LENGTH, rows)).figures["accuracy"] for rows in (same, different))
         assert (wide.value, narrow.value) == (0.5, 0.5)
-        assert (wide.low, wide.high) == (0.0, 1.0)
+        assert wide.low < 0.1 and wide.high > 0.9
         assert only(evaluate(LENGTH, same, cluster="row")).figures["accuracy"].low > 0.3
         assert narrow.high - narrow.low < 0.25
 

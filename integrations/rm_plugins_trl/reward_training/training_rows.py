@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 
+from rm_plugins.data.answers import answers
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses import Need
@@ -25,6 +26,7 @@ _STRUCTURE = {
     "length": Value("int32"),
     "longest": Value("int32"),
     "completion_starts": List(Value("int32")),
+    "characters": List(Value("int32")),
     "section": Value("string"),
 }
 _OF_BATCHES = ("sections", "items")  # what a batch has of other names
@@ -33,7 +35,8 @@ _OF_BATCHES = ("sections", "items")  # what a batch has of other names
 def features(own: Sequence[Need] = ()) -> Features:
     """The columns of a tokenized dataset; an empty list stands for what a row does not have.
 
-    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation.
+    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, both in tokens. ``characters`` are those
+    of the answers, as evaluations count them, and 0 in what is tokenized already.
 
     Args:
         own: The needs that a loss brings.
@@ -140,6 +143,7 @@ class Tokenization:
             "length": [sum(map(len, each)) for each in rows],
             "longest": [max(longest[start:stop], default=0) for start, stop in pairwise(bounds)],
             "completion_starts": [starts[start:stop] for start, stop in pairwise(bounds)],
+            "characters": [list(map(len, answers(judged.samples)[1])) for judged in judgements],
             **needed,
             "section": sections,
         }
@@ -181,6 +185,7 @@ class Collator:
             "groups": torch.repeat_interleave(torch.arange(len(sizes)), sizes),
             "rows": [np.asarray(row, dtype=np.int64) for example in examples for row in example["rows"]],
             "completion_starts": [start for example in examples for start in example["completion_starts"]],
+            "characters": [count for example in examples for count in example["characters"]],
             "sections": [example["section"] for example in examples],
         }
         for need in (*BATCH_NEEDS.values(), *self.own):
