@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rm_plugins.evaluation import evaluate, pair_metrics
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.identity import shown_spec
+from rm_plugins.reports import evaluation_page
 
 Row = dict[str, Any]
 
@@ -93,6 +95,45 @@ class TestFigures:
         assert (found.pairs, found.samples, found.abstained) == (2, 6, 1)
         assert (value(found, "accuracy"), value(found, "ties")) == (0.5, 0.5)
         assert [finding.severity for finding in found.findings if finding.kind == "abstained"] == ["warning"]
+
+    def test_ties_may_count_half(self) -> None:
+        rows = [pair("aa", "bb", id=1), pair("ccc", "d", id=2), pair("e", "ff", id=3), pair("ggg", "h", id=4)]
+        found = only(evaluate(LENGTH, rows, resamples=5))
+        assert (value(found, "accuracy"), value(found, "accuracy_ties_half")) == (0.5, 0.625)
+
+    def test_what_was_judged_to_tie_is_compared_with_what_the_reward_takes_for_a_tie(self) -> None:
+        rows = [pair("a" * 9, "b", id=1), pair("a" * 5, "b", id=2), pair("a", "b" * 9, id=3)]
+        rows += [pair("aa", "b", id=4, tie=True), pair("a", "bbb", id=5, tie=True), pair("a", "b" * 9, id=6, tie=True)]
+        found = only(evaluate(LENGTH, rows, resamples=5))
+        assert (value(found, "agreement"), value(found, "tie_threshold")) == (pytest.approx(4 / 6), 2.0)
+        assert (found.pairs, value(found, "accuracy")) == (3, pytest.approx(2 / 3))
+        assert "agreement" not in only(evaluate(LENGTH, rows[:3], resamples=5)).figures
+
+    def test_a_reward_that_is_right_at_any_length_is_so_at_equal_length(self) -> None:
+        found = only(evaluate(reward(lambda one: float(one[0])), made_pairs(300, longer=0.9), resamples=5))
+        assert value(found, "accuracy_equal_length") > 0.98
+        found = only(evaluate(LENGTH, made_pairs(300, longer=0.9), resamples=5))
+        assert found.figures["accuracy_equal_length"].low < 0.5
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-10, 1e10])
+    def test_ratings_that_hardly_differ_differ(self, scale: float) -> None:
+        rows = [
+            {"prompt": str(number), "completions": ["1", "2", "3"], "scores": [scale, scale * (1 + 1e-9), scale * (1 + 3e-9)]}
+            for number in range(5)
+        ]
+        found = only(evaluate(reward(float), rows, resamples=5))
+        assert (found.pairs, value(found, "kendall"), value(found, "top_1")) == (15, 1.0, 1.0)
+        assert value(found, "top_1_random") == pytest.approx(1 / 3)
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-10, 1e10])
+    def test_means_of_ratings_are_equal_but_for_their_rounding(self, scale: float) -> None:
+        ratings = [
+            {"a": scale * 0.33333333, "b": scale * 0.66666667},
+            {"a": scale * 0.5, "b": scale * 0.5},
+            {"a": 0, "b": scale},
+        ]
+        rows = [{"prompt": str(number), "completions": ["1", "2", "3"], "scores": ratings} for number in range(3)]
+        assert "kendall" not in only(evaluate(reward(float), rows, resamples=5)).figures  # all are equally good
 
     def test_lists_are_ranked_within_their_prompt(self) -> None:
         rows = [
@@ -182,6 +223,25 @@ class TestSections:
         ]
         assert found.data.sections == {"easy": 1, "hard": 2}
 
+    def test_pairs_that_were_not_scored_do_not_count_and_ties_do(self) -> None:
+        rows = [*self.ROWS, pair("?", "1", id=4, subset="hard"), pair("a", "b", id=5, subset="hard")]
+        found = evaluate(reward(lambda one: None if one == "?" else float(len(one))), rows, resamples=5)
+        easy, hard = only(found).sections
+        assert (easy.pairs, hard.pairs, hard.accuracy.value) == (1, 3, pytest.approx(1 / 3))
+        assert hard.ties is not None
+        assert (hard.ties.value, hard.chance) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+        assert found.as_json()["rewards"][0]["sections"][1]["ties"]["value"] == pytest.approx(1 / 3)
+        page = evaluation_page(found)
+        cells = re.search(r"<bdi>hard</bdi></th>(.*?)</tr>", page)
+        assert cells is not None
+        assert re.findall(r">([^<>]+)</td>", cells[1])[:3] == ["3", "33.3%", "50.0%"]
+
+    def test_a_section_of_ties_is_not_worse_than_chance(self) -> None:
+        rows = [pair("22", "1", id=number, subset="easy") for number in range(40)]
+        rows += [pair("a", "b", id=number, subset="tied") for number in range(40, 75)]
+        rows += [pair("22", "1", id=number, subset="tied") for number in range(75, 80)]
+        assert "section" not in {one.kind for one in only(evaluate(LENGTH, rows, resamples=5)).findings}
+
     def test_another_column_can_name_it(self) -> None:
         rows = [{**row, "topic": row["id"] % 2} for row in self.ROWS]
         assert [one.name for one in only(evaluate(LENGTH, rows, section="topic", resamples=50)).sections] == ["1", "0"]
@@ -193,7 +253,7 @@ class TestSections:
 
 class TestFindings:
     def test_a_reward_that_is_right_by_length_alone_is_exposed(self) -> None:
-        found = only(evaluate(LENGTH, made_pairs(300, longer=0.8), resamples=200))
+        found = only(evaluate(LENGTH, made_pairs(300, longer=0.8), resamples=20))
         assert value(found, "accuracy") > 0.75
         first = found.findings[0]
         assert (first.kind, first.severity) == ("length", "alarm")
@@ -204,22 +264,22 @@ class TestFindings:
 
     def test_and_so_it_is_on_two_prompts(self) -> None:
         rows = [{**row, "prompt": f"Q{number % 2}"} for number, row in enumerate(made_pairs(300, longer=0.8))]
-        first = only(evaluate(LENGTH, rows, resamples=200)).findings[0]
+        first = only(evaluate(LENGTH, rows, resamples=20)).findings[0]
         assert (first.kind, first.severity) == ("length", "alarm")
 
     def test_a_reward_that_likes_short_answers_is_exposed_too(self) -> None:
-        found = only(evaluate(reward(lambda one: -(len(one) ** 0.5)), made_pairs(300, longer=0.2), resamples=200))
+        found = only(evaluate(reward(lambda one: -(len(one) ** 0.5)), made_pairs(300, longer=0.2), resamples=20))
         assert found.findings[0].message.startswith("Length decides: it prefers the shorter answer in 100.0% of pairs")
 
     def test_a_good_reward_is_not_accused_where_the_longer_answer_is_the_better(self) -> None:
-        found = only(evaluate(reward(lambda one: float(one[0])), made_pairs(300, longer=0.97), resamples=200))
+        found = only(evaluate(reward(lambda one: float(one[0])), made_pairs(300, longer=0.97), resamples=20))
         assert value(found, "length_preference") > 0.95
         assert [finding.kind for finding in found.findings if finding.severity != "note"] == []
 
     def test_chance_ties_and_a_turned_sign_are_told(self) -> None:
         rows = made_pairs(200, longer=0.5)
         kinds = {
-            name: {finding.kind: finding.message for finding in only(evaluate(provider, rows, resamples=200)).findings}
+            name: {finding.kind: finding.message for finding in only(evaluate(provider, rows, resamples=20)).findings}
             for name, provider in {
                 "same": reward(lambda one: 1.0),
                 "turned": reward(lambda one: -float(one[0])),
@@ -232,18 +292,18 @@ class TestFindings:
 
     def test_few_pairs_are_no_alarm(self) -> None:
         noisy = reward(lambda one: float(one[0]) * (1 if hash((len(one), 3)) % 10 < 8 else -1))
-        found = only(evaluate(noisy, made_pairs(12, longer=0.5), resamples=200)).findings
+        found = only(evaluate(noisy, made_pairs(12, longer=0.5), resamples=20)).findings
         assert [(one.kind, one.severity) for one in found if one.severity != "note"] == []
 
     def test_a_coarse_reward_is_not_said_to_prefer_the_worse_answer(self) -> None:
         coarse = reward(lambda one: float(one[0] == "9" and len(one) % 3 == 0))
-        found = only(evaluate(coarse, made_pairs(200, longer=0.5), resamples=200))
+        found = only(evaluate(coarse, made_pairs(200, longer=0.5), resamples=20))
         assert value(found, "accuracy") < 0.45
         assert [one.kind for one in found.findings] == ["ties"]
 
     def test_a_step_of_length_is_exposed_though_most_pairs_tie(self) -> None:
         step = reward(lambda one: float(len(one) > 90))
-        first = only(evaluate(step, made_pairs(400, longer=0.5), resamples=200)).findings[0]
+        first = only(evaluate(step, made_pairs(400, longer=0.5), resamples=20)).findings[0]
         assert (first.kind, first.severity) == ("length", "alarm")
         assert "it prefers the longer answer in" in first.message
 
@@ -252,12 +312,12 @@ class TestFindings:
         rows = [pair(*((f"**9** {n}", f"1 {n}") if rng.random() < 0.2 else (f"9 {n}", f"**1** {n}")), id=n) for n in range(400)]
         noise = {row[side]: float(rng.normal()) for row in rows for side in ("chosen", "rejected")}
         errs = reward(lambda one: ("9" in one.split(" ")[0]) * 0.6 + noise[one])
-        assert "format" not in {one.kind for one in only(evaluate(errs, rows, resamples=200)).findings}
+        assert "format" not in {one.kind for one in only(evaluate(errs, rows, resamples=20)).findings}
 
     def test_a_taste_for_lists_is_told(self) -> None:
         rows = [pair("good", "- a\n- b", id=number) for number in range(40)]
         rows += [pair("- good\n- b", "- a", id=number) for number in range(40, 80)]
-        found = only(evaluate(reward(lambda one: float(one.count("- ")) + 0.5 * ("good" in one)), rows, resamples=200))
+        found = only(evaluate(reward(lambda one: float(one.count("- ")) + 0.5 * ("good" in one)), rows, resamples=20))
         (bias,) = [finding for finding in found.findings if finding.kind == "format"]
         assert {name: bias.numbers[name] for name in ("pairs", "preferred", "accuracy_more", "accuracy_less")} == {
             "pairs": 80,
@@ -267,17 +327,60 @@ class TestFindings:
         }
 
     def test_their_numbers_are_in_them(self) -> None:
-        for finding in only(evaluate(LENGTH, made_pairs(300, longer=0.8), resamples=200)).findings:
+        for finding in only(evaluate(LENGTH, made_pairs(300, longer=0.8), resamples=20)).findings:
             for number in finding.numbers.values():
                 shown = {f"{number:.1%}", f"{number:.3f}", f"{number:,}", f"{1 - number:.1%}"}
                 assert any(one in finding.message for one in shown) or finding.kind == "calibration"
+
+
+class TestTranscripts:
+    """Pairs without a prompt whose answers are whole conversations."""
+
+    @staticmethod
+    def rows(count: int, longer: float) -> list[Row]:
+        rng, rows = np.random.default_rng(0), []
+        for number, row in enumerate(made_pairs(count, longer)):
+            turns = (
+                f"Human: question {number // 2}\n" + f"Assistant: {'z' * int(rng.integers(0, 3000))}\n" + "Human: and now?\n"
+            )
+            rows.append({"chosen": f"{turns}Assistant: {row['chosen']}", "rejected": f"{turns}Assistant: {row['rejected']}"})
+        for first, second in zip(rows[::2], rows[1::2], strict=True):
+            beginning = first["chosen"][: first["chosen"].rfind("\n") + 1]
+            for side in second:
+                second[side] = beginning + second[side][second[side].rfind("\n") + 1 :]
+        return rows
+
+    def test_what_they_begin_with_is_no_part_of_the_length(self) -> None:
+        last = reward(lambda one: float(len(one) - one.rfind("\n")))
+        found = evaluate(last, self.rows(400, longer=0.7), resamples=20)
+        assert found.data.length_chosen < 150
+        first = only(found).findings[0]
+        assert (first.kind, first.severity) == ("length", "alarm")
+        assert value(only(found), "accuracy_corrected") == pytest.approx(0.5, abs=0.02)
+        assert value(only(found), "length_correlation") == pytest.approx(1.0)
+
+    def test_they_are_measured_as_the_same_pairs_with_a_prompt(self) -> None:
+        rows, provider = self.rows(200, longer=0.6), reward(lambda one: float(len(one) - one.rfind("\n")))
+        split = []
+        for row in rows:
+            start = row["chosen"].rfind("\n") + 1
+            split.append({"prompt": row["chosen"][:start], **{side: text[start:] for side, text in row.items()}})
+        found, expected = (evaluate(provider, given, resamples=5) for given in (rows, split))
+        assert found.data.prompts == expected.data.prompts == 100
+        assert only(found).figures == only(expected).figures
+        assert only(found).formats == only(expected).formats
+
+    def test_a_common_word_is_no_common_beginning(self) -> None:
+        rows = [{"chosen": f"The answer is {number}.", "rejected": f"The answer: {number}"} for number in range(4)]
+        found = evaluate(LENGTH, rows, resamples=5).data
+        assert (found.prompts, found.length_chosen) == (4, len("The answer is 0."))
 
 
 class TestDifferences:
     def test_b_is_better_where_a_is_wrong(self) -> None:
         rows = made_pairs(200, longer=0.7)
         right = reward(lambda one: float(one[0]))
-        found = evaluate({"length": LENGTH, "right": right}, rows, resamples=200)
+        found = evaluate({"length": LENGTH, "right": right}, rows, resamples=20)
         (difference,) = found.differences
         assert (difference.a, difference.b, difference.only_a) == ("length", "right", 0)
         wrong = round((1 - value(found.rewards[0], "accuracy")) * 200)
@@ -383,7 +486,7 @@ class TestJson:
 
 def test_real_pairs_expose_length(data_folder: Path) -> None:
     rows = list(read_rows(str(data_folder / "ukp_convarg_strict.jsonl.gz")))[:3000]
-    found = evaluate({"length": LENGTH, "words": reward(lambda one: float(len(one.split())))}, rows, resamples=200)
+    found = evaluate({"length": LENGTH, "words": reward(lambda one: float(len(one.split())))}, rows, resamples=20)
     assert all(result.findings[0].message.startswith("Length decides") for result in found.rewards)
     assert found.rewards[0].figures["accuracy"].low > 0.6
     assert not math.isnan(found.data.longer_chosen)
