@@ -24,7 +24,7 @@ VALUES = [2, 3, 5, 0]
 
 
 def made(
-    rng: np.random.Generator, values: int, prompts: int, pairs: int = 1, *, shorter: float, likes: float, skill: float
+    rng: np.random.Generator, values: int, prompts: int, pairs: int = 1, /, *, shorter: float, likes: float, skill: float
 ) -> tuple[Floats, Floats, Floats]:
     """Rewards, lengths, and the rewards without what they give for length, each [prompts * pairs, 2], the winner first.
 

@@ -20,7 +20,7 @@ def answers(samples: Sequence[Sample]) -> tuple[str, tuple[str, ...]]:
     texts = tuple(text_of(sample.completion) for sample in samples)
     if len(texts) < 2 or any(sample.prompt for sample in samples) or len(set(texts)) == 1:
         return "", texts
-    common = commonprefix(texts)
+    common = commonprefix(texts)  # noqa: RUF071 character by character is what is meant
     common = common[: common.rfind("\n") + 1]
     return (common, tuple(text[len(common) :] for text in texts)) if common.strip() else ("", texts)
 

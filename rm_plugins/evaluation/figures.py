@@ -61,7 +61,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "accuracy_corrected": _share(
         "Accuracy without length",
-        "The accuracy when what length predicts (a LOWESS curve) is taken out of the rewards; ties stay wrong, and what it loses was length.",
+        "The accuracy when what length predicts (a LOWESS curve) is taken out of rewards; ties stay wrong, what it loses was length.",
         "higher",
     ),
     "accuracy_equal_length": _share(

@@ -44,7 +44,7 @@ class TestGold:
         printed = [re.split(r"\s{2,}", line.strip()) for line in told.stdout.splitlines()]
         assert printed[0] == ["n", "KL bound (nats)", "proxy mean [95%]", "gold mean [95%]", "best possible gold"]
         assert [row[0] for row in printed[1:4]] == ["1", "2", "4"]
-        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [2, 5]", "4"]
+        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
         assert "2 prompts with 4 scored completions or more; 1 have fewer and are left out." in told.stdout
 
     def test_the_first_n_have_the_first_values_of_the_column(self, rank: Any) -> None:
