@@ -92,7 +92,7 @@ def mean_estimate(
     Cochran 1977, section 6.3, for the ratio.
 
     >>> print(mean_estimate([1, 1, 0, 1, 0, 1], [7, 7, 7, 1, 1, 2], bounds=(0, 1)))
-    0.667 [0.270, 0.918]
+    0.667 [0.296, 0.907]
     """
     z = _normal_quantile(confidence)
     values = np.asarray(values, dtype=np.float64)
