@@ -90,7 +90,7 @@ class TestEvaluate:
         (accuracy,) = [line for line in lines if line.startswith("Accuracy  ")]
         assert accuracy.split()[1::3] == ["75.0%", "100.0%"]
         (section,) = [line for line in lines if line.startswith("b ")]
-        assert section.split()[1:3] == ["20", "100.0%"]
+        assert section.split()[1:4] == ["20", "0.0%", "100.0%"]
         assert "digit is better than length (+25.0%" in found.stdout
         assert "alarm, length: Length decides: it prefers the longer answer in 100.0%" in found.stdout
 

@@ -99,7 +99,7 @@ def test_the_section_has_figures_intervals_sections_findings_and_the_data() -> N
     assert "## Evaluation on held.jsonl\n" in text
     assert "/somewhere" not in text  # nobody else's business
     assert f"| Accuracy | 75.0% | {accuracy.low:.1%} to {accuracy.high:.1%} |" in text
-    assert f"| maths | 40 | 75.0% | {accuracy.low:.1%} to {accuracy.high:.1%} |" in text
+    assert f"| maths | 40 | 0.0% | 75.0% | {accuracy.low:.1%} to {accuracy.high:.1%} |" in text
     assert f"SHA-256 `{evaluation.data.digest}`" in text
     assert "40 rows with 40 pairs and 80 samples of 40 prompts" in text
     assert "- **Alarm**: Length decides" in text

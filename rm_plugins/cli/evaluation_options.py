@@ -49,9 +49,9 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.IntRange(min=1),
                 default=RESAMPLES,
                 show_default=True,
-                help="Of the bootstrap of the intervals.",
+                help="How often prompts are drawn again for the interval of the accuracy without length.",
             ),
-            click.option("--seed", default=0, show_default=True, help="Of the bootstrap."),
+            click.option("--seed", default=0, show_default=True, help="Of what is drawn at random."),
         )
     ):
         command = option(command)

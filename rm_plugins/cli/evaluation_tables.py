@@ -74,11 +74,13 @@ def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) 
     sections = side_by_side([{section.name: section for section in result.sections} for result in evaluation.rewards])
     if not sections:
         return
-    table = _table("accuracy by section", ["pairs", *names])
+    table = _table("accuracy by section", ["pairs", "ties", *names])
     for name, results in list(sections.items())[:_MOST_SECTIONS]:
-        pairs = max(section.pairs for section in results if section is not None)
+        scored = [section for section in results if section is not None]
+        pairs = ", ".join(dict.fromkeys(f"{section.pairs:,}" for section in scored))
+        ties = ", ".join(dict.fromkeys(_share(section.ties.value) for section in scored if section.ties is not None))
         cells = [_cell(None if section is None else section.accuracy, True) for section in results]
-        table.add_row(escape(name), f"{pairs:,}", *cells)
+        table.add_row(escape(name), pairs, ties, *cells)
     console.print(table)
     if len(sections) > _MOST_SECTIONS:
         click.echo(f"({len(sections) - _MOST_SECTIONS} more sections are in the report and in the JSON.)")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
+from rm_plugins.data.answers import question_key
 from rm_plugins.data.check_report import AttributeSummary, DataReport, Example, LengthBias, Problem, SourceCounts
 from rm_plugins.data.check_texts import (
     VERDICT_BITS,
@@ -184,7 +185,7 @@ class DataCheck:
             for ratings in judged.labels or ():
                 self._attributes[name].add(ratings[column])
         self._lengths.update(lengths)
-        self._bias.add(judged.pairs, lengths)
+        self._bias.add(judged.pairs, lengths, question_key(judged.samples))
         if self.max_length is not None and max(lengths) > self.max_length:
             self._note("overlong", row.number, f"{max(lengths):,} {self.unit}", judged.samples[0])
         self._look_at_texts(row)
@@ -270,24 +271,38 @@ class _Waiting:
 
 
 class _LengthBiasSums:
-    """Sums over rows, each with w pairs that the longer one wins of n pairs of different lengths."""
+    """Of each prompt, w pairs that the longer one wins of n pairs of different lengths; a row without prompt is one of its own."""
 
     def __init__(self) -> None:
-        self.w = self.n = self.ww = self.wn = self.nn = self.equal = 0
+        self.equal = 0
+        self.by_prompt: dict[bytes, tuple[int, int]] = {}
+        self.by_row: Counter[tuple[int, int]] = Counter()
+        self.without_prompt: Counter[tuple[int, int]] = Counter()
 
-    def add(self, pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
+    def add(self, pairs: Sequence[tuple[int, int]], lengths: Sequence[int], prompt: bytes | None) -> None:
         gaps = [lengths[winner] - lengths[loser] for winner, loser in pairs]
         w, n = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
-        self.w, self.n, self.equal = self.w + w, self.n + n, self.equal + len(gaps) - n
-        self.ww, self.wn, self.nn = self.ww + w * w, self.wn + w * n, self.nn + n * n
+        self.equal += len(gaps) - n
+        if not n:
+            return
+        self.by_row[w, n] += 1
+        if prompt is None:
+            self.without_prompt[w, n] += 1
+        else:
+            before = self.by_prompt.get(prompt, (0, 0))
+            self.by_prompt[prompt] = before[0] + w, before[1] + n
 
     def summary(self) -> LengthBias | None:
-        if not self.n:
+        if not self.by_row:
             return None
-        share = self.w / self.n
-        # The variance of a ratio of sums over independent rows; p (1 - p) / n where each row has one pair.
-        squares = self.ww - 2 * share * self.wn + share * share * self.nn
-        return LengthBias(self.n, share, math.sqrt(max(squares, 0.0)) / self.n, self.equal)
+        clusters = Counter(self.by_prompt.values()) + self.without_prompt
+        if clusters.total() == 1:  # of one prompt, every row is taken for independent
+            clusters = self.by_row
+        n = sum(count * of for (_, of), count in clusters.items())
+        share = sum(count * won for (won, _), count in clusters.items()) / n
+        # The variance of a ratio of sums over independent clusters; p (1 - p) / n where each has one pair.
+        squares = sum(count * (won - share * of) ** 2 for (won, of), count in clusters.items())
+        return LengthBias(n, share, math.sqrt(squares) / n, self.equal)
 
 
 def _quantiles(lengths: Counter[int]) -> dict[str, int]:

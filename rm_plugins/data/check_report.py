@@ -101,7 +101,7 @@ class LengthBias:
     Args:
         pairs: The number of pairs of different lengths.
         longer_wins: The share of them that the longer one wins.
-        standard_error: Of this share, with the pairs of one row taken together, since they are not independent.
+        standard_error: Of this share, with the pairs of one prompt taken together, since they are not independent.
         equal: The number of further pairs, left out, of equal length.
     """
 

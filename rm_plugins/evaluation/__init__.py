@@ -3,17 +3,17 @@
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import evaluate, evaluate_pairs
-from rm_plugins.statistics.accuracy import PairMetrics, pair_metrics
+from rm_plugins.statistics.accuracy import PairMetrics, pair_metrics, three_class_agreement
 from rm_plugins.statistics.best_of_n import best_of_n, best_of_n_counts, best_of_n_kl
 from rm_plugins.statistics.intervals import (
     Estimate,
     PairedTest,
-    bootstrap,
     correlation_estimate,
     mean_estimate,
     paired_test,
     share_estimate,
 )
+from rm_plugins.statistics.length_control import accuracy_at_equal_length, accuracy_without_length
 from rm_plugins.statistics.metrics import (
     CalibrationBin,
     agreement,
@@ -35,13 +35,14 @@ __all__ = [
     "Evaluation",
     "PairMetrics",
     "PairedTest",
+    "accuracy_at_equal_length",
+    "accuracy_without_length",
     "agreement",
     "auc",
     "best_of",
     "best_of_n",
     "best_of_n_counts",
     "best_of_n_kl",
-    "bootstrap",
     "brier_score",
     "calibration_curve",
     "correlation_estimate",
@@ -59,4 +60,5 @@ __all__ = [
     "pearson",
     "share_estimate",
     "spearman",
+    "three_class_agreement",
 ]

@@ -21,7 +21,7 @@ def reward_difference(
     show: Callable[[int, FloatArray], JudgedPair],
     *,
     shown: int,
-    **settings: int,
+    seed: int,
 ) -> Difference | None:
     """How reward b differs from reward a; None where there is no pair that both scored.
 
@@ -31,7 +31,7 @@ def reward_difference(
         other: Those of b.
         show: Makes a pair to show of its number and the rewards.
         shown: How many pairs to show of those that b has won, and of those that it has lost.
-        settings: `resamples` and `seed` of the intervals and the test.
+        seed: Of the test.
     """
     (name_a, a), (name_b, b) = first, other
     both = ScoredPairs(rows, np.where(np.isnan(a), np.nan, b))
@@ -39,10 +39,10 @@ def reward_difference(
         return None
     delta_a = a[both.pairs[:, 0]] - a[both.pairs[:, 1]]
     right_a, right_b = ((delta > 0).astype(np.float64) for delta in (delta_a, both.delta))
-    test = paired_test(right_a, right_b, both.cluster, **settings)
+    test = paired_test(right_a, right_b, both.cluster, seed=seed)
     change = right_b - right_a
     sections = {
-        name: mean_estimate(change[where], both.cluster[where], **settings)
+        name: mean_estimate(change[where], both.cluster[where], bounds=(-1.0, 1.0))
         for number, name in enumerate(rows.sections)
         if (where := both.section == number).any()
     }

@@ -37,6 +37,20 @@ FIGURES: Mapping[str, Figure] = {
         "higher",
     ),
     "ties": _share("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower"),
+    "accuracy_ties_half": _share(
+        "Accuracy, ties half",
+        "The accuracy where a tie counts half, as benchmarks have it that give ties a half point; 50% is chance.",
+        "higher",
+    ),
+    "agreement": _share(
+        "Agreement with ties",
+        "Of the pairs that were judged to have a winner or to tie, the share of which the reward says the same, with the tie threshold.",
+        "higher",
+    ),
+    "tie_threshold": Figure(
+        "Tie threshold",
+        "Rewards that differ by at most this much are taken for a tie in the row above; it is the one that agrees most often.",
+    ),
     "accuracy_longer": _share(
         "Accuracy, longer is better", "The accuracy on the pairs whose better answer is the longer one.", "higher"
     ),
@@ -47,7 +61,12 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "accuracy_corrected": _share(
         "Accuracy without length",
-        "The accuracy when what length predicts (a LOWESS curve) is taken out of the rewards, ties counted half; what it loses was length.",
+        "The accuracy when what length predicts (a LOWESS curve) is taken out of rewards; ties stay wrong, what it loses was length.",
+        "higher",
+    ),
+    "accuracy_equal_length": _share(
+        "Accuracy at equal length",
+        "How often the better answer is preferred where both are equally long, by a logistic curve on the difference; ties count half.",
         "higher",
     ),
     "length_preference": _share(

@@ -84,7 +84,9 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     always = share >= ALWAYS_LONGER and min(base, 1 - base) * result.pairs >= FEWEST_PAIRS  # however few the prompts are
     if easy.value - hard.value <= LARGE_GAP or not (always or easy.low > hard.high):
         return None
-    if share >= ALWAYS_LONGER or corrected.low <= 0.5:
+    ties = figures.get("ties")
+    chance = 0.5 if ties is None else (1 - ties.value) / 2  # of the pairs that it tells apart
+    if share >= ALWAYS_LONGER or corrected.low <= chance:
         return Finding("length", "alarm", "Length decides", text, numbers)
     return Finding("length", "warning", "Length matters much", text, numbers)
 
@@ -114,9 +116,7 @@ def _ties(result: RewardResult, data: DataSummary) -> Finding | None:
 
 
 def _sections(result: RewardResult, data: DataSummary) -> Finding | None:
-    ties = result.figures.get("ties")
-    chance = 0.5 if ties is None else (1 - ties.value) / 2
-    below = [section for section in result.sections if section.pairs >= FEWEST_PAIRS and section.accuracy.high < chance]
+    below = [section for section in result.sections if section.pairs >= FEWEST_PAIRS and section.accuracy.high < section.chance]
     if len(result.sections) < 2 or not below:
         return None
     worst = min(below, key=lambda section: section.accuracy.high)

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rm_plugins.data.answers import answers, question_key
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
 from rm_plugins.data.score_columns import COLUMN_SPEC, columns_called
 from rm_plugins.errors import DataError, did_you_mean
-from rm_plugins.samples import Sample, text_of
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.bias import FORMAT_FEATURES, format_features
 
@@ -30,6 +30,8 @@ _LISTS = ("ranking", "ratings", "best-of", "labelled")
 
 Cluster: TypeAlias = Literal["prompt", "row"]
 
+_DIGITS = 9
+"""Of the largest rating."""
 SECTION_COLUMNS = ("section", "subset")
 """Which columns name a row's section if nothing else is said: the first of them that the data has."""
 
@@ -41,15 +43,16 @@ class JudgedRows:
     Args:
         row: int [N], the row of each sample, ascending from 0.
         pairs: int [M, 2], the samples of winner and loser.
-        features: int [N, F], the features of `FORMAT_FEATURES` of each completion.
+        ties: int [T, 2], samples that were judged to be equally good.
+        features: int [N, F], the features of `FORMAT_FEATURES` of each answer, without what transcripts begin with in common.
         labels: float64 [N, A], the ratings or labels, NaN where missing.
         attributes: [A], their names.
         gold: float64 [N], how good a sample is known to be, the higher the better; NaN where it is not known but in pairs.
         gold_name: What `gold` is; empty where nothing is known, or where rows of several formats do not mean the same by it.
         section: int [R], the number of each row's section, -1 where it has none.
         sections: The names of the sections.
-        cluster: int [R], equal where rows are not independent: those with the same prompt. Where all have the same prompt or none, each
-            row is independent.
+        cluster: int [R], equal where rows are not independent: those with the same prompt, or the same common beginning of transcripts.
+            Where all have the same or none, each row is independent.
         clustered_by: What is taken for independent: each ``prompt``, or each ``row``.
         prompts: The number of different prompts.
         ids: [R], the rows' own ``id``, empty where they have none.
@@ -60,6 +63,7 @@ class JudgedRows:
 
     row: NDArray[np.intp]
     pairs: NDArray[np.intp]
+    ties: NDArray[np.intp]
     features: NDArray[np.int64]
     labels: FloatArray
     attributes: tuple[str, ...]
@@ -77,7 +81,7 @@ class JudgedRows:
 
     @property
     def lengths(self) -> FloatArray:
-        """float64 [N], the completions' lengths in characters."""
+        """float64 [N], the answers' lengths in characters."""
         return self.features[:, FORMAT_FEATURES.index("characters")].astype(np.float64)
 
     @property
@@ -111,7 +115,7 @@ class RowCollector:
     Args:
         section: The column that names a row's section; one of `SECTION_COLUMNS` by default.
         by: The one attribute that rated samples are compared by; the mean of all by default.
-        cluster: Whether rows with the same prompt are taken for dependent, or each row for independent.
+        cluster: Whether rows with the same prompt (or common beginning) are taken for dependent, or each row for independent.
         recorded: What scores are called that the rows have already and that are evaluated (``column:score``): they do not judge a row.
     """
 
@@ -126,6 +130,7 @@ class RowCollector:
         self._cluster = cluster
         self._row = array("q")
         self._pairs = array("q")
+        self._ties = array("q")
         self._features = array("q")
         self._gold = array("d")
         self._labels: dict[str, array[float]] = {}
@@ -171,8 +176,10 @@ class RowCollector:
         self._row.extend([number] * count)
         for winner, loser in judged.pairs:
             self._pairs.extend((start + winner, start + loser))
-        for sample in judged.samples:
-            self._features.extend(format_features(text_of(sample.completion)))
+        for one, other in judged.ties:
+            self._ties.extend((start + one, start + other))
+        for text in answers(judged.samples)[1]:
+            self._features.extend(format_features(text))
         columns = dict(zip(attribute_names(row), zip(*judged.labels, strict=True), strict=True)) if judged.labels else {}
         for name, values in columns.items():
             known = self._labels.setdefault(name, array("d", [math.nan] * start))
@@ -181,7 +188,10 @@ class RowCollector:
             column.extend([math.nan] * (start + count - len(column)))
         self._gold.extend(self._goodness(judged, columns))
         self._section.append(self._section_number(row))
-        self._prompt.append(self._prompts.setdefault(_prompt_key(judged.samples, number), len(self._prompts)))
+        question = (
+            question_key(judged.samples) or str(number).encode()
+        )  # of unknown ones it is not known that they are the same
+        self._prompt.append(self._prompts.setdefault(question, len(self._prompts)))
         self._ids.append("" if row.get("id") is None else str(row["id"]))
         if row.get("compared"):
             self._compared[number] = tuple((winner, loser) for winner, loser in row["compared"])
@@ -219,6 +229,7 @@ class RowCollector:
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),
             pairs=np.array(self._pairs, dtype=np.intp).reshape(-1, 2),
+            ties=np.array(self._ties, dtype=np.intp).reshape(-1, 2),
             features=np.array(self._features, dtype=np.int64).reshape(-1, len(FORMAT_FEATURES)),
             labels=np.array(list(self._labels.values()), dtype=np.float64).reshape(len(self._labels), len(self._row)).T,
             attributes=tuple(self._labels),
@@ -245,11 +256,9 @@ class RowCollector:
 
 
 def _mean(ratings: Sequence[float | None]) -> float:
-    # Ratings are often thirds, cut off somewhere: means that agree this far are equal.
-    return round(math.fsum(value for value in ratings if value is not None) / len(ratings), 8)
-
-
-def _prompt_key(samples: Sequence[Sample], row: int) -> bytes:
-    if not samples or not samples[0].prompt:
-        return str(row).encode()  # of answers without a prompt it is not known that they belong together
-    return samples[0].prompt_key
+    known = [value for value in ratings if value is not None]
+    mean, largest = math.fsum(known) / len(known), max(map(abs, known))
+    if len(known) == 1 or not largest:
+        return mean
+    # Ratings are often thirds, cut off somewhere: means that agree this far, beside the ratings, are equal.
+    return round(mean, _DIGITS - 1 - math.floor(math.log10(largest)))

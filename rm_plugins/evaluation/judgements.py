@@ -30,7 +30,7 @@ def judgement_metrics(
     Args:
         rewards: float64 [N].
         pairs: Whole numbers [M, 2]: the rows of winner and loser.
-        lengths: Whole numbers [N], such as tokens.
+        lengths: Whole numbers [N], such as characters.
         sections: Names, [N]; a pair belongs to its winner's section.
         labels: float64 [N, A]: ratings, or 0 and 1; NaN where missing.
         attributes: The labels' names, [A].

@@ -50,8 +50,16 @@ def evaluation_section(evaluation: Evaluation, reward: int = 0) -> str:
             ],
         ),
         _table(
-            ("Section", "Pairs", "Accuracy", "95% interval"),
-            [(section.name, f"{section.pairs:,}", *_shown(section.accuracy, is_share=True)) for section in result.sections],
+            ("Section", "Pairs", "Ties", "Accuracy", "95% interval"),
+            [
+                (
+                    section.name,
+                    f"{section.pairs:,}",
+                    "" if section.ties is None else _shown(section.ties, is_share=True)[0],
+                    *_shown(section.accuracy, is_share=True),
+                )
+                for section in result.sections
+            ],
         ),
         _END,
     ]
@@ -140,11 +148,7 @@ def _beginning(data: DataSummary) -> str:
 def _facts(evaluation: Evaluation, result: RewardResult) -> str:
     data, settings = evaluation.data, evaluation.settings
     abstained = f" It gave no reward to {result.abstained:,} of {result.samples:,} samples." if result.abstained else ""
-    intervals = (
-        f"Intervals are of {settings.get('resamples', 0):,} bootstrap resamples of {settings.get('cluster', 'prompt')}s."
-        if result.figures
-        else ""
-    )
+    intervals = f"Intervals take {settings.get('cluster', 'prompt')}s for independent." if result.figures else ""
     return (
         f"{data.rows:,} rows with {data.pairs:,} pairs and {data.samples:,} samples of {data.prompts:,} prompts, SHA-256 `{data.digest}`, "
         f"evaluated on {evaluation.created[:10]} with rm-plugins {evaluation.versions.get('rm-plugins', '')}.{abstained} {intervals}"

@@ -37,8 +37,8 @@ class DataSummary:
         attributes: The names of the ratings or labels.
         longer_chosen: Of the pairs of two lengths, the share whose better sample is the longer: what a reward reaches that looks
             at length alone.
-        length_chosen: The mean length of the better samples of pairs, in characters.
-        length_rejected: That of the worse samples.
+        length_chosen: The mean length of the better answers of pairs, in characters.
+        length_rejected: That of the worse answers.
     """
 
     source: str
@@ -66,12 +66,19 @@ class SectionResult:
         pairs: The number of its pairs that were scored.
         accuracy: The share whose better sample scores strictly higher.
         longer_chosen: As in `DataSummary`, of this section.
+        ties: The share with equal rewards, which count as wrong; None where it is not known.
     """
 
     name: str
     pairs: int
     accuracy: Estimate
     longer_chosen: float
+    ties: Estimate | None = None
+
+    @property
+    def chance(self) -> float:
+        """What accuracy would be by chance: half of the pairs that are no ties."""
+        return (1 - (0.0 if self.ties is None else self.ties.value)) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ class JudgedPair:
         rejected: The worse one.
         chosen_reward: Its reward.
         rejected_reward: Its reward.
-        chosen_length: In characters, before any cut.
+        chosen_length: Of its answer in characters, before any cut and without what transcripts begin with in common.
         rejected_length: Likewise.
     """
 
@@ -307,7 +314,7 @@ class Evaluation:
     Args:
         created: When, in ISO 8601 and UTC.
         versions: Of the packages that matter.
-        settings: What the evaluation itself was set to: resamples of the intervals, seed, bins.
+        settings: What the evaluation itself was set to: how often the length control is fitted again, seed, bins.
         data: What was evaluated on.
         rewards: The rewards, in the order in which they were given.
         differences: Each further reward against the first.

@@ -14,6 +14,7 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.accuracy import accuracy, accuracy_estimate
 from rm_plugins.statistics.best_of_n import BestOfN, best_of_n_curve
 from rm_plugins.statistics.bias import FORMAT_FEATURES, FeatureBias, feature_bias, length_curve, longer_share
+from rm_plugins.statistics.intervals import share_estimate
 from rm_plugins.statistics.metrics import agreement, unanimous
 
 _LENGTH_BINS = 8
@@ -22,23 +23,24 @@ _POINTS = 600
 _CURVE_POINTS = 60
 
 
-def section_results(rows: JudgedRows, scored: ScoredPairs, **settings: int) -> tuple[SectionResult, ...]:
+def section_results(rows: JudgedRows, scored: ScoredPairs) -> tuple[SectionResult, ...]:
     """The accuracy of each section that has pairs, in the order of the data."""
     order = np.argsort(scored.section, kind="stable")
     starts = np.searchsorted(scored.section[order], np.arange(len(rows.sections) + 1))
     return tuple(
         SectionResult(
             name,
-            int(end - start),
-            accuracy_estimate(scored.delta, scored.cluster, order[start:end], **settings),
-            longer_share(scored.longer[order[start:end]]),
+            len(where),
+            accuracy_estimate(scored.delta, scored.cluster, where),
+            longer_share(scored.longer[where]),
+            share_estimate(scored.delta[where] == 0, scored.cluster[where]),
         )
         for name, (start, end) in zip(rows.sections, pairwise(starts), strict=True)
-        if end > start
+        if len(where := order[start:end])
     )
 
 
-def accuracy_by_length(scored: ScoredPairs, **settings: int) -> tuple[LengthBin, ...]:
+def accuracy_by_length(scored: ScoredPairs) -> tuple[LengthBin, ...]:
     """The accuracy by how much longer the winner is, in bins that hold about as many pairs each."""
     if not len(scored):
         return ()
@@ -46,7 +48,7 @@ def accuracy_by_length(scored: ScoredPairs, **settings: int) -> tuple[LengthBin,
     bins = max(1, len(edges) - 1)  # one where all pairs differ by the same
     place = np.clip(np.searchsorted(edges, scored.longer, side="right") - 1, 0, bins - 1)
     return tuple(
-        LengthBin(float(low), float(high), int(where.sum()), accuracy_estimate(scored.delta, scored.cluster, where, **settings))
+        LengthBin(float(low), float(high), int(where.sum()), accuracy_estimate(scored.delta, scored.cluster, where))
         for number, (low, high) in enumerate(zip(edges[:bins], edges[-bins:], strict=True))
         if (where := place == number).any()
     )
@@ -76,11 +78,11 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
     return LengthScatter(*(tuple(column.tolist()) for column in columns))
 
 
-def format_biases(rows: JudgedRows, scored: ScoredPairs, **settings: int) -> tuple[FeatureBias, ...]:
+def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, ...]:
     """How the reward takes to each feature of format in which pairs differ."""
     differences = (rows.features[scored.pairs[:, 0]] - rows.features[scored.pairs[:, 1]]).astype(np.float64)
     return tuple(
-        feature_bias(name, scored.delta, column, scored.cluster, **settings)
+        feature_bias(name, scored.delta, column, scored.cluster)
         for name, column in zip(FORMAT_FEATURES, differences.T, strict=True)
         if column.any()
     )
@@ -106,7 +108,7 @@ def member_comparison(rows: JudgedRows, values: FloatArray, members: Mapping[str
     )
 
 
-def best_of_n_of_lists(rows: JudgedRows, values: FloatArray, **settings: int) -> BestOfN | None:
+def best_of_n_of_lists(rows: JudgedRows, values: FloatArray) -> BestOfN | None:
     """The gold reward of the best of n by this reward; None where no completions have one.
 
     n goes up to the number of completions that most prompts have; prompts with fewer are left out.
@@ -119,7 +121,7 @@ def best_of_n_of_lists(rows: JudgedRows, values: FloatArray, **settings: int) ->
     lists = [samples for samples in lists if len(samples) >= most]
     scored = [(values[samples], rows.gold[samples]) for samples in lists]
     cluster = [int(rows.cluster[rows.row[samples[0]]]) for samples in lists]
-    curve, _ = best_of_n_curve(scored, most, cluster, gold=rows.gold_name, **settings)
+    curve, _ = best_of_n_curve(scored, most, cluster, gold=rows.gold_name)
     return curve
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,10 @@ from numpy.typing import NDArray
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.judged_rows import JudgedRows
 from rm_plugins.scores import FloatArray
-from rm_plugins.statistics.accuracy import pair_shares
-from rm_plugins.statistics.bias import LEAST_SAMPLES, length_corrected
-from rm_plugins.statistics.intervals import (
-    Estimate,
-    correlation_estimate,
-    mean_estimate,
-    mean_estimates,
-    share_estimate,
-    share_estimates,
-)
+from rm_plugins.statistics.accuracy import pair_shares, three_class_agreement
+from rm_plugins.statistics.bias import LEAST_SAMPLES
+from rm_plugins.statistics.intervals import Estimate, correlation_estimate, mean_estimate, share_estimate
+from rm_plugins.statistics.length_control import accuracy_at_equal_length, accuracy_without_length
 from rm_plugins.statistics.metrics import (
     auc,
     best_of,
@@ -72,7 +66,9 @@ def reward_figures(
     scored: ScoredPairs,
     values: FloatArray,
     members: Mapping[str, FloatArray],
-    **settings: int,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Estimate]:
     """The figures of `rm_plugins.evaluation.figures.FIGURES` that the data allows, in their order.
 
@@ -83,14 +79,16 @@ def reward_figures(
         scored: The pairs of which it scored both samples.
         values: float64 [N], the rewards, NaN where it abstained.
         members: float64 [N] of each member of an ensemble, by name.
-        settings: `resamples` and `seed` of the intervals.
+        resamples: How often the length control is fitted again for its interval.
+        seed: Of that.
     """
     figures = {
-        **_of_pairs(scored, settings),
-        **_of_lengths(rows, scored, values, settings),
-        **_of_lists(rows, values, settings),
-        **_of_attributes(rows, values, settings),
-        **_of_members(rows, values, members, settings),
+        **_of_pairs(scored),
+        **_of_ties(rows, scored, values),
+        **_of_lengths(rows, scored, values, resamples, seed),
+        **_of_lists(rows, values),
+        **_of_attributes(rows, values),
+        **_of_members(rows, values, members),
     }
     known = values[~np.isnan(values)]
     if len(known):
@@ -99,33 +97,44 @@ def reward_figures(
     return {name: figures[name] for name in names if name in figures and math.isfinite(figures[name].value)}
 
 
-def _of_pairs(scored: ScoredPairs, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+def _of_pairs(scored: ScoredPairs) -> dict[str, Estimate]:
     delta, cluster = scored.delta, scored.cluster
     if not len(delta):
         return {}
-    shares = {name: np.where(where, holds, np.nan) for name, (where, holds) in pair_shares(delta, scored.longer).items()}
-    means = {
-        "margin": delta,
-        "log_loss": np.logaddexp(0, -delta),
-        "brier": np.square((1 - np.tanh(delta / 2)) / 2),
-    }
     return {
-        **share_estimates(shares, cluster, **settings),
-        **mean_estimates(means, cluster, **settings),
-        "ece": _plain(expected_calibration_error(delta, BINS)),  # which drawing again makes larger, for it has no sign
+        **{
+            name: share_estimate(holds[where], cluster[where])
+            for name, (where, holds) in pair_shares(delta, scored.longer).items()
+        },
+        "accuracy_ties_half": share_estimate((1 + np.sign(delta)) / 2, cluster),
+        "accuracy_equal_length": accuracy_at_equal_length(delta, scored.longer, cluster),
+        "margin": mean_estimate(delta, cluster),
+        "log_loss": mean_estimate(np.logaddexp(0, -delta), cluster),
+        "brier": share_estimate(np.square((1 - np.tanh(delta / 2)) / 2), cluster),
+        "ece": _plain(expected_calibration_error(delta, BINS)),  # whose error has no sign, and so no interval around it
     }
 
 
-def _of_lengths(rows: JudgedRows, scored: ScoredPairs, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+def _of_ties(rows: JudgedRows, scored: ScoredPairs, values: FloatArray) -> dict[str, Estimate]:
+    tied = values[rows.ties[:, 0]] - values[rows.ties[:, 1]]
+    known = ~np.isnan(tied)
+    if not known.any():
+        return {}
+    agreement, threshold = three_class_agreement(scored.delta, tied[known])
+    agreed = np.concatenate([scored.delta > threshold, np.abs(tied[known]) <= threshold])
+    cluster = np.concatenate([scored.cluster, rows.cluster[rows.row[rows.ties[known, 0]]]])
+    interval = share_estimate(agreed, cluster)
+    return {"agreement": replace(interval, value=agreement), "tie_threshold": _plain(threshold)}
+
+
+def _of_lengths(rows: JudgedRows, scored: ScoredPairs, values: FloatArray, resamples: int, seed: int) -> dict[str, Estimate]:
     known = np.flatnonzero(~np.isnan(values))
     lengths, cluster = rows.lengths[known], rows.cluster[rows.row[known]]
-    figures = {"length_correlation": correlation_estimate(values[known], lengths, cluster, **settings)} if len(known) else {}
+    figures = {"length_correlation": correlation_estimate(values[known], lengths, cluster)} if len(known) else {}
     if len(scored) and len(known) >= LEAST_SAMPLES:
-        corrected = np.full(len(values), np.nan)
-        corrected[known] = length_corrected(values[known], lengths)
-        delta = corrected[scored.pairs[:, 0]] - corrected[scored.pairs[:, 1]]
-        # A tie counts half, since all of a reward that is length alone is equal without it: that is chance, and no fault.
-        figures["accuracy_corrected"] = mean_estimate((1 + np.sign(delta)) / 2, scored.cluster, **settings)
+        figures["accuracy_corrected"] = accuracy_without_length(
+            values[known], lengths, np.searchsorted(known, scored.pairs), cluster, refits=resamples, seed=seed
+        )
     if len(scored):
         chosen, rejected = np.unique(scored.pairs[:, 0]), np.unique(scored.pairs[:, 1])
         if not np.isin(chosen, rejected).any():  # in a ranking, a sample is better than one and worse than another
@@ -134,7 +143,7 @@ def _of_lengths(rows: JudgedRows, scored: ScoredPairs, values: FloatArray, setti
     return figures
 
 
-def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+def _of_lists(rows: JudgedRows, values: FloatArray) -> dict[str, Estimate]:
     columns: dict[str, list[tuple[float, int]]] = {
         name: [] for name in ("top_1", "top_1_random", "ndcg", "kendall", "spearman")
     }
@@ -154,10 +163,14 @@ def _of_lists(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any])
         for name, value in measured.items():
             if not math.isnan(value):  # of equal rewards, no rank correlation
                 columns[name].append((value, cluster))
-    return {name: mean_estimate(*zip(*column, strict=True), **settings) for name, column in columns.items() if column}
+    return {
+        name: mean_estimate(*zip(*column, strict=True), bounds=(-1.0, 1.0) if name in ("kendall", "spearman") else (0.0, 1.0))
+        for name, column in columns.items()
+        if column
+    }
 
 
-def _of_attributes(rows: JudgedRows, values: FloatArray, settings: Mapping[str, Any]) -> dict[str, Estimate]:
+def _of_attributes(rows: JudgedRows, values: FloatArray) -> dict[str, Estimate]:
     figures: dict[str, Estimate] = {}
     for attribute, column in zip(rows.attributes, rows.labels.T, strict=True):
         known = ~np.isnan(column) & ~np.isnan(values)
@@ -167,15 +180,13 @@ def _of_attributes(rows: JudgedRows, values: FloatArray, settings: Mapping[str, 
         if np.isin(label, (0, 1)).all():
             figures[f"auc/{attribute}"] = _plain(auc(reward, label))
             continue
-        figures[f"correlation/{attribute}"] = correlation_estimate(reward, label, cluster, **settings)
-        figures[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), cluster, **settings)
+        figures[f"correlation/{attribute}"] = correlation_estimate(reward, label, cluster)
+        figures[f"spearman/{attribute}"] = correlation_estimate(mean_ranks(reward), mean_ranks(label), cluster)
         figures[f"kendall/{attribute}"] = _plain(kendall(reward, label))
     return figures
 
 
-def _of_members(
-    rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray], settings: Mapping[str, Any]
-) -> dict[str, Estimate]:
+def _of_members(rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray]) -> dict[str, Estimate]:
     if len(members) < 2:
         return {}
     each = np.stack(list(members.values()))
@@ -183,11 +194,11 @@ def _of_members(
     figures = {}
     if known.any():
         cluster = rows.cluster[rows.row[known]]
-        figures["member_std"] = mean_estimate(each[:, known].std(axis=0), cluster, **settings)
+        figures["member_std"] = mean_estimate(each[:, known].std(axis=0), cluster)
     scored = ScoredPairs(rows, np.where(known, values, np.nan))
     if len(scored):
         deltas = each[:, scored.pairs[:, 0]] - each[:, scored.pairs[:, 1]]
-        figures["member_agreement"] = share_estimate(unanimous(deltas), scored.cluster, **settings)
+        figures["member_agreement"] = share_estimate(unanimous(deltas), scored.cluster)
     return figures
 
 

@@ -41,8 +41,8 @@ from rm_plugins.statistics.bias import longer_share
 from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
-RESAMPLES = 1_000
-"""Of the bootstrap, if nothing else is said."""
+RESAMPLES = 100
+"""How often the length control is fitted again for its interval, if nothing else is said."""
 SHOWN = 20
 """How many mistakes, and flipped pairs of each sort, are shown."""
 _PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
@@ -71,12 +71,12 @@ def evaluate(
         suite: A benchmark, or its name, whose own rule is applied too.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The attribute that rated samples are compared by; the mean of all by default.
-        cluster: What intervals and tests take for independent: rows with different prompts, or each ``row``. Where all rows have the same
-            prompt or none, each row is.
+        cluster: What intervals and tests take for independent: rows with different prompts, or each ``row``. Of transcripts, what a row's
+            begin with in common is the prompt. Where all rows have the same prompt or none, each row is independent.
         source: What the data is called in reports.
         batch_size: Rows scored at a time.
-        resamples: Of the bootstrap of the intervals.
-        seed: Of the bootstrap.
+        resamples: How often prompts are drawn again, and the length control fitted, for the interval of the accuracy without length.
+        seed: Of what is drawn.
         progress: Called with the number of rows after each batch of each reward.
 
     Raises:
@@ -217,8 +217,8 @@ class EvaluationRun:
             source: What the data is called.
             split: The split of the dataset.
             shown: How many mistakes, and flipped pairs of each sort, are shown.
-            resamples: Of the intervals.
-            seed: Of the intervals and of what is drawn at random.
+            resamples: As in `evaluate`.
+            seed: Of what is drawn at random.
 
         Raises:
             DataError: There is no row.
@@ -237,7 +237,7 @@ class EvaluationRun:
         ]
         results = [_result(*reward, rows, suite, show, shown, settings) for reward in rewards]
         first, *others = ((facts["name"], values) for facts, values, _ in rewards)
-        differences = [reward_difference(rows, first, other, show.pair, shown=shown, **settings) for other in others]
+        differences = [reward_difference(rows, first, other, show.pair, shown=shown, seed=seed) for other in others]
         texts = show.texts(self._again())
         return Evaluation(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -269,14 +269,14 @@ def _result(
         abstained=int(np.isnan(values).sum()),
         pairs=len(scored),
         figures=reward_figures(rows, scored, values, members, **settings),
-        sections=section_results(rows, scored, **settings),
-        by_length=accuracy_by_length(scored, **settings),
+        sections=section_results(rows, scored),
+        by_length=accuracy_by_length(scored),
         distribution=reward_distribution(scored, values),
         calibration=tuple(calibration_curve(scored.delta, BINS)) if len(scored) else (),
         length_scatter=length_scatter(rows, values, seed=settings["seed"]),
-        formats=format_biases(rows, scored, **settings),
+        formats=format_biases(rows, scored),
         members=member_comparison(rows, values, members),
-        best_of_n=best_of_n_of_lists(rows, values, **settings),
+        best_of_n=best_of_n_of_lists(rows, values),
         mistakes=tuple(show.pair(number, values) for number in worst_pairs(rows, scored, shown)),
         suite=None if suite is None else _suite_result(suite, rows, values),
     )

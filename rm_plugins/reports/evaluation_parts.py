@@ -34,9 +34,12 @@ def by_section(evaluation: Evaluation) -> str:
         first = next(section for section in results if section is not None)
         dots = [None if section is None else section.accuracy for section in results]
         rows.append(DotRow(name, dots, first.longer_chosen))
-        pairs = evaluation.data.sections.get(name, first.pairs)
-        lines.append([named(name), count(pairs), share(first.longer_chosen), *map(with_interval, dots)])
-    heads = ["Section", "Pairs", "Longer is better"]
+        pairs = ", ".join(dict.fromkeys(count(section.pairs) for section in results if section is not None))
+        ties = ", ".join(
+            dict.fromkeys(share(section.ties.value) for section in results if section is not None and section.ties)
+        )
+        lines.append([named(name), pairs, ties, share(first.longer_chosen), *map(with_interval, dots)])
+    heads = ["Section", "Pairs", "Ties", "Longer is better"]
     return _dots("Accuracy by section", heads, rows, lines, shown, axis="accuracy", mark="the longer answer")
 
 

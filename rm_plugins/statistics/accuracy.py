@@ -99,13 +99,42 @@ def pair_metrics(chosen: FloatArray, rejected: FloatArray) -> PairMetrics:
     )
 
 
-def accuracy_estimate(delta: FloatArray, clusters: ArrayLike, where: NDArray[Any], **settings: Any) -> Estimate:
+def accuracy_estimate(delta: FloatArray, clusters: ArrayLike, where: NDArray[Any]) -> Estimate:
     """`share_estimate` of the pairs that a reward has right, of those at `where` (a mask or places); see `accuracy`.
 
     Args:
         delta: float64 [M], the winner's reward minus the loser's.
         clusters: The number of each pair's cluster, any integers, [M].
         where: Which pairs.
-        settings: `resamples`, `confidence` and `seed`.
     """
-    return share_estimate(delta[where] > 0, np.asarray(clusters)[where], **settings)
+    return share_estimate(delta[where] > 0, np.asarray(clusters)[where])
+
+
+def three_class_agreement(delta: ArrayLike, tied: ArrayLike) -> tuple[float, float]:
+    """How often a reward says what was judged, a winner or a tie, and the threshold up to which its differences are ties.
+
+    The threshold is the one with which it agrees most often, the smallest where there are several: the tie calibration of Deutsch et
+    al., whose accuracy this is.
+
+    Args:
+        delta: float [M], the winner's reward minus the loser's, of pairs that were judged to have a winner.
+        tied: float [T], the difference of the rewards of pairs that were judged to tie, of either sign.
+
+    Returns:
+        The share of the M + T pairs, and the threshold: a difference of at most as much, either way, is a tie. Both are NaN where there
+        is no pair or a difference is NaN.
+
+    Source: Deutsch, Foster and Freitag 2023, arXiv 2305.14324.
+
+    >>> three_class_agreement([3.0, 2.0, -1.0, 0.5], [0.5, -0.25])
+    (0.6666666666666666, 0.25)
+    """
+    delta, tied = (np.asarray(values, dtype=np.float64) for values in (delta, tied))
+    pairs = len(delta) + len(tied)
+    if not pairs or np.isnan(delta).any() or np.isnan(tied).any():
+        return math.nan, math.nan
+    right, level = np.sort(delta[delta > 0]), np.sort(np.abs(tied))
+    thresholds = np.unique(np.concatenate([[0.0], right, level]))
+    agreed = len(right) - np.searchsorted(right, thresholds, side="right") + np.searchsorted(level, thresholds, side="right")
+    best = int(agreed.argmax())
+    return float(agreed[best] / pairs), float(thresholds[best])

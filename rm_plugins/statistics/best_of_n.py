@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,7 +37,7 @@ class BestOfN:
 
 
 def best_of_n_curve(
-    scored: Sequence[tuple[ArrayLike, ArrayLike]], most: int, clusters: ArrayLike, *, gold: str = "", **settings: Any
+    scored: Sequence[tuple[ArrayLike, ArrayLike]], most: int, clusters: ArrayLike, *, gold: str = ""
 ) -> tuple[BestOfN, FloatArray]:
     """What the best of 1, 2, 4 and so on up to `most` completions is worth; and `best_of_n` of each prompt, float64 [P, C].
 
@@ -46,17 +46,17 @@ def best_of_n_curve(
         most: The largest n.
         clusters: [P], equal where prompts are not independent.
         gold: What the gold reward is called.
-        settings: `resamples`, `confidence` and `seed` of `rm_plugins.statistics.intervals.bootstrap`.
     """
     counts = best_of_n_counts(most)
     by_prompt = np.array([best_of_n(proxy, worth, counts) for proxy, worth in scored])
     best = np.array([best_of_n(worth, worth, counts) for _, worth in scored]).mean(axis=0)
+    are_shares = all(np.min(worth) >= 0 and np.max(worth) <= 1 for _, worth in scored)
     curve = BestOfN(
         gold=gold,
         prompts=len(scored),
         n=tuple(counts),
         kl=tuple(best_of_n_kl(n) for n in counts),
-        mean=tuple(mean_estimate(column, clusters, **settings) for column in by_prompt.T),
+        mean=tuple(mean_estimate(column, clusters, bounds=(0.0, 1.0) if are_shares else None) for column in by_prompt.T),
         best=tuple(best.tolist()),
     )
     return curve, by_prompt

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,9 +59,7 @@ class FeatureBias:
     accuracy_less: Estimate | None = None
 
 
-def feature_bias(
-    feature: str, delta: ArrayLike, difference: ArrayLike, clusters: ArrayLike | None = None, **settings: Any
-) -> FeatureBias:
+def feature_bias(feature: str, delta: ArrayLike, difference: ArrayLike, clusters: ArrayLike | None = None) -> FeatureBias:
     """How a reward's preferences and the labels go with a feature of the answers.
 
     Args:
@@ -70,7 +67,6 @@ def feature_bias(
         delta: float [M], the winner's reward minus the loser's.
         difference: [M], how much more of the feature the winner has than the loser.
         clusters: [M], the pairs' clusters, for the accuracies with their intervals: see `accuracy_estimate`.
-        settings: `resamples`, `confidence` and `seed`.
 
     Returns:
         Shares that are NaN where no pair differs, numbers that are NaN where something is NaN.
@@ -82,7 +78,7 @@ def feature_bias(
     correlation = pearson(np.concatenate([delta, -delta]), np.concatenate([difference, -difference]))
 
     def accuracy_of(where: NDArray[np.bool_]) -> Estimate | None:
-        return None if clusters is None or not where.any() else accuracy_estimate(delta, clusters, where, **settings)
+        return None if clusters is None or not where.any() else accuracy_estimate(delta, clusters, where)
 
     return FeatureBias(
         feature=feature,
@@ -184,13 +180,23 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
 
 
 def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
-    """Rewards without what they give for length, float64 [N]: reward - `length_curve` + mean reward.
+    """Rewards without what they give for length, float64 [N]: reward - `length_curve` + mean reward. See `length_split`.
 
-    A reward that is nothing but a function of length has the mean reward everywhere, so that all pairs tie, instead of the small
-    remains of a curve that is never exact, which would still tell lengths apart. It is one if a function that rises all along,
-    falls all along, or turns once misses it by less than a hundredth of the standard deviation of the rewards, those that are far
-    out moved nearer as for the curve. Steps are such functions. Of other rewards with a steep step in length, some of the step
-    remains close to it.
+    >>> lengths = np.arange(100)
+    >>> np.unique(length_corrected(np.sqrt(lengths), lengths)).round(2).tolist()
+    [6.61]
+    """
+    return length_split(rewards, lengths)[1]
+
+
+def length_split(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """What rewards give for length, and the rewards without it (reward - curve + mean reward), each float64 [N].
+
+    The curve is `length_curve`. A reward that is nothing but a function of length is its own curve, and has the mean reward everywhere
+    without it, so that all pairs tie, instead of the small remains of a curve that is never exact, which would still tell lengths
+    apart. It is one if a function that rises all along, falls all along, or turns once misses it by less than a hundredth of the
+    standard deviation of the rewards, those that are far out moved nearer as for the curve. Steps are such functions. Of other rewards
+    with a steep step in length, some of the step remains close to it.
 
     Args:
         rewards: float [N].
@@ -200,22 +206,20 @@ def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
         All NaN where something is not finite.
 
     Source: Huang et al. 2024, arXiv 2409.17407.
-
-    >>> lengths = np.arange(100)
-    >>> np.unique(length_corrected(np.sqrt(lengths), lengths)).round(2).tolist()
-    [6.61]
     """
     rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (rewards, lengths))
     if not (np.isfinite(rewards).all() and np.isfinite(lengths).all()) or not rewards.size:
-        return np.full(rewards.shape, np.nan)
+        nothing = np.full(rewards.shape, np.nan)
+        return nothing, nothing
     tamed = _tamed(rewards)
     exponent = _exponent(tamed)
     with np.errstate(over="ignore"):  # what is far out may be infinitely far in this unit
         scaled, tamed = np.ldexp(rewards, -exponent), np.ldexp(tamed, -exponent)
     mean = tamed.mean()
     if len(rewards) >= LEAST_SAMPLES and _is_function_of(tamed, lengths):
-        return _times_power(np.full(rewards.shape, mean), exponent)
-    return _times_power(scaled - _curve(tamed, lengths) + mean, exponent)
+        return _times_power(tamed, exponent), _times_power(np.full(rewards.shape, mean), exponent)
+    curve = _curve(tamed, lengths)
+    return _times_power(curve, exponent), _times_power(scaled - curve + mean, exponent)
 
 
 def _tamed(rewards: FloatArray) -> FloatArray:

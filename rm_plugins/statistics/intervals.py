@@ -1,16 +1,14 @@
 """How sure a metric is: intervals and tests that know that answers to the same prompt are no independent samples.
 
-Several pairs of one prompt, or one completion in several pairs, are right or wrong together. What is drawn again here is always a
-whole prompt (a cluster) with all that it has, since an interval over single pairs would be too narrow.
+Several pairs of one prompt, or one completion in several pairs, are right or wrong together, and an interval over single pairs would be
+too narrow. What is taken for independent here is always a whole prompt (a cluster) with all that it has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +18,6 @@ from rm_plugins.scores import FloatArray
 from rm_plugins.statistics.metrics import pearson
 
 _FLIPS = 10_000
-_MOST_UNDEFINED = 0.05
-"""Of the resamples; with more of them, what the others say is not the statistic's distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,143 +63,143 @@ class PairedTest:
     only_b: int
 
 
-def bootstrap(
-    sums: ArrayLike,
-    statistic: Callable[[FloatArray], FloatArray],
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+def mean_estimate(
+    values: ArrayLike, clusters: ArrayLike, *, bounds: tuple[float, float] | None = None, confidence: float = 0.95
 ) -> Estimate:
-    """The percentile interval of a statistic of sums over independent clusters, such as prompts.
+    """A mean over values with an interval that takes clusters, such as prompts, for independent.
 
-    C clusters are drawn with replacement, `resamples` times; the interval is between the quantiles (1 - confidence) / 2 and
-    (1 + confidence) / 2 of what the statistic then is. Where all clusters say the same, it has no width. The memory that it
-    takes is about 24 bytes a cluster, however many resamples there are.
+    Without bounds it is mean +- t * the standard error of a ratio of cluster sums. The degrees of freedom of t are Satterthwaite's:
+    as many as the clusters' squared deviations are worth, which are few where a few clusters make most of the error.
 
-    Args:
-        sums: float [C, K], what each cluster adds to K totals.
-        statistic: Makes totals, float64 [B, K], values, float64 [B]; NaN where it is not defined.
-        resamples: How often to draw.
-        confidence: How often such an interval has the true value in it.
-        seed: The same seed gives the same interval.
-
-    Returns:
-        Without interval where there are fewer than two clusters, where the value is not finite, or where the statistic is
-        undefined in more than one resample of twenty; the others are left out.
-
-    Raises:
-        DataError: `resamples` or `confidence` is out of range.
-
-    Source: Efron 1979; Davison and Hinkley 1997, section 3.8, for clusters.
-
-    >>> totals_of_prompts = [[2.0, 2.0], [1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]  # pairs that are right, and all pairs
-    >>> print(bootstrap(totals_of_prompts, lambda totals: totals[:, 0] / totals[:, 1]))
-    0.667 [0.333, 0.875]
-    """
-    return _estimates(sums, [statistic], resamples, confidence, seed)[0]
-
-
-def mean_estimate(values: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
-    """A mean over values with the interval of clusters that are drawn again: see `bootstrap`.
+    With bounds it is the interval of Agresti and Coull, which holds near the ends: z^2 / 2 values are added at either bound to as many
+    values as are worth the M of them, dependent as they are. These are M / d, where the design effect d compares the variance between
+    clusters with that of independent values. It is at least 1; and where few clusters differ from the others, d is too uncertain and
+    is taken to be larger, up to that of clusters whose values are all the same.
 
     Args:
         values: float [M].
         clusters: The number of each value's cluster, any integers, [M].
-        settings: `resamples`, `confidence` and `seed`.
+        bounds: The least and the largest that a value can be; None where there are none.
+        confidence: How often such an interval has the true value in it.
 
-    >>> print(mean_estimate([1, 1, 0, 1, 0, 1], [7, 7, 7, 1, 1, 2]))
-    0.667 [0.500, 1.000]
+    Returns:
+        Without interval where there are fewer than two clusters, or where the value is not finite.
+
+    Raises:
+        DataError: `confidence` is out of range.
+
+    Source: Agresti and Coull 1998; Korn and Graubard 1998 for the effective number of values and the quantile of t; Satterthwaite 1946;
+    Cochran 1977, section 6.3, for the ratio.
+
+    >>> print(mean_estimate([1, 1, 0, 1, 0, 1], [7, 7, 7, 1, 1, 2], bounds=(0, 1)))
+    0.667 [0.296, 0.907]
     """
+    z = _normal_quantile(confidence)
     values = np.asarray(values, dtype=np.float64)
-    return bootstrap(_cluster_sums([values, np.ones_like(values)], clusters), partial(_ratio, place=0, count=1), **settings)
+    value = float(values.mean()) if len(values) else math.nan
+    error, freedom = cluster_error((values - value) / max(len(values), 1), clusters)
+    if math.isnan(error) or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan)
+    t = _t_quantile(freedom, confidence)
+    if bounds is None:
+        return Estimate(value, value - t * error, value + t * error)
+    low, high = bounds
+    mean, spread = (value - low) / (high - low), float(values.std()) / (high - low)
+    counts = np.unique(np.asarray(clusters), return_counts=True)[1]
+    largest = float(counts @ counts) / len(values)
+    design = largest
+    if np.ptp(values) > 0:
+        observed = len(values) * (1 - 1 / len(counts)) * (error / (spread * (high - low))) ** 2
+        design = min(max(observed * (t / z) ** 2, 1.0), max(largest, observed))
+    size, added = len(values) / design, z * z
+    centre = (size * mean + added / 2) / (size + added)
+    squares = size * (spread**2 + (mean - centre) ** 2) + added / 2 * (centre**2 + (1 - centre) ** 2)
+    half = z * math.sqrt(squares) / (size + added)
+    ends = (low + (high - low) * min(max(end, 0.0), 1.0) for end in (centre - half, centre + half))
+    return Estimate(value, *ends)
 
 
-def mean_estimates(values: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
-    """`mean_estimate` of several columns of values, for which clusters are drawn together.
-
-    Args:
-        values: float [M] each, by name; NaN where a value is to be left out of its mean.
-        clusters: The number of each place's cluster, any integers, [M].
-        settings: `resamples`, `confidence` and `seed`.
-
-    >>> print(mean_estimates({"some": [1.0, np.nan, 0.0, 1.0]}, [1, 1, 2, 3])["some"])
-    0.667 [0.000, 1.000]
-    """
-    columns = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
-    known = [~np.isnan(column) for column in columns.values()]
-    added = [np.where(where, column, 0.0) for where, column in zip(known, columns.values(), strict=True)]
-    sums = _cluster_sums([*added, *(where.astype(np.float64) for where in known)], clusters)
-    ratios = [partial(_ratio, place=place, count=len(columns)) for place in range(len(columns))]
-    return dict(zip(columns, _estimates(sums, ratios, **settings), strict=True))
-
-
-def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
-    """`mean_estimate` of outcomes that are 0 or 1.
-
-    Where all are 0, or all are 1, nothing changes when they are drawn again; the interval is then that of Clopper and Pearson for
-    as many clusters, of which all were the same.
+def share_estimate(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Estimate:
+    """`mean_estimate` of outcomes from 0 to 1, such as whether a reward is right.
 
     Args:
         outcomes: [M], numbers or booleans.
         clusters: The number of each outcome's cluster, any integers, [M].
-        settings: `resamples`, `confidence` and `seed`.
-
-    Source: Clopper and Pearson 1934.
+        confidence: How often such an interval has the true share in it.
 
     >>> print(share_estimate([True] * 10, range(10)))
-    1.000 [0.692, 1.000]
+    1.000 [0.679, 1.000]
     """
-    return share_estimates({"share": outcomes}, clusters, **settings)["share"]
+    return mean_estimate(outcomes, clusters, bounds=(0.0, 1.0), confidence=confidence)
 
 
-def share_estimates(outcomes: Mapping[str, ArrayLike], clusters: ArrayLike, **settings: Any) -> dict[str, Estimate]:
-    """`share_estimate` of several columns of outcomes, for which clusters are drawn together.
+def logit_estimate(logit: float, error: float, freedom: float, *, scale: float = 1.0, confidence: float = 0.95) -> Estimate:
+    """`scale` times the probability whose logit is given, with the interval logit +- t * error, whose ends are made probabilities too.
 
     Args:
-        outcomes: [M] each, by name: numbers or booleans, NaN where there is none.
-        clusters: The number of each place's cluster, any integers, [M].
-        settings: `resamples`, `confidence` and `seed`.
+        logit: The logit.
+        error: Its standard error; NaN where there is no interval.
+        freedom: The degrees of freedom of t.
+        scale: The largest that the result can be.
+        confidence: How often such an interval has the true value in it.
     """
-    columns = {name: np.asarray(column, dtype=np.float64) for name, column in outcomes.items()}
-    estimates = mean_estimates(columns, clusters, **settings)
-    tail = (1 - settings.get("confidence", 0.95)) / 2
-    for name, estimate in estimates.items():
-        if estimate.value in (0.0, 1.0) and not math.isnan(estimate.low):
-            reached = tail ** (1 / len(np.unique(np.asarray(clusters)[~np.isnan(columns[name])])))
-            low, high = (reached, 1.0) if estimate.value else (0.0, 1 - reached)
-            estimates[name] = Estimate(estimate.value, low, high)
-    return estimates
+    half = _t_quantile(freedom, confidence) * error
+    return Estimate(*(scale * (1 + math.tanh(end / 2)) / 2 for end in (logit, logit - half, logit + half)))
 
 
-def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, **settings: Any) -> Estimate:
-    """`pearson` with the interval of clusters that are drawn again: see `bootstrap`.
+def correlation_estimate(x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Estimate:
+    """`pearson` with an interval that takes clusters for independent: that of Fisher's z, atanh(r), with t as in `mean_estimate`.
 
-    For Spearman's correlation, hand in ranks. They are then not made again in each resample, which makes the interval of a few
-    clusters slightly too narrow.
+    For Spearman's correlation, hand in ranks.
 
     Args:
         x: float [M].
         y: float [M].
         clusters: The number of each value's cluster, any integers, [M].
-        settings: `resamples`, `confidence` and `seed`.
+        confidence: How often such an interval has the true value in it.
 
     Returns:
-        All NaN where there is no correlation.
+        All NaN where there is no correlation; without interval where there are fewer than two clusters, or the correlation is 1 or -1.
+
+    Source: Fisher 1915; Hampel 1974 for how a value moves a correlation.
 
     >>> correlation_estimate([1, 2, 3, 4], [2, 4, 6, 8], [0, 0, 1, 1]).value
     1.0
     """
     value = pearson(x, y)
-    if math.isnan(value):
-        return Estimate(math.nan, math.nan, math.nan)
-    # The means are close to 0, so that squares of sums take nothing away from sums of squares but what is meant.
+    if math.isnan(value) or 1 - abs(value) < 1e-12:
+        return Estimate(value, math.nan, math.nan)
     x, y = (_standardized(np.asarray(values, dtype=np.float64)) for values in (x, y))
-    interval = bootstrap(_cluster_sums([np.ones_like(x), x, y, x * x, y * y, x * y], clusters), _correlation, **settings)
-    return Estimate(value, interval.low, interval.high)
+    moves = (x * y - value * (x * x + y * y) / 2) / (1 - value * value) / len(x)
+    error, freedom = cluster_error(moves, clusters)
+    z, half = math.atanh(value), _t_quantile(freedom, confidence) * error
+    return Estimate(value, math.tanh(z - half), math.tanh(z + half))
 
 
-def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> PairedTest:
+def cluster_error(moves: FloatArray, clusters: ArrayLike) -> tuple[float, float]:
+    """The standard error of a statistic, and its degrees of freedom, which are Satterthwaite's.
+
+    Args:
+        moves: float64 [M], by how much each value moves the statistic: its influence / M.
+        clusters: The number of each value's cluster, any integers, [M]; different clusters are independent.
+
+    Returns:
+        NaN where there are fewer than two clusters.
+    """
+    by_cluster = _cluster_sums([moves], clusters)[:, 0]
+    count, largest = len(by_cluster), float(np.abs(by_cluster).max(initial=0.0))
+    if count < 2:
+        return math.nan, math.nan
+    if not largest or not math.isfinite(largest):
+        return largest, count - 1.0
+    squares = np.square(by_cluster / largest)  # which neither overflow nor vanish
+    total = float(squares.sum())
+    kurtosis = count * float(squares @ squares) / total**2
+    freedom = min(count - 1.0, 2 * count / max(kurtosis - 1, 1e-9))
+    return largest * math.sqrt(total * count / (count - 1)), freedom
+
+
+def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, seed: int = 0) -> PairedTest:
     """Whether reward b does better than reward a on the same pairs, or worse.
 
     If both were equally good, the difference of a cluster's outcomes would be as likely to have the other sign. The p-value is
@@ -214,8 +210,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: i
         a: The outcomes of a, 1 where it is right and 0 where it is wrong, [M].
         b: Those of b, [M].
         clusters: The number of each pair's cluster, any integers, [M].
-        resamples: Of the interval of the difference.
-        seed: The same seed gives the same result.
+        seed: Of the drawings; the same seed gives the same result.
 
     Raises:
         DataError: An outcome is NaN: how often one alone is right could not be told.
@@ -232,7 +227,9 @@ def paired_test(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, *, resamples: i
             f"Two rewards are compared on pairs that both scored; of {len(a)} pairs, {int((np.isnan(a) | np.isnan(b)).sum())} have "
             "no outcome (NaN). Leave these pairs out."
         )
-    difference = mean_estimate(b - a, clusters, resamples=resamples, seed=seed)
+    both = np.concatenate([a, b])
+    are_outcomes = bool(len(both)) and both.min() >= 0 and both.max() <= 1
+    difference = mean_estimate(b - a, clusters, bounds=(-1.0, 1.0) if are_outcomes else None)
     by_cluster = _cluster_sums([b - a], clusters)[:, 0]
     return PairedTest(difference, _sign_flip_p_value(by_cluster, seed), int((a > b).sum()), int((b > a).sum()))
 
@@ -263,50 +260,18 @@ def _cluster_sums(columns: list[FloatArray], clusters: ArrayLike) -> FloatArray:
     return np.stack([np.bincount(number, column, len(distinct)) for column in columns], axis=1)
 
 
-def _resampled_totals(sums: FloatArray, resamples: int, seed: int) -> FloatArray:
-    """The totals of as many clusters as there are, drawn with replacement, again and again: float64 [resamples, K]."""
-    rng = np.random.default_rng(seed)
-    totals = np.empty((resamples, sums.shape[1]))
-    for row in range(resamples):
-        times = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
-        totals[row] = times @ sums
-    return totals
+def _t_quantile(freedom: float, confidence: float) -> float:
+    from scipy.special import stdtrit  # takes a tenth of a second to import
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
-def _estimates(
-    sums: ArrayLike,
-    statistics: Sequence[Callable[[FloatArray], FloatArray]],
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> list[Estimate]:
-    """`bootstrap` of several statistics of the same totals."""
-    if resamples < 1 or not 0 < confidence < 1:
+def _normal_quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
         raise DataError(
-            f"A bootstrap of {resamples} resamples with a confidence of {confidence} is not possible: allowed are 1 resample or more "
-            "(2000 are usual), and a confidence between 0 and 1 (0.95 is usual)."
+            f"An interval with a confidence of {confidence} is not possible: allowed is one between 0 and 1 (0.95 is usual)."
         )
-    sums = np.asarray(sums, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = [float(statistic(sums.sum(axis=0, keepdims=True))[0]) for statistic in statistics]
-        if len(sums) < 2 or not any(map(math.isfinite, values)):
-            return [Estimate(value, math.nan, math.nan) for value in values]
-        totals = _resampled_totals(sums, resamples, seed)
-        drawn = [statistic(totals) for statistic in statistics]
-    return [_interval(value, column, confidence) for value, column in zip(values, drawn, strict=True)]
-
-
-def _interval(value: float, drawn: FloatArray, confidence: float) -> Estimate:
-    known = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or len(known) < (1 - _MOST_UNDEFINED) * len(drawn):
-        return Estimate(value, math.nan, math.nan)
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-def _ratio(totals: FloatArray, *, place: int, count: int) -> FloatArray:
-    ratio: FloatArray = totals[:, place] / totals[:, count + place]
-    return ratio
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _standardized(values: FloatArray) -> FloatArray:
@@ -314,11 +279,3 @@ def _standardized(values: FloatArray) -> FloatArray:
     centred /= np.abs(centred).max()  # whose squares neither overflow nor vanish
     standardized: FloatArray = centred / centred.std()
     return standardized
-
-
-def _correlation(totals: FloatArray) -> FloatArray:
-    n, x, y, xx, yy, xy = totals.T
-    spread_x, spread_y = (n * squares - sums * sums for squares, sums in ((xx, x), (yy, y)))
-    constant = np.minimum(spread_x / (n * xx), spread_y / (n * yy)) < 1e-9  # rounding is no variation
-    correlation = np.clip((n * xy - x * y) / np.sqrt(spread_x * spread_y), -1, 1)
-    return np.where(constant, np.nan, correlation)

@@ -100,7 +100,10 @@ class TestMistakesInAFile:
                 ".routes.a.provider: There is no provider called",
             ),
             ("{provider: cached, reward: builtins:len}", ".path: 'cached' needs the key 'path', which is missing."),
-            ("{provider: cached, reward: builtins:len, path: /dev/null/x.sqlite}", ": 'cached' could not be made: "),
+            (
+                "{provider: cached, reward: builtins:len, path: /dev/null/x.sqlite}",
+                ".path: /dev/null/x.sqlite cannot be written: ",
+            ),
         ],
     )
     def test_the_place_is_named(self, part: str, message: str, here: Path) -> None:

@@ -53,6 +53,34 @@ class TestLengths:
         residuals = [3 - 3 * 4 / 6, 0 - 2 * 4 / 6, 1 - 1 * 4 / 6]
         assert bias.standard_error == pytest.approx(math.sqrt(sum(found**2 for found in residuals)) / 6)
 
+    @given(
+        st.lists(st.tuples(st.integers(0, 3), st.sampled_from([("aa", "b"), ("a", "bb"), ("a", "b")])), min_size=2, max_size=30)
+    )
+    def test_the_rows_of_a_prompt_are_taken_together(self, rows: list[tuple[int, tuple[str, str]]]) -> None:
+        bias = checked([pair(f"prompt {number}", *answers) for number, answers in rows]).length_bias
+        gaps: dict[int, list[int]] = {}
+        for number, (chosen, rejected) in rows:
+            if len(chosen) != len(rejected):
+                gaps.setdefault(number, []).append(len(chosen) > len(rejected))
+        if not gaps:
+            assert bias is None
+            return
+        assert bias is not None
+        clusters = list(gaps.values()) if len(gaps) > 1 else [[won] for won in next(iter(gaps.values()))]
+        share = sum(map(sum, clusters)) / sum(map(len, clusters))
+        residuals = [sum(won) - share * len(won) for won in clusters]
+        assert bias.longer_wins == pytest.approx(share)
+        assert bias.standard_error == pytest.approx(math.sqrt(sum(one**2 for one in residuals)) / sum(map(len, clusters)))
+
+    def test_a_prompt_again_and_again_says_nothing_new(self) -> None:
+        few = [pair("p", "aa", "b"), pair("q", "a", "bb"), pair("r", "aa", "b")]
+        once, again = (checked(few * times).length_bias for times in (1, 10))
+        assert once is not None and again is not None
+        assert again.standard_error == pytest.approx(once.standard_error)
+        transcripts = [{side: f"{row['prompt']}\n{row[side]}" for side in ("chosen", "rejected")} for row in few * 10]
+        bias = checked(transcripts).length_bias
+        assert bias is not None and bias.standard_error == pytest.approx(once.standard_error)
+
     def test_ties_and_equal_lengths_are_no_bias(self) -> None:
         assert checked([pair("p", "a", "b"), pair("p", "aa", "b", tie=True)]).length_bias is None
 

@@ -38,12 +38,13 @@ class TestGold:
         assert [mean["value"] for mean in found["gold_mean"]] == pytest.approx([(1.5 + 4) / 2, (13 / 6 + 26 / 6) / 2, 3.5])
         assert [mean["value"] for mean in found["proxy_mean"]] == pytest.approx([2.5, 10 / 3, 4])
         assert found["gold_best"] == pytest.approx([2.75, (14 / 6 + 27 / 6) / 2, 4])
-        assert found["gold_mean"][2] == {"value": 3.5, "low": 2.0, "high": 5.0}  # whole prompts are drawn again
+        last = found["gold_mean"][2]  # of two prompts with 2 and 5, t has one degree of freedom
+        assert (last["low"], last["high"]) == pytest.approx((3.5 - 1.5 * 12.7062, 3.5 + 1.5 * 12.7062), abs=1e-3)
         assert read()[0]["gold_scores"] == [2.0, 3.0, 1.0, 0.0]
         printed = [re.split(r"\s{2,}", line.strip()) for line in told.stdout.splitlines()]
         assert printed[0] == ["n", "KL bound (nats)", "proxy mean [95%]", "gold mean [95%]", "best possible gold"]
         assert [row[0] for row in printed[1:4]] == ["1", "2", "4"]
-        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [2, 5]", "4"]
+        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
         assert "2 prompts with 4 scored completions or more; 1 have fewer and are left out." in told.stdout
 
     def test_the_first_n_have_the_first_values_of_the_column(self, rank: Any) -> None:

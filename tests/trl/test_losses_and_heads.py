@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, SpecError
-from rm_plugins.evaluation import evaluate_pairs
+from rm_plugins.evaluation import evaluate, evaluate_pairs
 from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.conftest import make_tokenizer
@@ -335,6 +335,29 @@ class TestWatching:
         assert any("eval_accuracy/odd" in entry for entry in trainer.state.log_history)
         trainer.create_model_card()
         assert "`eval_accuracy/odd`" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    def test_lengths_are_those_that_evaluations_measure(self, tiny_decoder: Any, tmp_path: Path) -> None:
+        words = ["blue", "two", "a very long answer that is cut", "It is blue and nothing else, as everybody can see"]
+        rows = [
+            {**PROMPT, "chosen": f" {words[n % 4]}{n}", "rejected": f" {words[(n + 1 + n // 4) % 4]}{n}"} for n in range(12)
+        ]
+        rows += [{"chosen": f"Q {n}?\nA: {words[n % 3]}", "rejected": f"Q {n}?\nA: {words[3]}"} for n in range(4)]
+        trainer = trained(
+            *(tiny_decoder(), tmp_path, rows),
+            eval_dataset=Dataset.from_list(rows),
+            max_length=16,
+            overlong="truncate",
+            per_device_eval_batch_size=3,
+        )
+        figures = evaluate(rm.load(tmp_path), rows, resamples=5).rewards[0].figures
+        for name in ("accuracy_longer", "accuracy_shorter", "length_preference", "length_correlation"):
+            assert trainer.last_metrics[f"eval_{name}"] == pytest.approx(figures[name].value, abs=1e-5), name
+
+    def test_token_ids_have_no_length_in_characters(self, tiny_decoder: Any, tmp_path: Path) -> None:
+        rows = [{"chosen_ids": [5, 6, 7], "rejected_ids": [8, 9]}] * 4
+        trainer = trained(tiny_decoder(), tmp_path, rows, eval_dataset=Dataset.from_list(rows))
+        assert "eval_accuracy" in trainer.last_metrics
+        assert not {"eval_length_preference", "eval_length_correlation", "eval_accuracy_longer"} & set(trainer.last_metrics)
 
     def test_several_evaluation_sets_have_their_own_names(self, tiny_decoder: Any, tmp_path: Path) -> None:
         sets = {"easy": Dataset.from_list(PAIRS), "hard": Dataset.from_list([{**PAIRS[0], "rejected": PAIRS[0]["chosen"]}])}

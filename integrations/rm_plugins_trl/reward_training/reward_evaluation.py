@@ -57,8 +57,8 @@ class RewardEvaluation(TrainerCallback):
         split: The split of datasets that are given by name; a benchmark's own, or else ``test``, by default.
         report: A folder for a page with the last evaluation of each data, ``NAME.html``.
         batch_size: Rows scored at a time.
-        resamples: Of the bootstrap of the intervals.
-        seed: Of the bootstrap.
+        resamples: How often prompts are drawn again for the interval of the accuracy without length.
+        seed: Of what is drawn.
 
     Attributes:
         evaluations: By the name of the data, the step and the result of each evaluation so far.

@@ -48,7 +48,14 @@ class RewardLog:
         self.rewards["eval"].clear()
 
     @torch.no_grad()
-    def add(self, mode: str, batch: RewardBatch, numbers: Sequence[int], sections: Sequence[str | None]) -> None:
+    def add(
+        self,
+        mode: str,
+        batch: RewardBatch,
+        numbers: Sequence[int],
+        sections: Sequence[str | None],
+        characters: Sequence[int],
+    ) -> None:
         """Keep a batch.
 
         Args:
@@ -56,6 +63,7 @@ class RewardLog:
             batch: The whole batch.
             numbers: The dataset row of each group; one that an evaluation has seen already was there to fill up a batch.
             sections: The section of each group.
+            characters: The length of each row's answer, whatever was truncated; 0 where no text is known.
         """
         if mode == "train" and len(self._seen[mode].batches) >= _MOST_BATCHES:
             self._seen[mode] = _Seen()
@@ -74,7 +82,7 @@ class RewardLog:
         if batch.labels is not None and self.attributes:
             labels = batch.labels.double().cpu().numpy()[kept]
         kept_pairs = place[pairs[kept[pairs[:, 0]]]] if len(pairs) else pairs
-        seen.batches.append((outputs, kept_pairs, batch.lengths.cpu().numpy()[kept], labels))
+        seen.batches.append((outputs, kept_pairs, np.array(characters)[kept], labels))
         seen.sections += [sections[group] or "other" if any(sections) else "" for group in groups[kept].tolist()]
         seen.rows += len(outputs)
         self.rewards[mode].extend((outputs @ self._weights).tolist())

@@ -243,11 +243,14 @@ class RewardTrainer(OpenRewardTrainer):
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
         tokens = sum(map(len, inputs["rows"]))
-        shares = all_gathered((inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens))
+        shares = all_gathered(
+            (inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens, inputs["characters"])
+        )
         numbers = [number for share in shares for number in share[0]]
         sections = [section for share in shares for section in share[1]]
+        characters = [count for share in shares for count in share[4]]
         loss = self._loss(mode, batch, numbers)
-        self._reward_log.add(mode, batch, numbers, sections)
+        self._reward_log.add(mode, batch, numbers, sections, characters)
         if mode == "train":
             self._trained_tokens += sum(share[3] for share in shares) // self.get_tp_size()
             if num_items_in_batch is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 
+from rm_plugins.data.answers import answers
 from rm_plugins.data.equal_pairs import equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
@@ -31,6 +32,7 @@ _STRUCTURE = {
     "longest": Value("int32"),
     "completion_starts": List(Value("int32")),
     "equal_pairs": Value("int32"),
+    "characters": List(Value("int32")),
     "section": Value("string"),
 }
 _OF_BATCHES = ("sections", "items")  # what a batch has of other names
@@ -39,8 +41,9 @@ _OF_BATCHES = ("sections", "items")  # what a batch has of other names
 def features(own: Sequence[Need] = ()) -> Features:
     """The columns of a tokenized dataset; an empty list stands for what a row does not have.
 
-    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, and ``equal_pairs`` the number
-    of its pairs with equal token ids.
+    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, both in tokens; ``equal_pairs`` the
+    number of its pairs with equal token ids. ``characters`` are those of the answers, as evaluations count them, and 0 in what is tokenized
+    already.
 
     Args:
         own: The needs that a loss brings.
@@ -195,6 +198,7 @@ class Tokenization:
             "longest": [max(longest[start:stop], default=0) for start, stop in pairwise(bounds)],
             "completion_starts": [starts[start:stop] for start, stop in pairwise(bounds)],
             "equal_pairs": [len(equal_pairs(each, judged.pairs)) for each, judged in zip(rows, judgements, strict=True)],
+            "characters": [list(map(len, answers(judged.samples)[1])) for judged in judgements],
             **needed,
             "section": sections,
         }
@@ -236,6 +240,7 @@ class Collator:
             "groups": torch.repeat_interleave(torch.arange(len(sizes)), sizes),
             "rows": [np.asarray(row, dtype=np.int64) for example in examples for row in example["rows"]],
             "completion_starts": [start for example in examples for start in example["completion_starts"]],
+            "characters": [count for example in examples for count in example["characters"]],
             "sections": [example["section"] for example in examples],
         }
         for need in (*BATCH_NEEDS.values(), *self.own):
