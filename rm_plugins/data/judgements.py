@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from rm_plugins.data.presets import proposed_mapping
+from rm_plugins.data.ratings import weighted_means
 from rm_plugins.data.rows import completion_samples, preference_samples
-from rm_plugins.errors import DataError, did_you_mean
+from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
 
 DataFormat: TypeAlias = Literal["preference", "ranking", "ratings", "best-of", "labelled"]
@@ -25,9 +26,6 @@ _OF_COMPLETIONS: Mapping[str, DataFormat] = {
     "labels": "labelled",
 }
 _OF_ONE_COMPLETION: Mapping[str, DataFormat] = {"score": "ratings", "scores": "ratings", "label": "labelled"}
-
-_DECIMALS = 8
-"""Weighted means of ratings that agree this far are equal: ratings are often thirds, cut off somewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +226,7 @@ def _ratings(
     if attributes:
         missing: list[float | None] = [None] * len(samples)
         ratings = {name: ratings.get(name, missing) for name in attributes}
-    order = _larger_first(_weighted_means(ratings, reward))
+    order = _larger_first(weighted_means(ratings, reward))
     return _compared("ratings", samples, order, weight, tuple(zip(*ratings.values(), strict=True)))
 
 
@@ -275,32 +273,6 @@ def _attributes(verdict: Any, column: str) -> list[str]:
 
 
 # --- Comparisons ----------------------------------------------------------------------------------------------------------
-
-
-def _weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mapping[str, float] | None) -> list[float | None]:
-    """What the samples are compared by, None where a rating that counts is missing."""
-    if reward is None:
-        rated = [name for name, values in ratings.items() if any(value is not None for value in values)]
-        weights = dict.fromkeys(rated or ratings, 1.0)
-    else:
-        weights = {name: weight for name, weight in reward.items() if weight}
-    for name in weights:
-        if name not in ratings:
-            raise DataError(f"the reward weighs {name!r}, which is no attribute here. {did_you_mean(name, ratings)}")
-    total = math.fsum(map(abs, weights.values()))
-    if not 0 < total < math.inf:
-        raise DataError(
-            f"the reward weighs its attributes by {reward!r}; finite numbers are allowed, at least one of them not 0."
-        )
-    if len(weights) == 1:
-        ((name, weight),) = weights.items()
-        return [rating if rating is None or weight > 0 else -rating for rating in ratings[name]]
-    shares = [weight / total for weight in weights.values()]
-    means: list[float | None] = []
-    for row in zip(*(ratings[name] for name in weights), strict=True):
-        known = [share * rating for share, rating in zip(shares, row, strict=True) if rating is not None]
-        means.append(round(math.fsum(known), _DECIMALS) if len(known) == len(shares) else None)
-    return means
 
 
 def _comparisons(order: Sequence[float | None]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:

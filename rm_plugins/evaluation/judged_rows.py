@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rm_plugins.data.answers import answers, question_key
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
+from rm_plugins.data.ratings import mean_ratings
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
 from rm_plugins.data.score_columns import COLUMN_SPEC, columns_called
@@ -30,8 +31,6 @@ _LISTS = ("ranking", "ratings", "best-of", "labelled")
 
 Cluster: TypeAlias = Literal["prompt", "row"]
 
-_DIGITS = 9
-"""Of the largest rating."""
 SECTION_COLUMNS = ("section", "subset")
 """Which columns name a row's section if nothing else is said: the first of them that the data has."""
 
@@ -203,8 +202,11 @@ class RowCollector:
 
     def _goodness(self, judged: Judgement, columns: Mapping[str, Sequence[float | None]]) -> list[float]:
         if columns:
-            wanted = [columns[self._by]] if self._by is not None and judged.format == "ratings" else columns.values()
-            return [math.nan if None in ratings else _mean(ratings) for ratings in zip(*wanted, strict=True)]
+            rated = [values for values in columns.values() if any(value is not None for value in values)]
+            wanted = rated or [*columns.values()]  # as `judgement` compares them
+            if self._by is not None and judged.format == "ratings":
+                wanted = [columns[self._by]]
+            return mean_ratings(wanted)
         if judged.ranks is None or judged.format == "preference":
             return [math.nan] * len(judged.samples)
         return [float(rank == 0) if judged.format == "best-of" else -rank for rank in judged.ranks]
@@ -253,12 +255,3 @@ class RowCollector:
         if kinds[0] in ("ratings", "labelled"):
             return self._by or (attributes[0] if len(attributes) == 1 else f"mean of {len(attributes)} ratings")
         return {"best-of": "best", "ranking": "rank"}[kinds[0]]
-
-
-def _mean(ratings: Sequence[float | None]) -> float:
-    known = [value for value in ratings if value is not None]
-    mean, largest = math.fsum(known) / len(known), max(map(abs, known))
-    if len(known) == 1 or not largest:
-        return mean
-    # Ratings are often thirds, cut off somewhere: means that agree this far, beside the ratings, are equal.
-    return round(mean, _DIGITS - 1 - math.floor(math.log10(largest)))
