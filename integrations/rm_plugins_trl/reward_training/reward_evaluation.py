@@ -217,8 +217,16 @@ def attached_evaluations(trainer: Any) -> list[RewardEvaluation]:
     """The evaluations among a trainer's callbacks, which it is attached to.
 
     They come before all others, so that early stopping sees their figures whatever order the callbacks were given in.
+
+    Raises:
+        SpecError: The data of two has one name, under which both would log.
     """
     evaluations = [callback for callback in callbacks_of(trainer) if isinstance(callback, RewardEvaluation)]
+    names = [name for evaluation in evaluations for name in evaluation.evaluations]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise SpecError(
+            f"Two RewardEvaluation callbacks have data called {repeated!r}. Name one: RewardEvaluation({{'OTHER': ROWS}})."
+        )
     place_first(trainer, evaluations)
     for evaluation in evaluations:
         evaluation.attach(trainer)
