@@ -273,7 +273,7 @@ def test_a_failed_evaluation_is_an_error_in_the_log_and_no_figure(
 def test_two_data_of_one_name_are_refused(tiny_decoder: Any, tmp_path: Path) -> None:
     evaluations = RewardEvaluation(ROWS[:2]), RewardEvaluation({"data": ROWS[2:4]})
     with pytest.raises(SpecError, match="Two RewardEvaluation callbacks have data called 'data'"):
-        trainer_of(tiny_decoder(), tmp_path, *evaluations)
+        trainer_of(tiny_decoder(), tmp_path, *evaluations).train()
 
 
 def test_another_trainer_is_told(tiny_decoder: Any, tmp_path: Path) -> None:
