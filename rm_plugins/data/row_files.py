@@ -227,12 +227,12 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
             rows = load_from_disk(source)[split]
         else:
             rows = load_dataset(source, split=split, streaming=True)
-    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        for row in rows:
+            yield {name: without_nan(value) for name, value in row.items()}
+    except Exception as error:  # whatever the hub, the disk or a loading script raises, also while its rows are read
         raise DataError(
-            f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be loaded: {error}"
+            f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be read: {error}"
         ) from error
-    for row in rows:
-        yield {name: without_nan(value) for name, value in row.items()}
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------------

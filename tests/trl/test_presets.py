@@ -13,6 +13,8 @@ import pytest
 from trl import RewardConfig
 
 from rm_plugins.errors import SpecError
+from rm_plugins_trl import RewardConfig as OurRewardConfig
+from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training import presets
 from rm_plugins_trl.reward_training.presets import Preset, preset
 
@@ -125,6 +127,39 @@ class TestApplied:
         nothing: dict[str, Any] = {"warmup_steps": None, "warmup_ratio": None, "learning_rate": None}
         assert set(of("1-7B").applied({**nothing, **given})) == {"learning_rate"}
         assert len(of("1-7B").applied(nothing)) == 2
+
+
+class TestAttributesSetLater:
+    """A script may make its arguments first and set them after that."""
+
+    def config(self, folder: Path) -> Any:
+        return OurRewardConfig(str(folder), use_cpu=True, report_to="none")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("learning_rate", 7e-4), ("learning_rate", 1e-4), ("per_device_train_batch_size", 3), ("num_train_epochs", 2)),
+            *(("warmup_steps", 0), ("warmup_steps", 7), ("warmup_ratio", 0.1)),
+        ],
+    )
+    def test_they_stand_and_the_preset_fills_the_others(self, name: str, value: float, tmp_path: Path) -> None:
+        args = self.config(tmp_path)
+        setattr(args, name, value)
+        taken = args.apply_preset(of("<1B"))
+        assert getattr(args, name) == value
+        names = {"learning_rate", "per_device_train_batch_size", "num_train_epochs", "warmup_steps"}
+        assert {*taken} == names - {name, *(["warmup_steps"] if name == "warmup_ratio" else [])}
+
+    def test_set_training_sets_all_that_it_names(self, tmp_path: Path) -> None:
+        args = self.config(tmp_path).set_training(learning_rate=7e-4, batch_size=3, num_epochs=2)
+        args.apply_preset(of("<1B"))
+        assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (7e-4, 3, 2)
+
+    def test_a_copy_knows_what_was_set(self, tmp_path: Path) -> None:
+        args = self.config(tmp_path)
+        args.learning_rate = 7e-4
+        assert "learning_rate" not in own_copy(args).apply_preset(of("<1B"))
+        assert args.unset
 
 
 def test_importing_it_imports_no_trl() -> None:

@@ -85,12 +85,20 @@ class RewardConfig(TrlRewardConfig):
             self.load_best_model_at_end = True
             if vars(self)["metric_for_best_model"] is None:
                 self.metric_for_best_model, self.greater_is_better = "accuracy", True
-        self.unset = tuple(name for name in _TRL_DEFAULTS if getattr(self, name) is None)
-        for name in self.unset:
+        unset = [name for name in _TRL_DEFAULTS if getattr(self, name) is None]
+        for name in unset:
             setattr(self, name, _TRL_DEFAULTS[name])
         if getattr(self, "warmup_ratio", None):
-            self.unset = tuple(name for name in self.unset if name != "warmup_steps")
+            unset = [name for name in unset if name != "warmup_steps"]
         super().__post_init__()
+        self.unset = tuple(unset)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what is set is not the preset's any more."""
+        super().__setattr__(name, value)
+        set_now = "warmup_steps" if name == "warmup_ratio" else name
+        if set_now in vars(self).get("unset", ()):
+            self.unset = tuple(one for one in self.unset if one != set_now)
 
     def apply_preset(self, preset: Preset) -> dict[str, Any]:
         """Take a preset's values for what was not given; returns them."""
