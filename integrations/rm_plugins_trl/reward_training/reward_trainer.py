@@ -29,6 +29,7 @@ from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
 from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
+from rm_plugins_trl.reward_training.predictions import chosen_first
 from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
@@ -291,6 +292,11 @@ class RewardTrainer(OpenRewardTrainer):
         with self.batch_forward.attention():
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        """The loss and the outputs, of preference pairs the chosen ones first."""
+        loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        return loss, chosen_first(outputs, inputs["groups"]), labels
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""

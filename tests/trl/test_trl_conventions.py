@@ -1,0 +1,47 @@
+"""What scripts written for TRL's RewardTrainer touch: the same call has the same outcome with ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from trl import RewardConfig as TrlRewardConfig
+from trl import RewardTrainer as TrlRewardTrainer
+
+from rm_plugins_trl import RewardTrainer
+from tests.trl.conftest import TRL_WARNINGS
+
+pytestmark = TRL_WARNINGS
+
+PAIRS = [
+    {"prompt": "Name a colour.", "chosen": f" It is {name}.", "rejected": " two" * (1 + number)}
+    for number, name in enumerate(("blue", "salty blue", "rain", "four", "sea"))
+]
+
+
+def evaluated(trainer_class: Any, model: Path, folder: Path, **settings: Any) -> Any:
+    """What ``compute_metrics`` is given."""
+    seen: list[Any] = []
+    args = TrlRewardConfig(
+        str(folder), per_device_eval_batch_size=2, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, **settings
+    )
+    data = Dataset.from_list(PAIRS)
+    trainer = trainer_class(
+        str(model),
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=lambda seen_now: seen.append(seen_now) or {"x": 1.0},
+    )
+    assert trainer.evaluate()["eval_x"] == 1.0
+    return seen[-1].predictions, trainer.predict(trainer.eval_dataset).predictions
+
+
+def test_compute_metrics_and_predict_get_the_chosen_rewards_first(tiny_decoder: Any, tmp_path: Path) -> None:
+    model = tiny_decoder()
+    ours, theirs = (evaluated(kind, model, tmp_path) for kind in (RewardTrainer, TrlRewardTrainer))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert np.asarray(mine).reshape(-1) == pytest.approx(np.asarray(other).reshape(-1), abs=1e-5)
