@@ -29,12 +29,17 @@ def evaluated(trainer_class: Any, model: Path, folder: Path, **settings: Any) ->
         str(folder), per_device_eval_batch_size=2, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, **settings
     )
     data = Dataset.from_list(PAIRS)
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction)
+        return {"x": 1.0}
+
     trainer = trainer_class(
         str(model),
         args,
         train_dataset=data,
         eval_dataset=data,
-        compute_metrics=lambda seen_now: seen.append(seen_now) or {"x": 1.0},
+        compute_metrics=metrics,
     )
     assert trainer.evaluate()["eval_x"] == 1.0
     return seen[-1].predictions, trainer.predict(trainer.eval_dataset).predictions

@@ -28,8 +28,8 @@ from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gra
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
-from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
 from rm_plugins_trl.reward_training.predictions import chosen_first
+from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
 from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
