@@ -22,7 +22,7 @@ _TIES = re.compile(
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _COMPARED = re.compile(r"(\w+) ?(>+|<+|=+) ?(\w+)")
 _CALLED = "(model|response|answer|assistant|output|option|candidate|completion|conversation|chatbot|system|summary|text|reply)"
-_DECIDED = ("tie", "margin", "confidence")
+_DECIDED = ("chosen", "rejected", "tie", "margin", "confidence")
 """Columns that a mapping of answers decides on, so that a file's own would contradict it."""
 
 
@@ -185,7 +185,8 @@ class RowMapping:
             if (verdict := {_plain(known): verdict for known, verdict in self.verdicts.items()}.get(text)) is not None:
                 return _VOTES[verdict]
         elif self.scale == "choice":
-            if (vote := self._choice(text)) is not None:
+            said_yes_or_no = str(value).strip().lower() in ("true", "false")  # of which answer, nobody knows
+            if not said_yes_or_no and (vote := self._choice(text)) is not None:
                 return vote
         elif self.scale == "signed":
             allowed = "a finite number"
