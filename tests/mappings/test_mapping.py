@@ -76,7 +76,9 @@ class TestWinner:
         zero = RowMapping(answers=("response_0", "response_1"), winner="w")
         assert zero({"response_0": "X", "response_1": "Y", "w": "1.0"})["chosen"] == "Y"
 
-    @pytest.mark.parametrize("label", [-1, -2, 0, 0.1, 0.2, 1.2, "1.2", "claude-2", "gpt-2", "llama-2", "12", "1 2", 3, True, "true"])
+    @pytest.mark.parametrize(
+        "label", [-1, -2, 0, 0.1, 0.2, 1.2, "1.2", "claude-2", "gpt-2", "llama-2", "12", "1 2", 3, True, "true"]
+    )
     def test_other_numbers_and_names_that_end_in_one_are_refused(self, label: Any) -> None:
         with pytest.raises(DataError, match="scale: signed"):
             RowMapping(answers=("output_1", "output_2"), winner="label")({"output_1": "X", "output_2": "Y", "label": label})
