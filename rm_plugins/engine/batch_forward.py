@@ -106,7 +106,7 @@ class BatchForward:
         if rows is None:
             return self._forward(*args, **kwargs)
         if self.packs and max(map(len, rows)) > self._window:
-            self._stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
+            self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
         if self.packs and not self._checked:
             self._check(rows)
         starts = completion_starts if completion_starts is not None else [None] * len(rows)
@@ -230,9 +230,14 @@ class BatchForward:
         finally:
             self.model.train(training)
         if problem is not None:
-            self._stop_packing(problem)
+            self.stop_packing(problem)
 
-    def _stop_packing(self, problem: str) -> None:
+    def stop_packing(self, problem: str) -> None:
+        """Pad rows from now on, and warn of it.
+
+        Args:
+            problem: Why they cannot be packed.
+        """
         self.packs = False
         self.model.config.get_text_config()._attn_implementation = self._attention
         warnings.warn(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,35 @@ def evaluated(trainer_class: Any, model: Path, folder: Path, **settings: Any) ->
     )
     assert trainer.evaluate()["eval_x"] == 1.0
     return seen[-1].predictions, trainer.predict(trainer.eval_dataset).predictions
+
+
+def note_length(lengths: list[int], module: Any, given: Any, _: Any) -> None:
+    if module.training:
+        lengths.append(given[0].shape[1])
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_neftune_noise_is_as_loud_as_trls(batch_size: int, tiny_decoder: Any, tmp_path: Path) -> None:
+    """Whatever the batch: its scale is the length of the rows that run at once, which are all equally long here."""
+    model, heard = tiny_decoder(), {}
+    data = Dataset.from_list([{"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " It is four."}] * 8)
+    for kind in (RewardTrainer, TrlRewardTrainer):
+        lengths: list[int] = []
+        args = TrlRewardConfig(
+            *(str(tmp_path),),
+            **{"neftune_noise_alpha": 5, "per_device_train_batch_size": batch_size, "max_steps": 1, "report_to": "none"},
+            **{"use_cpu": True, "bf16": False, "disable_tqdm": True, "gradient_checkpointing": False, "save_strategy": "no"},
+        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            trainer = kind(str(model), args, train_dataset=data)
+        embeddings = trainer.model.get_input_embeddings()
+        embeddings.register_forward_hook(partial(note_length, lengths))
+        trainer.train()
+        heard[kind] = {*lengths}
+        if kind is RewardTrainer:
+            assert any("NEFTune" in str(warning.message) for warning in told)
+    assert heard[RewardTrainer] == heard[TrlRewardTrainer]
 
 
 def test_compute_metrics_and_predict_get_the_chosen_rewards_first(tiny_decoder: Any, tmp_path: Path) -> None:
