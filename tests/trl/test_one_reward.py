@@ -78,7 +78,8 @@ def test_every_path_agrees(
         eval_dataset=data,
     )
     trainer.save_model()
-    in_training = trainer.predict(trainer.eval_dataset).predictions.reshape(-1)
+    chosen_first = trainer.predict(trainer.eval_dataset).predictions  # as TRL gives them, in one batch
+    in_training = chosen_first.reshape(2, -1).T.reshape(-1)
 
     provider = rm.load(tmp_path)
     samples = [sample for row in rows for sample in preference_samples(row)]
