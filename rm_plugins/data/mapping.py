@@ -128,7 +128,8 @@ class RowMapping:
             made |= self._compared(row)
         if self.items:
             made |= self._listed(row)
-        mapped = {name: value for name, value in row.items() if name not in self._read and name not in made} | made
+        read = self._read
+        mapped = {name: value for name, value in row.items() if name not in read and name not in made} | made
         if self.transcripts:
             mapped = _with_turns(mapped)
         return dict(split_prompt(mapped)) if self.split_prompt else mapped

@@ -79,21 +79,31 @@ def read_rows(
     else:
         tell_of_unread_mapping(source)
     if source == "-":
-        yield from _mapped(_standard_input, "standard input", mapping, on_bad_line)
+        yield from mapped_rows(_standard_input, "standard input", mapping, on_bad_line)
     elif is_data_file(source):
-        yield from _mapped(partial(_path_rows, Path(source)), source, mapping, on_bad_line)
+        yield from mapped_rows(partial(_path_rows, Path(source)), source, mapping, on_bad_line)
     elif (files := _folder_files(source, split)) is not None:
         for file in files:
             own = mapping or mapping_beside(str(file))
-            yield from _mapped(partial(_path_rows, file), str(file), own, on_bad_line)
+            yield from mapped_rows(partial(_path_rows, file), str(file), own, on_bad_line)
     else:
-        yield from _mapped(lambda _: _dataset_rows(source, split), source, mapping, on_bad_line)
+        yield from mapped_rows(lambda _: _dataset_rows(source, split), source, mapping, on_bad_line)
 
 
-def _mapped(
+def mapped_rows(
     read: Callable[[_Refuse], Iterator[dict[str, Any]]], name: str, mapping: RowMapping | None, on_bad_line: _Refuse | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows as a mapping makes them; what is no row, or cannot be mapped, is handed to `on_bad_line`, or raised."""
+    """Rows as a mapping makes them.
+
+    Args:
+        read: Gives the rows, and hands what is no row to its argument.
+        name: What an error calls where they come from.
+        mapping: Makes rows of our formats of them; None leaves them as they are.
+        on_bad_line: As in `read_rows`, also for rows that cannot be mapped.
+
+    Raises:
+        DataError: Something is no row, or cannot be mapped, and there is no `on_bad_line`.
+    """
     bad = 0
 
     def refuse(error: DataError) -> None:

@@ -225,8 +225,8 @@ class RowCollector:
         """
         if self._by is not None and self._by not in self._labels:
             raise DataError(f"No row rates its answers by {self._by!r}. {did_you_mean(self._by, self._labels)}")
-        if self._repeated.is_suspicious:
-            logger.warning(self._repeated.warning)
+        if warning := self._repeated.warning:
+            logger.warning(warning)
         by_prompt = self._cluster == "prompt" and len(self._prompts) > 1
         return JudgedRows(
             row=np.array(self._row, dtype=np.intp),

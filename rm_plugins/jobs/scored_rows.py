@@ -196,8 +196,8 @@ class ScoringJob(RowScoring):
     def write(self, batch_size: int, progress: JobProgress | None = None) -> int:
         """Score, and write the rows with their scores; returns the number of rows. The arguments are those of `run`."""
         rows = self.run(batch_size, progress)
-        if self._repeated.is_suspicious:
-            logger.warning(self._repeated.warning)
+        if warning := self._repeated.warning:
+            logger.warning(warning)
         count = write_rows(map(self._with_scores, rows), self.out)
         self.discard()
         return count

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from click.testing import Result
@@ -146,19 +146,18 @@ def test_a_home_that_cannot_be_written_is_needed_by_no_command(run: Run) -> None
     assert "--scores FOLDER" in evaluation
 
 
+def program_into(stdout: int | IO[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the program with this standard output."""
+    command = [sys.executable, "-m", "rm_plugins", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment(), text=True, check=False)
+
+
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["show", "--json", "rules:length"]])
 def test_a_reader_that_has_gone_is_no_error(run: Run, arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        told = subprocess.run(
-            [sys.executable, "-m", "rm_plugins", *arguments],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            text=True,
-            check=False,
-        )
+        told = program_into(writing, arguments)
     finally:
         os.close(writing)
     assert told.stderr == ""
@@ -169,14 +168,7 @@ def test_a_reader_that_has_gone_is_no_error(run: Run, arguments: list[str]) -> N
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"]])
 def test_a_standard_output_that_is_full_is_told(run: Run, arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        told = subprocess.run(
-            [sys.executable, "-m", "rm_plugins", *arguments],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            text=True,
-            check=False,
-        )
+        told = program_into(full, arguments)
     assert "No space left on device" in told.stderr
     assert "Traceback" not in told.stderr
     assert told.returncode != 0

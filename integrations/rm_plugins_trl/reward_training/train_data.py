@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from trl import ScriptArguments, get_dataset
 
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import is_data_file, read_rows
+from rm_plugins.data.row_files import is_data_file, mapped_rows, read_rows
 from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError
 from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
@@ -108,11 +108,5 @@ def _mapped(dataset: Any, mapping: RowMapping | None, name: str) -> Any:
     if mapping is None:
         return dataset
 
-    def rows() -> Iterator[Mapping[str, Any]]:
-        for number, row in enumerate(dataset, start=1):
-            try:
-                yield mapping(row)
-            except DataError as error:
-                raise DataError(f"{name}, row {number}: {error}") from error
-
+    rows = partial(mapped_rows, lambda _: iter(dataset), name, mapping, None)
     return stored_rows(rows()) if isinstance(dataset, Dataset) else stored_stream(rows)
