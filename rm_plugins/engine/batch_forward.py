@@ -20,6 +20,7 @@ from rm_plugins.engine.prefix_cache import is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
+from rm_plugins.engine.undisturbed import undisturbed
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.rendering.tokenize import common_beginning
 
@@ -50,6 +51,10 @@ class BatchForward:
     replaced runs over packed rows (`rm_plugins.engine.packing`): no padding, and what rows begin with in common once. Any other
     model runs over length-sorted, padded micro-batches. Scores and gradients are those of the rows one by one.
 
+    What a model does with a few rows is compared between these ways, at the first call and again after ten, a hundred and so on,
+    in training and in evaluation. One that looks beyond a row, at the batch or at its length, as batch normalization and NEFTune's
+    noise do, has no scores of rows one by one. It then runs over all rows at once, padded to the longest, as trainers usually do.
+
     Args:
         model: The classifier; its ``forward`` is replaced by this object, which passes on every other call.
         max_tokens: The budget for the tokens of a micro-batch; by default what suits the model's device.
@@ -75,8 +80,9 @@ class BatchForward:
         self.language_model_head = language_model_head
         self._decoder = is_decoder(model)
         self.packs = self._decoder and is_causal(model) and attends_packed(model)
+        self.whole = False
         self._window = attention_window(model)
-        self._checked = False
+        self._calls = {True: 0, False: 0}
         self._attention: str = model.config.get_text_config()._attn_implementation
         self._forward = model.forward
         model.forward = self
@@ -107,21 +113,22 @@ class BatchForward:
             return self._forward(*args, **kwargs)
         if self.packs and max(map(len, rows)) > self._window:
             self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
-        if self.packs and not self._checked:
+        if self._is_due():
             self._check(rows)
         starts = completion_starts if completion_starts is not None else [None] * len(rows)
         if completion_starts is not None and (self.language_model_head is None or not self._decoder):
             raise UnsupportedError(f"{type(self.model).__name__} has no language-model head to give log-probabilities.")
-        return self._run(rows, starts, packs=self.packs)
+        return self._run(rows, starts, packs=self.packs, whole=self.whole)
 
-    def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool) -> BatchOutput:
+    def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool, whole: bool) -> BatchOutput:
+        groups = [[*range(len(rows))]] if whole else self._groups(rows)
         if not self._decoder:
-            batches = [(group, self._forward(**self._padded(rows, group)).logits) for group in self._groups(rows)]
+            batches = [(group, self._forward(**self._padded(rows, group)).logits) for group in groups]
             return BatchOutput(logits=_in_order(batches))
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
         readout = self.readout or LastToken.of(self.model)  # a trainer may give the model another padding token
-        for group, hidden, places in self._packed(rows) if packs else self._hidden(rows):
+        for group, hidden, places in self._packed(rows) if packs else self._hidden(rows, groups):
             reads = [
                 (row, tokens[position])
                 for row, tokens in zip(group, places, strict=True)
@@ -165,10 +172,12 @@ class BatchForward:
             yield from self._packings(rows, pack[:middle])
             yield from self._packings(rows, pack[middle:])
 
-    def _hidden(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+    def _hidden(
+        self, rows: Sequence[Sequence[int]], groups: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
         """The same as `_packed` from padded micro-batches."""
         backbone = getattr(self.model, self.model.base_model_prefix)
-        for group in self._groups(rows):
+        for group in groups:
             inputs = self._padded(rows, group)
             with attention_as(self.model, self._attention):
                 hidden = backbone(**inputs, use_cache=False).last_hidden_state
@@ -185,11 +194,14 @@ class BatchForward:
         return {"input_ids": ids, "attention_mask": mask}
 
     def _budget(self) -> int:
-        if not self._decoder and self.model.config.get_text_config().pad_token_id is None:
+        if not self._decoder and not self._pads():
             return 0  # without padding, an encoder can only be given one row at a time
         if self.max_tokens is None:
             self.max_tokens = default_max_tokens(self.model)
         return self.max_tokens
+
+    def _pads(self) -> bool:
+        return self.model.config.get_text_config().pad_token_id is not None
 
     def _logprobs(
         self,
@@ -212,25 +224,44 @@ class BatchForward:
             means.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
         return torch.stack(means)
 
+    def _is_due(self) -> bool:
+        """Whether the rows of this call are compared. Those of later calls are too: what a model looks at may begin as zero."""
+        self._calls[self.model.training] += 1
+        calls = self._calls[self.model.training]
+        return not self.whole and calls == 10 ** (len(str(calls)) - 1) and (self._decoder or self._pads())
+
     @torch.no_grad()
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
-        """Compare a few packed rows with the same ones padded; stop packing where they differ."""
-        self._checked = True
-        training = self.model.training
+        """Compare a few rows between the ways to run them; stop those that differ."""
         few = sorted([*rows[:4], rows[0][1:] or rows[0]], key=len)  # more than one, for it to show where a model mixes rows
-        self.model.eval()  # for dropout to be off
+        ends = [few[0], few[-1]]
+        with undisturbed(self.model) as has_drawn:
+            together, alone = self._logits(ends, whole=True), torch.cat([self._logits([row], whole=True) for row in ends])
+            if has_drawn():
+                problem: str | None = "it draws random numbers beside its dropout, as NEFTune does"
+            else:
+                problem = self._difference(together, alone)
+            if problem is not None:
+                self.stop_splitting(problem)
+            elif self.packs and (problem := self._problem_of_packing(few)):
+                self.stop_packing(problem)
+
+    def _problem_of_packing(self, rows: Sequence[Sequence[int]]) -> str | None:
         try:
-            packed, expected = (self._run(few, [None] * len(few), packs=packs).logits for packs in (True, False))
-            assert packed is not None and expected is not None
-            problem = scores_differ(packed.double().cpu().numpy(), expected.double().cpu().numpy(), exact=self._is_exact())
+            return self._difference(self._logits(rows, packs=True), self._logits(rows))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whether a model takes another attention shows only when it is tried
-            problem = f"{type(error).__name__}: {error}"
-        finally:
-            self.model.train(training)
-        if problem is not None:
-            self.stop_packing(problem)
+            return f"{type(error).__name__}: {error}"
+
+    def _logits(self, rows: Sequence[Sequence[int]], *, packs: bool = False, whole: bool = False) -> torch.Tensor:
+        logits = self._run(rows, [None] * len(rows), packs=packs, whole=whole).logits
+        assert logits is not None
+        return logits
+
+    def _difference(self, logits: torch.Tensor, expected: torch.Tensor) -> str | None:
+        found, plain = (values.double().cpu().numpy() for values in (logits, expected))
+        return scores_differ(found, plain, exact=self._is_exact())
 
     def stop_packing(self, problem: str) -> None:
         """Pad rows from now on, and warn of it.
@@ -238,13 +269,30 @@ class BatchForward:
         Args:
             problem: Why they cannot be packed.
         """
+        self._stop_packing()
+        self._warn(
+            f"cannot be trained on packed rows ({problem}), so they are padded instead: exact, but slower where prompts are shared."
+        )
+
+    def stop_splitting(self, problem: str) -> None:
+        """Run all rows of a batch at once from now on, padded to the longest, and warn of it.
+
+        Args:
+            problem: What of a row depends on the others.
+        """
+        self._stop_packing()
+        self.whole = True
+        self._warn(
+            f"looks at more than a row ({problem}), so the rows of a batch run at once and are padded to the longest, as in TRL's "
+            "trainer. A row's reward may depend on its batch."
+        )
+
+    def _stop_packing(self) -> None:
         self.packs = False
         self.model.config.get_text_config()._attn_implementation = self._attention
-        warnings.warn(
-            f"{type(self.model).__name__} cannot be trained on packed rows ({problem}), so they are padded instead: exact, "
-            "but slower where prompts are shared.",
-            stacklevel=2,
-        )
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"{type(self.model).__name__} {what}", stacklevel=2)
 
     def _is_exact(self) -> bool:
         exact = self.model.dtype in (torch.float32, torch.float64)

@@ -244,8 +244,9 @@ def test_padded_micro_batches_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch
     rows = batch_of_rows()
     for family in ("bert", "bloom"):
         model = family_model(family, {})
-        spy = Spy(model, monkeypatch)
         BatchForward(model, 80)
+        model(rows=rows)  # compares a few rows
+        spy = Spy(model, monkeypatch)
         model(rows=rows)
         assert len(spy.shapes) > 1
         assert all(count * longest <= 80 for count, longest in spy.shapes)
@@ -254,8 +255,9 @@ def test_padded_micro_batches_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch
 
 def test_short_rows_are_not_padded_to_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("bert")
-    spy = Spy(model, monkeypatch)
     BatchForward(model, 4_000)
+    model(rows=[[5, 6]])  # compares a few rows
+    spy = Spy(model, monkeypatch)
     model(rows=[[5, 6], [5] * 120, [7, 8], [9]])
     assert spy.shapes == [(1, 120), (3, 2)]
 
@@ -285,14 +287,18 @@ def test_the_budget_suits_the_device(family: str, monkeypatch: pytest.MonkeyPatc
 
 
 class TestTheComparison:
-    def test_happens_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_happens_in_the_first_call_and_after_ten_and_a_hundred(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make_model("llama")
         spy = Spy(model, monkeypatch)
         BatchForward(model)
-        for _ in range(3):
+        compared = []
+        for call in range(1, 102):
             model(rows=[[5, 6, 7], [5, 6, 8]])
-        assert len(spy.packed) == 4
-        assert len(spy.shapes) == 1
+            if spy.shapes:
+                compared.append(call)
+                spy.shapes.clear()
+        assert compared == [1, 10, 100]
+        assert len(spy.packed) == 104
 
     def test_leaves_the_mode_and_no_gradients(self) -> None:
         model = make_model("llama").train()

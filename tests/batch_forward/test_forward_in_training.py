@@ -107,8 +107,8 @@ class TestAttention:
         model = make_model("llama")
         forward = BatchForward(model)
         before = model.config._attn_implementation
+        compare(model)
         with pytest.raises(IndexError), forward.attention():
-            forward._checked = True
             model(rows=[[5, VOCABULARY + 7]])
         assert model.config._attn_implementation == before
         with pytest.raises(IndexError):
@@ -132,7 +132,7 @@ class TestAttention:
         model.model.layers[0].register_forward_pre_hook(lambda *_: seen.append(model.config._attn_implementation))
         with forward.attention():
             model(rows=[[5, 6], [7]])
-        assert seen == [PACKED, "sdpa", PACKED]
+        assert seen == ["sdpa"] * 3 + [PACKED, "sdpa", PACKED]
 
 
 def test_autocast() -> None:

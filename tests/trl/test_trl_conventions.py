@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer as TrlRewardTrainer
@@ -48,15 +49,15 @@ def evaluated(trainer_class: Any, model: Path, folder: Path, **settings: Any) ->
 
 
 def note_length(lengths: list[int], module: Any, given: Any, _: Any) -> None:
-    if module.training:
+    if module.training and torch.is_grad_enabled():
         lengths.append(given[0].shape[1])
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_neftune_noise_is_as_loud_as_trls(batch_size: int, tiny_decoder: Any, tmp_path: Path) -> None:
-    """Whatever the batch: its scale is the length of the rows that run at once, which are all equally long here."""
+    """Whatever the batch: its scale is the length of the rows that run at once."""
     model, heard = tiny_decoder(), {}
-    data = Dataset.from_list([{"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " It is four."}] * 8)
+    data = Dataset.from_list(PAIRS[:batch_size])
     for kind in (RewardTrainer, TrlRewardTrainer):
         lengths: list[int] = []
         args = TrlRewardConfig(
@@ -64,12 +65,12 @@ def test_neftune_noise_is_as_loud_as_trls(batch_size: int, tiny_decoder: Any, tm
             **{"neftune_noise_alpha": 5, "per_device_train_batch_size": batch_size, "max_steps": 1, "report_to": "none"},
             **{"use_cpu": True, "bf16": False, "disable_tqdm": True, "gradient_checkpointing": False, "save_strategy": "no"},
         )
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            trainer = kind(str(model), args, train_dataset=data)
+        trainer = kind(str(model), args, train_dataset=data)
         embeddings = trainer.model.get_input_embeddings()
         embeddings.register_forward_hook(partial(note_length, lengths))
-        trainer.train()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            trainer.train()
         heard[kind] = {*lengths}
         if kind is RewardTrainer:
             assert any("NEFTune" in str(warning.message) for warning in told)

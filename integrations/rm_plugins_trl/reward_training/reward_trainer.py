@@ -177,8 +177,6 @@ class RewardTrainer(OpenRewardTrainer):
             share_prefixes=settings.share_prompts,
             language_model_head=language_model_head(plain) if self._needs_logprobs else None,
         )
-        if self.neftune_noise_alpha is not None and self.batch_forward.packs:
-            self.batch_forward.stop_packing("NEFTune scales its noise by the length of what runs at once")
         if self.preset is not None and self.args.should_log:
             logger.warning("Preset %s, because nothing else was given.", self.preset)
         if hasattr(self.model, "peft_config") and not trains_head(self.model):

@@ -1,0 +1,63 @@
+"""Running a model to look at it, in the middle of its training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OF_SINGLE_FEATURES = (nn.Dropout, nn.AlphaDropout)
+"""Dropout that draws for every feature by itself, so that it is the same however rows are laid out."""
+
+
+@contextmanager
+def undisturbed(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
+    """Within it, a model runs in the mode that it is in without the dropout of single features; afterwards it is as it was.
+
+    The generators of random numbers and the model's buffers, such as the running means of batch normalization, are put back.
+
+    Yields:
+        A function that tells whether anything was drawn at random since.
+    """
+    dropping = [(module, name, vars(module)[name]) for module in model.modules() for name in _rates(module)]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    device = model.device
+    devices = [device] if device.type == "cuda" else []
+    for module, name, _ in dropping:
+        setattr(module, name, 0.0)
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed layers
+            before = _random_state(device)
+            yield lambda: not all(map(torch.equal, before, _random_state(device)))
+    finally:
+        for module, name, rate in dropping:
+            setattr(module, name, rate)
+        for module, name, buffer, values in buffers:
+            setattr(module, name, buffer.copy_(values))
+
+
+def _rates(module: nn.Module) -> list[str]:
+    """The attributes of a module that are rates of such dropout: of the layer itself, or of a function that it calls."""
+    if type(module) in _OF_SINGLE_FEATURES:
+        return ["p"]
+    return [name for name, value in vars(module).items() if "drop" in name and _is_rate(value)]
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, float) and 0.0 < value < 1.0
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
