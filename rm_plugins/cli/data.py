@@ -110,12 +110,12 @@ def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
 
     loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.")
     try:
-        positions = position_limit(AutoConfig.from_pretrained(tokenizer))
+        config = AutoConfig.from_pretrained(tokenizer)
     except (OSError, ValueError):  # a tokenizer without a model beside it
-        positions = None
-    rendering = Rendering.default(loaded, positions)
-    limits = [limit for limit in (max_length, rendering.max_length) if limit is not None]
-    return Renderer(loaded, dataclasses.replace(rendering, max_length=min(limits, default=None)))
+        config = None
+    if max_length is None:
+        return Renderer(loaded, Rendering.default(loaded, position_limit(config)))
+    return Renderer(loaded, Rendering.up_to(max_length, loaded, config))
 
 
 # --- What is printed ------------------------------------------------------------------------------------------------------

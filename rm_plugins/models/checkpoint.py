@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
+from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
 from rm_plugins.models.settings import ModelSettings
@@ -196,9 +197,10 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
     It lives inside of the base model's layers.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
+    check_adapter(PeftConfig.from_pretrained(source, revision=arguments["revision"]), source)
     weights = _adapter_weights(source, arguments["revision"])
     head_labels = _head_labels(weights)
     shared = {**arguments, "revision": None}

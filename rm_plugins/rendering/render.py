@@ -38,6 +38,9 @@ _COUNTED_FROM_PADDING = frozenset(
 )
 """Model types whose positions begin behind the padding token's id."""
 
+_WITHOUT_POSITIONS = frozenset(("jamba", "zamba"))
+"""Model types that name a number of positions and have none."""
+
 _UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
 
 
@@ -81,6 +84,18 @@ class Rendering:
         return {name: value for name, value in asdict(self).items() if name != "template_date" or value is not None}
 
     @classmethod
+    def up_to(cls, max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> Rendering:
+        """The default rendering with a `max_length` that is asked for, of which only a model that has no more positions takes less.
+
+        Args:
+            max_length: Most tokens of a row; None for as many as the model takes.
+            tokenizer: The tokenizer.
+            config: The model's configuration, if it is known.
+        """
+        limits = [limit for limit in (max_length, hard_position_limit(config)) if limit is not None]
+        return replace(cls.default(tokenizer), max_length=min(limits, default=None))
+
+    @classmethod
     def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
         """What TRL's RewardTrainer does with this tokenizer, extended to tokenizers that it cannot train with.
 
@@ -112,6 +127,25 @@ def position_limit(config: PretrainedConfig | None) -> int | None:
     if text_config.model_type in _COUNTED_FROM_PADDING and is_absolute:
         return int(limit) - 1 - (text_config.pad_token_id or 0)
     return int(limit)
+
+
+def hard_position_limit(config: PretrainedConfig | None) -> int | None:
+    """How many tokens a model has positions for, if it cannot take more; None for one whose positions go on.
+
+    Rotary and relative positions go on, for better or worse; learned ones, and tables of fixed ones, end.
+    """
+    limit = position_limit(config)
+    if limit is None or config is None:
+        return None
+    text_config = config.get_text_config()
+    is_rotary = any(getattr(text_config, name, None) is not None for name in ("rope_parameters", "rope_theta", "rope_scaling"))
+    goes_on = (
+        is_rotary
+        or getattr(text_config, "position_embedding_type", "absolute") == "rotary"
+        or not getattr(text_config, "position_biased_input", True)
+        or text_config.model_type in _WITHOUT_POSITIONS
+    )
+    return None if goes_on else limit
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

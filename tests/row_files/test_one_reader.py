@@ -23,7 +23,7 @@ from rm_plugins.jobs.scored_rows import ScoringJob
 from rm_plugins.rendering.render import Renderer, Rendering
 from rm_plugins.scores import Scores
 from rm_plugins_trl.reward_training.train_data import TrainScriptArguments, training_data
-from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at
+from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at, texts_of
 from tests.conftest import make_tokenizer
 
 USER, FOUR, FIVE = (
@@ -165,7 +165,7 @@ def test_every_command_reads_the_same(
     trained = list(trained_on(path))
     judgements, samples, weights = evaluated(path)
     assert len(trained) == len(judgements.cluster) == source.rows
-    assert sum(len(row["rows"]) for row in trained) == len(judgements.row) == source.samples
+    assert sum(len(texts_of(row)) for row in trained) == len(judgements.row) == source.samples
     assert sum(len(row["pairs"]) for row in trained) == len(judgements.pairs) == source.pairs
     assert sum(len(row["ties"]) for row in trained) == source.ties
     assert [row["weight"] for row in trained] == pytest.approx(weights)
@@ -195,7 +195,7 @@ def test_a_key_or_a_type_that_the_first_row_lacks(rows: list[dict[str, Any]], tm
     assert (sum(len(row["pairs"]) for row in trained), sum(len(row["ties"]) for row in trained)) == (source.pairs, source.ties)
     assert [row["weight"] for row in trained] == weights
     assert [margin for row in trained for margin in row["margins"]] == [row["margin"] for row in rows if "margin" in row]
-    assert sum(len(row["rows"]) for row in trained) == len(samples)
+    assert sum(len(texts_of(row)) for row in trained) == len(samples)
 
 
 def test_tool_calls_keep_their_own_arguments(tmp_path: Path) -> None:
@@ -233,4 +233,4 @@ def test_columns_called_like_tokenized_ones_are_columns(ids: dict[str, Any], tmp
     path = written([{"prompt": "2+2?", "chosen": "4", "rejected": "five", "tie": True, **ids}], "lines", tmp_path)
     (row,) = trained_on(path)
     assert (len(row["pairs"]), len(row["ties"])) == (0, 1)
-    assert all(row["rows"])
+    assert all(texts_of(row))

@@ -23,6 +23,7 @@ from rm_plugins.errors import DataError, SpecError, UnknownNameError
 from rm_plugins.losses import Loss, RewardBatch
 from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
+from rm_plugins_trl.reward_training.training_rows import texts_of
 
 # TRL's and accelerate's own, on a machine without an accelerator.
 pytestmark = [
@@ -91,7 +92,9 @@ class TestFormats:
         model, rows = tiny_decoder(), [FORMATS[name]] * 2
         ours = RewardTrainer(str(model), config(tmp_path), train_dataset=Dataset.from_list(rows))
         theirs = TrlRewardTrainer(str(model), config(tmp_path), train_dataset=Dataset.from_list(rows))
-        assert ours.train_dataset[0]["rows"] == [theirs.train_dataset[0][column] for column in ("chosen_ids", "rejected_ids")]
+        assert all(
+            ours.train_dataset[0][column] == theirs.train_dataset[0][column] for column in ("chosen_ids", "rejected_ids")
+        )
         assert ours.train_dataset[0]["margins"] == pytest.approx([FORMATS[name]["margin"]] if name == "margin" else [])
 
     @pytest.mark.parametrize("name", FORMATS)
@@ -107,7 +110,7 @@ class TestFormats:
     def test_tokenized_data_is_taken_as_it_is(self, tiny_decoder: Any, tmp_path: Path) -> None:
         rows = [{"chosen_ids": [5, 6, 7], "rejected_ids": [8, 9]}] * 4
         trainer = trained(tiny_decoder(), tmp_path, rows)
-        assert trainer.train_dataset[0]["rows"] == [[5, 6, 7], [8, 9]]
+        assert texts_of(trainer.train_dataset[0]) == [[5, 6, 7], [8, 9]]
 
     def test_streams(self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         rows = [FORMATS["text"], {**FORMATS["text"], "chosen": " blue" * 50}] * 8
@@ -136,7 +139,7 @@ class TestOverlong:
     def test_truncated_on_the_left(self, tiny_decoder: Any, tmp_path: Path) -> None:
         trainer = trained(tiny_decoder(), tmp_path, self.ROWS * 4, max_length=24, overlong="truncate")
         assert trainer.rows == {"train": 8}
-        row = trainer.train_dataset[1]["rows"][0]
+        row = trainer.train_dataset[1]["chosen_ids"]
         assert len(row) == 24
         assert row[-1] == trainer.processing_class.eos_token_id
 

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as compute
 from accelerate import PartialState
-from datasets import Dataset, List
+from datasets import Dataset, IterableDataset, List
 
 from rm_plugins.errors import DataError
 from rm_plugins.losses.loss import needs_of
-from rm_plugins_trl.reward_training.training_rows import Tokenization, features, is_tokenized
+from rm_plugins_trl.reward_training.training_rows import Tokenization, features, is_tokenized, is_tokenized_by_trl
+from rm_plugins_trl.reward_training.trl_batches import TrlTokenization
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
-
     from rm_plugins.losses import Loss, Need, RewardBatch
 
 logger = logging.getLogger(__name__)
+
+
+def unformatted(dataset: Any) -> Any:
+    """A dataset whose values are Python's own, with the column names of today.
+
+    ``with_format`` makes tensors, arrays or tables of them. ``chosen_input_ids`` and ``rejected_input_ids`` are what TRL once called
+    the token ids of a pair.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return dataset
+    dataset = dataset.with_format(None)
+    columns = set(dataset.column_names or ())
+    old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
+    if columns >= old.keys() and not is_tokenized_by_trl(columns):
+        warnings.warn(
+            "The columns `chosen_input_ids` and `rejected_input_ids` are called `chosen_ids` and `rejected_ids` today; rename them.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        dataset = dataset.rename_columns(old)
+    return dataset
 
 
 def prepared_dataset(
@@ -28,39 +49,63 @@ def prepared_dataset(
     tokenization: Tokenization,
     overlong: MutableMapping[str, int],
     *,
+    for_trl: bool = False,
+    usual_length: int | None = None,
     num_proc: int | None = None,
     reports: bool = True,
 ) -> Dataset | IterableDataset:
-    """The columns of `rm_plugins_trl.reward_training.training_rows.features`, without rows that are too long.
+    """A dataset as batches are made of it, without rows that are too long.
 
     How many rows have a text that is too long is put into `overlong` by the dataset's name, and logged if `reports`. Those of a
-    stream, whose number is not known before it ends, are counted as they pass. What is tokenized already is returned as it is.
+    stream, whose number is not known before it ends, are counted as they pass. What is tokenized already is not tokenized again.
+
+    Args:
+        dataset: What `unformatted` gave.
+        tokenization: What makes the token ids; its renderer says how many a text may have.
+        overlong: Counts by the dataset's name.
+        for_trl: Whether to add TRL's columns to the dataset's own, in place of those of
+            `rm_plugins_trl.reward_training.training_rows.features`.
+        usual_length: The most tokens that the tokenizer or the model is said to be for; longer texts are warned of.
+        num_proc: The processes that tokenize.
+        reports: Whether this process logs.
 
     Raises:
         DataError: A row is in none of the formats, or every row is too long.
     """
     columns = dataset.column_names or list(next(iter(dataset)))  # which a stream may not know
-    if is_tokenized(columns):
-        return dataset
     name, limit = tokenization.name, tokenization.renderer.rendering.max_length
-    settings = {"batched": True, "with_indices": True, "features": features(tokenization.own), "remove_columns": columns}
+    settings: dict[str, Any] = {"batched": True, "with_indices": True}
+    make: Tokenization | TrlTokenization | None = tokenization
+    if for_trl:
+        make = None if is_tokenized_by_trl(columns) else TrlTokenization(tokenization)
+    elif is_tokenized(columns):
+        return dataset
+    else:
+        settings |= {"features": features(tokenization.own), "remove_columns": columns}
+    of_length = ["chosen_ids", "rejected_ids"] if make is None else ["longest"]
     if not isinstance(dataset, Dataset):
-        stream = dataset.map(tokenization, **settings)
+        stream = dataset if make is None else dataset.map(make, **settings)
         if limit is None or tokenization.truncate:
             return stream
 
-        def fits(longest: int) -> bool:
+        def fits(*lengths: Any) -> bool:
+            longest = _longest(*lengths)
             overlong[name] = overlong.get(name, 0) + (longest > limit)
             return longest <= limit
 
-        return stream.filter(fits, input_columns="longest")
+        return stream.filter(fits, input_columns=of_length)
     with PartialState().local_main_process_first():
-        tokenized = dataset.map(tokenization, **settings, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
-        total, long = len(tokenized), 0 if limit is None else int((np.asarray(tokenized["longest"]) > limit).sum())
+        tokenized = (
+            dataset if make is None else dataset.map(make, **settings, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
+        )
+        lengths = np.fromiter(map(_longest, *(tokenized[column] for column in of_length)), np.int64, len(tokenized))
+        total, long = len(tokenized), 0 if limit is None else int((lengths > limit).sum())
         if long and not tokenization.truncate:
-            description = f"Filtering {name} >{limit} tokens"
             tokenized = tokenized.filter(
-                lambda longest: longest <= limit, input_columns="longest", num_proc=num_proc, desc=description
+                lambda *lengths: _longest(*lengths) <= (limit or 0),
+                input_columns=of_length,
+                num_proc=num_proc,
+                desc=f"Filtering {name} >{limit} tokens",
             )
     overlong[name] = long
     if long:
@@ -69,7 +114,19 @@ def prepared_dataset(
             raise DataError(f"{message}, so none is left. Raise max_length, or set overlong='truncate'.")
         if reports:
             logger.warning("%s and were %s.", message, "truncated" if tokenization.truncate else "dropped")
+    unusual = 0 if usual_length is None else int(((lengths > usual_length) & (lengths <= (limit or np.inf))).sum())
+    if unusual and reports:
+        logger.warning(
+            "%d of %d rows of the %s dataset are longer than the %d tokens that the tokenizer or the model says it is for, and are trained "
+            "on as max_length allows.",
+            *(unusual, total, name, usual_length),
+        )
     return tokenized
+
+
+def _longest(*texts: Any) -> int:
+    """The length of the longest text; of one that is a number already, that."""
+    return max(text if isinstance(text, int) else len(text) for text in texts)
 
 
 def _counts(dataset: Dataset, columns: set[str]) -> dict[str, int]:

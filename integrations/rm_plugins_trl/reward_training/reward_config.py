@@ -43,6 +43,7 @@ class RewardConfig(TrlRewardConfig):
         members: The members of a shared-trunk ensemble: as many score heads, initialized differently, on one backbone.
         bootstrap: Whether each member sees its own Poisson bootstrap of the dataset's rows.
         section_column: The column with the section that a row belongs to, for accuracies by section.
+        weight_column: The column with the weight that a row has in the loss; None, or an empty name, for none.
         max_batch_tokens: Tokens that run through the model at a time; by default what suits the device.
         share_prompts: Whether rows of a batch share the computation of what they begin with, where the model allows.
         early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) before training stops,
@@ -65,6 +66,7 @@ class RewardConfig(TrlRewardConfig):
     members: int = 1
     bootstrap: bool = False
     section_column: str | None = None
+    weight_column: str | None = "weight"
     max_batch_tokens: int | None = None
     share_prompts: bool = True
     early_stopping_patience: int | None = None
@@ -77,6 +79,7 @@ class RewardConfig(TrlRewardConfig):
             value = getattr(self, name)
             if isinstance(value, str) and (name != "loss" or value.lstrip().startswith("{")):
                 setattr(self, name, _from_json(name, value))
+        self.weight_column = self.weight_column or None
         if self.members < 1 or (self.bootstrap and self.members == 1):
             raise SpecError(f"members must be at least 1, and at least 2 for a bootstrap, not {self.members}.")
         if self.early_stopping_patience is not None:

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
+from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 from rm_plugins.spec import component
 from rm_plugins_trl.configs import own_copy
+from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
 from rm_plugins_trl.reward_training.predictions import chosen_first
-from rm_plugins_trl.reward_training.prepared_dataset import check_batch, check_needs, prepared_dataset
+from rm_plugins_trl.reward_training.prepared_dataset import (
+    check_batch,
+    check_needs,
+    prepared_dataset,
+    unformatted,
+)
 from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
@@ -54,13 +61,15 @@ from rm_plugins_trl.reward_training.score_head import (
     trains_head,
 )
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at
+from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
 from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_SIGNATURE = inspect.signature(OpenRewardTrainer.__init__)
 
 
 class RewardTrainer(OpenRewardTrainer):
@@ -73,7 +82,8 @@ class RewardTrainer(OpenRewardTrainer):
       outputs that the loss trains, and each process computes the loss of the whole batch of all processes;
     - samples are rendered and tokenized by the same code that scores them later, so tokenizers without EOS or without a chat
       template train too;
-    - rows run without padding where the model allows, and share the computation of what they begin with;
+    - rows run without padding where the model allows, and share the computation of what they begin with. Where a subclass overrides
+      what reads a batch, or a ``data_collator`` is handed over, batches are TRL's (`uses_trl_batches`);
     - rows longer than ``max_length`` are counted in `overlong` and reported;
     - what is not given comes from the preset of the model's size;
     - the final model is saved into ``output_dir`` (unless ``save_strategy="no"``), with ``reward_manifest.json`` beside it and
@@ -82,8 +92,9 @@ class RewardTrainer(OpenRewardTrainer):
     Args:
         model: A model id, a folder, or a sequence classifier with the outputs that the loss trains.
         args: The arguments; TRL's own `RewardConfig` gives the default loss.
-        kwargs: Everything else that TRL's trainer takes, but ``data_collator``. A model that is handed over is trained, and its
+        arguments: Everything else that TRL's trainer takes, in its order. A model that is handed over is trained, and its
             configuration says so; all else that is handed over stays as it is.
+        more: The same by name.
 
     Attributes:
         heads: What the model's outputs are.
@@ -102,13 +113,18 @@ class RewardTrainer(OpenRewardTrainer):
 
     model: Any
 
-    def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
+    uses_trl_batches: ClassVar[bool | None] = None
+    """Whether batches are TRL's, padded and of pairs; None decides by whether a subclass, or what is handed over, reads them."""
+
+    def __init__(self, model: Any, args: Any = None, *arguments: Any, **more: Any) -> None:
+        kwargs = dict(_SIGNATURE.bind(self, model, args, *arguments, **more).arguments)
+        for name in ("self", "model", "args"):
+            kwargs.pop(name, None)
         name = model if isinstance(model, str) else model.config.name_or_path
         if args is None:
             args = RewardConfig(f"{Path(name).name}-Reward")
-        if kwargs.get("data_collator") is not None:
-            raise SpecError("RewardTrainer makes its own batches; leave data_collator out.")
         settings = args = own_copy(args)
+        args.accelerator_config = copy.copy(args.accelerator_config)
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
@@ -121,8 +137,9 @@ class RewardTrainer(OpenRewardTrainer):
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
         }
         self._settings = settings
-        data = kwargs.get("train_dataset")
-        rated, warnings = ((), []) if data is None else looked_at(data)
+        data = unformatted(kwargs.get("train_dataset"))
+        rated, warnings = looked_at(data, settings.weight_column) if isinstance(data, (Dataset, IterableDataset)) else ((), [])
+        self._batches = trl_batches(type(self), RewardTrainer, args, kwargs.get("data_collator"), data, loss)
         self.attributes = tuple(settings.attributes or rated)
         for warning in warnings:
             logger.warning(warning)
@@ -144,7 +161,10 @@ class RewardTrainer(OpenRewardTrainer):
         self.last_metrics: dict[str, float] = {}
         # TRL and peft change these, and what is handed over stays as it is.
         peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
-        if peft_config is not None:
+        for adapter in [peft_config, *getattr(model, "peft_config", {}).values()]:
+            if hasattr(adapter, "peft_type"):
+                check_adapter(adapter, "The adapter")
+        if peft_config is not None and hasattr(peft_config, "task_type"):
             # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
             peft_config.task_type = "SEQ_CLS"
         model_settings, revision = args.model_init_kwargs, None
@@ -158,14 +178,18 @@ class RewardTrainer(OpenRewardTrainer):
                 tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
         kwargs |= {"peft_config": peft_config, "processing_class": tokenizer}
         check_outputs(model, self.heads)
-        self._position_limit = position_limit(model.config)
+        self._model_config = model.config
         if settings.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(settings.early_stopping_patience)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]
         model.config.num_labels = 1  # TRL refuses any other number, for the sake of its own loss
-        super().__init__(model, args, data_collator=Collator(loss.mean_over, self._own_needs), **kwargs)
+        if self._batches is None:
+            counts_tokens = args.include_num_input_tokens_seen not in (False, "no")
+            kwargs["data_collator"] = Collator(loss.mean_over, self._own_needs, counts_tokens)
+            args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
+            args.accelerator_config.dispatch_batches = False  # accelerate can cut tensors only
+        super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
-        self.args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
         locate_base(self.model)
         plain = self._plain_model()
         name_outputs(plain, self.heads)
@@ -177,6 +201,8 @@ class RewardTrainer(OpenRewardTrainer):
             share_prefixes=settings.share_prompts,
             language_model_head=language_model_head(plain) if self._needs_logprobs else None,
         )
+        if self._batches is not None and self.args.should_log:
+            logger.warning("%s", self._batches.notice)
         if self.preset is not None and self.args.should_log:
             logger.warning("Preset %s, because nothing else was given.", self.preset)
         if hasattr(self.model, "peft_config") and not trains_head(self.model):
@@ -192,7 +218,8 @@ class RewardTrainer(OpenRewardTrainer):
     ) -> Dataset | IterableDataset:
         """Render and tokenize a dataset, and drop or truncate what is too long."""
         if self.renderer is None:
-            self.renderer = Renderer(tokenizer, self._rendering(tokenizer, args))
+            self.renderer = Renderer(tokenizer, Rendering.up_to(args.max_length, tokenizer, self._model_config))
+        dataset = unformatted(dataset)
         tokenization = Tokenization(
             self.renderer,
             name,
@@ -202,40 +229,41 @@ class RewardTrainer(OpenRewardTrainer):
             truncate=self._settings.overlong == "truncate",
             own=self._own_needs,
             rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
+            weight=self._settings.weight_column,
         )
         tokenized = prepared_dataset(
-            dataset, tokenization, self.overlong, num_proc=args.dataset_num_proc, reports=args.should_log
+            dataset,
+            tokenization,
+            self.overlong,
+            for_trl=self._batches is not None,
+            usual_length=Rendering.default(tokenizer, position_limit(self._model_config)).max_length,
+            num_proc=args.dataset_num_proc,
+            reports=args.should_log,
         )
         if isinstance(tokenized, Dataset):
             self.rows[name] = len(tokenized)
-            self.equal_pairs[name] = count_equal_pairs(tokenized, name, reports=args.should_log)
-            check_needs(tokenized, self.losses[0], name, reports=args.should_log)
+            if self._batches is None:
+                self.equal_pairs[name] = count_equal_pairs(tokenized, name, reports=args.should_log)
+                check_needs(tokenized, self.losses[0], name, reports=args.should_log)
         return tokenized
-
-    def _rendering(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Rendering:
-        rendering = Rendering.default(tokenizer, self._position_limit)
-        limits = [limit for limit in (args.max_length, rendering.max_length) if limit is not None]
-        if args.max_length is not None and min(limits) < args.max_length:
-            logger.info("max_length is %d, the model's own limit, not %d.", min(limits), args.max_length)
-        return replace(rendering, max_length=min(limits, default=None))
 
     # --- Loss and metrics -------------------------------------------------------------------------------------------------
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss and its regularizers on the batch of all processes."""
+        """The loss and its regularizers on the batch of all processes; `inputs` may be one of TRL's batches too."""
         mode = "train" if self.model.training else "eval"
-        starts = None
-        if self._needs_logprobs:
-            winners = set(inputs["pairs"][:, 0].tolist())
-            starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
-        outputs = model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
-        known = {name: inputs[name] for name in ("groups", *BATCH_NEEDS) if name in inputs}
-        extras = {need.name: inputs[need.name] for need in self._own_needs if need.name in inputs}
+        if self._batches is None:
+            outputs, facts = self._outputs(model, inputs), BatchFacts.of(inputs)
+            known = {name: inputs[name] for name in ("groups", *BATCH_NEEDS) if name in inputs}
+            extras = {need.name: inputs[need.name] for need in self._own_needs if need.name in inputs}
+        else:
+            outputs = model(**{name: value for name, value in inputs.items() if name != "margin"} | {"use_cache": False})
+            known, facts, extras = self._batches.judged(inputs), self._batches.facts(inputs), {}
         own = RewardBatch(
             rewards=outputs.logits,
-            logprobs=outputs.logprobs,
+            logprobs=getattr(outputs, "logprobs", None),
             head=None if self._head_layer is None else self._head_layer.weight,
             extras=extras,
             **known,
@@ -243,23 +271,25 @@ class RewardTrainer(OpenRewardTrainer):
         processes = self.accelerator.num_processes
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
-        tokens = sum(map(len, inputs["rows"]))
-        shares = all_gathered(
-            (inputs["number"].tolist(), inputs["sections"], int(inputs["items"]), tokens, inputs["characters"])
-        )
-        numbers = [number for share in shares for number in share[0]]
-        sections = [section for share in shares for section in share[1]]
-        characters = [count for share in shares for count in share[4]]
-        loss = self._loss(mode, batch, numbers)
-        self._reward_log.add(mode, batch, numbers, sections, characters)
+        shares: list[BatchFacts] = all_gathered(facts)
+        whole = BatchFacts.joined(shares)
+        loss = self._loss(mode, batch, whole.numbers)
+        self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
-            self._trained_tokens += sum(share[3] for share in shares) // self.get_tp_size()
+            self._trained_tokens += whole.tokens // self.get_tp_size()
             if num_items_in_batch is not None:
                 # The mean over the items of all accumulated batches, whatever their sizes.
-                items = sum(share[2] for share in shares)
-                loss = loss * (items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
+                loss = loss * (whole.items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
             loss = summed_gradient(loss, processes)
         return (loss, outputs) if return_outputs else loss
+
+    def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """What the model says of the rows of one of our batches."""
+        starts = None
+        if self._needs_logprobs:
+            winners = set(inputs["pairs"][:, 0].tolist())
+            starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
+        return model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
 
     def _loss(self, mode: str, batch: RewardBatch, numbers: Sequence[int]) -> torch.Tensor:
         """The mean over members of the loss and its regularizers."""
@@ -284,7 +314,9 @@ class RewardTrainer(OpenRewardTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
         """The batches that are accumulated, and how many items the loss is a mean over in them, of all processes."""
-        batches, _ = super().get_batch_samples(*args, **kwargs)
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if self._batches is not None:
+            return batches, items
         return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -296,10 +328,12 @@ class RewardTrainer(OpenRewardTrainer):
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         """The loss and the outputs, of preference pairs the chosen ones first."""
         loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        return loss, chosen_first(outputs, inputs["groups"]), labels
+        return loss, outputs if self._batches is not None else chosen_first(outputs, inputs["groups"]), labels
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""
+        if self._batches is not None:
+            return int(super().floating_point_ops(inputs))
         return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -310,6 +344,8 @@ class RewardTrainer(OpenRewardTrainer):
         if metrics:
             metrics["num_tokens"] = self._trained_tokens
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        if prefix not in ("", "eval_"):  # TRL calls its own by one name, whichever of several datasets they are of
+            logs.update({f"eval_{name}": metrics[name] for name in TRL_METRICS if name in metrics})
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -324,6 +360,10 @@ class RewardTrainer(OpenRewardTrainer):
         self.last_metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
         self._evaluated_at = self.state.global_step
         return metrics
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict as TRL does; the dataset may have any of the formats, and may be tokenized already."""
+        return super().predict(self._prepare_dataset(test_dataset, self.processing_class, self.args, "test"), *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as TRL does, then evaluate, and save the final model into ``output_dir`` unless ``save_strategy`` is ``no``.
@@ -345,7 +385,11 @@ class RewardTrainer(OpenRewardTrainer):
             if long and name not in self.rows:
                 logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)
         if self.eval_dataset is not None and (self._evaluated_at != self.state.global_step or self.args.load_best_model_at_end):
+            summary = self.state.log_history[-1:]
             self.evaluate()
+            for entry in summary:  # which scripts take for the last one
+                self.state.log_history.remove(entry)
+                self.state.log_history.append(entry)
         if self.args.save_strategy != "no":
             self.save_model()
             if evaluations:

@@ -15,7 +15,7 @@ from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
+from rm_plugins.models.manifest import GoldenScore, Manifest, ScoreStatistics, file_digests
 from rm_plugins.rendering.render import Renderer
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def write_trained_manifest(
     if not files:
         return
     packages = ("torch", "transformers", "trl", "datasets")
-    if model is None:
-        logger.warning("The model's weights are sharded, so the manifest in %s has no golden scores to verify it by.", folder)
+    golden, problem = _golden(model, renderer, heads)
+    if problem:
+        logger.warning("The manifest in %s has no golden scores to verify the model by: %s", folder, problem)
     Manifest(
         created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in packages}},
         rendering=renderer.rendering,
@@ -57,8 +58,21 @@ def write_trained_manifest(
         statistics=statistics,
         training=training,
         files=files,
-        golden=[] if model is None else golden_scores(model, renderer, heads),
+        golden=golden,
     ).write(folder)
+
+
+def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> tuple[list[GoldenScore], str]:
+    """The golden scores of the model in memory, or why it has none."""
+    if model is None:
+        return [], "its weights are sharded."
+    if getattr(model, "is_quantized", False):
+        # Some kernels change the weights' format for good when they are first run in evaluation.
+        return [], "it is quantized while it trains, and scores differently when its base model is loaded unquantized."
+    try:
+        return golden_scores(model, renderer, heads), ""
+    except RuntimeError as error:  # a training is not lost because of what verifies it
+        return [], f"it cannot score in its own precision ({error})."
 
 
 def training_facts(trainer: Any) -> dict[str, Any]:

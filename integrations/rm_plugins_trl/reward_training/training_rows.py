@@ -14,7 +14,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from rm_plugins.data.answers import answers
 from rm_plugins.data.equal_pairs import equal_pairs
-from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement, numbers_of
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
@@ -27,6 +27,8 @@ from rm_plugins.samples import Sample
 
 _STRUCTURE = {
     "number": Value("int64"),
+    "chosen_ids": List(Value("int32")),
+    "rejected_ids": List(Value("int32")),
     "rows": List(List(Value("int32"))),
     "length": Value("int32"),
     "longest": Value("int32"),
@@ -41,9 +43,10 @@ _OF_BATCHES = ("sections", "items")  # what a batch has of other names
 def features(own: Sequence[Need] = ()) -> Features:
     """The columns of a tokenized dataset; an empty list stands for what a row does not have.
 
-    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, both in tokens; ``equal_pairs`` the
-    number of its pairs with equal token ids. ``characters`` are those of the answers, as evaluations count them, and 0 in what is tokenized
-    already.
+    ``chosen_ids`` and ``rejected_ids`` are those of TRL's trainer, of preference rows, and ``rows`` has the texts of all others.
+    ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, both in tokens; ``equal_pairs``
+    the number of its pairs with equal token ids. ``characters`` are those of the answers, as evaluations count them, and 0 in what
+    is tokenized already.
 
     Args:
         own: The needs that a loss brings.
@@ -68,11 +71,28 @@ COLUMNS = tuple(features())
 _ROW_JSON = "row_json"
 _LOOKED_AT = 1_000
 _RATED = {"score", "scores", "label", "labels"}
+_WEIGHED = "The loss weighs each row by the column {!r}. RewardConfig(weight_column=...) names another one; None leaves all rows their equal weights."
 
 
 def is_tokenized(columns: Iterable[str]) -> bool:
     """Whether a dataset has been tokenized already, by us."""
     return set(COLUMNS) <= set(columns)
+
+
+def is_tokenized_by_trl(columns: Iterable[str]) -> bool:
+    """Whether a dataset has been tokenized already, by TRL's trainer or as that takes it."""
+    return {"chosen_ids", "rejected_ids"} <= set(columns)
+
+
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a dataset's row is a preference pair as TRL's trainer takes it."""
+    judged = _row(row)
+    return is_tokenized_by_trl(row) or (judged.get("chosen") is not None and judged.get("rejected") is not None)
+
+
+def texts_of(example: Mapping[str, Any]) -> list[Any]:
+    """The token ids of each text of a tokenized row."""
+    return list(example["rows"]) or [example["chosen_ids"], example["rejected_ids"]]
 
 
 def stored_rows(rows: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -97,8 +117,10 @@ def _row(columns: Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
-def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
+def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, ...], list[str]]:
     """What the rows of a training dataset are rated on, and warnings of its columns and prompts.
+
+    `weight` is the column with the weight of a row in the loss.
 
     Of a stream, whose rows come later, the first one is looked at. Whether prompts are repeated is seen in the first rows.
 
@@ -106,8 +128,12 @@ def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
         DataError: A row is in none of the formats.
     """
     first = next(iter(dataset), None)
-    if first is None or is_tokenized(first) or _tokenized_judgement(first):
+    if first is None or is_tokenized(first):
         return (), []
+    weighed = weight is not None and _row(first).get(weight) is not None
+    warnings = [_WEIGHED.format(weight)] if weighed else []
+    if is_tokenized_by_trl(first):
+        return (), warnings
     attributes: dict[str, None] = {}
     ignored: dict[str, None] = {}
     repeated = RepeatedPrompts()
@@ -122,7 +148,7 @@ def looked_at(dataset: Any) -> tuple[tuple[str, ...], list[str]]:
             raise DataError(f"Row {number} of the train dataset: {error}") from error
         if row.get("chosen") is not None and row.get("rejected") is not None:
             ignored |= dict.fromkeys(ignored_verdicts(row))
-    warnings = [warning_of_ignored([*ignored]) if ignored else "", repeated.warning]
+    warnings += [warning_of_ignored([*ignored]) if ignored else "", repeated.warning]
     return tuple(attributes), [warning for warning in warnings if warning]
 
 
@@ -139,6 +165,7 @@ class Tokenization:
         truncate: Whether rows longer than the rendering's ``max_length`` are truncated.
         own: The needs that the loss brings.
         rated_once: Whether a row with attributes beyond these is refused, because they were taken from the first row of a stream.
+        weight: The column with the weight that a row has in the loss; None for none.
     """
 
     renderer: Renderer
@@ -149,6 +176,7 @@ class Tokenization:
     truncate: bool = False
     own: tuple[Need, ...] = ()
     rated_once: bool = False
+    weight: str | None = "weight"
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of a batch of rows.
@@ -156,15 +184,15 @@ class Tokenization:
         Raises:
             DataError: A row is in none of the formats; the message names it.
         """
+        has_ids = is_tokenized_by_trl(columns)
         judgements: list[Judgement] = []
         sections: list[str | None] = []
         needs = (*DATA_NEEDS, *(need for need in self.own if need.from_data))
         needed: dict[str, list[Any]] = {need.column: [] for need in needs}
         for place, number in enumerate(numbers):
-            stored = {column: values[place] for column, values in columns.items()}
-            row = _row(stored)
+            row = self._weighed(_row({column: values[place] for column, values in columns.items()}))
             try:
-                judged = _tokenized_judgement(stored) or judgement(row, self.attributes, self.reward)
+                judged = _tokenized_judgement(row) if has_ids else judgement(row, self.attributes, self.reward)
                 if self.rated_once and (others := [name for name in attribute_names(row) if name not in self.attributes]):
                     raise DataError(
                         f"it is rated on {others[0]!r}, which the first row of the stream is not. Name all that rows are rated on: "
@@ -177,7 +205,7 @@ class Tokenization:
             judgements.append(judged)
             section = row.get(self.section) if self.section is not None else None
             sections.append(None if section is None else str(section))
-        if "chosen_ids" in columns:
+        if has_ids:
             ids = [list(side) for pair in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True) for side in pair]
             starts = [0] * len(ids)
         else:
@@ -191,9 +219,12 @@ class Tokenization:
             ids = [self.renderer.truncated(row, limit) for row in ids]
         bounds = [0, *accumulate(len(judged.samples) for judged in judgements)]
         rows = [ids[start:stop] for start, stop in pairwise(bounds)]
+        pairs = [texts if judged.format == "preference" else [[], []] for texts, judged in zip(rows, judgements, strict=True)]
         return {
             "number": list(numbers),
-            "rows": rows,
+            "chosen_ids": [pair[0] for pair in pairs],
+            "rejected_ids": [pair[1] for pair in pairs],
+            "rows": [[] if judged.format == "preference" else texts for texts, judged in zip(rows, judgements, strict=True)],
             "length": [sum(map(len, each)) for each in rows],
             "longest": [max(longest[start:stop], default=0) for start, stop in pairwise(bounds)],
             "completion_starts": [starts[start:stop] for start, stop in pairwise(bounds)],
@@ -203,19 +234,23 @@ class Tokenization:
             "section": sections,
         }
 
+    def _weighed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row with its weight where a judgement looks for it."""
+        if self.weight == "weight":
+            return row
+        return {**row, "weight": None if self.weight is None else row.get(self.weight)}
 
-def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement | None:
-    """A preference row that TRL has tokenized."""
-    if "chosen_ids" not in row or "rejected_ids" not in row:
-        return None
-    margin = row.get("margin")
+
+def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement:
+    """What a preference row says that TRL has tokenized."""
+    margin = numbers_of(row, "margin", 1)
     nothing = Sample("", "")
     return Judgement(
         "preference",
         (nothing, nothing),
         pairs=((0, 1),),
         ranks=(0.0, 1.0),
-        margins=None if margin is None else (float(margin),),
+        margins=None if not margin or margin[0] is None else (margin[0],),
         weight=float(row.get("weight") or 1.0) if row.get("weight") != 0 else 0.0,
     )
 
@@ -227,13 +262,16 @@ class Collator:
     Args:
         item: What the loss is a mean over; ``items`` of a batch is their number.
         own: The needs that the loss brings.
+        counts_tokens: Whether a batch has what transformers counts the tokens of.
     """
 
     item: Item
     own: tuple[Need, ...] = ()
+    counts_tokens: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of G judgements with N rows: tensors, and ``rows``, the token ids as arrays."""
+        examples = [{**example, "rows": texts_of(example)} for example in examples]
         sizes = torch.tensor([len(example["rows"]) for example in examples])
         batch: dict[str, Any] = {
             "number": torch.tensor([example["number"] for example in examples]),
@@ -247,6 +285,9 @@ class Collator:
             if (values := need.collate(examples)) is not None:
                 batch[need.name] = values
         batch["items"] = torch.tensor(self._items(batch))
+        if self.counts_tokens:
+            batch["input_ids"] = torch.from_numpy(np.concatenate(batch["rows"]))
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         return batch
 
     def _items(self, batch: Mapping[str, Any]) -> int:

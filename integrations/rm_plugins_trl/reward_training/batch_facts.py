@@ -1,0 +1,44 @@
+"""What is known of a batch beside what a loss sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFacts:
+    """What a log says of a batch, and what its mean is over.
+
+    Args:
+        numbers: The dataset row of each judgement.
+        sections: Its section.
+        characters: The length of each text's answer.
+        items: What the loss is a mean over, counted.
+        tokens: Those of all texts.
+    """
+
+    numbers: Sequence[int]
+    sections: Sequence[str | None]
+    characters: Sequence[int]
+    items: int
+    tokens: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> BatchFacts:
+        """The facts of a batch of `rm_plugins_trl.reward_training.training_rows.Collator`."""
+        tokens = sum(map(len, batch["rows"]))
+        return cls(batch["number"].tolist(), batch["sections"], batch["characters"], int(batch["items"]), tokens)
+
+    @classmethod
+    def joined(cls, shares: Sequence[BatchFacts]) -> BatchFacts:
+        """The facts of the batch of all processes."""
+        return cls(
+            [*chain.from_iterable(share.numbers for share in shares)],
+            [*chain.from_iterable(share.sections for share in shares)],
+            [*chain.from_iterable(share.characters for share in shares)],
+            sum(share.items for share in shares),
+            sum(share.tokens for share in shares),
+        )
