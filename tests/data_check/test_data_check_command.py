@@ -175,9 +175,12 @@ class TestCommandWithTokenizer:
         assert (overlong["kind"], overlong["count"], overlong["examples"][0]["row"]) == ("overlong", 1, 2)
         assert overlong["description"] == "longer than 40 tokens"
 
-    @pytest.mark.parametrize(("asked", "limit"), [(20, 20), (100, 40)])
-    def test_a_limit_is_no_more_than_the_models(self, asked: int, limit: int, run: Any, tiny_decoder: Any) -> None:
-        arguments = ("--tokenizer", tiny_decoder(positions=40), "--max-length", asked, "--json")
+    @pytest.mark.parametrize(("model", "asked", "limit"), [("encoder", 20, 20), ("encoder", 100, 40), ("decoder", 100, 100)])
+    def test_a_limit_is_no_more_than_the_positions_that_end(
+        self, model: str, asked: int, limit: int, run: Any, tiny_decoder: Any, tiny_encoder: Any
+    ) -> None:
+        folder = {"encoder": tiny_encoder, "decoder": tiny_decoder}[model](positions=40)
+        arguments = ("--tokenizer", folder, "--max-length", asked, "--json")
         assert json.loads(run(write("in.jsonl", GOOD), *arguments).output)["max_length"] == limit
 
     def test_a_tokenizer_without_a_model(self, run: Any, tiny_tokenizer: Any) -> None:

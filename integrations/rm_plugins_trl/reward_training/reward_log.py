@@ -29,6 +29,8 @@ class _Seen:
     numbers: set[int] = field(default_factory=set)
     terms: dict[str, list[float]] = field(default_factory=dict)
     rows: int = 0
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    """Of each batch: its loss, and how many items that is the mean over."""
 
 
 class RewardLog:
@@ -90,6 +92,15 @@ class RewardLog:
     def add_term(self, mode: str, name: str, value: float) -> None:
         """Keep the value of a regularizer on a batch."""
         self._seen[mode].terms.setdefault(name, []).append(value)
+
+    def add_loss(self, value: float, items: int) -> None:
+        """Keep the loss of a batch of an evaluation, and how many items it is the mean over."""
+        self._seen["eval"].losses.append((value, items))
+
+    def evaluated_loss(self) -> float | None:
+        """The mean over the items of all batches of an evaluation; None without any."""
+        total = sum(items for _, items in self._seen["eval"].losses)
+        return sum(value * items for value, items in self._seen["eval"].losses) / total if total else None
 
     def metrics(self, mode: str) -> dict[str, float]:
         """The metrics of what was kept in this mode since the last call, which is then forgotten; empty if nothing was."""

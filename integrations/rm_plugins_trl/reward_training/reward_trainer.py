@@ -201,8 +201,10 @@ class RewardTrainer(OpenRewardTrainer):
             share_prefixes=settings.share_prompts,
             language_model_head=language_model_head(plain) if self._needs_logprobs else None,
         )
-        if self._batches is not None and self.args.should_log:
-            logger.warning("%s", self._batches.notice)
+        if self._batches is not None:
+            self.batch_forward.packs = False
+            if self.args.should_log:
+                logger.warning("%s", self._batches.notice)
         if self.preset is not None and self.args.should_log:
             logger.warning("Preset %s, because nothing else was given.", self.preset)
         if hasattr(self.model, "peft_config") and not trains_head(self.model):
@@ -281,6 +283,8 @@ class RewardTrainer(OpenRewardTrainer):
                 # The mean over the items of all accumulated batches, whatever their sizes.
                 loss = loss * (whole.items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
             loss = summed_gradient(loss, processes)
+        else:
+            self._reward_log.add_loss(loss.item(), whole.items)
         return (loss, outputs) if return_outputs else loss
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -340,6 +344,8 @@ class RewardTrainer(OpenRewardTrainer):
         """TRL's log, with what the rewards were like since the last one."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else f"{self._metric_prefix}_"
+        if f"{prefix}loss" in logs and mode == "eval" and (loss := self._reward_log.evaluated_loss()) is not None:
+            logs[f"{prefix}loss"] = loss  # transformers counts batches of a stream as equally large
         metrics = self._reward_log.metrics(mode)
         if metrics:
             metrics["num_tokens"] = self._trained_tokens

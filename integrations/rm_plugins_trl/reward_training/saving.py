@@ -77,6 +77,8 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
 
 def training_facts(trainer: Any) -> dict[str, Any]:
     """What the manifest and the model card say of the training of a `RewardTrainer`."""
+    quantization = getattr(trainer.model.config, "quantization_config", None)
+    quantized = {} if quantization is None else {"quantization": quantization.quant_method.value}
     return {
         "base_model": trainer.model.config.name_or_path,
         "loss": trainer.args.to_dict().get("loss", "bradley-terry"),
@@ -92,6 +94,7 @@ def training_facts(trainer: Any) -> dict[str, Any]:
         "rows_per_step": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
         "seed": trainer.args.seed,
         "metrics": trainer.last_metrics,
+        **quantized,
     }
 
 

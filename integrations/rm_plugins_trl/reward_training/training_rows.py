@@ -71,7 +71,7 @@ COLUMNS = tuple(features())
 _ROW_JSON = "row_json"
 _LOOKED_AT = 1_000
 _RATED = {"score", "scores", "label", "labels"}
-_WEIGHED = "The loss weighs each row by the column {!r}. RewardConfig(weight_column=...) names another one; None leaves all rows their equal weights."
+_WEIGHED = "The loss weighs each row by the column {!r}; RewardConfig(weight_column=...) names another one, or None for none."
 
 
 def is_tokenized(columns: Iterable[str]) -> bool:
