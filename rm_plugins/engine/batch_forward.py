@@ -14,10 +14,12 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 
 from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
+from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
+from rm_plugins.engine.rotary import changing_frequencies
 from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
@@ -51,9 +53,10 @@ class BatchForward:
     replaced runs over packed rows (`rm_plugins.engine.packing`): no padding, and what rows begin with in common once. Any other
     model runs over length-sorted, padded micro-batches. Scores and gradients are those of the rows one by one.
 
-    What a model does with a few rows is compared between these ways, at the first call and again after ten, a hundred and so on,
-    in training and in evaluation. One that looks beyond a row, at the batch or at its length, as batch normalization and NEFTune's
-    noise do, has no scores of rows one by one. It then runs over all rows at once, padded to the longest, as trainers usually do.
+    What a model does with a few rows is compared between these ways, where their lengths are new and again after ten calls, a
+    hundred and so on, in training and in evaluation. One that looks beyond a row, at the batch or at its length, as batch
+    normalization and NEFTune's noise do, has no scores of rows one by one. It then runs over all rows at once, padded to the
+    longest, as trainers usually do.
 
     Args:
         model: The classifier; its ``forward`` is replaced by this object, which passes on every other call.
@@ -82,7 +85,10 @@ class BatchForward:
         self.packs = self._decoder and is_causal(model) and attends_packed(model)
         self.whole = False
         self._window = attention_window(model)
+        self._classes = LengthClasses(model.config)
+        self._frequencies = changing_frequencies(model.config)
         self._calls = {True: 0, False: 0}
+        self._compared: set[tuple[bool, int, int]] = set()
         self._attention: str = model.config.get_text_config()._attn_implementation
         self._forward = model.forward
         model.forward = self
@@ -113,7 +119,9 @@ class BatchForward:
             return self._forward(*args, **kwargs)
         if self.packs and max(map(len, rows)) > self._window:
             self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
-        if self._is_due():
+        if self._frequencies is not None and not self.whole and max(map(len, rows)) > self._frequencies.beyond:
+            self.stop_splitting("the frequencies of its rotary positions follow the longest row")
+        if self._is_due(rows):
             self._check(rows)
         starts = completion_starts if completion_starts is not None else [None] * len(rows)
         if completion_starts is not None and (self.language_model_head is None or not self._decoder):
@@ -224,16 +232,25 @@ class BatchForward:
             means.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
         return torch.stack(means)
 
-    def _is_due(self) -> bool:
-        """Whether the rows of this call are compared. Those of later calls are too: what a model looks at may begin as zero."""
-        self._calls[self.model.training] += 1
-        calls = self._calls[self.model.training]
-        return not self.whole and calls == 10 ** (len(str(calls)) - 1) and (self._decoder or self._pads())
+    def _is_due(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether the rows of this call are compared: where their lengths are new, and again later.
+
+        What a model looks at may begin as zero.
+        """
+        training = self.model.training
+        self._calls[training] += 1
+        calls = self._calls[training]
+        key = (training, *(self._classes.of(bound(map(len, rows))) for bound in (min, max)))
+        is_new = key not in self._compared
+        self._compared.add(key)
+        return not self.whole and (is_new or calls == 10 ** (len(str(calls)) - 1)) and (self._decoder or self._pads())
 
     @torch.no_grad()
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         """Compare a few rows between the ways to run them; stop those that differ."""
-        few = sorted([*rows[:4], rows[0][1:] or rows[0]], key=len)  # more than one, for it to show where a model mixes rows
+        by_length = sorted(rows, key=len)
+        # More than one, for it to show where a model mixes rows.
+        few = sorted([by_length[0], by_length[-1], *rows[:2], rows[0][1:] or rows[0]], key=len)
         ends = [few[0], few[-1]]
         with undisturbed(self.model) as has_drawn:
             together, alone = self._logits(ends, whole=True), torch.cat([self._logits([row], whole=True) for row in ends])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Stage, plan_batches
+from rm_plugins.engine.lengths import LengthClasses
+from rm_plugins.engine.model_state import ModelState
+from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Segment, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
+from rm_plugins.engine.rotary import changing_frequencies
 from rm_plugins.engine.tensors import on_device, padded
 from rm_plugins.errors import ScoringError
 from rm_plugins.scores import FloatArray
@@ -119,7 +122,12 @@ class ScoringEngine:
         self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self._decoder else model
         self._whole: Callable[..., Any] = torch.compile(self._backbone, dynamic=True) if compile else self._backbone
         self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
-        self._sharing_checked: set[bool] = set()
+        self._classes = LengthClasses(model.config)
+        self._frequencies = changing_frequencies(model.config)
+        self._state = ModelState(model)
+        self._checked: set[Hashable] = set()
+        self._apart = False
+        self._alone: set[int] = set()
         self._cache = cache
         self._costs = costs_of(model)
 
@@ -146,13 +154,27 @@ class ScoringEngine:
             work.cached = variants * (len(rows) - len(unknown))
         for number, activate in enumerate(self._variants):
             activate()
-            pending = unknown
-            while len(pending):
-                pending = self._compute(pending, rows, outputs[:, number * width : (number + 1) * width], work)
+            for pending in self._parts(unknown, rows):
+                while len(pending):
+                    pending = self._compute(pending, rows, outputs[:, number * width : (number + 1) * width], work)
         if self._cache is not None and len(unknown):
             self._cache.write([rows[row] for row in unknown], outputs[unknown])
         work.seconds = time.perf_counter() - started
         return outputs, work
+
+    def _parts(self, pending: IndexArray, rows: Sequence[Sequence[int]]) -> list[IndexArray]:
+        """The pending rows, by what can run together."""
+        if not self._apart and self._frequencies is None:
+            return [pending]
+        lengths = [len(rows[row]) for row in pending]
+        parts = np.array(
+            [self._classes.of(length) if self._apart else self._is_long(length) for length in lengths], dtype=np.intp
+        )
+        return [pending[parts == part] for part in np.unique(parts)]
+
+    def _is_long(self, length: int) -> bool:
+        """Whether a model's frequencies are others for a row than for short ones."""
+        return self._frequencies is not None and length > self._frequencies.beyond
 
     def _compute(self, pending: IndexArray, rows: Sequence[Sequence[int]], outputs: FloatArray, work: Work) -> IndexArray:
         """Fill in the outputs of the pending rows; returns those that are still pending.
@@ -160,20 +182,20 @@ class ScoringEngine:
         Rows stay behind where the device ran out of memory, and all of them where sharing prefixes turned out not to work.
         """
         subset = [rows[row] for row in pending]
-        plan = self._plan(subset, share_prefixes=self.shares_prefixes)
+        is_long = any(self._is_long(len(row)) for row in subset)  # whose beginnings would have the frequencies of short ones
+        plan = self._plan(subset, share_prefixes=self.shares_prefixes and not is_long)
         logits: list[tuple[list[int], torch.Tensor]] = []
-        kind = plan.pads_prefixes
-        trusted = kind in self._sharing_checked or not plan.shares_prefixes
+        unknown = self._unchecked(plan, subset)
         problem = None
         try:
             logits.extend(self._run(plan.stages, subset, None, work))
-            if not trusted and (chosen := self._compared(plan, subset)):
+            if unknown and (chosen := self._compared(plan, subset, unknown)):
                 problem = self._difference(chosen, subset, _scattered(logits, len(subset), self._width)[0])
-                self._sharing_checked.add(kind)
+                self._checked.update(unknown)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
         except Exception as error:  # whether a model takes a cache, and how, shows only when it is tried
-            if trusted:
+            if not unknown:
                 raise
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:
@@ -206,10 +228,11 @@ class ScoringEngine:
                 ids, mask = padded(tokens, self._pad_token_id or 0, self.model.device)
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
-                    yield ends, self._whole_rows(batch, rows, ids, mask)
+                    yield ends, self._whole_batch(batch, rows, ids, mask)
                     continue
                 cache = PrefixCache(before, batch.segments, mask, keep=bool(stage.continuations))
-                hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
+                with self._state.kept():
+                    hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
                 if stage.continuations:
                     caches.append(cache)
                 else:
@@ -219,15 +242,48 @@ class ScoringEngine:
                 del caches, cache, hidden
                 yield from self._run(stage.continuations, rows, prefixes, work)
 
+    def _whole_batch(
+        self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """The outputs of whole rows, [segments, width], which are those of each row by itself."""
+        if len(batch.segments) == 1:
+            return self._whole_rows(batch, rows, ids, mask)
+        lengths = [len(segment) for segment in batch.segments]
+        shortest, longest = (self._classes.of(bound(lengths)) for bound in (min, max))
+        changes = self._frequencies is not None and self._frequencies.by_length and self._is_long(max(lengths))
+        if changes or longest in self._alone or (self._apart and shortest != longest):
+            return self._one_by_one(batch, rows)
+        logits = self._whole_rows(batch, rows, ids, mask)
+        key = ("batch", shortest, longest, min(lengths) == max(lengths))
+        if key not in self._checked:
+            self._checked.add(key)
+            order = sorted(range(len(lengths)), key=lengths.__getitem__)
+            places = sorted({order[0], order[len(order) // 2]})  # padding and company show most in short rows
+            alone = self._one_by_one(MicroBatch(tuple(batch.segments[place] for place in places)), rows)
+            problem = self._scores_differ(logits[places].double().cpu().numpy(), alone.double().cpu().numpy())
+            if problem is not None:
+                self._stop_batching(problem, shortest, longest)
+                return self._one_by_one(batch, rows)
+        return logits
+
+    def _one_by_one(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        outputs = []
+        for segment in batch.segments:
+            ids, mask = padded([rows[segment.row]], self._pad_token_id or 0, self.model.device)
+            outputs.append(self._whole_rows(MicroBatch((segment,)), rows, ids, mask))
+        return torch.cat(outputs)
+
     def _whole_rows(
         self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        if not self._decoder:
-            logits: torch.Tensor = self._whole(input_ids=ids, attention_mask=mask).logits
-            return logits
-        # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
-        arguments = {} if self._causal else {"attention_mask": mask}
-        return self._scores(batch, rows, self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state)
+        with self._state.kept():
+            if not self._decoder:
+                logits: torch.Tensor = self._whole(input_ids=ids, attention_mask=mask).logits
+                return logits
+            # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
+            arguments = {} if self._causal else {"attention_mask": mask}
+            hidden = self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state
+        return self._scores(batch, rows, hidden)
 
     def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
         """The head's outputs where each row ends, [segments, width]; `hidden` is [segments, longest, size]."""
@@ -237,23 +293,64 @@ class ScoringEngine:
         )
         return logits
 
-    def _compared(self, plan: Plan, rows: Sequence[Sequence[int]]) -> list[int]:
-        """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch of those that fit into one."""
-        continued = [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
-        fitting = [segment.row for segment in continued if len(rows[segment.row]) <= self.max_tokens]
+    def _unchecked(self, plan: Plan, rows: Sequence[Sequence[int]]) -> dict[Hashable, list[int]]:
+        """The ways of sharing in a plan that have not been compared yet, each with the rows that are computed so.
+
+        A way is whether beginnings are padded, and the classes of lengths that a beginning and its row belong to.
+        """
+        found: dict[Hashable, list[int]] = {}
+        if plan.shares_prefixes:
+            for segment in self._continued(plan):
+                way = (
+                    "sharing",
+                    plan.pads_prefixes,
+                    *(self._classes.of(size) for size in (segment.start, len(rows[segment.row]))),
+                )
+                if way not in self._checked:
+                    found.setdefault(way, []).append(segment.row)
+        return found
+
+    @staticmethod
+    def _continued(plan: Plan) -> list[Segment]:
+        """The segments that end rows whose beginnings ran before."""
+        return [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
+
+    def _compared(self, plan: Plan, rows: Sequence[Sequence[int]], unknown: Mapping[Hashable, Sequence[int]]) -> list[int]:
+        """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch, and at least one computed in each way."""
+        fitting = [segment.row for segment in self._continued(plan)]
+        fitting = [row for row in fitting if len(rows[row]) <= self.max_tokens]
         step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
         # The rows of the shortest beginning have the most padding before their continuation.
         stages = [stage for stage in plan.walk() if stage.continuations]
         uneven = max(stages, key=lambda stage: len({segment.stop for segment in stage.segments}))
         shortest = min(uneven.segments, key=lambda segment: segment.stop)
-        return sorted({*fitting[:: max(1, step)]}.union({shortest.row} & {*fitting}))
+        each = {min(of_way, key=lambda row: len(rows[row])) for of_way in unknown.values()}
+        return sorted({*fitting[:: max(1, step)]}.union({shortest.row, *each} & {*fitting}))
 
     def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], outputs: FloatArray) -> str | None:
         """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
         subset = [rows[row] for row in chosen]
         stages = self._plan(subset, share_prefixes=False).stages
         whole, _ = _scattered(self._run(stages, subset, None, Work()), len(subset), self._width)
-        return scores_differ(outputs[chosen], whole, exact=self.model.dtype in (torch.float32, torch.float64))
+        return self._scores_differ(outputs[chosen], whole)
+
+    def _scores_differ(self, scores: FloatArray, expected: FloatArray) -> str | None:
+        return scores_differ(scores, expected, exact=self.model.dtype in (torch.float32, torch.float64))
+
+    def _stop_batching(self, problem: str, shortest: int, longest: int) -> None:
+        """Have rows of different classes of lengths run apart; where one class does not go together, its rows one by one."""
+        is_known = self._apart if shortest != longest else bool(self._alone)
+        if shortest != longest:
+            self._apart = True
+        else:
+            self._alone.add(longest)
+        if not is_known:
+            how = "apart from rows of other lengths" if shortest != longest else "one by one"
+            warnings.warn(
+                f"{type(self.model).__name__} ({self.model.name_or_path}) gives a row another score in a batch than alone ({problem}), "
+                f"so such rows run {how} from now on: right, but slower.",
+                stacklevel=2,
+            )
 
     def _stop_sharing(self, problem: str) -> None:
         self.shares_prefixes = False

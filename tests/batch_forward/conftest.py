@@ -102,10 +102,10 @@ def rows(request: pytest.FixtureRequest) -> list[list[int]]:
     return batch_of_rows(request.param)
 
 
-def compare(model: Any) -> None:
-    """Let the comparison that decides whether a model packs have taken place."""
+def compare(model: Any, rows: Sequence[Sequence[int]] = ((5,),)) -> None:
+    """Let the comparison that decides how a model runs such rows have taken place."""
     with torch.no_grad():
-        model(rows=[[5]])
+        model(rows=rows)
 
 
 def run_with(model: Any, max_tokens: int | None, **settings: Any) -> BatchForward:

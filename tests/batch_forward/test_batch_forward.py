@@ -194,7 +194,7 @@ def test_a_packed_micro_batch_keeps_to_the_budget(max_tokens: int, monkeypatch: 
     model = make_model("llama")
     spy = Spy(model, monkeypatch)
     BatchForward(model, max_tokens)
-    compare(model)
+    compare(model, rows)
     spy.packed.clear()
     model(rows=rows)
     longest = max(map(len, rows))
@@ -234,9 +234,10 @@ def test_what_rows_begin_with_in_common_runs_once(
     model = make_model("llama")
     spy = Spy(model, monkeypatch)
     BatchForward(model, max_tokens, share_prefixes=share_prefixes)
-    compare(model)
+    rows = [[4 + number % 2, *range(10, 60), 60 + number, *range(4)] for number in range(8)]
+    compare(model, rows)
     spy.packed.clear()
-    model(rows=[[4 + number % 2, *range(10, 60), 60 + number, *range(4)] for number in range(8)])
+    model(rows=rows)
     assert spy.packed == expected
 
 
@@ -255,10 +256,11 @@ def test_padded_micro_batches_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch
 
 def test_short_rows_are_not_padded_to_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("bert")
+    rows = [[5, 6], [5] * 120, [7, 8], [9]]
     BatchForward(model, 4_000)
-    model(rows=[[5, 6]])  # compares a few rows
+    compare(model, rows)
     spy = Spy(model, monkeypatch)
-    model(rows=[[5, 6], [5] * 120, [7, 8], [9]])
+    model(rows=rows)
     assert spy.shapes == [(1, 120), (3, 2)]
 
 

@@ -61,7 +61,7 @@ class TestGradientCheckpointing:
         expected = one_by_one(model, rows)
         self.checkpoint(model)
         forward = BatchForward(model, 70)
-        compare(model)
+        compare(model, rows)
         with counted_attention(monkeypatch) as calls, forward.attention():
             logits = model(rows=rows).logits
             forwards = len(calls)
