@@ -137,6 +137,10 @@ class AnswerError(ScoringError):
     """A remote scorer answered something that its protocol does not allow: another count, an item twice, no finite number."""
 
 
+class TrainingError(RmPluginsError, FloatingPointError):
+    """A training has diverged: its loss or a weight is no number."""
+
+
 class UnsupportedError(RmPluginsError, TypeError):
     """This provider, or this version of a library, does not do what was asked."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "reward_manifest.json"
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
-_NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json"}
+_NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json", "loss_state.json", "made_with.json"}
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
 _HALF_TOLERANCE = 5e-2
 
@@ -45,14 +45,14 @@ class ScoreStatistics(_Strict):
 
     @classmethod
     def of(cls, scores: Sequence[float] | FloatArray, source: str) -> ScoreStatistics | None:
-        """The statistics of the scores seen on `source`, [N]; None where there are none.
+        """The statistics of the scores seen on `source`, [N]; None where there are none, or one is not finite.
 
         >>> ScoreStatistics.of([1.0, 3.0], "eval").std
         1.0
         """
-        if not len(scores):
-            return None
         values = np.asarray(scores, dtype=np.float64)
+        if not len(values) or not np.isfinite(values).all():
+            return None
         moments = {name: float(getattr(values, name)()) for name in ("mean", "std", "min", "max")}
         return cls(**moments, count=len(values), source=source)
 

@@ -48,6 +48,8 @@ class RewardConfig(TrlRewardConfig):
         share_prompts: Whether rows of a batch share the computation of what they begin with, where the model allows.
         early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) before training stops,
             with the best model loaded.
+        resume_changed: Whether a training goes on from a checkpoint that was made with another base model, other data, another loss
+            or rendering, which is otherwise refused. The manifest records what changed.
         merge_adapter: Whether the final model of a LoRA training is saved as a whole model instead of an adapter.
 
     Raises:
@@ -70,6 +72,7 @@ class RewardConfig(TrlRewardConfig):
     max_batch_tokens: int | None = None
     share_prompts: bool = True
     early_stopping_patience: int | None = None
+    resume_changed: bool = False
     merge_adapter: bool = False
 
     def __post_init__(self) -> None:
@@ -135,7 +138,7 @@ class RewardConfig(TrlRewardConfig):
         """The arguments as plain values, for trackers and files."""
         values: dict[str, Any] = super().to_dict()
         if not isinstance(self.loss, (str, dict)):
-            values["loss"] = getattr(self.loss, "name", repr(self.loss))
+            values["loss"] = getattr(self.loss, "name", getattr(self.loss, "__name__", repr(self.loss)))
         return values
 
 

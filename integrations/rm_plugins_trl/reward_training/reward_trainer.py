@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.errors import TrainingError
 from rm_plugins.losses import Loss, Regularizer, RewardBatch
 from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
@@ -38,14 +39,22 @@ from rm_plugins_trl.reward_training.prepared_dataset import (
     unformatted,
 )
 from rm_plugins_trl.reward_training.presets import preset
+from rm_plugins_trl.reward_training.resuming import (
+    changed_since,
+    checkpoint_to_resume,
+    load_loss_states,
+    save_loss_states,
+    save_made_with,
+    weights_digest,
+)
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
 from rm_plugins_trl.reward_training.reward_log import RewardLog
 from rm_plugins_trl.reward_training.saving import (
-    checkpoint_to_resume,
-    load_loss_states,
+    check_weights,
+    how_to_go_on,
     locate_base,
-    save_loss_states,
+    pickled_by_name,
     training_facts,
     write_trained_manifest,
 )
@@ -68,6 +77,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_SCALED_STEPS = 20
+"""So many steps in a row may have no finite loss where it is scaled for fp16, while the scale is looked for."""
 
 _SIGNATURE = inspect.signature(OpenRewardTrainer.__init__)
 
@@ -102,6 +114,8 @@ class RewardTrainer(OpenRewardTrainer):
         overlong: The dataset rows with a text longer than ``max_length``, by dataset.
         equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; of a stream they are not counted.
         preset: What the preset of the model's size has set; None if it set nothing.
+        base_digest: A digest of the weights that the training begins with.
+        resumed: The checkpoints that the training went on from, each with what changed since.
         last_metrics: The metrics of the last evaluation.
 
     Raises:
@@ -159,6 +173,8 @@ class RewardTrainer(OpenRewardTrainer):
         self._metric_prefix = "eval"
         self._trained_tokens = 0
         self.last_metrics: dict[str, float] = {}
+        self.resumed: list[dict[str, Any]] = []
+        self._diverged = 0
         # TRL and peft change these, and what is handed over stays as it is.
         peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
         for adapter in [peft_config, *getattr(model, "peft_config", {}).values()]:
@@ -191,6 +207,7 @@ class RewardTrainer(OpenRewardTrainer):
         super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
         locate_base(self.model)
+        self.base_digest = weights_digest(self._plain_model())
         plain = self._plain_model()
         name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
@@ -324,9 +341,19 @@ class RewardTrainer(OpenRewardTrainer):
         return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's step, in which the model attends to packed rows."""
+        """TRL's step, in which the model attends to packed rows.
+
+        Raises:
+            TrainingError: The loss is no number, in half precision with a scaled loss only where it stays so.
+        """
         with self.batch_forward.attention():
             loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._diverged = 0 if torch.isfinite(loss).all() else self._diverged + 1
+        if self._diverged > (_SCALED_STEPS if self.args.fp16 else 0):
+            raise TrainingError(
+                f"The loss is {float(loss.mean())} in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}), and was a "
+                f"number before. {how_to_go_on(self.args.output_dir)}"
+            )
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
@@ -380,11 +407,14 @@ class RewardTrainer(OpenRewardTrainer):
             kwargs: What TRL's ``train`` takes.
 
         Raises:
-            DataError: The checkpoint was not saved to its end.
+            DataError: The checkpoint was not saved to its end, or is of another training.
+            TrainingError: The loss or a weight is no number any more; the last good checkpoint is kept.
         """
         evaluations = attached_evaluations(self)
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
         if checkpoint is not None:
+            changed = changed_since(self, checkpoint, allowed=self._settings.resume_changed)
+            self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
         result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         for name, long in self.overlong.items():
@@ -405,9 +435,15 @@ class RewardTrainer(OpenRewardTrainer):
     # --- Saving -----------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, *, checkpoint: bool) -> None:
-        """Save the model: a checkpoint's with all outputs, any other with those that are deployed."""
+        """Save the model: a checkpoint's with all outputs, any other with those that are deployed.
+
+        Raises:
+            TrainingError: A weight is no number.
+        """
+        check_weights(self.model, self.state.global_step, self.args.output_dir)
         with nullcontext() if checkpoint else self._deployed():
-            super().save(folder, checkpoint=checkpoint)
+            with pickled_by_name(self.args):
+                super().save(folder, checkpoint=checkpoint)
             if self.renderer is not None and self.args.should_save:
                 source = "eval" if self._reward_log.rewards["eval"] else "train"
                 write_trained_manifest(
@@ -421,6 +457,7 @@ class RewardTrainer(OpenRewardTrainer):
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
             save_loss_states(self.losses, folder)
+            save_made_with(self, folder)
 
     @contextmanager
     def _deployed(self) -> Iterator[None]:

@@ -1,18 +1,20 @@
-"""What a training of a reward writes beside the model, and the checkpoints that it resumes from."""
+"""What a training of a reward writes beside the model."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Sequence
+import math
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import rm_plugins
-from rm_plugins.errors import DataError
-from rm_plugins.files import write_atomically
+from rm_plugins.errors import TrainingError
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import GoldenScore, Manifest, ScoreStatistics, file_digests
@@ -21,13 +23,8 @@ from rm_plugins.rendering.render import Renderer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rm_plugins.losses import Loss
 
 logger = logging.getLogger(__name__)
-
-_LOSS_STATE = "loss_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_WRITTEN_LAST = "trainer_state.json"
 
 
 def write_trained_manifest(
@@ -75,6 +72,21 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
         return [], f"it cannot score in its own precision ({error})."
 
 
+@contextmanager
+def pickled_by_name(args: Any) -> Iterator[None]:
+    """Within it, a trainer's arguments can be pickled, as every checkpoint does: a loss that cannot be, such as a closure, is its name."""
+    loss = getattr(args, "loss", None)
+    try:
+        pickle.dumps(loss)
+    except Exception:  # pickle and what it pickles each have their own
+        args.loss = args.to_dict()["loss"]
+    try:
+        yield
+    finally:
+        if hasattr(args, "loss"):
+            args.loss = loss
+
+
 def training_facts(trainer: Any) -> dict[str, Any]:
     """What the manifest and the model card say of the training of a `RewardTrainer`."""
     quantization = getattr(trainer.model.config, "quantization_config", None)
@@ -90,12 +102,45 @@ def training_facts(trainer: Any) -> dict[str, Any]:
         "equal_pairs": trainer.equal_pairs,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "learning_rate": trainer.args.learning_rate,
+        "learning_rate": _learning_rate(trainer),
         "rows_per_step": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
         "seed": trainer.args.seed,
-        "metrics": trainer.last_metrics,
+        "metrics": {name: value for name, value in trainer.last_metrics.items() if math.isfinite(value)},
+        **({"resumed": trainer.resumed} if trainer.resumed else {}),
         **quantized,
     }
+
+
+def _learning_rate(trainer: Any) -> float:
+    """The highest learning rate: the scheduler's, which a checkpoint that is gone on from has brought."""
+    rates = getattr(getattr(trainer, "lr_scheduler", None), "base_lrs", None)
+    return float(rates[0] if rates else trainer.args.learning_rate)
+
+
+def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
+    """Refuse to save a model with a weight that is no number.
+
+    Args:
+        model: The model.
+        step: The step after which it is saved.
+        checkpoints: Where the last good one is.
+
+    Raises:
+        TrainingError: A trained weight is NaN or infinite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise TrainingError(
+                f"After step {step} the weight {name} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
+            )
+
+
+def how_to_go_on(output_dir: str) -> str:
+    """What to do about a training that has diverged."""
+    return (
+        f"The checkpoints in {output_dir} are from before it. Go on from the last one with a smaller learning rate, or begin again with "
+        "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1."
+    )
 
 
 def locate_base(model: PreTrainedModel) -> None:
@@ -107,56 +152,3 @@ def locate_base(model: PreTrainedModel) -> None:
     for config in getattr(model, "peft_config", {}).values():
         if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
             config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
-
-
-def save_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
-    """Write what losses remember, if they do, into a checkpoint's folder."""
-    states = [dict(loss.state()) for loss in losses]
-    if any(states):
-        write_atomically(checkpoint / _LOSS_STATE, json.dumps(states))
-
-
-def load_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
-    """Have losses go on from what `save_loss_states` wrote."""
-    path = checkpoint / _LOSS_STATE
-    if path.is_file():
-        for loss, state in zip(losses, json.loads(path.read_text(encoding="utf-8")), strict=True):
-            loss.load_state(state)
-
-
-def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
-    """The checkpoint that is asked for: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
-
-    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. Its trainer
-    writes the state last, so a checkpoint without a readable one is not whole.
-
-    Returns:
-        None where none is asked for, or none is there.
-
-    Raises:
-        DataError: The folder is not a checkpoint, or was not saved to its end.
-    """
-    if str(asked).lower() != "true":
-        if not isinstance(asked, (str, Path)):
-            return None
-        if not _is_whole(Path(asked)):
-            raise DataError(
-                f"{asked} is no checkpoint to go on from: it has no readable {_WRITTEN_LAST}, which is written last. Name another, "
-                "or let resume_from_checkpoint=True find the last whole one."
-            )
-        return Path(asked)
-    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
-    for _, path in sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True):
-        if _is_whole(path):
-            return path
-        logger.warning("%s was not saved to its end and is passed over.", path)
-    logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / _WRITTEN_LAST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,0 +1,230 @@
+"""Going on from a checkpoint: which ones are whole, what they were made with, and what losses remember."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as compute
+import torch
+from datasets import Dataset
+
+from rm_plugins.errors import DataError, ManifestError
+from rm_plugins.files import write_atomically
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, file_digests
+from rm_plugins_trl.reward_training.score_head import HEADS
+
+if TYPE_CHECKING:
+    from rm_plugins.losses import Loss
+
+logger = logging.getLogger(__name__)
+
+_LOSS_STATE = "loss_state.json"
+_MADE_WITH = "made_with.json"
+_WRITTEN_LAST = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "pytorch_model.bin")
+_SAMPLED = 4_096  # elements of a weight that its digest is over
+_ROWS_AT_A_TIME = 10_000
+
+_WHAT = ("base_model", "outputs", "loss", "regularizers", "rendering", "train_data")
+"""What a model is trained on and towards; a checkpoint of another training is not gone on from."""
+
+_OF_THE_CHECKPOINT = ("learning_rate", "weight_decay", "optim")
+"""What the optimizer's state has, so that an argument changes nothing."""
+
+_HOW = (
+    *_OF_THE_CHECKPOINT,
+    *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_grad_norm", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "bf16", "fp16"),
+    *("neftune_noise_alpha", "members", "bootstrap", "overlong", "weight_column", "disable_dropout"),
+)
+"""How it is trained; what changed is said and recorded."""
+
+
+# --- Which checkpoints are whole ------------------------------------------------------------------------------------------
+
+
+def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
+    """The checkpoint that is asked for: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
+
+    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. Its trainer writes the
+    state last, so a checkpoint without a readable one is not whole; nor is one with a file that is cut or changed.
+
+    Returns:
+        None where none is asked for, or none is there.
+
+    Raises:
+        DataError: The folder is not a checkpoint, or was not saved to its end.
+    """
+    if str(asked).lower() != "true":
+        if not isinstance(asked, (str, Path)):
+            return None
+        if problem := _problem(Path(asked)):
+            raise DataError(
+                f"{asked} is no checkpoint to go on from: {problem}. Name another, or let resume_from_checkpoint=True find the last "
+                "whole one."
+            )
+        return Path(asked)
+    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
+    for _, path in sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True):
+        if not (problem := _problem(path)):
+            return path
+        logger.warning("%s was not saved to its end and is passed over: %s.", path, problem)
+    logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
+    return None
+
+
+def _problem(checkpoint: Path) -> str:
+    """Why a checkpoint is not whole; empty if it is."""
+    try:
+        json.loads((checkpoint / _WRITTEN_LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"it has no readable {_WRITTEN_LAST}, which is written last"
+    for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut or damaged"
+    if (checkpoint / MANIFEST_NAME).exists():
+        try:
+            manifest = Manifest.read(checkpoint / MANIFEST_NAME)
+        except ManifestError as error:
+            return f"its manifest cannot be read ({error})"
+        found = file_digests(checkpoint, manifest.files)
+        for name, expected in manifest.files.items():
+            if found.get(name) != expected:
+                return f"{name} is {'missing' if name not in found else 'not as it was saved'}"
+    return ""
+
+
+# --- What a checkpoint was made with --------------------------------------------------------------------------------------
+
+
+def made_with(trainer: Any) -> dict[str, Any]:
+    """What decides the numbers of a `RewardTrainer`'s training, as JSON."""
+    args = trainer.args
+    settings = {name: getattr(args, name) for name in _HOW if hasattr(args, name)}
+    facts = {
+        "base_model": trainer.base_digest,
+        "outputs": trainer.heads.labels,
+        "loss": [_described(loss) for loss in trainer.losses],
+        "regularizers": {name: weight for name, (weight, _) in trainer.regularizers.items()},
+        "rendering": None if trainer.renderer is None else asdict(trainer.renderer.rendering),
+        "train_data": data_digest(trainer.train_dataset),
+        **settings,
+    }
+    known: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return known
+
+
+def save_made_with(trainer: Any, checkpoint: Path) -> None:
+    """Write `made_with` into a checkpoint's folder."""
+    write_atomically(checkpoint / _MADE_WITH, json.dumps(made_with(trainer), indent=1))
+
+
+def changed_since(trainer: Any, checkpoint: Path, *, allowed: bool) -> dict[str, Any]:
+    """What changed of a training since a checkpoint of it, which is said: each name with its values then and now.
+
+    A checkpoint that does not say what it was made with is taken as it is.
+
+    Args:
+        trainer: The trainer that is to go on.
+        checkpoint: The checkpoint's folder.
+        allowed: Whether it may be of another base model, other data, another loss or rendering.
+
+    Raises:
+        DataError: It is, and may not be.
+    """
+    try:
+        then: Mapping[str, Any] = json.loads((checkpoint / _MADE_WITH).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        logger.warning("%s does not say what it was made with, so that it is not compared with this training.", checkpoint)
+        return {}
+    now = made_with(trainer)
+    changed = {name: [then[name], now.get(name)] for name in then if then[name] != now.get(name)}
+    if others := [name for name in _WHAT if name in changed and None not in changed[name]]:
+        differences = "; ".join(f"{name}: {_shown(changed[name][0])} then, {_shown(changed[name][1])} now" for name in others)
+        if not allowed:
+            raise DataError(
+                f"{checkpoint} is of another training ({differences}). Start this one in another output_dir, or without "
+                "resume_from_checkpoint; RewardConfig(resume_changed=True) goes on nevertheless, and the manifest says so."
+            )
+    for name, (before, after) in changed.items():
+        stands = " The checkpoint's stands, because it is in the optimizer's state." if name in _OF_THE_CHECKPOINT else ""
+        logger.warning(
+            "Going on from %s, %s was %s and is %s now.%s", checkpoint.name, name, _shown(before), _shown(after), stands
+        )
+    return changed
+
+
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value):.120}"
+
+
+def _described(loss: Loss) -> list[Any]:
+    plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
+    return [str(getattr(loss, "name", type(loss).__name__)), loss.formula, plain]
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A SHA-256 over names, shapes and evenly spread elements of a model's weights, but those of its head, which begins at random."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name.partition(".")[0] in HEADS or any(f".{head}." in name for head in HEADS) or "lora_" in name:
+            continue
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].contiguous().cpu()
+        digest.update(f"{name} {list(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()
+
+
+def data_digest(dataset: Any) -> str | None:
+    """A SHA-256 over the values of a dataset; None for a stream, which shows them only as they pass."""
+    if not isinstance(dataset, Dataset):
+        return None
+    digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
+    for table in dataset.with_format("arrow").iter(batch_size=_ROWS_AT_A_TIME):
+        for name in sorted(dataset.column_names):
+            _add_values(digest, table[name].combine_chunks())
+    return digest.hexdigest()
+
+
+def _add_values(digest: Any, values: Any) -> None:
+    """Add an Arrow array's values, however they lie in memory."""
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        digest.update(
+            np.ascontiguousarray(compute.fill_null(compute.list_value_length(values), -1).to_numpy(zero_copy_only=False))
+        )
+        _add_values(digest, compute.list_flatten(values))
+    elif pa.types.is_primitive(values.type) and not values.null_count and not pa.types.is_boolean(values.type):
+        digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)))
+    else:
+        digest.update(json.dumps(values.to_pylist(), default=str).encode())
+
+
+# --- What losses remember -------------------------------------------------------------------------------------------------
+
+
+def save_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
+    """Write what losses remember, if they do, into a checkpoint's folder."""
+    states = [dict(loss.state()) for loss in losses]
+    if any(states):
+        write_atomically(checkpoint / _LOSS_STATE, json.dumps(states))
+
+
+def load_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
+    """Have losses go on from what `save_loss_states` wrote."""
+    path = checkpoint / _LOSS_STATE
+    if path.is_file():
+        for loss, state in zip(losses, json.loads(path.read_text(encoding="utf-8")), strict=True):
+            loss.load_state(state)
