@@ -159,6 +159,19 @@ def test_trl_and_ours_sample_of_the_same_rows(
         assert shown == given["train_dataset"]["input_ids"][:sampled], trainer_class
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_prompts_of_a_dataset_in_a_format(ppo: ModuleType, call: Any, kind: str) -> None:
+    reward = Recording()
+    rows = [{"prompt": [{"role": "user", "content": text}], "marks": [1, 2]} for text in ("one", "two", "a", "b")]
+    trainer = ppo.PPOTrainer(
+        **call(config={"total_episodes": 4}, reward_model=reward, train_dataset=Dataset.from_list(rows).with_format(kind))
+    )
+    trainer.train()
+    assert sorted(repr((sample.prompt, sample.columns["marks"])) for sample in reward.seen) == sorted(
+        repr((row["prompt"], row["marks"])) for row in rows
+    )
+
+
 def adapter(**settings: Any) -> Any:
     return pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
 
