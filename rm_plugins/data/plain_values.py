@@ -28,7 +28,9 @@ def plain_value(value: Any) -> Any:
         return [plain_value(item) for item in value]
     if isinstance(value, Mapping):
         return {name: plain_value(item) for name, item in value.items()}
-    return plain_value(without_nan(value.tolist())) if hasattr(value, "tolist") else value
+    if not hasattr(value, "tolist") or type(listed := value.tolist()) is type(value):  # a long double is its own list
+        return value
+    return plain_value(without_nan(listed))
 
 
 def _is_plain(value: Any) -> bool:
@@ -42,5 +44,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with every value as `plain_value` has it; the row itself where all are plain."""
+    """A row with every value as `plain_value` has it; the row itself where all are plain.
+
+    A pandas table of one row, which is what iterating over a dataset in that format gives, is that row.
+    """
+    if type(row) is not dict and not isinstance(row, Mapping):
+        (row,) = without_nan(row.to_dict("records"))
     return row if all(map(_is_plain, row.values())) else {name: plain_value(value) for name, value in row.items()}

@@ -201,7 +201,7 @@ FORMATTED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas"])
 @pytest.mark.parametrize("row", FORMATTED, ids=lambda row: " ".join(row))
 def test_rows_of_a_dataset_in_a_format(row: dict[str, Any], kind: str) -> None:
     dataset = Dataset.from_list([row])
@@ -245,3 +245,6 @@ def test_what_is_no_array_is_left_alone() -> None:
     other = object()
     assert plain_value(other) is other
     assert plain_value({"a": (1, other)}) == {"a": [1, other]}
+    long = np.longdouble("0.5")  # which has no plain form
+    assert plain_value(long) is long
+    assert judgement({**PAIR, "margin": long}).margins == (0.5,)

@@ -194,19 +194,42 @@ REFUSED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "callbacks in a tuple": lambda given: {"callbacks": ()},
     "a stream to train on": lambda given: {"train_dataset": given["train_dataset"].to_iterable_dataset()},
     "a number to train on": lambda given: {"train_dataset": 3},
+    "nothing to train on": lambda given: {"train_dataset": None},
+    "no row to train on": lambda given: {"train_dataset": given["train_dataset"].select([])},
+    "rows without prompts": lambda given: {"train_dataset": Dataset.from_list([{"question": "a"}] * 4)},
+    "a number to sample of": lambda given: {"eval_dataset": 3},
+    "a data collator that is none": lambda given: {"data_collator": 3},
 }
+
+
+def refusal(trainer_class: Any, given: dict[str, Any]) -> type[BaseException]:
+    """What a trainer raises when it is made, or else when it trains."""
+    with pytest.raises((TypeError, ValueError, AttributeError)) as refused:
+        trainer_class(**{name: value for name, value in given.items() if value is not ...}).train()
+    return refused.type
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED.keys())
 def test_what_trl_refuses_is_refused(ppo: ModuleType, trl_s: Any, call: Any, change: Any) -> None:
-    refusals = []
-    for trainer_class in (trl_s, ppo.PPOTrainer):
-        given = call()
-        with pytest.raises((TypeError, ValueError)) as refused:
-            trainer_class(**{name: value for name, value in {**given, **change(given)}.items() if value is not ...})
-        refusals.append(refused.type)
-    theirs, own = refusals
+    config = {"num_sample_generations": 1}
+    theirs, own = (
+        refusal(trainer_class, {**given, **change(given)})
+        for trainer_class, given in ((trl_s, call(config)), (ppo.PPOTrainer, call(config)))
+    )
+    assert issubclass(theirs, (TypeError, ValueError))
     assert issubclass(own, theirs)
+
+
+@pytest.mark.parametrize("name", ["args", "processing_class", "model", "ref_model", "reward_model", "value_model"])
+def test_a_value_of_another_type_is_refused(ppo: ModuleType, trl_s: Any, call: Any, name: str) -> None:
+    """TRL looks for an attribute of it and fails; ours may say more."""
+    assert refusal(trl_s, call(**{name: 3})) is AttributeError
+    assert refusal(ppo.PPOTrainer, call(**{name: 3}))
+
+
+def test_an_empty_mapping_is_no_configuration(ppo: ModuleType, call: Any) -> None:
+    with pytest.raises(TypeError):
+        ppo.PPOTrainer(**call(args={}))
 
 
 @pytest.mark.parametrize(
