@@ -126,7 +126,13 @@ def test_a_dataset_in_a_format_trains_as_it_does_without(
     dataset = Dataset.from_list([{**TEXT, "margin": 0.5}, {**TEXT, "chosen": "four", "margin": 1.0}] * 2)
 
     def loss(trainer_class: Any, data: Any) -> float:
-        config: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "seed": 0}
+        config: dict[str, Any] = {
+            "max_steps": 1,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": 0,
+        }
         args = RewardConfig(output_dir=str(tmp_path), save_strategy="no", use_cpu=True, **config)
         trainer = trainer_class(folder, args=args, train_dataset=data, eval_dataset=dataset.with_format(kind))
         trainer.train()
