@@ -282,6 +282,17 @@ def message_text(message: Message, *, strict: bool = False) -> str:
     return "".join(f"<{piece['type']}>" if text is None else text for piece, text in zip(content, texts, strict=True))
 
 
+def text_parts(content: Any) -> list[str]:
+    """The texts of a content that is a list of text parts and of nothing else; empty for any other content.
+
+    >>> text_parts([{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]), text_parts("2+2?")
+    (['2+', '2?'], [])
+    """
+    if not isinstance(content, (list, tuple)) or not all(_is_part(piece) and piece["type"] == "text" for piece in content):
+        return []
+    return [piece["text"] for piece in content]
+
+
 def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
     """The text of each completion by row, and why a row has none."""
     texts: dict[int, str] = {}

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, MissingDependencyError, ModelError, SpecError, UnsupportedError
+from rm_plugins.errors import DataError, MissingDependencyError, ModelError, UnsupportedError
 from rm_plugins.processes import all_gathered
 from rm_plugins_trl.configs import bf16_by_default, own_copy, with_help
 from rm_plugins_trl.reward_function import detail_metric
@@ -39,9 +39,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
     from rm_plugins_trl.reward_function import Spec
+
+_Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 _ROW = "dataset_row"
 """The key under which a batch carries the numbers of its rows."""
@@ -89,46 +91,56 @@ class PPOTrainer(TrlPPOTrainer):
       penalty of the trainer's, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`;
     - a checkpoint's ``trainer_state.json`` has what the reward has learned (see `RewardInTraining`).
 
+    Arguments have TRL's names and order, and all but the policy and the reward may be left out.
+
     Args:
-        model: The policy, or its folder or hub id, which is loaded in float32.
         args: The configuration.
-        config: Another name of `args`.
         processing_class: The policy's tokenizer. By default the one beside the policy; EOS becomes the padding token of a
             tokenizer without one.
+        model: The policy, or its folder or hub id, which is loaded in float32.
+        ref_model: The reference policy, by default a copy, or the policy without its adapter.
         reward_model: Anything that `rm_plugins.load` takes, a `RewardModel`, or a sequence classifier, which TRL then calls
             with the policy's token ids. By default ``args.reward_model_path`` is loaded.
-        ref_model: The reference policy, by default a copy, or the policy without its adapter.
-        value_model: The value model, by default a sequence classifier whose backbone is a copy of the policy's.
         train_dataset: Rows with ``prompt``, or with ``input_ids``. Without them everything but `train` works.
-        eval_dataset: Rows of the same kind, to sample completions of.
+        value_model: The value model, by default a sequence classifier whose backbone is a copy of the policy's.
         data_collator: Pads ``input_ids`` on the left, from rows that have them.
-        kwargs: Everything else that TRL's trainer takes: ``optimizers``, ``callbacks``, ``peft_config``.
+        eval_dataset: Rows of the same kind, to sample completions of; a stream is read whole. Of several datasets by name, which
+            TRL takes but cannot sample of, one row of each in turn.
+        optimizers: The optimizer and the learning rate scheduler; None for those of `args`.
+        callbacks: Callbacks beside TRL's own.
+        peft_config: The adapter that the policy is trained with.
+        config: Another name of `args`.
 
     Raises:
-        SpecError: There is no reward, or its spec is wrong.
+        SpecError: The reward's spec is wrong.
         ModelError: The policy has no tokenizer beside it, or no value model can be made of it.
-        DataError: A dataset is empty, or its first row has neither ``prompt`` nor ``input_ids``.
-        UnsupportedError: Both `args` and `config` were given, or several evaluation datasets.
+        DataError: `train_dataset` is empty, or the first row of a dataset has neither ``prompt`` nor ``input_ids``.
+        UnsupportedError: There is no policy, no reward, or both `args` and `config`; or `train_dataset` is not one dataset of known length.
     """
 
     def __init__(
         self,
-        *,
-        model: PreTrainedModel | str,
         args: Any = None,
-        config: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        reward_model: Spec | nn.Module | None = None,
+        model: PreTrainedModel | str | None = None,
         ref_model: PreTrainedModel | None = None,
+        reward_model: Spec | nn.Module | None = None,
+        train_dataset: _Rows | None = None,
         value_model: PreTrainedModel | None = None,
-        train_dataset: Sequence[Mapping[str, Any]] | None = None,
-        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
         data_collator: Callable[[list[dict[str, Any]]], Any] | None = None,
-        **kwargs: Any,
+        eval_dataset: _Rows | Mapping[str, _Rows] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+        *,
+        config: Any = None,
     ) -> None:
         if args is not None and config is not None:
             raise UnsupportedError("`config` is another name of `args`; give one of them.")
-        args = own_copy(args or config or PPOConfig())
+        if model is None:
+            raise UnsupportedError("PPO needs a policy: PPOTrainer(..., model=MODEL), a model, its folder or hub id.")
+        args = config if args is None else args
+        args = PPOConfig() if args is None else own_copy(args)
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         tokenizer = _tokenizer_of(model) if processing_class is None else deepcopy(processing_class)
@@ -136,7 +148,7 @@ class PPOTrainer(TrlPPOTrainer):
             tokenizer.pad_token = tokenizer.eos_token
         reward = _reward(reward_model, args, tokenizer)
         train_prompts = None if train_dataset is None else _Prompts(train_dataset, tokenizer, "train_dataset")
-        eval_prompts = None if eval_dataset is None else _Prompts(eval_dataset, tokenizer, "eval_dataset")
+        eval_prompts = None if eval_dataset is None else _eval_prompts(eval_dataset, tokenizer)
         episodes = args.total_episodes
         super().__init__(
             args=args,
@@ -144,12 +156,14 @@ class PPOTrainer(TrlPPOTrainer):
             model=model,
             ref_model=ref_model,
             reward_model=reward,
-            value_model=_value_model(model) if value_model is None else value_model,
             # TRL wants to count and shuffle rows while it is made; `train` refuses this one.
             train_dataset=[None] if train_prompts is None else train_prompts,
-            eval_dataset=eval_prompts,
+            value_model=_value_model(model) if value_model is None else value_model,
             data_collator=_Collator(tokenizer.pad_token_id, data_collator),
-            **{**kwargs, "peft_config": deepcopy(kwargs.get("peft_config"))},
+            eval_dataset=eval_prompts,
+            optimizers=optimizers,
+            callbacks=callbacks,
+            peft_config=deepcopy(peft_config),
         )
         if train_prompts is None:
             self.train_dataset = None
@@ -270,6 +284,38 @@ class _Prompts(Dataset[dict[str, Any]]):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+class _PromptsInTurn(Dataset[dict[str, Any]]):
+    """The prompts of several datasets, one of each in turn, so that a batch has some of all."""
+
+    def __init__(self, datasets: Sequence[_Prompts]) -> None:
+        self.datasets = datasets
+        self.places = sorted((row, place) for place, prompts in enumerate(datasets) for row in range(len(prompts)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row, place = self.places[number]
+        return {**self.datasets[place][row], _ROW: number}
+
+    def prompt(self, number: int) -> rm.Sample:
+        """What the reward sees of a row besides the completion."""
+        row, place = self.places[number]
+        return self.datasets[place].prompt(row)
+
+
+def _eval_prompts(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> _Prompts | _PromptsInTurn | None:
+    """The prompts to sample completions of; None where there are no rows, of which TRL samples nothing either."""
+    named = {f"[{name!r}]": rows for name, rows in dataset.items()} if isinstance(dataset, Mapping) else {"": dataset}
+    known = {name: list(rows) if isinstance(rows, IterableDataset) else rows for name, rows in named.items()}
+    prompts = [
+        _Prompts(rows, tokenizer, f"eval_dataset{name}")
+        for name, rows in known.items()
+        if not (isinstance(rows, Sized) and len(rows) == 0)
+    ]
+    return _PromptsInTurn(prompts) if len(prompts) > 1 else next(iter(prompts), None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Collator:
     """Pads token ids on the left, or lets somebody else's collator do it, and keeps the rows' numbers."""
@@ -295,7 +341,7 @@ class _AnnouncedBatches:
     """
 
     loader: Any
-    prompts: _Prompts
+    prompts: _Prompts | _PromptsInTurn
     reward_model: RewardModel
     training: Callable[[], TrainerState]
     observe: Callable[[rm.Scores], None] | None
@@ -329,7 +375,7 @@ def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
         return reward
     spec = args.reward_model_path if reward is None else reward
     if spec is None:
-        raise SpecError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
+        raise UnsupportedError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
     return RewardModel(spec, tokenizer)
 
 

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import maybe_apply_chat_template
 
 import rm_plugins as rm
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError, ScoringError, UnsupportedError
 from rm_plugins.handed_over import HandedOver, handed_over
 from rm_plugins.training.session import RewardInTraining
@@ -188,6 +189,7 @@ def prompt_of(row: Mapping[str, Any], where: str) -> rm.Sample:
     Raises:
         DataError: There is no prompt, or it is neither text nor messages.
     """
+    row = plain_row(row)
     if row.get("prompt") is None:
         raise DataError(f"{where} has no 'prompt'; it has the columns {', '.join(map(repr, row)) or 'none'}.")
     columns = {name: value for name, value in row.items() if name not in _POLICY_COLUMNS}

@@ -21,6 +21,7 @@ from rm_plugins.data.check_texts import (
 )
 from rm_plugins.data.equal_pairs import CAUSE, equal_pairs
 from rm_plugins.data.judgements import Judgement, attribute_names, judgement
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.data.presets import ignored_verdicts
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
@@ -113,6 +114,7 @@ class DataCheck:
         """Look at a row."""
         self._sources[-1].rows += 1
         number = self._sources[-1].rows
+        row = plain_row(row)
         try:
             judged = judgement(row)
             names = attribute_names(row) if judged.labels is not None else ()

@@ -9,8 +9,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-
+from rm_plugins.data.plain_values import plain_row, plain_value
 from rm_plugins.data.presets import proposed_mapping
 from rm_plugins.data.ratings import weighted_means
 from rm_plugins.data.rows import completion_samples, preference_samples
@@ -26,6 +25,7 @@ _OF_COMPLETIONS: Mapping[str, DataFormat] = {
     "labels": "labelled",
 }
 _OF_ONE_COMPLETION: Mapping[str, DataFormat] = {"score": "ratings", "scores": "ratings", "label": "labelled"}
+_OF_ONE_VALUE = ("best", "score", "label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def attribute_names(row: Mapping[str, Any]) -> tuple[str, ...]:
     >>> attribute_names({"completion": "4", "scores": {"helpful": 3, "brief": 5}})
     ('helpful', 'brief')
     """
+    row = plain_row(row)
     form, column = _verdict(row)
     if form == "ratings":
         return tuple(_attributes(row[column], column))
@@ -77,7 +78,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     A row has one of these formats; ``prompt`` is text or messages, and may be absent:
 
-    - preference: ``chosen`` and ``rejected``; optionally ``tie`` (true: equally good), ``margin`` and ``weight``;
+    - preference: ``chosen`` and ``rejected``, whatever is beside them; optionally ``tie`` (true: equally good) and ``margin``;
     - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
     - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
       or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
@@ -85,7 +86,8 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     - labelled: ``completions`` and ``labels``, or ``completion`` and ``label``: true (1) for good, false (0) for bad. Two
       samples with one label do not tie, because a label says good or bad and not how good.
 
-    ``messages`` may stand for prompt and completion, and ``weight`` may stand in any row. Null columns are absent columns.
+    ``messages`` may stand for prompt and completion, and ``weight`` may stand in any row. Null columns are absent columns. Values may
+    be what `plain_value` takes, and a column of one value may have it in a list of one.
 
     Ratings compare samples by the weighted mean of their attributes; an attribute on which the row rates no sample does not count.
     A sample whose rating on an attribute of that mean is missing is not compared, and has no rank.
@@ -103,15 +105,16 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     >>> ranking.pairs, ranking.ties, ranking.ranks
     (((0, 1), (2, 1)), ((0, 2),), (0.0, 1.0, 0.0))
     """
+    row = plain_row(row)
     form, column = _verdict(row)
-    weight = row.get("weight")
+    weight = _only(row.get("weight"))
     if weight is None:
         weight = 1.0
     elif (weight := _number(weight, _WEIGHT, "weight")) is None or weight < 0:
         raise _refused(row["weight"], _WEIGHT, "weight")
     if form == "preference":
         return _preference(row, weight)
-    samples, verdict = completion_samples(row), row[column]
+    samples, verdict = completion_samples(row), _only(row[column]) if column in _OF_ONE_VALUE else row[column]
     if form == "ranking":
         return _compared(form, samples, _numbers(verdict, _RANK, len(samples), column), weight)
     if form == "best-of":
@@ -128,10 +131,6 @@ def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:
     """The format of a row, and the column that judges its samples."""
     listed = row.get("completions") is not None
     if row.get("chosen") is not None and row.get("rejected") is not None:
-        if listed and (also := [name for name in _OF_COMPLETIONS if row.get(name) is not None]):
-            raise DataError(
-                f"there are both 'chosen' with 'rejected' and 'completions' with {also[0]!r}; drop or rename one of them."
-            )
         return "preference", "chosen"
     columns = _OF_COMPLETIONS if listed else _OF_ONE_COMPLETION
     given = [name for name in columns if row.get(name) is not None]
@@ -170,7 +169,7 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
 
 def _preference(row: Mapping[str, Any], weight: float) -> Judgement:
     samples = preference_samples(row)
-    margin, tie = row.get("margin"), row.get("tie")
+    margin, tie = _only(row.get("margin")), _only(row.get("tie"))
     if margin is not None and (margin := _number(margin, _NUMBER, "margin")) is None:
         raise _refused(row["margin"], _NUMBER, "margin")
     if tie is not None and _flag(tie, "tie"):
@@ -310,6 +309,11 @@ def _refused(value: Any, allowed: str, *path: str | int) -> DataError:
     return DataError(f"{where} is {value!r:.80}; {allowed} is allowed.")
 
 
+def _only(value: Any) -> Any:
+    """The one value of a column, which may stand in a list, as TRL's data collator takes a margin."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
 def _number(value: Any, allowed: str, *path: str | int) -> float | None:
     """A finite number; None for null and NaN."""
     if type(value) is not float:
@@ -328,7 +332,7 @@ def _number(value: Any, allowed: str, *path: str | int) -> float | None:
 
 def _flag(value: Any, *path: str | int) -> float:
     """1.0 for true and 0.0 for false."""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return 1.0 if value else 0.0
     if isinstance(value, (Real, Decimal)) and (value == 0 or value == 1):
         return float(value)
@@ -362,7 +366,7 @@ def numbers_of(row: Mapping[str, Any], column: str, count: int) -> Sequence[floa
     >>> numbers_of({"confidence": [0.5, None]}, "confidence", 2)
     [0.5, None]
     """
-    value = row.get(column)
+    value = plain_value(row.get(column))
     if value is None or not count:
         return []
     if count == 1 and not isinstance(value, Sequence):

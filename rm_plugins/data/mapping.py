@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.data.repeated_prompts import split_prompt
 from rm_plugins.data.transcripts import turns_of_transcript
 from rm_plugins.errors import DataError, SpecError, did_you_mean
@@ -119,6 +120,7 @@ class RowMapping:
         Raises:
             DataError: It lacks a column, or a verdict is none that the mapping knows.
         """
+        row = plain_row(row)
         made = {new: _at(row, old) for old, new in self.rename.items()}
         if self.prompt:
             made["prompt"] = "\n\n".join(part for name in self.prompt if (part := _text(row, name)))

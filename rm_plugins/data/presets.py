@@ -122,8 +122,11 @@ def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:
 
     >>> ignored_verdicts({"chosen": "4", "rejected": "5", "winner": "model_b", "tie": False})
     ['winner']
+    >>> ignored_verdicts({"chosen": "4", "rejected": "5", "completions": ["4", "five"], "scores": [1, 0]})
+    ['scores']
     """
-    return [name for name, value in row.items() if value is not None and _VERDICTS.fullmatch(name)]
+    judges = {"score", "scores"} if any(row.get(name) is not None for name in ("completions", "completion")) else ()
+    return [name for name, value in row.items() if value is not None and (name in judges or _VERDICTS.fullmatch(name))]
 
 
 def warning_of_ignored(columns: Sequence[str]) -> str:
@@ -131,5 +134,6 @@ def warning_of_ignored(columns: Sequence[str]) -> str:
     names = ", ".join(map(repr, columns))
     return (
         f"{names} look{'s' if len(columns) == 1 else ''} like a verdict and {'is' if len(columns) == 1 else 'are'} not read: in rows "
-        "with 'chosen' and 'rejected', 'chosen' is the better one. Of answers A and B, a mapping makes such rows (--map)."
+        "with 'chosen' and 'rejected', 'chosen' is the better one, and other completions are not looked at. Of answers A and B, a "
+        "mapping makes such rows (--map)."
     )

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.samples import Message, message_text
 
-_COMPLETIONS = ("chosen", "rejected", "completion")
+_PAIR = ("chosen", "rejected")
 _SUSPICIOUS = 0.5
 """The share of rows from which on texts that begin with their prompt are no coincidence."""
 
@@ -33,6 +34,7 @@ class RepeatedPrompts:
 
     def add(self, row: Mapping[str, Any]) -> bool:
         """Count a row, and say whether it repeats its prompt."""
+        row = plain_row(row)
         if not row.get("prompt"):
             return False
         self.rows += 1
@@ -84,15 +86,20 @@ def split_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "prompt": list(turns), **_replaced(row, lambda completion: list(completion[len(turns) :]))}
 
 
+def _read(row: Mapping[str, Any]) -> list[str]:
+    """The columns with the row's completions; beside a pair no others are read."""
+    if all(row.get(name) is not None for name in _PAIR):
+        return [*_PAIR]
+    names = [name for name in (*_PAIR, "completion") if row.get(name) is not None]
+    return [*names, "completions"] if isinstance(row.get("completions"), (list, tuple)) else names
+
+
 def _completions(row: Mapping[str, Any]) -> list[Any]:
-    several = row.get("completions")
-    listed = list(several) if isinstance(several, Sequence) and not isinstance(several, str) else []
-    return [row[name] for name in _COMPLETIONS if row.get(name) is not None] + listed
+    return [completion for name in _read(row) for completion in (row[name] if name == "completions" else [row[name]])]
 
 
 def _replaced(row: Mapping[str, Any], cut: Callable[[Any], Any]) -> dict[str, Any]:
-    cuts = {name: cut(row[name]) for name in _COMPLETIONS if row.get(name) is not None}
-    return cuts if row.get("completions") is None else {**cuts, "completions": [cut(each) for each in row["completions"]]}
+    return {name: [cut(each) for each in row[name]] if name == "completions" else cut(row[name]) for name in _read(row)}
 
 
 def _is_conversation(turns: Any) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from rm_plugins.data.mapping import RowMapping
+from rm_plugins.data.plain_values import plain_value
 from rm_plugins.data.row_formats import csv_rows, json_rows, table_rows, without_nan
 from rm_plugins.data.written_mapping import mapping_beside, tell_of_unread_mapping
 from rm_plugins.errors import DataError, OutputError
@@ -249,9 +250,13 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def json_line(row: object) -> str:
-    """A row as a line of JSON Lines; decimals become numbers, dates and bytes, which Parquet files hold too, become text."""
-    text = json.dumps(row, ensure_ascii=False, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
-    return in_utf8(text) + "\n"
+    """A row as a line of JSON Lines; decimals become numbers, arrays lists, and dates and bytes, which Parquet files hold too, text."""
+    return in_utf8(json.dumps(row, ensure_ascii=False, default=_in_json)) + "\n"
+
+
+def _in_json(value: Any) -> Any:
+    plain = plain_value(value)
+    return (float(value) if isinstance(value, Decimal) else str(value)) if plain is value else plain
 
 
 def _in_utf8(value: Any) -> Any:

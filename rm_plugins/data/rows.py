@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Message, Sample
 
@@ -43,6 +44,7 @@ def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
     Raises:
         DataError: The row has none of these, or a part of it is not text or messages.
     """
+    row = plain_row(row)
     try:
         if row.get("chosen") is not None and row.get("rejected") is not None:
             return RowSamples(("chosen_{}", "rejected_{}"), preference_samples(row))
@@ -61,6 +63,7 @@ def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
     Raises:
         DataError: A column is missing, or is not text or messages.
     """
+    row = plain_row(row)
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
             raise DataError(f"there is no {name!r}; it has the columns {', '.join(map(repr, row)) or 'none'}.")
@@ -81,6 +84,7 @@ def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
     Raises:
         DataError: The row has none of these, or both of the first two; or a part of it is not text or messages.
     """
+    row = plain_row(row)
     columns = {name: value for name, value in row.items() if name not in _ROLES}
     prompt, completion, completions = (row.get(name) for name in ("prompt", "completion", "completions"))
     if completions is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rm_plugins.data.plain_values import plain_row
 from rm_plugins.data.rows import preference_samples
 from rm_plugins.data.score_columns import COLUMN_SPEC, column_scores, columns_called, has_scores
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
@@ -97,7 +98,8 @@ def evaluate(
         rows = list(rows)
 
     def again() -> Iterator[Mapping[str, Any]]:
-        return iter(rows) if benchmark is None else benchmark.checked_rows(rows)
+        plain = map(plain_row, rows)
+        return plain if benchmark is None else benchmark.checked_rows(plain)
 
     run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster, recorded=recorded), benchmark)
     for name, reward in named.items():

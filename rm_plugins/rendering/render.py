@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.rendering.template_date import dated, writes_the_date
+from rm_plugins.rendering.text_blocks import TextBlocks
 from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.samples import Message, RenderedSample, Sample
 
@@ -184,6 +185,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.rendering = rendering
         self._tokenize_templated = TemplatedTextTokenizer(tokenizer)
+        self._text_blocks = TextBlocks()
         self._bos = tokenizer.bos_token if self._adds_bos() else None
         self._leading = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
 
@@ -215,8 +217,8 @@ class Renderer:
     def _is_templated(self, sample: Sample) -> bool:
         return sample.is_conversational and self.rendering.chat_template == "tokenizer"
 
-    def _templated(self, sample: Sample, messages: Sequence[Message] | None = None, *, opens: bool = False) -> str:
-        """The sample's own messages, or others with its columns; `opens` begins the assistant's next turn."""
+    def _templated(self, sample: Sample, *, prompt_only: bool = False) -> str:
+        """The conversation; of its prompt alone, with the beginning of the assistant's turn."""
         tools = sample.columns.get("tools")
         settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
         try:
@@ -224,16 +226,16 @@ class Renderer:
             if self.rendering.template_date is not None:
                 template = self.tokenizer.get_chat_template(settings.get("chat_template"), tools)
                 settings["chat_template"] = dated(template, date.fromisoformat(self.rendering.template_date))
-            rendered = self.tokenizer.apply_chat_template(
-                list(sample.text_messages if messages is None else messages),
-                add_generation_prompt=opens,
-                tools=tools,
-                tokenize=False,
-                **settings,
-            )
+
+            def render(messages: list[dict[str, Any]], **further: Any) -> str:
+                return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **further, **settings))
+
+            messages = self._text_blocks.messages(sample.messages, (settings.get("chat_template"), bool(tools)), render)
+            if prompt_only:
+                return render(messages[: len(sample.prompt)], add_generation_prompt=True)
+            return render(messages, add_generation_prompt=False)
         except Exception as error:  # a template is a program and raises whatever its author wrote
             raise DataError(f"The chat template refused the conversation: {error}") from error
-        return str(rendered)
 
     def token_ids(self, samples: Sequence[Sample]) -> tuple[list[list[int]], int]:
         """The token ids of each sample, [N] lists, and how many rows were truncated.
@@ -347,11 +349,10 @@ class Renderer:
     def _prompt_text(self, sample: Sample) -> str:
         if not sample.is_conversational:
             return str(sample.prompt)
-        messages = sample.text_messages[: len(sample.prompt)]
         if not self._is_templated(sample):
-            return "".join(f"{_paragraph(message)}\n\n" for message in messages)
+            return "".join(f"{_paragraph(message)}\n\n" for message in sample.text_messages[: len(sample.prompt)])
         try:
-            return self._templated(sample, messages, opens=True) if messages else ""
+            return self._templated(sample, prompt_only=True) if sample.prompt else ""
         except DataError:
             return ""
 

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rm_plugins.data.judgements import attribute_names, judgement
@@ -28,7 +29,6 @@ LISTED = "one value for each of the 3 completions, not 2, is allowed"
         (completions(ranks=[1, 2, 3], scores=[1, 2, 3]), "there are both 'ranks' and 'scores'"),
         (completions(best=0, labels=[1, 0, 0]), "there are both 'best' and 'labels'"),
         ({"completion": "a", "score": 1, "label": 1}, "there are both 'score' and 'label'"),
-        ({**PAIR, **completions(ranks=[1, 2, 3])}, "both 'chosen' with 'rejected' and 'completions' with 'ranks'"),
         ({"completion": "a", "completions": ["b"], "best": 0}, "there are both 'completion' and 'completions'"),
         (completions(score=1), "there is 'score'; completions must be judged by 'scores'. Rename it."),
         (completions(label=[1, 0, 0]), "there is 'label'; completions must be judged by 'labels'. Rename it."),
@@ -72,6 +72,12 @@ LISTED = "one value for each of the 3 completions, not 2, is allowed"
         ({"completion": "a", "label": NAN}, "'label' is nan; true or false (1 or 0) is allowed"),
         ({**PAIR, "margin": "big"}, "'margin' is 'big'; a finite number is allowed"),
         ({**PAIR, "margin": NAN}, "'margin' is nan; a finite number is allowed"),
+        ({**PAIR, "margin": [1.0, 2.0]}, "'margin' is [1.0, 2.0]; a finite number is allowed"),
+        ({**PAIR, "margin": np.array([1.0, 2.0])}, "'margin' is [1.0, 2.0]; a finite number is allowed"),
+        ({**PAIR, "margin": []}, "'margin' is []; a finite number is allowed"),
+        ({**PAIR, "weight": [1, 2]}, "'weight' is [1, 2]; a finite number of at least 0 is allowed"),
+        ({"completion": "a", "score": [1, 2]}, "'score' is [1, 2]; a finite number is allowed"),
+        ({"completion": "a", "label": [1, 0]}, "'label' is [1, 0]; true or false (1 or 0) is allowed"),
         ({**PAIR, "margin": math.inf}, "'margin' is inf; a finite number is allowed"),
         ({**PAIR, "weight": -1}, "'weight' is -1; a finite number of at least 0 is allowed"),
         ({**PAIR, "weight": NAN}, "'weight' is nan; a finite number of at least 0 is allowed"),

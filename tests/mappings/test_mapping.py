@@ -371,3 +371,12 @@ class TestWritten:
 )
 def test_columns_that_look_like_a_verdict(column: str, ignored: bool) -> None:
     assert bool(ignored_verdicts({"chosen": "a", "rejected": "b", column: 1})) == ignored
+
+
+@pytest.mark.parametrize("answers", [{"completions": ["a", "b"]}, {"completion": "a"}])
+@pytest.mark.parametrize("column", ["scores", "score", "ranks", "labels", "label", "best"])
+def test_a_verdict_on_other_completions_is_ignored_beside_a_pair(answers: dict[str, Any], column: str) -> None:
+    pair = {"chosen": "a", "rejected": "b"}
+    assert ignored_verdicts({**pair, **answers, column: 1}) == [column]
+    assert ignored_verdicts({**pair, **answers, column: None}) == []
+    assert ignored_verdicts({**pair, **answers}) == []

@@ -52,7 +52,7 @@ unused: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={"id": st.sampled_from([1, "x", 2**70, None, True, [1]]), "note": st.sampled_from([None, {"a": 1}, {"b": [2]}])},
 )
-beside = st.fixed_dictionaries({}, optional={"weight": st.sampled_from([0.5, 2, None]), "tools": st.just(None)})
+beside = st.fixed_dictionaries({}, optional={"weight": st.sampled_from([0.5, 2, [2], None]), "tools": st.just(None)})
 prompts = st.fixed_dictionaries({}, optional={"prompt": st.one_of(words, st.none())})
 
 
@@ -64,7 +64,24 @@ judged = st.one_of(
     st.builds(
         lambda row, also: {**row, **also},
         with_prompt({"chosen": words, "rejected": words}),
-        st.one_of(st.just({}), st.just({"tie": True}), st.just({"tie": False, "margin": 0.5}), st.just({"completions": None})),
+        st.sampled_from(
+            [
+                *({}, {"tie": True}, {"tie": False, "margin": 0.5}, {"margin": [0.5], "weight": [2]}, {"completions": None}),
+                {"completions": ["a", "b"], "scores": [1, 2]},
+                *(
+                    {"completions": ["a"], "best": 0},
+                    {"completion": "a", "label": True},
+                    {"messages": [USER, FOUR], "score": 1},
+                ),
+            ]
+        ),
+    ),
+    st.fixed_dictionaries(
+        {
+            "prompt": st.just([{"role": "user", "content": [{"type": "text", "text": part} for part in ("2+", "2?")]}]),
+            "chosen": st.just([{"role": "assistant", "content": [{"type": "text", "text": "4"}]}]),
+            "rejected": st.just([FIVE]),
+        }
     ),
     st.fixed_dictionaries({"prompt": turns, "chosen": st.just([FOUR]), "rejected": st.sampled_from([[FIVE], [CALL]])}),
     st.just({"chosen": [USER, FOUR], "rejected": [USER, FIVE], "prompt": None}),
@@ -85,7 +102,15 @@ judged = st.one_of(
         lambda row, verdict: {**row, **verdict},
         with_prompt({"completion": words}),
         st.sampled_from(
-            [{"label": True}, {"label": 0}, {"score": 0.5}, {"scores": {"z": 1}}, {"label": 1, "completions": None}]
+            [
+                {"label": True},
+                {"label": 0},
+                {"label": [1]},
+                {"score": 0.5},
+                {"score": [0.5]},
+                {"scores": {"z": 1}},
+                {"label": 1, "completions": None},
+            ]
         ),
     ),
     st.builds(

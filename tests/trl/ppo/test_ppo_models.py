@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_plugins.errors import DataError, SpecError, UnsupportedError
+from rm_plugins.errors import DataError, UnsupportedError
 from rm_plugins_trl.reward_model import RewardModel, Rollout
 from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, length, policy_in
 
@@ -94,7 +94,7 @@ def test_a_policy_that_gets_an_adapter_has_a_value_model_without(ppo: ModuleType
 
 def test_a_reward_is_needed_and_given_once(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
     policy = policy_in(tiny_decoder())
-    with pytest.raises(SpecError, match="PPO needs a reward"):
+    with pytest.raises(UnsupportedError, match="PPO needs a reward"):
         ppo.PPOTrainer(model=policy, args=settings(), train_dataset=TEXTS)
     with pytest.raises(UnsupportedError, match="`config` is another name of `args`"):
         ppo.PPOTrainer(model=policy, args=settings(), config=settings(), train_dataset=TEXTS)
