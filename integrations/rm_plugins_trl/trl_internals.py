@@ -43,7 +43,7 @@ class OpenRewardTrainer(RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         # A dataset in the format of numpy or torch would give what is made of it in that format, too.
-        return self.prepare_dataset(dataset.with_format(None), processing_class, args, dataset_name)
+        return self.prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def save(self, folder: Path, *, checkpoint: bool) -> None:
         """Save the model into a folder: that of a checkpoint, or any other."""

@@ -107,11 +107,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     """
     row = plain_row(row)
     form, column = _verdict(row)
-    weight = _only(row.get("weight"))
-    if weight is None:
-        weight = 1.0
-    elif (weight := _number(weight, _WEIGHT, "weight")) is None or weight < 0:
-        raise _refused(row["weight"], _WEIGHT, "weight")
+    weight = weight_of(row)
     if form == "preference":
         return _preference(row, weight)
     samples, verdict = completion_samples(row), _only(row[column]) if column in _OF_ONE_VALUE else row[column]
@@ -125,6 +121,21 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
         labels = tuple(tuple(flag if name == "label" else None for name in attributes or ("label",)) for flag in flags)
         return _compared(form, samples, _larger_first(flags), weight, labels, has_ties=False)
     return _ratings(samples, _rating_columns(verdict, column, count), attributes, reward, weight)
+
+
+def weight_of(row: Mapping[str, Any]) -> float:
+    """The weight of a row in the loss: its column ``weight``, a finite number of at least 0; 1 without.
+
+    Raises:
+        DataError: It is something else.
+    """
+    weight = _only(row.get("weight"))
+    if weight is None:
+        return 1.0
+    number = _number(weight, _WEIGHT, "weight")
+    if number is None or number < 0:
+        raise _refused(row["weight"], _WEIGHT, "weight")
+    return number
 
 
 def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:

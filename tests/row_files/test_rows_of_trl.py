@@ -20,7 +20,7 @@ from rm_plugins.data.rows import row_samples
 from rm_plugins.evaluation import evaluate
 from rm_plugins.rendering.render import Renderer, Rendering
 from rm_plugins_trl import RewardConfig, RewardTrainer
-from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at
+from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at, texts_of
 from tests.conftest import MakeFolder, make_tokenizer
 from tests.test_render import trained_ids
 from tests.trl.conftest import TRL_WARNINGS
@@ -77,7 +77,7 @@ def test_every_reader_takes_the_pairs(rows: list[dict[str, Any]], kind: str | No
     dataset = Dataset.from_list(rows).with_format(kind)
     expected = trained_ids(make_tokenizer(), rows, tmp_path)
     trained = trained_on(dataset)
-    assert [ids for row in trained for ids in row["rows"]] == expected
+    assert [ids for row in trained for ids in texts_of(row)] == expected
     assert [row["pairs"] for row in trained] == [[[0, 1]]] * len(rows)
     margins = [row.get("margin") for row in rows]
     assert [margin for row in trained for margin in row["margins"]] == [

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from rm_plugins.data.answers import answers
 from rm_plugins.data.equal_pairs import equal_pairs
-from rm_plugins.data.judgements import Judgement, attribute_names, judgement, numbers_of
+from rm_plugins.data.judgements import Judgement, attribute_names, judgement, numbers_of, weight_of
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
@@ -251,7 +251,7 @@ def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement:
         pairs=((0, 1),),
         ranks=(0.0, 1.0),
         margins=None if not margin or margin[0] is None else (margin[0],),
-        weight=float(row.get("weight") or 1.0) if row.get("weight") != 0 else 0.0,
+        weight=weight_of(row),
     )
 
 
