@@ -18,7 +18,9 @@ def main() -> int:
     """Run the tests in a process of their own, which learns from its environment where the hub's files are."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.trl_own_tests",
-        description="Run TRL's tests of its trainers on the classes of rm_plugins_trl. Further arguments are pytest's.",
+        description="Run TRL's tests of its trainers on the classes of rm_plugins_trl.",
+        epilog="Further arguments are pytest's. --trls-own replaces no class, to see that the tests pass where they are run; "
+        "--differences FILE lists the tests that may fail, by default differences.toml.",
     )
     parser.add_argument("checkout", type=Path, help="a folder with TRL's repository")
     parser.add_argument(
