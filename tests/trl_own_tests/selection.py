@@ -18,3 +18,6 @@ SELECTED = {
     "test_rloo_trainer.py": "reward",
 }
 """What the names of the tests have in common, by file below ``tests/``."""
+
+NEEDS_THE_HUB = {"test_train_with_environment_owned_reward": "has token ids of the hub's tokenizer in it"}
+"""Why a test cannot run on stand-ins, by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ MODELS: dict[str, tuple[Any, dict[str, int]]] = {
     "trl-internal-testing/tiny-RemoteForCausalLM": (remote_llama.RemoteForCausalLM, {}),
     "Qwen/Qwen3-4B": (transformers.Qwen3ForCausalLM, {}),
 }
-WITHOUT_CHAT_TEMPLATE = {"trl-internal-testing/tiny-GPTNeoXForCausalLM"}
+# GRPO with tools recognizes a model by its chat template, which the installed TRL keeps.
+QWEN3_TEMPLATE = (resources.files("trl") / "chat_templates" / "qwen3.jinja").read_text("utf-8")
+CHAT_TEMPLATES = {
+    "trl-internal-testing/tiny-GPTNeoXForCausalLM": None,
+    "trl-internal-testing/tiny-Qwen3ForCausalLM": QWEN3_TEMPLATE,
+    "trl-internal-testing/tiny-Qwen3MoeForCausalLM": QWEN3_TEMPLATE,
+}
 
 
 def write_hub_cache(cache: Path) -> None:
@@ -47,12 +54,11 @@ def write_hub_cache(cache: Path) -> None:
         repository = cache / f"models--{name.replace('/', '--')}"
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text(COMMIT)
-        has_template = name not in WITHOUT_CHAT_TEMPLATE
-        _write_model(repository / "snapshots" / COMMIT, model_class, settings, has_template)
+        _write_model(repository / "snapshots" / COMMIT, model_class, settings, CHAT_TEMPLATES.get(name, TEMPLATE))
 
 
-def _write_model(folder: Path, model_class: Any, settings: dict[str, int], has_template: bool) -> None:
-    tokenizer = make_tokenizer(start="<|im_start|>", end="<|im_end|>", chat_template=TEMPLATE if has_template else None)
+def _write_model(folder: Path, model_class: Any, settings: dict[str, int], chat_template: str | None) -> None:
+    tokenizer = make_tokenizer(start="<|im_start|>", end="<|im_end|>", chat_template=chat_template)
     config = model_class.config_class(vocab_size=len(tokenizer), **{**LAYERS, **settings})
     if model_class is remote_llama.RemoteForCausalLM:
         config.auto_map = {"AutoModelForSequenceClassification": "remote_llama.RemoteForSequenceClassification"}
