@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own lint docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,6 +29,9 @@ test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Lint, then run every te
 	  $(PYTEST) && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
+
+test-trl-own: $(VENV)/dev.stamp  ## Run the trainer tests of CHECKOUT=FOLDER, a copy of TRL's repository, on our classes.
+	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which.
 	$(BIN)/ruff check

@@ -132,18 +132,27 @@ def data_folder(pytestconfig: pytest.Config) -> Path:
     return folder
 
 
-def make_tokenizer(*, pad: str | None = "<|pad|>", adds_bos: bool = False, chat_template: str | None = TEMPLATE) -> Any:
+def make_tokenizer(
+    *,
+    pad: str | None = "<|pad|>",
+    adds_bos: bool = False,
+    chat_template: str | None = TEMPLATE,
+    start: str = "<|start|>",
+    end: str = "<|end|>",
+) -> Any:
     """A byte-level BPE tokenizer, trained on the spot.
 
     Args:
-        pad: The padding token: one of its own, ``<|end|>`` (which is EOS), or None.
+        pad: The padding token: one of its own, the EOS token, or None.
         adds_bos: Whether it begins every text with ``<|bos|>``.
         chat_template: The chat template, or None.
+        start: The token that begins a message.
+        end: The token that ends a message, which is EOS.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|end|>", "<|start|>", "<|bos|>"]
+    special = ["<|pad|>", end, start, "<|bos|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -155,9 +164,9 @@ def make_tokenizer(*, pad: str | None = "<|pad|>", adds_bos: bool = False, chat_
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|bos|>" if adds_bos else None,
-        eos_token="<|end|>",
+        eos_token=end,
         pad_token=pad,
-        chat_template=chat_template,
+        chat_template=chat_template and chat_template.replace("<|start|>", start).replace("<|end|>", end),
     )
 
 
