@@ -151,7 +151,7 @@ class RewardTrainer(OpenRewardTrainer):
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
         }
         self._settings = settings
-        data = unformatted(kwargs.get("train_dataset"))
+        data = kwargs["train_dataset"] = unformatted(kwargs.get("train_dataset"))
         rated, warnings = looked_at(data, settings.weight_column) if isinstance(data, (Dataset, IterableDataset)) else ((), [])
         self._batches = trl_batches(type(self), RewardTrainer, args, kwargs.get("data_collator"), data, loss)
         self.attributes = tuple(settings.attributes or rated)
