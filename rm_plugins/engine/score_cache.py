@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.files import check_output
+from rm_plugins.one_thread import OneThread
 from rm_plugins.scores import FloatArray
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ScoreCache:
         self._file = None if where == MEMORY else Path(os.path.expanduser(where))
         self._fingerprint = hashlib.sha256(fingerprint.encode()).digest()
         self._memory: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._one_thread = OneThread()
         if self._file is not None:
             check_output(self._file)
             with self._connection() as connection:
@@ -77,7 +79,10 @@ class ScoreCache:
             rows: What is scored, [N].
             outputs: float64 [N, outputs], changed where a row is known.
         """
-        keys = self._keys(rows)
+        with self._one_thread:
+            return self._read(self._keys(rows), outputs)
+
+    def _read(self, keys: Sequence[bytes], outputs: FloatArray) -> IndexArray:
         absent = list(dict.fromkeys(key for key in keys if key not in self._memory))
         for key, stored in self._stored(absent):
             self._memory[key] = np.frombuffer(stored, dtype=np.float64)
@@ -100,8 +105,9 @@ class ScoreCache:
             outputs: float64 [N, outputs]; rows that are not finite are not kept.
         """
         fresh = {key: row.copy() for key, row in zip(self._keys(rows), outputs, strict=True) if np.isfinite(row).all()}
-        self._memory.update(fresh)
-        self._forget()
+        with self._one_thread:
+            self._memory.update(fresh)
+            self._forget()
         if self._file is not None:
             with self._connection() as connection:
                 stored = [(key, row.tobytes()) for key, row in fresh.items()]

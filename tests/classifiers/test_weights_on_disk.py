@@ -35,7 +35,10 @@ def make(tiny_decoder: MakeFolder, tiny_encoder: MakeFolder, tmp_path: Path) -> 
             adapters = adapters_of(folder, tmp_path, 2)
             spec = adapters[0] if kind == "adapter" else {"provider": kind, "adapters": adapters}
             return spec, [folder, *map(Path, adapters)]
-        more = {"mc-dropout": {"provider": kind, "passes": 2}, "half": {"provider": "sequence-classifier", "dtype": "float16"}}
+        more: dict[str, dict[str, Any]] = {
+            "mc-dropout": {"provider": kind, "passes": 2},
+            "half": {"provider": "sequence-classifier", "dtype": "float16"},
+        }
         return ({"model": str(folder), **more[kind]} if kind in more else folder), [folder]
 
     return spec

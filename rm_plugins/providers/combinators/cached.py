@@ -85,7 +85,7 @@ class Cached(Combinator):
             outputs[row] = scores.values[firsts[contents[row]]]
         if failures_in(self.reward) == failures:
             self._cache.write([contents[row] for row in rows], outputs[rows])
-        self.counts["cached"] += len(samples) - len(unknown)
+        self._counted("cached", len(samples) - len(unknown))
         values = outputs[:, 0]
         work = summed_work([scores])
         errors = self.reward.unhandled(scores)
