@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import rm_plugins as rm
+from rm_plugins.errors import ManifestError, ModelError
 from rm_plugins.identity import fingerprint
-from tests.cheap_ensembles.conftest import adapters_of
+from tests.cheap_ensembles.conftest import adapters_of, written
 from tests.classifiers.conftest import SAMPLES
 from tests.conftest import MakeFolder
 
@@ -33,8 +39,9 @@ def make(tiny_decoder: MakeFolder, tiny_encoder: MakeFolder, tmp_path: Path) -> 
         folder = tiny_encoder() if kind in ("encoder", "mc-dropout") else tiny_decoder(max_shard_size=SHARDS.get(kind, "1GB"))
         if kind in ("adapter", "lora-ensemble"):
             adapters = adapters_of(folder, tmp_path, 2)
-            spec = adapters[0] if kind == "adapter" else {"provider": kind, "adapters": adapters}
-            return spec, [folder, *map(Path, adapters)]
+            if kind == "adapter":
+                return adapters[0], [folder, Path(adapters[0])]
+            return {"provider": kind, "adapters": adapters}, [folder, *map(Path, adapters)]
         more: dict[str, dict[str, Any]] = {
             "mc-dropout": {"provider": kind, "passes": 2},
             "half": {"provider": "sequence-classifier", "dtype": "float16"},
@@ -98,3 +105,94 @@ def test_a_file_cut_short_does_not_end_the_process(tiny_decoder: MakeFolder) -> 
     )
     ended = subprocess.run([sys.executable, "-c", script, str(tiny_decoder())], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, f"it ended with {ended.returncode}: {ended.stderr}"
+
+
+def change(file: Path) -> None:
+    """Give a file of weights others of the same size, as a training does."""
+    save_file({name: weight * 1.5 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+
+
+class TestPickled:
+    """Another process loads the same reward, or none."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_it_is_the_same(self, kind: str, make: Callable[[str], tuple[Any, list[Path]]]) -> None:
+        reward = rm.load(make(kind)[0])
+        again = pickle.loads(pickle.dumps(reward))
+        np.testing.assert_array_equal(again.score(SAMPLES).values, reward.score(SAMPLES).values)
+        assert fingerprint(again) == fingerprint(reward)
+        assert fingerprint(pickle.loads(pickle.dumps(again))) == fingerprint(reward)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_other_weights_are_refused(self, kind: str, make: Callable[[str], tuple[Any, list[Path]]]) -> None:
+        spec, folders = make(kind)
+        for folder in folders:
+            pickled = pickle.dumps(rm.load(spec))
+            change(next(folder.glob("*.safetensors")))
+            with pytest.raises(ModelError, match="its weights changed after it was loaded in the first one"):
+                pickle.loads(pickled)
+
+    def test_what_a_manifest_refuses_is_refused(self, tiny_decoder: MakeFolder) -> None:
+        folder = tiny_decoder()
+        written(folder)
+        reward = rm.load(folder)
+        pickled, expected = pickle.dumps(reward), reward.score(SAMPLES).values
+        change(folder / "model.safetensors")
+        with pytest.raises(ManifestError):
+            rm.load(folder)
+        with pytest.raises(ModelError, match="its weights changed"):
+            pickle.loads(pickled)
+        np.testing.assert_array_equal(reward.score(SAMPLES).values, expected)
+
+    @pytest.mark.parametrize("part", ["tokenizer", "template", "special tokens", "rendering"])
+    def test_so_are_another_tokenizer_and_another_rendering(self, part: str, tiny_decoder: MakeFolder) -> None:
+        folder = tiny_decoder()
+        if part == "rendering":
+            written(folder)
+        pickled = pickle.dumps(rm.load(folder))
+        if part == "tokenizer":
+            file = folder / "tokenizer.json"
+            content = json.loads(file.read_text())
+            content["model"]["merges"] = content["model"]["merges"][:-1]
+            file.write_text(json.dumps(content))
+        elif part == "template":
+            file = folder / "chat_template.jinja"
+            file.write_text(file.read_text().replace("{% if tools %}", "{% if tools %}the "))
+        elif part == "special tokens":
+            file = folder / "tokenizer_config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "<|start|>"}))
+        else:
+            file = folder / "reward_manifest.json"
+            content = json.loads(file.read_text())
+            content["rendering"]["append_eos"] = False
+            file.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match="its tokenizer or rendering changed"):
+            pickle.loads(pickled)
+
+    def test_a_model_that_was_changed_in_memory_is_not_what_lies_there(self, tiny_decoder: MakeFolder) -> None:
+        reward: Any = rm.load(tiny_decoder())
+        reward.model.score.weight.data += 1.0
+        with pytest.raises(ModelError, match="its weights changed"):
+            pickle.loads(pickle.dumps(reward))
+
+    def test_it_keeps_the_dtype_and_the_day_of_the_first_process(
+        self, tiny_decoder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        template = "{{ strftime_now('%d %B %Y') }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        folder = tiny_decoder(chat_template=template)
+        with pytest.warns(UserWarning, match="writes today's date"):
+            reward: Any = rm.load(folder)
+        pickled = pickle.dumps(reward)
+        monkeypatch.setattr("rm_plugins.rendering.render.date", Tomorrow)
+        monkeypatch.setattr("rm_plugins.models.checkpoint._dtype", lambda name, device: {"auto": torch.float16}.get(name, name))
+        again = pickle.loads(pickled)
+        assert again.renderer.rendering == reward.renderer.rendering
+        assert again.model.dtype == torch.float32
+
+
+class Tomorrow(date):
+    """A clock that is a day ahead."""
+
+    @classmethod
+    def today(cls) -> Tomorrow:
+        return cls(2200, 1, 1)
