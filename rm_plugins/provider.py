@@ -16,6 +16,7 @@ import numpy as np
 from rm_plugins.constructor_schema import held_by
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
 from rm_plugins.files import with_digests
+from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
@@ -46,6 +47,8 @@ class Component(ABC):
 
     spec: Mapping[str, Any] | None = None
     """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+    read: Mapping[str, Any] | None = None
+    """The same without its name, with the digests that files had when it was made."""
 
 
 class Transform(Component):
@@ -136,6 +139,8 @@ class Provider(ABC):
     """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
     spec: Mapping[str, Any] | None = None
     """What it was made from, every nested spec written out; None where it was made in Python."""
+    read: Mapping[str, Any] | None = None
+    """Its own keys of that, with the digests that files had when it was made."""
     where: str = ""
     """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
 
@@ -208,11 +213,23 @@ class Provider(ABC):
         return [self._settings_with_effect(), None, None]
 
     def _settings_with_effect(self, *others: str) -> Mapping[str, Any]:
-        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests."""
-        if self.spec is None:
-            return {"made in Python": f"{type(self).__module__}.{type(self).__qualname__}"}
+        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests that they had when it was made.
+
+        Without a spec, what it holds.
+        """
         left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"label", *others}
-        return {key: with_digests(value) for key, value in self.spec.items() if key not in left_out}
+        if self.spec is None:
+            settings = {key: value for key, value in held_facts(self).items() if key not in left_out}
+        else:
+            read = self.read or {}
+            kept = self.spec.keys() - left_out
+            settings = {key: read[key] if key in read else with_digests(self.spec[key]) for key in kept}
+        if self.transform is not None:
+            written = self.transform.spec
+            settings["transform"] = (
+                held_facts(self.transform) if written is None else {**written, **(self.transform.read or {})}
+            )
+        return settings
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
         """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
