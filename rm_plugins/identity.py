@@ -11,7 +11,10 @@ from rm_plugins.samples import canonical_json
 
 
 def fingerprint(provider: Provider) -> str:
-    """A SHA-256 over what makes a reward's scores: its spec, and in place of each model's path the weights and the rendering.
+    """A SHA-256 over what makes a reward's scores: its spec, and in place of each model's path the weights, tokenizer and rendering.
+
+    Of other files that the spec names, it has the contents that they had when the reward was made. What was made in Python is known
+    by what it holds.
 
     It does not see the code of a function, nor the model behind a remote scorer.
     """

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -15,6 +16,8 @@ import numpy as np
 from rm_plugins.constructor_schema import held_by
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
 from rm_plugins.files import with_digests
+from rm_plugins.held_facts import held_facts
+from rm_plugins.one_thread import OneThread
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
 
@@ -44,6 +47,8 @@ class Component(ABC):
 
     spec: Mapping[str, Any] | None = None
     """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+    read: Mapping[str, Any] | None = None
+    """The same without its name, with the digests that files had when it was made."""
 
 
 class Transform(Component):
@@ -104,6 +109,9 @@ class Provider(ABC):
 
     A subclass sets `name` and implements `score_batch`; its constructor's annotated keyword arguments are its schema in a
     spec. What every provider shares (`transform`, `on_error`, counting, checking) lives here, in `score`.
+
+    Any number of threads may call `score`: one at a time is let into `score_batch`, unless the provider is `concurrent`, and into its
+    transform and its observer.
     """
 
     name: ClassVar[str]
@@ -125,12 +133,14 @@ class Provider(ABC):
     transform: Transform | None = None
     observer: Callable[[Provider, Sequence[Sample], Scores], None] | None = None
     concurrent: bool = False
-    """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score` must then be
-    safe to call in another thread."""
+    """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score_batch` must then be
+    safe to call in several threads at once."""
     unnamed_failures: int = 0
     """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
     spec: Mapping[str, Any] | None = None
     """What it was made from, every nested spec written out; None where it was made in Python."""
+    read: Mapping[str, Any] | None = None
+    """Its own keys of that, with the digests that files had when it was made."""
     where: str = ""
     """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
 
@@ -153,6 +163,17 @@ class Provider(ABC):
         """How often what happened so far: ``samples``, ``abstained``, ``errors``, ``fallbacks``."""
         counts: Counter[str] = self.__dict__.setdefault("_counts", Counter())
         return counts
+
+    def _counted(self, what: str, number: int = 1) -> None:
+        """Add to `counts`, from any thread."""
+        with self.one_thread:
+            self.counts[what] += number
+
+    @property
+    def one_thread(self) -> OneThread:
+        """Lets one thread in at a time: around what of this provider changes while it scores."""
+        alone: OneThread = self.__dict__.setdefault("_alone", OneThread())
+        return alone
 
     @property
     def called(self) -> str:
@@ -192,11 +213,23 @@ class Provider(ABC):
         return [self._settings_with_effect(), None, None]
 
     def _settings_with_effect(self, *others: str) -> Mapping[str, Any]:
-        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests."""
-        if self.spec is None:
-            return {"made in Python": f"{type(self).__module__}.{type(self).__qualname__}"}
+        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests that they had when it was made.
+
+        Without a spec, what it holds.
+        """
         left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"label", *others}
-        return {key: with_digests(value) for key, value in self.spec.items() if key not in left_out}
+        if self.spec is None:
+            settings = {key: value for key, value in held_facts(self).items() if key not in left_out}
+        else:
+            read = self.read or {}
+            kept = self.spec.keys() - left_out
+            settings = {key: read[key] if key in read else with_digests(self.spec[key]) for key in kept}
+        if self.transform is not None:
+            written = self.transform.spec
+            settings["transform"] = (
+                held_facts(self.transform) if written is None else {**written, **(self.transform.read or {})}
+            )
+        return settings
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
         """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
@@ -273,10 +306,11 @@ class Provider(ABC):
         """Count a scored batch, and tell the observer of it."""
         if not samples:
             return
-        self.counts["samples"] += len(samples)
-        self.counts["abstained"] += int(scores.abstained.sum())
+        self._counted("samples", len(samples))
+        self._counted("abstained", int(scores.abstained.sum()))
         if self.observer is not None:
-            self.observer(self, samples, scores)
+            with self.one_thread:
+                self.observer(self, samples, scores)
 
     def render(self, sample: Sample) -> str:
         """The exact text that is scored, before truncation.
@@ -307,7 +341,8 @@ class Provider(ABC):
                     raise
                 # Rows that the batch does not have say nothing about those that it has.
                 failed = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
-                self.unnamed_failures += len(failed) == len(pending) > 1
+                with self.one_thread:
+                    self.unnamed_failures += len(failed) == len(pending) > 1
                 errors.update(dict.fromkeys(failed, error))
                 pending = [row for row in pending if row not in failed]
             else:
@@ -321,7 +356,9 @@ class Provider(ABC):
     def _checked(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
         # The one boundary at which the foreign exceptions of a provider and its transform become ours.
         try:
-            scores = self._with_wrong_values_failed(self.score_batch(samples), samples)
+            with nullcontext() if self.concurrent else self.one_thread:
+                scores = self.score_batch(samples)
+            scores = self._with_wrong_values_failed(scores, samples)
             for error in scores.errors.values():
                 self._signed(error)
             if stops and scores.errors:
@@ -333,7 +370,9 @@ class Provider(ABC):
             raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
 
     def _reshaped(self, scores: Scores, samples: Sequence[Sample], transform: Transform) -> Scores:
-        reshaped = self._with_wrong_values_failed(Scores(transform(scores.values, samples)), samples)
+        with self.one_thread:  # it may learn from what it is given
+            values = transform(scores.values, samples)
+        reshaped = self._with_wrong_values_failed(Scores(values), samples)
         errors = {**scores.errors, **reshaped.errors}
         revived = np.flatnonzero(scores.abstained & ~reshaped.abstained).tolist()
         if revived:
@@ -365,7 +404,7 @@ class Provider(ABC):
     def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider, on_error: OnError | None) -> Scores:
         """The scores with those of the fallback where there are errors."""
         rows = sorted(scores.errors)
-        self.counts["fallbacks"] += len(rows)
+        self._counted("fallbacks", len(rows))
         instead = fallback.attempt([samples[row] for row in rows], on_error=on_error)
         # What is said of it beside its score is of other things than what has the same names here: it is a part.
         stands_in = Scores(
@@ -381,6 +420,6 @@ class Provider(ABC):
     def _made_up_for(self, errors: Mapping[int, RmPluginsError], size: int, remedy: str) -> None:
         """Count and log failures that are not raised."""
         by_error = Counter(map(id, errors.values()))
-        self.counts["errors"] += len(by_error)
+        self._counted("errors", len(by_error))
         for error in {id(error): error for error in errors.values()}.values():
             logger.warning("%d of %d samples failed, %s: %s", by_error[id(error)], size, remedy, error)

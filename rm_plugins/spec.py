@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
+from rm_plugins.files import with_digests
 from rm_plugins.provider import Component, LocalPath, Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
@@ -289,8 +290,14 @@ class SpecBuilder:
             what = f"{getattr(cls, 'name', cls.__name__)!r}"
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
         try:
+            written = {key: _written(value) for key, value in resolved.items()}
+            # Before it is made: what is edited between is rather taken for another file than for the one that was read.
+            read = with_digests({key: value for key, value in written.items() if key not in _without_effect(cls)})
             with self.errors_at(path):
-                return cls(**resolved), {key: _written(value) for key, value in resolved.items()}
+                made = cls(**resolved)
+            if isinstance(made, (Component, Provider)):
+                made.read = read
+            return made, written
         except RmPluginsError:
             raise
         except Exception as error:  # a constructor may be anybody's and raise anything
@@ -370,6 +377,11 @@ def _written(value: Any) -> Any:
     if callable(value):
         return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value
+
+
+def _without_effect(cls: type[Any]) -> Collection[str]:
+    """The keys of a spec that change no score."""
+    return cls.keys_without_effect if issubclass(cls, Provider) else ()
 
 
 def _is_importable(value: Any) -> bool:

@@ -7,14 +7,17 @@ import copy
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from rm_plugins.data.judgements import judgement
-from rm_plugins.errors import AnswerError
+from rm_plugins.errors import AnswerError, RmPluginsError
 from rm_plugins.protocols import Answer, Ask, Item, Protocol, Response, ServerFacts
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
@@ -23,6 +26,8 @@ from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
 if TYPE_CHECKING:
     from rm_plugins.losses import Loss, RewardBatch
+
+_THREADS = 4
 
 __all__ = ["FixedProvider", "check_loss", "check_protocol", "check_provider", "check_suite"]
 
@@ -82,9 +87,41 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     same(single, scores, "a sample's score depends on what else is in its batch")
     doubled = provider.score([*samples, *samples])
     same(Scores(doubled.values[len(samples) :]), scores, "duplicates of a sample get other scores")
+    try:
+        called = _from_threads(provider, samples)
+    except RmPluginsError as error:
+        raise AssertionError(f"a call from several threads at once fails, and by itself it does not: {error}") from error
+    for numbers, values in called:
+        same(Scores(values), scores.rows(numbers), "calls from several threads at once get other scores")
     if pickles:
         same(pickle.loads(pickle.dumps(provider)).score(samples), scores, "the provider scores otherwise after pickling")
     return scores
+
+
+def _from_threads(provider: Provider, samples: Sequence[Sample]) -> list[tuple[list[int], FloatArray]]:
+    """Samples by number, and the scores that they got in one call, while other threads had others of them scored."""
+    size = len(samples)
+    batches = [
+        [*range(size)],
+        *([(first + place) % size for place in range(length)] for length in (1, 2) for first in range(size)),
+    ]
+
+    def scored(numbers: list[int]) -> tuple[list[int], FloatArray]:
+        return numbers, provider.score([samples[number] for number in numbers]).values
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check-provider") as pool, _threads_in_quick_turn():
+        return list(pool.map(scored, batches))
+
+
+@contextmanager
+def _threads_in_quick_turn() -> Iterator[None]:
+    """Within it, threads take turns far more often, for what they do to each other to show."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def check_loss(loss: Loss, batch: RewardBatch) -> float:

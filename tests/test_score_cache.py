@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rm_plugins as rm
 from rm_plugins.engine.score_cache import MEMORY, ScoreCache, model_fingerprint
@@ -96,6 +103,162 @@ def test_processes_write_into_one_file_at_once(tmp_path: Path) -> None:
     missing, outputs = unknown(ScoreCache(str(file), "a model"), rows)
     assert missing == []
     np.testing.assert_array_equal(outputs, rows)
+
+
+def stored(file: Path) -> bytes:
+    """The bytes of a cache with the entries `ROWS`, all in its own file."""
+    ScoreCache(str(file), "a model").write(ROWS, OUTPUTS)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return stored(tmp_path_factory.mktemp("cache") / "scores.sqlite")
+
+
+class TestDamage:
+    """A byte that is another one costs time and changes no score."""
+
+    def check(self, damaged: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "scores.sqlite"
+            file.write_bytes(damaged)
+            with suppress(ScoringError):  # the head of the file no longer says that it is a database
+                cache = ScoreCache(str(file), "a model")
+                missing, outputs = unknown(cache)
+                known = [row for row in range(len(ROWS)) if row not in missing]
+                np.testing.assert_array_equal(outputs[known], OUTPUTS[known])
+                cache.write(ROWS, OUTPUTS)
+                assert unknown(cache)[0] == []
+                with suppress(ScoringError):
+                    missing, outputs = unknown(ScoreCache(str(file), "a model"))
+                    known = [row for row in range(len(ROWS)) if row not in missing]
+                    np.testing.assert_array_equal(outputs[known], OUTPUTS[known])
+
+    def test_every_bit_of_every_score(self, sound: bytes) -> None:
+        for value in OUTPUTS[-1]:
+            place = sound.index(value.tobytes())
+            for bit in range(64):
+                damaged = bytearray(sound)
+                damaged[place + bit // 8] ^= 1 << bit % 8
+                self.check(bytes(damaged))
+
+    @settings(max_examples=60)
+    @given(damage=st.data())
+    def test_bytes_anywhere(self, damage: st.DataObject, sound: bytes) -> None:
+        damaged = bytearray(sound)
+        start = damage.draw(st.integers(0, len(sound) - 1))
+        for place, byte in enumerate(damage.draw(st.binary(min_size=1, max_size=64)), start):
+            damaged[place % len(sound)] = byte
+        self.check(bytes(damaged))
+
+    @settings(max_examples=20)
+    @given(length=st.integers(0, 8192))
+    def test_a_file_cut_short(self, length: int, sound: bytes) -> None:
+        self.check(sound[:length])
+
+    def test_an_entry_of_another_row_or_width(self, tmp_path: Path) -> None:
+        file = tmp_path / "scores.sqlite"
+        stored(file)
+        with closing(sqlite3.connect(file)) as connection, connection:
+            first, second, _ = connection.execute("SELECT outputs FROM scores").fetchall()
+            connection.execute("UPDATE scores SET outputs = ? WHERE outputs = ?", [*second, *first])
+        assert len(unknown(ScoreCache(str(file), "a model"))[0]) in (1, 2)  # one entry, which may be that of two rows
+        assert ScoreCache(str(file), "a model").read(ROWS, np.full((4, 3), np.nan)).tolist() == [0, 1, 2, 3]
+
+    def test_it_is_said_once_and_mended(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        file = tmp_path / "scores.sqlite"
+        damaged = bytearray(stored(file))
+        for value in (1.0, 3.0):
+            damaged[damaged.index(np.float64(value).tobytes())] ^= 1
+        file.write_bytes(damaged)
+        cache = ScoreCache(str(file), "a model")
+        assert [unknown(cache)[0], unknown(cache)[0]] == [[0, 1, 2], [0, 1, 2]]
+        assert [record.getMessage() for record in caplog.records] == [
+            f"The score cache {file} is damaged: entries whose checksum is wrong are computed anew."
+        ]
+        cache.write(ROWS, OUTPUTS)
+        assert unknown(ScoreCache(str(file), "a model"))[0] == []
+
+
+class TestStepsAside:
+    """A file that cannot be used ends nothing that does not need it, and is warned of once."""
+
+    def use(self, cache: ScoreCache, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+        for _ in range(2):
+            outputs = np.full((4, 2), np.nan)
+            cache.read(ROWS, outputs)
+            cache.write(ROWS, OUTPUTS)
+        missing, outputs = unknown(cache)
+        assert missing == []
+        np.testing.assert_array_equal(outputs, OUTPUTS)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert reason in message
+        assert message.endswith("scores are computed, and kept in memory only.")
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rm_plugins.engine.score_cache._BUSY_SECONDS", 0.05)
+
+    @pytest.mark.parametrize("when", ["before", "later"])
+    @pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])
+    def test_locked(self, when: str, lock: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        file = tmp_path / "scores.sqlite"
+        cache = ScoreCache(str(file), "a model")
+        with closing(sqlite3.connect(file)) as other:
+            other.execute(f"BEGIN {lock}")
+            self.use(ScoreCache(str(file), "a model") if when == "before" else cache, caplog, "locked")
+
+    def test_read_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        file = tmp_path / "scores.sqlite"
+        cache = ScoreCache(str(file), "a model")
+        connect = sqlite3.connect
+        monkeypatch.setattr(sqlite3, "connect", lambda name, **settings: connect(f"file:{name}?mode=ro", uri=True, **settings))
+        self.use(cache, caplog, "readonly database")
+
+    @pytest.mark.parametrize("reason", ["Read-only file system", "Permission denied", "No space left on device"])
+    def test_a_folder_that_takes_no_file(
+        self, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        number = {"Read-only file system": errno.EROFS, "Permission denied": errno.EACCES}.get(reason, errno.ENOSPC)
+
+        def refuse(**arguments: Any) -> Any:
+            raise OSError(number, reason)
+
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        self.use(ScoreCache(str(tmp_path / "scores.sqlite"), "a model"), caplog, reason)
+
+    def test_full(self, tmp_path: Path) -> None:
+        script = (
+            "import resource, sys, numpy as np\nfrom rm_plugins.engine.score_cache import ScoreCache\n"
+            "cache = ScoreCache(sys.argv[1], 'a model')\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+            "rows = [[row] for row in range(5_000)]\nvalues = np.arange(10_000.0).reshape(-1, 2)\n"
+            "for _ in range(2):\n    cache.write(rows, values)\n"
+            "outputs = np.zeros((5_000, 2))\nassert len(cache.read(rows, outputs)) == 0\nassert (outputs == values).all()\n"
+        )
+        pytest.importorskip("resource")
+        ended = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "scores.sqlite")], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count("cannot be used") == 1
+
+    def test_deleted_while_it_is_used(self, tmp_path: Path) -> None:
+        file = tmp_path / "scores.sqlite"
+        cache = ScoreCache(str(file), "a model")
+        cache.write(ROWS[:2], OUTPUTS[:2])
+        file.unlink()
+        assert unknown(cache)[0] == [3]
+        cache.write(ROWS, OUTPUTS)
+        assert unknown(ScoreCache(str(file), "a model"))[0] == []
+
+    def test_its_folder_is_deleted_while_it_is_used(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        cache = ScoreCache(str(tmp_path / "new" / "scores.sqlite"), "a model")
+        shutil.rmtree(tmp_path / "new")
+        self.use(cache, caplog, "unable to open")
 
 
 class TestInAProvider:

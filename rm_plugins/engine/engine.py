@@ -20,6 +20,7 @@ from torch import nn
 
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.model_state import ModelState
+from rm_plugins.engine.one_model import one_thread_of
 from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Segment, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
@@ -83,7 +84,7 @@ class Work:
 
 
 class ScoringEngine:
-    """A model with its token budget.
+    """A model with its token budget, which one thread at a time runs.
 
     Args:
         model: A ``*ForSequenceClassification`` model in evaluation mode.
@@ -112,6 +113,7 @@ class ScoringEngine:
         readout: Readout | None = None,
     ) -> None:
         self.model = model
+        self._one_thread = one_thread_of(model)
         self.readout = readout or LastToken.of(model)
         self._width: int = width or model.config.num_labels
         self._variants = variants or (_as_it_is,)
@@ -131,7 +133,6 @@ class ScoringEngine:
         self._cache = cache
         self._costs = costs_of(model)
 
-    @torch.inference_mode()
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         """The classification head's outputs, float64 [N, variants * width], in the rows' order, and what they took.
 
@@ -142,6 +143,11 @@ class ScoringEngine:
         Raises:
             ScoringError: The device has not enough memory even for the smallest micro-batch.
         """
+        # A variant is the whole model's state, and so is much of what is learned of it and of its device.
+        with self._one_thread, torch.inference_mode():
+            return self._outputs(ids)
+
+    def _outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         started = time.perf_counter()
         # What follows the token that the score is read at changes nothing in a causal model.
         rows = [row[: position + 1] for row in ids for position in self.readout.positions(row)] if self._causal else ids

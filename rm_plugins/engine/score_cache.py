@@ -7,22 +7,25 @@ rendering never meets these scores. Other scorers have a fingerprint and rows of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.errors import ScoringError
+from rm_plugins.errors import OutputError, ScoringError
 from rm_plugins.files import check_output
+from rm_plugins.one_thread import OneThread
 from rm_plugins.scores import FloatArray
 
 if TYPE_CHECKING:
@@ -31,10 +34,18 @@ if TYPE_CHECKING:
 MEMORY = "memory"
 """In place of a file's name: the cache lives as long as the provider."""
 
+logger = logging.getLogger(__name__)
+
 _ENTRIES_IN_MEMORY = 200_000
-_BUSY_SECONDS = 60.0
+_BUSY_SECONDS = 10.0
+_DIGEST_BYTES = 16
+_NOT_OF_THE_NAME = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""Why a file cannot be written that is named rightly."""
 _KEYS_A_QUERY = 500
+_TABLE = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID"
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+
+Result = TypeVar("Result")
 
 IndexArray: TypeAlias = NDArray[np.intp]
 
@@ -46,29 +57,27 @@ class ScoreCache:
     """A scorer's outputs for a row, in memory, and in an SQLite file where one is named.
 
     Several processes of one machine may share a file. The memory holds the 200,000 entries used last; the file keeps everything
-    until it is deleted, about 100 bytes a row.
+    until it is deleted, about 120 bytes a row. Every entry in it has a checksum, and one that does not fit is computed anew.
+
+    Nothing depends on the file: where it is locked, damaged, full or cannot be written, it is left alone from then on, with one warning.
 
     Args:
         where: ``memory``, or the file's path, which is made where there is none.
         fingerprint: What identifies the scorer, such as a model's `model_fingerprint`.
 
     Raises:
-        OutputError: The file cannot be written.
-        ScoringError: It is no cache.
+        OutputError: What the path names is no file, and none can be made there.
+        ScoringError: The file is no cache.
     """
 
     def __init__(self, where: str, fingerprint: str) -> None:
         self._file = None if where == MEMORY else Path(os.path.expanduser(where))
         self._fingerprint = hashlib.sha256(fingerprint.encode()).digest()
         self._memory: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._one_thread = OneThread()
+        self._damaged = False
         if self._file is not None:
-            check_output(self._file)
-            with self._connection() as connection:
-                # Readers and a writer do not wait for each other.
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID"
-                )
+            self._prepare(self._file)
 
     def read(self, rows: Sequence[Row], outputs: FloatArray) -> IndexArray:
         """Fill in the outputs of known rows; returns the numbers of the others.
@@ -77,10 +86,18 @@ class ScoreCache:
             rows: What is scored, [N].
             outputs: float64 [N, outputs], changed where a row is known.
         """
-        keys = self._keys(rows)
+        with self._one_thread:
+            return self._read(self._keys(rows), outputs)
+
+    def _read(self, keys: Sequence[bytes], outputs: FloatArray) -> IndexArray:
         absent = list(dict.fromkeys(key for key in keys if key not in self._memory))
-        for key, stored in self._stored(absent):
-            self._memory[key] = np.frombuffer(stored, dtype=np.float64)
+        nothing: list[tuple[bytes, object]] = []
+        for key, stored in self._in_file(lambda connection: _stored(connection, absent), nothing):
+            kept = stored[:-_DIGEST_BYTES] if isinstance(stored, bytes) else b""
+            if stored == _with_digest(key, kept) and len(kept) == outputs[0].nbytes:
+                self._memory[key] = np.frombuffer(kept, dtype=np.float64)
+            else:
+                self._warn_of_damage()
         unknown = []
         for row, key in enumerate(keys):
             known = self._memory.get(key)
@@ -100,43 +117,81 @@ class ScoreCache:
             outputs: float64 [N, outputs]; rows that are not finite are not kept.
         """
         fresh = {key: row.copy() for key, row in zip(self._keys(rows), outputs, strict=True) if np.isfinite(row).all()}
-        self._memory.update(fresh)
-        self._forget()
-        if self._file is not None:
-            with self._connection() as connection:
-                stored = [(key, row.tobytes()) for key, row in fresh.items()]
-                connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", stored)
+        with self._one_thread:
+            self._memory.update(fresh)
+            self._forget()
+            stored = [(key, _with_digest(key, row.tobytes())) for key, row in fresh.items()]
+            self._in_file(lambda connection: connection.executemany("REPLACE INTO scores VALUES (?, ?)", stored), None)
 
     def _keys(self, rows: Sequence[Row]) -> list[bytes]:
         contents = (row if isinstance(row, bytes) else array("q", row).tobytes() for row in rows)
-        return [hashlib.blake2b(content, key=self._fingerprint, digest_size=20).digest() for content in contents]
+        return [
+            hashlib.blake2b(content, key=self._fingerprint, digest_size=20, person=b"checked").digest() for content in contents
+        ]
 
-    def _stored(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-        if self._file is None or not keys:
-            return []
-        stored: list[tuple[bytes, bytes]] = []
-        with self._connection() as connection:
-            for start in range(0, len(keys), _KEYS_A_QUERY):
-                some = keys[start : start + _KEYS_A_QUERY]
-                marks = ", ".join("?" * len(some))
-                stored += connection.execute(f"SELECT key, outputs FROM scores WHERE key IN ({marks})", some).fetchall()
-        return stored
+    def _prepare(self, file: Path) -> None:
+        """Make the file, or see that it is a cache."""
+        try:
+            check_output(file)
+        except OutputError as error:
+            if getattr(error.__cause__, "errno", None) not in _NOT_OF_THE_NAME:
+                raise
+            self._leave(error)
+        # Readers and a writer do not wait for each other.
+        self._in_file(lambda connection: connection.execute("PRAGMA journal_mode = WAL"), None, refuses=True)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this moment, which no fork and no thread can inherit; commits, or rolls back on an error."""
+    def _in_file(self, work: Callable[[sqlite3.Connection], Result], otherwise: Result, *, refuses: bool = False) -> Result:
+        """What work in the file gives, by a connection of this moment, which no fork and no thread can inherit.
+
+        Args:
+            work: Committed, or rolled back on an error.
+            otherwise: What it gives where there is no file, or it cannot be used any more.
+            refuses: Whether a file that is no database is an error.
+        """
+        if self._file is None:
+            return otherwise
         try:
             with closing(sqlite3.connect(str(self._file), timeout=_BUSY_SECONDS)) as connection, connection:
-                yield connection
+                connection.execute(_TABLE)  # also where somebody has deleted the file meanwhile
+                return work(connection)
         except sqlite3.Error as error:
-            raise ScoringError(
-                f"The score cache {self._file} cannot be used: {error}. Name another file in the spec, or delete this one if it is "
-                "meant to be a cache."
-            ) from error
+            if refuses and error.sqlite_errorname == "SQLITE_NOTADB":
+                raise ScoringError(
+                    f"The score cache {self._file} cannot be used: {error}. Name another file in the spec, or delete this one if it is "
+                    "meant to be a cache."
+                ) from error
+            self._leave(error)
+        return otherwise
+
+    def _leave(self, error: Exception) -> None:
+        """Do without the file from now on."""
+        logger.warning(
+            "The score cache %s cannot be used (%s): scores are computed, and kept in memory only.", self._file, error
+        )
+        self._file = None
+
+    def _warn_of_damage(self) -> None:
+        if not self._damaged:
+            logger.warning("The score cache %s is damaged: entries whose checksum is wrong are computed anew.", self._file)
+        self._damaged = True
 
     def _forget(self) -> None:
         while len(self._memory) > _ENTRIES_IN_MEMORY:
             self._memory.popitem(last=False)
+
+
+def _stored(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple[bytes, object]]:
+    stored: list[tuple[bytes, object]] = []
+    for start in range(0, len(keys), _KEYS_A_QUERY):
+        some = keys[start : start + _KEYS_A_QUERY]
+        marks = ", ".join("?" * len(some))
+        stored += connection.execute(f"SELECT key, outputs FROM scores WHERE key IN ({marks})", some).fetchall()
+    return stored
+
+
+def _with_digest(key: bytes, kept: bytes) -> bytes:
+    """What is kept of a row, with a digest of both behind it."""
+    return kept + hashlib.blake2b(kept, key=key, digest_size=_DIGEST_BYTES).digest()
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -52,7 +52,7 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
         origins=origins,
         manifest=_manifest_of_all(origins, heads),
         variants=variants,
-        load_again=partial(load_adapter_rewards, adapters, replace(settings, verify=False), source),
+        load_again=partial(load_adapter_rewards, adapters, source=source),
     ).checked()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -63,7 +64,7 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     base = _base_of(source, settings.revision)
     with _errors_of(source):
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
-        model = model.to(device).eval()
+        model = _read_whole(model, device)
     return _beside(model, source, base, settings)
 
 
@@ -110,7 +111,7 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 raise ModelError(
                     f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
                 )
-    whole = model.get_base_model().to(device).eval()
+        whole = _read_whole(model.get_base_model(), device)
     checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
@@ -176,6 +177,19 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     return torch.float32 if device.type == "cpu" else "auto"
+
+
+def _read_whole(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A loaded model on its device, in evaluation mode, with weights that are its own.
+
+    On a CPU they are first the file's own pages: whoever wrote into the file later would change the model under its name, and who
+    shortened it would end the process. Copied one by one, they never take more than their own memory.
+    """
+    model = model.to(device).eval()
+    if device.type == "cpu":
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:

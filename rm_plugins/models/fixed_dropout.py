@@ -87,7 +87,6 @@ def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate
     loaded = TrainedReward.load(source, unchanged)
     labels = loaded.model.config.num_labels
     dropped = drop_features(loaded.model, passes, rate, seed)
-    again = replace(settings, verify=False)
     return TrainedReward(
         loaded.model,
         loaded.renderer,
@@ -98,7 +97,7 @@ def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate
         manifest=loaded.manifest,
         variants=dropped.variants,
         width=labels * dropped.in_one_run,
-        load_again=partial(load_with_dropout, source, again, passes=passes, rate=rate, seed=seed),
+        load_again=partial(load_with_dropout, source, passes=passes, rate=rate, seed=seed),
         load_unchanged=partial(TrainedReward.load, source, replace(unchanged, verify=False)),
     )
 

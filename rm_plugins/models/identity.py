@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rm_plugins.rendering.render import Renderer
 
@@ -14,9 +16,9 @@ WHERE_A_MODEL_IS = ("adapters", "chat_template", "model", "revision", "tokenizer
 
 
 def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> list[Any]:
-    """The digest of the weights, the rendering, and the digests of a few samples' token ids, as JSON has them.
+    """The digest of the weights, the rendering, and digests of the tokenizer and of a few samples' token ids, as JSON has them.
 
-    Reads every weight once. What the tokenizer and the chat template make of a few samples stands for both.
+    Reads every weight once.
 
     Args:
         renderer: How samples become token ids.
@@ -26,5 +28,18 @@ def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> lis
     from rm_plugins.models.golden import golden_rows
     from rm_plugins.models.manifest import token_digest
 
+    weights = None if model is None else model_fingerprint(model)
     rows = [token_digest(ids) for ids in golden_rows(renderer)[1]]
-    return [None if model is None else model_fingerprint(model), renderer.rendering.as_json(), rows]
+    return [weights, renderer.rendering.as_json(), [tokenizer_digest(renderer.tokenizer), *rows]]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A SHA-256 over all that a tokenizer makes token ids by: its vocabulary and rules, its special tokens, its chat template."""
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        for of_the_last_call in ("padding", "truncation"):
+            rules.pop(of_the_last_call, None)
+    else:
+        rules = tokenizer.get_vocab()
+    facts = [type(tokenizer).__name__, rules, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

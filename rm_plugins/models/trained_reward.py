@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_plugins.errors import ManifestError, RmPluginsError, ScoringError, UnsupportedError
+from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
 from rm_plugins.models.heads import Heads
+from rm_plugins.models.identity import model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
@@ -71,10 +72,26 @@ class ModelOutputs:
     metadata: Mapping[str, Any]
 
 
+def _the_same(load: Callable[[ModelSettings], TrainedReward], settings: ModelSettings, facts: Sequence[Any]) -> TrainedReward:
+    """What was pickled, loaded again.
+
+    Raises:
+        ModelError: It is another one by now.
+    """
+    loaded = load(settings)
+    if (now := loaded._facts) != facts:
+        changed = "weights" if now[0] != facts[0] else "tokenizer or rendering"
+        raise ModelError(
+            f"{loaded.source} cannot be loaded again in this process: its {changed} changed after it was loaded in the first one, and the "
+            "two would give different scores under one name. Load it anew in both."
+        )
+    return loaded
+
+
 class TrainedReward:
     """A trained model with all that makes scores of it: renderer, engine, and what its outputs mean.
 
-    Pickled, it is what it was loaded from, and loads itself again.
+    Pickled, it is what it was loaded from and a digest of what that was, and loads itself again.
 
     Args:
         model: A ``*ForSequenceClassification`` model in evaluation mode.
@@ -86,7 +103,7 @@ class TrainedReward:
         manifest: What is known of the model as a whole.
         variants: As for `rm_plugins.engine.engine.ScoringEngine`.
         width: Likewise.
-        load_again: Loads the same reward in another process.
+        load_again: Loads the same reward in another process, given how it runs.
         load_unchanged: Loads the model that the manifest is of, where this one was changed after it was loaded.
     """
 
@@ -102,7 +119,7 @@ class TrainedReward:
         manifest: Manifest | None = None,
         variants: Sequence[Callable[[], None]] = (),
         width: int | None = None,
-        load_again: Callable[[], TrainedReward] | None = None,
+        load_again: Callable[[ModelSettings], TrainedReward] | None = None,
         load_unchanged: Callable[[], TrainedReward] | None = None,
     ) -> None:
         from rm_plugins.engine.engine import ScoringEngine
@@ -144,15 +161,22 @@ class TrainedReward:
             settings=settings,
             origins=[Origin(source, manifest)],
             manifest=manifest,
-            load_again=partial(cls.load, source, replace(settings, verify=False)),
+            load_again=partial(cls.load, source),
         ).checked()
 
-    def __reduce__(self) -> tuple[Callable[[], TrainedReward], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[..., TrainedReward], tuple[Any, ...]]:
         if self._load_again is None:
             raise UnsupportedError(
                 f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other one."
             )
-        return self._load_again, ()
+        # What else would be this process's own: the dtype by its accelerator, and the day by its clock.
+        date = self.renderer.rendering.template_date
+        settings = replace(self.settings, verify=False, dtype=self.dtype, template_date=date)  # type: ignore[arg-type]
+        return _the_same, (self._load_again, settings, self._facts)
+
+    @property
+    def _facts(self) -> list[Any]:
+        return model_facts(self.renderer, self.model)
 
     @property
     def dtype(self) -> str:

@@ -41,10 +41,10 @@ class TemplatedTextTokenizer:
             first = next(row for row, start in enumerate(starts) if start)
             start, text = starts[first], texts[first]
             before, after, whole = self._whole([text[:start], text[start:], text])
-            self._tried = True
             if before + after != whole:
                 self._marks = None
                 return self._whole(texts)
+            self._tried = True  # not before: another thread may be here as well
         beginnings = list(dict.fromkeys(text[:start] for text, start in zip(texts, starts, strict=True)))
         ids = self._whole([*beginnings, *(text[start:] for text, start in zip(texts, starts, strict=True))])
         begun = dict(zip(beginnings, ids, strict=False))
@@ -53,15 +53,16 @@ class TemplatedTextTokenizer:
 
     def _starts(self, texts: Sequence[str]) -> list[int]:
         """Where the second part of each text begins: what is before is another text's beginning as well; 0 for no such part."""
-        if self._marks is None:
+        marks = self._marks
+        if marks is None:
             return [0] * len(texts)
         starts: list[int] = []
         for row, text in enumerate(texts):
             start = starts[-1] if starts else 0
-            if not (start and text.startswith(texts[row - 1][:start]) and self._marks.match(text, start)):
+            if not (start and text.startswith(texts[row - 1][:start]) and marks.match(text, start)):
                 following = texts[row + 1] if row + 1 < len(texts) else ""
                 shared = text[: _common_length(text, following)]
-                start = max((mark.start() for mark in self._marks.finditer(shared)), default=0)
+                start = max((mark.start() for mark in marks.finditer(shared)), default=0)
             starts.append(start)
         return starts
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
-from rm_plugins.errors import RmPluginsError
+from rm_plugins.errors import ModelError, RmPluginsError
+from rm_plugins.server.agreement import Agreement
 from rm_plugins.server.app import create_app
 from rm_plugins.server.dialects.dialect import Problem
 from rm_plugins.server.request_log import configure_logging
@@ -34,6 +35,7 @@ _KEEP_ALIVE_SECONDS = 75
 _LAST_ANSWERS_SECONDS = 10
 _RESTART_SECONDS = 1.0
 _COULD_NOT_START = 3
+_IS_ANOTHER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Serving:
     log_format: Literal["json", "text"] = "text"
 
 
-def serve(serving: Serving, listening: socket.socket, *, supervised: bool = False) -> bool:
+def serve(serving: Serving, listening: socket.socket, *, supervised: bool = False, agreement: Agreement | None = None) -> bool:
     """Load the reward and serve it until a signal comes.
 
     ``SIGTERM`` and ``SIGINT`` have everything that was accepted finished first, a second one does not. ``SIGHUP`` loads the reward
@@ -56,6 +58,7 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
         serving: What is served.
         listening: A bound socket.
         supervised: Whether `supervise` started this process.
+        agreement: What other processes serve.
 
     Returns:
         Whether everything that was accepted was answered.
@@ -69,6 +72,9 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     reward = ServedReward.load(serving.spec)
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
     app = create_app(reward, serving.settings, reload_all=reload_all)
+    if agreement is not None:
+        _join(agreement, reward.fingerprint)
+        app.state.service.joins = agreement.join
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -81,6 +87,14 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     server = _Server(config, app.state.service, serving.url, parent if supervised else None, asked_meanwhile)
     server.run(sockets=[listening])
     return server.finished
+
+
+def _join(agreement: Agreement, fingerprint: str) -> None:
+    try:
+        agreement.join(fingerprint)
+    except ModelError as error:
+        logger.error("%s", error)
+        raise SystemExit(_IS_ANOTHER) from None
 
 
 class _Server(uvicorn.Server):
@@ -155,6 +169,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         Whether all of them started, and ended with everything answered.
     """
     context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+    agreement = Agreement(context)
     processes: list[Any] = []
     is_stopping = False
 
@@ -168,9 +183,13 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         is_stopping = True
         send(signal.SIGTERM)
 
+    def load_again() -> None:
+        agreement.renew()
+        send(signal.SIGHUP)
+
     def start() -> None:
         if not is_stopping:
-            process = context.Process(target=_work, args=(serving, listening))
+            process = context.Process(target=_work, args=(serving, listening, agreement))
             process.start()
             processes.append(process)
             if is_stopping:  # the signal came before it was on the list
@@ -178,7 +197,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
 
     for stopping_signal in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping_signal, lambda number, frame: stop())
-    signal.signal(signal.SIGHUP, lambda number, frame: send(signal.SIGHUP))
+    signal.signal(signal.SIGHUP, lambda number, frame: load_again())
     for _ in range(number):
         start()
     succeeded = True
@@ -198,10 +217,10 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
     return succeeded
 
 
-def _work(serving: Serving, listening: socket.socket) -> None:
+def _work(serving: Serving, listening: socket.socket, agreement: Agreement) -> None:
     configure_logging(serving.log_format)
     try:
-        finished = serve(serving, listening, supervised=True)
+        finished = serve(serving, listening, supervised=True, agreement=agreement)
     except RmPluginsError as error:
         logger.error("%s", error)
         raise SystemExit(_COULD_NOT_START) from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ class _Work:
 
 class Service:
     """Scores for many clients; `reload_all` has every process of the server load again, this one too, where there are several."""
+
+    joins: Callable[[str], None] | None = None
+    """Agrees with the other processes of the server to serve the reward of a fingerprint, or raises."""
 
     def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
@@ -205,9 +209,11 @@ class Service:
         if old.source is None:
             raise Problem("invalid", "this reward was made in Python, not from a spec, so that there is nothing to load again")
         try:
-            new = await asyncio.to_thread(ServedReward.load, old.source)
+            new = await asyncio.to_thread(self._loaded, old.source)
         except Exception as error:
             self.metrics.reloaded("failed")
+            with suppress(RmPluginsError):
+                self._join(old)
             logger.exception("The reward could not be loaded again; %s goes on", old.fingerprint[:12])
             raise Problem(
                 "failed",
@@ -233,6 +239,20 @@ class Service:
         await self._batcher.settled()
         await asyncio.to_thread(old.close)
         return changed
+
+    def _loaded(self, source: str | Path | Mapping[str, Any]) -> ServedReward:
+        """What the spec describes now, if the other processes serve it as well, or will."""
+        new = ServedReward.load(source)
+        try:
+            self._join(new)
+        except RmPluginsError:
+            new.close()
+            raise
+        return new
+
+    def _join(self, reward: ServedReward) -> None:
+        if self.joins is not None:
+            self.joins(reward.fingerprint)
 
     def _shape(self, reward: ServedReward) -> dict[str, Any]:
         tokens = self.settings.max_batch_tokens or reward.batch_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
+from rm_plugins.errors import ModelError
 from rm_plugins.server import ServedReward
+from rm_plugins.server.agreement import Agreement
 
 ROOT = Path(__file__).parents[2]
 RULES = """
@@ -195,6 +198,57 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
         assert score(client, "x").status_code == 200
     process.send(signal.SIGTERM)
     assert process.ended() == 0
+
+
+def test_a_process_serves_what_the_others_serve_or_nothing(start: Start, tmp_path: Path) -> None:
+    spec = tmp_path / "reward.yaml"
+    spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
+    process = start("reward.yaml", "--workers", "2")
+    process.said("^Serving ", times=2)
+    with httpx2.Client(base_url=process.url, timeout=20, headers={"Connection": "close"}) as client:
+
+        def scores() -> set[float]:
+            return {score(client, "x").json()["rewards"][0]["reward"] for _ in range(24)}
+
+        spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
+        os.kill(process.workers()[0], signal.SIGKILL)
+        assert "put the files back" in process.said("What the spec names has changed", times=2)[0]
+        assert scores() == {1.0}
+        assert client.post("/v1/reload").json()["changed"]
+        process.said("^Serving ", times=3)  # it is tried again until it is what the others serve
+        assert scores() == {2.0}
+        spec.write_text("{provider: constant}", encoding="utf-8")
+        assert client.post("/v1/reload").status_code == 500
+        spec.write_text("{provider: constant, value: 3.0}", encoding="utf-8")
+        process.said("the earlier one goes on", times=2)
+        os.kill(process.workers()[0], signal.SIGKILL)
+        process.said("What the spec names has changed: .*, and this server's processes serve", times=3)
+        assert scores() == {2.0}
+    process.send(signal.SIGTERM)
+    process.ended()
+
+
+class TestAgreement:
+    @pytest.fixture
+    def agreement(self) -> Agreement:
+        return Agreement(multiprocessing.get_context("spawn"))
+
+    def test_the_first_decides_until_it_is_renewed(self, agreement: Agreement) -> None:
+        one, other = "1" * 64, "2" * 64
+        agreement.join(one)
+        agreement.join(one)
+        with pytest.raises(ModelError, match="it is 222222222222 now, and this server's processes serve 111111111111"):
+            agreement.join(other)
+        agreement.renew()
+        agreement.join(other)
+        with pytest.raises(ModelError):
+            agreement.join(one)
+
+    def test_nobody_waits_for_a_process_that_was_killed(self, agreement: Agreement, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rm_plugins.server.agreement._SECONDS_TO_WAIT", 0.01)
+        agreement._lock.acquire()
+        agreement.join("1" * 64)
+        agreement.renew()
 
 
 def test_what_cannot_be_loaded_ends_all_processes(start: Start, tmp_path: Path) -> None:

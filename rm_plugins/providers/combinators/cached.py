@@ -31,10 +31,10 @@ from rm_plugins.wire import sample_to_json
 class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
-    A sample is its prompt, completion and columns; the reward is what identifies it (`rm_plugins.identity`: its settings, the
-    weights and the rendering of its models) and `version`. What else it depends on (the code of a function, a model behind a URL)
-    is not seen: change `version` with it. Abstentions are not kept, nor are batches in which something failed, though a fallback
-    stood in; details are not kept either. `counts["cached"]` has how many scores were found.
+    A sample is its prompt, completion and columns; the reward is what identifies it (`rm_plugins.identity`: its settings, the files
+    that these name, the weights, tokenizers and rendering of its models) and `version`. What else it depends on (what a function
+    imports or reads, a model behind a URL) is not seen: change `version` with it. Abstentions are not kept, nor are batches in which
+    something failed, though a fallback stood in; details are not kept either. `counts["cached"]` has how many scores were found.
 
     Args:
         reward: What is scored.
@@ -85,7 +85,7 @@ class Cached(Combinator):
             outputs[row] = scores.values[firsts[contents[row]]]
         if failures_in(self.reward) == failures:
             self._cache.write([contents[row] for row in rows], outputs[rows])
-        self.counts["cached"] += len(samples) - len(unknown)
+        self._counted("cached", len(samples) - len(unknown))
         values = outputs[:, 0]
         work = summed_work([scores])
         errors = self.reward.unhandled(scores)

@@ -59,7 +59,7 @@ class Ensemble(Combinator):
         members = np.stack([scores.values for scores in scored])
         errors = failures_of(zip(self.members, scored, strict=True)) if self.quorum is None else self._short(scored, members)
         if len(errors) < len(samples):
-            self.counts["missing_members"] += int(np.isnan(np.delete(members, list(errors), axis=1)).sum())
+            self._counted("missing_members", int(np.isnan(np.delete(members, list(errors), axis=1)).sum()))
         return combined(
             members, samples, self.aggregate, quorum=self.quorum, scored=scored, errors=errors, metadata=summed_work(scored)
         )

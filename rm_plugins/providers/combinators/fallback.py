@@ -44,7 +44,7 @@ class Fallback(Combinator):
             is_last = number == len(self.members) - 1
             (scores,) = score_rows(samples, [(member, rows)], on_error=None if is_last else "abstain")
             values[rows] = scores.values[rows]
-            self.counts[f"member/{number}"] += int((~scores.abstained).sum())
+            self._counted(f"member/{number}", int((~scores.abstained).sum()))
             scored.append(scores)
         errors = self.members[-1].unhandled(scored[-1])
         return self.whole(values, numbered(self.members, scored), kind="member", errors=errors)

@@ -40,6 +40,6 @@ class Gate(Combinator):
         is_open = gate.values >= self.at
         (reward,) = score_rows(samples, [(self.reward, np.flatnonzero(is_open).tolist())])
         is_closed = ~is_open & ~gate.abstained
-        self.counts["closed"] += int(is_closed.sum())
+        self._counted("closed", int(is_closed.sum()))
         values = np.where(is_closed, np.nan if self.closed is None else self.closed, reward.values)
         return self.whole(values, {"gate": (self.gate, gate), "reward": (self.reward, reward)})

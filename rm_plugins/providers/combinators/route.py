@@ -80,7 +80,7 @@ class Route(Combinator):
         scored = score_rows(samples, [(job.reward, job.rows) for job in jobs])
         values = np.full(len(samples), np.nan)
         for job, scores in zip(jobs, scored, strict=True):
-            self.counts[f"{job.kind}/{job.name}" if job.kind else job.name] += len(job.rows)
+            self._counted(f"{job.kind}/{job.name}" if job.kind else job.name, len(job.rows))
             values[job.rows] = scores.values[job.rows]
         parts = {job.name: (job.reward, replace(scores, kind=job.kind)) for job, scores in zip(jobs, scored, strict=True)}
         return self.whole(values, parts, errors=failures_of(parts.values()) | errors)
@@ -92,7 +92,11 @@ class Route(Combinator):
         if self.by is not None:
             for row, sample in enumerate(samples):
                 try:
-                    kinds[row] = _text(self.by(sample))
+                    with (
+                        self.one_thread
+                    ):  # the rewards may wait and so be asked by several; what the function does is not known
+                        kind = self.by(sample)
+                    kinds[row] = _text(kind)
                 except Exception as error:  # a function of the user may raise anything
                     errors[row] = ScoringError(
                         f"The provider {self.called} failed: {type(error).__name__}: {error}", rows=[row]

@@ -42,6 +42,6 @@ class Threshold(Combinator):
         """Score, and compare."""
         reward = self.reward.attempt(samples)
         reached = reward.values >= self.at
-        self.counts["above"] += int(reached.sum())
+        self._counted("above", int(reached.sum()))
         values = np.where(reward.abstained, np.nan, np.where(reached, self.above, self.below))
         return self.whole(values, {"reward": (self.reward, reward)})

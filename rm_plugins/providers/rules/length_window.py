@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -65,6 +65,15 @@ class LengthWindow(Provider):
             from rm_plugins.models.model_folder import load_tokenizer
 
             self._tokenizer = load_tokenizer([tokenizer], self.name)
+
+    @property
+    def identity(self) -> list[Any]:
+        """Its settings, and in place of where the tokenizer is a digest of it."""
+        if self._tokenizer is None:
+            return super().identity
+        from rm_plugins.models.identity import tokenizer_digest
+
+        return [self._settings_with_effect("tokenizer", "_tokenizer"), tokenizer_digest(self._tokenizer), None]
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Measure every completion."""

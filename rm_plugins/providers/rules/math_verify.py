@@ -68,7 +68,7 @@ class MathVerify(Provider):
             try:
                 equal = self._comparison(gold, text)
             except TimeoutError as error:
-                self.counts["timeouts"] += 1
+                self._counted("timeouts")
                 logger.warning("%s: %s; the answer counts as wrong: %.80r", self.called, error, text[-80:])
                 equal = False
             except ChildProcessError as error:

@@ -1,0 +1,43 @@
+"""What identifies an object that no spec describes: what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Set
+from typing import Any
+
+import numpy as np
+
+_OF_ITS_USE = frozenset(("_alone", "_counts", "label", "observer", "unnamed_failures", "where"))
+"""Attributes that say where an object is used and how often."""
+
+
+def held_facts(made: object) -> dict[str, Any]:
+    """The class of an object and its attributes as they are now, as JSON has them.
+
+    Of what has no form of the kind, such as a function or a model, there is the class alone.
+
+    >>> held_facts(re.compile("a"))
+    {'made in Python': 're.Pattern'}
+    """
+    kind = {"made in Python": f"{type(made).__module__}.{type(made).__qualname__}"}
+    return kind | {name: _fact(value) for name, value in getattr(made, "__dict__", {}).items() if name not in _OF_ITS_USE}
+
+
+def _fact(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _fact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_fact(item) for item in value]
+    if isinstance(value, Set):
+        return sorted(map(str, value))
+    if isinstance(value, re.Pattern):
+        return [value.pattern, value.flags]
+    if isinstance(value, np.ndarray):
+        return [value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest()]
+    if hasattr(type(value), "kind"):  # a component of a spec, such as a transform
+        return held_facts(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
