@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, set_seed
 
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.lengths import LengthClasses
@@ -173,3 +174,55 @@ def test_classes_end_where_the_configuration_says() -> None:
     classes = LengthClasses(rope_model("longrope").config)
     assert classes.of(24) != classes.of(25) == classes.of(32) != classes.of(33) == classes.of(64) != classes.of(65)
     assert classes.of(96) != classes.of(97)
+
+
+ENCODERS = (
+    *("albert", "bert", "big_bird", "camembert", "convbert", "ctrl", "data2vec-text", "deberta", "deberta-v2", "distilbert"),
+    *("electra", "ernie", "esm", "eurobert", "flaubert", "fnet", "gte", "ibert", "jina_embeddings_v3", "longformer"),
+    *("megatron-bert", "mobilebert", "modernbert", "modernbert-decoder", "mpnet", "mra", "nomic_bert", "nystromformer"),
+    *("openai-gpt", "rembert", "roberta", "roberta-prelayernorm", "roformer", "squeezebert", "tapas", "xlm", "xlm-roberta"),
+    *("xlm-roberta-xl", "xlnet", "yoso"),
+)
+"""What transformers classifies sequences with that is read by its own head, and can be made small."""
+
+_SIZES = {
+    32: ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size"),
+    2: ("num_hidden_layers", "n_layer", "n_layers"),
+    4: ("num_attention_heads", "n_head", "n_heads"),
+    48: ("intermediate_size", "hidden_dim", "dff", "d_inner"),
+    8: ("d_head", "head_dim"),
+}
+_TOKENS = {"vocab_size": 64, "max_position_embeddings": 160, "pad_token_id": 0, "num_labels": 1}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.filterwarnings("ignore:.*gives a row another score in a batch")
+def test_a_family_of_encoders(family: str) -> None:
+    if family not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    config = CONFIG_MAPPING[family]
+    default = config()
+    known = {*default.to_dict(), *config.attribute_map}
+    sizes = {name: size for size, names in _SIZES.items() for name in names} | _TOKENS
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_config(
+        config(**{name: size for name, size in sizes.items() if name in known})
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)  # otherwise all scores are nearly the same
+    rows = [
+        [random.Random(size).randrange(4, 60) for _ in range(size)] for size in (3, 70, 9, 33, 8, 130, 64, 65, 17, 16, 5, 40)
+    ]
+    with torch.inference_mode():
+        model.eval()
+        given = [
+            {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)} for row in rows
+        ]
+        expected = np.concatenate([model(**one).logits.double().numpy() for one in given])
+    assert expected.std() > 1e-3
+    engine = ScoringEngine(model, 500)
+    for order in (range(len(rows)), range(len(rows) - 1, -1, -1)):
+        outputs, _ = engine.outputs([rows[number] for number in order])
+        np.testing.assert_allclose(outputs, expected[[*order]], rtol=1e-4, atol=1e-4 * (1 + np.abs(expected).max()))
