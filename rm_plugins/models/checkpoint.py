@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +19,7 @@ from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.one_thread import OneThread
 
@@ -67,7 +67,7 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     base = _base_of(source, settings.revision)
     with _loading(source):
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
-        model = _read_whole(model, device)
+        model = own_weights(model.to(device).eval())
     return _beside(model, source, base, settings)
 
 
@@ -114,7 +114,7 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 raise ModelError(
                     f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
                 )
-        whole = _read_whole(model.get_base_model(), device)
+        whole = own_weights(model.get_base_model().to(device).eval())
     checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
@@ -184,19 +184,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     return torch.float32 if device.type == "cpu" else "auto"
-
-
-def _read_whole(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A loaded model on its device, in evaluation mode, with weights that are its own.
-
-    On a CPU they are first the file's own pages: whoever wrote into the file later would change the model under its name, and who
-    shortened it would end the process. Copied one by one, they never take more than their own memory.
-    """
-    model = model.to(device).eval()
-    if device.type == "cpu":
-        for tensor in chain(model.parameters(), model.buffers()):
-            tensor.data = tensor.data.clone()
-    return model
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
