@@ -16,17 +16,18 @@ _OF_ITS_USE = frozenset(("_alone", "_counts", "label", "observer", "unnamed_fail
 def held_facts(made: object) -> dict[str, Any]:
     """The class of an object and its attributes as they are now, as JSON has them.
 
-    Of what has no form of the kind, such as a function or a model, there is the class alone.
+    What has no form of the kind, such as a function, a model or a connection that was opened meanwhile, is left out.
 
     >>> held_facts(re.compile("a"))
     {'made in Python': 're.Pattern'}
     """
     kind = {"made in Python": f"{type(made).__module__}.{type(made).__qualname__}"}
-    return kind | {name: _fact(value) for name, value in getattr(made, "__dict__", {}).items() if name not in _OF_ITS_USE}
+    attributes = {name: value for name, value in getattr(made, "__dict__", {}).items() if name not in _OF_ITS_USE}
+    return kind | {name: fact for name, value in attributes.items() if (fact := _fact(value)) is not None}
 
 
 def _fact(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
         return {str(key): _fact(item) for key, item in value.items()}
@@ -40,4 +41,4 @@ def _fact(value: Any) -> Any:
         return [value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest()]
     if hasattr(type(value), "kind"):  # a component of a spec, such as a transform
         return held_facts(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return None

@@ -47,7 +47,7 @@ class Component(ABC):
 
     spec: Mapping[str, Any] | None = None
     """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
-    read: Mapping[str, Any] | None = None
+    spec_as_read: Mapping[str, Any] | None = None
     """The same without its name, with the digests that files had when it was made."""
 
 
@@ -139,7 +139,7 @@ class Provider(ABC):
     """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
     spec: Mapping[str, Any] | None = None
     """What it was made from, every nested spec written out; None where it was made in Python."""
-    read: Mapping[str, Any] | None = None
+    spec_as_read: Mapping[str, Any] | None = None
     """Its own keys of that, with the digests that files had when it was made."""
     where: str = ""
     """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
@@ -221,13 +221,13 @@ class Provider(ABC):
         if self.spec is None:
             settings = {key: value for key, value in held_facts(self).items() if key not in left_out}
         else:
-            read = self.read or {}
+            read = self.spec_as_read or {}
             kept = self.spec.keys() - left_out
             settings = {key: read[key] if key in read else with_digests(self.spec[key]) for key in kept}
         if self.transform is not None:
             written = self.transform.spec
             settings["transform"] = (
-                held_facts(self.transform) if written is None else {**written, **(self.transform.read or {})}
+                held_facts(self.transform) if written is None else {**written, **(self.transform.spec_as_read or {})}
             )
         return settings
 

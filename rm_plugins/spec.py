@@ -296,7 +296,7 @@ class SpecBuilder:
             with self.errors_at(path):
                 made = cls(**resolved)
             if isinstance(made, (Component, Provider)):
-                made.read = read
+                made.spec_as_read = read
             return made, written
         except RmPluginsError:
             raise

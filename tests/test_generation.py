@@ -312,6 +312,17 @@ class LLM:
         ]
 
 
+def test_weights_that_are_written_over_change_no_completion(tmp_path: Path) -> None:
+    made = generator(make_policy(tmp_path))
+    before = made.complete(PROMPTS)
+    for file in tmp_path.rglob("*.safetensors"):
+        size = file.stat().st_size
+        with file.open("r+b") as opened:  # in place, as `cp` writes
+            opened.seek(size // 2)
+            opened.write(b"\x3f" * (size - size // 2))
+    assert made.complete(PROMPTS) == before
+
+
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("vllm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -304,3 +305,25 @@ class TestInAProvider:
         assert model_fingerprint(one.model) == model_fingerprint(other.model)  # type: ignore[attr-defined]
         one.model.config.hidden_act = "gelu"  # type: ignore[attr-defined]
         assert model_fingerprint(one.model) != model_fingerprint(other.model)  # type: ignore[attr-defined]
+
+    def test_the_code_of_a_checkpoint_is_the_model_too(
+        self, tiny_decoder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = (
+            "from transformers import Qwen2ForSequenceClassification\n\n\n"
+            "class Own(Qwen2ForSequenceClassification):\n"
+            "    def __init__(self, config):\n        super().__init__(config)\n"
+            "        self.score.register_forward_hook(lambda m, i, o: o {})\n"
+        )
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        values: list[Any] = []
+        for number, ending in enumerate(("* 2", "* 3")):
+            folder = tiny_decoder()
+            config = json.loads((folder / "config.json").read_text())
+            config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_own.Own"}
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "modeling_own.py").write_text(code.format(ending))
+            provider: Any = rm.load(folder, cache=str(tmp_path / "scores.sqlite"), trust_remote_code=True)
+            assert type(provider.model).__name__ == "Own"
+            values.append(provider.score(self.SAMPLES).values / (number + 2))
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -195,7 +196,10 @@ def _with_digest(key: bytes, kept: bytes) -> bytes:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """A SHA-256 over a model's weights, configuration and dtype, as hexadecimal text. Reads every weight once."""
+    """A SHA-256 over a model's weights, configuration and dtype, as hexadecimal text. Reads every weight once.
+
+    Of a model whose code came with its checkpoint, that code counts as well.
+    """
     import torch
 
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
@@ -203,9 +207,20 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     scales = {
         name: scale for name, module in model.named_modules() if isinstance(scale := getattr(module, "scaling", None), dict)
     }
-    digest = hashlib.sha256(json.dumps([type(model).__name__, settings, scales], sort_keys=True, default=str).encode())
+    code = _code_of_the_checkpoint(model)
+    digest = hashlib.sha256(json.dumps([type(model).__name__, settings, scales, *code], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def _code_of_the_checkpoint(model: PreTrainedModel) -> list[str]:
+    """Digests of the files with the code of a model that is not transformers' own, as they lie beside each other."""
+    module = type(model).__module__
+    if not module.startswith("transformers_modules."):  # the package that transformers makes of checkpoints' code
+        return []
+    file = inspect.getsourcefile(type(model))
+    files = [] if file is None else sorted(Path(file).parent.glob("*.py"))
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]

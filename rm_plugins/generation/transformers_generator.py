@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from rm_plugins.generation.generator import Completion, Generator
 from rm_plugins.models.checkpoint import default_device
+from rm_plugins.models.own_weights import own_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ class TransformersGenerator(Generator):
 
     def _load(self, options: dict[str, Any]) -> None:
         model = AutoModelForCausalLM.from_pretrained(self.model, **{"dtype": "auto", **options})
-        self._policy: Any = (model if "device_map" in options else model.to(default_device())).eval()
+        self._policy: Any = own_weights((model if "device_map" in options else model.to(default_device())).eval())
         own = self._policy.generation_config.eos_token_id
         ends = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
         self._ends = list(dict.fromkeys(token for token in ends if token is not None))

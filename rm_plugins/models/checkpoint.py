@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,13 +19,17 @@ from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.settings import ModelSettings
+from rm_plugins.one_thread import OneThread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_ONE_THREAD = OneThread()
 
 _Shapes: TypeAlias = Mapping[str, Sequence[int]]
 
@@ -62,9 +65,9 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
         raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
     arguments, device = _arguments(settings)
     base = _base_of(source, settings.revision)
-    with _errors_of(source):
+    with _loading(source):
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
-        model = _read_whole(model, device)
+        model = own_weights(model.to(device).eval())
     return _beside(model, source, base, settings)
 
 
@@ -100,18 +103,18 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 key=where,
             )
     names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
-    with _errors_of(adapters[0]):
+    with _loading(adapters[0]):
         arguments, device = _arguments(settings)
         model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
     for source, name, weights in zip(adapters[1:], names[1:], shapes[1:], strict=True):
-        with _errors_of(source):
+        with _loading(source):
             _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), weights)
             missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
             if missing:
                 raise ModelError(
                     f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
                 )
-        whole = _read_whole(model.get_base_model(), device)
+        whole = own_weights(model.get_base_model().to(device).eval())
     checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
@@ -154,10 +157,14 @@ def _base_of(source: str, revision: str | None) -> str | None:
 
 
 @contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    """Turns what loading a model may raise into a `ModelError`."""
+def _loading(source: str) -> Iterator[None]:
+    """Turns what loading a model may raise into a `ModelError`; one thread at a time is let in.
+
+    transformers sets the dtype that new tensors have in the whole process meanwhile: two that load at once would get each other's.
+    """
     try:
-        yield
+        with _ONE_THREAD:
+            yield
     except RmPluginsError:
         raise
     except Exception as error:  # the hub, transformers, safetensors and torch each have their own
@@ -177,19 +184,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     return torch.float32 if device.type == "cpu" else "auto"
-
-
-def _read_whole(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A loaded model on its device, in evaluation mode, with weights that are its own.
-
-    On a CPU they are first the file's own pages: whoever wrote into the file later would change the model under its name, and who
-    shortened it would end the process. Copied one by one, they never take more than their own memory.
-    """
-    model = model.to(device).eval()
-    if device.type == "cpu":
-        for tensor in chain(model.parameters(), model.buffers()):
-            tensor.data = tensor.data.clone()
-    return model
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:

@@ -164,6 +164,20 @@ class TestMadeInPython:
         transforms = [None, Scale(factor=2.0), Scale(factor=3.0), Clip(low=0.0), Chain(transforms=[Scale(factor=2.0)])]
         assert len({transformed(transform) for transform in transforms}) == len(transforms)
 
+    def test_what_is_made_on_the_way_changes_nothing(self) -> None:
+        class Connected(LengthWindow):
+            connection: object = None
+
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                self.connection = self.connection or object()
+                return super().score_batch(samples)
+
+        reward = Connected(high=5)
+        reward.connection = None
+        before = fingerprint(reward)
+        reward.score([rm.Sample("", "a")])
+        assert fingerprint(reward) == before
+
     def test_using_it_changes_nothing(self) -> None:
         reward = LengthWindow(high=5)
         before = fingerprint(reward)

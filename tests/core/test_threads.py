@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -71,6 +72,21 @@ def test_models(kind: str, tiny_decoder: MakeFolder, tiny_encoder: MakeFolder, t
     agrees(provider)
     if kind != "of adapters in a sum":
         check_provider(provider, SAMPLES[:3], pickles=False)
+
+
+def test_models_that_are_loaded_at_once(tiny_decoder: MakeFolder, tiny_encoder: MakeFolder, tmp_path: Path) -> None:
+    decoder = {"provider": "sequence-classifier", "model": str(tiny_decoder())}
+    specs: list[Any] = [
+        decoder,
+        {"provider": "sequence-classifier", "model": str(tiny_encoder())},
+        {"provider": "lora-ensemble", "adapters": adapters_of(tiny_decoder(), tmp_path, 2)},
+        *({**decoder, "dtype": dtype} for dtype in ("bfloat16", "float16")),
+    ]
+    alone = [rm.load(spec).score(SAMPLES).values for spec in specs]
+    together = in_threads(lambda call: rm.load(specs[call % len(specs)]).score(SAMPLES).values, 40, threads=6)
+    for call, scores in enumerate(together):
+        np.testing.assert_array_equal(scores, alone[call % len(specs)])
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_what_uses_a_model_without_its_provider(tiny_decoder: MakeFolder, tmp_path: Path) -> None:
