@@ -229,3 +229,14 @@ class TestDivergence:
         assert manifest.training["metrics"] == {"eval_accuracy": 0.5}
         assert manifest.statistics is None
         json.loads((tmp_path / "reward_manifest.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_writing_over_the_base_models_file_changes_no_training(tiny_decoder: Any, tmp_path: Path) -> None:
+    model = tiny_decoder()
+    trainer = trainer_of(model, tmp_path / "out")
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    path = model / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(path.stat().st_size // 2))
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
+from rm_plugins.models.own_weights import own_weights
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def load_classifier(
     set_seed(args.seed)  # the new head is random
     with suppress_seqcls_warning():
         model = create_model_from_path(source, Classifier, **settings)
-    return model, frozenset(module_of(model, key) for key in missing)
+    return own_weights(model), frozenset(module_of(model, key) for key in missing)
 
 
 def parameter_count(model: Any, args: Any) -> int:
