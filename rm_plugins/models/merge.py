@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from transformers import AutoConfig
 
 import rm_plugins
 from rm_plugins.errors import ModelError, SpecError
-from rm_plugins.files import check_output, output_errors
+from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
@@ -125,7 +123,7 @@ def merge_models(
             progress(source)
     starts = {fact["base_model"] for fact in facts}
     training = {"base_model": starts.pop() if len(starts) == 1 else None, "members": facts}
-    with _taking_the_place_of(out) as folder:
+    with replacing_folder(out) as folder:
         manifest = _write(folder, model, dtype, first, training)
         del model  # which leaves its memory to what the statistics take
         if statistics is not None:
@@ -333,19 +331,6 @@ def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
             )
     if not (out / "config.json").is_file():
         raise ModelError(f"{out} holds something that is no model, so it is not replaced. Name another folder.")
-
-
-@contextmanager
-def _taking_the_place_of(out: Path) -> Iterator[Path]:
-    """Lend a folder beside `out`, which takes its place when the block ends and is gone if it fails."""
-    place = out.resolve()
-    with output_errors(out), tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        yield folder
-        if place.exists():
-            place.rename(Path(scratch) / "replaced")
-        folder.rename(place)
 
 
 def _set_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
