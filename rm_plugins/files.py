@@ -81,11 +81,13 @@ def check_kept(path: Path) -> None:
         mode = _mode(path, follow=False)
     if mode is not None and not stat.S_ISREG(mode):
         kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OutputError(f"{path} is {kind}, where a file of an interrupted run would be. Move it away, or name another output.")
+        raise OutputError(
+            f"{path} is {kind}, where a file of an interrupted run would be. Move it away, or name another output."
+        )
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` is a pipe, a terminal or another device, or an open file of a process, such as ``/dev/stdout``: none that is replaced."""
+    """Whether `path` is a pipe, a terminal or another device, or an open file such as ``/dev/stdout``, all of which are never replaced."""
     step = path
     for _ in range(40):  # as many links as the system follows
         folder = os.path.realpath(step.parent)

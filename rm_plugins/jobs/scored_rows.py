@@ -128,8 +128,7 @@ class RowScoring:
         finally:
             progress.end()
         return (
-            ScoredRow(json.loads(line), row["scores"], row["details"])
-            for line, row in self._scored_before(self.source.rows())
+            ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in self._scored_before(self.source.rows())
         )
 
     def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
 import rm_plugins
-from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.errors import ModelError, OutputError, SpecError
 from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
@@ -346,7 +347,10 @@ def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Mem
         model.config.id2label = dict(enumerate(heads.labels))
         model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
     _set_dtype(model, dtype)
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # in which the system's own is hidden, such as of a full disk
+        raise OutputError(f"{folder} cannot be written: {error}. Make room, or name another place.") from error
     first.renderer.tokenizer.save_pretrained(folder)
     _set_dtype(model, torch.float32)  # the golden scores are exact, and those of the weights as the file has them
     manifest = Manifest(
