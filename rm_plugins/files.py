@@ -30,7 +30,7 @@ except ImportError:  # Windows, where temporaries of killed processes stay
 _ADVICE = "Name another place, or check the permissions and the free space of this one."
 _TEMPORARY = ".rm-plugins"
 """How the names of temporaries end."""
-_TEMPORARY_NAMES = re.compile(r"\..*\.[a-z0-9_]{8}\.rm-plugins(\.\w+)?", re.DOTALL)
+_TEMPORARY_NAMES = re.compile(r"\..*\.[a-z0-9_]{8}\.rm-plugins(\.jsonl)?", re.DOTALL)
 _NAME_BYTES = 100
 """How much of a file's name is in that of its temporary, which is not to be too long where the file's own is not."""
 _SET_ASIDE = "replaced"

@@ -111,7 +111,8 @@ class KeptRows:
             DataError: Another process writes it.
         """
         self._take()
-        for path in (self._note, self.path):  # whose rows say themselves what they are of
+        # Last goes what a run that is killed meanwhile is gone on with: rows say themselves what they are of.
+        for path in (self._note, self._lock_file, self.path):
             path.unlink(missing_ok=True)
         self.close()
 
