@@ -124,14 +124,14 @@ class KeptRows:
         for path in (self.path, self._note, self._lock_file):
             check_kept(path)
         check_output(self._note)
-        try:
-            with output_errors(self._lock_file):
+        with output_errors(self._lock_file):
+            try:
                 self._lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(
-                f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
-                "folder with --scores."
-            ) from None
+            except Timeout:
+                raise DataError(
+                    f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
+                    "folder with --scores."
+                ) from None
 
     def _ended(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
         """The last row of a batch, which says that it is."""

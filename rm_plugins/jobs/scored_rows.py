@@ -104,7 +104,8 @@ class RowScoring:
             DataError: A row was another one when it was scored.
         """
         progress = progress or JobProgress()
-        if any(depends_on_batch(part) or learns_while_scoring(part) for _, part in self.provider.walk()):
+        compares = any(depends_on_batch(part) for _, part in self.provider.walk())
+        if compares or any(learns_while_scoring(part) for _, part in self.provider.walk()):
             self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()
         if done:
@@ -116,7 +117,9 @@ class RowScoring:
             progress.resume("scoring", done)
         progress.begin("scoring", done, self.source.count)
         try:
-            batches = scored_batches(self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1)
+            batches = scored_batches(
+                self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares
+            )
             for batch, metadata in batches:
                 self.work.update({name: metadata[name] for name in _WORK if name in metadata})
                 kept = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import os
 import sys
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from numbers import Real
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy as np
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.handed_over import HandedOver, handed_now
 from rm_plugins.provider import Provider
+from rm_plugins.providers.function_code import code_digest, function_path
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
 
@@ -104,9 +103,9 @@ class FunctionProvider(Provider):
 
     @property
     def identity(self) -> list[Any]:
-        """Its settings, and the code of the module that the function is in, not of what that imports."""
+        """Its settings, and the code of the function (`code_digest`)."""
         settings, *others = super().identity
-        return [{**settings, "function": [_module_path(self.function), _code_digest(self.function)]}, *others]
+        return [{**settings, "function": [function_path(self.function), code_digest(self.function)]}, *others]
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Call the function once with all samples that have the same columns, which of a dataset are the whole batch."""
@@ -193,24 +192,6 @@ def _name(function: Callable[..., Any]) -> str:
     while isinstance(function, partial):  # TRL's metrics have the name of what is inside
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _module_path(function: Callable[..., Any]) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def _code_digest(function: Callable[..., Any]) -> str | None:
-    """The SHA-256 of the file that a function is written in; None where there is none, as in an interactive session."""
-    while isinstance(function, partial):
-        function = function.func
-    try:
-        file = inspect.getsourcefile(function if hasattr(function, "__qualname__") else type(function))
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

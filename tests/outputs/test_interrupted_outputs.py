@@ -26,9 +26,7 @@ Run = Callable[..., Result]
 class FullDisk:
     """Stands for a function of the system that has room for so many calls, of those that `counts` says."""
 
-    def __init__(
-        self, function: Callable[..., Any], calls: int, counts: Callable[..., bool] = lambda *_, **__: True
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], calls: int, counts: Callable[..., bool] = lambda *_, **__: True) -> None:
         self.function = function
         self.calls = calls
         self.counts = counts

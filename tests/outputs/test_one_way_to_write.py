@@ -170,7 +170,9 @@ def test_every_command_writes_into_a_pipe(run: Run, arguments: tuple[str, ...], 
     assert undated[:-1] == undated[-1:]
 
 
-PROGRAM = "import sys; from pathlib import Path; from rm_plugins.files import write_atomically as w; w(Path(sys.argv[1]), 'new')"
+PROGRAM = (
+    "import sys; from pathlib import Path; from rm_plugins.files import write_atomically as w; w(Path(sys.argv[1]), 'new')"
+)
 
 
 def program(*arguments: str, code: str = PROGRAM, **settings: Any) -> subprocess.CompletedProcess[bytes]:

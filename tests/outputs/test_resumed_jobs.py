@@ -86,7 +86,7 @@ def test_what_learns_while_scoring_goes_on_from_what_it_had_learned(
     killed(monkeypatch, job, *arguments, "out.jsonl", appends=appends)
     told = job(*arguments, "out.jsonl")
     assert told.exit_code == 0, told.output
-    assert f"Going on behind {4 * appends} rows" in told.output
+    assert f"Going on behind {(5 if spec == 'ranked.yaml' else 4) * appends} rows" in told.output
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert [name for name in os.listdir() if ".part" in name] == []
 
@@ -125,6 +125,13 @@ def test_other_batches_are_welcome_where_scores_do_not(job: Run, monkeypatch: py
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_completions_of_a_prompt_are_ranked_together_whatever_the_batch(job: Run, size: int) -> None:
+    assert job("score", "ranked.yaml", "in.jsonl", "-o", "out.jsonl", "--batch-size", str(size)).exit_code == 0
+    scores = [json.loads(line)["score"] for line in Path("out.jsonl").read_text().splitlines()]
+    assert scores == rm.load("ranked.yaml").score([rm.Sample(row["prompt"], row["completion"]) for row in ROWS]).values.tolist()
+
+
 # --- What is left of an append --------------------------------------------------------------------------------------------
 
 
@@ -144,7 +151,11 @@ class StopAfter(JobProgress):
             raise Killed
 
 
-@given(cut=st.integers(0, 4000), behind=st.sampled_from([b"", b"\0" * 512, b'{"row": "', b"\n", b"7\n", b"\xff\xfe\n"]), data=st.data())
+@given(
+    cut=st.integers(0, 4000),
+    behind=st.sampled_from([b"", b"\0" * 512, b'{"row": "', b"\n", b"7\n", b"\xff\xfe\n"]),
+    data=st.data(),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_any_end_of_the_file_is_gone_on_with_to_the_same_scores(job: Run, cut: int, behind: bytes, data: st.DataObject) -> None:
     spec = data.draw(st.sampled_from(sorted(SPECS)))
@@ -242,7 +253,9 @@ def test_a_job_that_is_killed_when_it_deletes_what_it_kept_ends_the_same(
     assert told.exit_code == 0 or "exists already" in told.output
     if command != "evaluate":
         assert Path(out).read_text() == before
-    names = {name for name in os.listdir() if name not in {out, "in.jsonl", "rules.py", "journal", "cache", "__pycache__", *SPECS}}
+    names = {
+        name for name in os.listdir() if name not in {out, "in.jsonl", "rules.py", "journal", "cache", "__pycache__", *SPECS}
+    }
     assert names == set()
     assert [path for path in Path("cache").rglob("*") if path.is_file()] == []
 
@@ -251,7 +264,10 @@ def test_a_job_that_is_killed_when_it_deletes_what_it_kept_ends_the_same(
 
 
 def test_a_column_with_nan_is_the_same_column_again(job: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [json.dumps(row)[:-1] + f', "x": {value}, "deep": {{"y": [{value}]}}}}\n' for row, value in zip(ROWS, ["NaN", "1.0"] * 12)]
+    rows = [
+        json.dumps(row)[:-1] + f', "x": {value}, "deep": {{"y": [{value}]}}}}\n'
+        for row, value in zip(ROWS, ["NaN", "1.0"] * 12)
+    ]
     Path("in.jsonl").write_text("".join(rows))
     for command in ("score", "rank"):
         arguments = (command, LEARNS, "in.jsonl", "--batch-size", "4", "-o")
