@@ -58,7 +58,7 @@ def test_a_column_that_is_needed_fails_the_samples_that_have_it_not() -> None:
     provider.on_error = "raise"
     with pytest.raises(ScoringError, match=r"'graded' failed: TypeError: .*'grade'") as raised:
         provider.score(samples)
-    assert raised.value.rows == {1}
+    assert raised.value.rows == frozenset({1})
 
 
 def test_one_call_scores_all_samples_that_are_alike() -> None:

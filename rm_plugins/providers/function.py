@@ -35,8 +35,8 @@ class FunctionProvider(Provider):
         function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
             ``completions``, ``completion_ids`` (or one of them) and any dataset columns it names (all of them if it has
             ``**kwargs``). A column that a sample does not have is left out and not made None, whatever other samples have: those
-            with other columns are handed over in a call of their own. What else a trainer hands over, such as ``trainer_state``, reaches both forms by name. It returns one
-            number per sample, ``None`` or NaN where it abstains. It may be ``async``.
+            with other columns are handed over in a call of their own. What else a trainer hands over, such as ``trainer_state``,
+            reaches both forms by name. It returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
         factory: Whether the function, called once with `arguments`, returns the reward function.
         concurrent: Whether it waits rather than computes, and is safe to call in another thread, so that an ensemble may have

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ SPECS = {
     ),
     "ranked.yaml": "{provider: function, function: 'rules:length', transform: rank-in-group}",
 }
-ROWS = [{"prompt": f"Q{number // 5}", "completion": "yes" * (number * 7 % 11 + 1), "n": number} for number in range(23)]
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"Q{number // 5}", "completion": "yes" * (number * 7 % 11 + 1), "n": number} for number in range(23)
+]
 
 
 @pytest.fixture
@@ -266,7 +269,7 @@ def test_a_job_that_is_killed_when_it_deletes_what_it_kept_ends_the_same(
 def test_a_column_with_nan_is_the_same_column_again(job: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         json.dumps(row)[:-1] + f', "x": {value}, "deep": {{"y": [{value}]}}}}\n'
-        for row, value in zip(ROWS, ["NaN", "1.0"] * 12)
+        for row, value in zip(ROWS, islice(cycle(["NaN", "1.0"]), len(ROWS)), strict=True)
     ]
     Path("in.jsonl").write_text("".join(rows))
     for command in ("score", "rank"):
@@ -300,8 +303,8 @@ def test_a_function_that_was_edited_is_another_one(job: Run, monkeypatch: pytest
 @pytest.mark.parametrize("command", ["score", "rank"])
 def test_what_is_in_the_way_is_named_and_a_planted_link_is_not_followed(job: Run, name: str, command: str) -> None:
     Path("precious").write_text("somebody's")
-    for plant in (lambda: os.symlink("precious", name), lambda: os.symlink("nowhere", name), lambda: os.mkdir(name)):
-        plant()
+    for target in ("precious", "nowhere", None):
+        os.mkdir(name) if target is None else os.symlink(target, name)
         told = job(command, "plain.yaml", "in.jsonl", "-o", "out.jsonl")
         assert isinstance(told.exception, SystemExit) and told.exit_code == 1, told.exc_info
         assert f"{name} is a" in told.output and "Move it away" in told.output
