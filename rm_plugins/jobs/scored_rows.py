@@ -31,7 +31,7 @@ from rm_plugins.files import check_output, output_errors, scratch_file, would_re
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
+from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class RowScoring:
             DataError: A row was another one when it was scored.
         """
         progress = progress or JobProgress()
-        compares = any(depends_on_batch(part) for _, part in self.provider.walk())
+        compares = compares_samples(self.provider)
         if compares or any(learns_while_scoring(part) for _, part in self.provider.walk()):
             self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
 import rm_plugins
-from rm_plugins.errors import ModelError, OutputError, SpecError
+from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
@@ -350,7 +350,7 @@ def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Mem
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:  # in which the system's own is hidden, such as of a full disk
-        raise OutputError(f"{folder} cannot be written: {error}. Make room, or name another place.") from error
+        raise OSError(str(error)) from error
     first.renderer.tokenizer.save_pretrained(folder)
     _set_dtype(model, torch.float32)  # the golden scores are exact, and those of the weights as the file has them
     manifest = Manifest(

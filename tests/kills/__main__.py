@@ -11,8 +11,6 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-
 from tests.kills.jobs import JOBS, write_inputs, write_models
 from tests.kills.killing import Outcome, in_a_process, killed
 
@@ -34,6 +32,7 @@ def main() -> int:
     commands = options.commands or list(JOBS)
     if unknown := [name for name in commands if name not in JOBS]:
         parser.error(f"there is no {unknown[0]!r}; {', '.join(JOBS)} are there")
+    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     print(f"Killing with the seed {options.seed}.", flush=True)
     for name in ("", *commands):
         for module in _IMPORTED.get(name, ()):
