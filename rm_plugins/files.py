@@ -75,12 +75,16 @@ def check_kept(path: Path) -> None:
     """Refuse a file beside an output that is to be gone on with, where something else has taken its name.
 
     Raises:
-        OutputError: It is a link, which would have another file written, or it is no regular file.
+        OutputError: It is a link, or has another name elsewhere, so that another file would be written, or it is no regular file.
     """
     with output_errors(path):
-        mode = _mode(path, follow=False)
-    if mode is not None and not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFREG: "a file that has another name, too"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), "not a regular file")
         raise OutputError(
             f"{path} is {kind}, where a file of an interrupted run would be. Move it away, or name another output."
         )
@@ -181,10 +185,10 @@ def sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
-def _mode(path: Path, *, follow: bool = True) -> int | None:
+def _mode(path: Path) -> int | None:
     """What kind of file there is; None where there is none. Raises whatever else the system says, such as of a name that is too long."""
     try:
-        return os.stat(path, follow_symlinks=follow).st_mode
+        return path.stat().st_mode
     except FileNotFoundError:
         return None
 

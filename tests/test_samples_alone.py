@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import rm_plugins as rm
 from rm_plugins.errors import ScoringError
 from rm_plugins.handed_over import HandedOver, handed_over
+from rm_plugins.training.reward_history import length_correlation
 
 COLUMNS = st.dictionaries(st.sampled_from(["answer", "weight", "samples", "other"]), st.none() | st.integers(1, 9), max_size=3)
 BATCHES = st.lists(st.builds(rm.Sample, st.just("Q"), st.sampled_from(["a", "bb", "ccc"]), COLUMNS), min_size=2, max_size=6)
@@ -107,6 +108,14 @@ def test_members_do_not_disagree_on_the_order_of_answers_to_no_known_question(pr
     provider = rm.load({"provider": "ensemble", "members": [count, fewer]})
     disagreement = provider.score([*of("Q", [1, 2]), *of(prompt, [1, 2])]).details["rank_disagreement"]
     np.testing.assert_array_equal(disagreement, [0.5, 0.5, np.nan, np.nan])
+
+
+def test_lengths_of_answers_to_no_known_question_are_not_correlated_as_those_of_one() -> None:
+    rewards = np.array([1.0, 2.0, 3.0, 9.0, 1.0])
+    lengths = [10, 20, 30, 5, 80]
+    together = length_correlation(rewards, lengths, ["Q", "Q", "Q", "", ""])
+    assert together == length_correlation(rewards[:3], lengths[:3], ["Q", "Q", "Q"])
+    assert together == (pytest.approx(1.0), 1)
 
 
 def count(samples: Sequence[rm.Sample]) -> list[float]:

@@ -134,7 +134,7 @@ class TestOutput:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
         monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-        with pytest.raises(OutputError, match="out cannot be written: .*No space left on device.* Name another place"):
+        with pytest.raises(OutputError, match=r"out cannot be written: .*No space left on device.* Name another place"):
             merge_models(names(*members), tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 

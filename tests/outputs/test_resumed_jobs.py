@@ -303,8 +303,14 @@ def test_a_function_that_was_edited_is_another_one(job: Run, monkeypatch: pytest
 @pytest.mark.parametrize("command", ["score", "rank"])
 def test_what_is_in_the_way_is_named_and_a_planted_link_is_not_followed(job: Run, name: str, command: str) -> None:
     Path("precious").write_text("somebody's")
-    for target in ("precious", "nowhere", None):
-        os.mkdir(name) if target is None else os.symlink(target, name)
+    plants: list[Callable[[], object]] = [
+        lambda: os.symlink("precious", name),
+        lambda: os.symlink("nowhere", name),
+        lambda: os.link("precious", name),
+        lambda: os.mkdir(name),
+    ]
+    for plant in plants:
+        plant()
         told = job(command, "plain.yaml", "in.jsonl", "-o", "out.jsonl")
         assert isinstance(told.exception, SystemExit) and told.exit_code == 1, told.exc_info
         assert f"{name} is a" in told.output and "Move it away" in told.output
