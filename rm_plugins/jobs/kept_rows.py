@@ -112,7 +112,7 @@ class KeptRows:
         """
         self._take()
         # Last goes what a run that is killed meanwhile is gone on with: rows say themselves what they are of.
-        for path in (self._note, self._lock_file, self.path):
+        for path in (self._lock_file, self._note, self.path):
             path.unlink(missing_ok=True)
         self.close()
 
@@ -213,6 +213,7 @@ class UnfinishedFile(KeptRows):
 
     def forget(self) -> None:
         """Delete the note, so that the finished file is one like any other."""
+        self._lock_file.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
         self.close()
 

@@ -16,6 +16,12 @@ from tests.kills.killing import Outcome, in_a_process, killed
 
 _IMPORTED = {
     "": ("rm_plugins.cli", "rm_plugins.jobs.evaluation", "rm_plugins.providers.combinators.sum", "pyarrow", "scipy.stats"),
+    "generate": (
+        "torch",
+        "transformers",
+        "rm_plugins.generation.transformers_generator",
+        "transformers.models.qwen2.modeling_qwen2",
+    ),
     "merge": ("torch", "transformers", "rm_plugins.models.merge", "transformers.models.qwen2.modeling_qwen2"),
     "train": ("rm_plugins_trl.reward_training.train", "rm_plugins_trl.reward_training.reward_trainer"),
 }
@@ -41,7 +47,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kills-inputs-") as scratch:
         inputs = Path(scratch)
         write_inputs(inputs)
-        if {"merge", "train"} & set(commands):
+        if {"generate", "merge", "train"} & set(commands):
             _, status = os.waitpid(in_a_process(lambda: write_models(inputs), 2), 0)
             assert status == 0, "the models could not be made"
         print(_line("command", "kills", "runs", "starts", "wrong", "seconds"), flush=True)

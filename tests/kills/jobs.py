@@ -52,7 +52,7 @@ class Job(ABC):
     """A command, in a folder of its own.
 
     Args:
-        inputs: The folder with what every job is given: ``rules.py``, specs, rows, and the models ``start-0`` and ``start-1``.
+        inputs: The folder with what every job is given: ``rules.py``, specs, rows, and the models ``start-0``, ``start-1`` and ``policy``.
     """
 
     name: ClassVar[str]
@@ -111,6 +111,25 @@ class Rank(Job):
     def result(self, folder: Path) -> dict[str, str]:
         """The pairs, and the curve but for its date."""
         return {name: undated(folder / name) for name in self.outputs}
+
+
+class Generate(Rank):
+    """``rank`` of what a policy writes, which is kept."""
+
+    name = "generate"
+    outputs = ("out.jsonl", "completions.jsonl")
+
+    def arguments(self, folder: Path) -> Sequence[str]:
+        """Four completions of each of 24 prompts, two prompts at a time."""
+        sampling = ["--n", "4", "--max-new-tokens", "6", "--generation-batch-size", "8"]
+        kept = ["--keep-completions", "completions.jsonl", "--batch-size", "10"]
+        policy = str(self.inputs / "policy")
+        return ["rank", "plain.yaml", "prompts.jsonl", "-o", "out.jsonl", "--generate", policy, *sampling, *kept]
+
+    def prepare(self, folder: Path) -> None:
+        """There are prompts."""
+        super().prepare(folder)
+        (folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "{text(number)}", "x": NaN}}\n' for number in range(24)))
 
 
 class Evaluate(Job):
@@ -214,7 +233,7 @@ class Train(Job):
         """What a checkpoint has too little, the next start must find out."""
 
 
-JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Rank, Evaluate, Train, Merge, Calibrate)}
+JOBS: dict[str, type[Job]] = {job.name: job for job in (Score, Rank, Generate, Evaluate, Train, Merge, Calibrate)}
 
 
 def digest(path: Path) -> str:
@@ -239,12 +258,14 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_models(folder: Path) -> None:
-    """Make two reward models that were trained from one start, as far as anyone can tell."""
+    """Make a policy, and two reward models that were trained from one start, as far as anyone can tell."""
     import torch
     from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
     from tests.conftest import make_tokenizer
+    from tests.policies import make_policy
 
+    make_policy(folder / "policy")
     tokenizer = make_tokenizer()
     tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
