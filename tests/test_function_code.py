@@ -118,3 +118,21 @@ def test_a_function_in_memory_is_the_same_in_every_process() -> None:
     for function in (local, partial(local), lambda samples: [0.0] * len(samples)):
         assert " at 0x" not in str(rm.load(function).identity)
         assert fingerprint(rm.load(function)) == fingerprint(rm.load(function))
+
+
+def test_functions_in_memory_are_told_apart_by_what_they_hold() -> None:
+    def closing(over: float) -> Callable[..., list[float]]:
+        return lambda samples: [over] * len(samples)
+
+    def scaled(samples: Any, factor: float = 1.0) -> list[float]:
+        return [factor] * len(samples)
+
+    functions: list[Callable[..., Any]] = [
+        closing(1.0),
+        closing(2.0),
+        scaled,
+        partial(scaled, factor=2.0),
+        partial(scaled, factor=3.0),
+    ]
+    assert len({fingerprint(rm.load(function)) for function in functions}) == len(functions)
+    assert fingerprint(rm.load(closing(1.0))) == fingerprint(rm.load(closing(1.0)))

@@ -19,7 +19,7 @@ import numpy as np
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
 from rm_plugins.handed_over import HandedOver, handed_now
 from rm_plugins.provider import Provider
-from rm_plugins.providers.function_code import code_digest, function_path
+from rm_plugins.providers.function_code import code_digest, function_path, held_values
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores, joined
 
@@ -58,6 +58,7 @@ class FunctionProvider(Provider):
         factory: bool = False,
         concurrent: bool | None = None,
     ) -> None:
+        self._is_imported = isinstance(function, str)
         self.function: Callable[..., Any] = imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
         self._maker = (self.function, self.arguments) if factory else None
@@ -103,9 +104,10 @@ class FunctionProvider(Provider):
 
     @property
     def identity(self) -> list[Any]:
-        """Its settings, and the code of the function (`code_digest`)."""
+        """Its settings, and the code of the function, with what it holds where it was made in memory."""
         settings, *others = super().identity
-        return [{**settings, "function": [function_path(self.function), code_digest(self.function)]}, *others]
+        held = None if self._is_imported else held_values(self.function)
+        return [{**settings, "function": [function_path(self.function), code_digest(self.function), held]}, *others]
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Call the function once with all samples that have the same columns, which of a dataset are the whole batch."""

@@ -7,8 +7,10 @@ import hashlib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 
@@ -25,7 +27,7 @@ def function_path(function: Callable[..., Any]) -> str:
 def code_digest(function: Callable[..., Any]) -> str | None:
     """A SHA-256 over a function's code and all that it names in its own module, comments and the rest of the module left aside.
 
-    It does not see what the module imports, nor what is handed over, such as the arguments of a `functools.partial`.
+    It does not see what the module imports, nor what the function holds (`held_values`).
 
     Returns:
         None where there is no file to read, as in an interactive session.
@@ -40,6 +42,25 @@ def code_digest(function: Callable[..., Any]) -> str | None:
         return None
     needed = _needed(tree.body, named.__qualname__.partition(".")[0])
     return hashlib.sha256("\n".join(map(ast.dump, needed)).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def held_values(function: Callable[..., Any]) -> str:
+    """What a function in memory holds beside its code: arguments of a partial, its defaults, what it closes over.
+
+    >>> held_values(partial(sorted, reverse=True)) == held_values(partial(sorted, reverse=False))
+    False
+    """
+    held: list[Any] = []
+    while isinstance(function, partial):
+        held += [function.args, sorted(function.keywords.items())]
+        function = function.func
+    if not isinstance(function, FunctionType):
+        return repr([*held, function])
+    held += [function.__defaults__, function.__kwdefaults__]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            held.append(cell.cell_contents)
+    return repr(held)
 
 
 def _named(function: Any) -> Any:
