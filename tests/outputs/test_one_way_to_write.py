@@ -181,17 +181,24 @@ def program(*arguments: str, code: str = PROGRAM, **settings: Any) -> subprocess
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are in /proc on Linux")
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("name", ["stdout", "link", "/dev/fd/1", "/proc/self/fd/1"])
 @pytest.mark.parametrize("flags", ["w", "a"])
 def test_standard_output_is_written_to_wherever_it_goes(tmp_path: Path, name: str, flags: str) -> None:
+    # Links as /dev/stdout is one: that one itself, root could replace if this failed.
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "stdout").symlink_to("/proc/self/fd/1")
+    (links / "link").symlink_to("stdout")
+    name = name if name.startswith("/") else str(links / name)
     place = tmp_path / "file"
     place.write_text("old ")
     with place.open(flags) as file:
         assert program(name, stdout=file).returncode == 0
     assert place.read_text() == ("new" if flags == "w" else "old new")
     assert program(name, stdout=subprocess.PIPE).stdout == b"new"
-    assert os.path.islink("/dev/stdout")
-    assert os.listdir(tmp_path) == ["file"]
+    assert is_stream(Path("/dev/stdout"))
+    assert all((links / link).is_symlink() for link in ("stdout", "link"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "links"]
 
 
 def test_a_device_is_written_to(tmp_path: Path) -> None:
