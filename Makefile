@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own lint docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own lint kills docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,9 @@ lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kills: $(VENV)/dev.stamp  ## Kill every command a hundred times at random moments, about half an hour, and compare what it wrote in the end.
+	$(BIN)/python -m tests.kills --count 100
 
 docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build

@@ -219,8 +219,10 @@ class Quantile(Aggregate):
 class TrimmedMean(Aggregate):
     """The mean without the lowest and the highest members.
 
+    As many are left out where some gave no score, so that one member that is far off is never in a mean of three or more.
+
     Args:
-        share: The share of the members that is left out at each end, rounded down to whole members.
+        share: The share of all members that is left out at each end, rounded down to whole members.
 
     Raises:
         SpecError: `share` is not between 0 and 0.5, or leaves out nobody of so few members.
@@ -251,7 +253,7 @@ class TrimmedMean(Aggregate):
         means = np.empty(members.shape[1])
         present = (~np.isnan(members)).sum(axis=0)
         for count in np.unique(present):
-            cut = self._trimmed(int(count))
+            cut = max(0, min(self._trimmed(len(members)), (int(count) - 1) // 2))
             columns = present == count
             means[columns] = ordered[cut : count - cut, columns].mean(axis=0)
         return means

@@ -33,14 +33,18 @@ class HandedOver:
         # By object, for two rows may be equal; the batch keeps its samples, so that no other has the same id meanwhile.
         object.__setattr__(self, "_rows", {id(sample): row for row, sample in enumerate(self.samples)})
 
+    def has(self, sample: Sample) -> bool:
+        """Whether a sample is a row of the batch, rather than one that a provider has made itself."""
+        return id(sample) in self._rows
+
     def to(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The keyword arguments for a function that scores some of the batch, in any order.
 
-        Samples that a provider has made itself are no rows of the batch: with one of them, there are only those of the whole.
+        Samples that a provider has made itself get only those of the whole, and are to be asked for apart from rows of the batch.
         """
-        rows = [self._rows[id(sample)] for sample in samples if id(sample) in self._rows]
-        if len(rows) < len(samples):
+        if not all(map(self.has, samples)):
             return dict(self.whole)
+        rows = [self._rows[id(sample)] for sample in samples]
         return {**self.whole, **{name: make(rows) for name, make in self.of_rows.items()}}
 
 
@@ -53,7 +57,7 @@ def handed_over(handed: HandedOver) -> Iterator[None]:
 
     >>> samples = [Sample("Q", "A"), Sample("Q", "B")]
     >>> with handed_over(HandedOver(samples, {"step": 3}, {"tools": lambda rows: [f"tool {row}" for row in rows]})):
-    ...     handed_to(samples[1:])
+    ...     handed_now().to(samples[1:])
     {'step': 3, 'tools': ['tool 1']}
     """
     token = _handed_over.set(handed)
@@ -63,7 +67,6 @@ def handed_over(handed: HandedOver) -> Iterator[None]:
         _handed_over.reset(token)
 
 
-def handed_to(samples: Sequence[Sample]) -> dict[str, Any]:
-    """What the trainer that has these samples scored hands over beside them; nothing outside of a trainer."""
-    handed = _handed_over.get()
-    return {} if handed is None else handed.to(samples)
+def handed_now() -> HandedOver:
+    """What the trainer that has samples scored hands over beside them; nothing outside of a trainer."""
+    return _handed_over.get() or HandedOver((), {}, {})

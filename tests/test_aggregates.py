@@ -29,7 +29,7 @@ def quantile(scores: Sequence[float], q: float) -> float:
 
 
 def trimmed(scores: Sequence[float], share: float) -> float:
-    cut = math.floor(share * len(scores) + 1e-9)
+    cut = min(math.floor(share * MEMBERS + 1e-9), (len(scores) - 1) // 2)
     return statistics.fmean(sorted(scores)[cut : len(scores) - cut])
 
 
@@ -86,6 +86,17 @@ def test_over_those_that_gave_a_score(spec: dict[str, Any], formula: Formula, me
     holes[missing, 0] = np.nan  # of the first sample only
     expected = [formula([score for score in column if not math.isnan(score)]) for column in holes.T.tolist()]
     np.testing.assert_allclose(aggregate(spec)(holes), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    members=SCORES,
+    outlier=st.sampled_from([-1e9, 1e9]),
+    missing=st.lists(st.integers(1, MEMBERS - 1), max_size=MEMBERS - 3, unique=True),
+)
+def test_a_trimmed_mean_leaves_an_outlier_out_whoever_else_is_missing(members: Any, outlier: float, missing: list[int]) -> None:
+    members[0] = outlier
+    members[missing] = np.nan
+    assert np.abs(aggregate("trimmed-mean")(members)).max() <= 20
 
 
 @given(members=SCORES, weights=st.lists(st.integers(0, 4), min_size=MEMBERS, max_size=MEMBERS).filter(any))

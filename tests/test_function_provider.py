@@ -16,7 +16,10 @@ import rm_plugins as rm
 from rm_plugins.errors import ScoringError, SpecError
 from rm_plugins.providers.function import FunctionProvider
 
-SAMPLES = [rm.Sample("p", "a", {"answer": 1}), rm.Sample("pp", "bb"), rm.Sample("", "ccc", {"answer": 3, "topic": "x"})]
+SAMPLES = [
+    rm.Sample(prompt, completion, {"answer": answer, "topic": "x"})
+    for prompt, completion, answer in (("p", "a", 1), ("pp", "bb", None), ("", "ccc", 3))
+]
 
 
 def lengths(samples: Sequence[rm.Sample]) -> list[int]:

@@ -190,3 +190,13 @@ class TestErrors:
     def test_no_room(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="max_mb=0"):
             Journal(tmp_path, max_mb=0)
+
+
+def test_a_broken_file_is_named_where_a_training_goes_on(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.add_figures(1, "r", {"reward": 1.0})
+    journal.flush()
+    (file,) = tmp_path.glob("figures-*.parquet")
+    file.write_bytes(bytes(file.stat().st_size))  # as a power cut leaves it
+    with pytest.raises(DataError, match=r"figures-rank0-00000\.parquet' cannot be read: .* Delete it to go on"):
+        Journal(tmp_path).resume(1)

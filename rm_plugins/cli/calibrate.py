@@ -18,7 +18,7 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.data.rows import row_samples
 from rm_plugins.errors import DataError
-from rm_plugins.files import check_output, write_atomically
+from rm_plugins.files import check_output, would_replace, write_atomically
 
 
 @click.command("calibrate")
@@ -52,7 +52,7 @@ def command(
     if out.suffix not in (".yaml", ".yml"):
         raise click.UsageError(f"The output is YAML: name it .yaml, not {out.name!r}.")
     check_output(out)
-    if out.exists() and not overwrite:
+    if would_replace(out) and not overwrite:
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
     rows = enumerate(islice(read_rows(file, split, mapping=mapping), limit), start=1)
     samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]

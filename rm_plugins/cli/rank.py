@@ -20,7 +20,7 @@ from rm_plugins.data.row_files import write_rows
 from rm_plugins.data.score_columns import column_scores
 from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.files import in_utf8, replacing
+from rm_plugins.files import in_utf8, replacing, would_replace
 from rm_plugins.generation import ENGINES, Sampling, default_engine
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.generation import GenerationJob
@@ -141,7 +141,8 @@ def command(
         print_curve(curve)
         if curve_file is not None:
             click.echo(f"Wrote the curve to {curve_file}.", err=True)
-    for old in (kept, kept_gold):
+    rows.clear_first()  # what says that an interrupted run is to be gone on with goes last
+    for old in (kept_gold, kept):
         old.discard()
     rows.clear()
     if no_curve is not None:
@@ -191,17 +192,22 @@ class _Rows:
 
     def discard(self) -> None:
         """Delete what an earlier run made."""
-        self._first.unlink(missing_ok=True)
+        self.clear_first()
         if self._generation is not None:
             self._generation.file.discard()
 
+    def clear_first(self) -> None:
+        """Delete the file of the first completions."""
+        self._first.unlink(missing_ok=True)
+
     def clear(self) -> None:
-        """Delete what was made, or leave it to the user who asked for it."""
-        if self._generation is not None and self._options["keep_completions"]:
-            self._first.unlink(missing_ok=True)
+        """Delete what was generated, or leave it to the user who asked for it."""
+        if self._generation is None:
+            return
+        if self._options["keep_completions"]:
             self._generation.file.forget()
         else:
-            self.discard()
+            self._generation.file.discard()
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
@@ -212,12 +218,12 @@ def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
 
 def _check_free(out: Path, curve_file: Path | None, begun: bool) -> None:
     """Refuse to replace files, unless an interrupted run with ``--overwrite`` was to replace them."""
-    if out.exists():
+    if would_replace(out):
         if begun:
             click.echo(f"{out} will be replaced: a run with --overwrite was interrupted.", err=True)
             return
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    if curve_file is not None and curve_file.exists():
+    if curve_file is not None and would_replace(curve_file):
         raise DataError(
             f"{curve_file} exists already. Name another file for --curve, delete it, or begin anew with --overwrite."
         )

@@ -29,6 +29,7 @@ def scored_batches(
     *,
     unit: Literal["rows", "samples"],
     first: int = 1,
+    whole_prompts: bool = False,
 ) -> Iterator[tuple[list[ScoredRow], Mapping[str, Any]]]:
     """Score rows batch by batch: the rows of each batch, and the metadata of its scores.
 
@@ -39,6 +40,7 @@ def scored_batches(
         size: How large a batch is; one ends with the row that reaches it.
         unit: What `size` counts.
         first: The number of the first row.
+        whole_prompts: Whether a batch goes on for as long as rows have the same prompt, for rewards that compare completions.
 
     Raises:
         ScoringError: The provider failed.
@@ -47,13 +49,20 @@ def scored_batches(
     count = 0
     for number, row in enumerate(rows, start=first):
         samples = samples_of(row, f"row {number}")
+        if count >= size and not (whole_prompts and _have_one_prompt(batch[-1][1], samples)):
+            yield _scored(provider, batch)
+            batch, count = [], 0
         batch.append((row, samples))
         count += len(samples) if unit == "samples" else 1
-        if count >= size:
+        if count >= size and not whole_prompts:
             yield _scored(provider, batch)
             batch, count = [], 0
     if batch:
         yield _scored(provider, batch)
+
+
+def _have_one_prompt(before: tuple[Sample, ...], samples: tuple[Sample, ...]) -> bool:
+    return bool(before and samples and samples[0].prompt) and before[-1].prompt_key == samples[0].prompt_key
 
 
 def _scored(

@@ -34,6 +34,7 @@ from rm_plugins.evaluation.scored_reward import reward_facts, scores_of
 from rm_plugins.evaluation.shown_pairs import ShownPairs, worst_pairs
 from rm_plugins.labels import distinct_labels
 from rm_plugins.provider import Provider
+from rm_plugins.providers.combinators.parts import compares_samples
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.spec import component
@@ -149,7 +150,8 @@ def _scored(
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[ScoredRow]:
-    for batch, _ in scored_batches(provider, rows, samples_of, batch_size, unit="rows"):
+    compares = compares_samples(provider)
+    for batch, _ in scored_batches(provider, rows, samples_of, batch_size, unit="rows", whole_prompts=compares):
         yield from batch
         if progress is not None:
             progress(len(batch))

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 import rm_plugins as rm
@@ -21,7 +21,7 @@ from rm_plugins.errors import OutputError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
-from rm_plugins.files import check_output
+from rm_plugins.files import check_output, scratch_folder
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
@@ -144,7 +144,7 @@ def _scores_folder(named: Path | None, progress: JobProgress) -> Iterator[Path]:
         except (OutputError, RuntimeError) as error:  # there may be no home at all
             if named is not None:
                 raise
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="rm-plugins-")))
+            folder = stack.enter_context(scratch_folder(Path(gettempdir()), "scores"))
             progress.note(f"If this is interrupted, scores are not kept: {error} --scores FOLDER keeps them elsewhere.")
         yield folder
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rm_plugins.data.row_files import json_line
-from rm_plugins.errors import DataError
-from rm_plugins.files import check_output
+from rm_plugins.errors import DataError, OutputError
+from rm_plugins.files import check_output, is_stream
 from rm_plugins.generation import PolicyPrompts, Sampling, load_generator
 from rm_plugins.jobs.kept_rows import UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
@@ -62,6 +62,8 @@ class GenerationJob:
         policy = {"model": model, "engine": engine, "options": public, "sampling": asdict(sampling), "weights": _weights(model)}
         self.file = UnfinishedFile(out, {**policy, "source": source.name, "split": source.split})
         check_output(out)
+        if is_stream(out):
+            raise OutputError(f"{out} is not a regular file, and completions are read again to be scored. Name another place.")
         if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
 
@@ -83,16 +85,20 @@ class GenerationJob:
         """
         progress = progress or JobProgress()
         done = self.file.resume()
-        if self.file.is_finished:
-            progress.note(f"Taking the completions of {done} prompts that were written before.")
-            return
         rows = self._distinct_rows()
         for number, before in enumerate(self.file.rows(), start=1):
             _, row = next(rows, (0, None))
-            if _prompt_row(row) != {name: before[name] for name in before if name not in _ANSWERS}:
+            if row is None or _prompt_line(row) != _prompt_line(before):
                 raise DataError(
                     f"{self.file.path} was begun with other data: its prompt {number} is not the source's. Begin anew with --overwrite."
                 )
+        if self.file.is_finished:
+            if next(rows, None) is not None:
+                raise DataError(
+                    f"{self.file.out} has completions of {done} prompts, and the source has more. Begin anew with --overwrite."
+                )
+            progress.note(f"Taking the completions of {done} prompts that were written before.")
+            return
         if done:
             progress.resume("generating", done)
         if left := self._check(rows, progress):
@@ -149,9 +155,14 @@ class GenerationJob:
             generator.close()  # the reward needs the memory
 
 
-def _prompt_row(row: Mapping[str, Any] | None) -> Any:
+def _prompt_row(row: Mapping[str, Any]) -> Any:
     """What is kept of a row, as it comes back from a file."""
-    return None if row is None else json.loads(json_line({name: row[name] for name in row if name not in _ANSWERS}))
+    return json.loads(_prompt_line(row))
+
+
+def _prompt_line(row: Mapping[str, Any]) -> str:
+    """The same as text, in which NaN is equal to itself."""
+    return json_line({name: row[name] for name in row if name not in _ANSWERS})
 
 
 def _weights(model: str) -> list[list[Any]] | None:

@@ -1,7 +1,8 @@
 """Scoring rows, resumably: what ``score``, ``rank``, ``evaluate`` and ``diff`` share.
 
 The scores of each row are appended to a file of parts with the row's digest, one JSON line each. A job that finds this file
-continues after its last whole line; it checks that the file is of the same reward and of the same rows.
+continues after its last whole batch, with what the reward had learned by then; it checks that the file is of the same reward and of
+the same rows. So every row is scored in the batch, and after the batches, in which it would have been without an interruption.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_
 from rm_plugins.data.rows import RowSamples, row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
-from rm_plugins.files import check_output
+from rm_plugins.files import check_output, output_errors, scratch_file, would_replace
 from rm_plugins.identity import fingerprint
 from rm_plugins.jobs.kept_rows import KeptRows
 from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.providers.combinators.parts import compares_samples, learns_while_scoring
+from rm_plugins.training.reward_state import restore_reward_state, reward_state
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +104,12 @@ class RowScoring:
             DataError: A row was another one when it was scored.
         """
         progress = progress or JobProgress()
+        compares = compares_samples(self.provider)
+        if compares or any(learns_while_scoring(part) for _, part in self.provider.walk()):
+            self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()
+        if done:
+            restore_reward_state(self.provider, self._kept.state)
         rows = self.source.rows()
         for _ in self._scored_before(rows):  # which must be the rows that the source has now
             pass
@@ -109,18 +117,22 @@ class RowScoring:
             progress.resume("scoring", done)
         progress.begin("scoring", done, self.source.count)
         try:
-            batches = scored_batches(self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1)
+            batches = scored_batches(
+                self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares
+            )
             for batch, metadata in batches:
                 self.work.update({name: metadata[name] for name in _WORK if name in metadata})
-                self._kept.append(
+                kept = (
                     {"row": _digest(json_line(scored.row)), "scores": scored.scores, "details": scored.details}
                     for scored in batch
                 )
+                self._kept.append(kept, reward_state(self.provider))
                 progress.advance(len(batch), self.throughput)
         finally:
             progress.end()
-        kept = self._scored_before(self.source.rows())
-        return (ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in kept)
+        return (
+            ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in self._scored_before(self.source.rows())
+        )
 
     def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows that scores are kept of, each as a line of JSON, and what is kept of it."""
@@ -181,7 +193,7 @@ class ScoringJob(RowScoring):
     ) -> None:
         check_output(out)
         part = out.with_name(f"{out.name}.part")
-        if out.exists() and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
+        if would_replace(out) and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         provider = rm.load(spec)
         identity = {"spec": spec, "fingerprint": fingerprint(provider)}
@@ -244,7 +256,9 @@ def spooled_input() -> str:
     """
     if sys.stdin is None:
         raise DataError("Standard input is closed.")
-    with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="standard-input-", delete=False) as file:
-        atexit.register(Path(file.name).unlink, missing_ok=True)
+    scratch = ExitStack()
+    atexit.register(scratch.close)
+    path = scratch.enter_context(scratch_file("standard-input", ".jsonl"))
+    with output_errors(path), path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-    return file.name
+    return str(path)

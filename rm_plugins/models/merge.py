@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
 import rm_plugins
 from rm_plugins.errors import ModelError, SpecError
-from rm_plugins.files import check_output, output_errors
+from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
@@ -125,7 +124,7 @@ def merge_models(
             progress(source)
     starts = {fact["base_model"] for fact in facts}
     training = {"base_model": starts.pop() if len(starts) == 1 else None, "members": facts}
-    with _taking_the_place_of(out) as folder:
+    with replacing_folder(out) as folder:
         manifest = _write(folder, model, dtype, first, training)
         del model  # which leaves its memory to what the statistics take
         if statistics is not None:
@@ -335,19 +334,6 @@ def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
         raise ModelError(f"{out} holds something that is no model, so it is not replaced. Name another folder.")
 
 
-@contextmanager
-def _taking_the_place_of(out: Path) -> Iterator[Path]:
-    """Lend a folder beside `out`, which takes its place when the block ends and is gone if it fails."""
-    place = out.resolve()
-    with output_errors(out), tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        yield folder
-        if place.exists():
-            place.rename(Path(scratch) / "replaced")
-        folder.rename(place)
-
-
 def _set_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
     # Of the parameters alone: rotary frequencies are buffers that transformers keeps in float32.
     for parameter in model.parameters():
@@ -361,7 +347,10 @@ def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Mem
         model.config.id2label = dict(enumerate(heads.labels))
         model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
     _set_dtype(model, dtype)
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # in which the system's own is hidden, such as of a full disk
+        raise OSError(str(error)) from error
     first.renderer.tokenizer.save_pretrained(folder)
     _set_dtype(model, torch.float32)  # the golden scores are exact, and those of the weights as the file has them
     manifest = Manifest(

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,11 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rm_plugins.errors import ScoringError, SpecError, did_you_mean
-from rm_plugins.handed_over import handed_to
+from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
+from rm_plugins.handed_over import HandedOver, handed_now
 from rm_plugins.provider import Provider
+from rm_plugins.providers.function_code import code_digest, function_path, held_values
 from rm_plugins.samples import Sample
-from rm_plugins.scores import FloatArray, Scores
+from rm_plugins.scores import FloatArray, Scores, joined
 
 _TRL_PARAMETERS = ("prompts", "completions", "completion_ids")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -32,8 +34,9 @@ class FunctionProvider(Provider):
     Args:
         function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
             ``completions``, ``completion_ids`` (or one of them) and any dataset columns it names (all of them if it has
-            ``**kwargs``). What else a trainer hands over, such as ``trainer_state``, reaches both forms by name. It returns one
-            number per sample, ``None`` or NaN where it abstains. It may be ``async``.
+            ``**kwargs``). A column that a sample does not have is left out and not made None, whatever other samples have: those
+            with other columns are handed over in a call of their own. What else a trainer hands over, such as ``trainer_state``,
+            reaches both forms by name. It returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
         factory: Whether the function, called once with `arguments`, returns the reward function.
         concurrent: Whether it waits rather than computes, and is safe to call in another thread, so that an ensemble may have
@@ -55,6 +58,7 @@ class FunctionProvider(Provider):
         factory: bool = False,
         concurrent: bool | None = None,
     ) -> None:
+        self._is_imported = isinstance(function, str)
         self.function: Callable[..., Any] = imported(function) if isinstance(function, str) else function
         self.arguments = dict(arguments or {})
         self._maker = (self.function, self.arguments) if factory else None
@@ -98,19 +102,59 @@ class FunctionProvider(Provider):
             (self._samples_as,) = positional
         return frozenset(parameters), takes_all
 
+    @property
+    def identity(self) -> list[Any]:
+        """Its settings, and the code of the function, with what it holds where it was made in memory."""
+        settings, *others = super().identity
+        held = None if self._is_imported else held_values(self.function)
+        return [{**settings, "function": [function_path(self.function), code_digest(self.function), held]}, *others]
+
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Call the function once with the whole batch."""
-        handed = handed_to(samples)
+        """Call the function once with all samples that have the same columns, which of a dataset are the whole batch."""
+        handed = handed_now()
+        alike: dict[tuple[frozenset[str], bool], list[int]] = defaultdict(list)
+        for row, sample in enumerate(samples):
+            alike[self._columns_taken(sample), handed.has(sample)].append(row)
+        if len(alike) == 1:
+            return self._answer(samples, handed)
+        scored = []
+        for rows in alike.values():
+            try:
+                scores = self._answer([samples[row] for row in rows], handed)
+            except Exception as error:  # a user's function may raise anything at all
+                raise self._failure_of(rows, error) from error
+            scored.append(scores.scattered(rows, len(samples)))
+        return joined(scored)
+
+    def _columns_taken(self, sample: Sample) -> frozenset[str]:
+        """The columns of a sample that the function is given, or that decide on how it is called."""
+        names = sample.columns.keys() - self.arguments.keys()
+        if self._samples_as is not None and not (self._takes_all and self._samples_as in names):
+            return frozenset()
+        return frozenset(names if self._takes_all else names & self.named)
+
+    def _failure_of(self, rows: Sequence[int], error: Exception) -> RmPluginsError:
+        """What a call for some of the rows raised, as an error of these rows of the batch."""
+        named = error.rows or () if isinstance(error, RmPluginsError) else ()
+        failed = [rows[row] for row in named if row < len(rows)] or rows
+        if isinstance(error, DataError):
+            return DataError(str(error), rows=failed)
+        what = str(error) if isinstance(error, RmPluginsError) else f"{type(error).__name__}: {error}"
+        return ScoringError(f"The provider {self.called} failed: {what}", rows=failed)
+
+    def _answer(self, samples: Sequence[Sample], handed: HandedOver) -> Scores:
+        """One call of the function, for samples that have the same columns."""
+        beside = handed.to(samples)
         columns = dict.fromkeys(name for sample in samples for name in sample.columns)
         # `def reward(answer, **kwargs)` is of TRL's form where there is an answer.
-        if self._samples_as is None or (self._takes_all and self._samples_as in {**columns, **handed}):
+        if self._samples_as is None or (self._takes_all and self._samples_as in {**columns, **beside}):
             by_row = {name: [sample.columns.get(name) for sample in samples] for name in columns}
             by_row["prompts"] = [sample.prompt for sample in samples]
             by_row["completions"] = [sample.completion for sample in samples]
-            answer = self.function(**self._taken({**by_row, **handed}), **self.arguments)
+            answer = self.function(**self._taken({**by_row, **beside}), **self.arguments)
         else:
-            handed.pop(self._samples_as, None)
-            answer = self.function(list(samples), **self._taken(handed), **self.arguments)
+            beside.pop(self._samples_as, None)
+            answer = self.function(list(samples), **self._taken(beside), **self.arguments)
         if inspect.isawaitable(answer):
             answer = _awaited(answer)
         return answer if isinstance(answer, Scores) else Scores(self._numbers(answer, len(samples)))

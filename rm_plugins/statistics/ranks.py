@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
+
+
+def compared_completions(samples: Sequence[Sample]) -> list[list[int]]:
+    """The rows whose completions are ranked with each other: those of each prompt, in the order of their first one.
+
+    A sample without a prompt, which may answer any question, is compared with none.
+
+    >>> compared_completions([Sample("a", "1"), Sample("", "2"), Sample("a", "3"), Sample("", "4")])
+    [[0, 2], [1], [3]]
+    """
+    groups: dict[bytes | int, list[int]] = defaultdict(list)
+    for row, sample in enumerate(samples):
+        groups[sample.prompt_key if sample.prompt else row].append(row)
+    return list(groups.values())
 
 
 def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> FloatArray:

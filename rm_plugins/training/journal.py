@@ -214,7 +214,12 @@ class _Series:
 
     def resume(self, step: int) -> None:
         for file in self.files():
-            table = parquet.read_table(file)
+            try:
+                table = parquet.read_table(file)
+            except (OSError, arrow.ArrowInvalid) as error:
+                raise DataError(
+                    f"The journal's file {str(file)!r} cannot be read: {error}. Delete it to go on without what it holds."
+                ) from error
             kept = table.filter(compute.field("step") <= step)
             if kept.num_rows == 0:
                 file.unlink()

@@ -139,13 +139,13 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
 def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Sequence[str]) -> tuple[float, int]:
     """Pearson's correlation of reward and length among completions of the same prompt, and its degrees of freedom.
 
-    Each prompt's mean is taken away from both, so that long answers to prompts with high rewards are no correlation. Where no
-    prompt has two completions, it is the correlation over all.
+    Each prompt's mean is taken away from both, so that long answers to prompts with high rewards are no correlation. Completions
+    without a prompt have none in common. Where no prompt has two completions, it is the correlation over all.
 
     Args:
         rewards: float64 [N], NaN where abstained.
         lengths: [N].
-        prompts: [N].
+        prompts: [N], empty where there is none.
 
     Returns:
         NaN and 0 where there is too little to correlate, or one of both does not vary.
@@ -154,9 +154,9 @@ def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Seq
     1
     """
     scored = np.flatnonzero(~np.isnan(rewards))
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[str | int, list[int]] = defaultdict(list)
     for row in scored.tolist():
-        groups[prompts[row]].append(row)
+        groups[prompts[row] or row].append(row)
     several = [rows for rows in groups.values() if len(rows) > 1] or [scored.tolist()]
     freedom = sum(map(len, several)) - len(several) - 1
     if freedom < 1:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 import rm_plugins as rm
 from rm_plugins.cli import main
@@ -124,6 +126,25 @@ class TestOutput:
         assert Manifest.read(out / MANIFEST_NAME) == before
         assert SequenceClassifier(model=str(out)).verify() == []
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+    def test_a_full_disk_is_said_of_the_output(
+        self, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(OutputError, match=r"out cannot be written: .*No space left on device.* Name another place"):
+            merge_models(names(*members), tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_merge_left_is_removed_by_the_next(self, members: list[Path], tmp_path: Path) -> None:
+        for name in ("out", "another"):
+            left = tmp_path / f".{name}.abcd1234.rm-plugins" / "new"
+            left.mkdir(parents=True)
+            (left / "model.safetensors").write_bytes(bytes(1000))
+        merge_models(names(*members), tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_an_empty_folder_is_free(self, members: list[Path], tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()

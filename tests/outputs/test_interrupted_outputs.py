@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,14 +24,15 @@ Run = Callable[..., Result]
 
 
 class FullDisk:
-    """Stands for a function of the system that has room for so many calls."""
+    """Stands for a function of the system that has room for so many calls, of those that `counts` says."""
 
-    def __init__(self, function: Callable[..., Any], calls: int) -> None:
+    def __init__(self, function: Callable[..., Any], calls: int, counts: Callable[..., bool] = lambda *_, **__: True) -> None:
         self.function = function
         self.calls = calls
+        self.counts = counts
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        self.calls -= 1
+        self.calls -= self.counts(*arguments, **settings)
         if self.calls < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self.function(*arguments, **settings)
@@ -40,12 +42,18 @@ def rows(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def is_of_rows(descriptor: int) -> bool:
+    """Whether a descriptor is of a file that rows are appended to."""
+    size = os.fstat(descriptor).st_size
+    return stat.S_ISREG(os.fstat(descriptor).st_mode) and size > 0 and b'"details"' in os.pread(descriptor, size, 0)
+
+
 @pytest.mark.parametrize("command", ["score", "rank", "evaluate", "diff"])
 def test_a_full_disk_leaves_what_was_scored_to_the_next_run(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = ["rules:length"] * (2 if command == "diff" else 1)
     arguments = [command, *rewards, "in.jsonl", "--batch-size", "6"]
     with monkeypatch.context() as full:
-        full.setattr(os, "fsync", FullDisk(os.fsync, 2))
+        full.setattr(os, "fsync", FullDisk(os.fsync, 2, is_of_rows))
         told = run(*arguments)
     assert (type(told.exception), told.exit_code) == (SystemExit, 1), told.exc_info
     assert "cannot be written: No space left on device. What was written before is kept" in told.output

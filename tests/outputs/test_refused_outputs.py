@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,13 +50,14 @@ def refused_places(ending: str, *, is_folder: bool) -> dict[str, str]:
     """Places at which nothing can be written, whoever asks."""
     Path("blocked").touch()
     Path(f"folder{ending}").mkdir()
-    os.symlink("/dev/null", f"null{ending}")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"socket{ending}")
     other = {"a file": "blocked"} if is_folder else {"a folder": f"folder{ending}"}
     return {
         **other,
         "in a file": f"blocked/out{ending}",
         "deep in a file": f"blocked/a/b/out{ending}",
-        "a device": f"null{ending}",
+        "a socket": f"socket{ending}",
         "of the system": f"/proc/out{ending}",
         "a name that is too long": f"{'x' * 300}{ending}",
         "a folder whose name is too long": f"{'x' * 300}/out{ending}",
@@ -149,7 +151,7 @@ def test_what_python_writes_is_refused_likewise(tmp_path: Path, monkeypatch: pyt
     for place in map(Path, refused_places(".x", is_folder=False).values()):
         with pytest.raises(OutputError):
             check_output(place)
-        if place.name == "null.x":
+        if place.name == "socket.x":
             continue
         with pytest.raises(OSError, match="cannot be written"):
             write_atomically(place, "text")

@@ -13,9 +13,9 @@ from rm_plugins.aggregates import Mean
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError
 from rm_plugins.provider import Aggregate, Transform
 from rm_plugins.providers.combinators.parts import summed_tokens
-from rm_plugins.samples import Sample, prompt_groups
+from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, Scores
-from rm_plugins.statistics.ranks import ranks_in_groups
+from rm_plugins.statistics.ranks import compared_completions, ranks_in_groups
 
 
 def combined(
@@ -81,12 +81,12 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
 
     Args:
         members: float64 [K, N], NaN where a member gave no score.
-        samples: [N]; completions of equal prompts are compared.
+        samples: [N]; completions of equal prompts are compared, those without a prompt with none.
 
     Returns:
         NaN for a completion that has no other to be compared with, or has not the scores of two members.
     """
-    groups = prompt_groups(samples)
+    groups = compared_completions(samples)
     ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
     comparable = (~np.isnan(ranks)).sum(axis=0) > 1
     disagreement = np.full(len(samples), np.nan)

@@ -159,6 +159,11 @@ def depends_on_batch(part: Provider) -> bool:
     return part.depends_on_batch or any(transform.depends_on_batch for transform in _nested_transforms(part))
 
 
+def compares_samples(reward: Provider) -> bool:
+    """Whether the reward or a part of it makes a sample's score depend on the others of its batch."""
+    return any(depends_on_batch(part) for _, part in reward.walk())
+
+
 def learns_while_scoring(part: Provider) -> bool:
     """Whether the part itself, its children left aside, will score a sample otherwise after it has scored more."""
     return bool(part.state()) or any(transform.state() for transform in _nested_transforms(part))
