@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
+
+MOST_NESTED = 100
+"""Lists and mappings inside each other in an answer; what is nested much deeper can be neither read nor shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +103,12 @@ class Response:
             AnswerError: It is not valid JSON.
         """
         try:
-            return json.loads(self.body)
-        except ValueError as error:
+            answer = json.loads(self.body)
+        except (ValueError, RecursionError) as error:
             raise AnswerError(f"the answer is no JSON ({error}): {self.body[:80]!r}") from None
+        if _is_deep(self.body):
+            raise AnswerError(f"the answer is nested more than {MOST_NESTED} deep: {self.body[:80]!r}")
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,9 @@ class Protocol(Component):
 
     default_max_items: ClassVar[int] = 64
     """Items of a request where neither the server nor the spec names a limit."""
+
+    answer_bytes: ClassVar[int] = 64 * 1024
+    """Most bytes of an answer for each of its items; `rm_plugins.remote` allows 4 MiB for the whole beside it."""
 
     server_adds_special_tokens: ClassVar[bool] = False
     """Whether the server's tokenizer adds its special tokens to the text of an item with token ids, so that its text must be
@@ -223,6 +234,18 @@ class Protocol(Component):
             while isinstance(message, Mapping) and key in message:
                 message = message[key]
         return message if isinstance(message, str) else json.dumps(message)[:200]
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether JSON has more than `MOST_NESTED` lists and mappings inside each other."""
+    if body.count(b"[") + body.count(b"{") <= MOST_NESTED:
+        return False
+    brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MOST_NESTED
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def finite(value: object, what: str, *, row: int | None = None) -> float:

@@ -19,7 +19,7 @@ from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
 from rm_plugins.remote.items import SendableSamples
 from rm_plugins.remote.request_failure import RequestFailure
-from rm_plugins.remote.requests import packed, read_answer, scoring_request
+from rm_plugins.remote.requests import ANSWER_BYTES, packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,8 @@ class ScoringCall:
         sent_at = monotonic()
         self._tally["requests"] += 1
         try:
-            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id)
+            most = ANSWER_BYTES + turn.facts.protocol.answer_bytes * len(prepared.rows)
+            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
             if not 200 <= response.status < 300:
                 raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
             answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)

@@ -9,18 +9,19 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic, time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
-from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint, is_loopback
+from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
+from rm_plugins.remote.hosts import proxy_of
 from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
 from rm_plugins.remote.request_failure import COUNTED, RequestFailure
-from rm_plugins.remote.requests import encoded
+from rm_plugins.remote.requests import ANSWER_BYTES, encoded
 from rm_plugins.remote.retry import backoff, retry_after
 from rm_plugins.remote.settings import Settings
 
@@ -69,6 +70,7 @@ class Fleet:
         self._known: set[Endpoint] = set()
         self._calls = 0
         self._key: str | None = None
+        self._trusts: dict[Endpoint, Trust] = {}
         self._connections: dict[Trust, Connections] = {}
 
     @asynccontextmanager
@@ -236,9 +238,16 @@ class Fleet:
     # --- Requests ---------------------------------------------------------------------------------------------------------
 
     async def exchange(
-        self, endpoint: Endpoint, request: Request, body: bytes | None, request_id: str = "", *, longest: float = math.inf
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        body: bytes | None,
+        request_id: str = "",
+        *,
+        longest: float = math.inf,
+        most: int = ANSWER_BYTES,
     ) -> Response:
-        """Send a request to a server, with the user's key.
+        """Send a request to a server, with the user's key, and read at most so many bytes in so many seconds.
 
         Raises:
             RequestFailure: There is no answer.
@@ -251,16 +260,15 @@ class Fleet:
             **request.headers,
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
         }
-        url = urlsplit(endpoint.url)
-        trust = Trust(url.scheme == "https", self.settings.ca_file, proxies=not is_loopback(url.hostname or ""))
+        if endpoint not in self._trusts:
+            url = urlsplit(endpoint.url)
+            self._trusts[endpoint] = Trust(url.scheme == "https", self.settings.ca_file, proxy_of(url))
+        trust = self._trusts[endpoint]
         if trust not in self._connections:
             self._connections[trust] = self.network.borrow(trust)
         timeout = min(self.settings.timeout, longest)
         address = f"{endpoint.url}{request.path}"
-        response = await self._connections[trust].exchange(address, request.method, body, headers, timeout)
-        if self._key and self._key.encode() in response.body:  # before a message quotes a part of it
-            response = replace(response, body=response.body.replace(self._key.encode(), b"***"))
-        return response
+        return await self._connections[trust].exchange(address, request.method, body, headers, timeout, most)
 
     def failure_of(self, protocol: Protocol, response: Response, items: int) -> RequestFailure:
         """What an answer with an error status means, for a request of so many items."""

@@ -15,6 +15,9 @@ from rm_plugins.remote.request_failure import RequestFailure
 MOST_BYTES = 1_000_000
 """Of the body of a request for several items: TEI takes 2 MB, many gateways take 1 MB."""
 
+ANSWER_BYTES = 4 * 1024 * 1024
+"""Most bytes of an answer, beside those that the protocol allows for each item."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
