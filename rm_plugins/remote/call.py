@@ -14,12 +14,12 @@ from time import monotonic
 from typing import Any
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.protocols.protocol import Item, Protocol, ServerFacts
+from rm_plugins.protocols.protocol import Item, Protocol, Response, ServerFacts
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
 from rm_plugins.remote.items import SendableSamples
 from rm_plugins.remote.request_failure import RequestFailure
-from rm_plugins.remote.requests import ANSWER_BYTES, packed, read_answer, scoring_request
+from rm_plugins.remote.requests import ANSWER_BYTES, ScoringRequest, packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
 
 logger = logging.getLogger(__name__)
@@ -271,10 +271,7 @@ class ScoringCall:
         sent_at = monotonic()
         self._tally["requests"] += 1
         try:
-            most = ANSWER_BYTES + turn.facts.protocol.answer_bytes * len(prepared.rows)
-            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
-            if not 200 <= response.status < 300:
-                raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
+            response = await self._response(turn, prepared, request_id)
             answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)
         except RequestFailure as failure:
             raise self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again") from failure
@@ -285,6 +282,31 @@ class ScoringCall:
             error = self._fleet.redacted(answer.errors.get(place, ""))
             outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
         return outcomes
+
+    async def _response(self, turn: Turn, prepared: ScoringRequest, request_id: str) -> Response:
+        """The good response to a request, which is asked for again where it repeats another one's.
+
+        Raises:
+            RequestFailure: There is none, or it is another one's.
+        """
+        assert prepared.request is not None
+        most = ANSWER_BYTES + turn.facts.protocol.answer_bytes * len(prepared.rows)
+        seen: list[bytes] = []
+        while True:
+            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
+            if not 200 <= response.status < 300:
+                raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
+            if response.body in seen:
+                self._fleet.repeated.believe(response.body)
+                return response
+            if seen:
+                raise RequestFailure(
+                    "bad-answer", "first another request's answer came, and then this one's or again another's"
+                )
+            if not self._fleet.repeated.is_doubtful(prepared.body or b"", response.body):
+                return response
+            seen.append(response.body)
+            self._tally.update(("requests", "doubts"))
 
     def _items(self, protocol: Protocol) -> Sequence[Item]:
         return self._samples.items(server_adds_special_tokens=protocol.server_adds_special_tokens)

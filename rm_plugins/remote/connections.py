@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -138,17 +138,39 @@ def _request(url: str, method: str, body: bytes | None, headers: Mapping[str, st
 
 
 async def _content(answer: httpx2.Response, most: int) -> bytes:
-    """The answer's body, decompressed; not read on once it is too long."""
+    """The answer's body; not read on once it is too long, and not decompressed further either."""
     stream = answer.extensions.get("network_stream")
     if isinstance(stream, WatchedStream):
         stream.allow(most)
+    assert isinstance(answer.stream, httpx2.AsyncByteStream)
     content = bytearray()
-    async with aclosing(answer.aiter_bytes()) as pieces:
-        async for piece in pieces:
-            content += piece
-            if len(content) > most:
-                raise RequestFailure("bad-answer", f"the answer is longer than the {most:,} bytes that are read at most")
-    return bytes(content)
+    async for piece in answer.stream:  # not by the client's own reading, which lets the connection go at the answer's end
+        content += piece
+        if len(content) > most:
+            raise RequestFailure("bad-answer", _too_long(most))
+    return _decompressed(bytes(content), answer.headers.get("content-encoding", "identity").lower(), most)
+
+
+def _decompressed(content: bytes, encoding: str, most: int) -> bytes:
+    """What a server compressed though it was asked not to."""
+    if encoding == "identity":
+        return content
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise RequestFailure("bad-answer", f"the answer is encoded by {encoding:.80}, and was asked for as it is")
+    try:
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by what it begins with, as gzip or zlib
+        decompressed = decompressor.decompress(content, most + 1)
+    except zlib.error as error:
+        raise RequestFailure("bad-answer", f"the answer cannot be decompressed ({error})") from None
+    if len(decompressed) > most:
+        raise RequestFailure("bad-answer", _too_long(most))
+    if not decompressor.eof:
+        raise RequestFailure("bad-answer", "the compressed answer broke off")
+    return decompressed
+
+
+def _too_long(most: int) -> str:
+    return f"the answer is longer than the {most:,} bytes that are read at most"
 
 
 async def _check_end(answer: httpx2.Response, method: str) -> None:

@@ -20,6 +20,7 @@ from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
 from rm_plugins.remote.hosts import proxy_of
 from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
+from rm_plugins.remote.repeated_answers import RepeatedAnswers
 from rm_plugins.remote.request_failure import COUNTED, RequestFailure
 from rm_plugins.remote.requests import ANSWER_BYTES, encoded
 from rm_plugins.remote.retry import backoff, retry_after
@@ -63,6 +64,7 @@ class Fleet:
         self.fingerprint = ""  # of the model that scored last
         self.tally: Counter[str] = Counter()  # of what no call did
         self.random = random.Random()
+        self.repeated = RepeatedAnswers()
         self._notices = Notices(logger)
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
