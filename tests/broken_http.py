@@ -57,14 +57,15 @@ class BrokenHTTP(FaultProxy):
         length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
         status, body = await self._forwarded(head + await reader.readexactly(length))
         answer = _answer(status, body)
+        stays = b"connection: close" not in head.lower()
         if not head.startswith(b"POST"):
             writer.write(answer)
-            return True
+            return stays
         previous, self._previous = self._previous or answer, answer
         self.happened["requests"] += 1
         if self.fault == "anothers-unasked" or self._random.random() >= self.share:
             writer.write(answer)
-            return True
+            return stays
         self.happened[self.fault] += 1
         return await self._break(writer, status, body, previous)
 

@@ -19,6 +19,13 @@ MOST_NESTED = 100
 """Lists and mappings inside each other in an answer; what is nested much deeper can be neither read nor shown."""
 
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+REQUEST_ID = re.compile(r"rm-[0-9a-f]{12}-\d+")
+"""What every id of a request looks like that a remote provider sends: no server makes up such a one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A sample as it may be sent.
@@ -236,16 +243,31 @@ class Protocol(Component):
         return message if isinstance(message, str) else json.dumps(message)[:200]
 
 
+def check_request_id(claimed: object, request_id: str, what: str = "the answer") -> None:
+    """See that an answer which names a request of ours names the one that it came for; one that names none says nothing.
+
+    Args:
+        claimed: What stands where the server puts a request's id, perhaps with something around it.
+        request_id: Of the request that was sent.
+        what: What has it, for the message.
+
+    Raises:
+        AnswerError: It names another one.
+
+    >>> check_request_id("classify-rm-0123456789ab-7", "rm-0123456789ab-7")
+    >>> check_request_id("chatcmpl-42", "rm-0123456789ab-7")
+    """
+    named = REQUEST_ID.findall(claimed) if isinstance(claimed, str) else []
+    if named and request_id not in named:
+        raise AnswerError(f"{what} is for the request {named[0]!r}, not for {request_id!r}; they were mixed up")
+
+
 def _is_deep(body: bytes) -> bool:
     """Whether JSON has more than `MOST_NESTED` lists and mappings inside each other."""
     if body.count(b"[") + body.count(b"{") <= MOST_NESTED:
         return False
     brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKETS)
     return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MOST_NESTED
-
-
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def finite(value: object, what: str, *, row: int | None = None) -> float:

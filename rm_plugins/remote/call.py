@@ -61,7 +61,7 @@ class ScoringCall:
         self._tally = tally
         self._outcomes: dict[int, Outcome] = {}
         self._last_failures: dict[int, str] = {}
-        self._name = uuid.uuid4().hex[:12]
+        self._name = f"rm-{uuid.uuid4().hex[:12]}"  # as `REQUEST_ID` has it
         self._numbers = count()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4

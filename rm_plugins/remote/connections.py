@@ -80,7 +80,7 @@ class Connections:
                 begun = True
                 try:
                     content = await _content(answer, most)
-                    await _check_end(answer, method)
+                    await _check_end(request, answer)
                 finally:
                     await answer.aclose()
         except TimeoutError:
@@ -173,10 +173,11 @@ def _too_long(most: int) -> str:
     return f"the answer is longer than the {most:,} bytes that are read at most"
 
 
-async def _check_end(answer: httpx2.Response, method: str) -> None:
+async def _check_end(request: httpx2.Request, answer: httpx2.Response) -> None:
     stream = answer.extensions.get("network_stream")
     if isinstance(stream, WatchedStream):
-        await stream.check_end(method, closes="close" in answer.headers.get("connection", "").lower())
+        closes = any("close" in message.headers.get("connection", "").lower() for message in (request, answer))
+        await stream.check_end(request.method, closes=closes)
 
 
 def _certificates(trust: Trust) -> ssl.SSLContext:

@@ -21,7 +21,7 @@ LISTENED = 0.001
 """Seconds for which a new connection must be silent before a request is sent."""
 
 LINGERED = 0.1
-"""Seconds that a server which said that it closes the connection has for that."""
+"""Seconds that a server has for closing a connection, which it is asked to do after its answer."""
 
 
 class WrongBytes(httpcore2.RemoteProtocolError):
@@ -94,7 +94,7 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
 
         Args:
             method: Of the request.
-            closes: Whether the server said that it closes the connection; if so, that is waited for, but not for long.
+            closes: Whether the server was asked to close the connection, or says that it does. That is waited for, but not long.
 
         Raises:
             WrongBytes: There is more than the answer and repetitions of it, so which of it is the answer cannot be told.
