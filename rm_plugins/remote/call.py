@@ -15,6 +15,7 @@ from typing import Any
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Item, Protocol, Response, ServerFacts
+from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
 from rm_plugins.remote.items import SendableSamples
@@ -23,6 +24,7 @@ from rm_plugins.remote.requests import ANSWER_BYTES, ScoringRequest, packed, rea
 from rm_plugins.remote.retry import backoff
 
 logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 _SEARCHES = 4
 """How often in a row requests that a server always fails at are halved, without one that it answers among them."""
@@ -274,12 +276,13 @@ class ScoringCall:
             response = await self._response(turn, prepared, request_id)
             answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)
         except RequestFailure as failure:
-            raise self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again") from failure
+            self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again")
+            raise
         turn.endpoint.answered(sent_at, monotonic())
         self._check_fingerprint(answer.fingerprint, turn.endpoint)
         for place, row in enumerate(prepared.rows):
             details = {name: column[place] for name, column in answer.details.items()}
-            error = self._fleet.redacted(answer.errors.get(place, ""))
+            error = redacted(answer.errors.get(place, ""))
             outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
         return outcomes
 

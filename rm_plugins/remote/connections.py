@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ import httpx2
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Response
+from rm_plugins.redaction import redact_logs
 from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.watched_stream import WatchedBackend, WatchedStream, WrongBytes
 from rm_plugins.version import __version__
@@ -30,7 +30,8 @@ _KEPT_FOR = 4.0  # for HTTP/2; less than the 5 seconds after which many servers 
 _USER_AGENT = f"rm-plugins/{__version__}"
 
 
-logging.getLogger("hpack").setLevel(logging.INFO)  # below that it tells the headers, and the key in them
+redact_logs(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))  # the headers of answers
+redact_logs(("hpack.hpack", "hpack.table"))  # all headers
 
 
 @dataclass(frozen=True, slots=True)

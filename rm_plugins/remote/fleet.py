@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
+from rm_plugins.redaction import redact_logs
 from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
 from rm_plugins.remote.hosts import proxy_of
 from rm_plugins.remote.loop import network
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rm_plugins.remote.connections import Connections, Trust
 
 logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 FACTS_LAST = 30.0
 """Seconds without an answer after which a server is asked again what it is: another one may be there by now."""
@@ -216,7 +218,7 @@ class Fleet:
                     if final or failure.cause == "refused" or hopeless:
                         kind = UnsupportedError if final else ScoringError
                         hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
-                        self.leave_out(endpoint, kind(f"{self.redacted(str(failure))}{hint}"))
+                        self.leave_out(endpoint, kind(f"{failure}{hint}"))
                     else:
                         self.noted(endpoint, failure, sent_at, self.tally, "it is asked again what it is")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
@@ -224,7 +226,7 @@ class Fleet:
                     endpoint.heard_at = monotonic()
                     again = " again" if endpoint in self._known else ""
                     if endpoint.trouble or not again:
-                        told = self.redacted(f"{endpoint.url} is there{again}: {endpoint.facts.description}")
+                        told = f"{endpoint.url} is there{again}: {endpoint.facts.description}"
                         self._notices.say((endpoint.url, told), told, logging.INFO)
                     self._known.add(endpoint)
         finally:
@@ -280,19 +282,11 @@ class Fleet:
         wait = retry_after(response.headers, time())
         return RequestFailure(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
 
-    def noted(
-        self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str
-    ) -> RequestFailure:
-        """Take note of a request without scores, count it, and tell of it now and then; returns it without the user's key."""
-        cause, reason = failure.cause, self.redacted(str(failure))
-        failure = RequestFailure(cause, reason, status=failure.status, retry_after=failure.retry_after)
+    def noted(self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str) -> None:
+        """Take note of a request without scores, count it, and tell of it now and then."""
+        cause, reason = failure.cause, str(failure)
         endpoint.failed(failure, sent_at, monotonic())
         if cause in COUNTED:
             tally[COUNTED[cause]] += 1
             self._notices.say((endpoint.url, cause, remedy), f"{endpoint.url}: {reason}; {remedy}.")
             logger.debug("%s: %s: %s", endpoint.url, cause, reason)
-        return failure
-
-    def redacted(self, text: str) -> str:
-        """A text of a server's, without the key that it may have quoted."""
-        return text.replace(self._key, "***") if self._key else text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rm_plugins.errors import ScoringError
+from rm_plugins.redaction import keep_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Settings:
     """How the servers of one provider are asked; `rm_plugins.providers.remote.Remote` says what each of these is."""
 
     api_key_env: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     batch_size: int | None = None
     concurrency: int = 16
     timeout: float = 60.0
@@ -37,6 +38,7 @@ class Settings:
             raise ScoringError(f"The environment variable {self.api_key_env}, which `api_key_env` names, is not set here.")
         if not (key.isascii() and key.isprintable()):
             raise ScoringError(f"The environment variable {self.api_key_env} holds characters that no HTTP header can carry.")
+        keep_secret(key)
         return key
 
     @property

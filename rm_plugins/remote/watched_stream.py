@@ -14,6 +14,8 @@ from typing import Any
 import h11
 import httpcore2
 
+from rm_plugins.remote.hosts import is_loopback
+
 MOST_HEAD = 256 * 1024
 """Bytes of an answer until its body begins, interim answers (1xx) among them; the headers alone may have 100 KiB."""
 
@@ -40,6 +42,8 @@ class WatchedBackend(httpcore2.AnyIOBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         """Connect."""
+        if is_loopback(host):
+            host = host.rstrip(".")  # not every resolver knows ``localhost.``
         return WatchedStream(await super().connect_tcp(host, port, timeout, local_address, socket_options))
 
 
