@@ -8,6 +8,7 @@ import html
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import quote
@@ -20,27 +21,53 @@ SHORTEST = 4
 PIECE = 6
 """Characters of the shortest piece of a secret that is taken out, where a message was cut or a server quotes a part."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collection of garbage may have it taken again
+_kept: dict[int, frozenset[str]] = {}
 _whole: tuple[str, ...] = ()  # the longest first
 _pieces: frozenset[str] = frozenset()
 
 
-def keep_secret(*values: str) -> None:
-    """Have these values in no text from now on: neither whole nor in pieces, as they are or as servers quote them."""
-    global _whole, _pieces
-    secrets = {secret for value in values for secret in _secrets_in(value)}
+def keep_secret(owner: object, *values: str) -> None:
+    """Have these values in no text while their owner lives: neither whole nor in pieces, as they are or as servers quote them.
+
+    Args:
+        owner: What needs them; when it is gone, or has them forgotten, they may be words like any other.
+        values: The secrets.
+    """
+    secrets = frozenset(secret for value in values for secret in _secrets_in(value))
     with _lock:
-        if secrets <= set(_whole):
-            return
-        _whole = tuple(sorted({*_whole, *secrets}, key=len, reverse=True))
-        long = (secret for secret in _whole if len(secret) > PIECE)
-        _pieces = frozenset(secret[start : start + PIECE] for secret in long for start in range(len(secret) - PIECE + 1))
+        before = _kept.get(id(owner))
+        if not secrets <= (before or frozenset()):
+            _kept[id(owner)] = secrets | (before or frozenset())
+            _found_anew()
+            if before is None:
+                weakref.finalize(owner, _forget, id(owner)).atexit = False
+
+
+def forget_secrets(owner: object) -> None:
+    """Let its values be, for it will use them no more."""
+    _forget(id(owner))
+
+
+def _forget(owner: int) -> None:
+    with _lock:
+        if _kept.pop(owner, None):
+            _found_anew()
+
+
+def _found_anew() -> None:
+    global _whole, _pieces
+    _whole = tuple(sorted(frozenset().union(*_kept.values()), key=len, reverse=True))
+    long = (secret for secret in _whole if len(secret) > PIECE)
+    _pieces = frozenset(secret[start : start + PIECE] for secret in long for start in range(len(secret) - PIECE + 1))
 
 
 def redacted(text: str) -> str:
     """The text without any secret.
 
-    >>> keep_secret("Bearer sk-0123456789")
+    >>> class Client: ...
+    >>> client = Client()
+    >>> keep_secret(client, "Bearer sk-0123456789")
     >>> redacted("no such key: sk-0123456789"), redacted("no such key: sk-01234...")
     ('no such key: ***', 'no such key: ***...')
     """

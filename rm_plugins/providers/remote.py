@@ -20,7 +20,7 @@ from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import ModelSource, Provider
-from rm_plugins.redaction import keep_secret, redacted
+from rm_plugins.redaction import forget_secrets, keep_secret, redacted
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
 from rm_plugins.rendering.render import Renderer, Truncation
 from rm_plugins.samples import Sample
@@ -137,7 +137,7 @@ class Remote(Provider):
 
     def _start(self) -> None:
         """Make what belongs to this process alone."""
-        keep_secret(*(value for _, value in self._settings.headers))
+        keep_secret(self, *self._settings.secrets)
         self.renderer = self._loaded_renderer()
         self._lock = threading.Lock()
         self._fleet: Fleet | None = None
@@ -171,6 +171,7 @@ class Remote(Provider):
         """Give back the connections; scoring again opens new ones."""
         with self._lock:
             fleet, self._fleet = self._fleet, None
+        forget_secrets(self)
         if fleet is not None and fleet.network.pid == os.getpid():
             fleet.network.run(fleet.close())
         super().close()

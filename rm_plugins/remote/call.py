@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.protocols.protocol import Item, Protocol, Response, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Item, Protocol, ServerFacts
 from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
@@ -273,8 +273,7 @@ class ScoringCall:
         sent_at = monotonic()
         self._tally["requests"] += 1
         try:
-            response = await self._response(turn, prepared, request_id)
-            answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)
+            answer = await self._answer(turn, prepared, [items[row] for row in prepared.rows], request_id)
         except RequestFailure as failure:
             self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again")
             raise
@@ -286,29 +285,29 @@ class ScoringCall:
             outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
         return outcomes
 
-    async def _response(self, turn: Turn, prepared: ScoringRequest, request_id: str) -> Response:
-        """The good response to a request, which is asked for again where it repeats another one's.
+    async def _answer(self, turn: Turn, prepared: ScoringRequest, items: Sequence[Item], request_id: str) -> Answer:
+        """The good answer to a request, which is asked for again where it repeats another one's.
 
         Raises:
             RequestFailure: There is none, or it is another one's.
         """
         assert prepared.request is not None
-        most = ANSWER_BYTES + turn.facts.protocol.answer_bytes * len(prepared.rows)
-        seen: list[bytes] = []
+        protocol, repeated = turn.facts.protocol, self._fleet.repeated
+        most = ANSWER_BYTES + protocol.answer_bytes * len(prepared.rows)
+        doubted: bytes | None = None
         while True:
             response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
             if not 200 <= response.status < 300:
-                raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
-            if response.body in seen:
-                self._fleet.repeated.believe(response.body)
-                return response
-            if seen:
-                raise RequestFailure(
-                    "bad-answer", "first another request's answer came, and then this one's or again another's"
-                )
-            if not self._fleet.repeated.is_doubtful(prepared.body or b"", response.body):
-                return response
-            seen.append(response.body)
+                raise self._fleet.failure_of(protocol, response, len(prepared.rows))
+            answer = read_answer(response, items, turn.facts, request_id)
+            if response.body == doubted:
+                repeated.believe(response.body)
+                return answer
+            if doubted is not None:
+                raise RequestFailure("bad-answer", "an answer came that was another request's, and then a different one")
+            if not repeated.is_doubtful(prepared.body or b"", response.body):
+                return answer
+            doubted = response.body
             self._tally.update(("requests", "doubts"))
 
     def _items(self, protocol: Protocol) -> Sequence[Item]:

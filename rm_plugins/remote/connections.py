@@ -89,6 +89,7 @@ class Connections:
         except RequestFailure:
             raise
         except Exception as error:  # the client's own, and those of what it is made of, of which it does not translate all
+            await self._transport.drop(url)
             raise _failure_of(error, begun) from None
         if 300 <= answer.status_code < 400:
             target = answer.headers.get("location", "nowhere")
@@ -117,6 +118,13 @@ class _Transport(httpx2.AsyncHTTPTransport):
             http2=True,
             network_backend=WatchedBackend(),
         )
+
+    async def drop(self, url: str) -> None:
+        """Close the shared connections to a server, for something went wrong with one."""
+        origin = httpcore2.URL(url).origin
+        for connection in self._pool.connections:
+            if connection.can_handle_request(origin) and connection.can_multiplex():
+                await connection.aclose()
 
 
 def _request(url: str, method: str, body: bytes | None, headers: Mapping[str, str], connect_timeout: float) -> httpx2.Request:

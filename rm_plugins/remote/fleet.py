@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
-from rm_plugins.redaction import redact_logs
+from rm_plugins.redaction import forget_secrets, keep_secret, redact_logs
 from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
 from rm_plugins.remote.hosts import proxy_of
 from rm_plugins.remote.loop import network
@@ -85,6 +85,7 @@ class Fleet:
             ScoringError: The environment does not hold the key.
         """
         self._key = self.settings.api_key
+        keep_secret(self, *self.settings.secrets, *([self._key] if self._key else []))
         self._calls += 1
         now = monotonic()
         for endpoint in self.endpoints:
@@ -104,7 +105,8 @@ class Fleet:
                 await asyncio.gather(*asked, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Give back the connections, and forget the key."""
+        forget_secrets(self)
         while self._connections:
             trust, _ = self._connections.popitem()
             await self.network.give_back(trust)
@@ -266,7 +268,11 @@ class Fleet:
         }
         if endpoint not in self._trusts:
             url = urlsplit(endpoint.url)
-            self._trusts[endpoint] = Trust(url.scheme == "https", self.settings.ca_file, proxy_of(url))
+            proxy = proxy_of(url)
+            password = proxy and urlsplit(proxy).password
+            if password:
+                keep_secret(self, password, unquote(password))
+            self._trusts[endpoint] = Trust(url.scheme == "https", self.settings.ca_file, proxy)
         trust = self._trusts[endpoint]
         if trust not in self._connections:
             self._connections[trust] = self.network.borrow(trust)

@@ -6,10 +6,8 @@ import ipaddress
 import socket
 from contextlib import suppress
 from typing import TypeAlias
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult
 from urllib.request import getproxies, proxy_bypass
-
-from rm_plugins.redaction import keep_secret
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -41,10 +39,7 @@ def proxy_of(url: SplitResult) -> str | None:
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or _is_excepted(host, address, proxies.get("no", "")):
         return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if password := urlsplit(proxy).password:
-        keep_secret(password, unquote(password))
-    return proxy
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _is_excepted(host: str, address: Address | None, exceptions: str) -> bool:

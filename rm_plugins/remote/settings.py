@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.redaction import keep_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,11 @@ class Settings:
     fingerprint: str | None = None
 
     @property
+    def secrets(self) -> list[str]:
+        """The values of the headers, any of which may open the server."""
+        return [value for _, value in self.headers]
+
+    @property
     def api_key(self) -> str | None:
         """The key, read from the environment each time.
 
@@ -38,7 +42,6 @@ class Settings:
             raise ScoringError(f"The environment variable {self.api_key_env}, which `api_key_env` names, is not set here.")
         if not (key.isascii() and key.isprintable()):
             raise ScoringError(f"The environment variable {self.api_key_env} holds characters that no HTTP header can carry.")
-        keep_secret(key)
         return key
 
     @property
