@@ -58,8 +58,8 @@ def _forget(owner: int) -> None:
 def _found_anew() -> None:
     global _whole, _pieces
     _whole = tuple(sorted(frozenset().union(*_kept.values()), key=len, reverse=True))
-    long = (secret for secret in _whole if len(secret) > PIECE)
-    _pieces = frozenset(secret[start : start + PIECE] for secret in long for start in range(len(secret) - PIECE + 1))
+    pieces = (secret[start : start + PIECE] for secret in _whole for start in range(len(secret) - PIECE + 1))
+    _pieces = frozenset(piece for piece in pieces if not any(map(str.isspace, piece)))
 
 
 def redacted(text: str) -> str:

@@ -85,6 +85,7 @@ class Connections:
                 finally:
                     await answer.aclose()
         except TimeoutError:
+            await self._transport.drop(url)  # it may be dead, and by HTTP/2 the next request would go over it, too
             raise RequestFailure("timeout", f"no answer within {timeout:g} seconds") from None
         except RequestFailure:
             raise

@@ -121,17 +121,19 @@ def serving_http2(server: HTTP2Server, certificate: tuple[Path, Path]) -> Iterat
         loop.close()
 
 
-def scored(server: HTTP2Server, certificate: tuple[Path, Path], **settings: Any) -> Any:
+def scored(server: HTTP2Server, certificate: tuple[Path, Path], calls: int = 1, **settings: Any) -> Any:
     with serving_http2(server, certificate) as url:
-        provider = Remote(url=url, protocol=OpenRLHF(), ca_file=str(certificate[1]), batch_size=1, deadline=20, **settings)
-        scores = [provider.score(SAMPLES, on_error="abstain") for _ in range(3)]
+        provider = Remote(
+            url=url, protocol=OpenRLHF(), ca_file=str(certificate[1]), batch_size=1, timeout=1.0, deadline=20, **settings
+        )
+        scores = [provider.score(SAMPLES, on_error="abstain") for _ in range(calls)]
         provider.close()
     return scores
 
 
 def test_one_connection_carries_all_in_any_order(certificate: tuple[Path, Path]) -> None:
     server = HTTP2Server()
-    for scores in scored(server, certificate):
+    for scores in scored(server, certificate, calls=3):
         assert scores.values.tolist() == EXPECTED
     assert server.counts["requests"] >= 48
     assert server.counts["connections"] <= 3
