@@ -15,6 +15,11 @@ from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
 
+MOST_TOLD = 2000
+"""Characters of what a server says of an error, or of one item."""
+
+_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 MOST_NESTED = 100
 """Lists and mappings inside each other in an answer; what is nested much deeper can be neither read nor shown."""
 
@@ -236,11 +241,20 @@ class Protocol(Component):
         try:
             message = response.json()
         except AnswerError:
-            return response.body[:200].decode(errors="replace")
+            return one_line(response.body[:200].decode(errors="replace"))
         for key in ("error", "message", "detail"):
             while isinstance(message, Mapping) and key in message:
                 message = message[key]
-        return message if isinstance(message, str) else json.dumps(message)[:200]
+        return one_line(message if isinstance(message, str) else json.dumps(message)[:200])
+
+
+def one_line(text: str) -> str:
+    """What a server says, as a line of a log may have it: without line ends and control characters, and not too long.
+
+    >>> one_line("no\\x1b[31m such\\nmodel")
+    'no [31m such model'
+    """
+    return _NO_LINE.sub(" ", text[:MOST_TOLD])
 
 
 def check_request_id(claimed: object, request_id: str, what: str = "the answer") -> None:

@@ -37,13 +37,13 @@ class Remote(Provider):
     What comes back is checked for count, order and finiteness. Requests that bring no such answer are sent again, as long as that
     may help; what gets none is a failure of those samples, never a number. Equal samples are sent once. `counts` has how often
     what happened: ``requests``, ``retries``, ``hedges``, ``splits``, and what was wrong: ``overloads``, ``timeouts``,
-    ``connection_errors``, ``server_errors``, ``bad_answers``, ``model_changed``.
+    ``connection_errors``, ``server_errors``, ``bad_answers``, ``doubts``, ``model_changed``.
 
     Args:
         url: Where the scorer is; several are balanced by load, and one may be lost.
         protocol: How it is spoken to; asked of the server itself if unset.
         api_key_env: The environment variable that holds the key, which is sent as ``Authorization: Bearer``.
-        headers: Further headers, nothing secret.
+        headers: Further headers. Their values are in no message, but in the spec and in pickles.
         tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples
             are sent as they are, or as text.
         chat_template: For the tokenizer: ``plain``, or a file with a Jinja template.

@@ -24,8 +24,8 @@ from rm_plugins.protocols.protocol import MOST_NESTED
 from rm_plugins.providers.remote import Remote
 from rm_plugins.remote.hosts import is_loopback, proxy_of
 from rm_plugins.remote.requests import ANSWER_BYTES
-from tests.fault_proxy import Scorer
-from tests.remote.conftest import EXPECTED, SAMPLES, remote
+from tests.fault_proxy import Scorer, json_reply
+from tests.remote.conftest import EXPECTED, SAMPLES, remote, replies
 from tests.servers import serving
 
 MOST = ANSWER_BYTES + 5 * Protocol.answer_bytes
@@ -127,6 +127,19 @@ class TestAnswersWithoutEnd:
         assert peak[0] < 15 * ANSWER_BYTES
 
 
+class TestMessages:
+    @pytest.mark.parametrize("status", [200, 400, 500])
+    def test_what_a_server_says_is_one_line_and_not_too_long(self, status: int) -> None:
+        told = "first\nWARNING second \x1b[31m \ud800" + "x" * 100_000
+        scorer = Scorer(reward=lambda text: ValueError(told))
+        if status != 200:
+            scorer.before = replies(*[json_reply(status, {"error": {"message": told}})] * 99)
+        with remote(scorer, tries=1) as provider, pytest.raises(ScoringError, match="first WARNING second") as caught:
+            provider.score(SAMPLES)
+        assert len(str(caught.value)) < 3000
+        assert str(caught.value).encode().decode().isprintable()
+
+
 class TestDeepAnswers:
     @pytest.mark.parametrize("depth", [MOST_NESTED + 1, 900, 5_000, 200_000])
     @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"error":'])
@@ -146,9 +159,13 @@ class TestDeepAnswers:
         with pytest.raises(AnswerError, match=r"nested more than 100 deep|is no JSON"):
             Response(200, body).json()
 
-    @given(st.recursive(st.text() | st.floats(allow_nan=False), lambda inner: st.lists(inner, max_size=3), max_leaves=200))
-    def test_others_are_read_whatever_their_texts_hold(self, value: Any) -> None:
-        assert Response(200, json.dumps([value, '[{"' * 200]).encode()).json() == [value, '[{"' * 200]
+    @given(st.text(), st.integers(0, MOST_NESTED - 2), st.booleans())
+    def test_others_are_read_whatever_their_texts_hold(self, text: str, depth: int, named: bool) -> None:
+        value: Any = f'"{text}[{{"'
+        for _ in range(depth):
+            value = {text: value} if named else [text, value]
+        expected = [value, '[{"\\' * 200, [[]] * 200]
+        assert Response(200, json.dumps(expected).encode()).json() == expected
 
 
 SPELLINGS = ["127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7F.1", "017700000001", "localhost",
