@@ -123,6 +123,7 @@ class TestWhatIsShown:
         shown = CliRunner().invoke(main, ["show", str(tmp_path / "spec.json"), *options])
         assert shown.exit_code == 0, shown.output
         assert "headers" in shown.output
+        assert '"7"' not in shown.output, "however short"
         says_nothing(shown.output)
 
     def test_nor_has_a_repr_them_while_a_copy_still_sends_them(self) -> None:
@@ -181,6 +182,14 @@ def test_any_secret_is_gone_whole_and_in_pieces_until_its_owner_is(secret: str, 
         assert piece not in redacted(f"before {piece} behind")
     del owner
     assert redacted(f"before {piece} behind") == f"before {piece} behind"
+
+
+@pytest.mark.parametrize("secret", ["ab12", "a1 b2 c3", "Basic bWU6YWIxMg=="])
+def test_short_ones_are_gone_as_well(secret: str) -> None:
+    owner = Owner()
+    keep_secret(owner, secret)
+    assert "ab12" not in redacted(f"no such key: {secret.rpartition(' ')[0]}ab12") or secret == "a1 b2 c3"
+    assert secret not in redacted(f"no such key: {secret}.")
 
 
 def test_a_headers_word_is_a_word_for_all_others() -> None:
