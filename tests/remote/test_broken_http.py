@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpcore2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rm_plugins as rm
 from rm_plugins.protocols import TEI, VLLM, Native, OpenAIJudge, OpenInference, OpenRLHF, Protocol, SGLang, Swift
 from rm_plugins.providers.remote import Remote
+from rm_plugins.remote.watched_stream import WatchedStream, WrongBytes
 from tests.broken_http import BROKEN_HTTP, HARMLESS_HTTP, BrokenHTTP
 from tests.fake_servers.judge import choice, judge
 from tests.fake_servers.oip import oip
@@ -162,3 +168,49 @@ class TestIds:
             assert provider.score(SAMPLES).values.tolist() == right_scores("openrlhf")
             assert provider.counts["bad_answers"] == 1
             provider.close()
+
+
+class TestConnections:
+    @pytest.mark.parametrize("encrypted", [False, True])
+    def test_each_request_has_one_of_its_own(self, encrypted: bool, certificate: tuple[Path, Path]) -> None:
+        peers: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            peers.append(scope["client"])
+            await scorer(scope, receive, send)
+
+        scorer = Scorer(max_items=1)
+        keys: dict[str, Any] = {"ssl_keyfile": str(certificate[0]), "ssl_certfile": str(certificate[1])} if encrypted else {}
+        with serving(app, lifespan="off", **keys) as url:
+            address = url.replace("http:", "https:") if encrypted else url
+            provider = Remote(url=address, protocol=Native(), ca_file=str(certificate[1]), concurrency=1)
+            assert provider.score(SAMPLES).values.tolist() == right_scores("rm-plugins")
+            provider.close()
+        assert len(set(peers)) == len(peers) == len(SAMPLES) + 1
+
+    def test_one_that_speaks_first_is_not_spoken_to(self) -> None:
+        stream = WatchedStream(httpcore2.AsyncMockStream([b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"]))
+        with pytest.raises(WrongBytes, match="before a request was sent"):
+            asyncio.run(stream.write(b"POST / HTTP/1.1\r\n\r\n"))
+
+    @given(st.binary(min_size=1, max_size=30), st.integers(0, 30), st.sampled_from(["again", "part", "other", "nothing"]))
+    def test_only_an_answer_that_is_there_again_may_come_behind_it(self, body: bytes, cut: int, behind: str) -> None:
+        answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        more = {
+            "again": answer,
+            "part": answer[: cut + 1],
+            "other": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "nothing": b"",
+        }
+
+        async def read() -> None:
+            stream = WatchedStream(httpcore2.AsyncMockStream([b"", answer + more[behind]]))
+            await stream.write(b"GET")
+            await stream.read(1 << 16)
+            await stream.check_end("GET", closes=True)
+
+        if behind in ("again", "nothing"):
+            asyncio.run(read())
+        else:
+            with pytest.raises(WrongBytes, match="more came than one answer"):
+                asyncio.run(read())

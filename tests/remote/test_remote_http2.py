@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import ssl
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,19 +25,6 @@ from tests.fake_servers.openrlhf import reward_of
 
 SAMPLES = [rm.Sample("Q: ", f"{number} is a text of its own {number**3}") for number in range(16)]
 EXPECTED = [reward_of(f"Q: {sample.completion}") for sample in SAMPLES]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("certificate")
-    key, made = folder / "key.pem", folder / "certificate.pem"
-    subject = ["-subj", "/CN=scorer", "-addext", "subjectAltName=IP:127.0.0.1"]
-    kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", *subject]
-    subprocess.run([openssl, *kind, "-keyout", key, "-out", made], check=True, capture_output=True)
-    return key, made
 
 
 class HTTP2Server:
