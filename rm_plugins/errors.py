@@ -22,6 +22,8 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Self
 
+from rm_plugins.redaction import redacted
+
 __all__ = [
     "AnswerError",
     "BrokenPluginError",
@@ -58,7 +60,7 @@ class RmPluginsError(Exception):
     path: str | None = None
 
     def __init__(self, message: str = "", rows: Collection[int] | None = None) -> None:
-        super().__init__(*([message] if message else []))
+        super().__init__(*([redacted(message)] if message else []))  # also what a server said, who may quote a key
         self.rows = None if rows is None else frozenset(int(row) for row in rows)
 
     @property
@@ -102,7 +104,7 @@ class SpecError(RmPluginsError, ValueError):
 
     def __init__(self, message: str, key: str = "") -> None:
         super().__init__(f"{key}: {message}" if key else message)
-        self.message = message
+        self.message = redacted(message)
         self.key = key
 
     def inside(self, path: str) -> "SpecError":

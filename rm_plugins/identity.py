@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rm_plugins.provider import Provider
+from rm_plugins.redaction import redacted
 from rm_plugins.samples import canonical_json
 
 
@@ -29,11 +30,15 @@ def manifests_of(provider: Provider) -> dict[str, Any]:
 
 
 def shown_spec(provider: Provider) -> dict[str, Any] | None:
-    """A reward's spec as anyone may see it: without the headers that open servers behind it; None where it was made in Python."""
-    return None if provider.spec is None else _without_headers(provider.spec)
+    """A reward's spec as anyone may see it: without the headers and keys that open servers behind it; None where it was made in
+    Python.
+    """
+    return None if provider.spec is None else _without_secrets(provider.spec)
 
 
-def _without_headers(value: Any) -> Any:
+def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: "<hidden>" if key == "headers" else _without_headers(item) for key, item in value.items()}
-    return [_without_headers(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: "<hidden>" if key == "headers" else _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value

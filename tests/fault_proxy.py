@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 Reply: TypeAlias = tuple[int, Mapping[str, str], bytes]
 Headers: TypeAlias = Mapping[str, str]
@@ -146,7 +146,7 @@ class FaultProxy:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
         return self

@@ -29,14 +29,15 @@ def test_token_ids_get_the_logits_of_exactly_these_tokens() -> None:
     conversation = Conversation(SGLang(), FakeSGLang())
     found = conversation.answer(WITH_IDS)
     assert list(found.values) == [logit(tokens(text, special=False)) for text in TEXTS]
-    assert set(conversation.requests[-1].body) == {"input_ids"}
+    assert set(conversation.requests[-1].body) == {"input_ids", "rid"}
 
 
 @pytest.mark.parametrize("items", [ITEMS[:1], WITH_IDS[:1]])
 def test_a_single_item_is_a_list_of_one(items: list[Item]) -> None:
     conversation = Conversation(SGLang(), FakeSGLang())
     assert len(conversation.answer(items).values) == 1
-    (sent,) = conversation.requests[-1].body.values()
+    sent, names = conversation.requests[-1].body.values()
+    assert len(names) == 1
     assert isinstance(sent[0], str | list)
 
 

@@ -87,7 +87,7 @@ def command(
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
         listening = stack.enter_context(_listening(host, port))
         try:
-            from rm_plugins.remote.endpoint import is_loopback
+            from rm_plugins.remote.hosts import is_loopback
             from rm_plugins.server import process, request_log
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL:

@@ -12,8 +12,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 import rm_plugins as rm
+from rm_plugins.identity import shown_spec
 from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, Provider, Transform
+from rm_plugins.redaction import redacted
 from rm_plugins.spec import SHARED_KEYS
 from rm_plugins.transforms import Chain
 
@@ -28,7 +30,7 @@ def command(spec: str, as_json: bool) -> None:
     """
     provider = rm.load(spec)
     if as_json:
-        click.echo(json.dumps(provider.spec, indent=2, ensure_ascii=False, default=str))
+        click.echo(json.dumps(shown_spec(provider), indent=2, ensure_ascii=False, default=str))
     else:
         Console(highlight=False).print(tree(provider))
     provider.close()
@@ -44,9 +46,9 @@ def tree(provider: Provider, key: str = "") -> Tree:
     heading = Text(f"{key}: " if key else "", style="bold", overflow="fold")
     heading.append(provider.name, style="bold cyan")
     if provider.label != provider.name:
-        heading.append(f" {provider.label!r}", style="not bold")
+        heading.append(f" {redacted(repr(provider.label))}", style="not bold")
     for name, value in _settings(provider).items():
-        heading.append(f"\n{name}: {value}", style="not bold")
+        heading.append(f"\n{name}: {redacted(value)}", style="not bold")
     shown = Tree(heading, guide_style="dim")
     shown.children += [tree(child, path) for path, child in provider.children.items()]
     return shown
@@ -55,7 +57,7 @@ def tree(provider: Provider, key: str = "") -> Tree:
 def _settings(provider: Provider) -> dict[str, str]:
     """What a provider itself was set to, without what its children show."""
     nested = {re.split(r"[.\[]", path)[0] for path in provider.children}
-    spec = {"spec": "none, made in Python"} if provider.spec is None else provider.spec
+    spec = shown_spec(provider) or {"spec": "none, made in Python"}
     settings = {key: _text(value) for key, value in spec.items() if key not in (*SHARED_KEYS, *nested)}
     components = {key: value for key, value in vars(provider).items() if isinstance(value, (Aggregate, Transform))}
     settings |= {key: _component(value) for key, value in components.items() if not key.startswith("_")}

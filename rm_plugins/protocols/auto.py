@@ -16,8 +16,10 @@ from rm_plugins.protocols.sglang import SGLang
 from rm_plugins.protocols.swift import Swift
 from rm_plugins.protocols.tei import TEI
 from rm_plugins.protocols.vllm import VLLM
+from rm_plugins.redaction import redact_logs
 
 logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 
 class Auto(Protocol):

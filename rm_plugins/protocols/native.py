@@ -7,7 +7,18 @@ from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, UnsupportedError
 from rm_plugins.protocols.discovery import get_mapping, required_mapping
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, finite, in_order
+from rm_plugins.protocols.protocol import (
+    Answer,
+    Ask,
+    Item,
+    Protocol,
+    Request,
+    Response,
+    ServerFacts,
+    finite,
+    in_order,
+    one_line,
+)
 from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_to_json
@@ -80,7 +91,7 @@ class Native(Protocol):
             if error is not None and value is not None:
                 raise AnswerError(f"item {row} has both the reward {value} and the error {error!r:.80}", rows=[row])
             if error is not None:
-                errors[row] = str(error) or "the server does not say why"
+                errors[row] = one_line(str(error)) or "the server does not say why"
         details = answer.get("details") or {}
         if not isinstance(details, Mapping):
             raise AnswerError(f"details is {details!r:.80}; a mapping of lists was expected")

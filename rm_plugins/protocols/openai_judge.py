@@ -12,7 +12,7 @@ from rm_plugins.errors import AnswerError, DataError, SpecError
 from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, check_request_id
 from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Message, RenderedSample, message_text
 
@@ -106,6 +106,14 @@ class OpenAIJudge(Protocol):
         self.max_tokens = max_tokens or (8 if range is None else 1024)
         self.extra_body = dict(extra_body or {})
 
+    @property
+    def answer_bytes(self) -> int:  # type: ignore[override]  # of how much is asked for
+        """By the tokens that the answer may have, with all that is told of each."""
+        asked = [self.extra_body.get(key) for key in ("max_tokens", "max_completion_tokens")]
+        tokens = max([self.max_tokens, *(number for number in asked if isinstance(number, int))])
+        named = 1 + (self.top_logprobs if isinstance(self.scale, LabelScale) else 0)
+        return 512 * tokens * named
+
     async def prepare(self, ask: Ask) -> ServerFacts:
         """Ask for the model's name, unless it is given."""
         model = self.model or await only_model(ask, self)
@@ -134,10 +142,10 @@ class OpenAIJudge(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The grade, or why there is none."""
-        match response.json():
+        match answer := response.json():
             case {"choices": [{"message": {} as message} as choice]}:
-                pass
-            case answer:
+                check_request_id(answer.get("id"), request_id)  # of vLLM, which makes it of what was sent as X-Request-ID
+            case _:
                 raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if message.get("refusal"):
             return Answer([None], errors={0: f"the judge refused: {str(message['refusal'])[:200]}"})

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
+
+MOST_TOLD = 2000
+"""Characters of what a server says of an error, or of one item."""
+
+_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+MOST_NESTED = 100
+"""Lists and mappings inside each other in an answer; what is nested much deeper can be neither read nor shown."""
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+REQUEST_ID = re.compile(r"rm-[0-9a-f]{12}-\d+")
+"""What every id of a request looks like that a remote provider sends: no server makes up such a one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +115,12 @@ class Response:
             AnswerError: It is not valid JSON.
         """
         try:
-            return json.loads(self.body)
-        except ValueError as error:
+            answer = json.loads(self.body)
+        except (ValueError, RecursionError) as error:
             raise AnswerError(f"the answer is no JSON ({error}): {self.body[:80]!r}") from None
+        if _is_deep(self.body):
+            raise AnswerError(f"the answer is nested more than {MOST_NESTED} deep: {self.body[:80]!r}")
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +182,9 @@ class Protocol(Component):
     default_max_items: ClassVar[int] = 64
     """Items of a request where neither the server nor the spec names a limit."""
 
+    answer_bytes: ClassVar[int] = 64 * 1024
+    """Most bytes of an answer for each of its items; `rm_plugins.remote` allows 4 MiB for the whole beside it."""
+
     server_adds_special_tokens: ClassVar[bool] = False
     """Whether the server's tokenizer adds its special tokens to the text of an item with token ids, so that its text must be
     one without them."""
@@ -218,11 +241,47 @@ class Protocol(Component):
         try:
             message = response.json()
         except AnswerError:
-            return response.body[:200].decode(errors="replace")
+            return one_line(response.body[:200].decode(errors="replace"))
         for key in ("error", "message", "detail"):
             while isinstance(message, Mapping) and key in message:
                 message = message[key]
-        return message if isinstance(message, str) else json.dumps(message)[:200]
+        return one_line(message if isinstance(message, str) else json.dumps(message)[:200])
+
+
+def one_line(text: str) -> str:
+    """What a server says, as a line of a log may have it: without line ends and control characters, and not too long.
+
+    >>> one_line("no\\x1b[31m such\\nmodel")
+    'no [31m such model'
+    """
+    return _NO_LINE.sub(" ", text[:MOST_TOLD])
+
+
+def check_request_id(claimed: object, request_id: str, what: str = "the answer") -> None:
+    """See that an answer which names a request of ours names the one that it came for; one that names none says nothing.
+
+    Args:
+        claimed: What stands where the server puts a request's id, perhaps with something around it.
+        request_id: Of the request that was sent.
+        what: What has it, for the message.
+
+    Raises:
+        AnswerError: It names another one.
+
+    >>> check_request_id("classify-rm-0123456789ab-7", "rm-0123456789ab-7")
+    >>> check_request_id("chatcmpl-42", "rm-0123456789ab-7")
+    """
+    named = REQUEST_ID.findall(claimed) if isinstance(claimed, str) else []
+    if named and request_id not in named:
+        raise AnswerError(f"{what} is for the request {named[0]!r}, not for {request_id!r}; they were mixed up")
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether JSON has more than `MOST_NESTED` lists and mappings inside each other."""
+    if body.count(b"[") + body.count(b"{") <= MOST_NESTED:
+        return False
+    brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MOST_NESTED
 
 
 def finite(value: object, what: str, *, row: int | None = None) -> float:

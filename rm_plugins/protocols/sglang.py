@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols.discovery import get_mapping, required_mapping
-from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.protocol import (
+    REQUEST_ID,
+    Answer,
+    Ask,
+    Failure,
+    Item,
+    Protocol,
+    Request,
+    Response,
+    ServerFacts,
+    check_request_id,
+    finite,
+)
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample
 
@@ -61,9 +74,11 @@ class SGLang(Protocol):
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """The items as token ids, or as texts."""
+        sending = secrets.token_hex(4)  # a request that is sent twice must not have one id twice in the server
+        names = [f"{request_id}.{sending}.{row}" for row in range(len(items))]
         ids = [item.token_ids for item in items if item.token_ids is not None]
         if len(ids) == len(items):
-            return Request("/classify", {"input_ids": [list(row) for row in ids]})
+            return Request("/classify", {"input_ids": [list(row) for row in ids], "rid": names})
         if ids:
             raise DataError(
                 "Samples with token ids were mixed with others, and SGLang takes either in one request. Score them apart."
@@ -73,7 +88,7 @@ class SGLang(Protocol):
                 "SGLang adds the model's special tokens to every text, and this one has them already. Name the model's tokenizer in the "
                 "spec of the remote provider, `tokenizer: FOLDER_OR_ID`: token ids are sent then."
             )
-        return Request("/classify", {"text": [item.needed_text for item in items]})
+        return Request("/classify", {"text": [item.needed_text for item in items], "rid": names})
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """One output of each item; a list was sent, so a list comes back."""
@@ -82,6 +97,8 @@ class SGLang(Protocol):
             raise AnswerError(f"the answer is {entries!r:.80}; a list of mappings with 'embedding' was expected")
         if len(entries) != len(items):
             raise AnswerError(f"the answer has {len(entries)} entries for {len(items)} items")
+        for row, entry in enumerate(entries):
+            _check_name(_meta(entry).get("id"), request_id, row)
         values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(entries, items, strict=True))]
         versions = sorted({str(_meta(entry).get("weight_version") or "default") for entry in entries})
         if len(versions) > 1:
@@ -109,6 +126,13 @@ class SGLang(Protocol):
             raise AnswerError(f"the embedding of item {row} is {outputs!r:.80}; a list of numbers was expected", rows=[row])
         output = output_of_label(outputs, self.label, f"item {row}", _NAME_ONE)
         return finite(output, f"the embedding of item {row}", row=row)
+
+
+def _check_name(name: object, request_id: str, row: int) -> None:
+    """See that an entry which has one of our names has this row's."""
+    check_request_id(name, request_id, f"item {row}")
+    if isinstance(name, str) and REQUEST_ID.search(name) and not name.endswith(f".{row}"):
+        raise AnswerError(f"item {row} is called {name!r:.80}; they were mixed up", rows=[row])
 
 
 def _meta(entry: Mapping[str, Any]) -> Mapping[str, Any]:

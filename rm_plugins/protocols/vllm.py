@@ -9,7 +9,19 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.protocols.discovery import get_mapping, listed_models
-from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
+from rm_plugins.protocols.protocol import (
+    Answer,
+    Ask,
+    Failure,
+    Item,
+    Protocol,
+    Request,
+    Response,
+    ServerFacts,
+    check_request_id,
+    finite,
+    in_order,
+)
 from rm_plugins.protocols.raw_logits import judge
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample, Sample
@@ -120,7 +132,7 @@ class VLLM(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """One output of each item."""
-        rows = enumerate(self._outputs(response, len(items)))
+        rows = enumerate(self._outputs(response, len(items), request_id))
         return Answer([output_of_label(outputs, self.label, f"data[{row}]", _NAME_ONE) for row, outputs in rows])
 
     def failure(self, response: Response, items: int) -> Failure:
@@ -170,11 +182,12 @@ class VLLM(Protocol):
             return self.server_adds_special_tokens
         return not isinstance(item.sample, RenderedSample) or item.sample.add_special_tokens
 
-    def _outputs(self, response: Response, size: int) -> list[list[float]]:
-        """What the model gives for each item, [N, classes]."""
+    def _outputs(self, response: Response, size: int, request_id: str = "") -> list[list[float]]:
+        """What the model gives for each item, [N, classes]; its id ends with what was sent as ``X-Request-ID``."""
         answer = response.json()
         if not isinstance(answer, Mapping) or answer.get("object") != "list":
             raise AnswerError(f"the answer is {answer!r:.80}; a mapping with object 'list' and 'data' was expected")
+        check_request_id(answer.get("id"), request_id)
         entries = in_order(answer.get("data"), size, "data")
         return [self._entry(entry, row) for row, entry in enumerate(entries)]
 

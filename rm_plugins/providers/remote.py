@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from rm_plugins.errors import DataError, ScoringError, SpecError
 from rm_plugins.models.identity import WHERE_A_MODEL_IS, model_facts
 from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import ModelSource, Provider
+from rm_plugins.redaction import forget_secrets, keep_secret, redacted
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
 from rm_plugins.rendering.render import Renderer, Truncation
 from rm_plugins.samples import Sample
@@ -35,13 +37,13 @@ class Remote(Provider):
     What comes back is checked for count, order and finiteness. Requests that bring no such answer are sent again, as long as that
     may help; what gets none is a failure of those samples, never a number. Equal samples are sent once. `counts` has how often
     what happened: ``requests``, ``retries``, ``hedges``, ``splits``, and what was wrong: ``overloads``, ``timeouts``,
-    ``connection_errors``, ``server_errors``, ``bad_answers``, ``model_changed``.
+    ``connection_errors``, ``server_errors``, ``bad_answers``, ``doubts``, ``model_changed``.
 
     Args:
         url: Where the scorer is; several are balanced by load, and one may be lost.
         protocol: How it is spoken to; asked of the server itself if unset.
         api_key_env: The environment variable that holds the key, which is sent as ``Authorization: Bearer``.
-        headers: Further headers, nothing secret.
+        headers: Further headers. Their values are in no message, but in the spec and in pickles.
         tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples
             are sent as they are, or as text.
         chat_template: For the tokenizer: ``plain``, or a file with a Jinja template.
@@ -77,7 +79,7 @@ class Remote(Provider):
         url: str | Sequence[str],
         protocol: Protocol | None = None,
         api_key_env: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, Any] | None = None,
         tokenizer: ModelSource | None = None,
         chat_template: ModelSource | None = None,
         append_eos: bool | None = None,
@@ -105,9 +107,9 @@ class Remote(Provider):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(f"must be a positive number of seconds, not {seconds}.", key=key)
         if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
-            raise SpecError(
-                f"the environment variable {api_key_env} is not set. It is to hold the server's key.", key="api_key_env"
-            )
+            # What is no usual name may be the key itself, by mistake.
+            called = f" {api_key_env}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env) else " of this name"
+            raise SpecError(f"the environment variable{called} is not set. It is to hold the server's key.", key="api_key_env")
         if ca_file is not None and not Path(ca_file).is_file():
             raise SpecError(f"there is no file {ca_file!r}.", key="ca_file")
         self._settings = Settings(
@@ -135,6 +137,7 @@ class Remote(Provider):
 
     def _start(self) -> None:
         """Make what belongs to this process alone."""
+        keep_secret(self, *self._settings.secrets)
         self.renderer = self._loaded_renderer()
         self._lock = threading.Lock()
         self._fleet: Fleet | None = None
@@ -168,6 +171,7 @@ class Remote(Provider):
         """Give back the connections; scoring again opens new ones."""
         with self._lock:
             fleet, self._fleet = self._fleet, None
+        forget_secrets(self)
         if fleet is not None and fleet.network.pid == os.getpid():
             fleet.network.run(fleet.close())
         super().close()
@@ -199,7 +203,7 @@ class Remote(Provider):
                 "requests": tally["requests"],
                 "retries": tally["retries"],
                 "seconds": time.monotonic() - begun,
-                **({"fingerprint": fingerprint} if fingerprint else {}),
+                **({"fingerprint": redacted(fingerprint)} if fingerprint else {}),
             },
             errors={} if error is None else error.by_row,
             parts=parts,
@@ -266,34 +270,45 @@ def _content(sample: Sample) -> object:
 
 
 def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
+    """The URLs without a slash at their ends; messages show nothing of them that may be a secret."""
     urls = (url,) if isinstance(url, str) else tuple(url)
     if not urls:
         raise SpecError("needs at least one URL.", key="url")
     for place, address in enumerate(urls):
         key = "url" if isinstance(url, str) else f"url[{place}]"
+        if "@" in address:
+            raise SpecError(
+                f"the URL of {_host(address)} holds a name or a password, which would be in every log. Put the key into an "
+                "environment variable, and name that one with `api_key_env`.",
+                key=key,
+            )
+        shown = re.split("[?#]", address)[0]
         try:
             parts = urlsplit(address)
             port = parts.port
-        except ValueError as error:
-            raise SpecError(f"is no URL: {error}.", key=key) from None
-        if "@" in parts.netloc:
-            raise SpecError(
-                f"the URL of {parts.hostname} holds a name or a password, which would be in every log. Put the key into an environment "
-                "variable, and name that one with `api_key_env`.",
-                key=key,
-            )
+        except ValueError:
+            raise SpecError("is no URL: its port is no number from 1 to 65535, or its host is none.", key=key) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise SpecError(f"{address!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
+            raise SpecError(f"{shown!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
         if parts.query or parts.fragment:
-            raise SpecError(f"{address.partition('?')[0]!r} must end before '?' and '#': a path is appended to it.", key=key)
+            raise SpecError(f"{shown!r} must end before '?' and '#': a path is appended to it.", key=key)
     stripped = tuple(address.rstrip("/") for address in urls)
     if len(set(stripped)) < len(stripped):
         raise SpecError("names one server twice.", key="url")
     return stripped
 
 
-def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _host(address: str) -> str:
+    """What stands behind the last @, as far as it may be a host."""
+    found = re.match(r"[\w.-]*", address.rpartition("@")[2])
+    return found[0] if found else ""
+
+
+def _checked_headers(headers: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    checked: list[tuple[str, str]] = []
     for name, value in headers.items():
+        if not isinstance(value, str):
+            raise SpecError(f"a header is text, not {type(value).__name__}; put it in quotes.", key=f"headers.{name}")
         if name.lower() in _NOT_FOR_SPECS:
             raise SpecError(
                 "no secret belongs into a spec, and this header carries one. Put the server's key into an environment variable, and "
@@ -304,4 +319,5 @@ def _checked_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
             raise SpecError("this header is the client's own affair; leave it out.", key=f"headers.{name}")
         if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
             raise SpecError("headers hold printable ASCII characters only.", key=f"headers.{name}")
-    return tuple(headers.items())
+        checked.append((name, value))
+    return tuple(checked)

@@ -14,15 +14,17 @@ from time import monotonic
 from typing import Any
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.protocols.protocol import Item, Protocol, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Item, Protocol, ServerFacts
+from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
 from rm_plugins.remote.items import SendableSamples
 from rm_plugins.remote.request_failure import RequestFailure
-from rm_plugins.remote.requests import packed, read_answer, scoring_request
+from rm_plugins.remote.requests import ANSWER_BYTES, ScoringRequest, packed, read_answer, scoring_request
 from rm_plugins.remote.retry import backoff
 
 logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 _SEARCHES = 4
 """How often in a row requests that a server always fails at are halved, without one that it answers among them."""
@@ -61,7 +63,7 @@ class ScoringCall:
         self._tally = tally
         self._outcomes: dict[int, Outcome] = {}
         self._last_failures: dict[int, str] = {}
-        self._name = uuid.uuid4().hex[:12]
+        self._name = f"rm-{uuid.uuid4().hex[:12]}"  # as `REQUEST_ID` has it
         self._numbers = count()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4
@@ -271,19 +273,42 @@ class ScoringCall:
         sent_at = monotonic()
         self._tally["requests"] += 1
         try:
-            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id)
-            if not 200 <= response.status < 300:
-                raise self._fleet.failure_of(turn.facts.protocol, response, len(prepared.rows))
-            answer = read_answer(response, [items[row] for row in prepared.rows], turn.facts, request_id)
+            answer = await self._answer(turn, prepared, [items[row] for row in prepared.rows], request_id)
         except RequestFailure as failure:
-            raise self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again") from failure
+            self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again")
+            raise
         turn.endpoint.answered(sent_at, monotonic())
         self._check_fingerprint(answer.fingerprint, turn.endpoint)
         for place, row in enumerate(prepared.rows):
             details = {name: column[place] for name, column in answer.details.items()}
-            error = self._fleet.redacted(answer.errors.get(place, ""))
+            error = redacted(answer.errors.get(place, ""))
             outcomes[row] = Outcome(answer.values[place], details, error, answer.fingerprint, sent_at)
         return outcomes
+
+    async def _answer(self, turn: Turn, prepared: ScoringRequest, items: Sequence[Item], request_id: str) -> Answer:
+        """The good answer to a request, which is asked for again where it repeats another one's.
+
+        Raises:
+            RequestFailure: There is none, or it is another one's.
+        """
+        assert prepared.request is not None
+        protocol, repeated = turn.facts.protocol, self._fleet.repeated
+        most = ANSWER_BYTES + protocol.answer_bytes * len(prepared.rows)
+        doubted: bytes | None = None
+        while True:
+            response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
+            if not 200 <= response.status < 300:
+                raise self._fleet.failure_of(protocol, response, len(prepared.rows))
+            answer = read_answer(response, items, turn.facts, request_id)
+            if response.body == doubted:
+                repeated.believe(response.body)
+                return answer
+            if doubted is not None:
+                raise RequestFailure("bad-answer", "an answer came that was another request's, and then a different one")
+            if not repeated.is_doubtful(prepared.body or b"", response.body):
+                return answer
+            doubted = response.body
+            self._tally.update(("requests", "doubts"))
 
     def _items(self, protocol: Protocol) -> Sequence[Item]:
         return self._samples.items(server_adds_special_tokens=protocol.server_adds_special_tokens)

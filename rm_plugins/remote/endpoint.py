@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from dataclasses import dataclass, field
 
@@ -13,18 +12,6 @@ from rm_plugins.remote.retry import backoff
 
 _FAILURE_COSTS = 1.0
 """Seconds that a failure adds to how long a server seems to take: one that fails at once is not a fast one."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is that of this very machine, which no other reaches and no proxy serves.
-
-    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class ConcurrencyLimit:

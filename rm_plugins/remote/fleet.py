@@ -9,18 +9,21 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic, time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rm_plugins.errors import AnswerError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Protocol, Request, Response, ServerFacts
-from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint, is_loopback
+from rm_plugins.redaction import forget_secrets, keep_secret, redact_logs
+from rm_plugins.remote.endpoint import ConcurrencyLimit, Endpoint
+from rm_plugins.remote.hosts import proxy_of
 from rm_plugins.remote.loop import network
 from rm_plugins.remote.notices import Notices
+from rm_plugins.remote.repeated_answers import RepeatedAnswers
 from rm_plugins.remote.request_failure import COUNTED, RequestFailure
-from rm_plugins.remote.requests import encoded
+from rm_plugins.remote.requests import ANSWER_BYTES, encoded
 from rm_plugins.remote.retry import backoff, retry_after
 from rm_plugins.remote.settings import Settings
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rm_plugins.remote.connections import Connections, Trust
 
 logger = logging.getLogger(__name__)
+redact_logs([__name__])
 
 FACTS_LAST = 30.0
 """Seconds without an answer after which a server is asked again what it is: another one may be there by now."""
@@ -62,6 +66,7 @@ class Fleet:
         self.fingerprint = ""  # of the model that scored last
         self.tally: Counter[str] = Counter()  # of what no call did
         self.random = random.Random()
+        self.repeated = RepeatedAnswers()
         self._notices = Notices(logger)
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,6 +74,7 @@ class Fleet:
         self._known: set[Endpoint] = set()
         self._calls = 0
         self._key: str | None = None
+        self._trusts: dict[Endpoint, Trust] = {}
         self._connections: dict[Trust, Connections] = {}
 
     @asynccontextmanager
@@ -79,6 +85,7 @@ class Fleet:
             ScoringError: The environment does not hold the key.
         """
         self._key = self.settings.api_key
+        keep_secret(self, *self.settings.secrets, *([self._key] if self._key else []))
         self._calls += 1
         now = monotonic()
         for endpoint in self.endpoints:
@@ -98,7 +105,8 @@ class Fleet:
                 await asyncio.gather(*asked, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Give back the connections, and forget the key."""
+        forget_secrets(self)
         while self._connections:
             trust, _ = self._connections.popitem()
             await self.network.give_back(trust)
@@ -212,7 +220,7 @@ class Fleet:
                     if final or failure.cause == "refused" or hopeless:
                         kind = UnsupportedError if final else ScoringError
                         hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
-                        self.leave_out(endpoint, kind(f"{self.redacted(str(failure))}{hint}"))
+                        self.leave_out(endpoint, kind(f"{failure}{hint}"))
                     else:
                         self.noted(endpoint, failure, sent_at, self.tally, "it is asked again what it is")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
@@ -220,7 +228,7 @@ class Fleet:
                     endpoint.heard_at = monotonic()
                     again = " again" if endpoint in self._known else ""
                     if endpoint.trouble or not again:
-                        told = self.redacted(f"{endpoint.url} is there{again}: {endpoint.facts.description}")
+                        told = f"{endpoint.url} is there{again}: {endpoint.facts.description}"
                         self._notices.say((endpoint.url, told), told, logging.INFO)
                     self._known.add(endpoint)
         finally:
@@ -236,9 +244,16 @@ class Fleet:
     # --- Requests ---------------------------------------------------------------------------------------------------------
 
     async def exchange(
-        self, endpoint: Endpoint, request: Request, body: bytes | None, request_id: str = "", *, longest: float = math.inf
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        body: bytes | None,
+        request_id: str = "",
+        *,
+        longest: float = math.inf,
+        most: int = ANSWER_BYTES,
     ) -> Response:
-        """Send a request to a server, with the user's key.
+        """Send a request to a server, with the user's key, and read at most so many bytes in so many seconds.
 
         Raises:
             RequestFailure: There is no answer.
@@ -251,16 +266,19 @@ class Fleet:
             **request.headers,
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
         }
-        url = urlsplit(endpoint.url)
-        trust = Trust(url.scheme == "https", self.settings.ca_file, proxies=not is_loopback(url.hostname or ""))
+        if endpoint not in self._trusts:
+            url = urlsplit(endpoint.url)
+            proxy = proxy_of(url)
+            password = proxy and urlsplit(proxy).password
+            if password:
+                keep_secret(self, password, unquote(password))
+            self._trusts[endpoint] = Trust(url.scheme == "https", self.settings.ca_file, proxy)
+        trust = self._trusts[endpoint]
         if trust not in self._connections:
             self._connections[trust] = self.network.borrow(trust)
         timeout = min(self.settings.timeout, longest)
         address = f"{endpoint.url}{request.path}"
-        response = await self._connections[trust].exchange(address, request.method, body, headers, timeout)
-        if self._key and self._key.encode() in response.body:  # before a message quotes a part of it
-            response = replace(response, body=response.body.replace(self._key.encode(), b"***"))
-        return response
+        return await self._connections[trust].exchange(address, request.method, body, headers, timeout, most)
 
     def failure_of(self, protocol: Protocol, response: Response, items: int) -> RequestFailure:
         """What an answer with an error status means, for a request of so many items."""
@@ -270,19 +288,11 @@ class Fleet:
         wait = retry_after(response.headers, time())
         return RequestFailure(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
 
-    def noted(
-        self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str
-    ) -> RequestFailure:
-        """Take note of a request without scores, count it, and tell of it now and then; returns it without the user's key."""
-        cause, reason = failure.cause, self.redacted(str(failure))
-        failure = RequestFailure(cause, reason, status=failure.status, retry_after=failure.retry_after)
+    def noted(self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str) -> None:
+        """Take note of a request without scores, count it, and tell of it now and then."""
+        cause, reason = failure.cause, str(failure)
         endpoint.failed(failure, sent_at, monotonic())
         if cause in COUNTED:
             tally[COUNTED[cause]] += 1
             self._notices.say((endpoint.url, cause, remedy), f"{endpoint.url}: {reason}; {remedy}.")
             logger.debug("%s: %s: %s", endpoint.url, cause, reason)
-        return failure
-
-    def redacted(self, text: str) -> str:
-        """A text of a server's, without the key that it may have quoted."""
-        return text.replace(self._key, "***") if self._key else text

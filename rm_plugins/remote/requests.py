@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError
-from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, check_request_id, finite
 from rm_plugins.remote.request_failure import RequestFailure
 
 MOST_BYTES = 1_000_000
 """Of the body of a request for several items: TEI takes 2 MB, many gateways take 1 MB."""
+
+ANSWER_BYTES = 4 * 1024 * 1024
+"""Most bytes of an answer, beside those that the protocol allows for each item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
         RequestFailure: It is not one finite score, abstention or error for each item.
     """
     try:
+        check_request_id(response.headers.get("x-request-id"), request_id)
         answer = server.protocol.answer(response, items, server, request_id)
         columns = {"the answer": answer.values, **answer.details}
         for name, column in columns.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rm_plugins.errors import ScoringError
 
@@ -13,7 +13,7 @@ class Settings:
     """How the servers of one provider are asked; `rm_plugins.providers.remote.Remote` says what each of these is."""
 
     api_key_env: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     batch_size: int | None = None
     concurrency: int = 16
     timeout: float = 60.0
@@ -22,6 +22,11 @@ class Settings:
     hedge_after: float | None = None
     ca_file: str | None = None
     fingerprint: str | None = None
+
+    @property
+    def secrets(self) -> list[str]:
+        """The values of the headers, any of which may open the server."""
+        return [value for _, value in self.headers]
 
     @property
     def api_key(self) -> str | None:

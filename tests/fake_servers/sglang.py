@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, Literal
 
 from starlette.applications import Starlette
@@ -100,7 +101,10 @@ class FakeSGLang(Starlette):
             else:
                 single = not isinstance(ids[0], list)
                 rows = [ids] if single else ids
-            found = [self._entry(row) for row in rows]
+            names = body.get("rid") or [uuid.uuid4().hex for _ in rows]
+            if not single and (not isinstance(names, list) or len(set(names)) < len(rows)):
+                raise ValueError("The rid should be a list of different ones.")
+            found = [self._entry(row, name) for row, name in zip(rows, names, strict=True)]
         except ValueError as error:
             return JSONResponse({"error": {"message": str(error)}}, 400)
         return JSONResponse(found[0] if single else found[: -1 if self.fault == "short" else None])
@@ -111,7 +115,7 @@ class FakeSGLang(Starlette):
         data = [{"index": place, "probs": softmax(self.outputs(row)), "num_classes": 1} for place, row in enumerate(rows)]
         return JSONResponse({"object": "list", "data": data})
 
-    def _entry(self, row: list[int]) -> dict[str, Any]:
+    def _entry(self, row: list[int], name: str) -> dict[str, Any]:
         if len(row) >= self.context_length:
             if not self.auto_truncate:
                 raise ValueError(
@@ -128,6 +132,6 @@ class FakeSGLang(Starlette):
             if self.fault == "aborted"
             else {"type": "length", "length": 0}
         )
-        meta = {"id": "1", "finish_reason": reason, "prompt_tokens": len(row), "weight_version": self.weight_version}
+        meta = {"id": name, "finish_reason": reason, "prompt_tokens": len(row), "weight_version": self.weight_version}
         outputs: list[float] | list[None] = [None] if self.fault == "null" else self.outputs(row)  # orjson's form of NaN
         return {"embedding": outputs, "meta_info": meta}

@@ -117,7 +117,7 @@ class FakeVLLM(Starlette):
     async def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
         self.bodies.append(body)
-        return body
+        return {**body, "request_id": request.headers.get("x-request-id", "made-up")}
 
     def _input_error(self, body: Mapping[str, Any], *, ids: bool) -> Response | None:
         listed = _listed(body.get("input"))
@@ -148,7 +148,7 @@ class FakeVLLM(Starlette):
                 entries.pop()
             case "twice":
                 entries[-1]["index"] = 0
-        return JSONResponse({"id": "answer-1", "object": "list", "model": self.model, "data": entries})
+        return JSONResponse({"id": f"classify-{body['request_id']}", "object": "list", "model": self.model, "data": entries})
 
     def _activated(self, body: Mapping[str, Any], ids: Sequence[int], form: Any) -> list[float]:
         use = self._uses_activation(body, pooling=form == self._pooled)
