@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -44,6 +44,7 @@ def command() -> None:
 @click.option(
     "--max-length", type=click.IntRange(min=1), help="The longest row that is not too long; by default the model's own limit."
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run the tokenizer's own code, if it has some.")
 @map_option
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -54,6 +55,7 @@ def check(
     splits: tuple[str, ...],
     tokenizer: str | None,
     max_length: int | None,
+    trust_remote_code: bool,
     mapping: RowMapping | None,
     strict: bool,
     as_json: bool,
@@ -67,7 +69,7 @@ def check(
     if tokenizer is None:
         data_check = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
     else:
-        renderer = _renderer(tokenizer, max_length)
+        renderer = _renderer(tokenizer, max_length, trust_remote_code=trust_remote_code)
         data_check = DataCheck(
             token_ids=renderer.untruncated_ids,
             unit="tokens",
@@ -101,18 +103,14 @@ def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, s
                 yield f"{source} ({split})", source, split
 
 
-def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
+def _renderer(tokenizer: str, max_length: int | None, *, trust_remote_code: bool) -> Renderer:
     """Renders samples as training a model from this folder or hub id does."""
-    from transformers import AutoConfig
-
-    from rm_plugins.models.model_folder import load_tokenizer
+    from rm_plugins.models.model_folder import load_config, load_tokenizer
     from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 
-    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.")
-    try:
-        config = AutoConfig.from_pretrained(tokenizer)
-    except (OSError, ValueError):  # a tokenizer without a model beside it
-        config = None
+    origin: dict[str, Any] = {"code_setting": "--trust-remote-code", "trust_remote_code": trust_remote_code}
+    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.", **origin)
+    config = load_config(tokenizer, **origin)
     if max_length is None:
         return Renderer(loaded, Rendering.default(loaded, position_limit(config)))
     return Renderer(loaded, Rendering.up_to(max_length, loaded, config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import Manifest
-from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.model_folder import (
+    found_file,
+    load_config,
+    load_tokenizer,
+    read_manifest,
+    read_model_json,
+    reason_in_short,
+)
 from rm_plugins.models.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -138,9 +144,9 @@ def _base_of(source: str, revision: str | None) -> str | None:
     config = found_file(source, _ADAPTER_CONFIG, revision)
     if config is None:
         return None
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_model_json(config).get("base_model_name_or_path")
     advice = f"Write where it is into base_model_name_or_path in {config}: a whole path, or a model id of the hub."
-    if not base:
+    if not base or not isinstance(base, str):
         raise ModelError(f"The adapter {source} does not say what base model it is of. {advice}")
     folders = [Path(base).expanduser(), config.parent / base]
     for folder in folders:
@@ -161,8 +167,7 @@ def _errors_of(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # the hub, transformers, safetensors and torch each have their own
         what = source if Path(source).exists() else f"{source!r} is no folder here, and as a model id it"
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason_in_short(error)}") from error
 
 
 def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
@@ -179,6 +184,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+    load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
     model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **arguments)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -205,11 +211,12 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
     head_labels = _head_labels(weights)
     shared = {**arguments, "revision": None}
     try:
-        labels = AutoConfig.from_pretrained(base, trust_remote_code=arguments["trust_remote_code"]).num_labels
+        config = load_config(base, trust_remote_code=arguments["trust_remote_code"])
+        labels = None if config is None else config.num_labels
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base,
             output_loading_info=True,
-            num_labels=head_labels or labels,
+            **({} if labels is None and head_labels is None else {"num_labels": head_labels or labels}),
             ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
             **shared,
         )
