@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.model_folder import CONFIG_NAME, load_config
+from rm_plugins.models.model_folder import CONFIG_NAME, load_config, reason_in_short
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ HEADS = ("score", "classifier")
 
 _CODE_SETTING = "RewardConfig(trust_remote_code=True), or --trust_remote_code on the command line"
 """What lets the code run that is in the checkpoint to train."""
+_PICKLES = ' If its weights are pickled, model_init_kwargs={"use_safetensors": False} loads them.'
 
 
 def load_classifier(
@@ -35,7 +36,7 @@ def load_classifier(
     It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
 
     Raises:
-        ModelError: The quantization is given twice, or the configuration cannot be read or has code that may not run.
+        ModelError: The quantization is given twice, there are no weights in safetensors, or the configuration cannot be read or has code that may not run.
     """
     settings = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
@@ -63,7 +64,11 @@ def load_classifier(
     )
     set_seed(args.seed)  # the new head is random
     with suppress_seqcls_warning():
-        model = create_model_from_path(source, Classifier, **settings)
+        try:
+            model = create_model_from_path(source, Classifier, **settings)
+        except OSError as error:
+            asked = "" if not settings["use_safetensors"] else _PICKLES
+            raise ModelError(f"{source!r} cannot be loaded: {reason_in_short(error)}{asked}") from error
     return model, frozenset(module_of(model, key) for key in missing)
 
 
