@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_LONGEST_PATH = 1_024
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _Shapes: TypeAlias = Mapping[str, Sequence[int]]
@@ -146,12 +147,13 @@ def _base_of(source: str, revision: str | None) -> str | None:
         return None
     base = read_model_json(config).get("base_model_name_or_path")
     advice = f"Write where it is into base_model_name_or_path in {config}: a whole path, or a model id of the hub."
-    if not base or not isinstance(base, str):
+    if not base or not isinstance(base, str) or len(base) > _LONGEST_PATH or "\0" in base:
         raise ModelError(f"The adapter {source} does not say what base model it is of. {advice}")
     folders = [Path(base).expanduser(), config.parent / base]
-    for folder in folders:
-        if folder.is_dir():
-            return str(folder)
+    with suppress(OSError):  # of a name that no folder can have
+        for folder in folders:
+            if folder.is_dir():
+                return str(folder)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         places = " and ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: there is no folder {places}. {advice}")

@@ -89,6 +89,10 @@ def load_tokenizer(
                 raise ModelError(reason_in_short(error, code_setting)) from error
             problem = error
             continue
+        if not isinstance(loaded.model_max_length, (int, float)):
+            raise ModelError(
+                f"The tokenizer in {source} has the model_max_length {loaded.model_max_length!r:.80}; a number was expected."
+            )
         # Without any of the tokenizer's files, transformers makes up one that knows its special tokens only.
         if len(loaded) > len(loaded.all_special_tokens):
             return loaded

@@ -14,6 +14,7 @@ from rm_plugins.errors import MissingDependencyError, SpecError
 from rm_plugins.provider import LocalPath
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
+from rm_plugins.written_settings import read_json
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -86,8 +87,8 @@ def _refuse(constant: str) -> None:
 
 def _read(path: str) -> Mapping[str, Any]:
     try:
-        schema = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = read_json(Path(path))
+    except SpecError as error:
         raise SpecError(f"{path!r} cannot be read as a JSON file: {error}", key="schema") from error
     if not isinstance(schema, Mapping):
         raise SpecError(
