@@ -118,7 +118,7 @@ def parsed_yaml(text: str, where: str) -> Any:
 
 def _check_yaml(text: str, where: str) -> None:
     """Refuse what would become too much, before anything is made of it."""
-    sizes: dict[str, int] = {}  # of what has an anchor, in entries
+    sizes: dict[str | None, int] = {}  # of what has an anchor, in entries
     open_parts: list[tuple[str | None, int]] = []
     entries = 0
     for event in yaml.parse(text, yaml.SafeLoader):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport, Problem
 from rm_plugins.data.mapping import RowMapping
@@ -86,7 +86,7 @@ def check(
                     bar.update(task, completed=number)
     report = data_check.report()
     if as_json:
-        click.echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
+        echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
     else:
         _print(report)
     if not report.is_trainable or (strict and report.problems):
@@ -138,16 +138,16 @@ def _print(report: DataReport) -> None:
         console.print(attributes)
     if report.lengths:
         quantiles = ", ".join(f"{name} {length:,}" for name, length in report.lengths.items())
-        click.echo(f"\nLengths in {report.unit}: {quantiles}")
+        echo(f"\nLengths in {report.unit}: {quantiles}")
     if (bias := report.length_bias) is not None:
         equal = f"; {bias.equal:,} more are of equal length" if bias.equal else ""
         share = f"{bias.longer_wins:.1%} of {bias.pairs:,} pairs (standard error {bias.standard_error:.1%})"
-        click.echo(f"The longer one wins {share}{equal}")
-    click.echo()
+        echo(f"The longer one wins {share}{equal}")
+    echo()
     for problem in report.problems:
-        click.echo(_problem_lines(problem))
+        echo(_problem_lines(problem))
     verdict = "It can be trained on." if report.is_trainable else "It cannot be trained on."
-    click.echo(verdict if report.problems else "No problems.")
+    echo(verdict if report.problems else "No problems.")
 
 
 def _problem_lines(problem: Problem) -> str:

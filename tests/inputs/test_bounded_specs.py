@@ -21,7 +21,7 @@ from rm_plugins.written_settings import MOST_BYTES, MOST_LEVELS, beyond_bounds, 
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
-TEXTS = {
+TEXTS: dict[str, tuple[Any, str]] = {
     "aliases that double": (f"{LAUGHS}provider: constant\n", "more than 50,000 entries, aliases written out, at line 14"),
     "merged aliases that double": (f"{MERGED}provider: constant\n", "more than 50,000 entries"),
     "deep lists": ("provider: constant\nvalue: " + "[" * 100_000, f"{MOST_LEVELS} levels inside each other, at line 2"),

@@ -121,7 +121,7 @@ class TestLimitedProcess:
         other.close()
 
 
-EXPONENTIAL = {
+EXPONENTIAL: dict[str, dict[str, Any]] = {
     "format": {"provider": "format", "pattern": "(a+)+b"},
     "a schema's pattern": {"provider": "json-schema", "schema": {"pattern": "^(a+)+$"}},
     "names' pattern": {"provider": "json-schema", "schema": {"patternProperties": {"^(a+)+$": {}}}},
@@ -150,7 +150,7 @@ def test_a_text_beyond_the_time_fails_alone(rule: str) -> None:
     assert reward.counts["timeouts"] == 1
     with pytest.raises(ScoringError) as caught:
         load({**EXPONENTIAL[rule], "timeout": 1}).score(samples)
-    assert caught.value.rows == {1}
+    assert caught.value.rows == frozenset({1})
     reward.close()
 
 

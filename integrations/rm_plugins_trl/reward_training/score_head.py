@@ -36,7 +36,8 @@ def load_classifier(
     It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
 
     Raises:
-        ModelError: The quantization is given twice, there are no weights in safetensors, or the configuration cannot be read or has code that may not run.
+        ModelError: The quantization is given twice, there are no weights in safetensors, or the configuration cannot be read or has
+            code that may not run.
     """
     settings = dict(args.model_init_kwargs or {})
     if quantization_config is not None:

@@ -53,6 +53,8 @@ class LimitedProcess:
         self.made_by = made_by
         self.setting = setting
         self.seconds = seconds
+        self._child: subprocess.Popen[str] | None
+        self._end: Callable[[], Any] | None
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,8 +88,7 @@ class LimitedProcess:
     def _forget(self) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
-        self._end: Callable[[], Any] | None = None
+        self._child = self._end = None
 
     def _answered(self, written: Sequence[str]) -> list[Answer]:
         """The answers to a few requests, up to the first that ended the process."""

@@ -10,7 +10,6 @@ from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
-
 _MOST_WORDS = 100  # of an n-gram, each of which is kept
 
 
