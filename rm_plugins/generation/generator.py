@@ -11,7 +11,6 @@ import numpy as np
 
 from rm_plugins.errors import DataError, ModelError, RmPluginsError
 from rm_plugins.generation.prompts import CODE_SETTING, PolicyPrompts
-from rm_plugins.models.model_folder import needs_code, reason_in_short
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +96,8 @@ class Generator(ABC):
         except RmPluginsError:
             raise
         except Exception as error:  # the hub, the engine and its libraries each have their own
+            from rm_plugins.models.model_folder import needs_code, reason_in_short
+
             reason = reason_in_short(error, CODE_SETTING) if needs_code(error) else error
             raise ModelError(f"The policy {model!r} could not be loaded: {type(error).__name__}: {reason}") from error
 
