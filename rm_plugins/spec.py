@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
 from rm_plugins.constructor_schema import announces, schema_of, validator_of
@@ -22,14 +21,23 @@ from rm_plugins.files import with_digests
 from rm_plugins.provider import Component, LocalPath, Provider
 from rm_plugins.providers.function import FunctionProvider
 from rm_plugins.registry import Registry, default_registry
+from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
 
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
 """The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
+
+MOST_PROVIDERS = 1_000
+"""How many rewards a spec may be made of, each as often as it is named."""
+
+MOST_FILES = 50
+"""How many files and named rewards a spec may lead through, one in the other."""
 
 SHARED_KEYS = ("provider", "label", "transform", "on_error")
 """Keys that every provider's spec has, beside its own."""
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
+_LONGEST_SHOWN = 200
+_LONGEST_TEXT = 4_096
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _BUILT = (Component, LocalPath, Provider)
 """What a value of a spec is made into: a component, a whole path, a provider."""
@@ -65,7 +73,10 @@ def load(
         ModelError: The folder or hub id holds no usable reward model.
     """
     registry = registry or default_registry()
-    provider = SpecBuilder(registry, Path.cwd()).provider(spec, "", settings)
+    try:
+        provider = SpecBuilder(registry, Path.cwd()).provider(spec, "", settings)
+    except RecursionError as error:
+        raise SpecError("The spec is nested too deep, through the files and names that it leads to.") from error
     if provider is not spec:
         provider.observer = registry.scored
     return provider
@@ -102,11 +113,7 @@ def _named_rewards_file() -> Path | None:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
+    content = read_settings(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SpecError(f"{path} must hold a mapping with text keys, such as `provider: ...`; it holds {content!r:.80}.")
     return content
@@ -120,13 +127,22 @@ class SpecBuilder:
         folder: What paths are relative to.
         source: The file that the spec came from, for messages.
         within: The files and named rewards that this spec is inside of.
+        made: What was made so far, of the whole that this spec is a part of.
     """
 
-    def __init__(self, registry: Registry, folder: Path, source: str = "", within: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        folder: Path,
+        source: str = "",
+        within: tuple[str, ...] = (),
+        made: Counter[str] | None = None,
+    ) -> None:
         self.registry = registry
         self.folder = folder
         self.source = source
         self.within = within
+        self.made = Counter() if made is None else made
         self._open: list[int] = []  # what is being built, by identity: YAML can make a mapping or a list hold itself
 
     def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
@@ -134,7 +150,9 @@ class SpecBuilder:
         entered = (*self.within, f"{file.resolve()}:{reward}" if reward else str(file.resolve()))
         if entered[-1] in self.within:
             raise self.error(path, f"the spec contains itself: {' > '.join(entered)}.")
-        return SpecBuilder(self.registry, file.resolve().parent, str(file), entered)
+        if len(entered) > MOST_FILES:
+            raise self.error(path, f"the spec leads through more than {MOST_FILES} files and names, one in the other.")
+        return SpecBuilder(self.registry, file.resolve().parent, str(file), entered, self.made)
 
     @contextmanager
     def opened(self, spec: object, path: str) -> Iterator[None]:
@@ -147,6 +165,13 @@ class SpecBuilder:
         finally:
             self._open.pop()
 
+    def check_bounds(self, value: list[object], path: str) -> None:
+        """Refuse what no spec needs and what would take all memory: a thousand levels, a number of a thousand digits."""
+        if (beyond := beyond_bounds(value)) is not None:
+            for part in beyond[0][1:]:
+                path = join_path(path, part)
+            raise self.error(path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}...", f"{beyond[1]}.")
+
     def error(self, path: str, message: str) -> SpecError:
         """An error whose message begins with the file and the path inside it."""
         where = ": ".join(part for part in (self.source, path) if part)
@@ -154,6 +179,8 @@ class SpecBuilder:
 
     def provider(self, spec: object, path: str, settings: Mapping[str, Any] | None = None) -> Provider:
         """The provider of a spec of any form; `settings` win over its own keys."""
+        if not self._open:
+            self.check_bounds([spec, dict(settings or {})], path)
         if isinstance(spec, Provider):
             if settings:
                 raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
@@ -169,10 +196,16 @@ class SpecBuilder:
 
     def from_text(self, text: str, path: str, settings: Mapping[str, Any]) -> Provider:
         """The provider that a text names."""
+        if len(text) > _LONGEST_TEXT or "\0" in text:
+            raise self.error(path, f"a text of {len(text):,} characters names no reward: {text!r:.80}...")
         path_named = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
         if _URL.match(text):
             return self.from_mapping({"provider": "remote", "url": text, **settings}, path)
-        if path_named.is_dir():
+        try:
+            is_folder = path_named.is_dir()
+        except OSError as error:  # of a name that is too long for a file, or a folder that may not be looked into
+            raise self.error(path, f"{text!r:.200} cannot be looked for: {error.strerror}.") from error
+        if is_folder:
             return self.from_mapping({"provider": "sequence-classifier", "model": str(path_named), **settings}, path)
         if path_named.suffix in _FILE_ENDINGS and path_named.is_file():
             inner = self.inside(path_named, path)
@@ -183,8 +216,11 @@ class SpecBuilder:
                     f"the key 'provider' is missing. If the file names rewards ({', '.join(content)}), set {SPEC_VARIABLE} to "
                     "it and load one by its name.",
                 )
+            inner.check_bounds([content, dict(settings)], "")
             return inner.from_mapping({**content, **settings}, "")
         if text.startswith((".", "/", "~")) or path_named.suffix in _FILE_ENDINGS:
+            if kind := other_kind(path_named):
+                raise self.error(path, f"{text!r} is {kind} and not a file that could be read.")
             raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")
         if _OBJECT.fullmatch(text):
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
@@ -205,6 +241,9 @@ class SpecBuilder:
 
     def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
         """The provider that a mapping describes."""
+        self.made["providers"] += 1
+        if self.made["providers"] > MOST_PROVIDERS:
+            raise self.error(path, f"the spec has more than {MOST_PROVIDERS:,} rewards in it, with the files that it names.")
         arguments = dict(spec)
         if "provider" not in arguments:
             known = ", ".join(sorted(self.registry.all("provider")))
@@ -357,8 +396,9 @@ class SpecBuilder:
         if not isinstance(value, str):
             return value
         local = Path(value).expanduser() if value.startswith("~") else self.folder / value
-        if local.exists():
-            return str(local)
+        with suppress(OSError):  # of a text that is too long for a file's name
+            if local.exists():
+                return str(local)
         if value.startswith((".", "/", "~")):
             raise self.error(path, f"{value!r} does not exist (looked for {local}).")
         return value

@@ -15,12 +15,14 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, MissingDependencyError, ModelError, UnsupportedError
+from rm_plugins.models.model_folder import load_tokenizer, reason_in_short
 from rm_plugins.processes import all_gathered
 from rm_plugins_trl.configs import bf16_by_default, own_copy, with_help
+from rm_plugins_trl.language_models import load_language_model
 from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
@@ -48,6 +50,9 @@ _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 _ROW = "dataset_row"
 """The key under which a batch carries the numbers of its rows."""
 
+_CODE_SETTING = "PPOConfig(trust_remote_code=True)"
+"""What lets the code in a policy's checkpoint run."""
+
 _STATISTICS: Mapping[str, Callable[[Any], Any]] = {
     "mean": np.mean,
     "std": lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0,
@@ -67,10 +72,12 @@ class PPOConfig(TrlPPOConfig):
         reward_model_path: What `PPOTrainer` loads as its reward, if it is given no other: a model folder, a hub id, a URL,
             ``module:function``, a spec file, or a name of ``rm_plugins.yaml``.
         bf16: Whether to use bf16; None decides by the machine.
+        trust_remote_code: Whether code in the policy's checkpoint may run.
     """
 
     reward_model_path: str | None = None
     bf16: bool | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -141,9 +148,10 @@ class PPOTrainer(TrlPPOTrainer):
             raise UnsupportedError("PPO needs a policy: PPOTrainer(..., model=MODEL), a model, its folder or hub id.")
         args = config if args is None else args
         args = PPOConfig() if args is None else own_copy(args)
+        trusted = bool(getattr(args, "trust_remote_code", False))  # TRL's own configuration has no such field
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tokenizer = _tokenizer_of(model) if processing_class is None else deepcopy(processing_class)
+            model = load_language_model(model, code_setting=_CODE_SETTING, trust_remote_code=trusted)
+        tokenizer = _tokenizer_of(model, trusted) if processing_class is None else deepcopy(processing_class)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         reward = _reward(reward_model, args, tokenizer)
@@ -158,7 +166,7 @@ class PPOTrainer(TrlPPOTrainer):
             reward_model=reward,
             # TRL wants to count and shuffle rows while it is made; `train` refuses this one.
             train_dataset=[None] if train_prompts is None else train_prompts,
-            value_model=_value_model(model) if value_model is None else value_model,
+            value_model=_value_model(model, trusted) if value_model is None else value_model,
             data_collator=_Collator(tokenizer.pad_token_id, data_collator),
             eval_dataset=eval_prompts,
             optimizers=optimizers,
@@ -379,30 +387,33 @@ def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Mo
     return RewardModel(spec, tokenizer)
 
 
-def _tokenizer_of(policy: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(policy: PreTrainedModel, trusted: bool) -> PreTrainedTokenizerBase:
     source = policy.config.name_or_path
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"No tokenizer could be loaded from where the policy came from ({source!r}): {str(error).partition(chr(10))[0]} "
-            "Give it as `processing_class`."
-        ) from error
-    return tokenizer
+    return load_tokenizer(
+        [source],
+        f"the policy from where it came from ({source!r})",
+        advice="Give it as `processing_class`.",
+        code_setting=_CODE_SETTING,
+        padding_side="left",
+        trust_remote_code=trusted,
+    )
 
 
-def _value_model(policy: PreTrainedModel) -> PreTrainedModel:
+def _value_model(policy: PreTrainedModel, trusted: bool) -> PreTrainedModel:
     """A sequence classifier with one label, a random head, and a backbone with the policy's weights."""
     try:
         plain = deepcopy(policy).merge_and_unload() if is_peft_model(policy) else policy
         config = deepcopy(plain.config)
         config.num_labels = 1
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=plain.dtype)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            config, dtype=plain.dtype, trust_remote_code=trusted
+        )
         backbone = getattr(plain, plain.base_model_prefix)
         getattr(model, model.base_model_prefix).load_state_dict(backbone.state_dict())
     except (AttributeError, RuntimeError, ValueError) as error:
+        reason = reason_in_short(error, _CODE_SETTING)
         raise ModelError(
-            f"No value model can be made of the policy ({type(policy).__name__}): {error} Give a sequence classifier with one "
+            f"No value model can be made of the policy ({type(policy).__name__}): {reason} Give a sequence classifier with one "
             "label as `value_model`."
         ) from error
     return model

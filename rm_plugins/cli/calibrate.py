@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 import rm_plugins as rm
 from rm_plugins.calibration import Calibrated, Calibration
 from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.data.rows import row_samples
@@ -65,7 +65,7 @@ def command(
     text = yaml.safe_dump(calibration.spec(out.parent), sort_keys=False, allow_unicode=True)
     write_atomically(out, f"# Calibrated by rm-plugins {rm.__version__} with {len(samples)} samples of {file}.\n{text}")
     _show(calibrated)
-    click.echo(f"Wrote {out}.", err=True)
+    echo(f"Wrote {out}.", err=True)
 
 
 def _beside(spec: str) -> Path:

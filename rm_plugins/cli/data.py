@@ -6,14 +6,14 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport, Problem
 from rm_plugins.data.mapping import RowMapping
@@ -44,6 +44,7 @@ def command() -> None:
 @click.option(
     "--max-length", type=click.IntRange(min=1), help="The longest row that is not too long; by default the model's own limit."
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run the tokenizer's own code, if it has some.")
 @map_option
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -54,6 +55,7 @@ def check(
     splits: tuple[str, ...],
     tokenizer: str | None,
     max_length: int | None,
+    trust_remote_code: bool,
     mapping: RowMapping | None,
     strict: bool,
     as_json: bool,
@@ -67,7 +69,7 @@ def check(
     if tokenizer is None:
         data_check = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
     else:
-        renderer = _renderer(tokenizer, max_length)
+        renderer = _renderer(tokenizer, max_length, trust_remote_code=trust_remote_code)
         data_check = DataCheck(
             token_ids=renderer.untruncated_ids,
             unit="tokens",
@@ -84,7 +86,7 @@ def check(
                     bar.update(task, completed=number)
     report = data_check.report()
     if as_json:
-        click.echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
+        echo(json.dumps({"trainable": report.is_trainable, **dataclasses.asdict(report)}, indent=2))
     else:
         _print(report)
     if not report.is_trainable or (strict and report.problems):
@@ -101,18 +103,14 @@ def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, s
                 yield f"{source} ({split})", source, split
 
 
-def _renderer(tokenizer: str, max_length: int | None) -> Renderer:
+def _renderer(tokenizer: str, max_length: int | None, *, trust_remote_code: bool) -> Renderer:
     """Renders samples as training a model from this folder or hub id does."""
-    from transformers import AutoConfig
-
-    from rm_plugins.models.model_folder import load_tokenizer
+    from rm_plugins.models.model_folder import load_config, load_tokenizer
     from rm_plugins.rendering.render import Renderer, Rendering, position_limit
 
-    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.")
-    try:
-        config = AutoConfig.from_pretrained(tokenizer)
-    except (OSError, ValueError):  # a tokenizer without a model beside it
-        config = None
+    origin: dict[str, Any] = {"code_setting": "--trust-remote-code", "trust_remote_code": trust_remote_code}
+    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.", **origin)
+    config = load_config(tokenizer, **origin)
     if max_length is None:
         return Renderer(loaded, Rendering.default(loaded, position_limit(config)))
     return Renderer(loaded, Rendering.up_to(max_length, loaded, config))
@@ -140,16 +138,16 @@ def _print(report: DataReport) -> None:
         console.print(attributes)
     if report.lengths:
         quantiles = ", ".join(f"{name} {length:,}" for name, length in report.lengths.items())
-        click.echo(f"\nLengths in {report.unit}: {quantiles}")
+        echo(f"\nLengths in {report.unit}: {quantiles}")
     if (bias := report.length_bias) is not None:
         equal = f"; {bias.equal:,} more are of equal length" if bias.equal else ""
         share = f"{bias.longer_wins:.1%} of {bias.pairs:,} pairs (standard error {bias.standard_error:.1%})"
-        click.echo(f"The longer one wins {share}{equal}")
-    click.echo()
+        echo(f"The longer one wins {share}{equal}")
+    echo()
     for problem in report.problems:
-        click.echo(_problem_lines(problem))
+        echo(_problem_lines(problem))
     verdict = "It can be trained on." if report.is_trainable else "It cannot be trained on."
-    click.echo(verdict if report.problems else "No problems.")
+    echo(verdict if report.problems else "No problems.")
 
 
 def _problem_lines(problem: Problem) -> str:

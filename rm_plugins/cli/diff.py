@@ -11,6 +11,7 @@ from rm_plugins.cli.evaluation_options import check_data, evaluation_options
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.evaluation_tables import print_difference, print_flips
 from rm_plugins.cli.job_options import ConsoleProgress
+from rm_plugins.cli.printed import echo
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.run import SHOWN
 from rm_plugins.jobs.evaluation import evaluated
@@ -61,7 +62,7 @@ def command(
         (difference,) = evaluation.differences
         write_outputs([(output, evaluation.to_json), (report, lambda: comparison_page(evaluation))])
     if as_json:
-        click.echo(evaluation.to_json(), nl=False)
+        echo(evaluation.to_json(), nl=False)
     else:
         print_difference(difference)
         print_flips(f"Right with {difference.b} only", difference.won, show)
@@ -69,5 +70,5 @@ def command(
     outcome = difference.outcome
     if (fail_if == "worse" and outcome == "worse") or (fail_if == "not-better" and outcome != "better"):
         word = "worse" if outcome == "worse" else "not better"
-        click.echo(f"failed: {difference.b} is {word} than {difference.a}.", err=True)
+        echo(f"failed: {difference.b} is {word} than {difference.a}.", err=True)
         raise click.exceptions.Exit(1)

@@ -12,6 +12,7 @@ from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
 from rm_plugins.cli.evaluation_tables import print_evaluation
 from rm_plugins.cli.gates import failures, parse_gates
 from rm_plugins.cli.job_options import ConsoleProgress
+from rm_plugins.cli.printed import echo
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.model_card import CARD_NAME, write_model_card
 from rm_plugins.files import check_output
@@ -64,13 +65,13 @@ def command(
         missed = failures(evaluation, gates)
         write_outputs([(output, evaluation.to_json), (report, lambda: evaluation_page(evaluation))])
         for place, folder in enumerate(folders):
-            click.echo(f"Wrote {write_model_card(folder, evaluation, reward=place)}.", err=True)
+            echo(f"Wrote {write_model_card(folder, evaluation, reward=place)}.", err=True)
     if as_json:
-        click.echo(evaluation.to_json(), nl=False)
+        echo(evaluation.to_json(), nl=False)
     else:
         print_evaluation(evaluation)
     for message in missed:
-        click.echo(f"failed: {message}", err=True)
+        echo(f"failed: {message}", err=True)
     if missed:
         raise click.exceptions.Exit(1)
 

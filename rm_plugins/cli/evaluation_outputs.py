@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import click
-
+from rm_plugins.cli.printed import echo
 from rm_plugins.files import check_output, write_atomically
 from rm_plugins.reports.charts import drawing
 
@@ -30,4 +29,4 @@ def write_outputs(texts: Iterable[tuple[Path | None, Callable[[], str]]]) -> Non
     """Write each text that has a file, and say so."""
     for path, text in texts:
         if path is not None:
-            click.echo(f"Wrote {write_atomically(path, text())}.", err=True)
+            echo(f"Wrote {write_atomically(path, text())}.", err=True)

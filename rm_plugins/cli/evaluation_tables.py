@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
 from rm_plugins.reports.reward_styles import side_by_side
@@ -83,7 +82,7 @@ def _print_sections(console: Console, evaluation: Evaluation, names: list[str]) 
         table.add_row(escape(name), pairs, ties, *cells)
     console.print(table)
     if len(sections) > _MOST_SECTIONS:
-        click.echo(f"({len(sections) - _MOST_SECTIONS} more sections are in the report and in the JSON.)")
+        echo(f"({len(sections) - _MOST_SECTIONS} more sections are in the report and in the JSON.)")
 
 
 def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> None:

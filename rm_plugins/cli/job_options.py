@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import is_data_file, without_data_ending
 from rm_plugins.data.written_mapping import mapping_of
@@ -90,11 +90,11 @@ class ConsoleProgress(JobProgress):
 
     def resume(self, work: str, done: int) -> None:
         """Say what an earlier run has left."""
-        click.echo(f"Going on behind {done} {_RESUMED[work]}.", err=True)
+        echo(f"Going on behind {done} {_RESUMED[work]}.", err=True)
 
     def note(self, message: str) -> None:
         """Print it."""
-        click.echo(message, err=True)
+        echo(message, err=True)
 
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """Show the bar."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.errors import did_you_mean
 from rm_plugins.registry import KINDS, default_registry
 
@@ -36,7 +36,7 @@ def command(kind: str | None, as_json: bool) -> None:
             rows.append({"kind": name, **facts, **({"formula": formula} if formula else {})})
     broken = [{"name": plugin.name, "origin": plugin.origin, "reason": plugin.reason} for plugin in registry.broken]
     if as_json:
-        click.echo(json.dumps({"registered": rows, "broken": broken}, indent=2))
+        echo(json.dumps({"registered": rows, "broken": broken}, indent=2))
         return
     headings = ("kind", "name", "plug-in", "version", "")
     table = Table(*(Column(heading, no_wrap=bool(heading)) for heading in headings), box=None, pad_edge=False)
@@ -45,4 +45,4 @@ def command(kind: str | None, as_json: bool) -> None:
         table.add_row(*map(escape, (*columns, "\n".join(filter(None, (described, row.get("formula")))))))
     Console().print(table)
     for failed in broken:
-        click.echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")
+        echo(f"\nbroken plug-in {failed['name']} from {failed['origin']}: {failed['reason']}")

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
@@ -78,7 +78,7 @@ def command(
         )
     if measured:
         _print(measured)
-    click.echo(f"Wrote {output}: the mean of {len(models)} models.", err=True)
+    echo(f"Wrote {output}: the mean of {len(models)} models.", err=True)
 
 
 def _evaluated(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from rm_plugins import __version__
+from rm_plugins.cli.printed import printable_messages
 from rm_plugins.errors import DuplicateNameError, RmPluginsError
 from rm_plugins.registry import default_registry
 
@@ -35,14 +36,15 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal or JSON has no character for is escaped
-        try:
-            return super().invoke(ctx)
-        except RmPluginsError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # of `| head`: click ends without a word
-                raise
-            raise click.ClickException(f"The system refuses what {ctx.invoked_subcommand} needs: {error}") from error
+        with printable_messages():
+            try:
+                return super().invoke(ctx)
+            except RmPluginsError as error:
+                raise click.ClickException(str(error)) from error
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # of `| head`: click ends without a word
+                    raise
+                raise click.ClickException(f"The system refuses what {ctx.invoked_subcommand} needs: {error}") from error
 
 
 def _plugin_commands() -> dict[str, click.Command]:

@@ -14,6 +14,7 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
+from rm_plugins.cli.printed import echo
 from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
 from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
 from rm_plugins.data.row_files import write_rows
@@ -140,7 +141,7 @@ def command(
     if curve is not None:
         print_curve(curve)
         if curve_file is not None:
-            click.echo(f"Wrote the curve to {curve_file}.", err=True)
+            echo(f"Wrote the curve to {curve_file}.", err=True)
     rows.clear_first()  # what says that an interrupted run is to be gone on with goes last
     for old in (kept_gold, kept):
         old.discard()
@@ -220,7 +221,7 @@ def _check_free(out: Path, curve_file: Path | None, begun: bool) -> None:
     """Refuse to replace files, unless an interrupted run with ``--overwrite`` was to replace them."""
     if would_replace(out):
         if begun:
-            click.echo(f"{out} will be replaced: a run with --overwrite was interrupted.", err=True)
+            echo(f"{out} will be replaced: a run with --overwrite was interrupted.", err=True)
             return
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
     if curve_file is not None and would_replace(curve_file):
@@ -266,21 +267,21 @@ def _shaped(
 
 def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: Path, left_out: Counter[str]) -> None:
     if form == "ranked":
-        click.echo(f"Wrote {count} prompts to {out}.", err=True)
+        echo(f"Wrote {count} prompts to {out}.", err=True)
         return
     what = {"best": "completions", "pairs": "pairs"}[form]
     reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
     dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
-    click.echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
+    echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
     abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
-        click.echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
+        echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
     few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
     if few:
-        click.echo(
+        echo(
             f"{few} of {len(prompts)} prompts have fewer than {n} completions: all that they have are used, but for a curve.",
             err=True,
         )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.errors import DataError, MissingDependencyError
 from rm_plugins.jobs.ranking import ScoredPrompt
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
@@ -114,9 +114,9 @@ def print_curve(curve: BestOfNCurve) -> None:
         printed.add_row(*map(_plain, row))
     Console(highlight=False, width=100).print(printed)
     left_out = f"; {curve.left_out:,} have fewer and are left out" if curve.left_out else ""
-    click.echo(f"{curve.prompts:,} prompts with {curve.n[-1]:,} scored completions or more{left_out}.")
+    echo(f"{curve.prompts:,} prompts with {curve.n[-1]:,} scored completions or more{left_out}.")
     if curve.warning:
-        click.echo(curve.warning)
+        echo(curve.warning)
 
 
 def _plain(cell: str) -> str:

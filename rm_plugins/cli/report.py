@@ -6,10 +6,10 @@ from collections import deque
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.files import check_output, write_atomically
 from rm_plugins.reports.training_page import FIGURES, training_page
 from rm_plugins.training.journal import read_journal
@@ -35,7 +35,7 @@ def command(journal: Path, output: Path | None, last: int | None, window: int) -
     for reward in summary.rewards:
         _print(reward)
     write_atomically(out, training_page(summary, f"Rewards in {journal}"))
-    click.echo(f"Wrote {out}.", err=True)
+    echo(f"Wrote {out}.", err=True)
 
 
 def _print(summary: RewardSummary) -> None:
@@ -45,9 +45,9 @@ def _print(summary: RewardSummary) -> None:
         if name in summary.early and name in summary.recent:
             table.add_row(title, f"{summary.early[name]:.4g}", f"{summary.recent[name]:.4g}")
     Console().print(table)
-    click.echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
+    echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
     for sign in summary.evidence:
-        click.echo(f"warning, step {sign.step}: {sign.message}")
+        echo(f"warning, step {sign.step}: {sign.message}")
     if not summary.evidence:
-        click.echo("No sign that the policy exploits this reward.")
-    click.echo()
+        echo("No sign that the policy exploits this reward.")
+    echo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
+from rm_plugins.cli.printed import echo
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.jobs.scored_rows import ScoringJob
 
@@ -42,7 +43,7 @@ def command(
     count = job.write(batch_size, ConsoleProgress())
     counts = job.provider.counts
     speed = f" ({job.throughput})" if job.throughput else ""
-    click.echo(
+    echo(
         f"Wrote {count} rows to {out}: {counts['samples']} samples scored now{speed}, {counts['abstained']} abstained.",
         err=True,
     )

@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
 import rm_plugins as rm
+from rm_plugins.cli.printed import Console, echo
 from rm_plugins.identity import shown_spec
 from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.provider import Aggregate, Provider, Transform
@@ -30,7 +30,7 @@ def command(spec: str, as_json: bool) -> None:
     """
     provider = rm.load(spec)
     if as_json:
-        click.echo(json.dumps(shown_spec(provider), indent=2, ensure_ascii=False, default=str))
+        echo(json.dumps(shown_spec(provider), indent=2, ensure_ascii=False, default=str))
     else:
         Console(highlight=False).print(tree(provider))
     provider.close()

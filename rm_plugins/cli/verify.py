@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 import rm_plugins as rm
+from rm_plugins.cli.printed import echo
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.models.manifest import MANIFEST_NAME
 from rm_plugins.models.trained_reward import TrainedReward, loading_unchecked
@@ -36,7 +37,7 @@ def command(context: click.Context, spec: str) -> None:
         except UnsupportedError as error:
             if len(models) == 1:
                 raise
-            click.echo(f"{name} cannot be verified: {error}")
+            echo(f"{name} cannot be verified: {error}")
             matches.append(False)
         else:
             _report(name, model, problems)
@@ -47,8 +48,8 @@ def command(context: click.Context, spec: str) -> None:
 
 def _report(name: str, model: TrainedReward, problems: Sequence[str]) -> None:
     if problems:
-        click.echo("\n".join([f"{name} does not match its {MANIFEST_NAME}:", *(f"- {problem}" for problem in problems)]))
+        echo("\n".join([f"{name} does not match its {MANIFEST_NAME}:", *(f"- {problem}" for problem in problems)]))
         return
     manifests = [origin.manifest for origin in model.origins if origin.manifest is not None]
     files, golden = sum(len(manifest.files) for manifest in manifests), sum(len(manifest.golden) for manifest in manifests)
-    click.echo(f"{name} matches its {MANIFEST_NAME}: {files} files, {golden} golden scores.")
+    echo(f"{name} matches its {MANIFEST_NAME}: {files} files, {golden} golden scores.")

@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rm_plugins.constructor_schema import validator_of
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.presets import PRESETS
 from rm_plugins.errors import SpecError, did_you_mean
+from rm_plugins.written_settings import parsed_yaml, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,16 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        return _from_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"The mapping {str(path)!r} cannot be read: {error}.") from error
+        return _from_yaml(read_text(path), str(path))
+    except SpecError as error:
+        raise SpecError(f"The mapping {str(path)!r} cannot be used: {error}") from error
 
 
 def _from_yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"The mapping {where} is no YAML: {error}.") from error
+        given = parsed_yaml(text, where)
+    except SpecError as error:
+        raise SpecError(f"The mapping {where:.200} is no YAML that is read: {error}") from error
     known = {field.name: field for field in dataclasses.fields(RowMapping)}
     if not isinstance(given, dict):
         raise SpecError(f"The mapping {where} must be a mapping of {', '.join(known)}, not {given!r:.80}.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rm_plugins.errors import DataError, ModelError, RmPluginsError
-from rm_plugins.generation.prompts import PolicyPrompts
+from rm_plugins.generation.prompts import CODE_SETTING, PolicyPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,10 @@ class Generator(ABC):
         except RmPluginsError:
             raise
         except Exception as error:  # the hub, the engine and its libraries each have their own
-            raise ModelError(f"The policy {model!r} could not be loaded: {type(error).__name__}: {error}") from error
+            from rm_plugins.models.model_folder import needs_code, reason_in_short
+
+            reason = reason_in_short(error, CODE_SETTING) if needs_code(error) else error
+            raise ModelError(f"The policy {model!r} could not be loaded: {type(error).__name__}: {reason}") from error
 
     @abstractmethod
     def _load(self, options: dict[str, Any]) -> None:

@@ -13,6 +13,9 @@ from rm_plugins.samples import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CODE_SETTING = "the engine's option `trust_remote_code` (--engine-options '{\"trust_remote_code\": true}')"
+"""What lets the code in a policy's checkpoint run."""
+
 _HUB_OPTIONS = {
     **{name: name for name in ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")},
     "download_dir": "cache_dir",  # as vLLM calls it
@@ -110,13 +113,8 @@ def _tokens_after(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _tokenizer_and_positions(model: str, origin: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int | None]:
     """A policy's tokenizer, and how many tokens the policy can look at, if its configuration says so."""
-    from transformers import AutoConfig
-
-    from rm_plugins.models.model_folder import load_tokenizer
+    from rm_plugins.models.model_folder import load_config, load_tokenizer
 
     advice = "Name a folder or hub id that holds a causal language model and its tokenizer."
-    tokenizer = load_tokenizer([model], f"the policy {model!r}", advice=advice, **origin)
-    try:
-        return tokenizer, position_limit(AutoConfig.from_pretrained(model, **origin))
-    except (OSError, ValueError):  # such as a folder of an adapter
-        return tokenizer, None
+    tokenizer = load_tokenizer([model], f"the policy {model!r}", advice=advice, code_setting=CODE_SETTING, **origin)
+    return tokenizer, position_limit(load_config(model, code_setting=CODE_SETTING, **origin))

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from rm_plugins.generation.generator import Completion, Generator
 from rm_plugins.models.checkpoint import default_device
+from rm_plugins.models.model_folder import allows_code
 from rm_plugins.models.own_weights import own_weights
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class TransformersGenerator(Generator):
     usual_batch_size: ClassVar[int] = 32
 
     def _load(self, options: dict[str, Any]) -> None:
-        model = AutoModelForCausalLM.from_pretrained(self.model, **{"dtype": "auto", **options})
+        options = {"dtype": "auto", **options, "trust_remote_code": allows_code(options)}
+        model = AutoModelForCausalLM.from_pretrained(self.model, **options)
         self._policy: Any = own_weights((model if "device_map" in options else model.to(default_device())).eval())
         own = self._policy.generation_config.eos_token_id
         ends = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import Manifest
-from rm_plugins.models.model_folder import found_file, load_tokenizer, read_manifest
+from rm_plugins.models.model_folder import (
+    found_file,
+    load_config,
+    load_tokenizer,
+    read_manifest,
+    read_model_json,
+    reason_in_short,
+)
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.one_thread import OneThread
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_LONGEST_PATH = 1_024
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _ONE_THREAD = OneThread()
@@ -142,14 +149,15 @@ def _base_of(source: str, revision: str | None) -> str | None:
     config = found_file(source, _ADAPTER_CONFIG, revision)
     if config is None:
         return None
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_model_json(config).get("base_model_name_or_path")
     advice = f"Write where it is into base_model_name_or_path in {config}: a whole path, or a model id of the hub."
-    if not base:
+    if not base or not isinstance(base, str) or len(base) > _LONGEST_PATH or "\0" in base:
         raise ModelError(f"The adapter {source} does not say what base model it is of. {advice}")
     folders = [Path(base).expanduser(), config.parent / base]
-    for folder in folders:
-        if folder.is_dir():
-            return str(folder)
+    with suppress(OSError):  # of a name that no folder can have
+        for folder in folders:
+            if folder.is_dir():
+                return str(folder)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         places = " and ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
         raise ModelError(f"{source} is an adapter of {base!r}, which cannot be loaded: there is no folder {places}. {advice}")
@@ -169,8 +177,7 @@ def _loading(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # the hub, transformers, safetensors and torch each have their own
         what = source if Path(source).exists() else f"{source!r} is no folder here, and as a model id it"
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason_in_short(error)}") from error
 
 
 def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
@@ -187,6 +194,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+    load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
     model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **arguments)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -213,11 +221,12 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
     head_labels = _head_labels(weights)
     shared = {**arguments, "revision": None}
     try:
-        labels = AutoConfig.from_pretrained(base, trust_remote_code=arguments["trust_remote_code"]).num_labels
+        config = load_config(base, trust_remote_code=arguments["trust_remote_code"])
+        labels = None if config is None else config.num_labels
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base,
             output_loading_info=True,
-            num_labels=head_labels or labels,
+            **({} if labels is None and head_labels is None else {"num_labels": head_labels or labels}),
             ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
             **shared,
         )

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from rm_plugins.errors import ManifestError
+from rm_plugins.errors import ManifestError, SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
 from rm_plugins.rendering.render import Rendering, position_limit
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.wire import sample_from_json
+from rm_plugins.written_settings import read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MANIFEST_NAME = "reward_manifest.json"
 
+_MOST_BYTES = 64 * 2**20
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json", "loss_state.json", "made_with.json"}
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
@@ -109,7 +111,9 @@ class Manifest(_Strict):
             ManifestError: The file is no manifest, or one of a version that is not known here.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(read_text(path, _MOST_BYTES))
+        except SpecError as error:
+            raise ManifestError(f"The manifest cannot be read: {error}") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"

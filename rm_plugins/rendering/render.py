@@ -22,6 +22,7 @@ from rm_plugins.rendering.template_date import dated, writes_the_date
 from rm_plugins.rendering.text_blocks import TextBlocks
 from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.samples import Message, RenderedSample, Sample
+from rm_plugins.written_settings import read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -421,6 +422,6 @@ def configured_renderer(
 
 def _read_chat_template(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelError(f"The chat template {path!r} cannot be read: {error.strerror}.") from error
+        return read_text(Path(path))
+    except SpecError as error:
+        raise ModelError(f"The chat template {path!r} cannot be read: {error}") from error

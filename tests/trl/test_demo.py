@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 import rm_plugins as rm
 from rm_plugins.cli import main
+from rm_plugins.cli.printed import Console
 from rm_plugins.data.rows import preference_samples
 from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.preference_world import read_world

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -18,13 +16,16 @@ from transformers import (
     set_seed,
 )
 
+from rm_plugins.models.model_folder import load_tokenizer
 from rm_plugins_trl.demo.world import Row
+from rm_plugins_trl.language_models import load_language_model
 
 PAD, EOS = "<pad>", "<eos>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+_NO_SETTING = "a trainer's own setting; the demonstration has none"
 LARGEST_VOCABULARY = 2_048
 POSITIONS = 1_024
 HIDDEN_SIZE = 64
@@ -88,10 +89,10 @@ def one_thread() -> Iterator[None]:
 
 def load_policy(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model and its tokenizer, from a folder or a model id."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer([source], f"the policy {source!r}", code_setting=_NO_SETTING)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), tokenizer
+    return load_language_model(source, code_setting=_NO_SETTING), tokenizer
 
 
 def sampled_completions(

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-from rich.console import Console
 from rich.status import Status
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
+
+from rm_plugins.cli.printed import Console
 
 
 class Stage(TrainerCallback):

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import yaml
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rm_plugins as rm
+from rm_plugins.cli.printed import Console
 from rm_plugins.data.row_files import write_rows
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
+from rm_plugins.models.model_folder import CONFIG_NAME, load_config, reason_in_short
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 HEADS = ("score", "classifier")
 
+_CODE_SETTING = "RewardConfig(trust_remote_code=True), or --trust_remote_code on the command line"
+"""What lets the code run that is in the checkpoint to train."""
+
 
 def load_classifier(
     source: str, args: Any, heads: Heads, quantization_config: Any = None
@@ -32,7 +36,7 @@ def load_classifier(
     It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
 
     Raises:
-        ModelError: The quantization is given twice.
+        ModelError: The quantization is given twice, or the model cannot be loaded or has code that may not run.
     """
     settings = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
@@ -41,7 +45,7 @@ def load_classifier(
         settings["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         settings["device_map"] = None
-    settings.setdefault("trust_remote_code", args.trust_remote_code)
+    settings["trust_remote_code"] = trusts_code(args)
     settings["num_labels"] = len(heads)
     if len(heads) > 1:
         settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
@@ -54,10 +58,22 @@ def load_classifier(
             missing.extend(info["missing_keys"])
             return loaded
 
+    load_config(
+        source, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=settings["trust_remote_code"]
+    )
     set_seed(args.seed)  # the new head is random
     with suppress_seqcls_warning():
-        model = create_model_from_path(source, Classifier, **settings)
+        try:
+            model = create_model_from_path(source, Classifier, **settings)
+        except OSError as error:
+            raise ModelError(f"{source!r} cannot be loaded: {reason_in_short(error)}") from error
     return own_weights(model), frozenset(module_of(model, key) for key in missing)
+
+
+def trusts_code(args: Any) -> bool:
+    """Whether code in the checkpoint that is trained may run. Without an answer, transformers would ask for one on standard input."""
+    given = (args.model_init_kwargs or {}).get("trust_remote_code")
+    return bool(args.trust_remote_code if given is None else given)
 
 
 def parameter_count(model: Any, args: Any) -> int:
@@ -65,8 +81,10 @@ def parameter_count(model: Any, args: Any) -> int:
     if not isinstance(model, str):
         return int(model.num_parameters())
     settings = dict(args.model_init_kwargs or {})
-    code = settings.get("trust_remote_code", args.trust_remote_code)
-    config = AutoConfig.from_pretrained(model, revision=settings.get("revision"), trust_remote_code=code)
+    code = trusts_code(args)
+    config = load_config(model, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=code)
+    if config is None:
+        raise ModelError(f"{model!r} has no {CONFIG_NAME}, so that it is no model to train.")
     with torch.device("meta"):
         empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
     return int(empty.num_parameters())

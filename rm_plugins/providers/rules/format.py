@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import SpecError
-from rm_plugins.row_provider import RowProvider
-from rm_plugins.samples import Sample
+from rm_plugins.providers.rules.limited_process import LimitedProcess
+from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, LimitedRule
 
 
-class Format(RowProvider):
+class Format(LimitedRule):
     """1 for a completion that matches a regular expression, 0 for any other.
 
     Args:
@@ -19,9 +20,11 @@ class Format(RowProvider):
         dotall: Whether ``.`` matches line breaks too.
         multiline: Whether ``^`` and ``$`` match at every line.
         ignore_case: Whether upper and lower case are alike.
+        timeout: Seconds that one completion may take. There are texts on which ``(a+)+b`` takes for ever.
+        max_characters: How long a completion may be.
 
     Raises:
-        SpecError: The pattern is no regular expression.
+        SpecError: The pattern is no regular expression, or a limit is not positive.
     """
 
     name: ClassVar[str] = "format"
@@ -34,18 +37,32 @@ class Format(RowProvider):
         dotall: bool = False,
         multiline: bool = False,
         ignore_case: bool = False,
+        timeout: float = SECONDS,
+        max_characters: int = MOST_CHARACTERS,
     ) -> None:
+        super().__init__(timeout, max_characters)
         flags = (dotall and re.DOTALL) | (multiline and re.MULTILINE) | (ignore_case and re.IGNORECASE)
         try:
-            self.pattern = re.compile(pattern, flags)
+            re.compile(pattern, flags)
         except (re.error, OverflowError, RecursionError) as error:
             place = getattr(error, "pos", None)
             where = "" if place is None else f" (character {place}, at {pattern[place : place + 20]!r})"
             reason = getattr(error, "msg", str(error))
             raise SpecError(f"{pattern!r} is no regular expression: {reason}{where}.", key="pattern") from error
-        self.match = match
+        setting = {"pattern": pattern, "flags": int(flags), "match": match}
+        self._process = LimitedProcess(f"{__name__}:matcher", setting, timeout)
 
-    def score_sample(self, sample: Sample) -> float:
-        """Match the completion."""
-        matches = self.pattern.fullmatch if self.match == "full" else self.pattern.search
-        return float(matches(sample.completion_text) is not None)
+    def answers(self, texts: Sequence[str]) -> list[Any]:
+        """Match every completion."""
+        return self._process(texts)
+
+    def close(self) -> None:
+        """End the process that matches."""
+        self._process.close()
+
+
+def matcher(setting: Mapping[str, Any]) -> Callable[[str], float]:
+    """What matches a text, in a process of its own."""
+    pattern = re.compile(setting["pattern"], setting["flags"])
+    matches = pattern.fullmatch if setting["match"] == "full" else pattern.search
+    return lambda text: float(matches(text) is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,17 +12,19 @@ import numpy as np
 
 from rm_plugins.errors import MissingDependencyError, SpecError
 from rm_plugins.provider import LocalPath
-from rm_plugins.row_provider import RowProvider
-from rm_plugins.samples import Sample
+from rm_plugins.providers.rules.limited_process import LimitedProcess
+from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, LimitedRule
+from rm_plugins.written_settings import read_json
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
     from referencing import Resource
 
-_FENCED = re.compile(r"^ {0,3}```json[ \t]*\r?\n(.*?)^ {0,3}```[ \t]*(?=\r?$)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+_OPENING = re.compile(r"^ {0,3}```json[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
+_CLOSING = re.compile(r"^ {0,3}```[ \t]*(?=\r?$)", re.MULTILINE)
 
 
-class JsonSchema(RowProvider):
+class JsonSchema(LimitedRule):
     """1 for a completion that is JSON and valid under a schema, `partial` for other JSON, 0 for what is no JSON.
 
     Args:
@@ -31,9 +33,11 @@ class JsonSchema(RowProvider):
         extract: What is read: the ``whole`` completion, the first ``fenced`` block of it that is marked as ``json``, or
             ``auto``: such a block if there is one, else the whole.
         partial: The score of JSON that is not valid.
+        timeout: Seconds that one completion may take. There are texts on which a schema takes for ever.
+        max_characters: How long a completion may be.
 
     Raises:
-        SpecError: The schema is none, or cannot be read.
+        SpecError: The schema is none, or cannot be read, or a limit is not positive.
         MissingDependencyError: There is a schema, and jsonschema is not installed.
     """
 
@@ -45,39 +49,59 @@ class JsonSchema(RowProvider):
         schema: Mapping[str, Any] | Annotated[str, LocalPath] | None = None,
         extract: Literal["auto", "fenced", "whole"] = "auto",
         partial: float = 0.0,
+        timeout: float = SECONDS,
+        max_characters: int = MOST_CHARACTERS,
     ) -> None:
+        super().__init__(timeout, max_characters)
         if not np.isfinite(partial):
             raise SpecError(f"must be a finite number; got {partial}.", key="partial")
-        self._schema = _read(schema) if isinstance(schema, str) else schema
-        self._validator = None if self._schema is None else _validator(self._schema)
-        self.extract = extract
-        self.partial = partial
+        schema = _read(schema) if isinstance(schema, str) else schema
+        self._setting = {"schema": schema, "extract": extract, "partial": partial}
+        self._process: LimitedProcess | None = None
+        if schema is not None:
+            _validator(schema)
+            self._process = LimitedProcess(f"{__name__}:validating", self._setting, timeout)
 
-    def score_sample(self, sample: Sample) -> float:
-        """Parse and validate the completion."""
-        text = sample.completion_text
-        if self.extract != "whole":
-            block = _FENCED.search(text)
-            if block is None and self.extract == "fenced":
+    def answers(self, texts: Sequence[str]) -> list[Any]:
+        """Parse and validate every completion."""
+        if self._process is not None:
+            return self._process(texts)
+        validated = validating(self._setting)  # which parses alone, in no more time than the text is long
+        return [validated(text) for text in texts]
+
+    def close(self) -> None:
+        """End the process that validates."""
+        if self._process is not None:
+            self._process.close()
+
+
+def validating(setting: Mapping[str, Any]) -> Callable[[str], float]:
+    """What scores a text by a schema, if there is one."""
+    validator = None if setting["schema"] is None else _validator(setting["schema"])
+
+    def validated(text: str) -> float:
+        source = text if setting["extract"] == "whole" else _fenced(text)
+        if source is None:
+            if setting["extract"] == "fenced":
                 return 0.0
-            text = block[1] if block else text
+            source = text
         try:
-            document = json.loads(text, parse_constant=_refuse)
+            document = json.loads(source, parse_constant=_refuse)
         except (ValueError, RecursionError):  # a ValueError, too, is a number of too many digits
             return 0.0
-        if self._validator is None:
-            return 1.0
         try:
-            return 1.0 if self._validator.is_valid(document) else self.partial
+            return 1.0 if validator is None or validator.is_valid(document) else float(setting["partial"])
         except (OverflowError, RecursionError):  # JSON, but too large or too deep to be what the schema asks for
-            return self.partial
+            return float(setting["partial"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_validator": None}
+    return validated
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._validator = None if self._schema is None else _validator(self._schema)
+
+def _fenced(text: str) -> str | None:
+    """What is in the first block that is fenced as JSON. Where the first such fence is never closed, no later one is."""
+    opening = _OPENING.search(text)
+    closing = None if opening is None else _CLOSING.search(text, opening.end())
+    return None if opening is None or closing is None else text[opening.end() : closing.start()]
 
 
 def _refuse(constant: str) -> None:
@@ -86,8 +110,8 @@ def _refuse(constant: str) -> None:
 
 def _read(path: str) -> Mapping[str, Any]:
     try:
-        schema = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = read_json(Path(path))
+    except SpecError as error:
         raise SpecError(f"{path!r} cannot be read as a JSON file: {error}", key="schema") from error
     if not isinstance(schema, Mapping):
         raise SpecError(

@@ -28,6 +28,7 @@ class LengthWindow(Provider):
             tokenizer adds).
         soft: How many units outside the score reaches 0; 0 for at once.
         tokenizer: Whose tokens are counted.
+        trust_remote_code: Whether code of the tokenizer's own may run.
 
     Raises:
         SpecError: There is no bound, `low` is above `high`, a number is negative, or `tokenizer` does not fit `unit`.
@@ -44,6 +45,7 @@ class LengthWindow(Provider):
         unit: Literal["characters", "words", "tokens"] = "characters",
         soft: int = 0,
         tokenizer: ModelSource | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         for key, number in {"low": low, "high": high, "soft": soft}.items():
             if number is not None and number < 0:
@@ -64,7 +66,7 @@ class LengthWindow(Provider):
         if tokenizer is not None:
             from rm_plugins.models.model_folder import load_tokenizer
 
-            self._tokenizer = load_tokenizer([tokenizer], self.name)
+            self._tokenizer = load_tokenizer([tokenizer], self.name, trust_remote_code=trust_remote_code)
 
     @property
     def identity(self) -> list[Any]:

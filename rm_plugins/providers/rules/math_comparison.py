@@ -1,34 +1,18 @@
-"""Compares mathematical answers with the package math-verify, in a process of its own, which ends if it takes too long.
+"""Compares mathematical answers with the package math-verify.
 
-``9^{9^{9^9}}`` takes for ever to compare with anything. The time limits of math-verify itself are alarms: only a main thread can
-set them, and they disturb those that somebody else has set.
+The time limits of math-verify itself are alarms: only a main thread can set them, and they disturb those that somebody else has
+set. What is here runs in a `rm_plugins.providers.rules.limited_process.LimitedProcess` instead.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import json
-import logging
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
-from rm_plugins.errors import ScoringError
-
-_SECONDS_TO_START = 120.0
-
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"</?[A-Za-z]\w*>")
-_BETWEEN_BOXES = re.compile(r"\}\s*\$?\s*(?:,?\s*(?:and|or)|[,;])?\s*\$?\s*")
+_BETWEEN_BOXES = re.compile(r"\}\s*+\$?+\s*+(?:,?+\s*+(?:and|or)|[,;])?+\s*+\$?+\s*+")
 _MARKED = re.compile(r"\$|\\\(|\\\[|\\boxed")
 _BARE = re.compile(
     r"(?:\\text\w*\s*\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z\n]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\:\n])++"
@@ -36,116 +20,10 @@ _BARE = re.compile(
 """Mathematics and nothing else: no word, and no colon, which a word in front would have."""
 
 
-class MathComparison:
-    """Says whether an answer is mathematically the gold answer. It may be called in any thread.
-
-    Args:
-        seconds: How long one comparison may take.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
-        self._owner = 0
-        self._end: Callable[[], Any] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.seconds,)
-
-    def __call__(self, gold: str, answer: str) -> bool | None:
-        """Whether they are equal; None where there is nothing mathematical in `gold`.
-
-        Raises:
-            TimeoutError: It took too long.
-            ChildProcessError: The process ended otherwise.
-            ScoringError: It could not be started.
-        """
-        with self._lock:
-            try:
-                return self._verdict(gold, answer)
-            except BaseException:  # the verdict of a comparison that was interrupted would be taken for the next one's
-                self.close()
-                raise
-
-    def close(self) -> None:
-        """End the process; the next comparison starts another."""
-        if self._end is not None:
-            self._end()
-        self._child = self._end = None
-
-    def _verdict(self, gold: str, answer: str) -> bool | None:
-        child = self._running()
-        started = time.monotonic()
-        with suppress(BrokenPipeError):
-            print(json.dumps([gold, answer]), file=child.stdin, flush=True)
-        if line := _line(child):
-            verdict: bool | None = json.loads(line)
-            return verdict
-        lasted = time.monotonic() - started
-        code = child.wait()
-        if lasted >= self.seconds:
-            raise TimeoutError(f"comparing took more than {self.seconds:g} seconds")
-        raise ChildProcessError(f"the process that compares ended with {code} while comparing")
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._child is None or self._owner != os.getpid():  # what a fork inherits is its parent's
-            command = f"from {__name__} import answer_requests; answer_requests({self.seconds!r})"
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                encoding="utf-8",
-            )
-            self._owner = os.getpid()
-            self._end = weakref.finalize(self, _ended, self._child, self._owner)
-            if not _line(self._child):
-                code = self._child.wait()
-                raise ScoringError(
-                    f"The process in which math-verify compares ended with {code} at its start. Its own output above says why."
-                )
-        return self._child
-
-
-def _line(child: subprocess.Popen[str]) -> str:
-    """What the process says next; nothing if it has ended."""
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
-def _ended(child: subprocess.Popen[str], owner: int) -> None:
-    if os.getpid() == owner:
-        child.kill()
-        with suppress(BrokenPipeError), child:  # waits, and closes its pipes, a request that nobody read with them
-            pass
-
-
-def answer_requests(seconds: float) -> None:
-    """What the process does: a verdict, as a line of JSON, for each request on standard input.
-
-    Args:
-        seconds: How long one may take, or else the process ends.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
-    logging.disable()
-    verdicts = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no verdict
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-
-        def limited(limit: float) -> None:
-            # Of what can end a process, this alone needs neither the interpreter's attention nor POSIX.
-            faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
-
-        limited(_SECONDS_TO_START)
-        _comparison("1", "1")
-        faulthandler.cancel_dump_traceback_later()
-        print("ready", file=verdicts, flush=True)
-        for line in sys.stdin:
-            limited(seconds)
-            verdict = _comparison(*json.loads(line))
-            faulthandler.cancel_dump_traceback_later()
-            print(json.dumps(verdict), file=verdicts, flush=True)
+def comparing(_: object) -> Callable[[tuple[str, str]], bool | None]:
+    """What compares an answer with the gold answer before it; None where there is nothing mathematical in the latter."""
+    _comparison("1", "1")  # imports what it takes
+    return lambda pair: _comparison(*pair)
 
 
 def _comparison(gold: str, answer: str) -> bool | None:
@@ -176,8 +54,7 @@ def _presented(text: str) -> str:
     It finds the last box, else what follows the word "answer", else the last formula or number. Of bare mathematics it would take
     a number out of the middle, such as 2 out of ``2\\sqrt{3}``, and after ``####`` it may prefer an earlier "answer".
     """
-    text = (_ANSWER_TAG.findall(text) or [text])[-1]
-    text = _TAG.sub(" ", text).strip()  # a number that adjoins a tag would not be found
+    text = _TAG.sub(" ", _last_answer(text)).strip()  # a number that adjoins a tag would not be found
     if "\\boxed" in text:
         return _last_boxes(text)
     last_line = text.rpartition("\n")[2]
@@ -188,13 +65,22 @@ def _presented(text: str) -> str:
     return f"${text}$" if not _MARKED.search(text) and _BARE.fullmatch(text) else text
 
 
+def _last_answer(text: str) -> str:
+    """What is in the last ``<answer>``; the whole text if there is none."""
+    answer, end = text, 0
+    while (begin := text.find("<answer>", end)) >= 0 and (close := text.find("</answer>", begin)) >= 0:
+        answer, end = text[begin + len("<answer>") : close], close + len("</answer>")
+    return answer
+
+
 def _last_boxes(text: str) -> str:
     """The last box, with those that are listed right before it; math-verify takes all boxes of a line for one answer."""
     last = text.rfind("\\boxed")
-    answer = text[last:]
+    answers = [text[last:]]
     while (before := text.rfind("\\boxed", 0, last)) >= 0:
         end = text.rfind("}", before, last)
         if end < 0 or not _BETWEEN_BOXES.fullmatch(text, end, last):
             break
-        answer, last = f"{text[before : end + 1]}, {answer}", before
-    return answer
+        answers.append(text[before : end + 1])
+        last = before
+    return ", ".join(reversed(answers))

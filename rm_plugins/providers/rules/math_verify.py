@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from rm_plugins.errors import DataError, MissingDependencyError, ScoringError, SpecError
+from rm_plugins.errors import DataError, MissingDependencyError, ScoringError
 from rm_plugins.provider import Provider
-from rm_plugins.providers.rules.math_comparison import MathComparison
-from rm_plugins.samples import Sample, completion_texts
+from rm_plugins.providers.rules.limited_process import LimitedProcess, LimitExceededError
+from rm_plugins.providers.rules.limited_rule import MOST_CHARACTERS, SECONDS, check_limits, short_texts
+from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -30,23 +31,24 @@ class MathVerify(Provider):
     Args:
         column: The column with the gold answer: text or a number.
         timeout: Seconds that one comparison may take. An answer that takes longer, such as ``9^{9^{9^9}}``, counts as wrong, with a
-            warning and in ``counts["timeouts"]``.
+            warning and in ``counts["timeouts"]``; so does one that takes too much memory or is nested too deep.
+        max_characters: How long a completion may be, and a gold answer.
 
     Raises:
-        SpecError: `timeout` is not positive.
+        SpecError: A limit is not positive.
         MissingDependencyError: math-verify is not installed.
     """
 
     name: ClassVar[str] = "math-verify"
     concurrent: bool = True  # another process computes
 
-    def __init__(self, *, column: str = "solution", timeout: float = 5.0) -> None:
-        if not 0 < timeout < np.inf:
-            raise SpecError(f"must be a positive number of seconds; got {timeout}.", key="timeout")
+    def __init__(self, *, column: str = "solution", timeout: float = SECONDS, max_characters: int = MOST_CHARACTERS) -> None:
+        check_limits(timeout, max_characters)
         if find_spec("math_verify") is None:
             raise MissingDependencyError("math-verify needs the package of that name: pip install 'rm-plugins[rules]'.")
         self.column = column
-        self._comparison = MathComparison(timeout)
+        self.max_characters = max_characters
+        self._comparison = LimitedProcess("rm_plugins.providers.rules.math_comparison:comparing", None, timeout)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Compare every completion's answer.
@@ -56,25 +58,25 @@ class MathVerify(Provider):
         """
         values = np.full(len(samples), np.nan)
         broken: dict[int, str] = {}
-        texts, errors = completion_texts(samples)
-        for row, text in texts.items():
+        texts, errors = short_texts(samples, self.max_characters, self.called)
+        golds: dict[int, str] = {}
+        for row in texts:
             try:
                 gold = self._gold(row, samples[row])
             except DataError as error:
                 errors[row] = error
-                continue
-            if gold is None:
-                continue
-            try:
-                equal = self._comparison(gold, text)
-            except TimeoutError as error:
+            else:
+                golds |= {} if gold is None else {row: gold}
+        answers = self._comparison([(gold, texts[row]) for row, gold in golds.items()])
+        for (row, gold), equal in zip(golds.items(), answers, strict=True):
+            text = texts[row]
+            if isinstance(equal, LimitExceededError):
                 self._counted("timeouts")
-                logger.warning("%s: %s; the answer counts as wrong: %.80r", self.called, error, text[-80:])
-                equal = False
-            except ChildProcessError as error:
-                broken[row] = str(error)
-                continue
-            if equal is not None:
+                logger.warning("%s: comparing %s; the answer counts as wrong: %.80r", self.called, equal, text[-80:])
+                values[row] = 0.0
+            elif isinstance(equal, ChildProcessError):
+                broken[row] = str(equal)
+            elif equal is not None:
                 values[row] = equal
             elif gold.strip() and gold.strip() == text.strip():
                 values[row] = 1.0
@@ -96,6 +98,12 @@ class MathVerify(Provider):
                 rows=[row],
             )
         gold = sample.columns[self.column]
+        if isinstance(gold, str) and len(gold) > self.max_characters:
+            raise DataError(
+                f"{self.called} looks at a gold answer of at most {self.max_characters:,} characters; item {row} has {len(gold):,} in "
+                f"the column {self.column!r}. Set the key 'max_characters' for more.",
+                rows=[row],
+            )
         if gold is not None and not isinstance(gold, (str, Real)):
             raise DataError(
                 f"{self.called} needs text or a number as the gold answer; item {row} has {type(gold).__name__} in the column "

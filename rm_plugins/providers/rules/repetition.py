@@ -10,6 +10,8 @@ from rm_plugins.errors import SpecError
 from rm_plugins.row_provider import RowProvider
 from rm_plugins.samples import Sample
 
+_MOST_WORDS = 100  # of an n-gram, each of which is kept
+
 
 class Repetition(RowProvider):
     """-weight * (1 - distinct n-grams / all n-grams) of a completion's words; 0 where nothing repeats.
@@ -22,14 +24,14 @@ class Repetition(RowProvider):
         weight: The size of the penalty for a completion that does nothing but repeat itself.
 
     Raises:
-        SpecError: `n` is less than 1, or `weight` is negative.
+        SpecError: `n` is less than 1 or more than 100, or `weight` is negative.
     """
 
     name: ClassVar[str] = "repetition"
 
     def __init__(self, *, n: int = 3, weight: float = 1.0) -> None:
-        if n < 1:
-            raise SpecError(f"an n-gram has at least 1 word; got {n}.", key="n")
+        if not 1 <= n <= _MOST_WORDS:
+            raise SpecError(f"an n-gram has 1 to {_MOST_WORDS} words; got {n}.", key="n")
         if not 0 <= weight < np.inf:
             raise SpecError(f"must be a number from 0 on, which is what repetition costs; got {weight}.", key="weight")
         self.n = n
@@ -41,5 +43,7 @@ class Repetition(RowProvider):
 
     def _repeated(self, text: str) -> float:
         words = text.lower().split()
-        grams = [tuple(words[start : start + self.n]) for start in range(len(words) - self.n + 1)]
-        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+        total = len(words) - self.n + 1
+        if total <= 0:
+            return 0.0
+        return 1 - len({tuple(words[start : start + self.n]) for start in range(total)}) / total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, UnsupportedError
+from tests.coded_checkpoints import with_model_code, with_tokenizer_code
 from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, policy_ids, policy_in
 
 
@@ -31,6 +34,20 @@ def test_a_policy_from_nowhere_needs_a_tokenizer(ppo: ModuleType, settings: Any,
     policy.config._name_or_path = ""
     with pytest.raises(ModelError, match="`processing_class`"):
         ppo.PPOTrainer(model=policy, args=settings(), reward_model=Recording(), train_dataset=TEXTS)
+
+
+def test_a_policy_with_code_of_its_own_is_refused(
+    ppo: ModuleType, settings: Any, tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    folder, ran = with_model_code(tiny_decoder(), tmp_path / "ran"), tmp_path / "ran"
+    with pytest.raises(ModelError, match=r"PPOConfig\(trust_remote_code=True\)"):
+        ppo.PPOTrainer(model=str(folder), args=settings(), reward_model=Recording(), train_dataset=TEXTS)
+    policy = policy_in(tiny_decoder())
+    policy.config._name_or_path = str(with_tokenizer_code(tiny_decoder(), ran))
+    with pytest.raises(ModelError, match=r"PPOConfig\(trust_remote_code=True\)"):
+        ppo.PPOTrainer(model=policy, args=settings(), reward_model=Recording(), train_dataset=TEXTS)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(

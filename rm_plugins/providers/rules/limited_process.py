@@ -1,0 +1,236 @@
+"""Computes in a process of its own what a text can make take for ever, and ends the process when it does.
+
+A pattern, a schema or a formula may take more time or memory than there is, on a text that is made for it. Nothing in the same
+process can stop that, whatever thread it is in: the interpreter is busy.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from rm_plugins.errors import ScoringError
+
+_SECONDS_TO_START = 120.0
+_MEMORY = 4 * 2**30
+_MOST_AT_ONCE = 64
+_MOST_CHARACTERS_AT_ONCE = 16_384  # no more than a pipe holds, so that nobody waits for the other to read
+
+Answer: TypeAlias = Any
+"""What the function says of a request, or the `LimitExceededError` or `ChildProcessError` that stands in for it."""
+
+
+class LimitExceededError(Exception):
+    """One request took more time, memory or depth than it may; the message says which, for the end of a sentence."""
+
+
+class LimitedProcess:
+    """Answers requests with a function that runs in another process, which ends when a request takes too long.
+
+    The process is started when it is needed, is used for all requests, and is replaced when it ended. Any thread may ask, and a fork
+    has a process of its own.
+
+    Args:
+        made_by: The function, as ``module:function``, that makes the one that answers a request. It is called in the process.
+        setting: What it is called with; JSON.
+        seconds: How long one request may take.
+    """
+
+    def __init__(self, made_by: str, setting: Any, seconds: float) -> None:
+        self.made_by = made_by
+        self.setting = setting
+        self.seconds = seconds
+        self._child: subprocess.Popen[str] | None
+        self._end: Callable[[], Any] | None
+        self._forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.made_by, self.setting, self.seconds)
+
+    def __call__(self, requests: Sequence[Any]) -> list[Answer]:
+        """The answer to each request, which is JSON and whose answer is too.
+
+        Raises:
+            ScoringError: The process could not be started.
+        """
+        written = [json.dumps(request) for request in requests]
+        answers: list[Answer] = []
+        while len(answers) < len(written):
+            if self._owner != os.getpid():  # what a fork inherits, a lock that somebody holds too, is its parent's
+                self._forget()
+            with self._lock:
+                try:
+                    answers += self._answered(_beginning(written, len(answers)))
+                except BaseException:  # an answer that nobody waited for would be taken for the next request's
+                    self.close()
+                    raise
+        return answers
+
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        if self._end is not None:
+            self._end()
+        self._child = self._end = None
+
+    def _forget(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._child = self._end = None
+
+    def _answered(self, written: Sequence[str]) -> list[Answer]:
+        """The answers to a few requests, up to the first that ended the process."""
+        child = self._running()
+        answers: list[Answer] = []
+        with _Watch(child, self.seconds) as watch:
+            with suppress(BrokenPipeError):
+                print(f"[{','.join(written)}]", file=child.stdin, flush=True)
+            while len(answers) < len(written) and (line := _line(child)):
+                watch.begin()
+                answer, reason = json.loads(line)
+                answers.append(answer if reason is None else LimitExceededError(reason))
+        if len(answers) < len(written):
+            code = child.wait()
+            self.close()
+            ended = f"the process that computes ended with {code}"
+            answers.append(
+                LimitExceededError(f"took more than {self.seconds:g} seconds") if watch.ended_it else ChildProcessError(ended)
+            )
+        return answers
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._child is None:
+            arguments = (self.made_by, self.setting, self.seconds)
+            command = f"from {__name__} import answer_requests; answer_requests(*{arguments!r})"
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-c", "import sys; exec(sys.stdin.readline())"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+                encoding="utf-8",
+            )
+            self._end = weakref.finalize(self, _ended, self._child, self._owner)
+            with _Watch(self._child, _SECONDS_TO_START):
+                with suppress(BrokenPipeError):
+                    print(command, file=self._child.stdin, flush=True)
+                is_ready = bool(_line(self._child))
+            if not is_ready:
+                code = self._child.wait()
+                raise ScoringError(
+                    f"The process of {self.made_by} ended with {code} at its start. Its own output above says why."
+                )
+        return self._child
+
+
+class _Watch:
+    """Ends a process that does not answer in time. It waits in a thread, for reading an answer takes no time limit everywhere."""
+
+    def __init__(self, child: subprocess.Popen[str], seconds: float) -> None:
+        self.ended_it = False
+        self._child = child
+        self._seconds = seconds
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def begin(self) -> None:
+        """Give the next request its time."""
+        self._deadline = time.monotonic() + self._seconds
+
+    def _wait(self) -> None:
+        while not self._is_over.wait(max(0.0, self._deadline - time.monotonic())):
+            if time.monotonic() >= self._deadline:
+                self.ended_it = True
+                self._child.kill()
+                return
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
+def _beginning(written: Sequence[str], start: int) -> Sequence[str]:
+    """The next requests that are sent at once: few enough that they fit into a pipe, or a long one alone."""
+    length, stop = len(written[start]), start + 1
+    while stop < min(len(written), start + _MOST_AT_ONCE) and length + len(written[stop]) <= _MOST_CHARACTERS_AT_ONCE:
+        length += len(written[stop])
+        stop += 1
+    return written[start:stop]
+
+
+def _line(child: subprocess.Popen[str]) -> str:
+    """What the process says next; nothing if it has ended."""
+    assert child.stdout is not None
+    return child.stdout.readline()
+
+
+def _ended(child: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() == owner:
+        child.kill()
+        with suppress(BrokenPipeError), child:  # waits, and closes its pipes, a request that nobody read with them
+            pass
+
+
+# --- In the process -------------------------------------------------------------------------------------------------------
+
+
+def answer_requests(made_by: str, setting: Any, seconds: float) -> None:
+    """What the process does: for each line of requests on standard input, a line with the answer to each, both as JSON.
+
+    Args:
+        made_by: As of `LimitedProcess`.
+        setting: Likewise.
+        seconds: Likewise.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
+    logging.disable()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+    module, _, name = made_by.partition(":")
+    answer = getattr(import_module(module), name)(setting)
+    _limit_memory()
+    print("ready", file=answers, flush=True)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for line in sys.stdin:
+            requests = json.loads(line)
+            # The parent ends this process in time; this is for one that is no more.
+            faulthandler.dump_traceback_later(len(requests) * seconds + 10, exit=True, file=nowhere)
+            for request in requests:
+                print(json.dumps(_answer(answer, request)), file=answers, flush=True)
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _answer(answer: Callable[[Any], Any], request: Any) -> tuple[Any, str | None]:
+    """The answer, or the limit that it was beyond."""
+    try:
+        return answer(request), None
+    except MemoryError:
+        return None, f"took more than {_MEMORY / 2**30:g} GiB of memory"
+    except RecursionError:
+        return None, "is nested too deep"
+
+
+def _limit_memory() -> None:
+    """Have the system refuse this process more memory than one request should ever take, where it can."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY, resource.RLIM_INFINITY))
