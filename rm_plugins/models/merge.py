@@ -214,7 +214,7 @@ def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
 
 def _stored_dtype(model: PreTrainedModel) -> torch.dtype:
     # The configuration in memory names the dtype that the model was loaded in.
-    dtype = AutoConfig.from_pretrained(model.name_or_path).dtype
+    dtype = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.protocols.protocol import Answer, finite
 
-_SCORE_LINE = re.compile(r"^[\s*_]*Score[\s*_]*[:=]?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
+_SCORE_LINE = re.compile(r"^[\s*_]*Score(?:[\s*_]*[:=])?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
 """A line that is a score and nothing else; markdown may make it bold."""
 
 
