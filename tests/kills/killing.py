@@ -52,7 +52,7 @@ def killed(job: Job, count: int, chance: random.Random) -> Outcome:
         expected, names = job.result(undisturbed), _names(undisturbed)
         while outcome.kills < count:
             folder = _folder(job, Path(scratch) / f"run-{outcome.runs}")
-            _finish(job, folder, longest, chance, outcome)
+            longest = _finish(job, folder, longest, chance, outcome)
             if job.result(folder) != expected:
                 outcome.wrong.append(f"after {outcome.kills} kills the result differs")
             if left := _names(folder) - names:
@@ -63,10 +63,12 @@ def killed(job: Job, count: int, chance: random.Random) -> Outcome:
     return outcome
 
 
-def _finish(job: Job, folder: Path, longest: float, chance: random.Random, outcome: Outcome) -> None:
-    """Start a job until it is done, and kill it on the way."""
+def _finish(job: Job, folder: Path, longest: float, chance: random.Random, outcome: Outcome) -> float:
+    """Start a job until it is done, and kill it on the way; returns the least that it was seen to take undisturbed."""
+    before = outcome.kills
     while True:
         outcome.starts += 1
+        started = time.monotonic()
         code, said = _run(job, folder, kill_after=chance.uniform(0, longest))
         if code == -signal.SIGKILL:
             outcome.kills += 1
@@ -78,7 +80,7 @@ def _finish(job: Job, folder: Path, longest: float, chance: random.Random, outco
         # Killed after its last step and before its end, it finds its own output.
         if code and "exists already" not in said:
             outcome.wrong.append(f"after {outcome.kills} kills it fails: {said[-2000:]}")
-        return
+        return min(longest, time.monotonic() - started) if outcome.kills == before else longest
 
 
 def _folder(job: Job, folder: Path) -> Path:
