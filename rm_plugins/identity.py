@@ -17,7 +17,7 @@ def fingerprint(provider: Provider) -> str:
     Of other files that the spec names, it has the contents that they had when the reward was made. What was made in Python is known
     by what it holds.
 
-    It does not see the code of a function, nor the model behind a remote scorer.
+    It does not see the model behind a remote scorer, nor what a function imports.
     """
     facts = [[path, *part.identity] for path, part in provider.walk()]
     return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -303,15 +302,3 @@ def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[in
         except DataError as error:
             errors[row] = error
     return texts, errors
-
-
-def prompt_groups(samples: Sequence[Sample]) -> list[list[int]]:
-    """The rows of each different prompt, in the order of their first one.
-
-    >>> prompt_groups([Sample("a", "1"), Sample("b", "2"), Sample("a", "3")])
-    [[0, 2], [1]]
-    """
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, sample in enumerate(samples):
-        groups[sample.prompt_key].append(row)
-    return list(groups.values())

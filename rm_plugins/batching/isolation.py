@@ -41,7 +41,7 @@ def score_requests(
         The scores of each request; the errors are those that the provider does not make into abstentions.
     """
     scored: dict[int, Scores] = {}
-    groups = _alike(requests) if merges else [[number] for number in range(len(requests))]
+    groups = [[*range(len(requests))]] if merges and requests else [[number] for number in range(len(requests))]
     while groups:
         group = groups.pop()
         if len(group) == 1:
@@ -60,14 +60,6 @@ def score_requests(
             _log(scored[number], names[number])
             start = stop
     return [scored[number] for number in range(len(requests))]
-
-
-def _alike(requests: Sequence[Sequence[Sample]]) -> list[list[int]]:
-    """The requests by the names of their columns: a function may be called otherwise where another one's sample has more."""
-    groups: dict[frozenset[str], list[int]] = {}
-    for number, samples in enumerate(requests):
-        groups.setdefault(frozenset(name for sample in samples for name in sample.columns), []).append(number)
-    return list(groups.values())
 
 
 def _scored_rows(provider: Provider, samples: Sequence[Sample], name: str, *, by_row: bool) -> Scores:

@@ -86,10 +86,14 @@ def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> P
 
 def _problem(checkpoint: Path) -> str:
     """Why a checkpoint is not whole; empty if it is."""
-    try:
-        json.loads((checkpoint / _WRITTEN_LAST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"it has no readable {_WRITTEN_LAST}, which is written last"
+    for name in (_WRITTEN_LAST, _LOSS_STATE, _MADE_WITH):
+        try:
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if name == _WRITTEN_LAST:
+                return f"it has no {name}, which is written last"
+        except (OSError, ValueError):
+            return f"{name} cannot be read"
     for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
         if not zipfile.is_zipfile(path):
             return f"{path.name} is cut or damaged"
