@@ -124,7 +124,7 @@ class Conversation:
     async def ask(self, request: Request) -> Response:
         """Send one request and read its answer."""
         self.requests.append(request)
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://localhost") as client:
             body = {} if request.body is None else {"json": request.body}
             found = await client.request(request.method, request.path, headers=dict(request.headers), **body)
         return Response(found.status_code, found.content, {name.lower(): value for name, value in found.headers.items()})

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from email.message import Message
 from typing import Any, NoReturn
 
+import ijson
 from starlette.datastructures import Headers
 
 from rm_plugins.files import in_utf8
 from rm_plugins.server.dialects.dialect import Problem
 
-_AT_ONCE = 16
+_CONTAINER = 8
+"""How many values a list or an object counts as, by the memory that it takes."""
+_MOST_LEVELS = 64
+_CHUNK = 2**20
+_SMALL = 2**15
+_SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
 
@@ -29,48 +37,140 @@ class BodyReader:
     """Reads bodies.
 
     Args:
-        limit: Most bytes of one; all that are held at the same time may be sixteen times as long.
+        limit: Most bytes of one.
+        held: Most bytes of all that are read or answered at a time, as they are kept: four for each where a character is not ASCII.
         seconds: The most time for one to come.
     """
 
-    def __init__(self, limit: int, seconds: float = 60.0) -> None:
+    def __init__(self, limit: int, held: int, seconds: float) -> None:
         self.limit = limit
+        self.most_held = max(held, limit)
         self.seconds = seconds
         self.held = 0
         """Bytes of the bodies of all requests that have not been answered."""
 
     @asynccontextmanager
-    async def read(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> AsyncIterator[bytes]:
+    async def read(
+        self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], announced: int = 0
+    ) -> AsyncIterator[bytes]:
         """The body of a request, which counts as held until the block ends.
 
+        Args:
+            receive: Where it comes from.
+            announced: How long it is said to be; 0 where nothing is said.
+
         Raises:
-            Problem: It is too long, or too much is held already.
+            Problem: It is too long or comes too slowly, or too much is held already.
             Disconnected: It never came to its end.
         """
         chunks: list[bytes] = []
-        size = 0
+        size = held = 0
         try:
             is_whole = False
             ends = time.monotonic() + self.seconds
+            if announced > self.limit:
+                raise self._too_long()
+            self._check_held(announced)
             while not is_whole:
+                left = ends - time.monotonic()
                 try:
-                    message = await asyncio.wait_for(receive(), ends - time.monotonic())
+                    message = await asyncio.wait_for(receive(), min(left, _SECONDS_BETWEEN_BYTES))
                 except TimeoutError:
-                    raise Problem("invalid", f"the body did not come within {self.seconds:g} s", status=408) from None
+                    slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without pauses"
+                    raise Problem("invalid", f"the body did not come {slow}", status=408) from None
                 if message["type"] == "http.disconnect":
                     raise Disconnected
                 chunk = message.get("body", b"")
                 size += len(chunk)
-                self.held += len(chunk)
+                cost = len(chunk) if chunk.isascii() else 4 * len(chunk)
                 if size > self.limit:
-                    raise Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
-                if self.held > _AT_ONCE * self.limit:
-                    raise Problem("overload", "too many long requests came at once", headers={"Retry-After": "1"})
+                    raise self._too_long()
+                self._check_held(cost)
+                held += cost
+                self.held += cost
                 chunks.append(chunk)
                 is_whole = not message.get("more_body", False)
-            yield b"".join(chunks)
+            body = b"".join(chunks)
+            chunks.clear()
+            yield body
         finally:
-            self.held -= size
+            self.held -= held
+
+    def _too_long(self) -> Problem:
+        return Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
+
+    def _check_held(self, more: int) -> None:
+        if self.held and self.held + more > self.most_held:
+            raise Problem(
+                "overload", "too many long requests came at once; retry later", status=503, headers={"Retry-After": "1"}
+            )
+
+
+class BodyChecker:
+    """Checks what a body holds before it is read as JSON, outside of the event loop and one body after the other.
+
+    Args:
+        max_values: Most values of one; a list or an object counts as eight.
+    """
+
+    def __init__(self, max_values: int) -> None:
+        self.max_values = max_values
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def check(self, body: bytes, *, apart: str = "") -> None:
+        """Refuse a body that would take too much memory or time to read, and one with values that are neither text nor numbers.
+
+        Args:
+            body: The body.
+            apart: A field whose texts are looked at by others.
+
+        Raises:
+            Problem: What is wrong with it, and where.
+        """
+        if len(body) < _SMALL:
+            self._check(body, apart)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="rm-plugins-bodies")
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._check, body, apart)
+
+    def _check(self, body: bytes, apart: str) -> None:
+        is_json = self._is_bounded_json(body)
+        check_json(body, apart=apart)
+        if not is_json:
+            raise Problem("invalid", "the body is no JSON that can be read")
+
+    def _is_bounded_json(self, body: bytes) -> bool:
+        """Whether a body is JSON, as far as that must be known: what has few marks is small, whatever it is.
+
+        Python's own reader makes everything before it finds an error or comes to an end; this one stops.
+        """
+        containers = body.count(b"[") + body.count(b"{")
+        if containers < _MOST_LEVELS and _CONTAINER * containers + body.count(b",") < self.max_values:
+            return b"\0" not in body  # UTF-16 has other marks
+        values = level = 0
+        try:
+            for event, _ in ijson.basic_parse(io.BytesIO(body), buf_size=_CHUNK):
+                if event in ("start_array", "start_map"):
+                    values += _CONTAINER
+                    level += 1
+                elif event in ("end_array", "end_map"):
+                    level -= 1
+                else:
+                    values += 1
+                if values > self.max_values or level > _MOST_LEVELS:
+                    break
+        except Exception:  # numbers with too many digits raise other errors than those of JSON
+            return False
+        if level > _MOST_LEVELS:
+            raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
+        if values > self.max_values:
+            raise Problem(
+                "too-large",
+                f"the body has more than {self.max_values:,} values, of which a list or an object counts as {_CONTAINER}; send fewer "
+                "samples at a time",
+            )
+        return True
 
 
 def check_headers(headers: Headers, advice: str = "") -> None:

@@ -186,7 +186,7 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
             assert score(client, "x").json()["rewards"][0]["reward"] == 1.0
         assert "rm_plugins_samples_total 12.0" in client.get("/metrics").text
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
-        assert client.post("/v1/reload").json()["changed"]
+        assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
         process.said("Another reward scores", times=2)
         assert {score(client, "x").json()["rewards"][0]["reward"] for _ in range(12)} == {2.0}
         os.kill(process.workers()[0], signal.SIGKILL)

@@ -17,6 +17,7 @@ Cause: TypeAlias = Literal[
     "too-large",
     "unsupported",  # a body that is not sent as JSON, or is compressed
     "unauthorized",
+    "forbidden",  # a page of another site, a name that is not the server's, or who may not operate it
     "not-found",
     "overload",
     "unavailable",  # stopping, or not ready yet
@@ -28,6 +29,7 @@ STATUS: Mapping[Cause, int] = {
     "too-large": 413,
     "unsupported": 415,
     "unauthorized": 401,
+    "forbidden": 403,
     "not-found": 404,
     "overload": 429,
     "unavailable": 503,

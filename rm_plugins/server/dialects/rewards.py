@@ -226,8 +226,11 @@ class Native(Dialect):
         @router.post("/v1/reload", response_model=ReloadAnswer)
         async def reload(request: Request) -> Response:
             """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
-            if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                raise Problem("invalid", "this is asked for by a page of another site")
+            if not request.state.may_operate:
+                raise Problem(
+                    "forbidden",
+                    "without a key, only this machine may ask for it, with the header X-RM-Plugins: reload; or send the process SIGHUP",
+                )
             changed = await scorer.reload()
             return _json({"fingerprint": scorer.fingerprint, "changed": changed})
 
