@@ -7,9 +7,11 @@ import io
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from email.message import Message
 from typing import Any, NoReturn
 
@@ -19,11 +21,14 @@ from starlette.datastructures import Headers
 from rm_plugins.files import in_utf8
 from rm_plugins.server.dialects.dialect import Problem
 
+LONG_BODY = 2**15
+"""From so many bytes on, a body is looked at outside of the event loop."""
+BYTES_OF_A_VALUE = 16
+"""How much memory a value takes beside its text, about."""
 _CONTAINER = 8
 """How many values a list or an object counts as, by the memory that it takes."""
 _MOST_LEVELS = 64
 _CHUNK = 2**20
-_SMALL = 2**15
 _SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
@@ -33,77 +38,107 @@ class Disconnected(Exception):
     """The client went away before it had sent all of its request."""
 
 
+@dataclass(eq=False, slots=True)
+class Body:
+    """The body of a request.
+
+    Args:
+        client: Whose it is.
+        content: Its bytes.
+        held: How much memory is counted for it.
+    """
+
+    client: str
+    content: bytes = b""
+    held: int = 0
+
+
 class BodyReader:
-    """Reads bodies.
+    """Reads bodies, and keeps count of the memory that is taken by those of all requests that are not answered.
+
+    One client may take half of what there is, so that others find room. What is short is let in always: connections are counted, too.
 
     Args:
         limit: Most bytes of one.
-        held: Most bytes of all that are read or answered at a time, as they are kept: four for each where a character is not ASCII.
+        most_held: Most bytes of all, as they are kept: four for each where a character is not ASCII.
         seconds: The most time for one to come.
     """
 
-    def __init__(self, limit: int, held: int, seconds: float) -> None:
+    def __init__(self, limit: int, most_held: int, seconds: float) -> None:
         self.limit = limit
-        self.most_held = max(held, limit)
+        self.most_held = most_held
         self.seconds = seconds
         self.held = 0
-        """Bytes of the bodies of all requests that have not been answered."""
+        self._by_client: Counter[str] = Counter()
 
     @asynccontextmanager
     async def read(
-        self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], announced: int = 0
-    ) -> AsyncIterator[bytes]:
+        self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], client: str = "", announced: int = 0
+    ) -> AsyncIterator[Body]:
         """The body of a request, which counts as held until the block ends.
 
         Args:
             receive: Where it comes from.
+            client: Whose it is.
             announced: How long it is said to be; 0 where nothing is said.
 
         Raises:
             Problem: It is too long or comes too slowly, or too much is held already.
             Disconnected: It never came to its end.
         """
-        chunks: list[bytes] = []
-        size = held = 0
+        body = Body(client)
         try:
-            is_whole = False
-            ends = time.monotonic() + self.seconds
-            if announced > self.limit:
-                raise self._too_long()
-            self._check_held(announced)
-            while not is_whole:
-                left = ends - time.monotonic()
-                try:
-                    message = await asyncio.wait_for(receive(), min(left, _SECONDS_BETWEEN_BYTES))
-                except TimeoutError:
-                    slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without pauses"
-                    raise Problem("invalid", f"the body did not come {slow}", status=408) from None
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                cost = len(chunk) if chunk.isascii() else 4 * len(chunk)
-                if size > self.limit:
-                    raise self._too_long()
-                self._check_held(cost)
-                held += cost
-                self.held += cost
-                chunks.append(chunk)
-                is_whole = not message.get("more_body", False)
-            body = b"".join(chunks)
-            chunks.clear()
+            self._check_room(body, announced)
+            body.content = b"".join([chunk async for chunk in self._chunks(body, receive, announced)])
             yield body
         finally:
-            self.held -= held
+            self.held -= body.held
+            self._by_client[client] -= body.held
+            if not self._by_client[client]:
+                del self._by_client[client]
 
-    def _too_long(self) -> Problem:
-        return Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
+    def hold(self, body: Body, more: int) -> None:
+        """Count further memory for a body.
 
-    def _check_held(self, more: int) -> None:
-        if self.held and self.held + more > self.most_held:
-            raise Problem(
-                "overload", "too many long requests came at once; retry later", status=503, headers={"Retry-After": "1"}
-            )
+        Raises:
+            Problem: Too much is held already.
+        """
+        self._check_room(body, more)
+        body.held += more
+        self.held += more
+        self._by_client[body.client] += more
+
+    async def _chunks(
+        self, body: Body, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], announced: int
+    ) -> AsyncIterator[bytes]:
+        size, is_whole, ends = 0, False, time.monotonic() + self.seconds
+        while not is_whole:
+            if max(size, announced) > self.limit:
+                raise Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
+            left = ends - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), min(left, _SECONDS_BETWEEN_BYTES))
+            except TimeoutError:
+                slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without pauses"
+                raise Problem("invalid", f"the body did not come {slow}", status=408) from None
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size <= self.limit:
+                self.hold(body, len(chunk) if chunk.isascii() else 4 * len(chunk))
+                yield chunk
+            is_whole = size <= self.limit and not message.get("more_body", False)
+
+    def _check_room(self, body: Body, more: int) -> None:
+        if body.held + more <= LONG_BODY:
+            return
+        of_client = self._by_client[body.client]
+        for held, most in ((self.held, self.most_held), (of_client, self.most_held // 2)):
+            if held > body.held and held + more > most:  # one alone is let in
+                raise Problem(
+                    "overload", "too many long requests came at once; retry later", status=503, headers={"Retry-After": "1"}
+                )
 
 
 class BodyChecker:
@@ -117,37 +152,42 @@ class BodyChecker:
         self.max_values = max_values
         self._thread: ThreadPoolExecutor | None = None
 
-    async def check(self, body: bytes, *, apart: str = "") -> None:
+    async def check(self, body: bytes, *, apart: str = "") -> int:
         """Refuse a body that would take too much memory or time to read, and one with values that are neither text nor numbers.
 
         Args:
             body: The body.
             apart: A field whose texts are looked at by others.
 
+        Returns:
+            How many values it has, or may have.
+
         Raises:
             Problem: What is wrong with it, and where.
         """
-        if len(body) < _SMALL:
-            self._check(body, apart)
-            return
+        if len(body) < LONG_BODY:
+            return self._checked(body, apart)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="rm-plugins-bodies")
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._check, body, apart)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._checked, body, apart)
 
-    def _check(self, body: bytes, apart: str) -> None:
-        is_json = self._is_bounded_json(body)
+    def _checked(self, body: bytes, apart: str) -> int:
+        values = self._values(body)
         check_json(body, apart=apart)
-        if not is_json:
+        if values is None:
             raise Problem("invalid", "the body is no JSON that can be read")
+        return values
 
-    def _is_bounded_json(self, body: bytes) -> bool:
-        """Whether a body is JSON, as far as that must be known: what has few marks is small, whatever it is.
+    def _values(self, body: bytes) -> int | None:
+        """How many values a body may have; None where it is no JSON, as far as that must be known.
 
-        Python's own reader makes everything before it finds an error or comes to an end; this one stops.
+        Python's own reader makes everything before it finds an error or comes to an end; this one stops. Where there are few marks, there
+        are few values, whatever the body is.
         """
         containers = body.count(b"[") + body.count(b"{")
-        if containers < _MOST_LEVELS and _CONTAINER * containers + body.count(b",") < self.max_values:
-            return b"\0" not in body  # UTF-16 has other marks
+        most = _CONTAINER * containers + body.count(b",") + 1
+        if containers < _MOST_LEVELS and most <= self.max_values:
+            return None if b"\0" in body else most  # UTF-16 has other marks
         values = level = 0
         try:
             for event, _ in ijson.basic_parse(io.BytesIO(body), buf_size=_CHUNK):
@@ -161,7 +201,7 @@ class BodyChecker:
                 if values > self.max_values or level > _MOST_LEVELS:
                     break
         except Exception:  # numbers with too many digits raise other errors than those of JSON
-            return False
+            return None
         if level > _MOST_LEVELS:
             raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
         if values > self.max_values:
@@ -170,7 +210,7 @@ class BodyChecker:
                 f"the body has more than {self.max_values:,} values, of which a list or an object counts as {_CONTAINER}; send fewer "
                 "samples at a time",
             )
-        return True
+        return values
 
 
 def check_headers(headers: Headers, advice: str = "") -> None:

@@ -20,7 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from rm_plugins.errors import DataError, PluginError
-from rm_plugins.server.bodies import BodyChecker, BodyReader, Disconnected, check_headers
+from rm_plugins.server.aside import Aside
+from rm_plugins.server.bodies import (
+    BYTES_OF_A_VALUE,
+    LONG_BODY,
+    BodyChecker,
+    BodyReader,
+    Disconnected,
+    check_headers,
+)
 from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
@@ -119,6 +127,7 @@ class Boundary:
         self._app = app
         self._visitors = visitors
         self._checker = checker
+        self._aside = Aside()
         self._endpoints = endpoints
         self._keys = keys
         self._bodies = bodies
@@ -159,11 +168,12 @@ class Boundary:
                 )
             if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
                 length = headers.get("content-length", "")
-                async with self._bodies.read(receive, int(length) if length.isdecimal() else 0) as body:
-                    if body:
+                async with self._bodies.read(receive, fields["client"], int(length) if length.isdecimal() else 0) as body:
+                    if body.content:
                         check_headers(headers, endpoint.dialect.advice)
-                        await self._checker.check(body, apart=endpoint.dialect.samples_field)
-                    await self._watched(scope, body, receive, answer)
+                        values = await self._checker.check(body.content, apart=endpoint.dialect.samples_field)
+                        self._bodies.hold(body, values * BYTES_OF_A_VALUE)
+                    await self._watched(scope, body.content, receive, answer)
             else:
                 await self._app(scope, receive, answer.send)
         except Disconnected:
@@ -193,7 +203,10 @@ class Boundary:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await asyncio.shield(gone)
 
-        running = asyncio.ensure_future(self._app(scope, replay, answer.send))
+        is_long = len(body) >= LONG_BODY
+        running = asyncio.ensure_future(
+            self._aside.run(self._app, scope, replay, answer.send) if is_long else self._app(scope, replay, answer.send)
+        )
         try:
             await asyncio.wait({gone, running}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not answer.is_complete:

@@ -17,7 +17,8 @@ from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
-from rm_plugins.server.dialects.dialect import Problem, Scored
+from rm_plugins.server.aside import at_home
+from rm_plugins.server.dialects.dialect import Problem, Scored, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import HostedReward, RewardGone, characters
@@ -119,6 +120,7 @@ class Service:
         """Give back what the reward holds."""
         self.reward.close()
 
+    @at_home
     async def score(self, samples: Sequence[Sample]) -> Scored:
         """Score samples of the request that is answered here; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
@@ -126,7 +128,7 @@ class Service:
             return Scored(
                 [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.facts.manifests}
             )
-        work = self._work(samples, reward, self.request_id)
+        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
         if not work.sizes:
             raise work.refusal
         fields = current_fields.get()
@@ -161,15 +163,17 @@ class Service:
             {"tokens": tokens, "truncated": truncated, "manifests": reward.facts.manifests},
         )
 
+    @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
-        work = self._work(samples, reward, self.request_id)
+        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
         if work.refused:
             raise work.refusal
         with _problems():
             return await self._batcher.call(reward.render, samples)
 
+    @at_home
     async def reload(self) -> bool:
         """Load the spec again, in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
         if self._reload_all is None:
@@ -249,14 +253,18 @@ class Service:
             )
 
     def _work(self, samples: Sequence[Sample], reward: HostedReward, name: str) -> _Work:
-        if len(samples) > self.max_items:
-            raise Problem("too-large", f"{len(samples)} samples were sent; at most {self.max_items} are taken at a time")
+        check_count(self, len(samples))
         work = _Work(samples, name, reward)
         for row, sample in enumerate(samples):
             try:
                 work.sizes[row] = self._checked_size(sample, reward)
             except DataError as error:
                 work.refused[row] = error
+        if (
+            size := sum(work.sizes.values())
+        ) > self.settings.max_queue_characters:  # one long prompt may be that of many completions
+            most = self.settings.max_queue_characters
+            raise Problem("too-large", f"the samples have {size:,} characters together; at most {most:,} are taken at a time")
         return work
 
     def _checked_size(self, sample: Sample, reward: HostedReward) -> int:

@@ -184,6 +184,16 @@ def check_model(scorer: Scorer, model: str) -> None:
         raise Problem("not-found", f"the model {model!r:.200} does not exist; this server has {served}")
 
 
+def check_count(scorer: Scorer, number: int) -> None:
+    """Refuse more samples than a request may have, before anything is made of them.
+
+    Raises:
+        Problem: There are too many.
+    """
+    if number > scorer.max_items:
+        raise Problem("too-large", f"{number} samples were sent; at most {scorer.max_items} are taken at a time")
+
+
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:
     """Score samples for an answer that has no way to say that a sample got no reward.
 
