@@ -40,12 +40,12 @@ async def health(request: Request) -> Health:
     )
 
 
-@router.get("/ready", responses={503: {"description": "The server is stopping."}})
+@router.get("/ready", responses={503: {"description": "The server is stopping, or its reward is started again."}})
 async def ready(request: Request, response: Response) -> dict[str, str]:
     """Whether requests are accepted."""
     service: Service = request.app.state.service
     response.status_code = 200 if service.is_ready else 503
-    return {"status": "ready" if service.is_ready else "stopping"}
+    return {"status": "ready" if service.is_ready else "starting" if not service.reward.is_alive else "stopping"}
 
 
 @router.get("/metrics", response_class=Response)

@@ -9,12 +9,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.attacks.watching import GOOD, Seen, WatchedServer, request, status_of
+from tests.attacks.watching import BODIES_MIB, GOOD, HEADS_MIB, Seen, WatchedServer, request, status_of
 
 RULES = '''
 import re, time
@@ -47,6 +48,7 @@ class Attack:
         spec: What is served, in the folder with ``rules.py``.
         options: Of the server.
         descriptors: How many files each process of the server may have open.
+        stated: MiB that may be taken beside the share of the idle server's.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Attack:
     spec: str = "rule.yaml"
     options: Sequence[str] = ()
     descriptors: int | None = None
+    stated: float = HEADS_MIB
 
 
 def run(attack: Attack, folder: Path, seconds: float) -> tuple[Seen, str]:
@@ -63,7 +66,7 @@ def run(attack: Attack, folder: Path, seconds: float) -> tuple[Seen, str]:
         (folder / name).write_text("{provider: length-window, high: 100}", encoding="utf-8")
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     spec = attack.spec if ":" in attack.spec else str(folder / attack.spec)
-    with WatchedServer(spec, *attack.options, descriptors=attack.descriptors, PYTHONPATH=path) as server:
+    with WatchedServer(spec, *attack.options, stated=attack.stated, descriptors=attack.descriptors, PYTHONPATH=path) as server:
         met = attack.deed(server, seconds)
     return server.seen, met
 
@@ -151,7 +154,7 @@ def _bodies(body: Callable[[], bytes], times: int = 6, path: str = "/v1/rewards"
 def _of_somebody_else(server: WatchedServer, seconds: float) -> str:
     """Asks as a browser does for a page of somebody else's."""
     evil = {"Host": "evil.example", "Origin": "http://evil.example"}
-    rebound: list[tuple[str, str, dict[str, str]]] = [
+    rebound: list[tuple[str, str, dict[str, Any]]] = [
         ("GET", "/v1/info", {"Host": "evil.example"}),
         ("GET", "/metrics", {"Host": f"evil.example:{server.port}"}),
         ("GET", "/openapi.json", {"Host": "localhost.evil.example"}),
@@ -197,11 +200,10 @@ def _given_up(server: WatchedServer, seconds: float) -> str:
 
 def _killed(server: WatchedServer, seconds: float) -> str:
     """Ends one of the processes while the reward's file is not there."""
-    main, *others = server.pids
-    assert others
+    spawned = [pid for pid in server.pids if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")]
     spec = next(Path(part) for part in server.server.command if part.endswith("moved.yaml"))
     shutil.move(spec, spec.with_suffix(".away"))
-    os.kill(others[0], signal.SIGKILL)
+    os.kill(spawned[0], signal.SIGKILL)
     ends = time.monotonic() + seconds + 3
     answers = Counter[int]()
     while time.monotonic() < ends:
@@ -209,7 +211,8 @@ def _killed(server: WatchedServer, seconds: float) -> str:
             answers[status_of(server.ask(GOOD))] += 1
         time.sleep(0.02)
     assert server.server.process.poll() is None, "the whole server ended"
-    assert b"degraded" in server.ask(request("GET", "/health"))
+    health = server.ask(request("GET", "/health"))
+    assert b"degraded" in health, health
     shutil.move(spec.with_suffix(".away"), spec)
     for _ in range(300):
         if b'"alive"' in server.ask(request("GET", "/health")):
@@ -253,51 +256,69 @@ def _texts() -> bytes:
 _POST = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
 _GET = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n"
+_PUT = b"PUT /v1/info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
 _BLOCK = 2**17
+"""Bytes that are sent at a time."""
 
 
-def _every() -> Iterator[Attack]:
-    yield Attack("a header without end", _long(_GET + b"A: ", b"a" * _BLOCK))
-    yield Attack("a header's name without end", _long(_GET, b"a" * _BLOCK))
-    yield Attack("headers without end", _long(_GET, b"Name: value\r\n" * (_BLOCK // 13)))
-    yield Attack("a URL without end", _long(b"GET /", b"a" * _BLOCK))
-    yield Attack("a method without end", _long(b"", b"G" * _BLOCK))
-    yield Attack("empty lines without end", _long(b"", b"\r\n" * (_BLOCK // 2)))
-    yield Attack("trailers without end", _long(_CHUNKED + b"2\r\n{}\r\n0\r\n", b"Name: value\r\n" * (_BLOCK // 13)))
-    yield Attack("a trailer without end", _long(_CHUNKED + b"2\r\n{}\r\n0\r\nA: ", b"a" * _BLOCK))
-    yield Attack("an extension of a chunk without end", _long(_CHUNKED + b"2;", b"a" * _BLOCK))
-    yield Attack("a body without end, in chunks", _long(_CHUNKED, b"10000\r\n" + b" " * 0x10000 + b"\r\n"))
-    yield Attack(
-        "a body without end, after a refusal",
-        _long(_GET.replace(b"GET", b"PUT") + b"Content-Length: 999999999999\r\n\r\n", b"a" * _BLOCK),
-    )
-    yield Attack("requests that wait for no answer", _long(b"", (_GET + b"\r\n") * (_BLOCK // 44)))
-    yield Attack("half of a head, from many connections", _held_open(_GET, 600))
-    yield Attack("half of a head, with few descriptors", _held_open(_GET, 400), descriptors=256)
-    yield Attack(
-        "half of a body, from many connections", _held_open(_POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 60_000, 200)
-    )
-    yield Attack("connections without a request, few descriptors", _held_open(b"", 400), descriptors=256)
-    yield Attack("empty lists", _bodies(_values(b"[]")))
-    yield Attack("empty objects", _bodies(_values(b"{}")))
-    yield Attack("objects in objects", _bodies(_values(b'{"a":{"b":{}}}')))
-    yield Attack("numbers", _bodies(_values(b"1234")))
-    yield Attack("short texts", _bodies(_values(b'"ab"')))
-    yield Attack("as many lists as are taken", _bodies(_values(b"[]", 370_000)))
-    yield Attack("as many samples as fit", _bodies(lambda: b'{"input": ["a"' + b',"a"' * 900_000 + b"]}", path="/classify"))
-    yield Attack("nesting", _bodies(lambda: b'{"samples": ' + b"[" * 10_000_000))
-    yield Attack("lists in UTF-16", _bodies(lambda: ("[" + "[]," * 2_000_000 + "[]]").encode("utf-16")))
-    yield Attack("long texts", _bodies(_texts))
-    yield Attack("one long prompt for many completions", _bodies(
-        lambda: b'{"queries": "' + b"a" * 900_000 + b'", "documents": ["a"' + b',"a"' * 255 + b"]}", path="/score"
-    ))  # fmt: skip
-    yield Attack("pages of somebody else's", _of_somebody_else)
-    yield Attack("a reward that holds Python's lock", _stubborn("lock"), "rules:stubborn")
-    yield Attack("a reward that hangs", _stubborn("hang"), "rules:stubborn")
-    yield Attack("a reward that is given up", _given_up, "rules:stubborn", ("--max-score-seconds", "2"))
-    yield Attack("a process that cannot be replaced", _killed, "moved.yaml", ("--workers", "2"))
-    yield Attack("a reward's process that cannot be replaced", _killed, "moved.yaml")
-    yield Attack("a failure of each sample", _logged, "rules:failing")
+_LINE = b"Name: value\r\n"
+_ENDLESS = {
+    "a header without end": (_GET + b"A: ", b"a" * _BLOCK),
+    "a header's name without end": (_GET, b"a" * _BLOCK),
+    "headers without end": (_GET, _LINE * (_BLOCK // 13)),
+    "a URL without end": (b"GET /", b"a" * _BLOCK),
+    "a method without end": (b"", b"G" * _BLOCK),
+    "empty lines without end": (b"", b"\r\n" * (_BLOCK // 2)),
+    "trailers without end": (_CHUNKED + b"2\r\n{}\r\n0\r\n", _LINE * (_BLOCK // 13)),
+    "a trailer without end": (_CHUNKED + b"2\r\n{}\r\n0\r\nA: ", b"a" * _BLOCK),
+    "an extension of a chunk without end": (_CHUNKED + b"2;", b"a" * _BLOCK),
+    "a body without end, in chunks": (_CHUNKED, b"10000\r\n" + b" " * 0x10000 + b"\r\n"),
+    "a body without end, after a refusal": (_PUT, b"a" * _BLOCK),
+    "requests without end": (b"", (_GET + b"\r\n") * (_BLOCK // 44)),
+    "answers that nobody reads": (b"", _GET.replace(b"/v1/info", b"/openapi.json") + b"\r\n"),
+}
+"""What is sent once, and what is sent after it for as long as it is taken."""
 
+_LONG_HALF = _POST + b"Content-Length: 16000000\r\n\r\n" + b" " * 15_900_000
+_HELD_OPEN = {
+    "half of a head, from many connections": (_GET, 600, None),
+    "half of a head, with few descriptors": (_GET, 400, 256),
+    "connections without a request, with few descriptors": (b"", 400, 256),
+    "half of a body, from many connections": (_POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 60_000, 200, None),
+    "most of a long body, from many connections": (_LONG_HALF, 12, None),
+}
+"""What is sent on each of so many connections, before nothing more is, and how many files the server may have open."""
 
-ATTACKS = list(_every())
+_LONG_BODIES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "empty lists": ("/v1/rewards", _values(b"[]")),
+    "empty objects": ("/v1/rewards", _values(b"{}")),
+    "objects in objects": ("/v1/rewards", _values(b'{"a":{"b":{}}}')),
+    "numbers": ("/v1/rewards", _values(b"1234")),
+    "short texts": ("/v1/rewards", _values(b'"ab"')),
+    "as many lists as are taken": ("/v1/rewards", _values(b"[]", 370_000)),
+    "as many samples as fit": ("/classify", lambda: b'{"input": ["a"' + b',"a"' * 900_000 + b"]}"),
+    "nesting": ("/v1/rewards", lambda: b'{"samples": ' + b"[" * 10_000_000),
+    "lists in UTF-16": ("/v1/rewards", lambda: ("[" + "[]," * 2_000_000 + "[]]").encode("utf-16")),
+    "long texts": ("/v1/rewards", _texts),
+    "one long prompt for many completions": (
+        "/score",
+        lambda: b'{"queries": "' + b"a" * 900_000 + b'", "documents": ["a"' + b',"a"' * 255 + b"]}",
+    ),
+}
+"""Where bodies are sent, and what makes one."""
+
+ATTACKS = [
+    *[Attack(name, _long(head, more)) for name, (head, more) in _ENDLESS.items()],
+    *[
+        Attack(name, _held_open(data, number), descriptors=descriptors, stated=BODIES_MIB if len(data) > _BLOCK else HEADS_MIB)
+        for name, (data, number, descriptors) in _HELD_OPEN.items()
+    ],
+    *[Attack(name, _bodies(body, path=path), stated=BODIES_MIB) for name, (path, body) in _LONG_BODIES.items()],
+    Attack("pages of somebody else's", _of_somebody_else),
+    Attack("a reward that holds Python's lock", _stubborn("lock"), "rules:stubborn"),
+    Attack("a reward that hangs", _stubborn("hang"), "rules:stubborn"),
+    Attack("a reward that is given up", _given_up, "rules:stubborn", ("--max-score-seconds", "2")),
+    Attack("a process that cannot be replaced", _killed, "moved.yaml", ("--workers", "2")),
+    Attack("a reward's process that cannot be replaced", _killed, "moved.yaml"),
+    Attack("a failure of each sample", _logged, "rules:failing"),
+]

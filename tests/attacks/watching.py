@@ -22,8 +22,9 @@ HEALTH_SECONDS = 1.0
 DRAIN_SECONDS = 3
 END_SECONDS = DRAIN_SECONDS + 15
 MEMORY_SHARE = 1.5
-STATED_MIB = 6 * Settings().max_held_bytes / 2**20
-"""What docs/security.md states for the requests that are held."""
+HEADS_MIB = 64.0
+BODIES_MIB = 6 * Settings().max_held_bytes / 2**20
+"""What docs/security.md states for what comes before a body, and for the bodies that are held."""
 _PAGE_MIB = resource.getpagesize() / 2**20
 
 
@@ -32,6 +33,7 @@ class Seen:
     """What was seen of a server under an attack.
 
     Args:
+        stated: MiB that are stated for what is attacked.
         idle: MiB of memory of all its processes before.
         peak: The most MiB meanwhile.
         health: The longest time, in seconds, that ``GET /health`` took, answered or not.
@@ -40,6 +42,7 @@ class Seen:
         answer: What a good request was answered after the attack.
     """
 
+    stated: float = HEADS_MIB
     idle: float = 0.0
     peak: float = 0.0
     health: float = 0.0
@@ -50,7 +53,7 @@ class Seen:
     @property
     def most(self) -> float:
         """MiB that are allowed."""
-        return MEMORY_SHARE * self.idle + STATED_MIB
+        return MEMORY_SHARE * self.idle + self.stated
 
     @property
     def broken(self) -> list[str]:
@@ -95,12 +98,16 @@ class WatchedServer:
     Args:
         spec: What is served.
         options: Further arguments of the command.
+        stated: MiB that may be taken beside the share of the idle server's.
         descriptors: How many files each of its processes may have open; as many as this one by default.
+        environment: Further environment variables.
     """
 
-    def __init__(self, spec: str | Path, *options: str, descriptors: int | None = None, **environment: str) -> None:
+    def __init__(
+        self, spec: str | Path, *options: str, stated: float = HEADS_MIB, descriptors: int | None = None, **environment: Any
+    ) -> None:
         self.server = RewardServer(spec, "--drain-seconds", str(DRAIN_SECONDS), *options, **environment)
-        self.seen = Seen()
+        self.seen = Seen(stated)
         self._descriptors = descriptors
         self._is_over = threading.Event()
         self._watchers = [threading.Thread(target=watch, daemon=True) for watch in (self._watch_memory, self._watch_health)]
