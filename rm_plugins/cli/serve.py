@@ -16,7 +16,7 @@ from rm_plugins.errors import MissingDependencyError, SpecError
 from rm_plugins.server.settings import Settings
 
 _DEFAULTS = Settings()
-_OPTIONAL = ("fastapi", "ijson", "prometheus_client", "starlette", "uvicorn")
+_OPTIONAL = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 _LIMITS = {
     "--max-items": ("max_items", "Most samples of a request."),
     "--max-characters": ("max_characters", "Most characters of a sample."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Any, NoReturn
 
-import ijson
+import numpy as np
 from starlette.datastructures import Headers
 
 from rm_plugins.files import in_utf8
@@ -28,7 +27,7 @@ BYTES_OF_A_VALUE = 16
 _CONTAINER = 8
 """How many values a list or an object counts as, by the memory that it takes."""
 _MOST_LEVELS = 64
-_CHUNK = 2**20
+_CHUNK = 2**18
 _SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
@@ -172,45 +171,47 @@ class BodyChecker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._checked, body, apart)
 
     def _checked(self, body: bytes, apart: str) -> int:
-        values = self._values(body)
-        check_json(body, apart=apart)
-        if values is None:
-            raise Problem("invalid", "the body is no JSON that can be read")
-        return values
-
-    def _values(self, body: bytes) -> int | None:
-        """How many values a body may have; None where it is no JSON, as far as that must be known.
-
-        Python's own reader makes everything before it finds an error or comes to an end; this one stops. Where there are few marks, there
-        are few values, whatever the body is.
-        """
-        containers = body.count(b"[") + body.count(b"{")
-        most = _CONTAINER * containers + body.count(b",") + 1
-        if containers < _MOST_LEVELS and most <= self.max_values:
-            return None if b"\0" in body else most  # UTF-16 has other marks
-        values = level = 0
-        try:
-            for event, _ in ijson.basic_parse(io.BytesIO(body), buf_size=_CHUNK):
-                if event in ("start_array", "start_map"):
-                    values += _CONTAINER
-                    level += 1
-                elif event in ("end_array", "end_map"):
-                    level -= 1
-                else:
-                    values += 1
-                if values > self.max_values or level > _MOST_LEVELS:
-                    break
-        except Exception:  # numbers with too many digits raise other errors than those of JSON
-            return None
-        if level > _MOST_LEVELS:
-            raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
+        values, levels = extent_of(body, self.max_values)
         if values > self.max_values:
             raise Problem(
                 "too-large",
                 f"the body has more than {self.max_values:,} values, of which a list or an object counts as {_CONTAINER}; send fewer "
                 "samples at a time",
             )
+        if levels > _MOST_LEVELS:
+            raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
+        check_json(body, apart=apart)
         return values
+
+
+def extent_of(body: bytes, most: int) -> tuple[int, int]:
+    """How many values JSON may have, and how many levels, without making any of them; a list or an object counts as eight.
+
+    Only marks outside of texts are looked at, so that this bounds what any reader makes of a body before it is done or finds it wrong. It
+    ends at `most` values.
+
+    >>> extent_of(b'[{"a": [1, "[,[{"]}]', 100)
+    (27, 3)
+    """
+    containers, others = body.count(b"[") + body.count(b"{"), body.count(b",") + body.count(b":")
+    if containers < _MOST_LEVELS and _CONTAINER * containers + others < most:  # whatever of it is in texts
+        return _CONTAINER * containers + others + 1, containers
+    marks = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)  # no quote is escaped any more
+    values, level, levels, quotes = 1, 0, 0, 0
+    for start in range(0, len(marks), _CHUNK):
+        chunk = marks[start : start + _CHUNK]
+        inside = np.cumsum(chunk == ord('"'), dtype=np.uint8) + np.uint8(quotes)  # how many quotes there were, modulo 256
+        quotes = int(inside[-1])
+        chunk = chunk[(inside & 1) == 0]
+        opened = (chunk == ord("[")) | (chunk == ord("{"))
+        steps = opened.astype(np.int8) - ((chunk == ord("]")) | (chunk == ord("}")))
+        depths = np.cumsum(steps, dtype=np.int32) + level
+        if len(depths):
+            level, levels = int(depths[-1]), max(levels, int(depths.max()))
+        values += _CONTAINER * int(opened.sum()) + int(((chunk == ord(",")) | (chunk == ord(":"))).sum())
+        if values > most:
+            break
+    return values, levels
 
 
 def check_headers(headers: Headers, advice: str = "") -> None:
@@ -250,6 +251,8 @@ def check_json(body: bytes, *, apart: str = "") -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
+    if b"\0" in body:  # Python's reader takes it for UTF-16 or UTF-32, whose marks are others
+        raise Problem("invalid", f"the body is no JSON in UTF-8: there is a zero at byte {body.index(0)}")
     if not _SURROGATE.search(body) and not any(mark in body for mark in _NOT_FINITE):
         return
     try:
