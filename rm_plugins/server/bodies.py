@@ -190,7 +190,7 @@ def extent_of(body: bytes, most: int) -> tuple[int, int]:
     Only marks outside of texts are looked at, so that this bounds what any reader makes of a body before it is done or finds it wrong. It
     ends at `most` values.
 
-    >>> extent_of(b'[{"a": [1, "[,[{"]}]', 100)
+    >>> extent_of(b'[{"a": [1, 2]}]', 100)
     (27, 3)
     """
     containers, others = body.count(b"[") + body.count(b"{"), body.count(b",") + body.count(b":")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx2
 import pytest
 
 from rm_plugins.server import Settings, create_app
@@ -38,29 +37,31 @@ class TestBodies:
     @pytest.mark.parametrize(
         ("body", "cause"),
         [
-            (b"[" + b"[]," * 12 + b"1]", None),
-            (b"[" + b"[]," * 64 + b"1]", "too-large"),
-            (b"[" + b"{}," * 64 + b"1]", "too-large"),
+            (b"[" + b"[]," * 100 + b"1]", None),
+            (b"[" + b"[]," * 120 + b"1]", "too-large"),
+            (b"[" + b"{}," * 120 + b"1]", "too-large"),
             (b"[" + b"[],[]," * 50_000 + b"NaN]", "too-large"),
-            (b"[" * 63 + b"]" * 63, None),
+            (b"[" * 64 + b"]" * 64, None),
             (b"[" * 65 + b"]" * 65, "invalid"),
+            (b"[" * 65, "invalid"),
             (b'{"a":' * 65 + b"1" + b"}" * 65, "invalid"),
-            (b"[" + b"1," * 490 + b"1]", None),
-            (b"[" + b"1," * 600 + b"1]", "too-large"),
+            (b"[" + b"1," * 990 + b"1]", None),
+            (b"[" + b"1," * 1_000 + b"1]", "too-large"),
+            (b"{" + b'"a":1,' * 500 + b'"b":1}', "too-large"),
             (b'["' + b', [ { \\" ' * 5_000 + b'"]', None),
             ("[1]".encode("utf-16"), "invalid"),
             ("[1]".encode("utf-32-le"), "invalid"),
             (b"\xef\xbb\xbf" + b"[]," * 200, "too-large"),
-            (b"[" + b"[]," * 64 + b"9" * 5_000 + b"]", "too-large"),
-            (b'["\\\\", ' + b"[]," * 64 + b'"]', "too-large"),
+            (b"[" + b"[]," * 120 + b"9" * 5_000 + b"]", "too-large"),
+            (b'["\\\\", ' + b"[]," * 120 + b'"]', "too-large"),
             (b'["\\\\\\"' + b"[]," * 500 + b'"]', None),
         ],
     )
     def test_are_bounded_before_they_are_read(self, body: bytes, cause: str | None) -> None:
-        checker = BodyChecker(500)
+        checker = BodyChecker(1_000)
         for text in (body, body + b" " * LONG_BODY if body[-1:] != b"\0" else body):
             if cause is None:
-                assert asyncio.run(checker.check(text)) <= 500
+                assert asyncio.run(checker.check(text)) <= 1_000
                 continue
             with pytest.raises(Problem) as raised:
                 asyncio.run(checker.check(text))
@@ -183,9 +184,13 @@ class TestHeads:
         assert status_of(exchange(port, head, timeout=3)) == status
 
     def test_a_connection_that_says_nothing_is_closed(self, port: int) -> None:
-        for said in (b"", b"\r\n", request("GET", "/health", Connection="keep-alive") + b"\r\n"):
+        asking = request("GET", "/health", Connection="keep-alive")
+        for said, more in ((b"", b""), (b"\r\n", b"\r\n"), (asking, b"\r\n"), (asking, b"GET / HT")):
             with socket.create_connection(("127.0.0.1", port), 3) as connection:
                 connection.sendall(said)
+                if said == asking:
+                    assert b"200 OK" in connection.recv(1_000)
+                connection.sendall(more)
                 started = time.monotonic()
                 while connection.recv(1_000):
                     pass
@@ -351,7 +356,22 @@ def test_a_long_body_is_looked_at_while_others_are_answered() -> None:
         assert {one.result().status_code for one in long} <= {413, 422, 503}
 
 
-def test_what_is_in_the_way_of_the_settings_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_no_more_connections_than_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (140, 140))
-    assert Connections(Settings())._most == 12
-    assert isinstance(httpx2.__name__, str)
+    with serving(create_app(FixedProvider(scores=lengths)), http=Connections(Settings()).protocol) as url:
+        port = int(url.rpartition(":")[2])
+        opened = [socket.create_connection(("127.0.0.1", port), 3) for _ in range(30)]
+        time.sleep(0.2)
+        assert sum(_is_closed(connection) for connection in opened) == 30 - 12
+        for connection in opened:
+            connection.close()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
