@@ -14,15 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx2
 import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
-from rm_plugins.server import ServedReward
+from rm_plugins.server import ServedReward, Settings
 
 ROOT = Path(__file__).parents[2]
 RULES = """
@@ -201,6 +203,28 @@ def test_what_cannot_be_loaded_ends_all_processes(start: Start, tmp_path: Path) 
     process = start("rules:absent", "--workers", "2")
     assert process.ended() == 1
     assert any("'rules:absent' cannot be imported" in str(line["message"]) for line in process.lines)
+
+
+def test_every_option_and_every_limit_is_documented() -> None:
+    serve: Any = main.get_command(click.Context(main), "serve")
+    options = {option for parameter in serve.params for option in parameter.opts if option.startswith("--")}
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("serving", "security")}
+    assert not [option for option in options if option not in pages["serving"]]
+    for setting in fields(Settings):
+        option = next((one for one in serve.params if one.name == setting.name), None)
+        if option is not None and isinstance(setting.default, float | int) and option.opts[0] != "--max-batch-tokens":
+            row = next(
+                line for line in pages["security"].splitlines() if line.startswith("| ") and f"`{option.opts[0]}`" in line
+            )
+            value: Any = setting.default
+            shown = (
+                f"{value // 2**20} MiB"
+                if value % 2**20 == 0
+                else f"{value // 1024} KiB"
+                if "bytes" in setting.name
+                else f"{value:,g}"
+            )
+            assert shown in row or f"{value:,.0f}" in row, (option.opts, shown)
 
 
 class TestBeforeItStarts:
