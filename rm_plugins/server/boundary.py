@@ -156,7 +156,7 @@ class Boundary:
                 not self._keys and _OPERATOR_HEADER in headers and is_from_here((scope.get("client") or ("",))[0])
             )
             if scope["path"] not in _FOR_BALANCERS:
-                answer.reader = self._visitors.check(headers)
+                answer.reader = self._visitors.check(headers, (scope.get("server") or ("",))[0] or "")
             if answer.reader and scope["method"] == "OPTIONS":
                 await _preflight(scope, answer)
                 return

@@ -245,10 +245,10 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
         with sending, suppress(OSError):
             connection.send((number, is_answer, result))
 
-    connection.send(reward.facts)
     threads = hosting.threads if reward.facts.is_concurrent else 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="rm-plugins-score")
     with suppress(EOFError, OSError):
+        connection.send(reward.facts)
         while True:
             # Where a thread holds Python's lock, this is not renewed, and the process ends by itself even if nobody else is left to do it.
             faulthandler.dump_traceback_later(hosting.seconds + _SECONDS_OF_GRACE, exit=True)

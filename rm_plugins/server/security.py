@@ -7,13 +7,13 @@ import ipaddress
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from rm_plugins.remote.endpoint import is_loopback
 from rm_plugins.server.dialects.dialect import Problem
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
+_MOST_CHARACTERS = 64
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 
 
@@ -45,7 +45,7 @@ def client_of(scope: Any, key: int | None) -> str:
 
     Not a connection, for one trainer opens many; so trainers of one host share their turn unless each has a key of its own.
     """
-    host = (scope.get("client") or ("unknown", 0))[0]
+    host = (scope.get("client") or ("unknown", 0))[0][:_MOST_CHARACTERS]  # a proxy may hand on what a client has made up
     return f"{host}#key{key}" if key is not None else str(host)
 
 
@@ -64,8 +64,12 @@ class Visitors:
         self._hosts = {host.lower().strip("[]") for host in hosts}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
 
-    def check(self, headers: Mapping[str, str]) -> str:
+    def check(self, headers: Mapping[str, str], address: str = "") -> str:
         """Refuse a request that a browser was made to send.
+
+        Args:
+            headers: Of the request.
+            address: The server's own, to which the client is connected.
 
         Returns:
             The origin that may read the answer; empty where the request has none beside the server's own.
@@ -74,7 +78,7 @@ class Visitors:
             Problem: The server is not called that, or a page of another origin asks.
         """
         host = headers.get("host", "")
-        if not self._is_ours(host):
+        if not self._is_ours(host, address):
             raise Problem(
                 "forbidden",
                 f"this server is not called {host!r:.80}; if it is, start it with --allowed-host {_name_of(host) or 'NAME'!s:.80}",
@@ -93,9 +97,10 @@ class Visitors:
             )
         return ""
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_ours(self, host: str, address: str) -> bool:
         name = _name_of(host)
-        return bool(name) and ("*" in self._hosts or name in self._hosts or is_loopback(name))
+        own = {*self._hosts, address.lower().removeprefix("::ffff:")}
+        return bool(name) and ("*" in self._hosts or name in own or is_loopback(name))
 
 
 def _name_of(host: str) -> str:
@@ -105,17 +110,12 @@ def _name_of(host: str) -> str:
 
 
 def own_names(host: str) -> tuple[str, ...]:
-    """What a server that listens on a host's address may be called: a name that nobody else can have point at it.
+    """What a server that listens on a host may be called beside the address that a client is connected to.
 
-    >>> own_names("192.0.2.7")
-    ('192.0.2.7',)
+    >>> own_names("rewards.example")
+    ('rewards.example',)
     """
-    if host not in _EVERY_ADDRESS:
-        return (host,)
-    names = {socket.gethostname().lower()}
-    with suppress(OSError):  # a machine that does not know itself
-        names |= {str(address[4][0]).partition("%")[0] for address in socket.getaddrinfo(socket.gethostname(), None)}
-    return tuple(sorted(names))
+    return (host,) if host not in _EVERY_ADDRESS else (socket.gethostname().lower(),)
 
 
 def is_from_here(host: str) -> bool:

@@ -239,6 +239,15 @@ class TestVisitors:
         assert Visitors(["gpu-1"]).check({"host": host}) == ""
 
     @pytest.mark.parametrize(
+        ("host", "address"),
+        [("192.0.2.1:80", "192.0.2.1"), ("192.0.2.1", "::ffff:192.0.2.1"), ("[2001:DB8::1]", "2001:db8::1")],
+    )
+    def test_and_by_the_address_at_which_it_is_reached(self, host: str, address: str) -> None:
+        assert Visitors().check({"host": host}, address) == ""
+        with pytest.raises(Problem, match="is not called"):
+            Visitors().check({"host": host}, "192.0.2.2")
+
+    @pytest.mark.parametrize(
         "host",
         ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.0.2.1", "gpu-2", "localhost@evil", "[::2]",
          "localhost:8000:1", "evil.example#localhost", "xn--localhost"],
@@ -295,7 +304,15 @@ class TestVisitors:
 
     def test_a_server_for_every_address_knows_its_own(self) -> None:
         assert socket.gethostname().lower() in own_names("0.0.0.0")
-        assert own_names("rewards.example") == ("rewards.example",)
+        with served(FixedProvider(scores=lengths)) as client:
+            problem(client.get("/v1/info", headers={"X-Forwarded-For": "x" * 1_000, "Host": "evil.example"}), 421, "forbidden")
+
+    def test_a_clients_address_that_is_made_up_is_short(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, logger="rm_plugins.server.request_log")
+        with served(FixedProvider(scores=lengths)) as client:
+            client.get("/v1/info", headers={"X-Forwarded-For": "x" * 1_000})
+        (line,) = [record.fields for record in caplog.records if hasattr(record, "fields")]
+        assert line["client"] == "x" * 64
 
     def test_who_may_have_the_reward_loaded_again(self) -> None:
         header = {"X-RM-Plugins": "reload"}
