@@ -191,7 +191,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         Whether all of them started, and ended with everything answered.
     """
     context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
-    serves = context.Array("b", number)
+    serves = context.Array("b", number, lock=False)  # a process that is killed would keep the lock
     workers = [_Worker(context, place, (serving, listening, serves)) for place in range(number)]
     ends_at = math.inf
 
@@ -210,8 +210,10 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
     succeeded = True
     while True:
         for worker in workers:
-            if ends_at == math.inf and worker.is_due and worker.start() and ends_at < math.inf:
-                worker.send(signal.SIGTERM)  # the signal came before it could be sent on
+            if ends_at == math.inf and worker.is_due:
+                worker.start()
+                if ends_at < math.inf:
+                    worker.send(signal.SIGTERM)  # the signal came before it could be sent on
         running = [worker.process.sentinel for worker in workers if worker.process is not None]
         if not running and ends_at < math.inf:
             return succeeded
@@ -224,7 +226,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
                 continue
             if ends_at < math.inf:
                 succeeded = succeeded and code == 0
-            elif code == _COULD_NOT_START and not worker.has_served:
+            elif code == _COULD_NOT_START and not any(serves) and not any(one.has_served for one in workers):
                 succeeded = False
                 stop()
             else:
@@ -249,11 +251,10 @@ class _Worker:
         """Whether a process is to be started now."""
         return self.process is None and time.monotonic() >= self._starts_at
 
-    def start(self) -> bool:
+    def start(self) -> None:
         process = self._context.Process(target=_work, args=(self._place, *self._arguments))
         process.start()
         self.process = process
-        return True
 
     def send(self, signal_number: int) -> None:
         if self.process is not None and self.process.is_alive():
