@@ -47,7 +47,8 @@ class _Work:
 
     @property
     def refusal(self) -> Problem:
-        row, error = next(iter(self.refused.items()))
+        row = min(self.refused)
+        error = self.refused[row]
         return Problem("invalid", f"item {row}: {error}")
 
     def completed(self, scores: Scores) -> Scores:
@@ -255,23 +256,29 @@ class Service:
     def _work(self, samples: Sequence[Sample], reward: HostedReward, name: str) -> _Work:
         check_count(self, len(samples))
         work = _Work(samples, name, reward)
+        sizes: dict[int, int] = {}
         for row, sample in enumerate(samples):
             try:
-                work.sizes[row] = self._checked_size(sample, reward)
+                sizes[row] = self._size(sample)
             except DataError as error:
                 work.refused[row] = error
         if (
-            size := sum(work.sizes.values())
+            size := sum(sizes.values())
         ) > self.settings.max_queue_characters:  # one long prompt may be that of many completions
             most = self.settings.max_queue_characters
             raise Problem("too-large", f"the samples have {size:,} characters together; at most {most:,} are taken at a time")
+        for row, size in sizes.items():
+            try:
+                reward.check(samples[row])
+                work.sizes[row] = size
+            except DataError as error:
+                work.refused[row] = error
         return work
 
-    def _checked_size(self, sample: Sample, reward: HostedReward) -> int:
+    def _size(self, sample: Sample) -> int:
         size = characters(sample)
         if size > self.settings.max_characters:
             raise DataError(f"It has {size:,} characters; at most {self.settings.max_characters:,} are taken.")
-        reward.check(sample)
         return size + _CHARACTERS_BESIDE
 
     def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, HostedReward] | Exception]:
