@@ -64,7 +64,7 @@ class RewardServer:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
-        self._command = [sys.executable, "-m", "rm_plugins", "serve", str(spec), "--port", str(self.port), *options]
+        self.command = [sys.executable, "-m", "rm_plugins", "serve", str(spec), "--port", str(self.port), *options]
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
 
     def __enter__(self) -> RewardServer:
@@ -77,7 +77,7 @@ class RewardServer:
     def start(self, timeout: float = 90) -> None:
         """Start it and wait until it is ready to score."""
         self.process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self._reading = threading.Thread(target=self._read, args=[self.process], daemon=True)
         self._reading.start()
@@ -85,7 +85,7 @@ class RewardServer:
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > patience:
                 self.stop(signal.SIGKILL)
-                raise RuntimeError(f"{' '.join(self._command)} did not become ready:\n{self.log}")
+                raise RuntimeError(f"{' '.join(self.command)} did not become ready:\n{self.log}")
             time.sleep(0.05)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
@@ -124,7 +124,7 @@ class Conversation:
     async def ask(self, request: Request) -> Response:
         """Send one request and read its answer."""
         self.requests.append(request)
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://server") as client:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://localhost") as client:
             body = {} if request.body is None else {"json": request.body}
             found = await client.request(request.method, request.path, headers=dict(request.headers), **body)
         return Response(found.status_code, found.content, {name.lower(): value for name, value in found.headers.items()})

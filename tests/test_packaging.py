@@ -121,7 +121,7 @@ class TestWheel:
         assert {"tests/conftest.py", "tests/plugin/pyproject.toml", "integrations/rm_plugins_trl/plugin.py"} <= names
         assert {name.partition("/")[0] for name in names} <= {
             *("rm_plugins", "integrations", "tests", "docs", "pyproject.toml", "constraints.txt", "Makefile"),
-            *("LICENSE", "README.md", "CHANGELOG.md", ".gitignore", "PKG-INFO"),
+            *("LICENSE", "README.md", "SECURITY.md", "CHANGELOG.md", ".gitignore", "PKG-INFO"),
         }
         assert not [name for name in names if "__pycache__" in name]
 

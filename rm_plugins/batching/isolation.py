@@ -46,7 +46,7 @@ def score_requests(
         group = groups.pop()
         if len(group) == 1:
             (number,) = group
-            scored[number] = _scored_rows(provider, requests[number], names[number], by_row=by_row)
+            scored[number] = _scored_rows(provider, requests[number], by_row=by_row)
             continue
         scores, is_named = _attempted(provider, [sample for number in group for sample in requests[number]])
         if not is_named:
@@ -57,19 +57,19 @@ def score_requests(
         for number in group:
             stop = start + len(requests[number])
             scored[number] = scores.rows(range(start, stop))
-            _log(scored[number], names[number])
             start = stop
+    for number, name in enumerate(names):
+        _log(scored[number], name)
     return [scored[number] for number in range(len(requests))]
 
 
-def _scored_rows(provider: Provider, samples: Sequence[Sample], name: str, *, by_row: bool) -> Scores:
+def _scored_rows(provider: Provider, samples: Sequence[Sample], *, by_row: bool) -> Scores:
     """The scores of one request, of which some rows may fail."""
     scores, is_named = _attempted(provider, samples)
     if is_named or not by_row or len(samples) == 1 or len(scores.errors) < len(samples):
-        _log(scores, name)
         return scores
     parts = [
-        _scored_rows(provider, [samples[row] for row in rows], name, by_row=True).scattered(rows, len(samples))
+        _scored_rows(provider, [samples[row] for row in rows], by_row=True).scattered(rows, len(samples))
         for rows in _halves(list(range(len(samples))))
     ]
     return joined(parts)
@@ -98,9 +98,12 @@ def _all_failed(error: BaseException, size: int) -> Scores:
 
 
 def _log(scores: Scores, name: str) -> None:
-    for error in {id(error): error for error in scores.errors.values()}.values():
-        rows = sum(other is error for other in scores.errors.values())
-        logger.warning("Request %s: %d samples failed: %s", name, rows, error, exc_info=error)
+    """Write one record for a request, however many of its samples failed: the first failure, and how many others there are."""
+    if scores.errors:
+        first = scores.errors[min(scores.errors)]
+        others = len({str(error) for error in scores.errors.values()}) - 1
+        more = f" (and {others} other failures)" if others else ""
+        logger.warning("Request %s: %d samples failed: %s%s", name, len(scores.errors), first, more, exc_info=first)
 
 
 def _halves(items: list[int]) -> list[list[int]]:

@@ -21,8 +21,20 @@ _LIMITS = {
     "--max-items": ("max_items", "Most samples of a request."),
     "--max-characters": ("max_characters", "Most characters of a sample."),
     "--max-body-bytes": ("max_body_bytes", "Most bytes of a request's body."),
+    "--max-body-values": ("max_body_values", "Most values in a request's body; a list or an object counts as eight."),
+    "--max-held-bytes": ("max_held_bytes", "Most bytes of all bodies at a time; what comes then is answered 503."),
+    "--max-head-bytes": ("max_head_bytes", "Most bytes of a request's line and headers."),
+    "--max-connections": ("max_connections", "Most connections to a process."),
+    "--max-client-connections": ("max_client_connections", "Most connections of one address to a process."),
     "--max-queue": ("max_queue_items", "Most samples that wait in a process; what comes then is answered 429."),
     "--max-queue-characters": ("max_queue_characters", "Most characters that wait."),
+}
+
+
+_TIMES = {
+    "--head-seconds": ("head_seconds", "In which the head of a request must come."),
+    "--body-seconds": ("body_seconds", "In which a body must come, and an answer be read."),
+    "--max-score-seconds": ("max_score_seconds", "Most for a batch; then the reward's process is ended and started again."),
 }
 
 
@@ -31,6 +43,15 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
     for option, (name, text) in reversed(_LIMITS.items()):
         default = getattr(_DEFAULTS, name)
         command = click.option(option, name, default=default, show_default=True, type=click.IntRange(1), help=text)(command)
+    return command
+
+
+def _times(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each of the times, in seconds."""
+    for option, (name, text) in reversed(_TIMES.items()):
+        kind = click.FloatRange(0, min_open=True)
+        default = getattr(_DEFAULTS, name)
+        command = click.option(option, name, default=default, show_default=True, type=kind, help=text)(command)
     return command
 
 
@@ -52,7 +73,22 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
     type=click.IntRange(1),
     help="About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.",
 )
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="What requests may call this server beside the names and addresses of this machine; * for everything.",
+)
+@click.option(
+    "--allowed-origin",
+    "allowed_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin, such as https://example.com, whose pages may use this server.",
+)
 @_limits
+@_times
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
@@ -77,7 +113,7 @@ def command(
     Clients of vLLM, TEI, OpenRLHF and KServe speak to it as they do to those; POST /v1/rewards says all that the reward says, GET
     /openapi.json how, and a page at / is for people. SIGHUP loads the reward again; SIGTERM finishes what was accepted.
     """
-    settings = Settings(api_keys=_keys(api_key_env), **chosen)
+    keys = _keys(api_key_env)
     with ExitStack() as stack:
         if workers > 1:
             # Both are read when what they are for is imported.
@@ -88,7 +124,7 @@ def command(
         listening = stack.enter_context(_listening(host, port))
         try:
             from rm_plugins.remote.hosts import is_loopback
-            from rm_plugins.server import process, request_log
+            from rm_plugins.server import process, request_log, security
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL:
                 raise
@@ -96,6 +132,8 @@ def command(
                 f"the server needs the package {error.name}: pip install 'rm-plugins[serve]'."
             ) from error
         request_log.configure_logging(log_format)
+        chosen["allowed_hosts"] += security.own_names(host)
+        settings = Settings(api_keys=keys, **chosen)
         if not settings.api_keys and not is_loopback(host):
             logging.getLogger(__name__).warning(
                 "Everybody who reaches %s may use this server. Ask for a key with --api-key-env NAME, or listen on 127.0.0.1.",

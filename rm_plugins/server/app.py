@@ -15,14 +15,14 @@ from rm_plugins.errors import DataError, PluginError
 from rm_plugins.provider import Provider
 from rm_plugins.registry import Registration, Registry, default_registry
 from rm_plugins.server import page, probes
-from rm_plugins.server.bodies import BodyReader
+from rm_plugins.server.bodies import BodyChecker, BodyReader
 from rm_plugins.server.boundary import Boundary, Endpoints, answer_of, problem_of
 from rm_plugins.server.dialects import Dialect, Problem, Scorer
 from rm_plugins.server.dialects.dialect import STATUS, Cause
 from rm_plugins.server.dialects.rewards import Native
 from rm_plugins.server.request_log import current_fields
-from rm_plugins.server.security import ClientKeys
-from rm_plugins.server.served_reward import ServedReward
+from rm_plugins.server.security import ClientKeys, Visitors
+from rm_plugins.server.served_reward import HostedReward, ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -31,6 +31,7 @@ _MEANINGS: Mapping[Cause, str] = {
     "too-large": "Too many samples, or too long ones.",
     "unsupported": "The body is not sent as JSON, or is compressed.",
     "unauthorized": "No key, or not a right one.",
+    "forbidden": "A page of another site asks, or who may not operate the server.",
     "not-found": "There is no such model.",
     "overload": "The queue is full; retry after Retry-After seconds.",
     "unavailable": "The server is stopping.",
@@ -42,11 +43,12 @@ _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list:
 
 
 def create_app(
-    reward: Provider | ServedReward,
+    reward: Provider | HostedReward,
     settings: Settings | None = None,
     *,
     reload_all: Callable[[], None] | None = None,
     registry: Registry | None = None,
+    workers: Callable[[], tuple[int, int]] = lambda: (1, 1),
 ) -> FastAPI:
     """The application that serves a reward.
 
@@ -55,12 +57,13 @@ def create_app(
         settings: How it is served.
         reload_all: Has all processes of the server load the reward again, where there are several.
         registry: Where the dialects are registered; that of the installed plug-ins by default.
+        workers: How many processes of the server should serve, and how many do.
 
     Raises:
         PluginError: A dialect cannot be served.
     """
     settings = settings or Settings()
-    served = reward if isinstance(reward, ServedReward) else ServedReward(reward)
+    served = reward if isinstance(reward, HostedReward) else ServedReward(reward)
     service = Service(served, settings, reload_all)
 
     @asynccontextmanager
@@ -79,6 +82,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.workers = workers
     described = list(app.routes)  # the OpenAPI document
     dialects = [_made(registered, service) for registered in (registry or default_registry()).all("dialect").values()]
     opened = [probes.router, page.router]
@@ -96,8 +100,10 @@ def create_app(
     app.add_middleware(
         Boundary,
         endpoints=endpoints,
+        visitors=Visitors(settings.allowed_hosts, settings.allowed_origins),
         keys=ClientKeys(settings.api_keys),
-        bodies=BodyReader(settings.max_body_bytes),
+        bodies=BodyReader(settings.max_body_bytes, settings.max_held_bytes, settings.body_seconds),
+        checker=BodyChecker(settings.max_body_values),
         metrics=service.metrics,
     )
     return app

@@ -6,17 +6,29 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from email.message import Message
 from typing import Any, NoReturn
 
+import numpy as np
 from starlette.datastructures import Headers
 
 from rm_plugins.files import in_utf8
 from rm_plugins.server.dialects.dialect import Problem
 
-_AT_ONCE = 16
+LONG_BODY = 2**15
+"""From so many bytes on, a body is looked at outside of the event loop."""
+BYTES_OF_A_VALUE = 16
+"""How much memory a value takes beside its text, about."""
+_CONTAINER = 8
+"""How many values a list or an object counts as, by the memory that it takes."""
+_MOST_LEVELS = 64
+_CHUNK = 2**18
+_SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
 
@@ -25,52 +37,181 @@ class Disconnected(Exception):
     """The client went away before it had sent all of its request."""
 
 
-class BodyReader:
-    """Reads bodies.
+@dataclass(eq=False, slots=True)
+class Body:
+    """The body of a request.
 
     Args:
-        limit: Most bytes of one; all that are held at the same time may be sixteen times as long.
+        client: Whose it is.
+        content: Its bytes.
+        held: How much memory is counted for it.
+    """
+
+    client: str
+    content: bytes = b""
+    held: int = 0
+
+
+class BodyReader:
+    """Reads bodies, and keeps count of the memory that is taken by those of all requests that are not answered.
+
+    One client may take half of what there is, so that others find room. What is short is let in always: connections are counted, too.
+
+    Args:
+        limit: Most bytes of one.
+        most_held: Most bytes of all, as they are kept: four for each where a character is not ASCII.
         seconds: The most time for one to come.
     """
 
-    def __init__(self, limit: int, seconds: float = 60.0) -> None:
+    def __init__(self, limit: int, most_held: int, seconds: float) -> None:
         self.limit = limit
+        self.most_held = most_held
         self.seconds = seconds
         self.held = 0
-        """Bytes of the bodies of all requests that have not been answered."""
+        self._by_client: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def read(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> AsyncIterator[bytes]:
+    async def read(
+        self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], client: str = "", announced: int = 0
+    ) -> AsyncIterator[Body]:
         """The body of a request, which counts as held until the block ends.
 
+        Args:
+            receive: Where it comes from.
+            client: Whose it is.
+            announced: How long it is said to be; 0 where nothing is said.
+
         Raises:
-            Problem: It is too long, or too much is held already.
+            Problem: It is too long or comes too slowly, or too much is held already.
             Disconnected: It never came to its end.
         """
-        chunks: list[bytes] = []
-        size = 0
+        body = Body(client)
         try:
-            is_whole = False
-            ends = time.monotonic() + self.seconds
-            while not is_whole:
-                try:
-                    message = await asyncio.wait_for(receive(), ends - time.monotonic())
-                except TimeoutError:
-                    raise Problem("invalid", f"the body did not come within {self.seconds:g} s", status=408) from None
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                self.held += len(chunk)
-                if size > self.limit:
-                    raise Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
-                if self.held > _AT_ONCE * self.limit:
-                    raise Problem("overload", "too many long requests came at once", headers={"Retry-After": "1"})
-                chunks.append(chunk)
-                is_whole = not message.get("more_body", False)
-            yield b"".join(chunks)
+            self._check_room(body, announced)
+            body.content = b"".join([chunk async for chunk in self._chunks(body, receive, announced)])
+            yield body
         finally:
-            self.held -= size
+            self.held -= body.held
+            self._by_client[client] -= body.held
+            if not self._by_client[client]:
+                del self._by_client[client]
+
+    def hold(self, body: Body, more: int) -> None:
+        """Count further memory for a body.
+
+        Raises:
+            Problem: Too much is held already.
+        """
+        self._check_room(body, more)
+        body.held += more
+        self.held += more
+        self._by_client[body.client] += more
+
+    async def _chunks(
+        self, body: Body, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], announced: int
+    ) -> AsyncIterator[bytes]:
+        size, is_whole, ends = 0, False, time.monotonic() + self.seconds
+        while not is_whole:
+            if max(size, announced) > self.limit:
+                raise Problem("too-large", f"the body is longer than {self.limit:,} bytes; send fewer samples at a time")
+            left = ends - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), min(left, _SECONDS_BETWEEN_BYTES))
+            except TimeoutError:
+                slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without pauses"
+                raise Problem("invalid", f"the body did not come {slow}", status=408) from None
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size <= self.limit:
+                self.hold(body, len(chunk) if chunk.isascii() else 4 * len(chunk))
+                yield chunk
+            is_whole = size <= self.limit and not message.get("more_body", False)
+
+    def _check_room(self, body: Body, more: int) -> None:
+        if body.held + more <= LONG_BODY:
+            return
+        of_client = self._by_client[body.client]
+        for held, most in ((self.held, self.most_held), (of_client, self.most_held // 2)):
+            if held > body.held and held + more > most:  # one alone is let in
+                raise Problem(
+                    "overload", "too many long requests came at once; retry later", status=503, headers={"Retry-After": "1"}
+                )
+
+
+class BodyChecker:
+    """Checks what a body holds before it is read as JSON, outside of the event loop and one body after the other.
+
+    Args:
+        max_values: Most values of one; a list or an object counts as eight.
+    """
+
+    def __init__(self, max_values: int) -> None:
+        self.max_values = max_values
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def check(self, body: bytes, *, apart: str = "") -> int:
+        """Refuse a body that would take too much memory or time to read, and one with values that are neither text nor numbers.
+
+        Args:
+            body: The body.
+            apart: A field whose texts are looked at by others.
+
+        Returns:
+            How many values it has, or may have.
+
+        Raises:
+            Problem: What is wrong with it, and where.
+        """
+        if len(body) < LONG_BODY:
+            return self._checked(body, apart)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="rm-plugins-bodies")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._checked, body, apart)
+
+    def _checked(self, body: bytes, apart: str) -> int:
+        values, levels = extent_of(body, self.max_values)
+        if values > self.max_values:
+            raise Problem(
+                "too-large",
+                f"the body has more than {self.max_values:,} values, of which a list or an object counts as {_CONTAINER}; send fewer "
+                "samples at a time",
+            )
+        if levels > _MOST_LEVELS:
+            raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
+        check_json(body, apart=apart)
+        return values
+
+
+def extent_of(body: bytes, most: int) -> tuple[int, int]:
+    """How many values JSON may have, and how many levels, without making any of them; a list or an object counts as eight.
+
+    Only marks outside of texts are looked at, so that this bounds what any reader makes of a body before it is done or finds it wrong. It
+    ends at `most` values.
+
+    >>> extent_of(b'[{"a": [1, 2]}]', 100)
+    (27, 3)
+    """
+    containers, others = body.count(b"[") + body.count(b"{"), body.count(b",") + body.count(b":")
+    if containers < _MOST_LEVELS and _CONTAINER * containers + others < most:  # whatever of it is in texts
+        return _CONTAINER * containers + others + 1, containers
+    marks = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)  # no quote is escaped any more
+    values, level, levels, quotes = 1, 0, 0, 0
+    for start in range(0, len(marks), _CHUNK):
+        chunk = marks[start : start + _CHUNK]
+        inside = np.cumsum(chunk == ord('"'), dtype=np.uint8) + np.uint8(quotes)  # how many quotes there were, modulo 256
+        quotes = int(inside[-1])
+        chunk = chunk[(inside & 1) == 0]
+        opened = (chunk == ord("[")) | (chunk == ord("{"))
+        steps = opened.astype(np.int8) - ((chunk == ord("]")) | (chunk == ord("}")))
+        depths = np.cumsum(steps, dtype=np.int32) + level
+        if len(depths):
+            level, levels = int(depths[-1]), max(levels, int(depths.max()))
+        values += _CONTAINER * int(opened.sum()) + int(((chunk == ord(",")) | (chunk == ord(":"))).sum())
+        if values > most:
+            break
+    return values, levels
 
 
 def check_headers(headers: Headers, advice: str = "") -> None:
@@ -110,6 +251,8 @@ def check_json(body: bytes, *, apart: str = "") -> None:
         body.decode()
     except UnicodeDecodeError as error:
         raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
+    if b"\0" in body:  # Python's reader takes it for UTF-16 or UTF-32, whose marks are others
+        raise Problem("invalid", f"the body is no JSON in UTF-8: there is a zero at byte {body.index(0)}")
     if not _SURROGATE.search(body) and not any(mark in body for mark in _NOT_FINITE):
         return
     try:

@@ -20,11 +20,19 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from rm_plugins.errors import DataError, PluginError
-from rm_plugins.server.bodies import BodyReader, Disconnected, check_headers, check_json
+from rm_plugins.server.aside import Aside
+from rm_plugins.server.bodies import (
+    BYTES_OF_A_VALUE,
+    LONG_BODY,
+    BodyChecker,
+    BodyReader,
+    Disconnected,
+    check_headers,
+)
 from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import Fields, current_fields, log_request
-from rm_plugins.server.security import ClientKeys, client_of
+from rm_plugins.server.security import ClientKeys, Visitors, client_of, is_from_here
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +43,17 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _CAUSES: Mapping[int, Cause] = {
     401: "unauthorized",
+    403: "forbidden",
     404: "not-found",
     413: "too-large",
     415: "unsupported",
     429: "overload",
     503: "unavailable",
 }
+_FOR_BALANCERS = ("/health", "/ready")
+"""They say nothing of the reward, and are asked by addresses and names of all kinds."""
+_OPERATOR_HEADER = "x-rm-plugins"
+"""No form of a page can send a header of its own, and no script of another site without being allowed to."""
 _CLIENT_CLOSED = 499
 """What the log says of a request whose client did not wait for the answer, as nginx does."""
 
@@ -100,8 +113,21 @@ class Endpoints:
 class Boundary:
     """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log."""
 
-    def __init__(self, app: Any, *, endpoints: Endpoints, keys: ClientKeys, bodies: BodyReader, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        endpoints: Endpoints,
+        visitors: Visitors,
+        keys: ClientKeys,
+        bodies: BodyReader,
+        checker: BodyChecker,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
+        self._visitors = visitors
+        self._checker = checker
+        self._aside = Aside()
         self._endpoints = endpoints
         self._keys = keys
         self._bodies = bodies
@@ -113,8 +139,8 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"authorization")}
-        given = headers.get(b"x-request-id", b"")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "").encode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         endpoint = self._endpoints.of(get_route_path(scope))
         fields: Fields = {"request_id": request_id.decode(), "dialect": endpoint.dialect.name}
@@ -124,8 +150,16 @@ class Boundary:
         state["request_id"] = fields["request_id"]
         state["dialect"] = endpoint.dialect
         try:
-            key = self._keys.matching(headers.get(b"authorization", b"")) if self._keys else None
+            key = self._keys.matching(headers.get("authorization", "").encode("latin-1")) if self._keys else None
             fields["client"] = state["client"] = client_of(scope, key)
+            state["may_operate"] = key is not None or (
+                not self._keys and _OPERATOR_HEADER in headers and is_from_here((scope.get("client") or ("",))[0])
+            )
+            if scope["path"] not in _FOR_BALANCERS:
+                answer.reader = self._visitors.check(headers, (scope.get("server") or ("",))[0] or "")
+            if answer.reader and scope["method"] == "OPTIONS":
+                await _preflight(scope, answer)
+                return
             if self._keys and key is None and endpoint.needs_key:
                 raise Problem(
                     "unauthorized",
@@ -133,11 +167,13 @@ class Boundary:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
-                async with self._bodies.read(receive) as body:
-                    if body:
-                        check_headers(Headers(scope=scope), endpoint.dialect.advice)
-                        check_json(body, apart=endpoint.dialect.samples_field)
-                    await self._watched(scope, body, receive, answer)
+                length = headers.get("content-length", "")
+                async with self._bodies.read(receive, fields["client"], int(length) if length.isdecimal() else 0) as body:
+                    if body.content:
+                        check_headers(headers, endpoint.dialect.advice)
+                        values = await self._checker.check(body.content, apart=endpoint.dialect.samples_field)
+                        self._bodies.hold(body, values * BYTES_OF_A_VALUE)
+                    await self._watched(scope, body.content, receive, answer)
             else:
                 await self._app(scope, receive, answer.send)
         except Disconnected:
@@ -167,7 +203,10 @@ class Boundary:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await asyncio.shield(gone)
 
-        running = asyncio.ensure_future(self._app(scope, replay, answer.send))
+        is_long = len(body) >= LONG_BODY
+        running = asyncio.ensure_future(
+            self._aside.run(self._app, scope, replay, answer.send) if is_long else self._app(scope, replay, answer.send)
+        )
         try:
             await asyncio.wait({gone, running}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not answer.is_complete:
@@ -187,6 +226,8 @@ class _Answer:
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
         self._request_id = request_id
+        self.reader = ""
+        """The other origin whose page may read the answer."""
         self.status = 0
         self.is_complete = False
 
@@ -194,6 +235,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._request_id)]
+            if self.reader:
+                message["headers"] += [(b"access-control-allow-origin", self.reader.encode("latin-1")), (b"vary", b"Origin")]
         elif message["type"] == "http.response.body":
             self.is_complete = not message.get("more_body", False)
         await self._send(message)
@@ -204,6 +247,16 @@ class _Answer:
         if not self.status:
             await answer_of(problem, dialect, self._request_id.decode())(scope, _nothing, self.send)
         return problem.cause
+
+
+async def _preflight(scope: Message, answer: _Answer) -> None:
+    """Tell a browser what a page of another origin, which may use the server, may send."""
+    allowed = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Request-ID",
+        "Access-Control-Max-Age": "600",
+    }
+    await Response(status_code=204, headers=allowed)(scope, _nothing, answer.send)
 
 
 async def _nothing() -> Message:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
 from rm_plugins.server.metrics import CONTENT_TYPE
 from rm_plugins.server.service import Service
@@ -10,18 +13,39 @@ from rm_plugins.server.service import Service
 router = APIRouter(tags=["probes"])
 
 
+class Workers(BaseModel):
+    """The processes of the server."""
+
+    wanted: int
+    serving: int
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: Literal["alive", "degraded"] = Field(description="Degraded where something is started again that should be there.")
+    reward: Literal["loaded", "starting"] = Field(description="Whether the process that answers has a reward that can score.")
+    workers: Workers
+
+
 @router.get("/health")
-async def health() -> dict[str, str]:
-    """The process is alive."""
-    return {"status": "alive"}
+async def health(request: Request) -> Health:
+    """The process is alive, whatever its reward does."""
+    wanted, serving = request.app.state.workers()
+    is_loaded = request.app.state.service.reward.is_alive
+    return Health(
+        status="alive" if is_loaded and wanted == serving else "degraded",
+        reward="loaded" if is_loaded else "starting",
+        workers=Workers(wanted=wanted, serving=serving),
+    )
 
 
-@router.get("/ready", responses={503: {"description": "The server is stopping."}})
+@router.get("/ready", responses={503: {"description": "The server is stopping, or its reward is started again."}})
 async def ready(request: Request, response: Response) -> dict[str, str]:
     """Whether requests are accepted."""
     service: Service = request.app.state.service
     response.status_code = 200 if service.is_ready else 503
-    return {"status": "ready" if service.is_ready else "stopping"}
+    return {"status": "ready" if service.is_ready else "starting" if not service.reward.is_alive else "stopping"}
 
 
 @router.get("/metrics", response_class=Response)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -21,9 +23,10 @@ from prometheus_client.multiprocess import mark_process_dead
 from rm_plugins.errors import ModelError, RmPluginsError
 from rm_plugins.server.agreement import Agreement
 from rm_plugins.server.app import create_app
+from rm_plugins.server.connections import Connections
 from rm_plugins.server.dialects.dialect import Problem
 from rm_plugins.server.request_log import configure_logging
-from rm_plugins.server.served_reward import ServedReward
+from rm_plugins.server.reward_process import Hosting, RewardProcess, end_all, pauses
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
@@ -33,9 +36,11 @@ _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep a connection that nobody uses: they should close it, not meet a closed one."""
 
 _LAST_ANSWERS_SECONDS = 10
-_RESTART_SECONDS = 1.0
+_END_SECONDS = 15.0
+"""After the time for what was accepted, a process ends at the latest."""
 _COULD_NOT_START = 3
 _IS_ANOTHER = 4
+_TICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,15 @@ class Serving:
     log_format: Literal["json", "text"] = "text"
 
 
-def serve(serving: Serving, listening: socket.socket, *, supervised: bool = False, agreement: Agreement | None = None) -> bool:
+def serve(
+    serving: Serving,
+    listening: socket.socket,
+    *,
+    supervised: bool = False,
+    started: Callable[[], None] = lambda: None,
+    workers: Callable[[], tuple[int, int]] = lambda: (1, 1),
+    agreement: Agreement | None = None,
+) -> bool:
     """Load the reward and serve it until a signal comes.
 
     ``SIGTERM`` and ``SIGINT`` have everything that was accepted finished first, a second one does not. ``SIGHUP`` loads the reward
@@ -58,6 +71,9 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
         serving: What is served.
         listening: A bound socket.
         supervised: Whether `supervise` started this process.
+        started: Called when requests are taken.
+        workers: How many processes should serve, and how many do.
+        workers: How many processes should serve, and how many do.
         agreement: What other processes serve.
 
     Returns:
@@ -69,14 +85,21 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
     asked_meanwhile: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, frame: asked_meanwhile.append(number))
     parent = os.getppid()
-    reward = ServedReward.load(serving.spec)
+    settings = serving.settings
+    reward = RewardProcess(serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format))
     reload_all = (lambda: os.kill(parent, signal.SIGHUP)) if supervised else None
-    app = create_app(reward, serving.settings, reload_all=reload_all)
+    app = create_app(reward, settings, reload_all=reload_all, workers=workers)
     if agreement is not None:
-        _join(agreement, reward.fingerprint)
+        try:
+            _join(agreement, reward.fingerprint)
+        except SystemExit:
+            end_all()
+            raise
         app.state.service.joins = agreement.join
     config = uvicorn.Config(
         app,
+        http=Connections(settings).protocol,
+        ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -84,8 +107,11 @@ def serve(serving: Serving, listening: socket.socket, *, supervised: bool = Fals
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, parent if supervised else None, asked_meanwhile)
-    server.run(sockets=[listening])
+    server = _Server(config, app.state.service, serving.url, parent if supervised else None, asked_meanwhile, started)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        end_all()
     return server.finished
 
 
@@ -104,7 +130,13 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, url: str, parent: int | None, asked_meanwhile: list[int]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        url: str,
+        parent: int | None,
+        asked_meanwhile: list[int],
+        started: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self.finished = True
@@ -112,6 +144,7 @@ class _Server(uvicorn.Server):
         self._url = url
         self._parent = parent
         self._asked_meanwhile = asked_meanwhile
+        self._report_started = started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -120,6 +153,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        self._report_started()
         if self._asked_meanwhile:
             self._begin(self._reload)
         logger.info(
@@ -137,7 +171,13 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._is_stopping = True
+        # Whatever hangs, and whoever holds Python's lock, this thread of C ends the process in time.
+        faulthandler.dump_traceback_later(self._service.settings.drain_seconds + _END_SECONDS, exit=True)
         self._loop.call_soon_threadsafe(self._begin, self._stop)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets=sockets)
+        end_all()  # one that is being loaded, too
 
     async def on_tick(self, counter: int) -> bool:
         if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
@@ -165,62 +205,121 @@ class _Server(uvicorn.Server):
 def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
     """Serve with a number of processes, which share a bound socket and all signals; one that dies is replaced.
 
+    Where none of them can be started, all of it ends; where one cannot be replaced, the others go on, and it is tried again.
+
     Returns:
         Whether all of them started, and ended with everything answered.
     """
     context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+    serves: Any = context.Array("b", number)
     agreement = Agreement(context)
-    processes: list[Any] = []
-    is_stopping = False
+    workers = [_Worker(context, place, (serving, listening, agreement, serves)) for place in range(number)]
+    ends_at = math.inf
 
     def send(signal_number: int) -> None:
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, signal_number)
+        for worker in workers:
+            worker.send(signal_number)
 
     def stop() -> None:
-        nonlocal is_stopping
-        is_stopping = True
+        nonlocal ends_at
+        ends_at = min(ends_at, time.monotonic() + serving.settings.drain_seconds + _END_SECONDS + 1)
         send(signal.SIGTERM)
 
     def load_again() -> None:
         agreement.renew()
         send(signal.SIGHUP)
 
-    def start() -> None:
-        if not is_stopping:
-            process = context.Process(target=_work, args=(serving, listening, agreement))
-            process.start()
-            processes.append(process)
-            if is_stopping:  # the signal came before it was on the list
-                send(signal.SIGTERM)
-
     for stopping_signal in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping_signal, lambda number, frame: stop())
     signal.signal(signal.SIGHUP, lambda number, frame: load_again())
-    for _ in range(number):
-        start()
     succeeded = True
-    while processes:
-        wait([process.sentinel for process in processes])
-        for process in [process for process in processes if process.exitcode is not None]:
-            processes.remove(process)
-            mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
-            if is_stopping or process.exitcode == _COULD_NOT_START:
-                succeeded = succeeded and process.exitcode == 0
-                if not is_stopping:
-                    stop()
+    while True:
+        for worker in workers:
+            if ends_at == math.inf and worker.is_due:
+                worker.start()
+                if ends_at < math.inf:
+                    worker.send(signal.SIGTERM)  # the signal came before it could be sent on
+        running = [worker.process.sentinel for worker in workers if worker.process is not None]
+        if not running and ends_at < math.inf:
+            return succeeded
+        wait(running, _TICK_SECONDS)
+        if time.monotonic() > ends_at:
+            send(signal.SIGKILL)
+        for worker in workers:
+            code = worker.ended()
+            if code is None:
+                continue
+            if ends_at < math.inf:
+                succeeded = succeeded and code == 0
+            elif code == _COULD_NOT_START and not any(serves) and not any(one.has_served for one in workers):
+                succeeded = False
+                stop()
             else:
-                logger.error("The process %d ended with %d; another one takes its place", process.pid, process.exitcode)
-                time.sleep(_RESTART_SECONDS)
-                start()
-    return succeeded
+                worker.start_later(code)
 
 
-def _work(serving: Serving, listening: socket.socket, agreement: Agreement) -> None:
+class _Worker:
+    """A place for a process of the server: what runs there, and when it is started again."""
+
+    def __init__(self, context: Any, place: int, arguments: tuple[Any, ...]) -> None:
+        self.process: Any = None
+        self.has_served = False
+        self._context = context
+        self._place = place
+        self._arguments = arguments
+        self._serves = arguments[-1]
+        self._pauses = pauses()
+        self._starts_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a process is to be started now."""
+        return self.process is None and time.monotonic() >= self._starts_at
+
+    def start(self) -> None:
+        process = self._context.Process(target=_work, args=(self._place, *self._arguments))
+        process.start()
+        self.process = process
+
+    def send(self, signal_number: int) -> None:
+        if self.process is not None and self.process.is_alive():
+            os.kill(self.process.pid, signal_number)
+
+    def ended(self) -> int | None:
+        """The exit status of its process, once, if it has ended."""
+        if self.process is None or self.process.exitcode is None:
+            return None
+        code: int = self.process.exitcode
+        mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
+        if self._serves[self._place]:
+            self.has_served = True
+            self._pauses = pauses()
+            self._serves[self._place] = 0
+        self._number, self.process = self.process.pid, None
+        return code
+
+    def start_later(self, code: int) -> None:
+        """Have another process take the place of one that ended, later after each that did not come to serve."""
+        pause = next(self._pauses)
+        self._starts_at = time.monotonic() + pause
+        logger.error("The process %d ended with %d; another one takes its place in %g s", self._number, code, pause)
+
+
+def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agreement, serves: Any) -> None:
     configure_logging(serving.log_format)
+
+    def started() -> None:
+        serves[place] = 1
+
     try:
-        finished = serve(serving, listening, supervised=True, agreement=agreement)
+        finished = serve(
+            serving,
+            listening,
+            supervised=True,
+            started=started,
+            workers=lambda: (len(serves), sum(serves)),
+            agreement=agreement,
+        )
     except RmPluginsError as error:
         logger.error("%s", error)
         raise SystemExit(_COULD_NOT_START) from None

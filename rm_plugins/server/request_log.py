@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -12,6 +14,9 @@ from typing import Any, Literal
 logger = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
+
+_MOST_A_MINUTE = 20
+_MOST_CHARACTERS = 8_000
 
 current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default=None)
 """The fields of the line of the request that runs here, for those who serve it to add to."""
@@ -32,10 +37,50 @@ def _shown(value: Any) -> str:
 def configure_logging(form: Literal["json", "text"]) -> None:
     """Have everything logged to standard error, a line of JSON or of text each."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(_JsonLines() if form == "json" else _TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Repeated())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class Repeated(logging.Filter):
+    """Lets through as many records of one place in the code as may come in a minute, and says how many did not.
+
+    The lines of requests pass: they are short, and there is one for each.
+    """
+
+    def __init__(self, most: int = _MOST_A_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._most = most
+        self._clock = clock
+        self._counts: dict[tuple[str, str, int], tuple[int, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written."""
+        if hasattr(record, "fields"):
+            return True
+        minute = int(self._clock() // 60)
+        place = (record.name, record.pathname, record.lineno)
+        since, number = self._counts.get(place, (minute, 0))
+        if since != minute:
+            if number > self._most:
+                record.msg = f"{record.getMessage()} [{number - self._most} records like this were left out]"
+                record.args = ()
+            number = 0
+        self._counts[place] = (minute, number + 1)
+        return number < self._most
+
+
+def shortened(text: str) -> str:
+    """A text of a record, with its middle left out where it is too long."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    half = _MOST_CHARACTERS // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} characters were left out ...\n{text[-half:]}"
+
+
+class _TextLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shortened(super().format(record))
 
 
 class _JsonLines(logging.Formatter):
@@ -46,7 +91,7 @@ class _JsonLines(logging.Formatter):
             "logger": record.name,
         }
         fields = getattr(record, "fields", None)
-        line |= {"message": record.getMessage()} if fields is None else fields
+        line |= {"message": shortened(record.getMessage())} if fields is None else fields
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = shortened(self.formatException(record.exc_info))
         return json.dumps(line, default=str)

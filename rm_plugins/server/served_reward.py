@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
-from rm_plugins.identity import fingerprint, manifests_of
+from rm_plugins.identity import fingerprint, manifests_of, shown_spec
 from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
 from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.scores import Scores
 from rm_plugins.spec import load
 from rm_plugins.wire import sample_to_json
 
@@ -24,45 +28,91 @@ _MICRO_BATCHES = 16
 """Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most on a CPU."""
 
 
-class ServedReward:
-    """A loaded reward; the server owns it from now on.
+@dataclass(frozen=True, slots=True)
+class RewardFacts:
+    """What a server knows of a loaded reward without asking it.
 
     Args:
-        provider: The reward.
-        source: What to load it from again; its own spec by default.
+        label: What it is called.
+        names: What it may be called in requests: its label, and what it was loaded from, which is its name at other servers.
+        spec: What it is made of; None where it was made in Python.
+        shown_spec: The same without anything that is secret.
+        fingerprint: Of its weights, rendering and spec.
+        manifests: By path in the spec, the digests of its models' manifests.
+        takes_rendered: Whether texts and token ids are scored as they are.
+        is_merged: Whether samples of several requests may be scored together.
+        is_concurrent: Whether it waits for others rather than computes.
+        learns: The parts of it that learn from what they score.
+        batch_tokens: How many tokens to score together where nothing else is said.
+        vocabulary: How many token ids every model of it knows; 0 where there is none, without end where it is not known.
+        max_length: Most token ids that every model of it takes.
     """
 
-    def __init__(self, provider: Provider, source: str | Path | Mapping[str, Any] | None = None) -> None:
-        self.provider = provider
-        self.source = provider.spec if source is None else source
-        self.label = provider.label or provider.name
-        called = self.source.get("model") if isinstance(self.source, Mapping) else self.source
-        self.names = tuple(dict.fromkeys([self.label, *([str(called)] if isinstance(called, (str, Path)) else [])]))
-        """What it may be called in requests: its label, and what it was loaded from, which is its name at other servers."""
-        parts = dict(provider.walk())
-        self.takes_rendered = all(part.renderer is not None for part in parts.values() if not part.children)
-        self.is_merged = not any(depends_on_batch(part) for part in parts.values())
-        self.learns = [part.called for part in parts.values() if learns_while_scoring(part)]
-        self.manifests = {path: manifest.digest for path, manifest in manifests_of(provider).items()}
-        self.fingerprint = fingerprint(provider)
-        self._rendering = {path: part for path, part in parts.items() if part.renderer is not None}
-        limits = [part.renderer.rendering.max_length for part in self._rendering.values()]
-        self._max_length = min((limit for limit in limits if limit is not None), default=None)
-        self._models: list[TrainedReward] = [model for part in parts.values() for model in part.models.values()]
-        embeddings = [embedded_tokens(model.model) for model in self._models]
-        elsewhere = [len(part.renderer.tokenizer) for part in self._rendering.values() if not part.models]
-        self._vocabulary = min([*embeddings, *elsewhere], default=0)
+    label: str
+    names: tuple[str, ...]
+    spec: Mapping[str, Any] | None
+    shown_spec: Mapping[str, Any] | None
+    fingerprint: str
+    manifests: Mapping[str, str]
+    takes_rendered: bool
+    is_merged: bool
+    is_concurrent: bool
+    learns: tuple[str, ...]
+    batch_tokens: int
+    vocabulary: float
+    max_length: int | None
 
-    @classmethod
-    def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:
-        """Load what a spec describes, as `rm_plugins.load` does."""
-        return cls(load(spec), spec)
+
+class HostedReward(ABC):
+    """A loaded reward, in this process or in another one; the server owns it from now on.
+
+    Args:
+        facts: What is known of it.
+        source: What to load it from again; None where it cannot be.
+    """
+
+    def __init__(self, facts: RewardFacts, source: str | Path | Mapping[str, Any] | None) -> None:
+        self.facts = facts
+        self.source = source
 
     @property
-    def batch_tokens(self) -> int:
-        """How many tokens to score together where nothing else is said."""
-        budgets = [model.engine.max_tokens for model in self._models]
-        return _MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS
+    def fingerprint(self) -> str:
+        """Of its weights, rendering and spec."""
+        return self.facts.fingerprint
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can score now."""
+        return True
+
+    @abstractmethod
+    def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
+        """Score the samples of requests; see `rm_plugins.batching.isolation.score_requests`.
+
+        Raises:
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+        """What each model makes of each sample; models that make the same are named once.
+
+        Raises:
+            DataError: A chat template refuses a sample.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def again(self) -> HostedReward:
+        """Load the same source once more.
+
+        Raises:
+            RmPluginsError: It cannot be loaded.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the reward holds."""
 
     def check(self, sample: Sample) -> None:
         """Refuse a sample that the reward cannot be given.
@@ -81,25 +131,57 @@ class ServedReward:
             _check_columns(sample.columns)
 
     def _check_rendered(self, sample: RenderedSample) -> None:
-        if not self.takes_rendered:
+        facts = self.facts
+        if not facts.takes_rendered:
             raise DataError(
-                f"It is a text or token ids to be scored as they are, which only a model can, and {self.label!r} is made of "
+                f"It is a text or token ids to be scored as they are, which only a model can, and {facts.label!r} is made of "
                 "other parts too. Send prompt and completion."
             )
         ids = sample.token_ids
         if ids is None:
             return
-        if max(ids) >= self._vocabulary:
-            raise DataError(f"It has a token id above {self._vocabulary - 1}, the last that the model knows.")
-        if self._max_length is not None and len(ids) > self._max_length:
-            raise DataError(f"It has {len(ids)} token ids; the model takes at most {self._max_length}. Truncate them.")
+        if max(ids) >= facts.vocabulary:
+            raise DataError(f"It has a token id above {facts.vocabulary - 1}, the last that the model knows.")
+        if facts.max_length is not None and len(ids) > facts.max_length:
+            raise DataError(f"It has {len(ids)} token ids; the model takes at most {facts.max_length}. Truncate them.")
+
+
+class RewardGone(Exception):
+    """The process that the reward lives in ended before it had answered; the message says why."""
+
+
+class ServedReward(HostedReward):
+    """A reward in this process.
+
+    Args:
+        provider: The reward.
+        source: What to load it from again; its own spec by default.
+    """
+
+    def __init__(self, provider: Provider, source: str | Path | Mapping[str, Any] | None = None) -> None:
+        self.provider = provider
+        parts = dict(provider.walk())
+        self._rendering = {path: part for path, part in parts.items() if part.renderer is not None}
+        super().__init__(_facts_of(provider, source), provider.spec if source is None else source)
+
+    @classmethod
+    def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:
+        """Load what a spec describes, as `rm_plugins.load` does."""
+        return cls(load(spec), spec)
+
+    def again(self) -> ServedReward:
+        """Load the same source once more."""
+        assert self.source is not None
+        return self.load(self.source)
+
+    def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
+        """Score the samples of requests, in the thread that calls."""
+        # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
+        by_row = self.facts.is_merged and not self.facts.is_concurrent
+        return score_requests(self.provider, requests, names, merges=self.facts.is_merged, by_row=by_row)
 
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model makes of each sample; models that make the same are named once.
-
-        Raises:
-            DataError: A chat template refuses a sample.
-        """
+        """What each model makes of each sample, in the thread that calls."""
         renderings = []
         for row, sample in enumerate(samples):
             try:
@@ -129,6 +211,34 @@ class ServedReward:
     def close(self) -> None:
         """Give back what the reward holds."""
         self.provider.close()
+
+
+def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None) -> RewardFacts:
+    source = provider.spec if source is None else source
+    label = provider.label or provider.name
+    called = source.get("model") if isinstance(source, Mapping) else source
+    parts = dict(provider.walk())
+    renderers = [(part, part.renderer) for part in parts.values() if part.renderer is not None]
+    limits = [renderer.rendering.max_length for _, renderer in renderers]
+    models: list[TrainedReward] = [model for part in parts.values() for model in part.models.values()]
+    embeddings = [embedded_tokens(model.model) for model in models]
+    elsewhere = [len(renderer.tokenizer) for part, renderer in renderers if not part.models]
+    budgets = [model.engine.max_tokens for model in models]
+    return RewardFacts(
+        label=label,
+        names=tuple(dict.fromkeys([label, *([str(called)] if isinstance(called, (str, Path)) else [])])),
+        spec=provider.spec,
+        shown_spec=shown_spec(provider),
+        fingerprint=fingerprint(provider),
+        manifests={path: manifest.digest for path, manifest in manifests_of(provider).items()},
+        takes_rendered=all(part.renderer is not None for part in parts.values() if not part.children),
+        is_merged=not any(depends_on_batch(part) for part in parts.values()),
+        is_concurrent=provider.concurrent,
+        learns=tuple(part.called for part in parts.values() if learns_while_scoring(part)),
+        batch_tokens=_MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS,
+        vocabulary=min([*embeddings, *elsewhere], default=0),
+        max_length=min((limit for limit in limits if limit is not None), default=None),
+    )
 
 
 def characters(sample: Sample) -> int:

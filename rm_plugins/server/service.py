@@ -7,23 +7,21 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rm_plugins import __version__
 from rm_plugins.batching.batcher import Batcher, Overloaded, Stopped
-from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError, RmPluginsError
-from rm_plugins.identity import shown_spec
 from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
-from rm_plugins.server.dialects.dialect import Problem, Scored
+from rm_plugins.server.aside import at_home
+from rm_plugins.server.dialects.dialect import Problem, Scored, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
-from rm_plugins.server.served_reward import ServedReward, characters
+from rm_plugins.server.served_reward import HostedReward, RewardGone, characters
 from rm_plugins.server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class _Work:
 
     samples: Sequence[Sample]
     name: str
-    reward: ServedReward
+    reward: HostedReward
     sizes: dict[int, int] = field(default_factory=dict)
     refused: dict[int, RmPluginsError] = field(default_factory=dict)
 
@@ -49,7 +47,8 @@ class _Work:
 
     @property
     def refusal(self) -> Problem:
-        row, error = next(iter(self.refused.items()))
+        row = min(self.refused)
+        error = self.refused[row]
         return Problem("invalid", f"item {row}: {error}")
 
     def completed(self, scores: Scores) -> Scores:
@@ -64,10 +63,10 @@ class Service:
     joins: Callable[[str], None] | None = None
     """Agrees with the other processes of the server to serve the reward of a fingerprint, or raises."""
 
-    def __init__(self, reward: ServedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
+    def __init__(self, reward: HostedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
         self.settings = settings
-        self.names: Sequence[str] = (settings.model_name,) if settings.model_name else reward.names
+        self.names: Sequence[str] = (settings.model_name,) if settings.model_name else reward.facts.names
         self.name = self.names[0]
         self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
@@ -75,7 +74,8 @@ class Service:
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
         self._loader: asyncio.Task[None] | None = None
-        self._batcher: Batcher[_Work, tuple[Scores, ServedReward]] = Batcher(
+        self._stopping: asyncio.Future[bool] | None = None
+        self._batcher: Batcher[_Work, tuple[Scores, HostedReward]] = Batcher(
             self._run,
             **self._shape(reward),
             max_items=settings.max_queue_items,
@@ -89,7 +89,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are accepted."""
-        return not self._batcher.is_stopping
+        return not self._batcher.is_stopping and self.reward.is_alive
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -99,10 +99,10 @@ class Service:
             "server": f"rm-plugins {__version__}",
             "model": self.name,
             "fingerprint": self.reward.fingerprint,
-            "manifests": self.reward.manifests,
+            "manifests": self.reward.facts.manifests,
             "max_items": self.max_items,
-            "rendered": self.reward.takes_rendered,
-            "spec": shown_spec(self.reward.provider),
+            "rendered": self.reward.facts.takes_rendered,
+            "spec": self.reward.facts.shown_spec,
         }
 
     @property
@@ -116,20 +116,23 @@ class Service:
 
     async def stop(self) -> bool:
         """Refuse new requests and finish the others, within the settings' time; returns whether all were."""
-        return await self._batcher.stop(self.settings.drain_seconds)
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._batcher.stop(self.settings.drain_seconds))
+        return await asyncio.shield(self._stopping)
 
     def close(self) -> None:
         """Give back what the reward holds."""
         self.reward.close()
 
+    @at_home
     async def score(self, samples: Sequence[Sample]) -> Scored:
         """Score samples of the request that is answered here; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
         if not samples:
             return Scored(
-                [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.manifests}
+                [], fingerprint=reward.fingerprint, metadata={"tokens": 0, "truncated": 0, "manifests": reward.facts.manifests}
             )
-        work = self._work(samples, reward, self.request_id)
+        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
         if not work.sizes:
             raise work.refusal
         fields = current_fields.get()
@@ -161,18 +164,20 @@ class Service:
             errors,
             invalid,
             reward.fingerprint,
-            {"tokens": tokens, "truncated": truncated, "manifests": reward.manifests},
+            {"tokens": tokens, "truncated": truncated, "manifests": reward.facts.manifests},
         )
 
+    @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
-        work = self._work(samples, reward, self.request_id)
+        work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
         if work.refused:
             raise work.refusal
         with _problems():
             return await self._batcher.call(reward.render, samples)
 
+    @at_home
     async def reload(self) -> bool:
         """Load the spec again, in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
         if self._reload_all is None:
@@ -209,7 +214,7 @@ class Service:
         if old.source is None:
             raise Problem("invalid", "this reward was made in Python, not from a spec, so that there is nothing to load again")
         try:
-            new = await asyncio.to_thread(self._loaded, old.source)
+            new = await asyncio.to_thread(self._again, old)
         except Exception as error:
             self.metrics.reloaded("failed")
             with suppress(RmPluginsError):
@@ -222,7 +227,7 @@ class Service:
             ) from error
         changed = new.fingerprint != old.fingerprint
         self.metrics.reloaded("changed" if changed else "unchanged")
-        if not changed and new.provider.spec == old.provider.spec:
+        if not changed and new.facts.spec == old.facts.spec:
             new.close()
             logger.info("The reward is the same as before: %s", old.fingerprint[:12])
             return False
@@ -240,9 +245,9 @@ class Service:
         await asyncio.to_thread(old.close)
         return changed
 
-    def _loaded(self, source: str | Path | Mapping[str, Any]) -> ServedReward:
+    def _again(self, old: HostedReward) -> HostedReward:
         """What the spec describes now, if the other processes serve it as well, or will."""
-        new = ServedReward.load(source)
+        new = old.again()
         try:
             self._join(new)
         except RmPluginsError:
@@ -250,50 +255,61 @@ class Service:
             raise
         return new
 
-    def _join(self, reward: ServedReward) -> None:
+    def _join(self, reward: HostedReward) -> None:
         if self.joins is not None:
             self.joins(reward.fingerprint)
 
-    def _shape(self, reward: ServedReward) -> dict[str, Any]:
-        tokens = self.settings.max_batch_tokens or reward.batch_tokens
-        threads = self.settings.threads if reward.provider.concurrent else 1
-        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": reward.is_merged}
+    def _shape(self, reward: HostedReward) -> dict[str, Any]:
+        tokens = self.settings.max_batch_tokens or reward.facts.batch_tokens
+        threads = self.settings.threads if reward.facts.is_concurrent else 1
+        return {"budget": _CHARACTERS_A_TOKEN * tokens, "threads": threads, "merges": reward.facts.is_merged}
 
-    def _warn(self, reward: ServedReward) -> None:
-        for part in reward.learns:
+    def _warn(self, reward: HostedReward) -> None:
+        for part in reward.facts.learns:
             logger.warning(
                 "%s learns from what it scores, so that what a client is answered depends on what all clients have sent. Use settings "
                 "that are fixed, or serve it to one trainer alone.",
                 part,
             )
 
-    def _work(self, samples: Sequence[Sample], reward: ServedReward, name: str) -> _Work:
-        if len(samples) > self.max_items:
-            raise Problem("too-large", f"{len(samples)} samples were sent; at most {self.max_items} are taken at a time")
+    def _work(self, samples: Sequence[Sample], reward: HostedReward, name: str) -> _Work:
+        check_count(self, len(samples))
         work = _Work(samples, name, reward)
+        sizes: dict[int, int] = {}
         for row, sample in enumerate(samples):
             try:
-                work.sizes[row] = self._checked_size(sample, reward)
+                sizes[row] = self._size(sample)
+            except DataError as error:
+                work.refused[row] = error
+        if (
+            size := sum(sizes.values())
+        ) > self.settings.max_queue_characters:  # one long prompt may be that of many completions
+            most = self.settings.max_queue_characters
+            raise Problem("too-large", f"the samples have {size:,} characters together; at most {most:,} are taken at a time")
+        for row, size in sizes.items():
+            try:
+                reward.check(samples[row])
+                work.sizes[row] = size
             except DataError as error:
                 work.refused[row] = error
         return work
 
-    def _checked_size(self, sample: Sample, reward: ServedReward) -> int:
+    def _size(self, sample: Sample) -> int:
         size = characters(sample)
         if size > self.settings.max_characters:
             raise DataError(f"It has {size:,} characters; at most {self.settings.max_characters:,} are taken.")
-        reward.check(sample)
         return size + _CHARACTERS_BESIDE
 
-    def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, ServedReward] | Exception]:
+    def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, HostedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
         reward = self.reward  # perhaps loaded after a request had come
         works = [work if work.reward is reward else self._work(work.samples, reward, work.name) for work in works]
         asked = [work for work in works if work.sizes]
         requests, names = [work.sound for work in asked], [work.name for work in asked]
-        # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
-        by_row = reward.is_merged and not reward.provider.concurrent
-        scored = iter(score_requests(reward.provider, requests, names, merges=reward.is_merged, by_row=by_row))
+        try:
+            scored = iter(reward.score(requests, names) if requests else [])
+        except RewardGone as error:
+            return [_gone(error) for _ in works]
         return [(work.completed(next(scored)), reward) if work.sizes else work.refusal for work in works]
 
 
@@ -310,8 +326,14 @@ def _problems() -> Iterator[None]:
         ) from None
     except Stopped:
         raise Problem("unavailable", "the server is stopping", headers={"Retry-After": "1"}) from None
+    except RewardGone as error:
+        raise _gone(error) from error
     except DataError as error:
         raise Problem("invalid", str(error)) from error
+
+
+def _gone(error: RewardGone) -> Problem:
+    return Problem("unavailable", f"{error}; it is started again", headers={"Retry-After": "5"})
 
 
 def _told(error: Exception) -> str:

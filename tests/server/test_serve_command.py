@@ -15,16 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx2
 import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
 from rm_plugins.errors import ModelError
-from rm_plugins.server import ServedReward
+from rm_plugins.server import ServedReward, Settings
 from rm_plugins.server.agreement import Agreement
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +191,7 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
             assert score(client, "x").json()["rewards"][0]["reward"] == 1.0
         assert "rm_plugins_samples_total 12.0" in client.get("/metrics").text
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
-        assert client.post("/v1/reload").json()["changed"]
+        assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
         process.said("Another reward scores", times=2)
         assert {score(client, "x").json()["rewards"][0]["reward"] for _ in range(12)} == {2.0}
         os.kill(process.workers()[0], signal.SIGKILL)
@@ -255,6 +257,28 @@ def test_what_cannot_be_loaded_ends_all_processes(start: Start, tmp_path: Path) 
     process = start("rules:absent", "--workers", "2")
     assert process.ended() == 1
     assert any("'rules:absent' cannot be imported" in str(line["message"]) for line in process.lines)
+
+
+def test_every_option_and_every_limit_is_documented() -> None:
+    serve: Any = main.get_command(click.Context(main), "serve")
+    options = {option for parameter in serve.params for option in parameter.opts if option.startswith("--")}
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("serving", "security")}
+    assert not [option for option in options if option not in pages["serving"]]
+    for setting in fields(Settings):
+        option = next((one for one in serve.params if one.name == setting.name), None)
+        if option is not None and isinstance(setting.default, float | int) and option.opts[0] != "--max-batch-tokens":
+            row = next(
+                line for line in pages["security"].splitlines() if line.startswith("| ") and f"`{option.opts[0]}`" in line
+            )
+            value: Any = setting.default
+            shown = (
+                f"{value // 2**20} MiB"
+                if value % 2**20 == 0
+                else f"{value // 1024} KiB"
+                if "bytes" in setting.name
+                else f"{value:,g}"
+            )
+            assert shown in row or f"{value:,.0f}" in row, (option.opts, shown)
 
 
 class TestBeforeItStarts:

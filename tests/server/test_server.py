@@ -139,7 +139,8 @@ class TestRewards:
             url = urlsplit(str(client.base_url))
             with socket.create_connection((url.hostname or "", url.port or 0)) as connection:
                 body = json.dumps({"samples": [{"prompt": "", "completion": "left"}]}).encode()
-                head = f"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                kind = "Content-Type: application/json"
+                head = f"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
                 connection.sendall(head.encode() + body)
                 until(lambda: metric(client, "queue_items") == 1)
             until(lambda: metric(client, "queue_items") == 0)

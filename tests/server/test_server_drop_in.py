@@ -141,7 +141,7 @@ def test_json_is_taken_however_it_is_called(client: httpx2.Client, kind: str, co
 
 
 def test_what_takes_no_body_needs_no_type(client: httpx2.Client) -> None:
-    assert "made in Python" in client.post("/v1/reload").json()["error"]["message"]
+    assert "made in Python" in client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["error"]["message"]
 
 
 def test_a_client_of_triton_is_told_what_to_set(client: httpx2.Client) -> None:

@@ -122,7 +122,10 @@ class TestReload:
         (before,) = rm.load(folder).score(SAMPLES[:1]).values
         with served(ServedReward.load(str(folder))) as client, ThreadPoolExecutor(8) as pool:
             old = client.get("/v1/info").json()["fingerprint"]
-            assert client.post("/v1/reload").json() == {"fingerprint": old, "changed": False}
+            assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json() == {
+                "fingerprint": old,
+                "changed": False,
+            }
             change_weights(folder, 0.25)
             (after,) = rm.load(folder).score(SAMPLES[:1]).values
             ending = threading.Event()
@@ -135,7 +138,7 @@ class TestReload:
                 return found
 
             sending = [pool.submit(send) for _ in range(4)]
-            answer = client.post("/v1/reload").json()
+            answer = client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()
             new = answer["fingerprint"]
             assert answer["changed"] and new != old
             rewarded(client, SAMPLES[:1])
@@ -153,12 +156,12 @@ class TestReload:
         spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
         with served(ServedReward.load(str(spec))) as client:
             spec.write_text("{provider: constant, value: [}", encoding="utf-8")
-            message = problem(client.post("/v1/reload"), 500, "failed")
+            message = problem(client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}), 500, "failed")
             assert "the earlier one goes on" in message
             assert str(tmp_path) not in message
             assert values(rewarded(client, SAMPLES[:1])) == [1.0]
             spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
-            assert client.post("/v1/reload").json()["changed"]
+            assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
             assert values(rewarded(client, SAMPLES[:1])) == [2.0]
             assert metric(client, "reloads_total") == 2
         assert "could not be loaded again" in caplog.text
@@ -187,7 +190,7 @@ class TestReload:
             taken = pool.submit(client.post, "/v1/rewards", json={"samples": [{"text": "a"}]})
             pairs = [pool.submit(rewarded, client, pair) for _ in range(8)]
             until(lambda: metric(client, "queue_items") == 17)
-            reloading = pool.submit(client.post, "/v1/reload")
+            reloading = pool.submit(client.post, "/v1/reload", headers={"X-RM-Plugins": "reload"})
             until(lambda: client.get("/v1/info").json()["fingerprint"] != reward.fingerprint)
             may.set()
             assert running.result()["fingerprint"] == reward.fingerprint
@@ -197,7 +200,7 @@ class TestReload:
             assert reloading.result().json()["changed"]
 
     def test_what_was_made_in_python_cannot_be_loaded_again(self, simple: httpx2.Client) -> None:
-        assert "made in Python" in problem(simple.post("/v1/reload"), 422, "invalid")
+        assert "made in Python" in problem(simple.post("/v1/reload", headers={"X-RM-Plugins": "reload"}), 422, "invalid")
 
 
 class TestAServerBehindTheServer:

@@ -17,6 +17,7 @@ Cause: TypeAlias = Literal[
     "too-large",
     "unsupported",  # a body that is not sent as JSON, or is compressed
     "unauthorized",
+    "forbidden",  # a page of another site, a name that is not the server's, or who may not operate it
     "not-found",
     "overload",
     "unavailable",  # stopping, or not ready yet
@@ -28,6 +29,7 @@ STATUS: Mapping[Cause, int] = {
     "too-large": 413,
     "unsupported": 415,
     "unauthorized": 401,
+    "forbidden": 403,
     "not-found": 404,
     "overload": 429,
     "unavailable": 503,
@@ -180,6 +182,16 @@ def check_model(scorer: Scorer, model: str) -> None:
     if model not in scorer.names:
         served = " or ".join(map(repr, scorer.names))
         raise Problem("not-found", f"the model {model!r:.200} does not exist; this server has {served}")
+
+
+def check_count(scorer: Scorer, number: int) -> None:
+    """Refuse more samples than a request may have, before anything is made of them.
+
+    Raises:
+        Problem: There are too many.
+    """
+    if number > scorer.max_items:
+        raise Problem("too-large", f"{number} samples were sent; at most {scorer.max_items} are taken at a time")
 
 
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from rm_plugins import __version__
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, check_model, score_all, text_sample
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scored, Scorer, check_count, check_model, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 _IDS = ("input_ids", "token_ids", "tokens")
@@ -192,6 +192,7 @@ def _samples(scorer: Scorer, body: Infer) -> list[Sample]:
     tensors = {tensor.name: tensor for tensor in body.inputs if tensor.name not in _IGNORED}
     if len(tensors) < len([tensor for tensor in body.inputs if tensor.name not in _IGNORED]):
         raise Problem("invalid", "an input is there twice")
+    check_count(scorer, max((tensor.shape[0] for tensor in tensors.values()), default=0))
     match sorted(tensors):
         case ["sentences"]:
             add = body.parameters.get("add_special_tokens", False)

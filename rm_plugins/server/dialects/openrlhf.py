@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Problem, Scorer, score_all, text_sample
+from rm_plugins.server.dialects.dialect import Problem, Scorer, check_count, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
 
 
@@ -76,6 +76,7 @@ class OpenRLHF(DropIn):
 
 def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:
     queries = [body.query] if isinstance(body.query, str) else body.query
+    check_count(scorer, len(queries))
     prompts = body.prompts or [None] * len(queries)
     labels = body.labels or [None] * len(queries)
     for name, given in (("prompts", prompts), ("labels", labels)):

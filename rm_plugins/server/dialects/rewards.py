@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from rm_plugins.errors import DataError
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer
+from rm_plugins.server.dialects.dialect import Dialect, Problem, Scorer, check_count
 from rm_plugins.wire import sample_from_json
 
 _MESSAGES = {
@@ -179,7 +179,7 @@ class Native(Dialect):
         @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False)
         async def rewards(body: RewardsRequest) -> Response:
             """Score samples. What is wrong with one of them is said in its place, and the others are scored."""
-            samples, errors = _samples(body.samples, scorer.max_items)
+            samples, errors = _samples(scorer, body.samples)
             if errors and not samples:
                 raise _problem(errors)
             scored = await scorer.score([*samples.values()])
@@ -218,7 +218,7 @@ class Native(Dialect):
         @router.post("/v1/render", response_model=RenderAnswer)
         async def render(body: RenderRequest) -> Response:
             """The texts and tokens that the models of the reward are given; none where nothing renders."""
-            samples, errors = _samples(body.samples, scorer.max_items)
+            samples, errors = _samples(scorer, body.samples)
             if errors:
                 raise _problem(errors)
             return _json({"renderings": await scorer.render([*samples.values()])})
@@ -226,18 +226,20 @@ class Native(Dialect):
         @router.post("/v1/reload", response_model=ReloadAnswer)
         async def reload(request: Request) -> Response:
             """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
-            if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                raise Problem("invalid", "this is asked for by a page of another site")
+            if not request.state.may_operate:
+                raise Problem(
+                    "forbidden",
+                    "without a key, only this machine may ask for it, with the header X-RM-Plugins: reload; or send the process SIGHUP",
+                )
             changed = await scorer.reload()
             return _json({"fingerprint": scorer.fingerprint, "changed": changed})
 
         return router
 
 
-def _samples(values: Sequence[Any], max_items: int) -> tuple[dict[int, Sample], dict[int, str]]:
+def _samples(scorer: Scorer, values: Sequence[Any]) -> tuple[dict[int, Sample], dict[int, str]]:
     """The samples by row, and what is wrong with those that are none."""
-    if len(values) > max_items:
-        raise Problem("too-large", f"{len(values)} samples were sent; at most {max_items} are taken at a time")
+    check_count(scorer, len(values))
     samples: dict[int, Sample] = {}
     errors: dict[int, str] = {}
     for row, value in enumerate(values):

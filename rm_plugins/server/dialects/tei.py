@@ -26,6 +26,7 @@ _ERROR_TYPES: Mapping[Cause, str] = {
     "too-large": "Validation",
     "unsupported": "Validation",
     "unauthorized": "Unauthorized",
+    "forbidden": "Unauthorized",
     "not-found": "Validation",
     "overload": "Overloaded",
     "unavailable": "Unhealthy",

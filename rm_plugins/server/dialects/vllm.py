@@ -22,7 +22,17 @@ from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
-from rm_plugins.server.dialects.dialect import STATUS, Cause, Problem, Scored, Scorer, check_model, score_all, text_sample
+from rm_plugins.server.dialects.dialect import (
+    STATUS,
+    Cause,
+    Problem,
+    Scored,
+    Scorer,
+    check_count,
+    check_model,
+    score_all,
+    text_sample,
+)
 from rm_plugins.server.dialects.drop_in import DropIn, probability
 
 _Entry = TypeVar("_Entry")
@@ -109,13 +119,13 @@ class VLLM(DropIn):
         async def score(
             request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
         ) -> bodies.Answer[bodies.ScoredPair]:
-            values, scored = await _scored(scorer, body, _pairs(*body.sides))
+            values, scored = await _scored(scorer, body, _pairs(scorer, *body.sides))
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
             return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = [body.documents] if isinstance(body.documents, str) else body.documents
-            values, scored = await _scored(scorer, body, _pairs(body.query, documents))
+            values, scored = await _scored(scorer, body, _pairs(scorer, body.query, documents))
             order = sorted(range(len(values)), key=lambda row: values[row], reverse=True)[: body.top_n or None]
             results = [
                 bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
@@ -181,6 +191,7 @@ def _inputs(scorer: Scorer, body: bodies.Completions | bodies.Chat) -> list[Samp
         return [Sample(messages[:-1], messages[-1:], columns)]
     given = body.input
     rows = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    check_count(scorer, len(rows))
     return [text_sample(scorer, row, add_special_tokens=body.add_special_tokens) for row in rows]
 
 
@@ -201,9 +212,10 @@ def _vector(value: float, body: bodies.PoolingCompletions | bodies.PoolingChat) 
     return base64.b64encode(packed).decode()
 
 
-def _pairs(prompts: str | list[str], completions: str | list[str]) -> list[Sample]:
+def _pairs(scorer: Scorer, prompts: str | list[str], completions: str | list[str]) -> list[Sample]:
     ones = [prompts] if isinstance(prompts, str) else prompts
     others = [completions] if isinstance(completions, str) else completions
+    check_count(scorer, max(len(ones), len(others)))
     if len(ones) > 1 and len(ones) != len(others):
         raise Problem("invalid", f"Input lengths must be either 1:1, 1:N or N:N, not {len(ones)}:{len(others)}")
     return [Sample(one, other) for one, other in zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True)]

@@ -1,0 +1,290 @@
+"""A reward in a process of its own: whatever it does there, the server answers, and ends, in time.
+
+A reward that holds Python's lock (a regular expression, a loop in C) stops every thread of its process. One that never returns, takes too
+much memory or crashes ends with its process, which is started again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from rm_plugins import errors
+from rm_plugins.errors import RmPluginsError, ScoringError
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+from rm_plugins.server.request_log import configure_logging
+from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, ServedReward
+
+logger = logging.getLogger(__name__)
+
+_BEATS_SECONDS = 2.0
+_SECONDS_OF_GRACE = 30.0
+"""How much longer than its time a process lives that neither answers nor can be ended by the one that started it."""
+_LONGEST_PAUSE_SECONDS = 60.0
+_CLOSING_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """How a process holds a reward.
+
+    Args:
+        threads: Batches that are scored at a time, where the reward waits for others rather than computes.
+        seconds: Most seconds for a batch.
+        log_format: How lines are logged.
+    """
+
+    threads: int = 8
+    seconds: float = 600.0
+    log_format: Literal["json", "text"] = "text"
+
+
+def pauses() -> Iterator[float]:
+    """Seconds before each new attempt to start what could not be started: 1, 2, 4 and so on, at most 60."""
+    pause = 1.0
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+class RewardProcess(HostedReward):
+    """A reward that another process holds, which is started again where it ends.
+
+    Args:
+        source: What the reward is loaded from.
+        hosting: How the process holds it.
+
+    Raises:
+        RmPluginsError: It cannot be loaded.
+    """
+
+    def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
+        self._hosting = hosting
+        self._numbers = count()
+        self._waiting: dict[int, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._why = "the reward's process ended"
+        self._source = source
+        self._connection: Connection | None
+        self._process, self._connection, facts = self._started()
+        super().__init__(facts, source)
+        threading.Thread(target=self._attend, name="rm-plugins-reward", daemon=True).start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process is there."""
+        return self._connection is not None
+
+    def again(self) -> RewardProcess:
+        """Load the same source in a further process."""
+        return RewardProcess(self._source, self._hosting)
+
+    def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
+        """Score the samples of requests there."""
+        scores: list[Scores] = self._ask("score", list(map(list, requests)), list(names))
+        return scores
+
+    def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+        """Have the models render samples there."""
+        renderings: list[list[dict[str, Any]]] = self._ask("render", list(samples))
+        return renderings
+
+    def close(self) -> None:
+        """End the process."""
+        self._closing.set()
+        killing = threading.Timer(_CLOSING_SECONDS, self._process.kill)
+        killing.daemon = True
+        killing.start()
+        with self._lock, suppress(OSError):
+            if self._connection is not None:
+                self._connection.send(None)
+        self._process.join()
+        killing.cancel()
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        number, answer = next(self._numbers), Future[Any]()
+        timer = threading.Timer(self._hosting.seconds, self._give_up, [self._process])
+        timer.daemon = True
+        timer.start()
+        try:
+            with self._lock:
+                if self._connection is None:
+                    raise RewardGone(self._why)
+                self._waiting[number] = answer
+                try:
+                    self._connection.send((number, name, arguments))
+                except OSError:
+                    raise RewardGone(self._why) from None
+            return answer.result()
+        finally:
+            timer.cancel()
+            self._waiting.pop(number, None)
+
+    def _give_up(self, process: Any) -> None:
+        self._why = f"the reward did not answer within {self._hosting.seconds:g} s"
+        logger.error("%s; its process %s is ended", self._why, process.pid)
+        process.kill()
+
+    def _started(self) -> tuple[Any, Connection, RewardFacts]:
+        """A process, how to speak to it, and what it holds.
+
+        Raises:
+            RmPluginsError: The reward cannot be loaded, or the process ended.
+        """
+        context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
+        process.start()
+        theirs.close()
+        try:
+            told = ours.recv()
+        except (EOFError, OSError):
+            process.join()
+            told = ScoringError(f"The process that loads the reward ended with {process.exitcode}.")
+        if isinstance(told, RewardFacts):
+            return process, ours, told
+        ours.close()
+        process.join(_CLOSING_SECONDS)
+        process.kill()
+        raise told
+
+    def _attend(self) -> None:
+        """Hand out the answers of the process, and start it again where it ends; runs in a thread."""
+        while not self._closing.is_set():
+            connection = self._connection
+            assert connection is not None
+            try:
+                while True:
+                    number, is_answer, result = connection.recv()
+                    answer = self._waiting.pop(number, None)
+                    if answer is not None:
+                        answer.set_result(result) if is_answer else answer.set_exception(result)
+            except (EOFError, OSError):
+                self._lost(connection)
+            if not self._closing.is_set():
+                self._start_again()
+
+    def _lost(self, connection: Connection) -> None:
+        with self._lock:
+            self._connection = None
+            answers, self._waiting = self._waiting, {}
+        connection.close()
+        for answer in answers.values():
+            answer.set_exception(RewardGone(self._why))
+
+    def _start_again(self) -> None:
+        self._process.join(_CLOSING_SECONDS)
+        logger.error("The reward's process %s ended with %s", self._process.pid, self._process.exitcode)
+        self._why = "the reward's process ended"
+        for pause in pauses():
+            if self._closing.wait(pause):
+                return
+            try:
+                process, connection, facts = self._started()
+            except RmPluginsError as error:
+                logger.error("The reward could not be loaded again, and is tried again: %s", error)
+                continue
+            if self._closing.is_set():
+                process.kill()
+                return
+            if facts.fingerprint == self.facts.fingerprint:
+                self._process, self._connection = process, connection
+                logger.warning("The reward has a new process, %s", process.pid)
+                return
+            connection.close()
+            process.kill()
+            self._why = "the reward's process ended, and its files have changed since it was loaded"
+            logger.error(
+                "%s: ask for a reload to serve %s in place of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
+            )
+
+
+def end_all() -> None:
+    """End every process that this one has started for a reward."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
+    """Load a reward, and do what comes through the connection until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process when it is done with it
+    configure_logging(hosting.log_format)
+    try:
+        reward = ServedReward.load(source)
+    except RmPluginsError as error:
+        connection.send(_plain(error))
+        return
+    except Exception as error:
+        logger.exception("The reward could not be loaded")
+        connection.send(ScoringError(f"The reward could not be loaded: {type(error).__name__}: {error}"))
+        return
+    sending = threading.Lock()
+
+    def answer(number: int, name: str, arguments: Any) -> None:
+        try:
+            result, is_answer = _done(reward, name, arguments), True
+        except BaseException as error:
+            if not isinstance(error, RmPluginsError):
+                logger.exception("The reward failed")
+            result, is_answer = _plain(error), False
+        with sending, suppress(OSError):
+            connection.send((number, is_answer, result))
+
+    threads = hosting.threads if reward.facts.is_concurrent else 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rm-plugins-score")
+    with suppress(EOFError, OSError):
+        connection.send(reward.facts)
+        while True:
+            # Where a thread holds Python's lock, this is not renewed, and the process ends by itself even if nobody else is left to do it.
+            faulthandler.dump_traceback_later(hosting.seconds + _SECONDS_OF_GRACE, exit=True)
+            if connection.poll(_BEATS_SECONDS):
+                request = connection.recv()
+                if request is None:
+                    break
+                pool.submit(answer, *request)
+    closing = threading.Thread(target=reward.close, daemon=True)
+    closing.start()
+    closing.join(_CLOSING_SECONDS / 2)
+    logging.shutdown()
+    os._exit(0)  # a thread may never return
+
+
+def _done(reward: ServedReward, name: str, arguments: Any) -> Any:
+    if name == "score":
+        return [_portable(scores) for scores in reward.score(*arguments)]
+    return reward.render(*arguments)
+
+
+def _portable(scores: Scores) -> Scores:
+    """Scores as they cross to another process: their columns, and errors that can be made again there."""
+    return Scores(
+        scores.values,
+        details=dict(scores.columns),
+        tokens=scores.tokens,
+        errors={row: _plain(error) for row, error in scores.errors.items()},
+    )
+
+
+def _plain(error: BaseException) -> RmPluginsError:
+    """An error of the nearest kind in `rm_plugins.errors`, with the same message and nothing else."""
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    kind = next(kinds, None)
+    if kind is None:
+        return ScoringError(f"The reward raised {type(error).__name__}: {error}")
+    plain: RmPluginsError = kind(str(error))
+    return plain

@@ -1,0 +1,170 @@
+"""A reward in a process of its own: the same scores, whatever becomes of the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rm_plugins as rm
+from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError
+from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.server import ServedReward
+from rm_plugins.server.reward_process import Hosting, RewardProcess, _plain, pauses
+from rm_plugins.server.served_reward import RewardGone
+from tests.server.conftest import SAMPLES, until
+
+RULES = """
+import re, time
+from rm_plugins.errors import DataError, ScoringError
+
+def odd(completions):
+    for completion in completions:
+        if completion == "lock":
+            re.match("(a+)+$", "a" * 60 + "b")
+        if completion == "hang":
+            time.sleep(1e6)
+        if completion == "exit":
+            import os
+            os._exit(7)
+        if completion == "data":
+            raise DataError("it cannot be read")
+        if completion == "bug":
+            raise ZeroDivisionError("a bug")
+    return [None if completion == "abstain" else float(len(completion)) for completion in completions]
+"""
+
+Hosted = Callable[..., RewardProcess]
+
+
+@pytest.fixture
+def hosted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
+    """Has a process hold a reward until the end of the test."""
+    (tmp_path / "odd_rules.py").write_text(RULES, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("rm_plugins.server.reward_process.pauses", lambda: iter([0.05] * 1_000))
+    rewards: list[RewardProcess] = []
+
+    def hold(source: Any, **hosting: Any) -> RewardProcess:
+        rewards.append(RewardProcess(source, Hosting(**hosting)))
+        return rewards[-1]
+
+    yield hold
+    for reward in rewards:
+        reward.close()
+
+
+def of(*texts: str) -> list[Sample]:
+    return [Sample("", text) for text in texts]
+
+
+def test_scores_renders_and_says_the_same_as_in_this_process(hosted: Hosted, tiny_decoder: Any) -> None:
+    folder = str(tiny_decoder())
+    spec = {"provider": "ensemble", "members": [folder, {"provider": "sequence-classifier", "model": folder}]}
+    here, there = ServedReward.load(spec), hosted(spec)
+    assert there.facts == here.facts
+    requests: list[list[Sample]] = [SAMPLES[:2], SAMPLES[2:], [RenderedSample.of([5, 6]), RenderedSample.of("rivers")]]
+    names = ["a", "b", "c"]
+    for mine, theirs in zip(here.score(requests, names), there.score(requests, names), strict=True):
+        np.testing.assert_allclose(theirs.values, mine.values, rtol=0, atol=1e-5)
+        assert theirs.columns.keys() == mine.columns.keys()
+        assert theirs.tokens is not None and mine.tokens is not None
+        np.testing.assert_array_equal(theirs.tokens.used, mine.tokens.used)
+    assert there.render(SAMPLES) == here.render(SAMPLES)
+
+
+def test_failures_keep_their_kind_row_and_message(hosted: Hosted) -> None:
+    reward = hosted("odd_rules:odd")
+    (scores,) = reward.score([of("abc", "data", "abstain", "bug")], ["a"])
+    assert scores.values[0] == 3.0 and np.isnan(scores.values[1:]).all()
+    assert {row: type(error) for row, error in scores.errors.items()} == {1: DataError, 3: ScoringError}
+    assert "a bug" in str(scores.errors[3])
+    assert str(scores.errors[1]) == "it cannot be read"
+
+
+def test_an_error_of_a_plug_ins_own_kind_becomes_the_nearest_that_everybody_knows() -> None:
+    class Fussy(AnswerError):
+        def __init__(self, one: int, other: int) -> None:
+            super().__init__(f"{one} and {other}")
+
+    assert type(_plain(Fussy(1, 2))) is AnswerError
+    assert str(_plain(Fussy(1, 2))) == "1 and 2"
+    assert type(_plain(KeyError("x"))) is ScoringError
+
+
+def test_what_cannot_be_loaded_is_said_as_in_this_process(hosted: Hosted) -> None:
+    with pytest.raises(SpecError) as here:
+        rm.load({"provider": "constant"})
+    with pytest.raises(SpecError) as there:
+        hosted({"provider": "constant"})
+    assert str(there.value) == str(here.value)
+
+
+@pytest.mark.parametrize("end", ["crash", "signal"])
+def test_one_that_ends_is_started_again(end: str, hosted: Hosted) -> None:
+    reward = hosted("odd_rules:odd")
+    before = reward._process.pid
+    if end == "crash":
+        with pytest.raises(RewardGone, match="process ended"):
+            reward.score([of("exit")], ["a"])
+    else:
+        os.kill(before, signal.SIGKILL)
+    until(lambda: reward.is_alive and reward._process.pid != before)
+    assert reward.score([of("abc")], ["a"])[0].values.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("word", ["hang", "lock"])
+def test_one_that_does_not_return_is_given_up(word: str, hosted: Hosted) -> None:
+    reward = hosted("odd_rules:odd", seconds=1.0)
+    started = time.monotonic()
+    with pytest.raises(RewardGone, match="did not answer within 1 s"):
+        reward.score([of(word)], ["a"])
+    assert time.monotonic() < started + 5
+    until(lambda: reward.is_alive)
+    assert reward.score([of("abc")], ["a"])[0].values.tolist() == [3.0]
+
+
+def test_one_that_does_not_return_is_closed_in_time(hosted: Hosted) -> None:
+    reward = hosted("odd_rules:odd")
+
+    def ask() -> None:
+        with pytest.raises(RewardGone):
+            reward.score([of("lock")], ["a"])
+
+    asked = threading.Thread(target=ask)
+    asked.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    reward.close()
+    asked.join(5)
+    assert not asked.is_alive() and not reward._process.is_alive()
+    assert time.monotonic() < started + 5
+
+
+def test_other_files_do_not_take_over_by_themselves(hosted: Hosted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = tmp_path / "reward.yaml"
+    spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
+    reward = hosted(str(spec))
+    spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
+    reward._process.kill()
+    until(lambda: "files have changed" in caplog.text)
+    with pytest.raises(RewardGone, match="files have changed"):
+        reward.score([of("a")], ["a"])
+    other = reward.again()
+    assert other.score([of("a")], ["a"])[0].values.tolist() == [2.0]
+    other.close()
+    spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
+    until(lambda: reward.is_alive)
+    assert reward.score([of("a")], ["a"])[0].values.tolist() == [1.0]
+
+
+def test_the_pauses_grow_and_have_an_end() -> None:
+    growing = pauses()
+    assert [next(growing) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
