@@ -14,6 +14,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     │   └── ManifestError                          a manifest that does not fit the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
     │   └── AnswerError                            a remote scorer whose answer breaks its protocol
+    ├── TrainingError               (FloatingPointError) a training whose loss or weights are no numbers any more
     ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
 """
@@ -37,6 +38,7 @@ __all__ = [
     "RmPluginsError",
     "ScoringError",
     "SpecError",
+    "TrainingError",
     "UnknownNameError",
     "UnsupportedError",
     "as_one_error",

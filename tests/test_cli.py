@@ -18,6 +18,8 @@ from datasets import Dataset, DatasetDict
 from rm_plugins.cli import main
 
 RULES = '''
+import os
+
 calls = []
 
 
@@ -28,7 +30,7 @@ def length(samples):
 
 
 def dies_late(samples):
-    if any("poison" in str(s.completion) for s in samples):
+    if any("poison" in str(s.completion) for s in samples) and "RULES_HEALED" not in os.environ:
         raise RuntimeError("out of memory")
     return length(samples)
 '''
@@ -115,7 +117,7 @@ class TestScore:
         assert row["scores/head/helpful"] == row["scores"]
         assert len(row["scores/head/verbose"]) == 2
 
-    def test_goes_on_after_an_interruption_without_rescoring(self, run: Any) -> None:
+    def test_goes_on_after_an_interruption_without_rescoring(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = completions("a", "bb", "ccc", "poison")
         write("in.jsonl", rows)
         failed = run("score", "rules:dies_late", "in.jsonl", "--batch-size", "1")
@@ -128,7 +130,7 @@ class TestScore:
         import rules  # type: ignore[import-not-found]  # written by the fixture
 
         rules.calls.clear()
-        rules.dies_late = rules.length
+        monkeypatch.setenv("RULES_HEALED", "1")
         found = run("score", "rules:dies_late", "in.jsonl", "--batch-size", "1")
         assert found.exit_code == 0
         assert "Going on behind 3 rows" in found.output

@@ -41,6 +41,10 @@ class OpenRewardTrainer(RewardTrainer):
         """Make a dataset what the data collator takes; the tokenizer has been completed as `args` say."""
         return super()._prepare_dataset(dataset, tokenizer, args, name)
 
+    def prepared(self, dataset: Any, name: str) -> Any:
+        """A dataset as the trainer's own are prepared, by a subclass too."""
+        return self._prepare_dataset(dataset, self.processing_class, self.args, name)
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         # A dataset in the format of numpy or torch would give what is made of it in that format, too.
         return self.prepare_dataset(dataset, processing_class, args, dataset_name)

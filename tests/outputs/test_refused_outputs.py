@@ -162,7 +162,7 @@ def test_what_python_writes_is_refused_likewise(tmp_path: Path, monkeypatch: pyt
             Journal(place).resume(0)
         with pytest.raises(OutputError):
             merge_models(["a", "b"], place)
-    for place in map(Path, ["folder.x", "blocked/cache", "denied/cache"]):
+    for place in map(Path, ["folder.x", "blocked/cache"]):
         with pytest.raises(SpecError, match=r"^path: "):
             rm.load({"provider": "cached", "reward": {"provider": "constant", "value": 1}, "path": str(place)})
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name.startswith(".")]

@@ -216,11 +216,12 @@ def test_a_process_serves_what_the_others_serve_or_nothing(start: Start, tmp_pat
         os.kill(process.workers()[0], signal.SIGKILL)
         assert "put the files back" in process.said("What the spec names has changed", times=2)[0]
         assert scores() == {1.0}
-        assert client.post("/v1/reload").json()["changed"]
+        reload = {"X-RM-Plugins": "reload"}
+        assert client.post("/v1/reload", headers=reload).json()["changed"]
         process.said("^Serving ", times=3)  # it is tried again until it is what the others serve
         assert scores() == {2.0}
         spec.write_text("{provider: constant}", encoding="utf-8")
-        assert client.post("/v1/reload").status_code == 500
+        assert client.post("/v1/reload", headers=reload).status_code == 500
         spec.write_text("{provider: constant, value: 3.0}", encoding="utf-8")
         process.said("the earlier one goes on", times=2)
         os.kill(process.workers()[0], signal.SIGKILL)

@@ -193,12 +193,6 @@ class TestNeeds:
         best, _, worst = rewards_of(tmp_path)
         assert best > worst
 
-    def test_a_collator_of_somebody_else(self, tiny_decoder: Any, tmp_path: Path) -> None:
-        with pytest.raises(SpecError, match="makes its own batches"):
-            RewardTrainer(
-                str(tiny_decoder()), config(tmp_path), train_dataset=Dataset.from_list(PAIRS), data_collator=lambda rows: {}
-            )
-
 
 class TestHeads:
     def test_attributes_are_named_and_weighted(self, tiny_decoder: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ QUIET: dict[str, Any] = {
 class KilledTrainer(RewardTrainer):
     """Kills its process at a moment of its training."""
 
+    uses_trl_batches = False
     kill: Any = None  # ("step" or "save", the step)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

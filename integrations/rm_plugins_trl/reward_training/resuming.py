@@ -119,7 +119,7 @@ def made_with(trainer: Any) -> dict[str, Any]:
     facts = {
         "base_model": trainer.base_digest,
         "outputs": trainer.heads.labels,
-        "loss": [_described(loss) for loss in trainer.losses],
+        "loss": trainer.loss_facts,
         "regularizers": {name: weight for name, (weight, _) in trainer.regularizers.items()},
         "rendering": None if trainer.renderer is None else asdict(trainer.renderer.rendering),
         "train_data": data_digest(trainer.train_dataset),
@@ -173,7 +173,8 @@ def _shown(value: Any) -> str:
     return f"{json.dumps(value):.120}"
 
 
-def _described(loss: Loss) -> list[Any]:
+def loss_facts(loss: Loss) -> list[Any]:
+    """What a loss is before it has learned anything: its name, formula and plain arguments."""
     plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
     return [str(getattr(loss, "name", type(loss).__name__)), loss.formula, plain]
 

@@ -43,6 +43,7 @@ from rm_plugins_trl.reward_training.resuming import (
     changed_since,
     checkpoint_to_resume,
     load_loss_states,
+    loss_facts,
     save_loss_states,
     save_made_with,
     weights_digest,
@@ -114,6 +115,7 @@ class RewardTrainer(OpenRewardTrainer):
         overlong: The dataset rows with a text longer than ``max_length``, by dataset.
         equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; of a stream they are not counted.
         preset: What the preset of the model's size has set; None if it set nothing.
+        loss_facts: The loss's name, formula and arguments.
         base_digest: A digest of the weights that the training begins with.
         resumed: The checkpoints that the training went on from, each with what changed since.
         last_metrics: The metrics of the last evaluation.
@@ -146,6 +148,7 @@ class RewardTrainer(OpenRewardTrainer):
         loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
         self._own_needs = own_needs(loss)
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
+        self.loss_facts = loss_facts(loss)
         self.losses = [copy.deepcopy(loss) for _ in range(settings.members)]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
             term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
@@ -396,7 +399,7 @@ class RewardTrainer(OpenRewardTrainer):
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict as TRL does; the dataset may have any of the formats, and may be tokenized already."""
-        return super().predict(self._prepare_dataset(test_dataset, self.processing_class, self.args, "test"), *args, **kwargs)
+        return super().predict(self.prepared(test_dataset, "test"), *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as TRL does, then evaluate, and save the final model into ``output_dir`` unless ``save_strategy`` is ``no``.
