@@ -37,6 +37,8 @@ SHARED_KEYS = ("provider", "label", "transform", "on_error")
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 _LONGEST_SHOWN = 200
+_SECRET = ("headers",)
+"""Keys whose values no message quotes."""
 _LONGEST_TEXT = 4_096
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _BUILT = (Component, LocalPath, Provider)
@@ -362,7 +364,8 @@ class SpecBuilder:
                 case "missing":
                     message = f"{what} needs the key {key!r}, which is missing."
                 case _:
-                    message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, not {problem['input']!r:.80}."
+                    given = "<hidden>" if key in _SECRET else f"{problem['input']!r:.80}"
+                    message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, not {given}."
             # Behind the key come positions and, for a union, one entry a branch.
             positions = [part for part in problem["loc"][1:] if isinstance(part, int)]
             where = "".join([join_path(path, key), *(f"[{position}]" for position in positions)])

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError
+from rm_plugins.errors import DataError, ModelError
 from rm_plugins.handed_over import OF_THE_RUN, HandedOver, handed_over
+from rm_plugins.identity import fingerprint
 from rm_plugins.processes import all_gathered
 from rm_plugins.scores import FloatArray
 from rm_plugins.training.reward_state import restore_reward_state, reward_state
@@ -146,10 +147,16 @@ class RewardFunction:
             log_extra(f"{self.__name__}/{detail}", values_to_json(values))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"spec": self.spec, "name": self.__name__, "learned": reward_state(self.provider)}
+        identity, learned = fingerprint(self.provider), reward_state(self.provider)
+        return {"spec": self.spec, "name": self.__name__, "fingerprint": identity, "learned": learned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["spec"], state["name"])  # type: ignore[misc]  # load the spec in this process
+        if fingerprint(self.provider) != state["fingerprint"]:
+            raise ModelError(
+                f"The reward {self.__name__!r} is another one than what was pickled: what its spec names has changed since it was loaded, "
+                "and the two would give different scores under one name. Load it anew in both processes."
+            )
         restore_reward_state(self.provider, state["learned"])
 
     def __repr__(self) -> str:

@@ -127,3 +127,9 @@ class TestArguments:
         ) as caught:
             rm.load({"provider": "x"}, registry=registry)
         assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_headers_of_a_wrong_type_are_not_quoted() -> None:
+    with pytest.raises(SpecError, match="headers") as caught:
+        rm.load({"provider": "remote", "url": "http://127.0.0.1:9", "headers": "Bearer a-secret-token"})
+    assert "a-secret" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import shutil
@@ -19,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl.conftest import TRL_WARNINGS
 
@@ -166,6 +167,16 @@ class TestCall:
         copy: RewardFunction = pickle.loads(pickle.dumps(reward))
         assert copy.__name__ == "mine"
         assert copy(["a"], ["xyz"]) == reward(["a"], ["xyz"])
+
+    def test_another_reward_by_its_name_is_not_unpickled(self, tiny_decoder: Any) -> None:
+        folder = tiny_decoder()
+        pickled = pickle.dumps(reward_func(str(folder)))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        template = {"chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | template))
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        with pytest.raises(ModelError, match="is another one than what was pickled"):
+            pickle.loads(pickled)
 
     def test_pickles_a_provider_with_its_settings(self, tiny_decoder: Any) -> None:
         provider = rm.load(str(tiny_decoder()), transform={"name": "scale", "factor": 2.0}, on_error="abstain")
