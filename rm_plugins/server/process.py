@@ -211,7 +211,8 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
         Whether all of them started, and ended with everything answered.
     """
     context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
-    serves: Any = context.Array("b", number)
+    # Without a lock, which a process that is killed while it looks would hold for ever: a byte is written whole.
+    serves: Any = context.Array("b", number, lock=False)
     agreement = Agreement(context)
     workers = [_Worker(context, place, (serving, listening, agreement, serves)) for place in range(number)]
     ends_at = math.inf
