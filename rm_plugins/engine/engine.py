@@ -305,15 +305,11 @@ class ScoringEngine:
         A way is whether beginnings are padded, and the classes of lengths that a beginning and its row belong to.
         """
         found: dict[Hashable, list[int]] = {}
-        if plan.shares_prefixes:
-            for segment in self._continued(plan):
-                way = (
-                    "sharing",
-                    plan.pads_prefixes,
-                    *(self._classes.of(size) for size in (segment.start, len(rows[segment.row]))),
-                )
-                if way not in self._checked:
-                    found.setdefault(way, []).append(segment.row)
+        pads = plan.pads_prefixes
+        for segment in self._continued(plan):
+            way = ("sharing", pads, *(self._classes.of(size) for size in (segment.start, len(rows[segment.row]))))
+            if way not in self._checked:
+                found.setdefault(way, []).append(segment.row)
         return found
 
     @staticmethod

@@ -240,3 +240,11 @@ def test_writing_over_the_base_models_file_changes_no_training(tiny_decoder: Any
         file.seek(path.stat().st_size // 2)
         file.write(bytes(path.stat().st_size // 2))
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+
+
+def test_the_data_is_read_once_for_all_checkpoints(tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr("rm_plugins_trl.reward_training.resuming.data_digest", lambda dataset: read.append(dataset))
+    trainer_of(tiny_decoder(), tmp_path).train()
+    assert len([*tmp_path.glob("checkpoint-*/made_with.json")]) == 2
+    assert len(read) == 1

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as compute
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, List
+from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError
 from rm_plugins.losses.loss import needs_of
@@ -98,7 +99,7 @@ def prepared_dataset(
         tokenized = (
             dataset if make is None else dataset.map(make, **settings, num_proc=num_proc, desc=f"Tokenizing {name} dataset")
         )
-        lengths = np.fromiter(map(_longest, *(tokenized[column] for column in of_length)), np.int64, len(tokenized))
+        lengths = _lengths(tokenized, of_length)
         total, long = len(tokenized), 0 if limit is None else int((lengths > limit).sum())
         if long and not tokenization.truncate:
             tokenized = tokenized.filter(
@@ -122,6 +123,15 @@ def prepared_dataset(
             *(unusual, total, name, usual_length),
         )
     return tokenized
+
+
+def _lengths(dataset: Dataset, columns: list[str]) -> NDArray[np.int64]:
+    """The largest of a row's columns, [N]: of a number itself, of a list its length."""
+    parts = [np.zeros(0, np.int64)]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
+        sizes = [compute.list_value_length(table[name]) if name != "longest" else table[name] for name in columns]
+        parts.append(np.max([size.to_numpy() for size in sizes], axis=0))
+    return np.concatenate(parts)
 
 
 def _longest(*texts: Any) -> int:

@@ -129,18 +129,18 @@ def made_with(trainer: Any) -> dict[str, Any]:
     return known
 
 
-def save_made_with(trainer: Any, checkpoint: Path) -> None:
-    """Write `made_with` into a checkpoint's folder."""
-    write_atomically(checkpoint / _MADE_WITH, json.dumps(made_with(trainer), indent=1))
+def save_made_with(now: Mapping[str, Any], checkpoint: Path) -> None:
+    """Write what `made_with` gave into a checkpoint's folder."""
+    write_atomically(checkpoint / _MADE_WITH, json.dumps(now, indent=1))
 
 
-def changed_since(trainer: Any, checkpoint: Path, *, allowed: bool) -> dict[str, Any]:
+def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) -> dict[str, Any]:
     """What changed of a training since a checkpoint of it, which is said: each name with its values then and now.
 
     A checkpoint that does not say what it was made with is taken as it is.
 
     Args:
-        trainer: The trainer that is to go on.
+        now: What `made_with` gives for the trainer that is to go on.
         checkpoint: The checkpoint's folder.
         allowed: Whether it may be of another base model, other data, another loss or rendering.
 
@@ -152,7 +152,6 @@ def changed_since(trainer: Any, checkpoint: Path, *, allowed: bool) -> dict[str,
     except (OSError, ValueError):
         logger.warning("%s does not say what it was made with, so that it is not compared with this training.", checkpoint)
         return {}
-    now = made_with(trainer)
     changed = {name: [then[name], now.get(name)] for name in then if then[name] != now.get(name)}
     if others := [name for name in _WHAT if name in changed and None not in changed[name]]:
         differences = "; ".join(f"{name}: {_shown(changed[name][0])} then, {_shown(changed[name][1])} now" for name in others)

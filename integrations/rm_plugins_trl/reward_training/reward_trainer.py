@@ -44,6 +44,7 @@ from rm_plugins_trl.reward_training.resuming import (
     checkpoint_to_resume,
     load_loss_states,
     loss_facts,
+    made_with,
     save_loss_states,
     save_made_with,
     weights_digest,
@@ -178,6 +179,7 @@ class RewardTrainer(OpenRewardTrainer):
         self.last_metrics: dict[str, float] = {}
         self.resumed: list[dict[str, Any]] = []
         self._diverged = 0
+        self._made_with: dict[str, Any] | None = None
         # TRL and peft change these, and what is handed over stays as it is.
         peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
         for adapter in [peft_config, *getattr(model, "peft_config", {}).values()]:
@@ -414,9 +416,10 @@ class RewardTrainer(OpenRewardTrainer):
             TrainingError: The loss or a weight is no number any more; the last good checkpoint is kept.
         """
         evaluations = attached_evaluations(self)
+        self._made_with = None
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
         if checkpoint is not None:
-            changed = changed_since(self, checkpoint, allowed=self._settings.resume_changed)
+            changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
         result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
@@ -460,7 +463,13 @@ class RewardTrainer(OpenRewardTrainer):
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
             save_loss_states(self.losses, folder)
-            save_made_with(self, folder)
+            save_made_with(self._what_decides(), folder)
+
+    def _what_decides(self) -> dict[str, Any]:
+        """What the checkpoints of a training are made with, looked at once: it reads all training data."""
+        if self._made_with is None:
+            self._made_with = made_with(self)
+        return self._made_with
 
     @contextmanager
     def _deployed(self) -> Iterator[None]:
