@@ -223,10 +223,11 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
     """Makes the folder of a random encoder classifier (``family`` is ``bert`` or ``roberta``) and its tokenizer.
 
-    Its tokenizer closes every text with ``[SEP]`` and has neither EOS nor chat template, as an encoder's has.
+    Its tokenizer closes every text with ``[SEP]`` and has neither EOS nor chat template, as an encoder's has. With ``pairs`` it encodes
+    two texts as BERT does, with token types, or as RoBERTa does, without; else it puts nothing between them.
     """
 
-    def make(*, family: str = "bert", num_labels: int = 1, positions: int = 128) -> Path:
+    def make(*, family: str = "bert", num_labels: int = 1, positions: int = 128, pairs: bool = False) -> Path:
         words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -234,10 +235,17 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
             CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
         )
         words.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")]
+            single="[CLS] $A [SEP]",
+            pair={"bert": "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", "roberta": "[CLS] $A [SEP] [SEP] $B [SEP]"}[family]
+            if pairs
+            else None,
+            special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")],
         )
         names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=positions, **names)
+        inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if pairs and family == "bert" else [])]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, model_max_length=positions, model_input_names=inputs, **names
+        )
         config, model = {
             "bert": (BertConfig, BertForSequenceClassification),
             "roberta": (RobertaConfig, RobertaForSequenceClassification),

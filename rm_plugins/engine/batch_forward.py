@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -63,8 +63,9 @@ class BatchForward:
         max_tokens: The budget for the tokens of a micro-batch; by default what suits the model's device.
         share_prefixes: Whether rows may share the computation of their beginnings.
         language_model_head: Gives logits of the vocabulary [n, vocabulary] for hidden states [n, size].
-        readout: Where a decoder's head reads a row; at its last token if unset. A row that is read at several tokens has as many
-            rows of `BatchOutput.logits`, one after the other.
+        readout: Where a decoder's head reads a row; if unset, at its last token as `read` says. A row that is read at several tokens
+            has as many rows of `BatchOutput.logits`, one after the other.
+        read: Which token of a row is its last, as for `rm_plugins.engine.readout.LastToken.of`.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class BatchForward:
         share_prefixes: bool = True,
         language_model_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
         readout: Readout | None = None,
+        read: Literal["last", "before-padding"] = "before-padding",
     ) -> None:
         self.model = model
         self.readout = readout
+        self.read = read
         self.max_tokens = max_tokens
         self.share_prefixes = share_prefixes
         self.language_model_head = language_model_head
@@ -135,7 +138,7 @@ class BatchForward:
             return BatchOutput(logits=_in_order(batches))
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
-        readout = self.readout or LastToken.of(self.model)  # a trainer may give the model another padding token
+        readout = self.readout or LastToken.of(self.model, self.read)  # a trainer may give the model another padding token
         for group, hidden, places in self._packed(rows) if packs else self._hidden(rows, groups):
             reads = [
                 (row, tokens[position])
@@ -198,8 +201,7 @@ class BatchForward:
 
     def _padded(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> dict[str, torch.Tensor]:
         pad_token_id = self.model.config.get_text_config().pad_token_id
-        ids, mask = padded([rows[row] for row in group], pad_token_id or 0, self.model.device)
-        return {"input_ids": ids, "attention_mask": mask}
+        return padded([rows[row] for row in group], pad_token_id or 0, self.model.device)
 
     def _budget(self) -> int:
         if not self._decoder and not self._pads():

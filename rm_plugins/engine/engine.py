@@ -119,9 +119,9 @@ class ScoringEngine:
         self._variants = variants or (_as_it_is,)
         self.max_tokens = max_tokens or default_max_tokens(model)
         self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
-        self._decoder = is_decoder(model)
-        self._causal = self._decoder and is_causal(model)
-        self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self._decoder else model
+        self.is_decoder = is_decoder(model)
+        self._causal = self.is_decoder and is_causal(model)
+        self._backbone: nn.Module = getattr(model, model.base_model_prefix) if self.is_decoder else model
         self._whole: Callable[..., Any] = torch.compile(self._backbone, dynamic=True) if compile else self._backbone
         self.shares_prefixes = share_prefixes and self._causal and has_standard_cache(model)
         self._classes = LengthClasses(model.config)
@@ -215,7 +215,7 @@ class ScoringEngine:
 
     def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
         # Without padding, an encoder can only be given one row at a time; a decoder reads nothing behind a row's end.
-        max_tokens = self.max_tokens if self._decoder or self._pad_token_id is not None else 0
+        max_tokens = self.max_tokens if self.is_decoder or self._pad_token_id is not None else 0
         return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
 
     def _run(
@@ -231,14 +231,14 @@ class ScoringEngine:
                 work.unique_tokens += sum(map(len, batch.segments))
                 work.padded_tokens += batch.padded_tokens
                 tokens = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
-                ids, mask = padded(tokens, self._pad_token_id or 0, self.model.device)
+                inputs = padded(tokens, self._pad_token_id or 0, self.model.device)
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
-                    yield ends, self._whole_batch(batch, rows, ids, mask)
+                    yield ends, self._whole_batch(batch, rows, inputs)
                     continue
-                cache = PrefixCache(before, batch.segments, mask, keep=bool(stage.continuations))
+                cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=bool(stage.continuations))
                 with self._state.kept():
-                    hidden = self._backbone(input_ids=ids, **cache.arguments(self._backbone)).last_hidden_state
+                    hidden = self._backbone(input_ids=inputs["input_ids"], **cache.arguments(self._backbone)).last_hidden_state
                 if stage.continuations:
                     caches.append(cache)
                 else:
@@ -248,18 +248,16 @@ class ScoringEngine:
                 del caches, cache, hidden
                 yield from self._run(stage.continuations, rows, prefixes, work)
 
-    def _whole_batch(
-        self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _whole_batch(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The outputs of whole rows, [segments, width], which are those of each row by itself."""
         if len(batch.segments) == 1:
-            return self._whole_rows(batch, rows, ids, mask)
+            return self._whole_rows(batch, rows, inputs)
         lengths = [len(segment) for segment in batch.segments]
         shortest, longest = (self._classes.of(bound(lengths)) for bound in (min, max))
         changes = self._frequencies is not None and self._frequencies.by_length and self._is_long(max(lengths))
         if changes or longest in self._alone or (self._apart and shortest != longest):
             return self._one_by_one(batch, rows)
-        logits = self._whole_rows(batch, rows, ids, mask)
+        logits = self._whole_rows(batch, rows, inputs)
         key = ("batch", shortest, longest, min(lengths) == max(lengths))
         if key not in self._checked:
             self._checked.add(key)
@@ -275,20 +273,18 @@ class ScoringEngine:
     def _one_by_one(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         outputs = []
         for segment in batch.segments:
-            ids, mask = padded([rows[segment.row]], self._pad_token_id or 0, self.model.device)
-            outputs.append(self._whole_rows(MicroBatch((segment,)), rows, ids, mask))
+            inputs = padded([rows[segment.row]], self._pad_token_id or 0, self.model.device)
+            outputs.append(self._whole_rows(MicroBatch((segment,)), rows, inputs))
         return torch.cat(outputs)
 
-    def _whole_rows(
-        self, batch: MicroBatch, rows: Sequence[Sequence[int]], ids: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _whole_rows(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with self._state.kept():
-            if not self._decoder:
-                logits: torch.Tensor = self._whole(input_ids=ids, attention_mask=mask).logits
+            if not self.is_decoder:
+                logits: torch.Tensor = self._whole(**inputs).logits
                 return logits
             # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
-            arguments = {} if self._causal else {"attention_mask": mask}
-            hidden = self._whole(input_ids=ids, use_cache=False, **arguments).last_hidden_state
+            arguments = {name: values for name, values in inputs.items() if not (self._causal and name == "attention_mask")}
+            hidden = self._whole(**arguments, use_cache=False).last_hidden_state
         return self._scores(batch, rows, hidden)
 
     def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:

@@ -9,16 +9,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rm_plugins.rendering.token_types import TYPE_STEP
 
-def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, each int64 [rows, longest], padded on the right."""
+
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A model's ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where a token has a type; int64 [rows, longest].
+
+    They are padded on the right.
+
+    Args:
+        rows: Token ids per row, with their types in them (`rm_plugins.rendering.token_types`).
+        pad_token_id: What stands behind shorter rows.
+        device: Where the tensors are made.
+    """
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for position, row in enumerate(rows):
         ids[position, : len(row)] = row
         mask[position, : len(row)] = 1
-    return on_device(ids, device), on_device(mask, device)
+    inputs = {"input_ids": ids % TYPE_STEP, "attention_mask": mask}
+    if ids.max(initial=0) >= TYPE_STEP:
+        inputs["token_type_ids"] = ids // TYPE_STEP
+    return {name: on_device(values, device) for name, values in inputs.items()}
 
 
 def on_device(values: NDArray[np.int64] | Sequence[Any], device: torch.device | str) -> torch.Tensor:

@@ -34,7 +34,7 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
     origins: list[Origin] = []
     loaded: list[tuple[Any, Renderer, _Facts]] = []
     for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
-        renderer = settings.renderer(checkpoint.tokenizer, checkpoint.manifest, checkpoint.model.config)
+        renderer = settings.renderer(adapter, checkpoint.tokenizer, checkpoint.manifest, checkpoint.model.config)
         heads = settings.heads(checkpoint.model, checkpoint.manifest, source)
         facts = _Facts(asdict(renderer.rendering), heads, _golden_token_ids(renderer))
         loaded = loaded or [(checkpoint.model, renderer, facts)]

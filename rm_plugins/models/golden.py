@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rm_plugins.engine.engine import ScoringEngine
-from rm_plugins.errors import DataError
+from rm_plugins.engine.readout import LastToken
+from rm_plugins.errors import DataError, ModelError
 from rm_plugins.models.as_loaded import as_loaded
 from rm_plugins.models.manifest import GoldenScore, token_digest
 from rm_plugins.samples import Sample
@@ -48,7 +49,7 @@ def golden_rows(renderer: Renderer) -> tuple[list[Sample], Sequence[Sequence[int
     for sample in GOLDEN_SAMPLES:
         try:
             renderer.text(sample)
-        except DataError:
+        except (DataError, ModelError):
             continue  # a chat template may refuse some conversations, such as those without a system message
         samples.append(sample)
     return samples, renderer.token_ids(samples)[0]
@@ -64,7 +65,8 @@ def golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> l
     """
     samples, ids = golden_rows(renderer)
     with as_loaded(model):
-        outputs, _ = ScoringEngine(model, _BATCH_TOKENS, share_prefixes=False).outputs(ids)
+        readout = LastToken.of(model, renderer.rendering.read)
+        outputs, _ = ScoringEngine(model, _BATCH_TOKENS, share_prefixes=False, readout=readout).outputs(ids)
     return [
         GoldenScore(sample=sample_to_json(sample), token_ids=token_digest(row_ids), score=float(score))
         for sample, row_ids, score in zip(samples, ids, outputs @ np.array(heads.reward_weights), strict=True)

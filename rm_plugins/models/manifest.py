@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
@@ -13,14 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from rm_plugins.errors import ManifestError, SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
-from rm_plugins.rendering.render import Rendering, position_limit
+from rm_plugins.rendering.render import Rendering
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.wire import sample_from_json
 from rm_plugins.written_settings import read_text
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MANIFEST_NAME = "reward_manifest.json"
 
@@ -155,13 +152,6 @@ class Manifest(_Strict):
         missing = [f"{name} is missing" for name in self.files if name not in present]
         changed = [f"{name} has other contents than were written" for name in present if present[name] != self.files[name]]
         return missing + changed
-
-
-def trained_rendering(
-    tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig | None
-) -> Rendering:
-    """How samples were rendered for a model in its training: as its manifest says, else as TRL does."""
-    return Rendering.default(tokenizer, position_limit(config)) if manifest is None else manifest.rendering
 
 
 def token_digest(ids: Iterable[int]) -> str:

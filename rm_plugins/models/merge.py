@@ -24,8 +24,9 @@ from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests, trained_rendering
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
 from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_rendering import renderer_of
 from rm_plugins.rendering.render import Renderer
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _read(source: str) -> tuple[PreTrainedModel, _Member]:
     for name, tensor in _tensors(model).items():
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{source} has broken weights: {name} holds NaN or infinity. Leave it out, or train it again.")
-    renderer = Renderer(tokenizer, trained_rendering(tokenizer, manifest, model.config))
+    renderer = renderer_of(source, tokenizer, manifest, model.config, {})
     heads = Heads() if model.config.num_labels == 1 else None if manifest is None else manifest.heads
     member = _Member(
         source=source,

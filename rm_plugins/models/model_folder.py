@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import cached_file
 
 from rm_plugins.errors import ModelError
-from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, trained_rendering
-from rm_plugins.rendering.render import Renderer, configured_renderer
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -25,8 +24,6 @@ _MOST_BYTES = 32 * 2**20
 """Of a configuration. The largest ones list a few thousand labels, and have a thousandth of that."""
 _MOST_OF = {"_layers": 10_000, "n_layer": 10_000, "num_labels": 1_000_000}
 """What a configuration may ask for, by the end of its key: each is made one by one before a weight is looked at."""
-
-_NO_SETTING = "no setting here: save its tokenizer in a form that transformers reads by itself"
 
 
 def found_file(source: str, name: str, revision: str | None, **places: Any) -> Path | None:
@@ -182,20 +179,3 @@ def check_config_file(file: Path) -> None:
                 raise ModelError(f"{file}: {where} is {value:.6g}; {most:,} are the most that are loaded.")
             if isinstance(value, dict) and name.endswith("config"):  # such as a text_config beside one for images
                 configs.append((f"{where}.", value))
-
-
-def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
-    """What renders for a model of which only the tokenizer is needed, as the model's own provider does.
-
-    Args:
-        source: The model's folder or id, or one that holds its tokenizer alone. A manifest there says how samples are rendered, and
-            a configuration how many tokens the model takes.
-        settings: What the spec says otherwise; the keyword arguments of `configured_renderer`.
-
-    Raises:
-        ModelError: There is no tokenizer, or it lacks what the rendering needs.
-    """
-    tokenizer = load_tokenizer([source], source, code_setting=_NO_SETTING)
-    manifest = read_manifest(source)
-    config = load_config(source, code_setting=_NO_SETTING) if manifest is None else None
-    return configured_renderer(tokenizer, trained_rendering(tokenizer, manifest, config), **settings)

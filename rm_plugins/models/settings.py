@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, trained_rendering
+from rm_plugins.models.manifest import Manifest, ScoreStatistics
+from rm_plugins.models.trained_rendering import renderer_of
 from rm_plugins.provider import ModelSource
-from rm_plugins.rendering.render import Renderer, Truncation, configured_renderer
+from rm_plugins.rendering.render import Read, Renderer, Truncation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+RENDERING_KEYS = ("chat_template", "append_eos", "max_length", "truncation", "read", "pair", "template_kwargs", "template_date")
+"""The keys of specs that say how samples become token ids, and which of these is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,8 @@ class ModelSettings:
     device: str = "auto"
     max_length: int | None = None
     truncation: Truncation | None = None
+    read: Read | None = None
+    pair: bool | None = None
     chat_template: ModelSource | None = None
     append_eos: bool | None = None
     template_kwargs: Mapping[str, Any] | None = None
@@ -41,22 +48,16 @@ class ModelSettings:
     trust_remote_code: bool = False
     verify: bool = True
 
-    def renderer(self, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig) -> Renderer:
-        """How a model's samples are rendered: as the settings say, else its manifest, else as TRL does.
+    def renderer(
+        self, source: str, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig
+    ) -> Renderer:
+        """How a model's samples are rendered: as the settings say, else its manifest, else who trained it, else as TRL does.
 
         Raises:
             ModelError: The tokenizer lacks what the rendering needs.
         """
-        return configured_renderer(
-            tokenizer,
-            trained_rendering(tokenizer, manifest, config),
-            chat_template=self.chat_template,
-            append_eos=self.append_eos,
-            max_length=self.max_length,
-            truncation=self.truncation,
-            template_kwargs=self.template_kwargs,
-            template_date=self.template_date,
-        )
+        settings = {name: getattr(self, name) for name in RENDERING_KEYS}
+        return renderer_of(source, tokenizer, manifest, config, settings, revision=self.revision)
 
     def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:
         """What a model's outputs are and how the reward is made of them: as the settings say, else the manifest.

@@ -19,7 +19,8 @@ from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
 from rm_plugins.models.settings import ModelSettings
-from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.render import Read, Renderer
+from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, TokenCounts
 
@@ -123,6 +124,7 @@ class TrainedReward:
         load_unchanged: Callable[[], TrainedReward] | None = None,
     ) -> None:
         from rm_plugins.engine.engine import ScoringEngine
+        from rm_plugins.engine.readout import LastToken
         from rm_plugins.engine.score_cache import ScoreCache, model_fingerprint
 
         self.model = model
@@ -132,9 +134,18 @@ class TrainedReward:
         self.settings = settings
         self.origins = list(origins) or [Origin(source)]
         self.manifest = manifest
-        cache = None if settings.cache is None else ScoreCache(settings.cache, model_fingerprint(model))
+        cache = None
+        if settings.cache is not None:
+            read_last = " last" if renderer.rendering.read == "last" else ""
+            cache = ScoreCache(settings.cache, model_fingerprint(model) + read_last)
         self.engine = ScoringEngine(
-            model, settings.max_batch_tokens, compile=settings.compile, cache=cache, variants=variants, width=width
+            model,
+            settings.max_batch_tokens,
+            compile=settings.compile,
+            cache=cache,
+            variants=variants,
+            width=width,
+            readout=LastToken.of(model, renderer.rendering.read),
         )
         self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
         self._load_again = load_again
@@ -155,7 +166,7 @@ class TrainedReward:
         model, manifest = checkpoint.model, checkpoint.manifest
         return cls(
             model,
-            settings.renderer(checkpoint.tokenizer, manifest, model.config),
+            settings.renderer(source, checkpoint.tokenizer, manifest, model.config),
             settings.heads(model, manifest, source),
             source=source,
             settings=settings,
@@ -184,6 +195,11 @@ class TrainedReward:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def read(self) -> Read | None:
+        """At which token of a row the model is scored (`rm_plugins.rendering.render.Rendering`); None for an encoder."""
+        return self.renderer.rendering.read if self.engine.is_decoder else None
+
+    @property
     def statistics(self) -> ScoreStatistics | None:
         """The statistics of the rewards, the mean over members, where the manifest has them."""
         return self.settings.statistics_in(self.manifest)
@@ -206,6 +222,8 @@ class TrainedReward:
     def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
         """Refuse rows with tokens or positions that the model has no embedding of; on a GPU they would end the process."""
         vocabulary, positions = self._vocabulary, self._positions
+        if any(map(has_types, ids)):
+            ids = self._without_types(ids)
         unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
         if unknown:
             raise ScoringError(
@@ -221,6 +239,18 @@ class TrainedReward:
                 f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
                 rows=long,
             )
+
+    def _without_types(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Rows without the types of their tokens, which the model must have embeddings of."""
+        split = [ids_and_types(row_ids) for row_ids in ids]
+        most = max(max(types) for _, types in split)
+        kinds = getattr(self.model.config.get_text_config(), "type_vocab_size", None)
+        if kinds and most >= kinds:
+            raise ScoringError(
+                f"The model {self.source} knows {kinds} types of tokens, and its tokenizer gives those of a pair up to {most}. Name the "
+                "right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
+            )
+        return [row_ids for row_ids, _ in split]
 
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
         """The errors of the rows for which the model gave no number."""

@@ -144,7 +144,7 @@ class Remote(Provider):
 
     def _loaded_renderer(self) -> Renderer | None:
         if self._tokenizer is not None:
-            from rm_plugins.models.model_folder import load_renderer
+            from rm_plugins.models.trained_rendering import load_renderer
 
             return load_renderer(self._tokenizer, self._rendering_settings)
         for key, value in self._rendering_settings.items():

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
+from rm_plugins.rendering.pairs import PairTokenizer
 from rm_plugins.rendering.template_date import dated, writes_the_date
 from rm_plugins.rendering.text_blocks import TextBlocks
+from rm_plugins.rendering.token_types import has_types
 from rm_plugins.rendering.tokenize import TemplatedTextTokenizer, common_beginning
 from rm_plugins.samples import Message, RenderedSample, Sample
 from rm_plugins.written_settings import read_text
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 Truncation: TypeAlias = Literal["left", "error"]
+Read: TypeAlias = Literal["last", "before-padding"]
 
 PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
@@ -43,6 +46,11 @@ _COUNTED_FROM_PADDING = frozenset(
 _WITHOUT_POSITIONS = frozenset(("jamba", "zamba"))
 """Model types that name a number of positions and have none."""
 
+_PAIR_OR_NOT = (
+    "Whether this model takes a prompt and a completion as a pair, as cross-encoders do, or as one text, as TRL trains, is not known: "
+    "no reward manifest says it, and nothing beside the model tells who trained it. Say it in the spec: `pair: true` or `pair: false`."
+)
+
 _UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
 
 
@@ -55,18 +63,26 @@ class Rendering:
         append_eos: Whether a text (not a templated conversation) ends with the EOS token, as in TRL's training.
         max_length: Most tokens of a row; None for no limit.
         truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
-            and the leading special token; ``error`` refuses the row.
+            and the leading special token, and a pair where its tokenizer cuts pairs: the end of its longer text; ``error`` refuses
+            the row.
+        read: The token of a row at which a decoder is scored: ``before-padding`` is the last that is not the model's padding token, as
+            transformers and TRL have it; ``last`` is the very last, as OpenRLHF and vLLM have it. They differ where the padding token
+            is the EOS token that closes a row. An encoder has no such token.
+        pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
+            else they are one text. None where it is not known, and a sample that has both is refused.
         template_kwargs: Further arguments of the chat template.
         template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on, as Llama 3's does.
 
     Raises:
-        SpecError: `max_length` is less than 1, or `template_date` is no day.
+        SpecError: `max_length` is less than 1, `template_date` is no day, or a pair is to be closed with EOS.
     """
 
     chat_template: Literal["tokenizer", "plain"]
     append_eos: bool
     max_length: int | None
     truncation: Truncation = "left"
+    read: Read = "before-padding"
+    pair: bool | None = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template_date: str | None = None
 
@@ -80,6 +96,8 @@ class Rendering:
                 ) from error
         if self.max_length is not None and self.max_length < 1:
             raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
+        if self.pair and self.append_eos:
+            raise SpecError("a pair is closed by its tokenizer; leave `append_eos` out.", key="append_eos")
 
     def as_json(self) -> dict[str, Any]:
         """The choices by name; those of templates without a date are as they were before there was one."""
@@ -162,12 +180,13 @@ class Renderer:
     Args:
         tokenizer: The model's tokenizer.
         rendering: The choices; `Rendering.default` where there is no manifest.
+        pad_token_id: The model's padding token, where it is known and may be another than the tokenizer's.
 
     Raises:
-        ModelError: The rendering needs a chat template or an EOS token and the tokenizer has none.
+        ModelError: The rendering needs a chat template, an EOS token or separators of pairs, and the tokenizer has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, *, pad_token_id: int | None = None) -> None:
         if rendering.chat_template == "tokenizer" and not tokenizer.chat_template:
             raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
         if rendering.append_eos and tokenizer.eos_token is None:
@@ -185,6 +204,8 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.rendering = rendering
+        self.pad_token_id: int | None = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
+        self._pairs = PairTokenizer(tokenizer) if rendering.pair else None
         self._tokenize_templated = TemplatedTextTokenizer(tokenizer)
         self._text_blocks = TextBlocks()
         self._bos = tokenizer.bos_token if self._adds_bos() else None
@@ -202,9 +223,14 @@ class Renderer:
 
         Raises:
             DataError: The chat template refuses the conversation.
+            ModelError: Whether prompt and completion are a pair is not known.
         """
         if isinstance(sample, RenderedSample):
             return str(sample.completion) if sample.token_ids is None else str(self.tokenizer.decode(list(sample.token_ids)))
+        if self._pairs is not None:
+            return self._pairs.separator.join(self.pair_texts(sample))
+        if self.rendering.pair is None and sample.prompt and sample.completion:
+            raise ModelError(_PAIR_OR_NOT)
         if self._is_templated(sample):
             text = self._templated(sample)
             return text.removeprefix(self._bos) if self._bos else text
@@ -215,8 +241,29 @@ class Renderer:
         eos = self.tokenizer.eos_token
         return text + eos if self.rendering.append_eos and not completion.endswith(eos) else text
 
+    def pair_texts(self, sample: Sample) -> tuple[str, str]:
+        """Prompt and completion of a sample as the two texts of a pair.
+
+        One message is its content; several are paragraphs ``Role: content``.
+        """
+        if not sample.is_conversational:
+            return str(sample.prompt), str(sample.completion)
+        messages, prompts = sample.text_messages, len(sample.prompt)
+        return _as_text(messages[:prompts]), _as_text(messages[prompts:])
+
+    def up_to_read(self, row: Sequence[int]) -> list[int]:
+        """A row of token ids without the padding tokens at its end that its decoder is read before.
+
+        A causal model has the same score for both, and for what is left, whoever runs it reads it at the same token.
+        """
+        end = len(row)
+        if self.rendering.read == "before-padding":
+            while end > 1 and row[end - 1] == self.pad_token_id:
+                end -= 1
+        return list(row[:end])
+
     def _is_templated(self, sample: Sample) -> bool:
-        return sample.is_conversational and self.rendering.chat_template == "tokenizer"
+        return sample.is_conversational and self.rendering.chat_template == "tokenizer" and self._pairs is None
 
     def _templated(self, sample: Sample, *, prompt_only: bool = False) -> str:
         """The conversation; of its prompt alone, with the beginning of the assistant's turn."""
@@ -268,7 +315,7 @@ class Renderer:
                 rows=long,
             )
         for row in long:
-            ids[row] = self.truncated(ids[row], limit)
+            ids[row] = self.truncated(samples[row], ids[row], limit)
         return ids, truncated
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
@@ -279,21 +326,27 @@ class Renderer:
         """
         ids: list[list[int]] = [[]] * len(samples)
         texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether all of its special tokens are in the text
+        pairs: dict[int, tuple[str, str]] = {}
         refused: dict[int, DataError] = {}
         for row, sample in enumerate(samples):
-            if isinstance(sample, RenderedSample) and sample.token_ids is not None:
-                ids[row] = list(sample.token_ids)
-                continue
             try:
-                complete, text = self._to_tokenize(sample)
+                if isinstance(sample, RenderedSample) and sample.token_ids is not None:
+                    ids[row] = _without_types(sample.token_ids)
+                elif self._pairs is not None and not isinstance(sample, RenderedSample):
+                    pairs[row] = self.pair_texts(sample)
+                    _check_characters("".join(pairs[row]))
+                else:
+                    complete, text = self._to_tokenize(sample)
+                    texts[complete][row] = text
             except DataError as error:
                 refused[row] = error
-            else:
-                texts[complete][row] = text
         if refused:
             first, refusal = next(iter(refused.items()))
             more = f" ({len(refused) - 1} more of {len(samples)} samples are refused)" if len(refused) > 1 else ""
             raise DataError(f"Item {first} cannot be rendered: {refusal}{more}", rows=refused) from refusal
+        if self._pairs is not None and pairs:
+            for row, row_ids in zip(pairs, self._pairs([*pairs.values()]), strict=True):
+                ids[row] = row_ids
         for complete, by_row in texts.items():
             if by_row:
                 rows_ids = self._tokenize_templated([*by_row.values()]) if complete else self._tokenized([*by_row.values()])
@@ -310,13 +363,7 @@ class Renderer:
             is_complete, text = True, self._templated(sample)
         else:
             is_complete, text = False, self.text(sample)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"Its text holds a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and "
-                "nothing that a tokenizer takes. Decode the text anew, or leave the sample out."
-            ) from error
+        _check_characters(text)
         return is_complete, text
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
@@ -334,6 +381,8 @@ class Renderer:
             samples: N samples; those that share a prompt are best neighbours.
             ids: Their untruncated token ids, [N] lists.
         """
+        if self._pairs is not None:
+            return self._pairs.second_starts([self.pair_texts(sample) for sample in samples])
         texts: dict[bool, list[str]] = {False: [], True: []}
         places: list[tuple[bool, int]] = []
         for row, sample in enumerate(samples):
@@ -364,19 +413,53 @@ class Renderer:
                 return token
         return 0
 
-    def truncated(self, ids: list[int], limit: int) -> list[int]:
-        """The leading special token and the end of a row, at most `limit` token ids in all."""
+    def truncated(self, sample: Sample, ids: list[int], limit: int) -> list[int]:
+        """At most `limit` token ids of a row: its leading special token and its end; of a pair, the beginnings of both texts.
+
+        Args:
+            sample: What the row is of.
+            ids: Its untruncated token ids.
+            limit: Most token ids.
+        """
         if len(ids) <= limit:
             return ids
+        if self._pairs is not None and not isinstance(sample, RenderedSample):
+            return self._pairs.truncated(self.pair_texts(sample), ids, limit)
         kept = 1 if ids[0] in self._leading and limit > 1 else 0
         return ids[:kept] + ids[len(ids) - (limit - kept) :]
 
 
-def _paragraph(message: Message) -> str:
+def _without_types(ids: Sequence[int]) -> list[int]:
+    if has_types(ids):
+        raise DataError(f"{max(ids)} is no token id: no vocabulary is so large.")
+    return list(ids)
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"Its text holds a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and "
+            "nothing that a tokenizer takes. Decode the text anew, or leave the sample out."
+        ) from error
+
+
+def _as_text(messages: Sequence[Message]) -> str:
+    if len(messages) == 1:
+        return _content(messages[0])
+    return "\n\n".join(map(_paragraph, messages))
+
+
+def _content(message: Message) -> str:
     content = message.get("content") or ""
     if not content and message.get("tool_calls"):
         content = json.dumps(message["tool_calls"], ensure_ascii=False)
-    return f"{str(message['role']).capitalize()}: {content}"
+    return str(content)
+
+
+def _paragraph(message: Message) -> str:
+    return f"{str(message['role']).capitalize()}: {_content(message)}"
 
 
 def configured_renderer(
@@ -387,8 +470,11 @@ def configured_renderer(
     append_eos: bool | None = None,
     max_length: int | None = None,
     truncation: Truncation | None = None,
+    read: Read | None = None,
+    pair: bool | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     template_date: str | None = None,
+    pad_token_id: int | None = None,
 ) -> Renderer:
     """Renders as a spec says, and where it says nothing as the manifest does.
 
@@ -399,8 +485,11 @@ def configured_renderer(
         append_eos: See `Rendering`, as for the others.
         max_length: See there.
         truncation: See there.
+        read: See there.
+        pair: See there.
         template_kwargs: See there.
         template_date: See there.
+        pad_token_id: See `Renderer`.
 
     Raises:
         ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
@@ -413,11 +502,13 @@ def configured_renderer(
         "append_eos": append_eos,
         "max_length": max_length,
         "truncation": truncation,
+        "read": read,
+        "pair": pair,
         "template_kwargs": template_kwargs,
         "template_date": template_date,
     }
     chosen: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-    return Renderer(tokenizer, replace(rendering, **chosen))
+    return Renderer(tokenizer, replace(rendering, **chosen), pad_token_id=pad_token_id)
 
 
 def _read_chat_template(path: str) -> str:

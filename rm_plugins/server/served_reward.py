@@ -15,6 +15,7 @@ from rm_plugins.identity import fingerprint, manifests_of, shown_spec
 from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import depends_on_batch, learns_while_scoring
+from rm_plugins.rendering.token_types import ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
 from rm_plugins.spec import load
@@ -196,7 +197,8 @@ class ServedReward(HostedReward):
             text = part.render(sample)
             (whole,) = part.renderer.untruncated_ids([sample])
             limit = part.renderer.rendering.max_length
-            ids = whole if limit is None else part.renderer.truncated(whole, limit)
+            ids = whole if limit is None else part.renderer.truncated(sample, whole, limit)
+            ids, _ = ids_and_types(ids)
             entry = {
                 "model": part.label,
                 "path": path,

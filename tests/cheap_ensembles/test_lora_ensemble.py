@@ -45,9 +45,9 @@ class TestLora:
         self, settings: dict[str, Any], max_batch_tokens: int, tiny_decoder: MakeFolder, tmp_path: Path
     ) -> None:
         adapters = adapters_of(tiny_decoder(**settings), tmp_path)
-        alone = np.stack([values(adapter) for adapter in adapters])
+        alone = np.stack([values(adapter, read="before-padding") for adapter in adapters])
         assert np.ptp(alone, axis=0).min() > 0.1
-        provider = lora(adapters, max_batch_tokens=max_batch_tokens)
+        provider = lora(adapters, read="before-padding", max_batch_tokens=max_batch_tokens)
         scores = provider.score(SAMPLES)
         near(members(scores, 3), alone)
         near(scores.values, alone.mean(axis=0))

@@ -17,7 +17,8 @@ from rm_plugins.cli import main
 from rm_plugins.errors import ModelError
 from rm_plugins.generation.generator import Sampling
 from rm_plugins.generation.transformers_generator import TransformersGenerator
-from rm_plugins.models.model_folder import load_config, load_renderer, load_tokenizer
+from rm_plugins.models.model_folder import load_config, load_tokenizer
+from rm_plugins.models.trained_rendering import load_renderer
 from tests.coded_checkpoints import with_model_code, with_tokenizer_code
 from tests.conftest import MakeFolder
 

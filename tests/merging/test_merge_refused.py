@@ -40,6 +40,7 @@ class TestWhatCannotBeAveraged:
         assert not (tmp_path / "out").exists()
         assert not list(tmp_path.glob(".out*"))
 
+    @pytest.mark.filterwarnings("ignore:.*pads with its EOS token")
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

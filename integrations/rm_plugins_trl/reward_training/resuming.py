@@ -36,6 +36,8 @@ _ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "tra
 _SAMPLED = 4_096  # elements of a weight that its digest is over
 _ROWS_AT_A_TIME = 10_000
 
+_ONCE_UNSAID = {"read": "before-padding", "pair": False}
+"""What renderings were before they said it."""
 _WHAT = ("base_model", "outputs", "loss", "regularizers", "rendering", "train_data")
 """What a model is trained on and towards; a checkpoint of another training is not gone on from."""
 
@@ -152,6 +154,8 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
     except (OSError, ValueError):
         logger.warning("%s does not say what it was made with, so that it is not compared with this training.", checkpoint)
         return {}
+    if isinstance(then.get("rendering"), dict):
+        then = {**then, "rendering": {**_ONCE_UNSAID, **then["rendering"]}}
     changed = {name: [then[name], now.get(name)] for name in then if then[name] != now.get(name)}
     if others := [name for name in _WHAT if name in changed and None not in changed[name]]:
         differences = "; ".join(f"{name}: {_shown(changed[name][0])} then, {_shown(changed[name][1])} now" for name in others)

@@ -37,6 +37,10 @@ class RewardConfig(TrlRewardConfig):
             ``center_rewards_coefficient`` is the same as ``{"centering": ...}``.
         overlong: What happens to a dataset row with a text of more than ``max_length`` tokens: ``drop`` it, as TRL does, or
             ``truncate`` the text on the left. Both are counted and reported.
+        read: The token of a row at which a decoder is scored, where its padding token is the EOS token that closes a text:
+            ``before-padding`` as TRL and transformers have it, ``last`` as OpenRLHF and vLLM have it. The manifest says it.
+        pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
+            else as one text, as TRL does.
         attributes: The attributes that ratings are given on, in the order of the model's outputs; those of the first row if unset.
         reward: The weight of each attribute in the reward, by which rated completions are compared (JSON on a command line);
             equal weights if unset.
@@ -63,6 +67,8 @@ class RewardConfig(TrlRewardConfig):
     loss: dict[str, Any] | str | Loss | None = "bradley-terry"
     regularizers: dict[str, float] | str | None = None
     overlong: Literal["drop", "truncate"] = "drop"
+    read: Literal["last", "before-padding"] = "before-padding"
+    pair: bool = False
     attributes: list[str] | None = None
     reward: dict[str, float] | str | None = None
     members: int = 1
@@ -83,6 +89,8 @@ class RewardConfig(TrlRewardConfig):
             if isinstance(value, str) and (name != "loss" or value.lstrip().startswith("{")):
                 setattr(self, name, _from_json(name, value))
         self.weight_column = self.weight_column or None
+        if self.read not in ("before-padding", "last"):
+            raise SpecError(f"read must be 'before-padding' or 'last', not {self.read!r}.")
         if self.members < 1 or (self.bootstrap and self.members == 1):
             raise SpecError(f"members must be at least 1, and at least 2 for a bootstrap, not {self.members}.")
         if self.early_stopping_patience is not None:

@@ -222,6 +222,7 @@ class RewardTrainer(OpenRewardTrainer):
             settings.max_batch_tokens,
             share_prefixes=settings.share_prompts,
             language_model_head=language_model_head(plain) if self._needs_logprobs else None,
+            read=settings.read,
         )
         if self._batches is not None:
             self.batch_forward.packs = False
@@ -242,7 +243,10 @@ class RewardTrainer(OpenRewardTrainer):
     ) -> Dataset | IterableDataset:
         """Render and tokenize a dataset, and drop or truncate what is too long."""
         if self.renderer is None:
-            self.renderer = Renderer(tokenizer, Rendering.up_to(args.max_length, tokenizer, self._model_config))
+            rendering = Rendering.up_to(args.max_length, tokenizer, self._model_config)
+            read, pair = self._settings.read, self._settings.pair
+            rendering = replace(rendering, read=read, pair=pair, append_eos=rendering.append_eos and not pair)
+            self.renderer = Renderer(tokenizer, rendering)
         dataset = unformatted(dataset)
         tokenization = Tokenization(
             self.renderer,

@@ -23,7 +23,7 @@ from rm_plugins.losses import Need
 from rm_plugins.losses.loss import Item
 from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
 from rm_plugins.rendering.render import Renderer
-from rm_plugins.samples import Sample
+from rm_plugins.samples import RenderedSample, Sample
 
 _STRUCTURE = {
     "number": Value("int64"),
@@ -207,6 +207,7 @@ class Tokenization:
             sections.append(None if section is None else str(section))
         if has_ids:
             ids = [list(side) for pair in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True) for side in pair]
+            samples: list[Sample] = [RenderedSample.of(row) for row in ids]
             starts = [0] * len(ids)
         else:
             samples = [sample for judged in judgements for sample in judged.samples]
@@ -216,7 +217,7 @@ class Tokenization:
         longest = [len(row) for row in ids]
         if self.truncate and limit is not None:
             starts = [max(start - max(len(row) - limit, 0), 0) for row, start in zip(ids, starts, strict=True)]
-            ids = [self.renderer.truncated(row, limit) for row in ids]
+            ids = [self.renderer.truncated(sample, row, limit) for sample, row in zip(samples, ids, strict=True)]
         bounds = [0, *accumulate(len(judged.samples) for judged in judgements)]
         rows = [ids[start:stop] for start, stop in pairwise(bounds)]
         pairs = [texts if judged.format == "preference" else [[], []] for texts, judged in zip(rows, judgements, strict=True)]

@@ -59,6 +59,8 @@ def trl_batches(trainer: Any, ours: Any, args: Any, data_collator: Any, data: An
         raise SpecError(f"TRL's batches hold preference pairs and nothing else, and {reader}. The data has other rows.")
     if beyond := [need.name for need in needs_of(loss) if need.name not in _CARRIED]:
         raise SpecError(f"The loss needs {', '.join(beyond)}, which TRL's batches do not carry, and {reader}.")
+    if getattr(args, "pair", False) or getattr(args, "read", "") == "last":
+        raise SpecError(f"pair=True and read='last' are not what TRL's batches are made for, and {reader}.")
     if getattr(args, "bootstrap", False):
         raise SpecError(
             f"bootstrap=True needs to know which rows are in a batch, which TRL's batches do not say, and {reader}."

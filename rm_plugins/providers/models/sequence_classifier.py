@@ -17,7 +17,8 @@ class SequenceClassifier(ModelProvider):
     """A trained sequence-classification model: a folder, a LoRA adapter folder, or a hub id.
 
     Samples become token ids as the model's manifest says; without one, as TRL's RewardTrainer would train it: the
-    tokenizer's chat template for conversations (paragraphs ``Role: content`` if it has none), text closed with EOS.
+    tokenizer's chat template for conversations (paragraphs ``Role: content`` if it has none), text closed with EOS. What differs
+    between those who train models is taken from the files beside the model, and asked for where they do not tell (`pair`, `read`).
 
     Args:
         model: The folder or id.
@@ -32,7 +33,12 @@ class SequenceClassifier(ModelProvider):
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
         device: ``auto`` is this process's accelerator, else the CPU.
         max_length: Most tokens of a row; the manifest's, else the model's own limit.
-        truncation: ``left`` cuts the beginning of a longer row's prompt, ``error`` refuses the row.
+        truncation: ``left`` cuts the beginning of a longer row's prompt (and of a pair the end of its longer text), ``error`` refuses
+            the row.
+        read: The token at which a decoder is scored, where its padding token is the EOS token that closes a text: ``last`` as OpenRLHF
+            and vLLM have it, ``before-padding`` as transformers and TRL have it; the manifest's if unset.
+        pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained; the
+            manifest's if unset.
         chat_template: ``plain``, or a file with a Jinja template.
         append_eos: Whether text ends with EOS.
         template_kwargs: Further arguments of the chat template.

@@ -1,0 +1,88 @@
+"""Two texts as a pair, in the way that cross-encoders are trained: ``tokenizer(one, other)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rm_plugins.errors import ModelError
+from rm_plugins.rendering.token_types import typed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts something between two texts, as those of encoders do."""
+    pair, one = tokenizer("a", "a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    joined = tokenizer("a")["input_ids"]
+    return len(pair) > len(joined) + len(one)
+
+
+class PairTokenizer:
+    """Makes the token ids of pairs, with token types where the tokenizer gives any.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        ModelError: The tokenizer puts nothing between two texts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        if not separates_pairs(tokenizer):
+            raise ModelError(
+                "The rendering encodes a prompt and a completion as a pair, and this tokenizer puts nothing between two texts, so that a "
+                "pair is the joined text. Leave `pair` out, and set `append_eos: false` for a model that was trained without EOS."
+            )
+        one, other = self._lengths([("a", "a")])
+        ids: list[int] = tokenizer("a", "a")["input_ids"]
+        alone: list[int] = tokenizer("a")["input_ids"]
+        bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._before = next((start for start in range(len(alone)) if alone[start : start + len(bare)] == bare), 0)
+        start = self._before + one[0]
+        self._between = next(
+            (size for size in range(len(ids) - start) if ids[start + size : start + size + other[0]] == bare), 0
+        )
+        self._after = len(ids) - start - self._between - other[0]
+        self.separator: str = tokenizer.decode(ids[start : start + self._between])
+        """What stands between the texts, as text."""
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The token ids of each pair with their types, [N] lists, untruncated."""
+        encoded = self._tokenizer([one for one, _ in pairs], [other for _, other in pairs], verbose=False)
+        rows: list[list[int]] = encoded["input_ids"]
+        types: list[list[int]] | None = encoded.get("token_type_ids")
+        return [list(row) for row in rows] if types is None else [typed(*row) for row in zip(rows, types, strict=True)]
+
+    def second_starts(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        """The number of tokens before each pair's second text, [N]."""
+        return [self._before + length + self._between for length in self._lengths(pairs)[0]]
+
+    def truncated(self, pair: tuple[str, str], row: Sequence[int], limit: int) -> list[int]:
+        """At most `limit` tokens of a pair, of which the longer text loses its end: transformers' ``longest_first``.
+
+        A tokenizer that does it itself keeps the limit, which another thread would meet.
+
+        Args:
+            pair: The two texts.
+            row: What `__call__` makes of them.
+            limit: Most tokens.
+        """
+        (one,), (other,) = self._lengths([pair])
+        room = max(limit - self._before - self._between - self._after, 0)
+        shorter = min(one, other)
+        longer = max(shorter, room - shorter)
+        if shorter + longer > room:
+            shorter, longer = room // 2, room - room // 2
+        kept, kept_other = (longer, shorter) if one > other else (shorter, longer)
+        start, second = self._before, self._before + one + self._between
+        return [*row[: start + kept], *row[start + one : second + kept_other], *row[second + other :]][:limit]
+
+    def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """How many tokens the first and the second texts have, each [N]."""
+        texts = [text for pair in pairs for text in pair]
+        ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        lengths = [len(row) for row in ids]
+        return lengths[::2], lengths[1::2]
