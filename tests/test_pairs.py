@@ -141,11 +141,6 @@ def test_the_manifest_says_it_and_merging_keeps_it(tiny_encoder: MakeFolder, tmp
 
 
 class TestRefused:
-    def test_a_tokenizer_without_pairs(self, tiny_encoder: MakeFolder, tiny_decoder: MakeFolder) -> None:
-        for folder in (tiny_encoder(), tiny_decoder()):
-            with pytest.raises(ModelError, match=r"puts nothing between two texts.*`append_eos: false`"):
-                rm.load(folder, pair=True)
-
     def test_eos_behind_a_pair(self, tiny_encoder: MakeFolder) -> None:
         with pytest.raises(SpecError, match="append_eos"):
             rm.load(tiny_encoder(pairs=True), pair=True, append_eos=True)

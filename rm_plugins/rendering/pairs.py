@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rm_plugins.errors import ModelError
 from rm_plugins.rendering.token_types import typed
 
 if TYPE_CHECKING:
@@ -23,19 +22,12 @@ class PairTokenizer:
     """Makes the token ids of pairs, with token types where the tokenizer gives any.
 
     Args:
-        tokenizer: The model's tokenizer.
-
-    Raises:
-        ModelError: The tokenizer puts nothing between two texts.
+        tokenizer: The model's tokenizer. One that puts nothing between two texts makes their tokens one after the other, which may be
+            others than those of the joined text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        if not separates_pairs(tokenizer):
-            raise ModelError(
-                "The rendering encodes a prompt and a completion as a pair, and this tokenizer puts nothing between two texts, so that a "
-                "pair is the joined text. Leave `pair` out, and set `append_eos: false` for a model that was trained without EOS."
-            )
         one, other = self._lengths([("a", "a")])
         ids: list[int] = tokenizer("a", "a")["input_ids"]
         alone: list[int] = tokenizer("a")["input_ids"]
