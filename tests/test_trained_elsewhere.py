@@ -92,7 +92,7 @@ class TestOpenRlhf:
     def test_0_11(self, folder: Folder) -> None:
         keys = {"normalize_reward": False, "mean": 0.5, "std": 2.0, "value_head_prefix": "score"}
         assert told(folder({"architectures": ["RewardModel"], **keys})) == TrainedElsewhere(
-            by="OpenRLHF", read="last", pair=False, append_eos=True, closes_conversations=True, outputs=1
+            by="OpenRLHF", read="last", pair=False, append_eos=True, convention="openrlhf", outputs=1
         )
 
     def test_0_5_calls_its_head_otherwise(self, folder: Folder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.adapters import check_adapter
-from rm_plugins.models.manifest import Manifest
+from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 from rm_plugins.models.model_folder import (
     found_file,
     load_config,
@@ -27,10 +28,11 @@ from rm_plugins.models.model_folder import (
 )
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.settings import ModelSettings
+from rm_plugins.models.trained_elsewhere import trained_elsewhere
 from rm_plugins.one_thread import OneThread
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _LONGEST_PATH = 1_024
@@ -194,8 +196,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
-    load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
-    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **arguments)
+    config = load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
+    head = {} if config is None else _head_elsewhere(source, config, arguments["revision"])
+    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **head, **arguments)
     missing = sorted(info["missing_keys"])
     if missing:
         architecture = ", ".join(model.config.architectures or []) or "no named architecture"
@@ -205,6 +208,25 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
             "first (`rm-plugins train`), or name another folder."
         )
     return model
+
+
+def _head_elsewhere(source: str, config: PretrainedConfig, revision: str | None) -> dict[str, Any]:
+    """Arguments of transformers' ``from_pretrained`` for the head of a model that another engine trained.
+
+    Raises:
+        ModelError: What that engine makes a score of is not in the model.
+    """
+    elsewhere = None if found_file(source, MANIFEST_NAME, revision) else trained_elsewhere(source, config, revision)
+    if elsewhere is None:
+        return {}
+    if elsewhere.unusable is not None:
+        raise ModelError(
+            f"{source} gives no score here that would be its own: {elsewhere.unusable}. Score with the engine that trained it, in a "
+            "function of yours (`module:function`) or behind a server."
+        )
+    outputs = {} if elsewhere.outputs is None else {"num_labels": elsewhere.outputs}
+    renamed = {} if elsewhere.head is None else {"key_mapping": {rf"^{re.escape(elsewhere.head)}\.": "score."}}
+    return {**outputs, **renamed}
 
 
 def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> tuple[Any, Iterable[str]]:
@@ -222,12 +244,14 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
     shared = {**arguments, "revision": None}
     try:
         config = load_config(base, trust_remote_code=arguments["trust_remote_code"])
-        labels = None if config is None else config.num_labels
+        head = {} if config is None or head_labels is not None else _head_elsewhere(base, config, None)
+        labels = head_labels or head.pop("num_labels", None) or (None if config is None else config.num_labels)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base,
             output_loading_info=True,
-            **({} if labels is None and head_labels is None else {"num_labels": head_labels or labels}),
+            **({} if labels is None else {"num_labels": labels}),
             ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
+            **head,
             **shared,
         )
     except OSError as error:

@@ -11,13 +11,16 @@ from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
 from rm_plugins.models.trained_rendering import renderer_of
 from rm_plugins.provider import ModelSource
-from rm_plugins.rendering.render import Read, Renderer, Truncation
+from rm_plugins.rendering.render import Convention, Read, Renderer, Truncation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-RENDERING_KEYS = ("chat_template", "append_eos", "max_length", "truncation", "read", "pair", "template_kwargs", "template_date")
+RENDERING_KEYS = (
+    *("chat_template", "append_eos", "max_length", "truncation", "read", "pair", "convention"),
+    *("template_kwargs", "template_date"),
+)
 """The keys of specs that say how samples become token ids, and which of these is read."""
 
 
@@ -37,6 +40,7 @@ class ModelSettings:
     truncation: Truncation | None = None
     read: Read | None = None
     pair: bool | None = None
+    convention: Convention | None = None
     chat_template: ModelSource | None = None
     append_eos: bool | None = None
     template_kwargs: Mapping[str, Any] | None = None

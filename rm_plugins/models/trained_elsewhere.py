@@ -24,16 +24,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.model_folder import found_file, read_model_json
+from rm_plugins.rendering.render import Convention, Read
 from rm_plugins.written_settings import parsed_yaml, read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-Read: TypeAlias = Literal["last", "before-padding"]
 
 _Value = TypeVar("_Value")
 
@@ -65,7 +64,7 @@ class TrainedElsewhere:
         read: Which token of a decoder's row it reads; None where the files do not tell, or contradict each other.
         pair: Whether it encodes prompt and completion as a pair; None likewise.
         append_eos: Whether it closes texts with EOS; None likewise.
-        closes_conversations: Whether it also closes conversations with EOS, and cuts line breaks at their end for it.
+        convention: Whose rules make token ids of its texts, where they are not TRL's.
         outputs: The number of outputs of the head, where the configuration does not tell.
         head: What the checkpoint calls the head, where transformers does not call it so.
         differences: What else that engine's number depends on and ours does not, each a sentence.
@@ -76,7 +75,7 @@ class TrainedElsewhere:
     read: Read | None = None
     pair: bool | None = None
     append_eos: bool | None = None
-    closes_conversations: bool | None = None
+    convention: Convention | None = None
     outputs: int | None = None
     head: str | None = None
     differences: tuple[str, ...] = ()
@@ -100,7 +99,7 @@ def trained_elsewhere(source: str, config: PretrainedConfig, revision: str | Non
         read=_agreed(sign.read for sign in signs),
         pair=_agreed(sign.pair for sign in signs),
         append_eos=_agreed(sign.append_eos for sign in signs),
-        closes_conversations=_agreed(sign.closes_conversations for sign in signs),
+        convention=_agreed(sign.convention for sign in signs),
         outputs=_agreed(sign.outputs for sign in signs),
         head=_agreed(sign.head for sign in signs),
         differences=tuple(difference for sign in signs for difference in sign.differences),
@@ -149,7 +148,7 @@ def _openrlhf(config: PretrainedConfig) -> TrainedElsewhere | None:
         read="last",
         pair=False,
         append_eos=True,
-        closes_conversations=True,
+        convention="openrlhf",
         outputs=1,
         head=None if head == "score" else head,
         differences=tuple(differences),

@@ -79,17 +79,29 @@ def _told_by_files(
 ) -> Rendering:
     """A default rendering with what the files beside a model tell of who trained it; what nobody tells is asked for or warned of."""
     elsewhere = trained_elsewhere(source, config, revision) if config is not None else None
+    if elsewhere is not None:
+        for difference in elsewhere.differences:
+            warnings.warn(f"{source} was trained by {elsewhere.by}, which may score it otherwise: {difference}", stacklevel=4)
+        append_eos = rendering.append_eos and elsewhere.append_eos is not False
+        rendering = replace(rendering, append_eos=append_eos, convention=elsewhere.convention or rendering.convention)
     if separates_pairs(tokenizer) and not _is_causal(config):
         return replace(rendering, pair=None if elsewhere is None else elsewhere.pair)
+    if elsewhere is not None and elsewhere.pair:
+        rendering = replace(rendering, pair=True, append_eos=False)
     if pad_token_id is None:
         return replace(rendering, read="last")
     if elsewhere is not None and elsewhere.read is not None:
         return replace(rendering, read=elsewhere.read)
     if settings.get("read") is None and pad_token_id == tokenizer.eos_token_id:
+        told = (
+            "nothing beside the model tells who trained it"
+            if elsewhere is None
+            else f"what names {elsewhere.by} leaves it open"
+        )
         warnings.warn(
             f"{source} has no reward manifest, and pads with its EOS token {tokenizer.eos_token!r}: transformers and TRL score a row at "
-            "the token before a closing EOS, OpenRLHF and vLLM at the EOS itself, and nothing beside the model tells who trained it. It is "
-            "read as transformers does. Say it in the spec: `read: before-padding` or `read: last`.",
+            f"the token before a closing EOS, OpenRLHF and vLLM at the EOS itself, and {told}. It is read as transformers does. Say it in "
+            "the spec: `read: before-padding` or `read: last`.",
             stacklevel=4,
         )
     return rendering

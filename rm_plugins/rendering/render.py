@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Truncation: TypeAlias = Literal["left", "error"]
 Read: TypeAlias = Literal["last", "before-padding"]
+Convention: TypeAlias = Literal["trl", "openrlhf"]
 
 PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
@@ -70,6 +71,8 @@ class Rendering:
             is the EOS token that closes a row. An encoder has no such token.
         pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
             else they are one text. None where it is not known, and a sample that has both is refused.
+        convention: Whose rules make token ids of a text. ``trl`` adds the special tokens that the tokenizer adds by itself.
+            ``openrlhf`` adds none, and ends a text and a conversation alike: without line breaks, and with EOS if `append_eos` is set.
         template_kwargs: Further arguments of the chat template.
         template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on, as Llama 3's does.
 
@@ -83,6 +86,7 @@ class Rendering:
     truncation: Truncation = "left"
     read: Read = "before-padding"
     pair: bool | None = False
+    convention: Convention = "trl"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template_date: str | None = None
 
@@ -100,8 +104,9 @@ class Rendering:
             raise SpecError("a pair is closed by its tokenizer; leave `append_eos` out.", key="append_eos")
 
     def as_json(self) -> dict[str, Any]:
-        """The choices by name; those of templates without a date are as they were before there was one."""
-        return {name: value for name, value in asdict(self).items() if name != "template_date" or value is not None}
+        """The choices by name, without those that manifests had not at first and that are left as everything was then."""
+        defaults = {"template_date": None, "convention": "trl"}
+        return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def up_to(cls, max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> Rendering:
@@ -238,6 +243,11 @@ class Renderer:
             text = completion = "\n\n".join(_paragraph(message) for message in sample.text_messages)
         else:
             text, completion = f"{sample.prompt}{sample.completion}", str(sample.completion)
+        return self._closed(text, completion)
+
+    def _closed(self, text: str, completion: str) -> str:
+        if self.rendering.convention == "openrlhf":
+            text = completion = text.rstrip("\n")
         eos = self.tokenizer.eos_token
         return text + eos if self.rendering.append_eos and not completion.endswith(eos) else text
 
@@ -281,7 +291,8 @@ class Renderer:
             messages = self._text_blocks.messages(sample.messages, (settings.get("chat_template"), bool(tools)), render)
             if prompt_only:
                 return render(messages[: len(sample.prompt)], add_generation_prompt=True)
-            return render(messages, add_generation_prompt=False)
+            text = render(messages, add_generation_prompt=False)
+            return self._closed(text, text) if self.rendering.convention == "openrlhf" else text
         except Exception as error:  # a template is a program and raises whatever its author wrote
             raise DataError(f"The chat template refused the conversation: {error}") from error
 
@@ -362,7 +373,7 @@ class Renderer:
             # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
             is_complete, text = True, self._templated(sample)
         else:
-            is_complete, text = False, self.text(sample)
+            is_complete, text = self.rendering.convention == "openrlhf", self.text(sample)
         _check_characters(text)
         return is_complete, text
 
@@ -389,9 +400,9 @@ class Renderer:
             if row and sample.prompt is samples[row - 1].prompt:
                 places.append(places[-1])
                 continue
-            templated = self._is_templated(sample)
-            texts[templated].append(self._prompt_text(sample))
-            places.append((templated, len(texts[templated]) - 1))
+            complete = self._is_templated(sample) or self.rendering.convention == "openrlhf"
+            texts[complete].append(self._prompt_text(sample))
+            places.append((complete, len(texts[complete]) - 1))
         plain = self.tokenizer(texts[False], verbose=False)["input_ids"] if texts[False] else []
         prompts = {False: plain, True: self._tokenize_templated(texts[True])}
         return [common_beginning(prompts[kind][place], row) for (kind, place), row in zip(places, ids, strict=True)]
@@ -472,6 +483,7 @@ def configured_renderer(
     truncation: Truncation | None = None,
     read: Read | None = None,
     pair: bool | None = None,
+    convention: Convention | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     template_date: str | None = None,
     pad_token_id: int | None = None,
@@ -487,6 +499,7 @@ def configured_renderer(
         truncation: See there.
         read: See there.
         pair: See there.
+        convention: See there.
         template_kwargs: See there.
         template_date: See there.
         pad_token_id: See `Renderer`.
@@ -504,6 +517,7 @@ def configured_renderer(
         "truncation": truncation,
         "read": read,
         "pair": pair,
+        "convention": convention,
         "template_kwargs": template_kwargs,
         "template_date": template_date,
     }

@@ -39,6 +39,8 @@ class SequenceClassifier(ModelProvider):
             and vLLM have it, ``before-padding`` as transformers and TRL have it; the manifest's if unset.
         pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained; the
             manifest's if unset.
+        convention: Whose rules make token ids of a text: ``trl``, or ``openrlhf``, which adds no special tokens and closes conversations
+            with EOS as well; the manifest's if unset.
         chat_template: ``plain``, or a file with a Jinja template.
         append_eos: Whether text ends with EOS.
         template_kwargs: Further arguments of the chat template.
