@@ -225,6 +225,11 @@ class TestCrossEncoder:
             rm.load(bert).score([rm.Sample("name a colour", "rain")])
         assert rm.load(bert, pair=True).score([rm.Sample("name a colour", "rain")]).values.shape == (1,)
 
+    def test_an_encoder_of_trl_takes_one_text(self, bert: Path) -> None:
+        (bert / "README.md").write_text("---\ntags: [trl, reward-trainer]\n---\n")
+        one_text = rm.load(bert, pair=False).score([rm.Sample("name a colour", " rain")]).values
+        np.testing.assert_array_equal(rm.load(bert).score([rm.Sample("name a colour", " rain")]).values, one_text)
+
     def test_score_of_further_modules(self, bert: Path) -> None:
         (bert / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
         (bert / "modules.json").write_text('[{"type": "a.Transformer"}, {"type": "a.Dense"}]')
