@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rm_plugins as rm
-from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.errors import SpecError
 from rm_plugins.providers.models.model_provider import ModelProvider
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from tests.trl.conftest import TRL_WARNINGS
@@ -58,9 +58,10 @@ def test_the_token_that_is_read(read: Any, tiny_decoder: Any, tmp_path: Path) ->
     assert figures["eval_mean_reward"] == pytest.approx(np.mean(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_pairs(family: str, tiny_encoder: Any, tmp_path: Path) -> None:
-    trainer = trained(tiny_encoder(family=family, pairs=True), tmp_path, pair=True, max_length=64)
+@pytest.mark.parametrize("family", ["bert", "roberta", "qwen2"])
+def test_pairs(family: str, tiny_encoder: Any, tiny_decoder: Any, tmp_path: Path) -> None:
+    model = tiny_decoder() if family == "qwen2" else tiny_encoder(family=family, pairs=True)
+    trainer = trained(model, tmp_path, pair=True, max_length=64)
     assert json.loads((tmp_path / "reward_manifest.json").read_text())["rendering"]["pair"] is True
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -82,10 +83,6 @@ def test_long_pairs_are_truncated_as_they_are_scored(tiny_encoder: Any, tmp_path
 
 
 class TestRefused:
-    def test_pairs_of_a_decoder(self, tiny_decoder: Any, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="puts nothing between two texts"):
-            trained(tiny_decoder(), tmp_path, pair=True)
-
     @pytest.mark.parametrize("settings", [{"pair": True}, {"read": "last"}], ids=str)
     def test_what_trls_batches_are_not_made_for(self, settings: dict[str, Any], tiny_encoder: Any, tmp_path: Path) -> None:
         class Subclass(RewardTrainer):

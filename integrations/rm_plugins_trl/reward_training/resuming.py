@@ -36,7 +36,7 @@ _ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "tra
 _SAMPLED = 4_096  # elements of a weight that its digest is over
 _ROWS_AT_A_TIME = 10_000
 
-_ONCE_UNSAID = {"read": "before-padding", "pair": False}
+_ONCE_UNSAID = {"read": "before-padding", "pair": False, "convention": "trl"}
 """What renderings were before they said it."""
 _WHAT = ("base_model", "outputs", "loss", "regularizers", "rendering", "train_data")
 """What a model is trained on and towards; a checkpoint of another training is not gone on from."""
