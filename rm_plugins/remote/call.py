@@ -27,7 +27,11 @@ logger = logging.getLogger(__name__)
 redact_logs([__name__])
 
 _SEARCHES = 4
-"""How often in a row requests that a server always fails at are halved, without one that it answers among them."""
+"""How often in a row requests that a server always fails at are halved, without one that it answers among them. Each halving costs at most
+two parts with `_SEARCH_TRIES` each, so a server that has broken down gets at most 16 requests more than it would without."""
+
+_FIRST_SEARCHES = 3
+"""The same for servers of which none has scored anything yet: at most 12 requests more."""
 
 _SEARCH_TRIES = 2
 _RESCORINGS = 2
@@ -67,8 +71,9 @@ class ScoringCall:
         self._numbers = count()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4
-        # To find what a server fails at that has scored others; one that has broken down is left alone soon.
-        self._searches_left = _SEARCHES if any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints) else 0
+        # To find what a server fails at; one that has broken down is left alone soon.
+        has_scored = any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints)
+        self._searches_left = _SEARCHES if has_scored else _FIRST_SEARCHES
 
     async def outcomes(self) -> list[Outcome]:
         """Have everything scored; one outcome for each sample, [N].

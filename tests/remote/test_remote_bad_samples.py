@@ -185,14 +185,28 @@ def test_others_stand_in_for_the_bad_one_alone(
 
 
 @pytest.mark.parametrize("status", [500, 200])
-def test_a_server_that_has_broken_down_is_left_alone_soon(status: int) -> None:
+@pytest.mark.parametrize("poisons", [[40], [3, 40]])
+def test_the_sample_that_a_server_fails_at_is_found_in_the_first_batch(status: int, poisons: list[int]) -> None:
+    picky = Picky(FakeVLLM())
+    picky.reply = (status, {"error": "a bug"})
+    samples = [rm.Sample("POISON" if row in poisons else "Q: ", str(row)) for row in range(64)]
+    with serving(picky, lifespan="off") as url:
+        provider = Remote(url=url, protocol=VLLM(), tries=2)
+        assert sorted(provider.attempt(samples).errors) == poisons
+        provider.close()
+
+
+@pytest.mark.parametrize("status", [500, 200])
+@pytest.mark.parametrize(("has_scored", "more"), [(True, 16), (False, 12)])
+def test_a_server_that_has_broken_down_is_left_alone_soon(status: int, has_scored: bool, more: int) -> None:
     picky = Picky(FakeVLLM())
     picky.reply = (status, {"error": "out of memory"})
     poisoned = [rm.Sample("POISON", str(number)) for number in range(64)]
     with serving(picky, lifespan="off") as url:
         provider = Remote(url=url, protocol=VLLM(), tries=3)
-        provider.score(GOOD)  # it has scored before
+        if has_scored:
+            provider.score(GOOD)
         before = picky.requests
         assert provider.score(poisoned, on_error="abstain").failed.all()
-        assert picky.requests - before <= 3 + 2 * 2 * 4
+        assert picky.requests - before <= 3 + more
         provider.close()

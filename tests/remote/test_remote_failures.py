@@ -95,19 +95,19 @@ class TestFailures:
             remote(scorer, tries=3) as provider,
             pytest.raises(ScoringError, match=r"it answered 500: out of memory \(tried 3 times\)"),
         ):
-            provider.score(SAMPLES)
+            provider.score(SAMPLES[:1])
         assert len(scorer.bodies) == 3
 
     @pytest.mark.parametrize(
         ("wrong", "told"),
         [
-            (lambda rewards: rewards[1].update(reward=math.nan), "must be finite"),
-            (lambda rewards: rewards[1].update(reward=math.inf), "must be finite"),
-            (lambda rewards: rewards[1].update(reward="0.0"), "a number was expected"),
-            (lambda rewards: rewards[1].pop("reward"), "no 'reward'"),
-            (lambda rewards: rewards.pop(), "4 entries for 5"),
-            (lambda rewards: rewards.append(rewards[0]), "6 entries for 5"),
-            (lambda rewards: rewards[1].update(index=0), "indices"),
+            (lambda rewards: rewards[0].update(reward=math.nan), "must be finite"),
+            (lambda rewards: rewards[0].update(reward=math.inf), "must be finite"),
+            (lambda rewards: rewards[0].update(reward="0.0"), "a number was expected"),
+            (lambda rewards: rewards[0].pop("reward"), "no 'reward'"),
+            (lambda rewards: rewards.pop(), "0 entries for 1"),
+            (lambda rewards: rewards.append(rewards[0]), "2 entries for 1"),
+            (lambda rewards: rewards[0].update(index=1), "indices"),
         ],
     )
     def test_a_wrong_answer_never_becomes_a_number(self, wrong: Callable[[Any], None], told: str) -> None:
@@ -120,8 +120,8 @@ class TestFailures:
 
         scorer.before = spoilt
         with remote(scorer, tries=2) as provider, pytest.raises(ScoringError, match=told) as caught:
-            provider.score(SAMPLES)
-        assert caught.value.rows == frozenset(range(5))
+            provider.score(SAMPLES[:1])
+        assert caught.value.rows == frozenset({0})
         assert provider.counts["bad_answers"] == 2
 
     def test_an_answer_to_another_request_is_refused(self) -> None:
