@@ -54,7 +54,12 @@ def refused(client: httpx2.Client, *inputs: Any, status: int = 400, **more: Any)
 def test_texts_give_a_tensor_of_rewards(client: httpx2.Client, reward: rm.Provider) -> None:
     expected = text_rewards(reward, TEXTS, add_special_tokens=False)
     output = {"name": "rewards", "shape": [2, 1], "datatype": "FP32", "data": pytest.approx(expected)}
-    assert inferred(client, tensor("sentences", TEXTS), id="42") == {"model_name": "tiny", "id": "42", "outputs": [output]}
+    assert inferred(client, tensor("sentences", TEXTS), id="42") == {
+        "model_name": "tiny",
+        "model_version": "1",
+        "id": "42",
+        "outputs": [output],
+    }
 
 
 def test_an_answer_has_an_id_only_if_the_request_has_one(client: httpx2.Client) -> None:
@@ -131,6 +136,8 @@ SENTENCES = tensor("sentences", TEXTS)
         [{**SENTENCES, "data": ["a", 5]}],
         [{**SENTENCES, "data": [["a", "b"], "c"]}],
         [{**SENTENCES, "data": [[["a"]], [["b"]]]}],
+        [{name: value for name, value in SENTENCES.items() if name != "data"}],
+        [{**SENTENCES, "data": None, "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}}],
         [SENTENCES, SENTENCES],
         [tensor("texts", TEXTS)],
         [tensor("prompts", TEXTS)],
@@ -155,26 +162,6 @@ def test_inputs_that_are_no_texts_and_no_token_ids_are_refused(client: httpx2.Cl
     assert refused(client, *inputs)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"inputs": [{**SENTENCES, "parameters": {"binary_data_size": 40}}]},
-        {"inputs": [SENTENCES], "parameters": {"binary_data_output": True}},
-        {"inputs": [SENTENCES], "outputs": [{"name": "rewards", "parameters": {"binary_data": True}}]},
-    ],
-)
-def test_binary_tensors_are_refused_by_name(client: httpx2.Client, body: dict[str, Any]) -> None:
-    more = {name: value for name, value in body.items() if name != "inputs"}
-    assert "binary_data=False" in refused(client, *body["inputs"], **more)
-
-
-def test_a_binary_body_is_refused_by_name(client: httpx2.Client) -> None:
-    headers = {"Inference-Header-Content-Length": "2", "Content-Type": "application/octet-stream"}
-    response = client.post("/v2/models/tiny/infer", content=b"{}\0\0", headers=headers)
-    assert response.status_code == 415
-    assert "binary_data=False" in response.json()["error"]
-
-
 def test_outputs_without_binary_data_may_be_asked_for(client: httpx2.Client) -> None:
     asked = [{"name": "rewards", "parameters": {"binary_data": False}}]
     assert inferred(client, SENTENCES, outputs=asked) == inferred(client, SENTENCES)
@@ -191,24 +178,89 @@ def test_details_are_outputs_where_they_are_asked_for() -> None:
         assert "std" in message
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"outputs": [{"name": "rewards"}, {"name": "rewards"}]},
+        {"outputs": [{"name": "rewards", "parameters": {"classification": 1}}]},
+        {"outputs": [{"name": "rewards", "parameters": {"shared_memory_region": "r"}}]},
+        {"outputs": [{"name": "rewards", "parameters": {"binary_data": "yes"}}]},
+        {"outputs": [{"name": "rewards", "parameters": {"datatype": "INT8"}}]},
+        {"parameters": {"datatype": "FP16"}},
+    ],
+)
+def test_outputs_in_forms_that_there_are_not_are_refused(client: httpx2.Client, asked: dict[str, Any]) -> None:
+    assert refused(client, SENTENCES, **asked)
+
+
+def test_a_reward_beyond_fp32_is_no_infinity() -> None:
+    with served(FunctionProvider(function=huge)) as client:
+        message = refused(client, SENTENCES)
+        assert "output 'rewards' of row 1 is 1e+300, which is beyond FP32" in message
+        for asked in (
+            {"parameters": {"datatype": "FP64"}},
+            {"outputs": [{"name": "rewards", "parameters": {"datatype": "FP64"}}]},
+        ):
+            (output,) = inferred(client, SENTENCES, **asked)["outputs"]
+            assert (output["datatype"], output["data"]) == ("FP64", [0.1, 1e300])
+
+
+def huge(samples: Sequence[rm.Sample]) -> list[float]:
+    return [0.1, 1e300]
+
+
+OF_MODEL = {
+    "name": "tiny",
+    "versions": ["1"],
+    "platform": "rm-plugins",
+    "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
+    "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
+}
+
+
 def test_the_server_and_the_model_describe_themselves(client: httpx2.Client) -> None:
-    assert client.get("/v2").json() == {"name": "rm-plugins", "version": rm.__version__, "extensions": []}
-    assert client.get("/v2/models/tiny").json() == {
-        "name": "tiny",
-        "platform": "rm-plugins",
-        "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
-        "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
-    }
+    extensions = ["binary_tensor_data", "model_configuration", "parameters", "statistics"]
+    assert client.get("/v2").json() == {"name": "rm-plugins", "version": rm.__version__, "extensions": extensions}
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
-    assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
+    for model in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
+        assert client.get(model).json() == OF_MODEL
+        assert client.get(f"{model}/ready").json() == {"name": "tiny", "ready": True}
+        assert client.get(f"{model}/config").json()["max_batch_size"] == 256
+        assert client.get(f"{model}/stats").json()["model_stats"][0]["name"] == "tiny"
 
 
-@pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/other/ready", "/v2/models/tiny/versions/1"])
-def test_another_model_is_not_found(client: httpx2.Client, path: str) -> None:
-    response = client.get(path)
-    assert response.status_code == 404
-    assert "'tiny'" in response.json()["error"]
+def test_models_are_listed_as_triton_and_kserve_list_them(client: httpx2.Client) -> None:
+    listed = [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}]
+    assert client.post("/v2/repository/index").json() == listed
+    assert client.post("/v2/repository/index", json={"ready": True}).json() == listed
+    assert client.get("/v2/models").json() == {"models": ["tiny"]}
+
+
+def test_a_version_is_the_model(client: httpx2.Client) -> None:
+    body = {"inputs": [SENTENCES]}
+    answer = client.post("/v2/models/tiny/versions/1/infer", json=body).json()
+    assert answer == client.post("/v2/models/tiny/infer", json=body).json()
+
+
+def test_statistics_count_samples_and_failures() -> None:
+    with served(FunctionProvider(function=of_length)) as client:
+        inferred(client, tensor("sentences", ["a", "b", "c"]))
+        refused(client, tensor("sentences", ["fails"]), status=500)
+        (stats,) = client.get("/v2/models/stats").json()["model_stats"]
+        assert (stats["inference_count"], stats["execution_count"]) == (3, 1)
+        assert [stats["inference_stats"][name]["count"] for name in ("success", "fail", "queue")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("path", ["", "/config", "/stats", "/ready"])
+@pytest.mark.parametrize("model", ["other", "other/versions/1", "tiny/versions/2"])
+def test_another_model_is_refused_with_the_names_that_there_are(client: httpx2.Client, model: str, path: str) -> None:
+    response = client.get(f"/v2/models/{model}{path}")
+    assert response.status_code == (400 if path == "/ready" else 404)  # as Triton
+    assert ("'1'" if "tiny" in model else "'tiny'") in response.json()["error"]
+    infer = client.post(f"/v2/models/{model}/infer", json={"inputs": [SENTENCES]})
+    assert infer.status_code == 404
+    assert isinstance(infer.json()["error"], str)
 
 
 def of_length(samples: Sequence[rm.Sample]) -> list[float | None]:
@@ -223,7 +275,7 @@ def of_words(samples: Sequence[rm.Sample]) -> list[int]:
 
 def test_a_text_is_a_completion_for_a_reward_that_is_no_model_and_failures_are_no_numbers() -> None:
     with served(FunctionProvider(function=of_length), api_keys=["open sesame"]) as client:
-        assert client.post("/v2/models/tiny/infer", json={"inputs": [SENTENCES]}).status_code == 401
+        refused(client, SENTENCES, status=401)
         assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
         client.headers["Authorization"] = "Bearer open sesame"
         assert inferred(client, tensor("sentences", ["four"]))["outputs"][0]["data"] == [4]
@@ -235,3 +287,27 @@ def test_a_text_is_a_completion_for_a_reward_that_is_no_model_and_failures_are_n
 def test_an_overloaded_server_says_so() -> None:
     with overloaded() as client:
         assert refused(client, SENTENCES, status=429)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status"),
+    [
+        ("GET", "/v2/nothing", {}, 404),
+        ("POST", "/v2/repository/models/tiny/load", {}, 404),
+        ("GET", "/v2/systemsharedmemory/status", {}, 404),
+        ("GET", "/v2/models/tiny/infer", {}, 404),
+        ("DELETE", "/v2/health/live", {}, 405),
+        ("POST", "/v2/models/tiny/infer", {}, 400),
+        ("POST", "/v2/models/tiny/infer", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400),
+        ("POST", "/v2/models/tiny/infer", {"content": b"[NaN]", "headers": {"Content-Type": "application/json"}}, 422),
+        ("POST", "/v2/models/tiny/infer", {"content": b"{}", "headers": {"Content-Type": "text/plain"}}, 415),
+        ("POST", "/v2/models/tiny/infer", {"json": ["x" * 20_000]}, 413),
+        ("POST", "/v2/models/tiny/infer", {"json": {}, "headers": {"Host": "elsewhere"}}, 421),
+    ],
+)
+def test_every_error_is_a_string(method: str, path: str, sent: dict[str, Any], status: int) -> None:
+    with served(FunctionProvider(function=of_length), max_body_bytes=10_000) as client:
+        response = client.request(method, path, **sent)
+        assert response.status_code == status
+        assert set(response.json()) == {"error"}
+        assert isinstance(response.json()["error"], str)

@@ -1,4 +1,4 @@
-"""Reads a request's body under a limit, and refuses JSON with values that are neither text nor numbers."""
+"""Reads a request's body under a limit, also of what it unpacks to, and refuses JSON with values that are neither text nor numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import numpy as np
 from starlette.datastructures import Headers
 
 from rm_plugins.files import in_utf8
+from rm_plugins.protocols.binary_tensors import JSON_LENGTH, split
 from rm_plugins.server.dialects.dialect import Problem
 
 LONG_BODY = 2**15
@@ -31,6 +33,8 @@ _CHUNK = 2**18
 _SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
+_WINDOWS = {"gzip": 31, "deflate": 15}
+"""What zlib calls the codings of bodies that may be compressed; HTTP's deflate has zlib's header."""
 
 
 class Disconnected(Exception):
@@ -95,6 +99,37 @@ class BodyReader:
             self._by_client[client] -= body.held
             if not self._by_client[client]:
                 del self._by_client[client]
+
+    async def unpack(self, body: Body, coding: str) -> None:
+        """Undo a body's compression, piece by piece and outside of the event loop; what comes out counts as held as it comes.
+
+        Args:
+            body: The body, whose content becomes what was compressed.
+            coding: ``gzip`` or ``deflate``.
+
+        Raises:
+            Problem: What comes out is too long, or the body is damaged, is cut off, or goes on behind its end.
+        """
+        unpacker, packed, pieces = zlib.decompressobj(_WINDOWS[coding]), body.content, []
+        try:
+            while not unpacker.eof:
+                piece = await asyncio.to_thread(unpacker.decompress, packed, _CHUNK)
+                packed = unpacker.unconsumed_tail
+                if not (piece or packed or unpacker.eof):
+                    raise Problem("invalid", f"the body is cut off before the end of its {coding}", status=400)
+                pieces.append(piece)
+                if sum(map(len, pieces)) > self.limit:
+                    raise Problem(
+                        "too-large", f"the body is longer than {self.limit:,} bytes once it is unpacked; send fewer samples"
+                    )
+                self.hold(body, len(piece) if piece.isascii() else 4 * len(piece))
+        except zlib.error as error:
+            raise Problem("invalid", f"the body is no {coding}: {error}", status=400) from None
+        if unpacker.unused_data:
+            raise Problem(
+                "invalid", f"the body has {len(unpacker.unused_data)} bytes behind the end of its {coding}", status=400
+            )
+        body.content = b"".join(pieces)
 
     def hold(self, body: Body, more: int) -> None:
         """Count further memory for a body.
@@ -214,25 +249,57 @@ def extent_of(body: bytes, most: int) -> tuple[int, int]:
     return values, levels
 
 
-def check_headers(headers: Headers, advice: str = "") -> None:
+def check_headers(headers: Headers, *, takes_binary: bool = False) -> str:
     """Refuse a body that its headers do not call JSON, or call compressed.
 
+    A page of another site can have a browser send a body without a type, and ask nobody first. So none is taken from a browser, whose
+    requests have an ``Origin`` or say from which site they come.
+
+    Args:
+        headers: Of the request.
+        takes_binary: Whether the body may also have no type, have bytes behind its JSON, and be compressed; see `Dialect.takes_binary`.
+
+    Returns:
+        How it is compressed: ``gzip``, ``deflate``, or empty where it is not.
+
     Raises:
-        Problem: It has another type or none, or a coding; `advice` ends the message.
+        Problem: It has another type or none, or another coding.
     """
     given, sent = headers.get("content-type"), Message()
     sent["Content-Type"] = given or ""
-    if not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
+    is_binary = not (given or _is_from_browser(headers)) or sent.get_content_type() == "application/octet-stream"
+    if not (takes_binary and is_binary) and not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
         wrong = f"is sent as {given!r:.80}" if given else "has no Content-Type"
-        needed = f"the body {wrong}; it is read as JSON and needs Content-Type: application/json"
-        raise Problem("unsupported", f"{needed}; {advice}" if advice else needed, headers={"Accept": "application/json"})
+        raise Problem(
+            "unsupported",
+            f"the body {wrong}; it is read as JSON and needs Content-Type: application/json",
+            headers={"Accept": "application/json"},
+        )
     codings = ", ".join(headers.getlist("content-encoding"))
-    if {coding.strip().lower() for coding in codings.split(",")} - {"", "identity"}:
+    coding = ", ".join({coding.strip().lower() for coding in codings.split(",")} - {"", "identity"})
+    if coding and not (takes_binary and coding in _WINDOWS and "," not in codings):
         raise Problem(
             "unsupported",
             f"the body is compressed (Content-Encoding: {codings:.80}); send it as it is",
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": ", ".join(_WINDOWS) if takes_binary else "identity"},
         )
+    return coding
+
+
+def json_and_binary(body: bytes, headers: Headers) -> tuple[bytes, memoryview]:
+    """The JSON of a body that may have bytes behind it, and those bytes.
+
+    Raises:
+        Problem: The header that says how long the JSON is does not fit the body.
+    """
+    try:
+        return split(body, headers.get(JSON_LENGTH))
+    except ValueError as error:
+        raise Problem("invalid", str(error), status=400) from error
+
+
+def _is_from_browser(headers: Headers) -> bool:
+    return any(name in headers for name in ("origin", "sec-fetch-site", "sec-fetch-mode"))
 
 
 def check_json(body: bytes, *, apart: str = "") -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 from fastapi import Response
@@ -24,10 +25,12 @@ from rm_plugins.server.aside import Aside
 from rm_plugins.server.bodies import (
     BYTES_OF_A_VALUE,
     LONG_BODY,
+    Body,
     BodyChecker,
     BodyReader,
     Disconnected,
     check_headers,
+    json_and_binary,
 )
 from rm_plugins.server.dialects.dialect import Cause, Dialect, Problem
 from rm_plugins.server.metrics import Metrics
@@ -54,6 +57,10 @@ _FOR_BALANCERS = ("/health", "/ready")
 """They say nothing of the reward, and are asked by addresses and names of all kinds."""
 _OPERATOR_HEADER = "x-rm-plugins"
 """No form of a page can send a header of its own, and no script of another site without being allowed to."""
+_OF_WHAT_WAS_SENT = (b"content-type", b"content-encoding", b"content-length", b"inference-header-content-length")
+"""Headers that say nothing of a body whose JSON was taken out of it."""
+_BYTES_OF_AN_ELEMENT = 4
+"""Of a binary tensor, at least: a token id, or the length of a text."""
 _CLIENT_CLOSED = 499
 """What the log says of a request whose client did not wait for the answer, as nginx does."""
 
@@ -77,6 +84,7 @@ class Endpoints:
         self._exact: dict[str, _Endpoint] = {}
         self._patterns: list[tuple[re.Pattern[str], _Endpoint]] = []
         self._elsewhere = _Endpoint(usual, needs_key=True)
+        self._unknown = [(dialect.prefix, _Endpoint(dialect, needs_key=True)) for dialect, _ in routes if dialect.prefix]
         owners = {(route.path, method): "" for route in open_routes for method in route.methods}
         for dialect, own in routes:
             for route in own:
@@ -107,7 +115,9 @@ class Endpoints:
         endpoint = self._exact.get(path)
         if endpoint is not None:
             return endpoint
-        return next((endpoint for pattern, endpoint in self._patterns if pattern.match(path)), self._elsewhere)
+        known = (endpoint for pattern, endpoint in self._patterns if pattern.match(path))
+        unknown = (endpoint for prefix, endpoint in self._unknown if path.startswith(prefix))
+        return next(chain(known, unknown), self._elsewhere)
 
 
 class Boundary:
@@ -169,10 +179,7 @@ class Boundary:
             if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
                 length = headers.get("content-length", "")
                 async with self._bodies.read(receive, fields["client"], int(length) if length.isdecimal() else 0) as body:
-                    if body.content:
-                        check_headers(headers, endpoint.dialect.advice)
-                        values = await self._checker.check(body.content, apart=endpoint.dialect.samples_field)
-                        self._bodies.hold(body, values * BYTES_OF_A_VALUE)
+                    await self._check(body, endpoint.dialect, headers, scope)
                     await self._watched(scope, body.content, receive, answer)
             else:
                 await self._app(scope, receive, answer.send)
@@ -191,6 +198,22 @@ class Boundary:
         }
         log_request(fields)
 
+    async def _check(self, body: Body, dialect: Dialect, headers: Headers, scope: Message) -> None:
+        """See that a body is JSON that may be read, once what a dialect takes beside it is taken off; the application reads that JSON."""
+        binary = memoryview(b"")
+        if body.content:
+            coding = check_headers(headers, takes_binary=dialect.takes_binary)
+            if coding:
+                await self._bodies.unpack(body, coding)
+            if dialect.takes_binary:
+                body.content, binary = json_and_binary(body.content, headers)
+                scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in _OF_WHAT_WAS_SENT]
+                scope["headers"].append((b"content-type", b"application/json"))
+            values = await self._checker.check(body.content, apart=dialect.samples_field)
+            values += len(binary) // _BYTES_OF_AN_ELEMENT
+            self._bodies.hold(body, values * BYTES_OF_A_VALUE)
+        scope["state"]["binary"] = binary
+
     async def _watched(self, scope: Message, body: bytes, receive: Receive, answer: _Answer) -> None:
         """Run the app with a body that is read already, and cancel it when the client goes away."""
         gone = asyncio.ensure_future(receive())
@@ -203,7 +226,7 @@ class Boundary:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await asyncio.shield(gone)
 
-        is_long = len(body) >= LONG_BODY
+        is_long = len(body) + len(scope["state"]["binary"]) >= LONG_BODY
         running = asyncio.ensure_future(
             self._aside.run(self._app, scope, replay, answer.send) if is_long else self._app(scope, replay, answer.send)
         )

@@ -70,6 +70,7 @@ class Service:
         self.name = self.names[0]
         self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
+        self.max_values = settings.max_body_values
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
 import socket
 import threading
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.attacks.watching import BODIES_MIB, GOOD, HEADS_MIB, Seen, WatchedServer, request, status_of
@@ -125,11 +128,13 @@ def _held_open(data: bytes, number: int) -> Deed:
     return deed
 
 
-def _bodies(body: Callable[[], bytes], times: int = 6, path: str = "/v1/rewards") -> Deed:
+def _bodies(
+    body: Callable[[], bytes], times: int = 6, path: str = "/v1/rewards", headers: Mapping[str, str] = MappingProxyType({})
+) -> Deed:
     """Sends long bodies at once."""
 
     def deed(server: WatchedServer, seconds: float) -> str:
-        data, statuses = request("POST", path, body()), Counter[int]()
+        data, statuses = request("POST", path, body(), **headers), Counter[int]()
 
         def send() -> None:
             with suppress(OSError):
@@ -253,6 +258,13 @@ def _texts() -> bytes:
     return b'{"samples": [' + b",".join([sample] * 250) + b"]}"
 
 
+def _token_ids(elements: int) -> bytes:
+    parameters = b'"parameters": {"binary_data_size": %d}' % (4 * elements)
+    tensor = b'{"name": "input_ids", "datatype": "INT32", "shape": [1, %d], %s}' % (elements, parameters)
+    content = b'{"inputs": [%s]}' % tensor
+    return content.ljust(200) + b"\1\2\3\0" * elements
+
+
 _POST = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
 _GET = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n"
@@ -307,6 +319,15 @@ _LONG_BODIES: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 """Where bodies are sent, and what makes one."""
 
+_BEHIND_JSON = {"Inference_Header_Content_Length": "200"}
+_PACKED_BODIES: dict[str, tuple[Callable[[], bytes], dict[str, str]]] = {
+    "a body that unpacks without end": (lambda: gzip.compress(b" " * 300_000_000), {"Content_Encoding": "gzip"}),
+    "a body that unpacks to numbers": (lambda: zlib.compress(_values(b"1234")()), {"Content_Encoding": "deflate"}),
+    "as many binary token ids as fit": (lambda: _token_ids(4_000_000), _BEHIND_JSON),
+    "as many binary token ids as are taken": (lambda: _token_ids(990_000), _BEHIND_JSON),
+}
+"""What is sent to an endpoint that takes compressed bodies, and bytes behind the JSON."""
+
 ATTACKS = [
     *[Attack(name, _long(head, more)) for name, (head, more) in _ENDLESS.items()],
     *[
@@ -314,6 +335,15 @@ ATTACKS = [
         for name, (data, number, descriptors) in _HELD_OPEN.items()
     ],
     *[Attack(name, _bodies(body, path=path), stated=BODIES_MIB) for name, (path, body) in _LONG_BODIES.items()],
+    *[
+        Attack(
+            name,
+            _bodies(body, path="/v2/models/rule/infer", headers=headers),
+            options=("--model-name", "rule"),
+            stated=BODIES_MIB,
+        )
+        for name, (body, headers) in _PACKED_BODIES.items()
+    ],
     Attack("pages of somebody else's", _of_somebody_else),
     Attack("a reward that holds Python's lock", _stubborn("lock"), "rules:stubborn"),
     Attack("a reward that hangs", _stubborn("hang"), "rules:stubborn"),

@@ -43,7 +43,7 @@ def examples(client: httpx2.Client) -> list[tuple[str, Any]]:
         schema = content.get("schema", {}).get("$ref", "").removeprefix("#/components/schemas/")
         bodies = [example["value"] for example in content.get("examples", {}).values()]
         bodies += document["components"]["schemas"].get(schema, {}).get("examples", [])
-        found += [(path.replace("{model}", "reward"), body) for body in bodies]
+        found += [(path.replace("{model}", "reward").replace("{version}", "1"), body) for body in bodies]
     return found
 
 

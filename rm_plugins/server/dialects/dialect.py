@@ -96,6 +96,9 @@ class Scorer(Protocol):
     max_items: int
     """Most samples of a request."""
 
+    max_values: int
+    """Most values of a request's body; what comes as bytes counts like JSON."""
+
     @property
     def info(self) -> Mapping[str, Any]:
         """What ``GET /v1/info`` answers; ``rendered`` says whether texts and token ids are scored as they are."""
@@ -139,8 +142,12 @@ class Dialect(ABC):
     statuses: ClassVar[Mapping[Cause, int]] = {}
     """The statuses of problems that its endpoints meet, where they are not those of `STATUS`."""
 
-    advice: ClassVar[str] = ""
-    """How its clients are made to send JSON, where they send something else by default."""
+    prefix: ClassVar[str] = ""
+    """Errors at paths that begin so, and that no dialect has, are told in the form of this one."""
+
+    takes_binary: ClassVar[bool] = False
+    """Whether bodies may be compressed by gzip or deflate, may come without a Content-Type, and may have bytes behind their JSON as the
+    header ``Inference-Header-Content-Length`` says; the bytes are then `request.state.binary`, a memoryview, and the body is the JSON."""
 
     samples_field: ClassVar[str] = ""
     """The field of a body with a list of samples of which each can be refused by itself, such as for half of a surrogate pair; such a
