@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rm_plugins as rm
@@ -89,10 +90,31 @@ def test_openrlhf_is_known_by_its_path() -> None:
 # The Open Inference Protocol
 
 
-@pytest.mark.parametrize("form", [{}, {"flat": True}, {"double": True}, {"metadata": False}])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"flat": True},
+        {"double": True},
+        {"metadata": False},
+        {"metadata": False, "lists": ""},
+        {"described": False},
+        {"model": "judge", "text": "text", "reward": "score"},
+        {"model": "judge", "lists": "/v2/models"},
+        {"others": ["tokenizer"]},
+        {"described": False, "reward": "score"},
+    ],
+)
 def test_oip_keeps_the_contract_in_every_form_of_its_tensors(form: dict[str, Any]) -> None:
     found = check_protocol(OpenInference(), Conversation(OpenInference(), oip(**form)).ask, ITEMS)
     assert found.values == REWARDS
+    assert found.details == {"exceeded": [0.0, 1.0, 0.0]}
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_oip_reads_rewards_that_come_as_bytes_though_json_was_asked_for(double: bool) -> None:
+    found = Conversation(OpenInference(), oip(binary=True, double=double)).answer(ITEMS)
+    assert found.values == (REWARDS if double else [float(np.float32(reward)) for reward in REWARDS])
     assert found.details == {"exceeded": [0.0, 1.0, 0.0]}
 
 
@@ -103,11 +125,18 @@ def test_oip_is_sent_one_tensor_of_texts() -> None:
     assert talk.requests[-1].body == {
         "id": "request-1",
         "inputs": [{"name": "sentences", "shape": [3, 1], "datatype": "BYTES", "data": TEXTS}],
+        "parameters": {"binary_data_output": False},
     }
 
 
+def test_oip_tells_mlserver_that_its_bytes_are_texts() -> None:
+    app = oip(name="mlserver")
+    Conversation(OpenInference(), app).answer(ITEMS)
+    assert app.state.bodies[-1]["inputs"][0]["parameters"] == {"content_type": "str"}
+
+
 def test_oip_is_known_by_what_the_server_calls_itself() -> None:
-    assert Conversation(OpenInference(), oip()).detected() == "triton 2.50.0"
+    assert Conversation(OpenInference(), oip()).detected() == "triton 2.51.0"
     assert Conversation(OpenInference(), openrlhf()).detected() is None
 
 
@@ -128,10 +157,23 @@ def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
             ScoringError,
             "the model 'reward_model', if there is one of this name, is not ready",
         ),
-        (OpenInference(model="other"), oip(), UnsupportedError, "no model 'other', .*`protocol: {name: oip, model: NAME}`"),
-        (OpenInference(input="text"), oip(), UnsupportedError, "no input 'text'; its inputs are 'sentences', 'tokens'"),
+        (OpenInference(model="other"), oip(), UnsupportedError, "no model 'other'; it has 'reward_model'. .*model: NAME}`"),
+        (OpenInference(model="other"), oip(lists="/v2/models"), UnsupportedError, "no model 'other'; it has 'reward_model'"),
+        (
+            OpenInference(model="other"),
+            oip(lists=""),
+            ScoringError,
+            "the model 'other', if there is one of this name, is not ready",
+        ),
+        (OpenInference(), oip(model="a", others=["b"]), UnsupportedError, "the models 'a', 'b'. .*model: NAME}`"),
+        (
+            OpenInference(input="text"),
+            oip(),
+            UnsupportedError,
+            r"no input 'text'; its inputs are 'sentences' \(BYTES\), 'tokens'",
+        ),
         (OpenInference(input="tokens"), oip(), UnsupportedError, "'tokens' .* is of 'INT64'; BYTES is needed"),
-        (OpenInference(output="score"), oip(), UnsupportedError, "no output 'score'; its outputs are 'rewards', 'exceeded'"),
+        (OpenInference(output="score"), oip(), UnsupportedError, "no output 'score'; its outputs are 'rewards' .*, 'exceeded'"),
         (OpenInference(output="exceeded"), oip(), UnsupportedError, "is of 'BOOL'; FP32 or FP64 is needed"),
         (OpenInference(), openrlhf(), UnsupportedError, "does not speak the Open Inference Protocol"),
     ],
@@ -148,7 +190,9 @@ def output(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ([output(name="scores")], "has 0 outputs called 'rewards'; it has 'scores'"),
+        ([], "has 0 outputs of FP32 or FP64 with one number for each of 3 items; it has none"),
+        ([output(name="a"), output(name="b")], "has 2 outputs of FP32 or FP64 .* it has 'a', 'b'. Name the reward"),
+        ([output(name="a", shape=[3, 2])], "has 0 outputs of FP32 or FP64"),
         ([output(), output()], "has 2 outputs called 'rewards'"),
         ([output(datatype="INT32")], "is of 'INT32'; FP32 or FP64 was expected"),
         ([output(shape=[1, 3])], r"has the shape \[1, 3\] for 3 items"),
@@ -162,6 +206,39 @@ def output(**changes: Any) -> dict[str, Any]:
 def test_oip_answers_that_are_no_rewards_are_refused(outputs: Any, message: str) -> None:
     with pytest.raises(AnswerError, match=message):
         told({"id": "request-1", "outputs": outputs}, OpenInference())
+
+
+def test_oip_reads_the_output_that_was_named_and_no_other() -> None:
+    outputs = [output(name="a"), output(name="b", data=[4.0, 5.0, 6.0])]
+    assert told({"outputs": outputs}, OpenInference(output="b")) == [4.0, 5.0, 6.0]
+    with pytest.raises(AnswerError, match="has 0 outputs called 'rewards'; it has 'a', 'b'"):
+        told({"outputs": outputs}, OpenInference(output="rewards"))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "said", "length", "message"),
+    [
+        ("FP32", bytes(8), 8, 0, "3 elements of FP32 are 12 bytes, and there are 8"),
+        ("FP32", bytes(24), 24, 0, "are 12 bytes, and there are 24"),
+        ("FP32", bytes(12), 13, 0, "and 12 bytes are left behind the JSON"),
+        ("FP32", bytes(12), 8, 0, "4 bytes behind the JSON belong to no tensor"),
+        ("FP32", bytes(12), -1, 0, "a number of bytes is right"),
+        ("FP32", bytes(12), None, 0, "12 bytes behind the JSON belong to no tensor"),
+        ("FP32", bytes(12), 12, 1000, "Inference-Header-Content-Length is .*, and the body has"),
+        ("FP32", bytes(12), 12, -5, "the answer is no JSON"),
+        ("FP16", bytes(6), 6, 0, "is of 'FP16'; FP32 or FP64 was expected"),
+        ("FP32", b"\0\0\x80\x7f" * 3, 12, 0, "is inf"),
+        ("FP64", b"\xff" * 24, 24, 0, "is nan"),
+    ],
+)
+def test_oip_bytes_that_are_no_rewards_are_refused(
+    datatype: str, data: bytes, said: int | None, length: int, message: str
+) -> None:
+    entry = {"name": "rewards", "shape": [3, 1], "datatype": datatype, "parameters": {"binary_data_size": said}}
+    content = json.dumps({"outputs": [entry]}).encode()
+    headers = {"inference-header-content-length": str(len(content) + length)}
+    with pytest.raises(AnswerError, match=message):
+        OpenInference().answer(Response(200, content + data, headers), ITEMS, ServerFacts(OpenInference(), ""), "request-1")
 
 
 def test_oip_answers_to_another_request_are_refused() -> None:

@@ -1,4 +1,7 @@
-"""The Open Inference Protocol, version 2: Triton, KServe, and NeMo-Aligner's reward model server."""
+"""The Open Inference Protocol, version 2: Triton, KServe, MLServer, and NeMo-Aligner's reward model server.
+
+Seen with Triton 2.51, KServe 0.21 and MLServer 1.7. They answer a model that raises at one text with 500 for the whole request.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,35 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
+from rm_plugins.protocols import binary_tensors
 from rm_plugins.protocols.discovery import KEY_MISSING, get_mapping
 from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, numbers
+
+_MODEL, _INPUT, _OUTPUT = "reward_model", "sentences", "rewards"
+"""What NeMo-Aligner calls them."""
+_NUMBERS = ("FP32", "FP64")
 
 
 class OpenInference(Protocol):
     """``POST /v2/models/MODEL/infer`` with a tensor of texts, answered with a tensor of rewards.
 
-    The standard has no list of models and no names for tensors of rewards; the defaults are those of NeMo-Aligner.
+    What is not named is found from what the server says of itself: its only model, the model's only input of the datatype BYTES, and its
+    only output of FP32 or FP64. Where there are several, those that have NeMo-Aligner's names are preferred. A server that says nothing is
+    taken to have these names; of its answers, the only output with one number per text is the reward.
 
     Args:
-        model: The model's name on the server.
-        input: The name of the input, of the datatype BYTES.
-        output: The name of the output that is the reward, of the datatype FP32 or FP64. Other outputs with one number per text
-            are details.
+        model: The model's name on the server; ``reward_model`` is preferred.
+        input: The name of the input; ``sentences`` is preferred.
+        output: The name of the output that is the reward; ``rewards`` is preferred. Other outputs with one number per text are details.
     """
 
     name: ClassVar[str] = "oip"
 
-    def __init__(self, *, model: str = "reward_model", input: str = "sentences", output: str = "rewards") -> None:
+    def __init__(self, *, model: str | None = None, input: str | None = None, output: str | None = None) -> None:
         self.model = model
         self.input = input
         self.output = output
-        self._path = f"/v2/models/{quote(model, safe='')}"
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v2`` says."""
@@ -40,51 +48,64 @@ class OpenInference(Protocol):
         return f"{metadata['name']} {metadata.get('version', '')}".strip()
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask whether server and model are ready, and how the model's tensors are called and shaped, where the server says it."""
+        """Ask whether server and model are ready, and how the model and its tensors are called and shaped, where the server says it."""
         await self._is_ready(ask, "/v2/health/ready", "the server")
-        ready = await self._is_ready(ask, f"{self._path}/ready", f"the model {self.model!r}, if there is one of this name,")
-        metadata = await get_mapping(ask, self._path)
+        model = self.model if self.model is not None else await self._only_model(ask)
+        path = _path(model)
+        try:
+            ready = await self._is_ready(ask, f"{path}/ready", f"the model {model!r}, if there is one of this name,")
+        except ScoringError:
+            await self._check_listed(ask, model)  # Triton answers 400 for a model that is not ready, and for none
+            raise
+        metadata = await get_mapping(ask, path)
         if metadata is None and not ready:
+            await self._check_listed(ask, model)
             raise UnsupportedError(
-                f"GET {self._path} and {self._path}/ready find nothing: this server has no model {self.model!r}, or does not speak "
-                "the Open Inference Protocol. Name its model, `protocol: {name: oip, model: NAME}`."
+                f"GET {path} and {path}/ready find nothing: this server has no model {model!r}, or does not speak the Open Inference "
+                "Protocol. Name its model, `protocol: {name: oip, model: NAME}`."
             )
         metadata = metadata or {}
-        given = self._tensor(metadata, "inputs", self.input, ("BYTES",))
-        self._tensor(metadata, "outputs", self.output, ("FP32", "FP64"))
-        batch = given[0] if given else -1
+        given = _tensor(metadata, model, "input", self.input, _INPUT, ("BYTES",))
+        rewards = _tensor(metadata, model, "output", self.output, _OUTPUT, _NUMBERS)
+        shape = _shape(given)
+        batch = shape[0] if shape else -1
         if batch not in (-1, 1):
-            raise UnsupportedError(
-                f"The model {self.model!r} takes exactly {batch} texts at a time; a batch of any size is needed."
-            )
-        what = f"{self.model!r} by the Open Inference Protocol ({metadata.get('platform', 'platform unknown')})"
-        return ServerFacts(self, what, 1 if batch == 1 else None, {"rank": len(given) or 2})
+            raise UnsupportedError(f"The model {model!r} takes exactly {batch} texts at a time; a batch of any size is needed.")
+        facts = {"model": model, "rank": len(shape) or 2}
+        facts |= {side: tensor["name"] for side, tensor in (("input", given), ("output", rewards)) if tensor}
+        server = await get_mapping(ask, "/v2") or {}
+        if server.get("name") == "mlserver":  # its models read bytes as they are, unless they are told that these are texts
+            facts["parameters"] = {"content_type": "str"}
+        what = f"{model!r} by the Open Inference Protocol ({metadata.get('platform') or 'platform unknown'})"
+        return ServerFacts(self, what, 1 if batch == 1 else None, facts)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """One tensor, [B, 1] unless the model's metadata has [B]."""
-        shape = [len(items), *[1] * (server.facts.get("rank", 2) - 1)]
-        texts = [item.needed_text for item in items]
-        inputs = [{"name": self.input, "shape": shape, "datatype": "BYTES", "data": texts}]
-        return Request(f"{self._path}/infer", {"id": request_id, "inputs": inputs})
+        facts = server.facts
+        tensor = {
+            "name": facts.get("input") or self.input or _INPUT,
+            "shape": [len(items), *[1] * (facts.get("rank", 2) - 1)],
+            "datatype": "BYTES",
+            "data": [item.needed_text for item in items],
+        }
+        if "parameters" in facts:
+            tensor["parameters"] = facts["parameters"]
+        body = {"id": request_id, "inputs": [tensor], "parameters": {"binary_data_output": False}}
+        return Request(f"{_path(facts.get('model') or self.model or _MODEL)}/infer", body)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """The named output, [B, 1] or [B]."""
-        answer = response.json()
-        if not isinstance(answer, Mapping) or not isinstance(answer.get("outputs"), list):
-            raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'outputs' was expected")
+        """The output that is the reward, [B, 1] or [B], also from bytes behind the JSON."""
+        answer = _with_binary(response, len(items))
         if answer.get("id", request_id) != request_id:  # not every server has it
             raise AnswerError(f"the answer is for the request {answer['id']!r:.80}, not for {request_id!r}; they were mixed up")
         outputs = [entry for entry in answer["outputs"] if isinstance(entry, Mapping)]
-        named = [entry for entry in outputs if entry.get("name") == self.output]
-        if len(named) != 1:
-            names = ", ".join(repr(entry.get("name")) for entry in outputs)
-            raise AnswerError(f"the answer has {len(named)} outputs called {self.output!r}; it has {names or 'none'}")
-        (reward,) = named
-        if reward.get("datatype") not in ("FP32", "FP64"):
-            raise AnswerError(f"the output {self.output!r} is of {reward.get('datatype')!r}; FP32 or FP64 was expected")
+        reward = _reward(outputs, server.facts.get("output") or self.output, len(items))
+        name = reward.get("name")
+        if reward.get("datatype") not in _NUMBERS:
+            raise AnswerError(f"the output {name!r} is of {reward.get('datatype')!r}; FP32 or FP64 was expected")
         if reward.get("shape") not in ([len(items)], [len(items), 1]):
-            raise AnswerError(f"the output {self.output!r} has the shape {reward.get('shape')!r:.80} for {len(items)} items")
-        values = numbers(reward.get("data"), len(items), f"the data of {self.output!r}")
+            raise AnswerError(f"the output {name!r} has the shape {reward.get('shape')!r:.80} for {len(items)} items")
+        values = numbers(reward.get("data"), len(items), f"the data of {name!r}")
         details = {str(entry.get("name")): _per_item(entry, len(items)) for entry in outputs if entry is not reward}
         return Answer(values, {name: column for name, column in details.items() if column is not None})
 
@@ -103,23 +124,131 @@ class OpenInference(Protocol):
             raise ScoringError(f"GET {path} answered {response.status} ({self.message(response)}): {what} is not ready.")
         return True
 
-    def _tensor(self, metadata: Mapping[str, Any], side: str, name: str, datatypes: Sequence[str]) -> list[int]:
-        """The shape of a tensor that the model's metadata describe; empty where they do not say."""
-        listed = metadata.get(side)
-        if not isinstance(listed, list) or not all(isinstance(entry, Mapping) for entry in listed):
-            return []
-        tensors = {entry.get("name"): entry for entry in listed}
-        if name not in tensors:
+    async def _only_model(self, ask: Ask) -> str:
+        """The name of the model that there is; NeMo-Aligner's where it is listed among others, or none is listed."""
+        names = await _listed(ask)
+        if _MODEL in names or not names:
+            return _MODEL
+        if len(names) > 1:
             raise UnsupportedError(
-                f"The model {self.model!r} has no {side[:-1]} {name!r}; its {side} are {', '.join(map(repr, tensors)) or 'none'}. Name "
-                f"the right one, `protocol: {{name: oip, {side[:-1]}: NAME}}`."
+                f"This server has the models {', '.join(map(repr, names))}. Say which one is the reward, `protocol: {{name: oip, "
+                "model: NAME}`."
             )
-        if (datatype := tensors[name].get("datatype")) not in datatypes:
+        return names[0]
+
+    async def _check_listed(self, ask: Ask, model: str) -> None:
+        """Refuse a model that a server's list of models lacks."""
+        names = await _listed(ask)
+        if names and model not in names:
             raise UnsupportedError(
-                f"The {side[:-1]} {name!r} of the model {self.model!r} is of {datatype!r}; {' or '.join(datatypes)} is needed."
+                f"This server has no model {model!r}; it has {', '.join(map(repr, names))}. Name the right one, `protocol: {{name: oip, "
+                "model: NAME}`."
             )
-        shape = tensors[name].get("shape")
-        return shape if isinstance(shape, list) and all(type(size) is int for size in shape) else []
+
+
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+async def _listed(ask: Ask) -> list[str]:
+    """The names of a server's models, as Triton and MLServer list them, or as KServe does; none where it has no list."""
+    response = await ask(Request("/v2/repository/index", {}))  # reads, though it is a POST
+    names: list[Any] = []
+    if 200 <= response.status < 300:
+        try:
+            listed = response.json()
+        except AnswerError:
+            listed = None
+        names = [entry.get("name") for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    if not names:
+        models = (await get_mapping(ask, "/v2/models") or {}).get("models")
+        names = models if isinstance(models, list) else []
+    return [*dict.fromkeys(name for name in names if isinstance(name, str))]
+
+
+def _tensor(
+    metadata: Mapping[str, Any], model: str, side: str, name: str | None, preferred: str, datatypes: Sequence[str]
+) -> Mapping[str, Any] | None:
+    """The input or output of a model that the metadata describe; None where they do not say what there is.
+
+    Raises:
+        UnsupportedError: There is none of the name or the datatypes, or several.
+    """
+    listed = metadata.get(f"{side}s")
+    if not isinstance(listed, list) or not listed or not all(isinstance(entry, Mapping) for entry in listed):
+        return None
+    tensors = {str(entry.get("name")): entry for entry in listed}
+    names = ", ".join(f"{name!r} ({entry.get('datatype')})" for name, entry in tensors.items())
+    remedy = f"Name the right one, `protocol: {{name: oip, {side}: NAME}}`."
+    if name is None:
+        fitting = [name for name, entry in tensors.items() if entry.get("datatype") in datatypes]
+        if preferred not in fitting and len(fitting) != 1:
+            have = "several" if fitting else "no"
+            raise UnsupportedError(
+                f"The model {model!r} has {have} {side}s of {' or '.join(datatypes)}; its {side}s are {names}. {remedy}"
+            )
+        name = preferred if preferred in fitting else fitting[0]
+    if name not in tensors:
+        raise UnsupportedError(f"The model {model!r} has no {side} {name!r}; its {side}s are {names}. {remedy}")
+    if (datatype := tensors[name].get("datatype")) not in datatypes:
+        raise UnsupportedError(
+            f"The {side} {name!r} of the model {model!r} is of {datatype!r}; {' or '.join(datatypes)} is needed."
+        )
+    return {**tensors[name], "name": name}
+
+
+def _shape(tensor: Mapping[str, Any] | None) -> list[int]:
+    shape = tensor.get("shape") if tensor else None
+    return shape if isinstance(shape, list) and all(type(size) is int for size in shape) else []
+
+
+def _with_binary(response: Response, size: int) -> Mapping[str, Any]:
+    """The JSON of an answer, with the data of outputs that came as bytes.
+
+    Raises:
+        AnswerError: It is no answer, or its bytes are not what it says.
+    """
+    try:
+        content, binary = binary_tensors.split(response.body, response.headers.get(binary_tensors.JSON_LENGTH.lower()))
+    except ValueError as error:
+        raise AnswerError(f"the answer cannot be read: {error}") from None
+    answer = Response(response.status, content).json()
+    if not isinstance(answer, Mapping) or not isinstance(answer.get("outputs"), list):
+        raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'outputs' was expected")
+    outputs = [entry for entry in answer["outputs"] if isinstance(entry, Mapping)]
+    try:
+        parts = binary_tensors.parts(binary, outputs)
+    except ValueError as error:
+        raise AnswerError(f"the answer cannot be read: {error}") from None
+    read = []
+    for output, part in zip(outputs, parts, strict=True):
+        if part is not None and output.get("datatype") in (*_NUMBERS, "BOOL", "INT32", "INT64"):
+            try:
+                output = {**output, "data": binary_tensors.elements(part, output["datatype"], size)}
+            except ValueError as error:
+                if output["datatype"] in _NUMBERS:
+                    raise AnswerError(f"the output {output.get('name')!r:.80} cannot be read: {error}") from None
+        read.append(output)
+    return {**answer, "outputs": read}
+
+
+def _reward(outputs: Sequence[Mapping[str, Any]], name: str | None, size: int) -> Mapping[str, Any]:
+    """The output of a name, or the only one with one number per item."""
+    names = [entry.get("name") for entry in outputs]
+    listed = ", ".join(map(repr, names)) or "none"
+    if name is None and _OUTPUT not in names:
+        shapes = ([size], [size, 1])
+        fitting = [entry for entry in outputs if entry.get("datatype") in _NUMBERS and entry.get("shape") in shapes]
+        if len(fitting) != 1:
+            raise AnswerError(
+                f"the answer has {len(fitting)} outputs of FP32 or FP64 with one number for each of {size} items; it has {listed}. Name "
+                "the reward, `protocol: {name: oip, output: NAME}`"
+            )
+        return fitting[0]
+    name = name or _OUTPUT
+    if names.count(name) != 1:
+        raise AnswerError(f"the answer has {names.count(name)} outputs called {name!r}; it has {listed}")
+    return outputs[names.index(name)]
 
 
 def _per_item(output: Mapping[str, Any], size: int) -> list[float] | None:
