@@ -255,32 +255,6 @@ def test_compressed_bodies_that_are_damaged_or_too_long_are_refused(
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
-@given(st.lists(ANY_TEXT, min_size=1, max_size=8))
-def test_texts_come_back_as_they_were(texts: list[str]) -> None:
-    assert binary_tensors.elements(memoryview(texts_as_bytes(texts)), "BYTES", len(texts)) == texts
-
-
-@given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=8))
-def test_numbers_come_back_as_they_were(values: list[int]) -> None:
-    for datatype, kind in (("INT32", np.int32), ("INT64", np.int64), ("FP64", np.float64)):
-        data = memoryview(np.array(values, kind).tobytes())
-        assert binary_tensors.elements(data, datatype, len(values)) == values
-    assert binary_tensors.elements(memoryview(binary_tensors.encoded(values, "FP64")), "FP64", len(values)) == values
-
-
-@given(
-    st.binary(max_size=64), st.sampled_from(["BYTES", "BOOL", "INT32", "INT64", "FP32", "FP64", "UINT8"]), st.integers(0, 20)
-)
-def test_bytes_are_so_many_elements_or_refused(data: bytes, datatype: str, count: int) -> None:
-    try:
-        found = binary_tensors.elements(memoryview(data), datatype, count)
-    except ValueError:
-        return
-    assert len(found) == count
-    if datatype == "BYTES":
-        assert texts_as_bytes(found) == data
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_is_wrong_with_a_request_is_refused_and_nothing_else_is_scored(

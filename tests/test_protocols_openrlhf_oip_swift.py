@@ -162,9 +162,10 @@ def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
         (
             OpenInference(model="other"),
             oip(lists=""),
-            ScoringError,
-            "the model 'other', if there is one of this name, is not ready",
+            UnsupportedError,
+            "no model 'other' .*is not found.*, and does not list those that it has. .*model: NAME}`",
         ),
+        (OpenInference(), oip(lists="", loaded=False), ScoringError, "the model 'reward_model', .* is not ready"),
         (OpenInference(), oip(model="a", others=["b"]), UnsupportedError, "the models 'a', 'b'. .*model: NAME}`"),
         (
             OpenInference(input="text"),

@@ -18,6 +18,7 @@ from rm_plugins.protocols.values import detail, numbers
 _MODEL, _INPUT, _OUTPUT = "reward_model", "sentences", "rewards"
 """What NeMo-Aligner calls them."""
 _NUMBERS = ("FP32", "FP64")
+_REMEDY = "Name the right one, `protocol: {name: oip, model: NAME}`."
 
 
 class OpenInference(Protocol):
@@ -55,7 +56,7 @@ class OpenInference(Protocol):
         try:
             ready = await self._is_ready(ask, f"{path}/ready", f"the model {model!r}, if there is one of this name,")
         except ScoringError:
-            await self._check_listed(ask, model)  # Triton answers 400 for a model that is not ready, and for none
+            await self._check_there_is(ask, model)  # Triton answers 400 for a model that is not ready, and for none
             raise
         metadata = await get_mapping(ask, path)
         if metadata is None and not ready:
@@ -136,13 +137,22 @@ class OpenInference(Protocol):
             )
         return names[0]
 
-    async def _check_listed(self, ask: Ask, model: str) -> None:
-        """Refuse a model that a server's list of models lacks."""
+    async def _check_listed(self, ask: Ask, model: str) -> bool:
+        """Refuse a model that a server's list of models lacks; returns whether there is a list."""
         names = await _listed(ask)
         if names and model not in names:
+            raise UnsupportedError(f"This server has no model {model!r}; it has {', '.join(map(repr, names))}. {_REMEDY}")
+        return bool(names)
+
+    async def _check_there_is(self, ask: Ask, model: str) -> None:
+        """Refuse a model that a server's list of models lacks, or, where it has no list, that it says it does not know."""
+        if await self._check_listed(ask, model):
+            return
+        response = await ask(Request(_path(model), method="GET"))
+        message = self.message(response)
+        if response.status == 404 and "no available versions" not in message:  # Triton's word for one that is loading
             raise UnsupportedError(
-                f"This server has no model {model!r}; it has {', '.join(map(repr, names))}. Name the right one, `protocol: {{name: oip, "
-                "model: NAME}`."
+                f"This server has no model {model!r} ({message}), and does not list those that it has. {_REMEDY}"
             )
 
 

@@ -31,7 +31,7 @@ _SEARCHES = 4
 two parts with `_SEARCH_TRIES` each, so a server that has broken down gets at most 16 requests more than it would without."""
 
 _FIRST_SEARCHES = 3
-"""The same for servers of which none has scored anything yet: at most 12 requests more."""
+"""The same for servers of which nothing was heard before this call: at most 12 requests more."""
 
 _SEARCH_TRIES = 2
 _RESCORINGS = 2
@@ -72,8 +72,8 @@ class ScoringCall:
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4
         # To find what a server fails at; one that has broken down is left alone soon.
-        has_scored = any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints)
-        self._searches_left = _SEARCHES if has_scored else _FIRST_SEARCHES
+        was_heard = any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints)
+        self._searches_left = _SEARCHES if was_heard else _FIRST_SEARCHES
 
     async def outcomes(self) -> list[Outcome]:
         """Have everything scored; one outcome for each sample, [N].

@@ -54,7 +54,7 @@ def oip(
         loaded: Whether the model is.
         metadata: Whether it has metadata.
         described: Whether these describe the tensors.
-        lists: Where it lists its models; empty where it does not.
+        lists: Where it lists its models; empty where it does not, as PyTriton's Triton, which keeps its list to itself.
         failing: What the model raises at.
     """
     app = FastAPI()

@@ -201,12 +201,12 @@ def test_the_sample_that_a_server_fails_at_is_found_in_the_first_batch(status: i
 def test_a_server_that_has_broken_down_is_left_alone_soon(status: int, has_scored: bool, more: int) -> None:
     picky = Picky(FakeVLLM())
     picky.reply = (status, {"error": "out of memory"})
-    poisoned = [rm.Sample("POISON", str(number)) for number in range(64)]
+    poisoned = [rm.Sample("POISON", str(number)) for number in range(256)]
     with serving(picky, lifespan="off") as url:
-        provider = Remote(url=url, protocol=VLLM(), tries=3)
+        provider = Remote(url=url, protocol=VLLM(), tries=3, batch_size=64)
         if has_scored:
             provider.score(GOOD)
         before = picky.requests
         assert provider.score(poisoned, on_error="abstain").failed.all()
-        assert picky.requests - before <= 3 + more
+        assert picky.requests - before <= 4 * 3 + more
         provider.close()

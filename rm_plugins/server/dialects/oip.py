@@ -1,6 +1,6 @@
 """The Open Inference Protocol, version 2: what clients of Triton, KServe and NeMo-Aligner's reward model server speak.
 
-Written from the sources of tritonclient 2.73 and kserve 0.21, and tried with both; what Triton's server answers was seen on 2.51.
+Tried with tritonclient 2.73, PyTriton's client 0.7 and kserve's 0.21; what Triton's server answers was seen on 2.51.
 """
 
 from __future__ import annotations
