@@ -217,18 +217,24 @@ def test_what_follows_a_label_does_not_matter(tokens: Any) -> None:
 
 
 def test_a_server_without_logprobs_is_named_as_such() -> None:
-    with pytest.raises(AnswerError, match=r"the answer has no logprobs, .*`range: \[1, 10\]` in place of `labels`"):
+    with pytest.raises(UnsupportedError, match=r"the answer has no logprobs, .*`range: \[1, 10\]` in place of `labels`"):
         graded(choice("Yes", logprobs=False))
+    with pytest.raises(UnsupportedError, match=r"no top_logprobs.*`range: \[1, 10\]`"):
+        OpenAIJudge().scale.grade({"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.1}]}})
+
+
+def test_an_answer_of_nothing_is_no_grade_whether_it_has_logprobs_or_not() -> None:
+    assert failure(choice(content="", logprobs=False)) == "the judge answered nothing (stop)"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entry: entry.pop("top_logprobs"), "top_logprobs is None"),
+        (lambda entry: entry.update(top_logprobs="Yes"), "top_logprobs is 'Yes'"),
         (lambda entry: entry["top_logprobs"][0].update(logprob=float("nan")), "the logprob of 'Yes' is nan"),
         (lambda entry: entry["top_logprobs"][0].update(logprob=None), "the logprob of 'Yes' is None"),
         (lambda entry: entry["top_logprobs"][0].update(logprob=0.5), "add up to 1.6"),
-        (lambda entry: entry.pop("token"), "no logprobs"),
+        (lambda entry: entry.pop("token"), "a list of tokens was expected"),
     ],
 )
 def test_logprobs_that_are_none_are_refused(change: Callable[[Any], Any], message: str) -> None:

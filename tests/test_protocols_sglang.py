@@ -65,10 +65,10 @@ def test_what_has_its_special_tokens_goes_as_token_ids_alone() -> None:
 
 def test_one_of_several_outputs_must_be_named() -> None:
     app = FakeSGLang(outputs=head(3))
-    with pytest.raises(AnswerError, match=r"has 3 outputs.*label: NUMBER"):
+    with pytest.raises(UnsupportedError, match=r"has 3 outputs.*label: NUMBER"):
         Conversation(SGLang(), app).answer(ITEMS)
     assert list(Conversation(SGLang(label=1), app).answer(ITEMS).values) == pytest.approx([value - 1 for value in LOGITS])
-    with pytest.raises(AnswerError, match="none with the label 3"):
+    with pytest.raises(UnsupportedError, match="none with the label 3"):
         Conversation(SGLang(label=3), app).answer(ITEMS)
     with pytest.raises(SpecError, match="label: outputs are counted from 0"):
         SGLang(label=-1)
@@ -108,8 +108,9 @@ def test_too_long_is_rejected_in_the_words_of_the_server() -> None:
 
 def test_a_server_that_truncates_without_a_word_is_found_out() -> None:
     conversation = Conversation(SGLang(), FakeSGLang(context_length=15, auto_truncate=True))
-    with pytest.raises(AnswerError, match="item 2 was truncated by the server to 15 of its 20 tokens"):
-        conversation.answer(WITH_IDS)
+    answer = conversation.answer(WITH_IDS)
+    assert answer.values[2] is None
+    assert answer.errors[2].startswith("it was truncated by the server to 15 of its 20 tokens")
     assert list(conversation.answer(WITH_IDS[:2]).values) == [logit(tokens(text, special=False)) for text in TEXTS[:2]]
 
 
@@ -129,6 +130,16 @@ def test_a_server_that_generates_text_is_refused_before_anything_is_sent() -> No
     with pytest.raises(UnsupportedError, match="Launch it with `--is-embedding`"):
         conversation.prepared()
     assert all(request.method == "GET" for request in conversation.requests)
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_whether_the_server_closes_texts_is_asked_of_its_tokenizer(closes: bool) -> None:
+    assert Conversation(SGLang(), FakeSGLang(closes=closes)).prepared().closes_texts is closes
+
+
+def test_a_pair_with_token_types_cannot_be_sent() -> None:
+    with pytest.raises(DataError, match=r"takes prompt and completion as a pair.*`vllm`, `tei`"):
+        Conversation(SGLang(), FakeSGLang(closes=True)).answer([Item(Sample("Q", "A"), pair=("Q", "A"))])
 
 
 def test_a_server_without_the_key_is_refused() -> None:

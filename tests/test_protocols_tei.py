@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
 from rm_plugins.protocols import TEI, Item, Request, Response
 from rm_plugins.samples import RenderedSample, Sample
-from tests.fake_servers import logit, sigmoid, tokens
+from tests.fake_servers import logit, pair_tokens, sigmoid, tokens
 from tests.fake_servers.sglang import FakeSGLang
 from tests.fake_servers.tei import FakeTEI
 from tests.servers import Conversation
@@ -71,9 +71,9 @@ def test_one_of_several_classes_must_be_named() -> None:
         Conversation(TEI(label="great"), app).prepared()
     server = Conversation(TEI(), FakeTEI()).prepared()
     answer = Response(200, b'[[{"score": 2, "label": "good"}, {"score": 1, "label": "bad"}]]')
-    with pytest.raises(AnswerError, match="which is the reward was not said"):
+    with pytest.raises(UnsupportedError, match="which is the reward was not said"):
         TEI().answer(answer, ITEMS[:1], server, "1")
-    with pytest.raises(AnswerError, match="not one for 'great'"):
+    with pytest.raises(UnsupportedError, match="not one for 'great'"):
         TEI(label="great").answer(answer, ITEMS[:1], server, "1")
 
 
@@ -86,6 +86,21 @@ def test_pairs_are_reranked_one_at_a_time() -> None:
         logit([*tokens("2+2?"), 2, *tokens("4", special=False)])
     ]
     assert conversation.requests[-1].body == {"query": "2+2?", "texts": ["4"], "raw_scores": True, "truncate": False}
+
+
+def test_pairs_and_texts_are_one_batch() -> None:
+    conversation = Conversation(TEI(), FakeTEI(closes=True))
+    pair = Item(Sample("Q", "A"), pair=("2+2?", "4"))
+    found = conversation.answer([pair, ITEMS[0], pair])
+    expected = [logit(pair_tokens("2+2?", "4", closes=True)), logit(tokens(TEXTS[0], closes=True))]
+    assert list(found.values) == [*expected, expected[0]]
+    assert conversation.requests[-1].body["inputs"] == [["2+2?", "4"], [TEXTS[0]], ["2+2?", "4"]]
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_whether_the_server_closes_texts_is_asked_of_its_tokenizer(closes: bool) -> None:
+    assert Conversation(TEI(), FakeTEI(closes=closes)).prepared().closes_texts is closes
+    assert Conversation(TEI(), RmPlugins(closes=closes)).prepared().closes_texts is None
 
 
 def test_a_reranked_sample_is_a_prompt_and_a_completion_of_text() -> None:

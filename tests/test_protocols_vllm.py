@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.protocols import VLLM, Item, Request, Response
 from rm_plugins.samples import RenderedSample, Sample
-from tests.fake_servers import BOS, head, logit, sigmoid, tokens
+from tests.fake_servers import BOS, head, logit, pair_tokens, sigmoid, tokens
 from tests.fake_servers.vllm import FakeVLLM, Fault
 from tests.servers import Conversation
 
@@ -124,7 +124,8 @@ class Sent(VLLM):
 def test_a_version_without_logits_is_refused_by_name(version: str, endpoint: Endpoint, first: str) -> None:
     app = FakeVLLM("0.9.2", told={"version": version})
     with pytest.raises(
-        UnsupportedError, match=rf"vLLM {version} cannot be asked for logits .*Upgrade it to {first}.*activation: server"
+        UnsupportedError,
+        match=rf"vLLM {version} cannot be asked for logits .*Upgrade it to {first}.*activation: sigmoid.*activation: server",
     ):
         Conversation(VLLM(endpoint=endpoint), app).prepared()
     assert app.bodies == []
@@ -205,10 +206,90 @@ def test_equal_answers_that_could_be_sigmoids_are_refused() -> None:
 
 @pytest.mark.parametrize("problem_type", [None, "regression"])
 @pytest.mark.parametrize("version", ["0.14.0", "0.30.0"])
-def test_logits_without_part_of_the_head_are_refused(version: str, problem_type: str | None) -> None:
-    app = FakeVLLM(version, broken_head=True, problem_type=problem_type)
+def test_logits_that_lack_most_of_the_head_are_refused(version: str, problem_type: str | None) -> None:
+    app = FakeVLLM(version, broken_head=lambda value: 0.3 * value + 1, problem_type=problem_type)
     with pytest.raises(UnsupportedError, match=r"not those that its probabilities are made of.*upgrade it to 0\.31"):
         Conversation(VLLM(), app).prepared()
+
+
+def wrong(value: float) -> float:
+    """The output of BERT's head as vLLM 0.30 has it without the activation: -0.26816 where -0.26650 is right."""
+    return value - 1.66e-3
+
+
+@pytest.mark.parametrize("closes", [True, None])
+@pytest.mark.parametrize("version", ["0.14.0", "0.30.0"])
+def test_a_head_that_is_a_little_wrong_has_the_logits_of_its_sigmoids_taken(version: str, closes: bool | None) -> None:
+    app = FakeVLLM(version, broken_head=wrong, precision=32, closes=closes)
+    expected = [logit(tokens(text, closes=bool(closes))) for text in TEXTS]
+    assert values(VLLM(), app) == pytest.approx(expected, abs=1e-5)
+    assert app.bodies[-1]["use_activation"] is True
+    right = FakeVLLM(version, precision=32, closes=closes)
+    assert values(VLLM(), right) == pytest.approx(expected, abs=1e-6)
+    assert right.bodies[-1]["use_activation"] is False
+
+
+def test_pairs_of_such_a_head_are_right_as_well() -> None:
+    app = FakeVLLM("0.30.0", broken_head=wrong, precision=32, closes=True)
+    expected = [logit(pair_tokens("2+2?", answer, closes=True)) for answer in ("4", "5", "22")]
+    for protocol in (VLLM(endpoint="score"), VLLM()):
+        pairs = [Item(item.sample, pair=("2+2?", str(item.sample.completion))) for item in PAIRS]
+        assert values(protocol, app, pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sigmoid_without_a_logit_is_an_error_of_its_item_alone() -> None:
+    app = FakeVLLM(
+        "0.30.0", broken_head=wrong, precision=32, closes=True, outputs=lambda ids: [30.0 if len(ids) > 20 else logit(ids)]
+    )
+    answer = Conversation(VLLM(), app).answer(ITEMS)
+    assert answer.values[2] is None
+    assert list(answer.errors) == [2]
+    assert "the probability of item 2 is 1.0, too near to 1" in answer.errors[2]
+    assert "upgrade it to 0.31" in answer.errors[2]
+    assert answer.values[:2] == pytest.approx([logit(tokens(text, closes=True)) for text in TEXTS[:2]], abs=1e-5)
+
+
+@pytest.mark.parametrize("shrinks", [1.0, 0.02])
+def test_a_wrong_head_without_an_activation_has_what_is_activated_taken(shrinks: float) -> None:
+    app = FakeVLLM(
+        "0.30.0",
+        broken_head=lambda value: value - 5e-4,
+        precision=32,
+        closes=True,
+        problem_type="regression",
+        outputs=lambda ids: [0.5 + shrinks * logit(ids)],
+    )
+    expected = [0.5 + shrinks * logit(tokens(text, closes=True)) for text in TEXTS]
+    assert values(VLLM(), app) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_decoder_has_no_such_head_and_its_logits_are_taken() -> None:
+    noisy = FakeVLLM("0.30.0", broken_head=lambda value: value + 1e-3, precision=32, closes=False)  # half precision inside
+    assert values(VLLM(), noisy) == pytest.approx(LOGITS, abs=2e-3)
+    assert noisy.bodies[-1]["use_activation"] is False
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.10.2", "0.30.0", "0.33.0"])
+def test_the_logits_of_sigmoids_are_taken_where_the_spec_says_so(version: str) -> None:
+    app = FakeVLLM(version, precision=32, broken_head=lambda value: 0.3 * value + 1)
+    assert values(VLLM(activation="sigmoid"), app) == pytest.approx(LOGITS, abs=1e-5)
+    assert len(app.bodies) == 1
+    with pytest.raises(UnsupportedError, match="several outputs, and of these no sigmoids"):
+        values(VLLM(activation="sigmoid", label=0), FakeVLLM(version, outputs=head(2)))
+    with pytest.raises(UnsupportedError, match="a probability was expected"):
+        values(VLLM(activation="sigmoid"), FakeVLLM(version, problem_type="regression"))
+
+
+def test_half_precision_shows_nothing_of_a_head() -> None:
+    app = FakeVLLM("0.30.0", broken_head=wrong, precision=16, closes=True)
+    with pytest.raises(UnsupportedError, match=r"cannot be told in half precision.*0\.31"):
+        Conversation(VLLM(), app).prepared()
+
+
+def test_several_classes_with_a_wrong_head_are_refused() -> None:
+    app = FakeVLLM("0.30.0", broken_head=lambda value: 1.001 * value, precision=32, closes=True, outputs=head(3))
+    with pytest.raises(UnsupportedError, match=r"upgrade it to 0\.31"):
+        Conversation(VLLM(label=1), app).prepared()
 
 
 @pytest.mark.parametrize("version", ["0.13.0", "0.31.0", "0.33.0"])
@@ -261,6 +342,38 @@ def test_prompts_are_the_queries_and_completions_the_documents() -> None:
     assert [conversation.requests[-1].body[name] for name in ("text_1", "text_2")] == [["2+2?"] * 3, ["4", "5", "22"]]
 
 
+@pytest.mark.parametrize("endpoint", ["classify", "pooling", "score"])
+def test_a_pair_goes_to_the_endpoint_that_encodes_pairs(endpoint: Endpoint) -> None:
+    conversation = Conversation(VLLM(endpoint=endpoint), FakeVLLM(closes=True))
+    pairs = [Item(Sample("Q", "A"), pair=("2+2?", answer)) for answer in ("4", "5")]
+    expected = [logit(pair_tokens("2+2?", answer, closes=True)) for answer in ("4", "5")]
+    assert list(conversation.answer(pairs).values) == pytest.approx(expected)
+    assert conversation.requests[-1].path == "/score"
+
+
+def test_a_pair_without_token_types_goes_as_its_token_ids() -> None:
+    ids = tuple(pair_tokens("2+2?", "4", closes=True))
+    conversation = Conversation(VLLM(), FakeVLLM(closes=True))
+    assert list(conversation.answer([Item(Sample("Q", "A"), None, ids, ("2+2?", "4"))]).values) == pytest.approx([logit(ids)])
+    assert conversation.requests[-1].path == "/classify"
+
+
+def test_pairs_are_mixed_with_nothing_else_and_have_one_output() -> None:
+    server = Conversation(VLLM(), FakeVLLM()).prepared()
+    pair = Item(Sample("Q", "A"), pair=("Q", "A"))
+    with pytest.raises(DataError, match="Score them apart"):
+        server.protocol.request([pair, ITEMS[0]], server, "1")
+    with pytest.raises(DataError, match="Leave the label out"):
+        VLLM(label=1).request([pair], server, "1")
+
+
+@pytest.mark.parametrize("closes", [True, False, None])
+def test_whether_the_server_closes_texts_is_asked_of_its_tokenizer(closes: bool | None) -> None:
+    assert Conversation(VLLM(), FakeVLLM(closes=closes)).prepared().closes_texts is closes
+    ours = FakeVLLM(told={"version": "0.1.0", "server": "rm-plugins 0.1.0"}, closes=closes)
+    assert Conversation(VLLM(), ours).prepared().closes_texts is None
+
+
 def test_pairs_are_text() -> None:
     app = FakeVLLM()
     with pytest.raises(DataError, match="is a conversation"):
@@ -277,17 +390,17 @@ def test_a_conversation_without_a_tokenizer_cannot_be_sent() -> None:
 @pytest.mark.parametrize("endpoint", ["classify", "pooling"])
 def test_one_of_several_classes_must_be_named(endpoint: Endpoint) -> None:
     app = FakeVLLM(outputs=head(3))
-    with pytest.raises(AnswerError, match=r"has 3 outputs.*label: NUMBER"):
+    with pytest.raises(UnsupportedError, match=r"has 3 outputs.*label: NUMBER"):
         values(VLLM(endpoint=endpoint), app)
     assert values(VLLM(endpoint=endpoint, label=2), app) == pytest.approx([value - 2 for value in LOGITS])
-    with pytest.raises(AnswerError, match="none with the label 3"):
+    with pytest.raises(UnsupportedError, match="none with the label 3"):
         values(VLLM(endpoint=endpoint, label=3), app)
 
 
 def test_outputs_of_tokens_are_no_reward() -> None:
     server = Conversation(VLLM(endpoint="pooling"), FakeVLLM()).prepared()
     body = b'{"object": "list", "data": [{"index": 0, "object": "pooling", "data": [[0.5], [0.25]]}]}'
-    with pytest.raises(AnswerError, match=r"each of 2 tokens.*pooler-config\.task classify"):
+    with pytest.raises(UnsupportedError, match=r"each of 2 tokens.*pooler-config\.task classify"):
         server.protocol.answer(Response(200, body), ITEMS[:1], server, "1")
     conversation = Conversation(VLLM(endpoint="pooling"), FakeVLLM(task="token_classify"))
     refused = conversation.response(ITEMS)
@@ -329,7 +442,7 @@ def test_what_is_no_number_is_no_reward(body: bytes, message: str) -> None:
 def test_an_answer_of_another_endpoint_is_told_apart() -> None:
     server = Conversation(VLLM(endpoint="score"), FakeVLLM()).prepared()
     body = b'{"object": "list", "data": [{"index": 0, "object": "pooling", "data": [0.5]}]}'
-    with pytest.raises(AnswerError, match="is a 'pooling'; a 'score' was expected"):
+    with pytest.raises(UnsupportedError, match="is a 'pooling'; a 'score' was expected"):
         server.protocol.answer(Response(200, body), ITEMS[:1], server, "1")
 
 

@@ -33,6 +33,7 @@ class Auto(Protocol):
     """
 
     name: ClassVar[str] = "auto"
+    sent_as: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, candidates: Sequence[Protocol] | None = None) -> None:
         if candidates is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
@@ -35,6 +35,30 @@ async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[s
             "the URL is not its root. Name the protocol that it speaks; `protocol: auto` finds out."
         )
     return answer
+
+
+async def closes_texts(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> bool | None:
+    """Whether the server's tokenizer ends every text with a token of its own; None where ``POST /tokenize`` does not tell.
+
+    Args:
+        ask: Sends a request.
+        body: What is sent for a text, but for ``add_special_tokens``.
+        ids: The token ids in an answer.
+    """
+    told: list[list[Any]] = []
+    for adds in (True, False):
+        response = await ask(Request("/tokenize", {**body("a"), "add_special_tokens": adds}))
+        if not 200 <= response.status < 300:
+            return None
+        try:
+            row = ids(response.json())
+        except (AnswerError, LookupError, TypeError):
+            return None
+        if not isinstance(row, list) or not row:
+            return None
+        told.append(row)
+    whole, bare = told
+    return whole[-len(bare) :] != bare
 
 
 async def listed_models(ask: Ask) -> list[Mapping[str, Any]]:

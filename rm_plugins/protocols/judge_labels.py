@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import permutations
 from typing import Any
 
-from rm_plugins.errors import AnswerError, SpecError
+from rm_plugins.errors import AnswerError, SpecError, UnsupportedError
 from rm_plugins.protocols.protocol import Answer, finite
 
 _GOES_ON = re.compile(r"\w|[.,]\d")
@@ -70,15 +70,20 @@ class LabelScale:
         """The grade of a choice with logprobs, or why there is none.
 
         Raises:
-            AnswerError: There are no logprobs, or they are not what the API says.
+            AnswerError: The logprobs are not what the API says.
+            UnsupportedError: There are none.
         """
         logprobs = choice.get("logprobs")
         entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-        if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
-            raise AnswerError(
+        if not entries and choice["message"].get("content"):
+            raise UnsupportedError(
                 "the answer has no logprobs, without which labels have no probabilities. Ask a server and model that give them, or "
                 "have the judge answer with a number: `range: [1, 10]` in place of `labels`"
             )
+        if entries is None:
+            return Answer([None], errors={0: f"the judge answered nothing ({choice.get('finish_reason')})"})
+        if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
+            raise AnswerError(f"the logprobs are {entries!r:.80}; a list of tokens was expected", rows=[0])
         tokens = [entry["token"] for entry in entries]
         first = _first_of_answer(tokens, choice["message"])
         if first is None:
@@ -117,6 +122,11 @@ def _is_token(entry: object) -> bool:
 def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Every token that is named for a position, with its probability; the chosen one is not always among the top ones."""
     top = entry.get("top_logprobs")
+    if top is None:
+        raise UnsupportedError(
+            "the answer has logprobs of its own tokens alone and no top_logprobs. Ask a server and model that give them, or have the "
+            "judge answer with a number: `range: [1, 10]` in place of `labels`"
+        )
     if not isinstance(top, list) or not all(_is_token(other) for other in top):
         raise AnswerError(f"top_logprobs is {top!r:.80}; a list of tokens was expected", rows=[0])
     named = top if any(other["token"] == entry["token"] for other in top) else [entry, *top]

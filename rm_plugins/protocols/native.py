@@ -44,6 +44,8 @@ class Native(Protocol):
     """
 
     name: ClassVar[str] = "rm-plugins"
+    sent_as: ClassVar[tuple[str, ...]] = ("samples",)
+    if_absent: ClassVar[str] = "Give the root of `rm-plugins serve` as the URL, without /v1."
 
     def __init__(self, *, columns: Sequence[str] | None = None) -> None:
         self.columns = None if columns is None else tuple(columns)
@@ -63,7 +65,7 @@ class Native(Protocol):
             )
         max_items = info.get("max_items")
         if max_items is not None and (type(max_items) is not int or max_items < 1):
-            raise AnswerError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
+            raise UnsupportedError(f"GET /v1/info has max_items {max_items!r}; a positive integer was expected.")
         return ServerFacts(self, _description(info), max_items, info)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
@@ -106,6 +108,11 @@ class Native(Protocol):
             )
         if item.token_ids is not None:
             return {"token_ids": list(item.token_ids)}
+        if item.pair is not None:
+            raise DataError(
+                "This server renders samples itself and knows whether its model takes pairs. Leave `pair` and `tokenizer` out of the spec "
+                "of the remote provider."
+            )
         sent = sample_to_json(item.sample)
         columns = {
             name: json_form(value, f"the column {name!r}", _REMEDY)

@@ -6,13 +6,13 @@ Seen with Triton 2.51, KServe 0.21 and MLServer 1.7. They answer a model that ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
 from rm_plugins.protocols import binary_tensors
 from rm_plugins.protocols.discovery import KEY_MISSING, get_mapping
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Reads, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, numbers
 
 _MODEL, _INPUT, _OUTPUT = "reward_model", "sentences", "rewards"
@@ -32,14 +32,31 @@ class OpenInference(Protocol):
         model: The model's name on the server; ``reward_model`` is preferred.
         input: The name of the input; ``sentences`` is preferred.
         output: The name of the output that is the reward; ``rewards`` is preferred. Other outputs with one number per text are details.
+        reads: Which token of a decoder's row the model there reads, ``last`` or ``before-padding``; the standard does not tell.
     """
 
     name: ClassVar[str] = "oip"
+    if_absent: ClassVar[str] = (
+        "Name a model that the server has, `protocol: {name: oip, model: NAME}`; leave /v2 out of the URL."
+    )
 
-    def __init__(self, *, model: str | None = None, input: str | None = None, output: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        input: str | None = None,
+        output: str | None = None,
+        reads: Literal["last", "before-padding"] | None = None,
+    ) -> None:
+        self._reads: Reads = reads or "unknown"
         self.model = model
         self.input = input
         self.output = output
+
+    @property
+    def reads(self) -> Reads:  # type: ignore[override]  # as the spec says
+        """What the spec says: any program may be behind the standard."""
+        return self._reads
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v2`` says."""
@@ -103,7 +120,7 @@ class OpenInference(Protocol):
         reward = _reward(outputs, server.facts.get("output") or self.output, len(items))
         name = reward.get("name")
         if reward.get("datatype") not in _NUMBERS:
-            raise AnswerError(f"the output {name!r} is of {reward.get('datatype')!r}; FP32 or FP64 was expected")
+            raise UnsupportedError(f"the output {name!r} is of {reward.get('datatype')!r}; FP32 or FP64 was expected")
         if reward.get("shape") not in ([len(items)], [len(items), 1]):
             raise AnswerError(f"the output {name!r} has the shape {reward.get('shape')!r:.80} for {len(items)} items")
         values = numbers(reward.get("data"), len(items), f"the data of {name!r}")
@@ -243,21 +260,29 @@ def _with_binary(response: Response, size: int) -> Mapping[str, Any]:
 
 
 def _reward(outputs: Sequence[Mapping[str, Any]], name: str | None, size: int) -> Mapping[str, Any]:
-    """The output of a name, or the only one with one number per item."""
+    """The output of a name, or the only one with one number per item.
+
+    Raises:
+        AnswerError: This answer has none.
+        UnsupportedError: Neither will the next one.
+    """
     names = [entry.get("name") for entry in outputs]
     listed = ", ".join(map(repr, names)) or "none"
     if name is None and _OUTPUT not in names:
         shapes = ([size], [size, 1])
         fitting = [entry for entry in outputs if entry.get("datatype") in _NUMBERS and entry.get("shape") in shapes]
         if len(fitting) != 1:
-            raise AnswerError(
+            lasts = len(fitting) > 1 or bool(outputs and not any(entry.get("datatype") in _NUMBERS for entry in outputs))
+            raise (UnsupportedError if lasts else AnswerError)(
                 f"the answer has {len(fitting)} outputs of FP32 or FP64 with one number for each of {size} items; it has {listed}. Name "
                 "the reward, `protocol: {name: oip, output: NAME}`"
             )
         return fitting[0]
     name = name or _OUTPUT
     if names.count(name) != 1:
-        raise AnswerError(f"the answer has {names.count(name)} outputs called {name!r}; it has {listed}")
+        raise (AnswerError if name in names or not names else UnsupportedError)(
+            f"the answer has {names.count(name)} outputs called {name!r}; it has {listed}"
+        )
     return outputs[names.index(name)]
 
 

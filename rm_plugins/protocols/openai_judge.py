@@ -12,7 +12,7 @@ from rm_plugins.errors import AnswerError, DataError, SpecError
 from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts, check_request_id
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, check_request_id
 from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Message, RenderedSample, message_text
 
@@ -62,6 +62,10 @@ class OpenAIJudge(Protocol):
     """
 
     name: ClassVar[str] = "openai-judge"
+    sent_as: ClassVar[tuple[str, ...]] = ("a rubric",)
+    if_absent: ClassVar[str] = (
+        "Name a model that the server has, `protocol: {name: openai-judge, model: NAME}`; leave /v1 out of the URL."
+    )
     batches: ClassVar[bool] = False
 
     def __init__(
@@ -152,6 +156,11 @@ class OpenAIJudge(Protocol):
         if choice.get("finish_reason") == "content_filter":
             return Answer([None], errors={0: "the judge's answer was withheld by a content filter"})
         return self.scale.grade(choice)
+
+    def failure(self, response: Response, items: int) -> Failure:
+        """A model without log-probabilities, or with fewer, will not have them the next time."""
+        about_logprobs = isinstance(self.scale, LabelScale) and "logprobs" in self.message(response)
+        return "refused" if about_logprobs and 400 <= response.status < 500 else super().failure(response, items)
 
 
 def _text(part: str | Sequence[Message]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.protocols.discovery import get_mapping
-from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Reads, Request, Response, ServerFacts
 from rm_plugins.protocols.values import detail, json_form, numbers
 
 
@@ -22,6 +22,10 @@ class OpenRLHF(Protocol):
     """
 
     name: ClassVar[str] = "openrlhf"
+    reads: ClassVar[Reads | None] = "last"
+    """Seen on ``serve_rm`` of 0.11.2, with ``pad == eos`` as well: its model takes the last position of the attention mask
+    (``openrlhf/models/model.py``)."""
+    if_absent: ClassVar[str] = "Give the root of `openrlhf.cli.serve_rm` as the URL, without /get_reward."
 
     def __init__(self, *, labels: str | None = None) -> None:
         self.labels = labels

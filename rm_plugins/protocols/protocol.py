@@ -39,20 +39,31 @@ class Item:
         sample: The sample itself.
         text: What is to be scored, rendered; None for a conversation where no tokenizer is named to render it with. Where there
             are token ids, these are what it tokenizes to (`Protocol.server_adds_special_tokens` says how), or it is None.
-        token_ids: Its token ids, truncated, where a tokenizer is named.
+        token_ids: Its token ids, truncated, where a tokenizer is named; None where they do not tell all, as of a pair with token types.
+        pair: Its two texts, where the model takes prompt and completion as a pair.
+        refusal: Why it must not be sent; empty where it may.
     """
 
     sample: Sample
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    pair: tuple[str, str] | None = None
+    refusal: str = ""
 
     @property
     def needed_text(self) -> str:
         """The text, for a server that takes nothing else.
 
         Raises:
-            DataError: The sample is a conversation, and there is no tokenizer to render it with; or no text has its token ids.
+            DataError: The sample is a conversation, and there is no tokenizer to render it with; or no text has its token ids; or it is
+                a pair.
         """
+        if self.text is None and self.pair is not None:
+            raise DataError(
+                "The model takes prompt and completion as a pair, and this server is sent one row, which does not tell where the second "
+                "text begins. Use a protocol that sends pairs (`vllm`, `tei`); or set `pair: false` in the spec of the remote provider if "
+                "the model was trained on prompt and completion in one text."
+            )
         if self.text is None and self.token_ids is not None:
             raise DataError(
                 "This server is sent text, and no text gives it the token ids of this sample: its tokenizer would add other special "
@@ -66,7 +77,13 @@ class Item:
         return self.text
 
     def text_pair(self, endpoint: str, instead: str) -> tuple[str, str]:
-        """Prompt and completion, for an `endpoint` that takes nothing else; messages name the one to use `instead`."""
+        """The two texts, for an `endpoint` that takes nothing else; messages name the one to use `instead`.
+
+        Raises:
+            DataError: There are none.
+        """
+        if self.pair is not None:
+            return self.pair
         prompt, completion = self.sample.prompt, self.sample.completion
         is_rendered = isinstance(self.sample, RenderedSample)
         if is_rendered or not isinstance(prompt, str) or not isinstance(completion, str):
@@ -132,12 +149,15 @@ class ServerFacts:
         description: For logs and people: ``vLLM 0.33.0``.
         max_items: Most samples of a request; None where the server has no limit that is known.
         facts: What the protocol itself wants to remember.
+        closes_texts: Whether the server's tokenizer ends every text with a token of its own, EOS or a separator, as those of encoders
+            do; None where that is not known or does not matter, as with a server that renders samples by itself.
     """
 
     protocol: Protocol
     description: str
     max_items: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    closes_texts: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +191,11 @@ Failure: TypeAlias = Literal["retry", "overload", "too-large", "rejected", "refu
 """
 
 
+Reads: TypeAlias = Literal["last", "before-padding", "unknown"]
+"""Which token of a decoder's row a server's model reads: the very last that it is sent, the last that is not the padding token, or one of
+these two, and nobody knows which. They differ where a row ends with the padding token, as it does where that is EOS."""
+
+
 class Protocol(Component):
     """How a remote scorer is spoken to."""
 
@@ -184,6 +209,16 @@ class Protocol(Component):
 
     answer_bytes: ClassVar[int] = 64 * 1024
     """Most bytes of an answer for each of its items; `rm_plugins.remote` allows 4 MiB for the whole beside it."""
+
+    sent_as: ClassVar[tuple[str, ...]] = ("text",)
+    """What a sample may be sent as, the best first, for people; ``pairs`` are prompt and completion as two texts."""
+
+    reads: ClassVar[Reads | None] = None
+    """Which token of a decoder's row the server's model reads; None for a server that knows by itself, as ours does, or renders samples
+    itself. Rows are sent for it to be the token that the model was trained to be read at, or not at all."""
+
+    takes_only_pairs: ClassVar[bool] = False
+    """Whether it is sent pairs of texts, `Item.pair`, and nothing else, as an endpoint for cross-encoders is."""
 
     server_adds_special_tokens: ClassVar[bool] = False
     """Whether the server's tokenizer adds its special tokens to the text of an item with token ids, so that its text must be
@@ -218,7 +253,9 @@ class Protocol(Component):
         """What a response with a status of 2xx says of the items.
 
         Raises:
-            AnswerError: It is not what the protocol says: another count, an item twice, no number.
+            AnswerError: It is not what the protocol says: another count, an item twice, no number. It is asked for again.
+            UnsupportedError: It shows that this server gives no rewards as the spec asks for them: several outputs and no word which of
+                them, no log-probabilities. Nothing is asked for again, for the next answer would be no better.
         """
 
     def failure(self, response: Response, items: int) -> Failure:
@@ -232,9 +269,14 @@ class Protocol(Component):
                 return "retry"
             case 400 | 422 | 424:
                 return "rejected"
+            case 501 | 505:
+                return "refused"
             case status if status >= 500:
                 return "retry"
         return "refused"
+
+    if_absent: ClassVar[str] = ""
+    """What is likely wrong where a server answers 404 or 405, and what to do, for people."""
 
     def message(self, response: Response) -> str:
         """What a response of an error status says, for people: the text under the usual keys, else the body's beginning."""

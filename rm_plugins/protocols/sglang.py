@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import get_mapping, required_mapping
+from rm_plugins.protocols.discovery import closes_texts, get_mapping, required_mapping
 from rm_plugins.protocols.protocol import (
     REQUEST_ID,
     Answer,
@@ -15,6 +15,7 @@ from rm_plugins.protocols.protocol import (
     Failure,
     Item,
     Protocol,
+    Reads,
     Request,
     Response,
     ServerFacts,
@@ -33,7 +34,8 @@ _NAME_ONE = (
 class SGLang(Protocol):
     """``POST /classify`` of ``python -m sglang.launch_server --is-embedding``, as SGLang 0.5.23 answers it: logits.
 
-    Token ids are sent where there are any. Texts get the special tokens of the server's tokenizer, always.
+    Token ids are sent where there are any. Texts get the special tokens of the server's tokenizer, always. An encoder whose
+    configuration names an activation (``sbert_ce_default_activation_function``) answers what has gone through it.
 
     Its ``/v1/classify`` is not offered: it puts a softmax over the model's outputs, and over one output that is 1.0 whatever is
     scored. Neither is ``/v1/embeddings``, which has the same numbers as ``/classify`` and less of what is known of them.
@@ -46,6 +48,10 @@ class SGLang(Protocol):
     """
 
     name: ClassVar[str] = "sglang"
+    sent_as: ClassVar[tuple[str, ...]] = ("token ids", "text")
+    reads: ClassVar[Reads | None] = "last"
+    """Read in the source of 0.5.23: its pooler takes the last position of each sequence (``python/sglang/srt/layers/pooler.py``)."""
+    if_absent: ClassVar[str] = "Launch SGLang with `--is-embedding`, and give its root as the URL."
 
     def __init__(self, *, label: int | None = None) -> None:
         if label is not None and label < 0:
@@ -70,7 +76,8 @@ class SGLang(Protocol):
         if info.get("is_generation") is True:
             raise UnsupportedError(f"SGLang serves {model} to generate text. Launch it with `--is-embedding` to have it score.")
         told = await get_mapping(ask, "/server_info") or await get_mapping(ask, "/get_server_info") or {}
-        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}")
+        closes = await closes_texts(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
+        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}", closes_texts=closes)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """The items as token ids, or as texts."""
@@ -99,33 +106,39 @@ class SGLang(Protocol):
             raise AnswerError(f"the answer has {len(entries)} entries for {len(items)} items")
         for row, entry in enumerate(entries):
             _check_name(_meta(entry).get("id"), request_id, row)
-        values = [self._reward(entry, item, row) for row, (entry, item) in enumerate(zip(entries, items, strict=True))]
+        errors = {
+            row: told for row, (entry, item) in enumerate(zip(entries, items, strict=True)) if (told := _truncated(entry, item))
+        }
+        values = [None if row in errors else self._reward(entry, row) for row, entry in enumerate(entries)]
         versions = sorted({str(_meta(entry).get("weight_version") or "default") for entry in entries})
         if len(versions) > 1:
             raise AnswerError(f"the weights changed between the items of one answer: {', '.join(versions)}")
-        return Answer(values, fingerprint="" if versions == ["default"] else versions[0])
+        return Answer(values, errors=errors, fingerprint="" if versions == ["default"] else versions[0])
 
     def failure(self, response: Response, items: int) -> Failure:
         """A model that generates text will not score the next request either."""
         return "refused" if "--is-embedding" in self.message(response) else super().failure(response, items)
 
-    def _reward(self, entry: Mapping[str, Any], item: Item, row: int) -> float:
-        meta = _meta(entry)
-        reason = meta.get("finish_reason")
+    def _reward(self, entry: Mapping[str, Any], row: int) -> float:
+        reason = _meta(entry).get("finish_reason")
         if isinstance(reason, Mapping) and reason.get("type") == "abort":
             raise AnswerError(f"item {row} was aborted by the server: {reason.get('message')}", rows=[row])
-        tokens, sent = meta.get("prompt_tokens"), len(item.token_ids or ())
-        if type(tokens) is int and tokens < sent:  # what `--allow-auto-truncate` does without a word
-            raise AnswerError(
-                f"item {row} was truncated by the server to {tokens} of its {sent} tokens; set `max_length` in the spec of the remote "
-                "provider, for the samples to be truncated as the model was trained",
-                rows=[row],
-            )
         outputs = entry.get("embedding")
         if not isinstance(outputs, list) or not outputs:
             raise AnswerError(f"the embedding of item {row} is {outputs!r:.80}; a list of numbers was expected", rows=[row])
         output = output_of_label(outputs, self.label, f"item {row}", _NAME_ONE)
         return finite(output, f"the embedding of item {row}", row=row)
+
+
+def _truncated(entry: Mapping[str, Any], item: Item) -> str:
+    """What to say of an item of which the server scored less than it was sent, as `--allow-auto-truncate` does without a word."""
+    tokens, sent = _meta(entry).get("prompt_tokens"), len(item.token_ids or ())
+    if type(tokens) is not int or tokens >= sent:
+        return ""
+    return (
+        f"it was truncated by the server to {tokens} of its {sent} tokens; set `max_length` in the spec of the remote provider, for the "
+        "samples to be truncated as the model was trained"
+    )
 
 
 def _check_name(name: object, request_id: str, row: int) -> None:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.errors import AnswerError, DataError, UnsupportedError
 from rm_plugins.protocols.discovery import listed_models, only_model
-from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.protocol import (
+    Answer,
+    Ask,
+    Failure,
+    Item,
+    Protocol,
+    Reads,
+    Request,
+    Response,
+    ServerFacts,
+    finite,
+)
 from rm_plugins.protocols.values import json_form
 from rm_plugins.samples import RenderedSample
 
@@ -23,6 +34,11 @@ class Swift(Protocol):
     """
 
     name: ClassVar[str] = "swift"
+    sent_as: ClassVar[tuple[str, ...]] = ("messages",)
+    reads: ClassVar[Reads | None] = "before-padding"
+    """Read in the source of 4.6.0: the token before the first padding token, as older versions of transformers do
+    (``swift/model/patcher.py``)."""
+    if_absent: ClassVar[str] = "Give the root of `swift deploy --task_type seq_cls` as the URL, without /v1."
     batches: ClassVar[bool] = False
 
     def __init__(self, *, model: str | None = None) -> None:
@@ -56,14 +72,18 @@ class Swift(Protocol):
                 raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if choice.get("logprobs") is not None:
             # The content is then the number of the most likely class, which looks like a score.
-            raise AnswerError(
+            raise UnsupportedError(
                 f"the answer has logprobs, so its content {content!r:.80} is a class: the server runs a classifier, not a reward "
                 "model; deploy it with `--num_labels 1 --problem_type regression`"
             )
         if isinstance(content, list) and len(content) == 1:
             (content,) = content
+        if isinstance(content, list) and len(content) > 1:
+            raise UnsupportedError(
+                f"the content is {content!r:.80}, several numbers, and a reward is one: deploy a model with `--num_labels 1`"
+            )
         if isinstance(content, str):  # though it may look like a number
-            raise AnswerError(
+            raise UnsupportedError(
                 f"the content is {content!r:.80}, a text: the server generates, as it does without `--task_type seq_cls`"
             )
         return Answer([finite(content, "the content", row=0)])
@@ -83,6 +103,11 @@ def _messages(item: Item) -> list[Any]:
     if isinstance(sample, RenderedSample):
         raise DataError(
             "ms-swift renders conversations itself: it takes no rendered text and no token ids. Send it prompts and completions."
+        )
+    if item.pair is not None:
+        raise DataError(
+            "The model takes prompt and completion as a pair, and ms-swift renders every sample as a conversation. Use a protocol that "
+            "sends pairs (`vllm`, `tei`), with a server of its kind."
         )
     if sample.is_conversational:
         return [json_form(dict(message), "a message") for message in sample.messages]

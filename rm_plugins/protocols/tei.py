@@ -6,19 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import get_mapping, required_mapping
-from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, finite, in_order
+from rm_plugins.protocols.discovery import closes_texts, get_mapping, required_mapping
+from rm_plugins.protocols.protocol import (
+    Answer,
+    Ask,
+    Failure,
+    Item,
+    Protocol,
+    Reads,
+    Request,
+    Response,
+    ServerFacts,
+    finite,
+    in_order,
+)
 from rm_plugins.samples import RenderedSample
 
 
 class TEI(Protocol):
     """``POST /predict`` and ``POST /rerank`` of text-embeddings-inference, as TEI 1.9.3 answers them, with raw scores.
 
-    It takes text alone, and always adds the special tokens of its model to it.
+    It takes text alone, single or in pairs, and always adds the special tokens of its model to it. A model with one output it calls
+    a reranker, whether that was trained on pairs or not.
 
     Args:
-        endpoint: What is asked: ``predict``, of one text; or ``rerank``, which is for cross-encoders: the prompt is its query and
-            the completion its text, one sample a request.
+        endpoint: What is asked: ``predict``, of a text or, where the model takes such, a pair; or ``rerank``, of pairs alone: the
+            prompt is its query and the completion its text, one sample a request.
         label: The name of the class whose score is the reward. Needed where the model has several.
         truncate: Whether the server cuts off what is too long; else that is an error.
 
@@ -27,6 +40,11 @@ class TEI(Protocol):
     """
 
     name: ClassVar[str] = "tei"
+    sent_as: ClassVar[tuple[str, ...]] = ("text", "pairs")
+    reads: ClassVar[Reads | None] = "before-padding"
+    """Read in the source of 1.9.3: decoders are classified by its Python backend alone, with the model of transformers
+    (``backends/python/server/text_embeddings_server/models/classification_model.py``)."""
+    if_absent: ClassVar[str] = "Give the root of text-embeddings-inference as the URL."
     default_max_items: ClassVar[int] = 32
     server_adds_special_tokens: ClassVar[bool] = True
 
@@ -38,6 +56,11 @@ class TEI(Protocol):
         self.endpoint = endpoint
         self.label = label
         self.truncate = truncate
+
+    @property
+    def takes_only_pairs(self) -> bool:  # type: ignore[override]  # of its endpoint
+        """Whether it is asked at /rerank."""
+        return self.endpoint == "rerank"
 
     @property
     def batches(self) -> bool:  # type: ignore[override]  # of its endpoint
@@ -72,10 +95,12 @@ class TEI(Protocol):
         if self.endpoint == "predict" and labels:
             self._check_label(labels, description)
         most = info.get("max_client_batch_size")
-        return ServerFacts(self, description, most if type(most) is int and most > 0 else None)
+        is_ours = "server" in info
+        closes = None if is_ours else await closes_texts(ask, lambda text: {"inputs": [text]}, _ids)
+        return ServerFacts(self, description, most if type(most) is int and most > 0 else None, closes_texts=closes)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """A batch of texts, or one pair."""
+        """A batch of texts and pairs, or one pair."""
         settings = {"raw_scores": True, "truncate": self.truncate}  # by the server's own default, sigmoids and truncated texts
         if self.endpoint == "rerank":
             (item,) = items
@@ -89,7 +114,10 @@ class TEI(Protocol):
                 "TEI adds the model's special tokens to every text, and this one has them already. Name the model's tokenizer in the spec "
                 "of the remote provider, `tokenizer: FOLDER_OR_ID`, for a text without them to be found."
             )
-        return Request("/predict", {"inputs": [[item.needed_text] for item in items], **settings})  # ["a", "b"] is one pair
+        inputs = [
+            [item.needed_text] if item.pair is None else [*item.pair] for item in items
+        ]  # ["a", "b"] by itself is one pair
+        return Request("/predict", {"inputs": inputs, **settings})
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The score of the one class that is asked for, by its name: classes come in the order of their scores."""
@@ -106,7 +134,7 @@ class TEI(Protocol):
         message = self.message(response)
         if "maximum allowed batch size" in message:
             return "too-large"
-        if "is not a re-ranker" in message:
+        if "is not a re-ranker" in message or "is not a classification model" in message:
             return "refused"
         if "score is NaN" in message or (response.status == 413 and b"error_type" in response.body):
             return "rejected"  # of an item; a body that is too large is told as plain text
@@ -119,11 +147,11 @@ class TEI(Protocol):
             )
         labels = [str(entry.get("label")) for entry in classes]
         if self.label is None and len(classes) > 1:
-            raise AnswerError(
+            raise UnsupportedError(
                 f"item {row} has scores for {', '.join(labels)}, and which is the reward was not said. {_NAME_ONE}"
             )
         if self.label is not None and labels.count(self.label) != 1:
-            raise AnswerError(f"item {row} has scores for {', '.join(labels)}, and not one for {self.label!r}")
+            raise UnsupportedError(f"item {row} has scores for {', '.join(labels)}, and not one for {self.label!r}")
         score = classes[0 if self.label is None else labels.index(self.label)].get("score")
         return finite(score, f"the score of item {row}", row=row)
 
@@ -139,6 +167,11 @@ class TEI(Protocol):
 
 
 _NAME_ONE = "Name one, `protocol: {name: tei, label: NAME}`"
+
+
+def _ids(answer: Any) -> list[Any]:
+    """The token ids of ``POST /tokenize`` for one text, ``[[{"id": 1, ...}, ...]]``."""
+    return [token["id"] for token in answer[0]]
 
 
 def _description(info: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rm_plugins.errors import AnswerError, DataError
+from rm_plugins.errors import AnswerError, DataError, UnsupportedError
 from rm_plugins.protocols.protocol import finite
 
 Output = TypeVar("Output")
@@ -61,6 +61,7 @@ def numbers(column: object, size: int, what: str) -> list[float]:
 
     Raises:
         AnswerError: It is anything else.
+        UnsupportedError: It has several numbers for each item.
 
     >>> numbers([[0.5], 2], 2, "rewards")
     [0.5, 2.0]
@@ -69,16 +70,22 @@ def numbers(column: object, size: int, what: str) -> list[float]:
         raise AnswerError(f"{what} is {column!r:.80}; a list of {size} numbers was expected")
     if len(column) != size:
         raise AnswerError(f"{what} has {len(column)} entries for {size} items")
+    if column and all(isinstance(entry, list) and len(entry) > 1 for entry in column):
+        raise UnsupportedError(f"{what} has several numbers for each item, and a reward is one. Have the server give one.")
     alone = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in column]
     return [finite(entry, f"{what}[{row}]", row=row) for row, entry in enumerate(alone)]
 
 
 def output_of_label(outputs: Sequence[Output], label: int | None, what: str, remedy: str) -> Output:
-    """The output of a model that is the reward: the one of the label, or the only one."""
+    """The output of a model that is the reward: the one of the label, or the only one.
+
+    Raises:
+        UnsupportedError: There is no such output, and would be none in the next answer.
+    """
     if label is None and len(outputs) > 1:
-        raise AnswerError(f"{what} has {len(outputs)} outputs, and which of them is the reward was not said{remedy}")
+        raise UnsupportedError(f"{what} has {len(outputs)} outputs, and which of them is the reward was not said{remedy}")
     if (label or 0) >= len(outputs):
-        raise AnswerError(f"{what} has {len(outputs)} outputs and none with the label {label}; they are counted from 0")
+        raise UnsupportedError(f"{what} has {len(outputs)} outputs and none with the label {label}; they are counted from 0")
     return outputs[label or 0]
 
 
@@ -86,5 +93,5 @@ def detail(column: object, size: int) -> list[float] | None:
     """One number per item where this is such a list, else None: what is said beside the rewards may be anything."""
     try:
         return numbers(column, size, "a detail")
-    except AnswerError:
+    except (AnswerError, UnsupportedError):
         return None

@@ -22,7 +22,7 @@ from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.redaction import forget_secrets, keep_secret, redacted
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
-from rm_plugins.rendering.render import Renderer, Truncation
+from rm_plugins.rendering.render import Read, Renderer, Truncation
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json
@@ -47,9 +47,14 @@ class Remote(Provider):
         tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples
             are sent as they are, or as text.
         chat_template: For the tokenizer: ``plain``, or a file with a Jinja template.
-        append_eos: For the tokenizer: whether text ends with EOS.
+        append_eos: For the tokenizer: whether text ends with EOS. False without one says that texts are sent without on purpose.
         max_length: For the tokenizer: most tokens of a sample.
         truncation: For the tokenizer: ``left`` cuts the beginning of a longer sample's prompt, ``error`` refuses it.
+        read: For the tokenizer: the token of a row at which a decoder is scored, ``before-padding`` for the last that is not the model's
+            padding token, as transformers and TRL have it, or ``last`` for the very last, as OpenRLHF and vLLM have it. Rows are sent
+            for the server to read that one, or refused.
+        pair: Whether the model takes prompt and completion as a pair, with separators and token types, as cross-encoders do; else
+            they are one text. Without a tokenizer, it must be said of servers whose tokenizer closes texts.
         template_kwargs: For the tokenizer: further arguments of the chat template.
         template_date: For the tokenizer: the day that a chat template is told which writes the date.
         batch_size: Most samples of a request; the server's own limit if unset, and never more than that.
@@ -85,6 +90,8 @@ class Remote(Provider):
         append_eos: bool | None = None,
         max_length: int | None = None,
         truncation: Truncation | None = None,
+        read: Read | None = None,
+        pair: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         template_date: str | None = None,
         batch_size: int | None = None,
@@ -130,6 +137,8 @@ class Remote(Provider):
             "append_eos": append_eos,
             "max_length": max_length,
             "truncation": truncation,
+            "read": read,
+            "pair": pair,
             "template_kwargs": template_kwargs,
             "template_date": template_date,
         }
@@ -148,7 +157,7 @@ class Remote(Provider):
 
             return load_renderer(self._tokenizer, self._rendering_settings)
         for key, value in self._rendering_settings.items():
-            if value is not None:
+            if value is not None and key != "pair" and (key, value) != ("append_eos", False):
                 raise SpecError("nothing is rendered here without a `tokenizer`; name one, or leave this out.", key=key)
         return None
 
@@ -213,7 +222,7 @@ class Remote(Provider):
     def _sendable(self, samples: Sequence[Sample], contents: Sequence[object], rows: Sequence[int]) -> SendableSamples:
         """What is sent of `rows`, of which each stands for all samples of its content."""
         try:
-            return SendableSamples([samples[row] for row in rows], self.renderer)
+            return self._as_sendable([samples[row] for row in rows])
         except (ScoringError, DataError) as error:
             named = [rows[place] for place in error.rows or ()]
             unfit = named or [row for row in rows if self._is_unfit(samples[row])] or rows
@@ -225,10 +234,14 @@ class Remote(Provider):
 
     def _is_unfit(self, sample: Sample) -> bool:
         try:
-            SendableSamples([sample], self.renderer)
+            self._as_sendable([sample])
         except DataError:
             return True
         return False
+
+    def _as_sendable(self, samples: Sequence[Sample]) -> SendableSamples:
+        said = self._rendering_settings
+        return SendableSamples(samples, self.renderer, pair=said["pair"], open_texts=said["append_eos"] is False)
 
     def _outcomes(self, samples: SendableSamples, tally: Counter[str]) -> list[Outcome]:
         with self._lock:

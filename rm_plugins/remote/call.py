@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from rm_plugins.errors import ScoringError
-from rm_plugins.protocols.protocol import Answer, Item, Protocol, ServerFacts
+from rm_plugins.protocols.protocol import Answer, Item, ServerFacts
 from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
@@ -162,10 +162,12 @@ class ScoringCall:
         """Have rows scored, in requests of about the same size."""
         self._fleet.done(await self._fleet.turn())  # some server is there, and has said how much it takes
         there = [endpoint.facts for endpoint in self._fleet.endpoints if endpoint.facts]
+        for facts in there:
+            self._warn_of_other_rows(facts)
         most = min((self._most_items(facts) for facts in there), default=1)
         share = math.ceil(len(rows) / max(1, len(there)))
         for facts in there:
-            await asyncio.to_thread(self._items, facts.protocol)  # tokenizing takes long; from here on they are at hand
+            await asyncio.to_thread(self._samples.items, facts)  # tokenizing takes long; from here on they are at hand
         await _all(self._deliver(part, self._settings.tries) for part in packed(rows, min(most, share)))
 
     def _most_items(self, facts: ServerFacts) -> int:
@@ -173,6 +175,25 @@ class ScoringCall:
             return 1
         named = [limit for limit in (self._settings.batch_size, facts.max_items) if limit]
         return min(named, default=facts.protocol.default_max_items)
+
+    def _warn_of_other_rows(self, facts: ServerFacts) -> None:
+        """Say where a decoder is likely to be sent other token ids than it was trained on."""
+        if facts.closes_texts is not False or not self._samples.has_texts:
+            return
+        if facts.protocol.takes_only_pairs:
+            self._fleet.warn_once(
+                ("two texts", facts.description),
+                f"{self._fleet.called}: {facts.description} serves a decoder, and tokenizes prompts and completions apart. Where they "
+                "meet, their token ids may differ from those of the joined text, which `rm.load` scores. Use another endpoint; or name the "
+                "model's `tokenizer` in the spec of the remote provider, for samples that differ to be refused.",
+            )
+        if not self._samples.open_texts:
+            self._fleet.warn_once(
+                ("open texts", facts.description),
+                f"{self._fleet.called}: {facts.description} does not end texts with EOS, and nothing here does. The scores of a model that "
+                "was trained on texts with EOS at their ends, as TRL, OpenRLHF and `rm-plugins train` have them, differ from those of "
+                "`rm.load`. Name its `tokenizer` in the spec of the remote provider, or set `append_eos: false` there if texts have none.",
+            )
 
     async def _deliver(self, rows: Sequence[int], tries: int) -> None:
         """Have the rows of one request scored, by as many requests as that takes."""
@@ -270,7 +291,7 @@ class ScoringCall:
         most = self._most_items(turn.facts)
         if len(rows) > most:
             raise RequestFailure("too-large", f"it takes {most} samples at a time")
-        items = self._items(turn.facts.protocol)
+        items = self._samples.items(turn.facts)
         prepared = scoring_request(rows, items, turn.facts, request_id)
         outcomes = {row: Outcome(error=reason) for row, reason in prepared.unsendable.items()}
         if prepared.request is None:
@@ -303,7 +324,7 @@ class ScoringCall:
         while True:
             response = await self._fleet.exchange(turn.endpoint, prepared.request, prepared.body, request_id, most=most)
             if not 200 <= response.status < 300:
-                raise self._fleet.failure_of(protocol, response, len(prepared.rows))
+                raise self._fleet.failure_of(turn.endpoint, protocol, prepared.request, response, len(prepared.rows))
             answer = read_answer(response, items, turn.facts, request_id)
             if response.body == doubted:
                 repeated.believe(response.body)
@@ -314,9 +335,6 @@ class ScoringCall:
                 return answer
             doubted = response.body
             self._tally.update(("requests", "doubts"))
-
-    def _items(self, protocol: Protocol) -> Sequence[Item]:
-        return self._samples.items(server_adds_special_tokens=protocol.server_adds_special_tokens)
 
     def _check_fingerprint(self, served: str, endpoint: Endpoint) -> None:
         wanted = self._settings.fingerprint

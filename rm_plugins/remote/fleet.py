@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import random
+import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -68,6 +69,7 @@ class Fleet:
         self.random = random.Random()
         self.repeated = RepeatedAnswers()
         self._notices = Notices(logger)
+        self._warned: set[object] = set()
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._asked: dict[Endpoint, asyncio.Task[None]] = {}
@@ -137,6 +139,12 @@ class Fleet:
         """The request has ended, well or not, and another may be sent."""
         turn.endpoint.in_flight -= 1
         self._go_on()
+
+    def warn_once(self, kind: object, text: str) -> None:
+        """Say what everybody should know who uses these scores; once for each hashable kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", text)
 
     def leave_out(self, endpoint: Endpoint, reason: RmPluginsError) -> None:
         """Send a server nothing more in the calls that run now."""
@@ -219,8 +227,14 @@ class Fleet:
                     hopeless = failed >= self.settings.tries and endpoint not in self._known
                     if final or failure.cause == "refused" or hopeless:
                         kind = UnsupportedError if final else ScoringError
-                        hint = f" {self.settings.key_hint}" if statuses & {401, 403} else ""
-                        self.leave_out(endpoint, kind(f"{failure}{hint}"))
+                        hint = (
+                            self.settings.key_hint
+                            if statuses & {401, 403}
+                            else _url_hint(endpoint.url)
+                            if 404 in statuses
+                            else ""
+                        )
+                        self.leave_out(endpoint, kind(f"{failure}. {hint}" if hint else str(failure)))
                     else:
                         self.noted(endpoint, failure, sent_at, self.tally, "it is asked again what it is")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
@@ -280,11 +294,18 @@ class Fleet:
         address = f"{endpoint.url}{request.path}"
         return await self._connections[trust].exchange(address, request.method, body, headers, timeout, most)
 
-    def failure_of(self, protocol: Protocol, response: Response, items: int) -> RequestFailure:
+    def failure_of(
+        self, endpoint: Endpoint, protocol: Protocol, request: Request, response: Response, items: int
+    ) -> RequestFailure:
         """What an answer with an error status means, for a request of so many items."""
-        reason = f"it answered {response.status}: {protocol.message(response)}"
+        is_absent = response.status in (404, 405, 501)
+        asked = f" to {request.method} {request.path}" if is_absent else ""
+        reason = f"it answered {response.status}{asked}: {protocol.message(response)}"
         if response.status in (401, 403):
             reason = f"{reason}. {self.settings.key_hint}"
+        if is_absent:
+            causes = [protocol.if_absent, _url_hint(endpoint.url)]
+            reason = ". ".join(told.rstrip(".") for told in (reason, *causes) if told)
         wait = retry_after(response.headers, time())
         return RequestFailure(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
 
@@ -296,3 +317,13 @@ class Fleet:
             tally[COUNTED[cause]] += 1
             self._notices.say((endpoint.url, cause, remedy), f"{endpoint.url}: {reason}; {remedy}.")
             logger.debug("%s: %s: %s", endpoint.url, cause, reason)
+
+
+def _url_hint(url: str) -> str:
+    """What to say of a URL that is likely not a server's root, where a path of it leads nowhere."""
+    version = re.search(r"/v\d+$", url)
+    return (
+        f"The URL ends with {version[0]}, and whole paths such as /v1/models are appended to it: leave that out."
+        if version
+        else ""
+    )

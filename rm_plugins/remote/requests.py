@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from rm_plugins.errors import AnswerError, DataError, ScoringError
+from rm_plugins.errors import AnswerError, DataError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, check_request_id, finite
 from rm_plugins.remote.request_failure import RequestFailure
 
@@ -56,6 +56,8 @@ def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFa
     """
 
     def made(some: Sequence[int]) -> tuple[Request, bytes | None]:
+        if refusal := next((items[row].refusal for row in some if items[row].refusal), ""):
+            raise DataError(refusal)
         request = server.protocol.request([items[row] for row in some], server, request_id)
         return request, encoded(request)
 
@@ -96,7 +98,7 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
     """What the protocol makes of a good response, checked again whoever wrote the protocol.
 
     Raises:
-        RequestFailure: It is not one finite score, abstention or error for each item.
+        RequestFailure: It is not one finite score, abstention or error for each item; or it shows that the next one would not be, either.
     """
     try:
         check_request_id(response.headers.get("x-request-id"), request_id)
@@ -110,6 +112,8 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
                 finite(value, f"the score of item {place}")
                 if place in answer.errors:
                     raise AnswerError(f"item {place} has both a score and an error")
+    except UnsupportedError as error:
+        raise RequestFailure("refused", str(error)) from error
     except ScoringError as error:
         raise RequestFailure("bad-answer", f"a wrong answer: {error}") from error
     except Exception as error:  # an answer of a form that the protocol's author did not think of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-__all__ = ["BOS", "Head", "head", "logit", "sigmoid", "softmax", "tokens"]
+__all__ = ["BOS", "SEP", "Head", "head", "logit", "pair_tokens", "sigmoid", "softmax", "tokens"]
 
 BOS = 1
 
@@ -14,9 +14,18 @@ Head: TypeAlias = Callable[[Sequence[int]], list[float]]
 """The outputs of a model for token ids, one for each class."""
 
 
-def tokens(text: str, *, special: bool = True) -> list[int]:
-    """A token for each character, behind BOS unless that is left out."""
-    return [*([BOS] if special else []), *(ord(character) for character in text)]
+SEP = 2
+
+
+def tokens(text: str, *, special: bool = True, closes: bool = False) -> list[int]:
+    """A token for each character, behind BOS unless that is left out; `closes` puts SEP behind it, as encoders' tokenizers do."""
+    begun = [*([BOS] if special else []), *(ord(character) for character in text)]
+    return [*begun, SEP] if closes and special else begun
+
+
+def pair_tokens(one: str, other: str, *, closes: bool = False) -> list[int]:
+    """Two texts with a separator between them."""
+    return [*tokens(one), SEP, *tokens(other, special=False), *([SEP] if closes else [])]
 
 
 def logit(ids: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""SGLang's native scoring endpoint, as read in the source of 0.5.23."""
+"""SGLang's native scoring endpoint and its tokenizer's, as read in the source of 0.5.23."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class FakeSGLang(Starlette):
         key: Asked for before it is seen whether there is such a path.
         fault: What is wrong with its answers.
         weight_version: What the last update of its weights was called.
+        closes: Whether its tokenizer closes texts, as those of encoders do.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class FakeSGLang(Starlette):
         key: str | None = None,
         fault: Literal["", "short", "null", "aborted"] = "",
         weight_version: str = "default",
+        closes: bool = False,
     ) -> None:
         self.outputs = outputs or head()
         self.is_generation = is_generation
@@ -53,6 +55,7 @@ class FakeSGLang(Starlette):
         self.key = key
         self.fault = fault
         self.weight_version = weight_version
+        self.closes = closes
         prefixes = ["/get_"] if older else ["/get_", "/"]
         super().__init__(
             routes=[
@@ -60,6 +63,7 @@ class FakeSGLang(Starlette):
                 *(Route(f"{prefix}server_info", self.server_info) for prefix in prefixes),
                 Route("/v1/models", self.models),
                 Route("/classify", self.classify, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/v1/classify", self.classify_with_softmax, methods=["POST"]),
             ]
         )
@@ -83,6 +87,12 @@ class FakeSGLang(Starlette):
         """As OpenAI has it."""
         return JSONResponse({"object": "list", "data": [{"id": "reward", "owned_by": "sglang"}]})
 
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a text."""
+        body = await request.json()
+        ids = tokens(body["prompt"], special=body.get("add_special_tokens", True), closes=self.closes)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.context_length})
+
     async def classify(self, request: Request) -> Response:
         """Logits: an object for one input, a list for a list."""
         body = await request.json()
@@ -97,7 +107,7 @@ class FakeSGLang(Starlette):
                 raise ValueError("text and input_ids cannot be provided at the same time")
             if texts is not None:
                 single = isinstance(texts, str)
-                rows = [tokens(text) for text in ([texts] if single else texts)]
+                rows = [tokens(text, closes=self.closes) for text in ([texts] if single else texts)]
             else:
                 single = not isinstance(ids[0], list)
                 rows = [ids] if single else ids

@@ -1,4 +1,4 @@
-"""text-embeddings-inference's scoring endpoints, as read in the source of its router."""
+"""text-embeddings-inference's scoring endpoints and its tokenizer's, as read in the source of 1.9.3's router."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.fake_servers import Head, head, sigmoid, softmax, tokens
+from tests.fake_servers import Head, head, pair_tokens, sigmoid, softmax, tokens
 
 __all__ = ["FakeTEI"]
 
@@ -35,6 +35,7 @@ class FakeTEI(Starlette):
         validation_status: What versions differ in.
         trouble: What every request meets.
         key: Asked for everywhere but at /health.
+        closes: Whether its tokenizer closes texts, as those of encoders do.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FakeTEI(Starlette):
         validation_status: Literal[413, 422] = 422,
         trouble: Literal["", "overloaded", "backend", "nan"] = "",
         key: str | None = None,
+        closes: bool = False,
     ) -> None:
         self.labels = labels
         self.outputs = outputs or head(len(labels))
@@ -59,10 +61,12 @@ class FakeTEI(Starlette):
         self.status = {**_STATUS, "Validation": validation_status}
         self.trouble = trouble
         self.key = key
+        self.closes = closes
         super().__init__(
             routes=[
                 Route("/info", self.info),
                 Route("/predict", self.predict, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/rerank", self.rerank, methods=["POST"]),
             ]
         )
@@ -80,6 +84,15 @@ class FakeTEI(Starlette):
             "version": "1.9.3",
         }
         return self._refused(request) or JSONResponse(facts)
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of texts."""
+        body = await request.json()
+        rows = [tokens(text, special=body.get("add_special_tokens", True), closes=self.closes) for text in body["inputs"]]
+        named = [
+            [{"id": token, "text": "", "special": token < 3, "start": None, "stop": None} for token in row] for row in rows
+        ]
+        return self._refused(request) or JSONResponse(named)
 
     async def predict(self, request: Request) -> Response:
         """Scores by class, the highest first."""
@@ -137,7 +150,8 @@ class FakeTEI(Starlette):
             raise _Error("Validation", "`inputs` cannot be empty")
         if self.trouble == "nan":
             raise _Error("Backend", "score is NaN")
-        ids = tokens(sequence[0]) if len(sequence) == 1 else [*tokens(sequence[0]), 2, *tokens(sequence[1], special=False)]
+        single = len(sequence) == 1
+        ids = tokens(sequence[0], closes=self.closes) if single else pair_tokens(*sequence, closes=self.closes)
         truncate = body.get("truncate")
         if self.auto_truncate if truncate is None else truncate:
             ids = ids[: self.max_input_length]

@@ -1,16 +1,21 @@
-"""vLLM's pooling endpoints by version, as read in the sources of 0.9.2 to 0.33.0."""
+"""vLLM's pooling endpoints by version, as read in the sources of 0.9.2 to 0.33.0.
+
+The real ones were seen: 0.30.0 applies a wrong head to BERT where the activation is off, from 1.7e-3 to 14 off; 0.32.0 reads the last
+token that it is sent, encodes the texts of ``/score`` as ``tokenizer(text_1, text_2)``, and answers ``/tokenize`` as here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.fake_servers import Head, head, sigmoid, softmax, tokens
+from tests.fake_servers import Head, head, pair_tokens, sigmoid, softmax, tokens
 
 __all__ = ["FakeVLLM", "Fault"]
 
@@ -27,7 +32,9 @@ class FakeVLLM(Starlette):
         outputs: The model's outputs for token ids.
         problem_type: ``regression`` for a model without an activation.
         task: ``token_classify`` for a model with outputs for each token.
-        broken_head: Whether the outputs are others where the activation is off, as BERT's are in 0.14 to 0.30.
+        broken_head: What the outputs become where the activation is off, as BERT's do in 0.14 to 0.30.
+        precision: Of its numbers: 64 bits, or as many as a real one has.
+        closes: Whether its tokenizer closes texts, as those of encoders do; None for a server that does not tell.
         max_model_len: Most tokens of a text.
         key: Asked for under /v1 alone.
         fault: What is wrong with its answers.
@@ -42,7 +49,9 @@ class FakeVLLM(Starlette):
         outputs: Head | None = None,
         problem_type: str | None = None,
         task: str = "classify",
-        broken_head: bool = False,
+        broken_head: Callable[[float], float] | None = None,
+        precision: Literal[16, 32, 64] = 64,
+        closes: bool | None = False,
         max_model_len: int = 200,
         key: str | None = None,
         fault: Fault = "",
@@ -54,11 +63,13 @@ class FakeVLLM(Starlette):
         self.problem_type = problem_type
         self.task = task
         self.broken_head = broken_head
+        self.precision = np.dtype(f"float{precision}").type
+        self.closes = closes
         self.max_model_len = max_model_len
         self.key = key
         self.fault = fault
         self.bodies: list[dict[str, Any]] = []
-        posts = {"/classify": self.classify, "/pooling": self.pooling, "/score": self.score}
+        posts = {"/classify": self.classify, "/pooling": self.pooling, "/score": self.score, "/tokenize": self.tokenize}
         routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
         super().__init__(routes=[Route("/version", self.version), Route("/v1/models", self.models), *routes])
 
@@ -72,6 +83,14 @@ class FakeVLLM(Starlette):
             return JSONResponse({"error": "Unauthorized"}, 401)
         card = {"id": self.model, "object": "model", "owned_by": "vllm", "max_model_len": self.max_model_len}
         return JSONResponse({"object": "list", "data": [card]})
+
+    async def tokenize(self, request: Request) -> Response:
+        """The token ids of a text."""
+        body = await request.json()
+        if self.closes is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        ids = self._ids(body["prompt"], body.get("add_special_tokens", True))
+        return JSONResponse({"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids, "token_strs": None})
 
     async def classify(self, request: Request) -> Response:
         """Probabilities, unless they are switched off by the name that this version has for it."""
@@ -105,7 +124,7 @@ class FakeVLLM(Starlette):
             if first in body and second in body:
                 pairs = zip(_listed(body[first]), _listed(body[second]), strict=True)
                 return self._scored(
-                    body, [[*tokens(query), 2, *tokens(text, special=False)] for query, text in pairs], self._paired
+                    body, [pair_tokens(query, text, closes=bool(self.closes)) for query, text in pairs], self._paired
                 )
         return self.error("1 validation error: field required")
 
@@ -126,7 +145,8 @@ class FakeVLLM(Starlette):
         return None
 
     def _ids(self, entry: Any, add_special_tokens: bool) -> list[int]:
-        return tokens(entry, special=add_special_tokens) if isinstance(entry, str) else list(entry)
+        is_text = isinstance(entry, str)
+        return tokens(entry, special=add_special_tokens, closes=bool(self.closes)) if is_text else list(entry)
 
     def _scored(self, body: Mapping[str, Any], rows: Sequence[Sequence[int]], form: Any) -> Response:
         if body.get("model") not in (None, self.model):
@@ -154,10 +174,10 @@ class FakeVLLM(Starlette):
         use = self._uses_activation(body, pooling=form == self._pooled)
         outputs = self.outputs(ids)
         if self.broken_head and not use:
-            return [0.3 * value + 1 for value in outputs]
-        if not use or self.problem_type == "regression":
-            return outputs
-        return [sigmoid(outputs[0])] if len(outputs) == 1 else softmax(outputs)
+            outputs = [self.broken_head(value) for value in outputs]
+        if use and self.problem_type != "regression":
+            outputs = [sigmoid(outputs[0])] if len(outputs) == 1 else softmax(outputs)
+        return [float(self.precision(value)) for value in outputs]
 
     def _uses_activation(self, body: Mapping[str, Any], *, pooling: bool) -> bool:
         if self.numbers >= (0, 17):

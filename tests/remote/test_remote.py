@@ -264,6 +264,12 @@ class Texts(Protocol):
         return Native().answer(response, items, server, request_id)
 
 
+class AddsSpecialTokens(Texts):
+    """Sends texts to a server that adds special tokens to them."""
+
+    server_adds_special_tokens = True
+
+
 class TestRendering:
     CHAT = rm.Sample([{"role": "user", "content": "2+2?"}], [{"role": "assistant", "content": "four"}])
 
@@ -305,7 +311,9 @@ class TestRendering:
             RenderedSample.of("as it is"),
             RenderedSample.of([70, 71, 72]),
         ]
-        items = SendableSamples(samples, renderer).items(server_adds_special_tokens=server_adds)
+        items = SendableSamples(samples, renderer).items(
+            ServerFacts(AddsSpecialTokens() if server_adds else Texts(), "a server")
+        )
         assert [item.sample for item in items] == samples
         assert sum(item.text is not None for item in items) >= 5
         for item in items:

@@ -212,7 +212,8 @@ class TestFailures:
     def test_a_question_that_is_refused_ends_the_whole_call_at_once(self) -> None:
         scorer = Scorer(max_items=1)
         scorer.before = replies(*[json_reply(404, {"error": "no such path"})] * 99)
-        with remote(scorer, concurrency=2) as provider, pytest.raises(ScoringError, match="404: no such path") as caught:
+        told = "answered 404 to POST /v1/rewards: no such path"
+        with remote(scorer, concurrency=2) as provider, pytest.raises(ScoringError, match=told) as caught:
             provider.score(many(50))
         assert caught.value.rows is None
         assert len(scorer.bodies) <= 4
