@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8
 _MOST_SECONDS_TO_WAIT = 60
+"""OpenAI's client, for one, takes no longer time from a server and asks again within seconds instead."""
+_UNMEASURED_SECONDS = 5.0
+"""To wait where no batch has ended yet, so that nothing is known of the speed."""
+_MOST_BOOKED = 3
+"""How many times as long as what waits takes a refused request may be sent away, so that those who never come back keep nobody away."""
 _MOST_CALLS = 64
 _LONGEST_PAUSE = 0.1
 """Of the time that the batch before took."""
@@ -38,6 +43,10 @@ class Overloaded(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"retry in {retry_after} s")
         self.retry_after = retry_after
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(1, min(_MOST_SECONDS_TO_WAIT, math.ceil(seconds)))
 
 
 class Stopped(Exception):
@@ -122,7 +131,8 @@ class Batcher(Generic[Work, Result]):
         self._changed = asyncio.Event()
         self._answered = self._arrived = 0  # requests of the last batch, and those that came since
         self._pause_ends = 0.0
-        self._rate = 0.0  # of size by second, over the last batches
+        self._rate = 0.0  # of size by second in one thread, over the last batches
+        self._booked_until = 0.0  # when those who were refused so far should have been answered
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.threads = 0
@@ -162,7 +172,7 @@ class Batcher(Generic[Work, Result]):
         if self._dispatcher is None:  # an application inside of another one is not told of its beginning
             self.start()
         if self.queue and self._is_too_much(client, items, size):
-            raise Overloaded(self.retry_after)
+            raise Overloaded(self._book(max(1, size)))
         job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
         self.queue.put(job)
         self._accepted.add(job)
@@ -191,9 +201,23 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds in which about half of what waits will be done."""
-        seconds = self.queue.size / 2 / self._rate if self._rate else 1.0
-        return max(1, min(_MOST_SECONDS_TO_WAIT, math.ceil(seconds)))
+        """Whole seconds in which what was accepted should be done."""
+        return _whole_seconds(self._drain_seconds)
+
+    @property
+    def _drain_seconds(self) -> float:
+        accepted = sum(job.size for job in self._accepted)
+        return accepted / (self._rate * self.threads) if self._rate else _UNMEASURED_SECONDS
+
+    def _book(self, size: int) -> int:
+        """Whole seconds after which a refused request should find room: after what was accepted, and after those refused before it.
+
+        They all come back in time, then, rather than all at once when the queue is empty.
+        """
+        now, drain = time.monotonic(), self._drain_seconds
+        wait = min(max(drain, self._booked_until - now), _MOST_BOOKED * drain)
+        self._booked_until = now + wait + (size / (self._rate * self.threads) if self._rate else 0.0)
+        return _whole_seconds(wait)
 
     async def call(self, function: Callable[..., Value], *arguments: Any) -> Value:
         """Run a function where batches run, for it to meet none of them there.
@@ -210,6 +234,11 @@ class Batcher(Generic[Work, Result]):
         self._calls.add(called)
         called.add_done_callback(self._calls.discard)
         return await called
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or are run."""
+        return len(self._accepted) + len(self._calls)
 
     async def _in_thread(self, function: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -63,8 +63,8 @@ class SendableSamples:
 
 
 def _as_it_is(sample: Sample) -> Item:
-    if isinstance(sample, RenderedSample) and sample.token_ids is not None:
-        return Item(sample, token_ids=sample.token_ids)
+    if isinstance(sample, RenderedSample):  # which has its prompt in its text
+        return Item(sample, str(sample.completion) if sample.token_ids is None else None, token_ids=sample.token_ids)
     return Item(sample, None if sample.is_conversational else f"{sample.prompt}{sample.completion}")
 
 

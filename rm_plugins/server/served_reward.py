@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
@@ -18,11 +18,16 @@ from rm_plugins.providers.combinators.parts import depends_on_batch, learns_whil
 from rm_plugins.rendering.token_types import ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
+from rm_plugins.server.activation import activation_of
+from rm_plugins.server.dialects.dialect import Activation, Token
+from rm_plugins.server.tokens import text_of_ids, tokens_of
 from rm_plugins.spec import load
 from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
+
+Made = TypeVar("Made")
 
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
@@ -47,6 +52,8 @@ class RewardFacts:
         batch_tokens: How many tokens to score together where nothing else is said.
         vocabulary: How many token ids every model of it knows; 0 where there is none, without end where it is not known.
         max_length: Most token ids that every model of it takes.
+        reads: By path in the spec, which token of a row the head of a decoder reads, ``last`` or ``before-padding``; None for an encoder.
+        activation: What vLLM, serving the same model, applies to its output unless it is told not to.
     """
 
     label: str
@@ -62,6 +69,8 @@ class RewardFacts:
     batch_tokens: int
     vocabulary: float
     max_length: int | None
+    reads: Mapping[str, str | None]
+    activation: Activation
 
 
 class HostedReward(ABC):
@@ -100,6 +109,33 @@ class HostedReward(ABC):
 
         Raises:
             DataError: A chat template refuses a sample.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has before truncation, for the model that makes the most of it; 0 where nothing has tokens.
+
+        Raises:
+            DataError: A chat template refuses a sample.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens that all models make of each text.
+
+        Raises:
+            DataError: There is no model, or models make different ones.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids.
+
+        Raises:
+            DataError: As `tokenize`; or a token id is unknown.
             RewardGone: Its process ended.
         """
 
@@ -191,6 +227,30 @@ class ServedReward(HostedReward):
                 raise DataError(f"item {row}: {error}", rows=[row]) from error
         return renderings
 
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has at most, in the thread that calls."""
+        most = [0] * len(samples)
+        for part in self._rendering.values():
+            most = [max(length, len(ids)) for length, ids in zip(most, part.renderer.untruncated_ids(samples), strict=True)]
+        return most
+
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens of each text, in the thread that calls."""
+        return self._agreed(lambda tokenizer: [tokens_of(tokenizer, text, add_special_tokens) for text in texts])
+
+    def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids, in the thread that calls."""
+        return self._agreed(lambda tokenizer: [text_of_ids(tokenizer, ids, skip_special_tokens) for ids in rows])
+
+    def _agreed(self, function: Callable[[Any], Made]) -> Made:
+        """What a function makes of each model's tokenizer, which must be the same for all."""
+        made = [function(part.renderer.tokenizer) for part in self._rendering.values()]
+        if not made:
+            raise DataError(f"{self.facts.label!r} has no model, and so no tokens.")
+        if any(other != made[0] for other in made):
+            raise DataError(f"The models of {self.facts.label!r} have different tokens. Ask POST /v1/render for those of each.")
+        return made[0]
+
     def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
         renderings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
         for path, part in self._rendering.items():
@@ -240,6 +300,8 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
         batch_tokens=_MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS,
         vocabulary=min([*embeddings, *elsewhere], default=0),
         max_length=min((limit for limit in limits if limit is not None), default=None),
+        reads={path: getattr(model, "read", None) for path, part in parts.items() for model in part.models.values()},
+        activation=activation_of(provider),
     )
 
 

@@ -15,9 +15,11 @@ from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
 
 _Filled: TypeAlias = Annotated[str, Field(min_length=1)]
-_Token: TypeAlias = Annotated[int, Field(ge=0)]
+Token: TypeAlias = Annotated[int, Field(ge=0)]
 _Item = TypeVar("_Item")
 _Some: TypeAlias = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+Input: TypeAlias = _Filled | _Some[_Filled] | _Some[Token] | _Some[_Some[Token]]
+"""A text, texts, the token ids of one, or of several."""
 
 
 class Options(RequestBody):
@@ -25,12 +27,21 @@ class Options(RequestBody):
 
     model: str | None = Field(None, description="The served model's name, or nothing.")
     request_id: str | None = None
-    use_activation: bool | None = Field(None, description="False for the reward itself; else its sigmoid is given.")
-    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
-    truncate_prompt_tokens: Literal[-1] | None = Field(
-        None, description="The reward truncates as it was trained, at its own length."
+    use_activation: bool | None = Field(
+        None,
+        description="False for the reward itself; else what vLLM gives of the same model: the sigmoid of the reward, or for "
+        "`problem_type: regression` the reward itself.",
     )
-    truncation_side: Literal["left"] | None = None
+    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="A text with more tokens is refused, as it would be cut otherwise than the reward was trained; -1 for no such limit. A "
+        "text that is too long for the model is truncated as the reward was trained.",
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="Of a text that is too long for the model; where `right` would cut it, it is refused."
+    )
     padding: Literal["do_not_pad"] | None = None
     priority: Literal[0] = 0
     normalize: None = Field(None, description="Was removed from vLLM.")
@@ -44,7 +55,7 @@ class Options(RequestBody):
 class Completions(Options):
     """Texts that the client has rendered, or token ids."""
 
-    input: _Filled | _Some[_Filled] | _Some[_Token] | _Some[_Some[_Token]]
+    input: Input
     add_special_tokens: bool = Field(
         True, description="Whether the tokenizer adds its own; false for a text that has them already."
     )
@@ -95,8 +106,8 @@ class PoolingChat(Chat, _Encoding):
 
 class _Pairs(Options):
     names: ClassVar[tuple[str, str]]
-    max_tokens_per_query: Literal[0] = 0
-    max_tokens_per_doc: Literal[0] = 0
+    max_tokens_per_query: int = Field(0, ge=0, description="A prompt with more tokens is refused; 0 for no limit.")
+    max_tokens_per_doc: int = Field(0, ge=0, description="A completion with more tokens is refused; 0 for no limit.")
     instruction: None = None
 
     @property
@@ -158,11 +169,6 @@ def _has(**names: str) -> Discriminator:
     return Discriminator(kind)
 
 
-def is_for_tei(body: Any) -> bool:
-    """Whether a request to rerank is in TEI's form, which has the same path as vLLM's."""
-    return isinstance(body, Mapping) and "texts" in body and "documents" not in body
-
-
 _CHAT_OR_NOT = _has(completion="input", chat="messages")
 Classify: TypeAlias = Annotated[Annotated[Completions, Tag("completion")] | Annotated[Chat, Tag("chat")], _CHAT_OR_NOT]
 Pooling: TypeAlias = Annotated[
@@ -175,10 +181,7 @@ Score: TypeAlias = Annotated[
     | Annotated[TextPair, Tag("texts")],
     _has(documents="documents", items="items", data="data_1", texts="text_1"),
 ]
-EitherRerank: TypeAlias = Annotated[
-    Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")],
-    Discriminator(lambda body: "tei" if is_for_tei(body) else "vllm"),
-]
+EitherRerank: TypeAlias = Annotated[Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")], tei.OR_VLLM]
 """TEI has the same path for another body."""
 
 
@@ -275,3 +278,70 @@ class ModelList(BaseModel):
 
     object: str = "list"
     data: list[ModelCard]
+
+
+class Embeddings(RequestBody):
+    """Texts or token ids."""
+
+    model: str | None = Field(None, description="The served model's name, or nothing.")
+    input: Input
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Literal[1] | None = None
+
+
+class Embedded(BaseModel):
+    """A text's reward, as a vector of one number; in base64 it is a 32-bit float, its lowest byte first."""
+
+    index: int
+    object: str = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The answer of ``POST /v1/embeddings``."""
+
+    object: str = "list"
+    data: list[Embedded]
+    model: str
+    usage: RankUsage
+
+
+class Tokenize(RequestBody):
+    """A text to tokenize."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = False
+
+
+EitherTokenize: TypeAlias = Annotated[Annotated[Tokenize, Tag("vllm")] | Annotated[tei.Tokenize, Tag("tei")], tei.OR_VLLM]
+"""TEI has the same path for another body."""
+
+
+class Tokens(BaseModel):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenize(RequestBody):
+    """Token ids to write as text."""
+
+    model: str | None = None
+    tokens: Annotated[list[Token], Field(fail_fast=True)]
+
+
+class Detokenized(BaseModel):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class Load(BaseModel):
+    """The answer of ``GET /load``."""
+
+    server_load: int = Field(description="Requests that wait or are scored.")
