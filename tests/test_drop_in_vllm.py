@@ -115,6 +115,23 @@ def test_a_conversation_is_rendered_as_the_reward_renders_it(client: httpx2.Clie
     )
 
 
+def test_the_beginning_of_another_turn_is_scored_on_demand(client: httpx2.Client, reward: Any, tmp_path: Path) -> None:
+    text = reward.renderer.tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    expected = text_rewards(reward, [text], add_special_tokens=False)
+    found = classified(client, messages=CONVERSATION, add_generation_prompt=True)
+    assert found == pytest.approx(expected)
+    assert found != pytest.approx(classified(client, messages=CONVERSATION))
+    tokens = answered(client, "/tokenize", {"messages": CONVERSATION, "return_token_strs": True})
+    assert tokens["tokens"] == reward.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokens["token_strs"] == reward.renderer.tokenizer.convert_ids_to_tokens(tokens["tokens"])
+    fewer = answered(client, "/tokenize", {"messages": CONVERSATION, "add_generation_prompt": False})
+    assert fewer["count"] < tokens["count"]
+    with served(decoder(tmp_path, chat_template=None)) as plain:
+        for path in ("/classify", "/tokenize"):
+            body = {"messages": CONVERSATION, "add_generation_prompt": True}
+            assert "no chat template" in refused(plain, path, body)
+
+
 def test_a_message_of_text_parts_is_their_lines(client: httpx2.Client) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     expected = classified(client, messages=[{"role": "user", "content": "one\ntwo"}])
@@ -184,7 +201,6 @@ def test_what_vllm_refuses_is_refused(client: httpx2.Client, body: dict[str, Any
     [
         ("truncate_prompt_tokens", 5),
         ("padding", "max_length"),
-        ("add_generation_prompt", True),
         ("continue_final_message", True),
         ("add_special_tokens", True),
         ("chat_template", "{{ messages }}"),

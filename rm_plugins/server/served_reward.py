@@ -26,6 +26,7 @@ from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
+    from rm_plugins.rendering.render import Rendering
 
 Made = TypeVar("Made")
 
@@ -53,6 +54,8 @@ class RewardFacts:
         vocabulary: How many token ids every model of it knows; 0 where there is none, without end where it is not known.
         max_length: Most token ids that every model of it takes.
         reads: By path in the spec, which token of a row the head of a decoder reads, ``last`` or ``before-padding``; None for an encoder.
+        pair: Whether prompt and completion are encoded as a pair by all of its models; None where that is not known of one.
+        templates: Whether a chat template renders conversations for all of its models.
         activation: What vLLM, serving the same model, applies to its output unless it is told not to.
     """
 
@@ -70,6 +73,8 @@ class RewardFacts:
     vocabulary: float
     max_length: int | None
     reads: Mapping[str, str | None]
+    pair: bool | None
+    templates: bool
     activation: Activation
 
 
@@ -156,7 +161,8 @@ class HostedReward(ABC):
 
         Raises:
             DataError: Half of a surrogate pair; a text or token ids for a reward that renders by itself; token ids that the model does
-                not know or that are too many; or columns that reach into the server.
+                not know or that are too many; prompt and completion where it is not known how a model takes them; or columns that
+                reach into the server.
         """
         try:
             json.dumps(sample_to_json(sample), ensure_ascii=False, default=str).encode()
@@ -164,7 +170,13 @@ class HostedReward(ABC):
             raise DataError("It holds half of a surrogate pair, which is no character.") from error
         if isinstance(sample, RenderedSample):
             self._check_rendered(sample)
-        elif sample.columns:
+            return
+        if self.facts.pair is None and sample.prompt and sample.completion:
+            raise DataError(
+                f"Whether a model of {self.facts.label!r} takes a prompt and a completion as a pair, as cross-encoders do, or as one text is "
+                "not known. Set `pair: true` or `pair: false` in the spec that is served."
+            )
+        if sample.columns:
             _check_columns(sample.columns)
 
     def _check_rendered(self, sample: RenderedSample) -> None:
@@ -300,9 +312,19 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
         batch_tokens=_MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS,
         vocabulary=min([*embeddings, *elsewhere], default=0),
         max_length=min((limit for limit in limits if limit is not None), default=None),
-        reads={path: getattr(model, "read", None) for path, part in parts.items() for model in part.models.values()},
+        reads={path: model.read for path, part in parts.items() for model in part.models.values()},
+        pair=_takes_pairs([renderer.rendering.pair for _, renderer in renderers]),
+        templates=bool(renderers) and all(_has_template(renderer.rendering) for _, renderer in renderers),
         activation=activation_of(provider),
     )
+
+
+def _has_template(rendering: Rendering) -> bool:
+    return rendering.chat_template == "tokenizer" and not rendering.pair
+
+
+def _takes_pairs(said: Sequence[bool | None]) -> bool | None:
+    return None if None in said else bool(said) and all(said)
 
 
 def characters(sample: Sample) -> int:

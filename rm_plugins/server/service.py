@@ -104,6 +104,8 @@ class Service:
             "max_items": self.max_items,
             "rendered": self.reward.facts.takes_rendered,
             "reads": self.reward.facts.reads,
+            "pair": self.reward.facts.pair,
+            "templates": self.reward.facts.templates,
             "max_length": self.reward.facts.max_length,
             "spec": self.reward.facts.shown_spec,
         }

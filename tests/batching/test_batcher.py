@@ -150,13 +150,13 @@ class TestBatcher:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             gate.is_open.set()
             await submit("quick")
-            batcher._rate = 10.0
+            batcher._speed._size, batcher._speed._seconds = 10.0, 1.0
             gate.is_open.clear()
             waiting = [submit("running")]
             await until(lambda: len(gate.batches) == 2)
             waiting += [submit(number, size=100) for number in range(4)]
             await until(lambda: batcher.queue.size == 400)
-            assert batcher.retry_after == 41  # the running one counts, too
+            assert batcher.retry_after == 21  # the running one counts, too
             gate.is_open.set()
             await asyncio.gather(*waiting)
 
@@ -166,7 +166,7 @@ class TestBatcher:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             gate.is_open.set()
             await submit("quick")
-            batcher._rate = 10.0
+            batcher._speed._size, batcher._speed._seconds = 10.0, 1.0
             gate.is_open.clear()
             waiting = [submit("running")]
             await until(lambda: len(gate.batches) == 2)
@@ -177,8 +177,8 @@ class TestBatcher:
                 with pytest.raises(Overloaded) as caught:
                     await submit("more", size=50)
                 seconds.append(caught.value.retry_after)
-            assert seconds[:5] == [11, 16, 21, 26, 31]  # each 5 s after the one before, from when the queue is empty
-            assert set(seconds[5:]) == {33}  # at most three times as long as the queue takes
+            assert seconds[:6] == [6, 11, 16, 21, 26, 31]  # each 5 s after the one before, from when the queue is half done
+            assert set(seconds[6:]) == {33}  # at most three times as long as the queue takes
             gate.is_open.set()
             await asyncio.gather(*waiting)
 

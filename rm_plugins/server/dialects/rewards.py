@@ -135,6 +135,11 @@ class Info(BaseModel):
         description="By path in the spec, which token of a text the head of a model reads: its very last, or the last that is not padding; "
         "null for an encoder. Set by `read` in the spec."
     )
+    pair: bool | None = Field(
+        description="Whether the models encode prompt and completion as a pair, as cross-encoders do; null where it is not known of one, "
+        "which then scores none. Set by `pair` in the spec."
+    )
+    templates: bool = Field(description="Whether all models render conversations with a chat template.")
     max_length: int | None = Field(
         description="Most tokens that every model takes; longer texts are truncated as it was trained."
     )

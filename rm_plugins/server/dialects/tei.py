@@ -16,7 +16,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, Token, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
+from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, cuts_at, probability
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
@@ -44,13 +44,8 @@ class _Options(RequestBody):
         None, description="False to refuse what is too long for the model; else it is truncated as the reward was trained."
     )
     truncation_direction: Literal["Left", "left", "Right", "right"] | None = Field(
-        None, description="Of what is too long for the model; where `Right` would cut it, it is refused."
+        None, description="What is too long for the model is refused where the reward truncates on the other side."
     )
-
-    @property
-    def takes_truncated(self) -> bool:
-        """Whether the reward may truncate as it was trained."""
-        return self.truncate is not False and self.truncation_direction not in ("Right", "right")
 
 
 class Predict(_Options):
@@ -244,12 +239,15 @@ def _simple_tokens(text: str, tokens: Sequence[Token]) -> list[SimpleToken]:
 
 async def _scored(scorer: Scorer, body: _Options, samples: Sequence[Sample]) -> list[float]:
     values, scored = await score_all(scorer, samples)
-    if not body.takes_truncated and (cut := scored.metadata.get("truncated", 0)):
-        reason = "truncate is false" if body.truncate is False else f"truncation_direction is {body.truncation_direction}"
-        raise Problem(
-            "invalid",
-            f"{cut} of the `inputs` are too long for the model, and {reason}; without that, the reward truncates as it was trained",
-        )
+    if scored.metadata.get("truncated", 0):
+        side = cuts_at(scorer, samples)
+        if body.truncate is False:
+            raise Problem("invalid", "`inputs` are too long for the model, and truncate is false")
+        if body.truncation_direction not in (None, side, side.capitalize()):
+            raise Problem(
+                "invalid",
+                f"`inputs` are too long for the model, and the reward truncates on the {side}; leave truncation_direction out",
+            )
     return values
 
 

@@ -34,7 +34,7 @@ from rm_plugins.server.dialects.dialect import (
     score_all,
     text_sample,
 )
-from rm_plugins.server.dialects.drop_in import DropIn, probability
+from rm_plugins.server.dialects.drop_in import DropIn, cuts_at, probability
 
 _Entry = TypeVar("_Entry")
 
@@ -80,7 +80,13 @@ _PAIRS: Any = {
     "pairs": {"summary": "Pairs", "value": {"text_1": ["2+2?\n", "3+3?\n"], "text_2": ["4", "6"], "use_activation": False}},
 }
 _RANKS: Any = {"best": {"summary": "The best one", "value": {"query": "2+2?\n", "documents": ["4", "5"], "top_n": 1}}}
-_TEXT: Any = {"text": {"summary": "A text", "value": {"prompt": "2+2?", "return_token_strs": True}}}
+_TEXT: Any = {
+    "text": {"summary": "A text", "value": {"prompt": "2+2?", "return_token_strs": True}},
+    "chat": {
+        "summary": "A conversation",
+        "value": {"messages": [{"role": "user", "content": "2+2?"}], "add_generation_prompt": False},
+    },
+}
 _IDS: Any = {"ids": {"summary": "Token ids", "value": {"tokens": [5, 6, 7]}}}
 
 
@@ -162,12 +168,16 @@ class VLLM(DropIn):
             if isinstance(body, tei.Tokenize):
                 return await tei.tokenize(scorer, body)
             _check_model(scorer, body.model)
-            (tokens,) = await scorer.tokenize([body.prompt], add_special_tokens=body.add_special_tokens)
+            if isinstance(body, bodies.TokenizeChat):
+                ids, names = await _tokens_of_chat(scorer, body)
+            else:
+                (tokens,) = await scorer.tokenize([body.prompt], add_special_tokens=body.add_special_tokens)
+                ids, names = [token.id for token in tokens], [token.name for token in tokens]
             return bodies.Tokens(
-                count=len(tokens),
+                count=len(ids),
                 max_model_len=scorer.info["max_length"],
-                tokens=[token.id for token in tokens],
-                token_strs=[token.name for token in tokens] if body.return_token_strs else None,
+                tokens=ids,
+                token_strs=names if body.return_token_strs else None,
             )
 
         either: dict[str, Any] = {
@@ -239,11 +249,9 @@ async def _rewards(scorer: Scorer, body: bodies.Options, samples: list[Sample]) 
     if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens >= 0:
         _refuse_cut("truncate_prompt_tokens", body.truncate_prompt_tokens, await scorer.lengths(samples))
     rewards, scored = await score_all(scorer, samples)
-    if body.truncation_side == "right" and scored.metadata.get("truncated", 0):
-        raise Problem(
-            "invalid",
-            "truncation_side right would cut the end off a text that is too long; without it, the reward truncates as it was trained",
-        )
+    side = cuts_at(scorer, samples)
+    if body.truncation_side not in (None, side) and scored.metadata.get("truncated", 0):
+        raise Problem("invalid", f"truncation_side: a text is too long for the model, and the reward truncates on the {side}")
     return rewards, scored
 
 
@@ -279,6 +287,17 @@ def _activated(scorer: Scorer, body: bodies.Options, rewards: list[float]) -> li
     return [probability(reward) for reward in rewards]
 
 
+async def _tokens_of_chat(scorer: Scorer, body: bodies.TokenizeChat) -> tuple[list[int], list[str]]:
+    (renderings,) = await scorer.render([_conversation(scorer, body)])
+    if len(renderings) != 1:
+        raise Problem(
+            "invalid", f"the reward has {len(renderings)} models with tokens of their own; POST /v1/render has those of each"
+        )
+    if renderings[0]["truncated"]:
+        raise Problem("invalid", "the conversation is too long for the model, and would be truncated")
+    return renderings[0]["token_ids"], renderings[0]["tokens"]
+
+
 def _check_model(scorer: Scorer, model: str | None) -> None:
     if model:
         check_model(scorer, model)
@@ -286,10 +305,18 @@ def _check_model(scorer: Scorer, model: str | None) -> None:
 
 def _inputs(scorer: Scorer, body: bodies.Completions | bodies.Chat) -> list[Sample]:
     if isinstance(body, bodies.Chat):
-        messages = [_message(message) for message in body.messages]
-        columns = {"chat_template_kwargs": body.chat_template_kwargs} if body.chat_template_kwargs else {}
-        return [Sample(messages[:-1], messages[-1:], columns)]
+        return [_conversation(scorer, body)]
     return _rows(scorer, body.input, add_special_tokens=body.add_special_tokens)
+
+
+def _conversation(scorer: Scorer, body: bodies.Chat | bodies.TokenizeChat) -> Sample:
+    settings = dict(body.chat_template_kwargs or {})
+    if body.add_generation_prompt:
+        if not scorer.info["templates"]:
+            raise Problem("invalid", "add_generation_prompt: a model of this reward has no chat template; send false")
+        settings["add_generation_prompt"] = True
+    messages = [_message(message) for message in body.messages]
+    return Sample(messages[:-1], messages[-1:], {"chat_template_kwargs": settings} if settings else {})
 
 
 def _rows(scorer: Scorer, given: bodies.Input, *, add_special_tokens: bool = True) -> list[Sample]:

@@ -40,7 +40,7 @@ class Options(RequestBody):
         "text that is too long for the model is truncated as the reward was trained.",
     )
     truncation_side: Literal["left", "right"] | None = Field(
-        None, description="Of a text that is too long for the model; where `right` would cut it, it is refused."
+        None, description="A text that is too long for the model is refused where the reward truncates on the other side."
     )
     padding: Literal["do_not_pad"] | None = None
     priority: Literal[0] = 0
@@ -83,7 +83,7 @@ class Chat(Options):
     messages: _Some[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: Literal[False] = False
-    add_generation_prompt: Literal[False] = False
+    add_generation_prompt: bool = Field(False, description="Whether the beginning of another turn is scored, too.")
     continue_final_message: Literal[False] = False
     chat_template: None = None
 
@@ -315,7 +315,28 @@ class Tokenize(RequestBody):
     return_token_strs: bool | None = False
 
 
-EitherTokenize: TypeAlias = Annotated[Annotated[Tokenize, Tag("vllm")] | Annotated[tei.Tokenize, Tag("tei")], tei.OR_VLLM]
+def _has_messages(body: Any) -> bool:
+    return isinstance(body, Mapping) and "messages" in body and "prompt" not in body
+
+
+class TokenizeChat(RequestBody):
+    """A conversation to tokenize."""
+
+    model: str | None = None
+    messages: _Some[ChatMessage]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: Literal[False] = False
+    add_generation_prompt: bool = True
+    continue_final_message: Literal[False] = False
+    chat_template: None = None
+    tools: None = None
+    return_token_strs: bool | None = False
+
+
+EitherTokenize: TypeAlias = Annotated[
+    Annotated[Tokenize, Tag("vllm")] | Annotated[TokenizeChat, Tag("chat")] | Annotated[tei.Tokenize, Tag("tei")],
+    Discriminator(lambda body: "tei" if tei.is_for_tei(body) else "chat" if _has_messages(body) else "vllm"),
+]
 """TEI has the same path for another body."""
 
 
