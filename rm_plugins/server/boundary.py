@@ -50,7 +50,7 @@ _CAUSES: Mapping[int, Cause] = {
     429: "overload",
     503: "unavailable",
 }
-_FOR_BALANCERS = ("/health", "/ready")
+_FOR_BALANCERS = ("/health", "/ping", "/ready")
 """They say nothing of the reward, and are asked by addresses and names of all kinds."""
 _OPERATOR_HEADER = "x-rm-plugins"
 """No form of a page can send a header of its own, and no script of another site without being allowed to."""

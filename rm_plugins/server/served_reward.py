@@ -173,8 +173,8 @@ class HostedReward(ABC):
             return
         if self.facts.pair is None and sample.prompt and sample.completion:
             raise DataError(
-                f"Whether a model of {self.facts.label!r} takes a prompt and a completion as a pair, as cross-encoders do, or as one text is "
-                "not known. Set `pair: true` or `pair: false` in the spec that is served."
+                f"Whether a model of {self.facts.label!r} takes a prompt and a completion as a pair, as cross-encoders do, or as one text "
+                "is not known. Set `pair: true` or `pair: false` in the spec that is served."
             )
         if sample.columns:
             _check_columns(sample.columns)

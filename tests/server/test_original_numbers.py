@@ -68,14 +68,14 @@ def kinds(tiny_encoder: MakeFolder, tiny_decoder: MakeFolder) -> dict[str, Kind]
         return Kind(
             rm.load(encoder, pair=pair),
             AutoTokenizer.from_pretrained(encoder),
-            lambda inputs: model(**inputs).logits[0, 0].item(),
+            lambda inputs: float(model(**inputs).logits[0, 0].item()),
         )
 
     def of_decoder(read: str) -> Kind:
         model = AutoModelForSequenceClassification.from_pretrained(decoder, dtype=torch.float32).eval()
 
         def last(inputs: dict[str, torch.Tensor]) -> float:  # as vLLM and OpenRLHF read it
-            return model.score(model.model(inputs["input_ids"]).last_hidden_state[0, -1]).item()
+            return float(model.score(model.model(inputs["input_ids"]).last_hidden_state[0, -1]).item())
 
         return Kind(rm.load(decoder, read=read), AutoTokenizer.from_pretrained(decoder), last)
 

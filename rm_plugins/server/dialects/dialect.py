@@ -118,7 +118,7 @@ class Scorer(Protocol):
     """Most samples of a request."""
 
     eos_texts: Sequence[str] | None
-    """What ends the texts of a policy, where the server was told; None where it was not."""
+    """What ends the texts of a policy, as the server's settings say; None where they do not."""
 
     @property
     def activation(self) -> Activation:
