@@ -383,11 +383,15 @@ def test_the_activation_is_that_of_the_model_s_configuration(
 ) -> None:
     decoder(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | settings | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}})
+    )
     reward = rm.load(tmp_path)
     values = rewards(reward, [rm.Sample(PROMPTS[0], completion) for completion in COMPLETIONS])
     body = {"queries": PROMPTS[0], "documents": COMPLETIONS}
     with served(reward) as client:
+        assert answered(client, "/classify", {"input": "a", "use_activation": False})["data"][0]["label"] == "reward"
+        assert client.get("/info").json()["model_type"]["reranker"]["id2label"] == {"0": "reward"}
         raw = answered(client, "/score", {**body, "use_activation": False})["data"]
         assert [entry["score"] for entry in raw] == pytest.approx(values)
         if is_raw is None:

@@ -18,8 +18,8 @@ from rm_plugins.providers.combinators.parts import depends_on_batch, learns_whil
 from rm_plugins.rendering.token_types import ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
-from rm_plugins.server.activation import activation_of
-from rm_plugins.server.dialects.dialect import Activation, Token
+from rm_plugins.server.dialects.dialect import Output, Token
+from rm_plugins.server.model_output import output_of
 from rm_plugins.server.tokens import text_of_ids, tokens_of
 from rm_plugins.spec import load
 from rm_plugins.wire import sample_to_json
@@ -41,7 +41,8 @@ class RewardFacts:
 
     Args:
         label: What it is called.
-        names: What it may be called in requests: its label, and what it was loaded from, which is its name at other servers.
+        names: What it may be called in requests: its label, what it was loaded from, and the model's path or id, which is its name at
+            other servers.
         spec: What it is made of; None where it was made in Python.
         shown_spec: The same without anything that is secret.
         fingerprint: Of its weights, rendering and spec.
@@ -56,7 +57,7 @@ class RewardFacts:
         reads: By path in the spec, which token of a row the head of a decoder reads, ``last`` or ``before-padding``; None for an encoder.
         pair: Whether prompt and completion are encoded as a pair by all of its models; None where that is not known of one.
         templates: Whether a chat template renders conversations for all of its models.
-        activation: What vLLM, serving the same model, applies to its output unless it is told not to.
+        output: What another server, serving the same model, makes of its output.
     """
 
     label: str
@@ -75,7 +76,7 @@ class RewardFacts:
     reads: Mapping[str, str | None]
     pair: bool | None
     templates: bool
-    activation: Activation
+    output: Output
 
 
 class HostedReward(ABC):
@@ -290,7 +291,7 @@ class ServedReward(HostedReward):
 def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None) -> RewardFacts:
     source = provider.spec if source is None else source
     label = provider.label or provider.name
-    called = source.get("model") if isinstance(source, Mapping) else source
+    called = [source.get("model") if isinstance(source, Mapping) else source, (provider.spec or {}).get("model")]
     parts = dict(provider.walk())
     renderers = [(part, part.renderer) for part in parts.values() if part.renderer is not None]
     limits = [renderer.rendering.max_length for _, renderer in renderers]
@@ -300,7 +301,7 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
     budgets = [model.engine.max_tokens for model in models]
     return RewardFacts(
         label=label,
-        names=tuple(dict.fromkeys([label, *([str(called)] if isinstance(called, (str, Path)) else [])])),
+        names=tuple(dict.fromkeys([label, *(str(name) for name in called if isinstance(name, (str, Path)))])),
         spec=provider.spec,
         shown_spec=shown_spec(provider),
         fingerprint=fingerprint(provider),
@@ -315,7 +316,7 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
         reads={path: model.read for path, part in parts.items() for model in part.models.values()},
         pair=_takes_pairs([renderer.rendering.pair for _, renderer in renderers]),
         templates=bool(renderers) and all(_has_template(renderer.rendering) for _, renderer in renderers),
-        activation=activation_of(provider),
+        output=output_of(provider),
     )
 
 

@@ -18,7 +18,7 @@ from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 from rm_plugins.server.aside import at_home
-from rm_plugins.server.dialects.dialect import Activation, Problem, Scored, Token, check_count
+from rm_plugins.server.dialects.dialect import Output, Problem, Scored, Token, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import HostedReward, RewardGone, characters
@@ -111,9 +111,9 @@ class Service:
         }
 
     @property
-    def activation(self) -> Activation:
-        """See `rm_plugins.server.dialects.dialect.Scorer`."""
-        return self.reward.facts.activation
+    def output(self) -> Output:
+        """What a server of this very model would make of its output."""
+        return self.reward.facts.output
 
     @property
     def load(self) -> int:

@@ -57,6 +57,14 @@ class TestNames:
             with served(ServedReward.load(source)) as client:
                 assert accepts(client, str(folder)) == accepts(client, folder.name) == {200}
 
+    def test_a_model_in_a_file_is_called_by_the_file_and_by_its_own_path(
+        self, tiny_decoder: Callable[[], Path], tmp_path: Path
+    ) -> None:
+        folder, file = tiny_decoder(), tmp_path / "spec.yaml"
+        file.write_text(f"provider: sequence-classifier\nmodel: {folder}\n")
+        with served(ServedReward.load(file)) as client:
+            assert accepts(client, str(folder)) == accepts(client, str(file)) == accepts(client, folder.name) == {200}
+
     def test_a_name_that_is_given_is_the_only_one(self) -> None:
         with served(ServedReward(FixedProvider(scores=lengths), "/models/rm"), model_name="mine") as client:
             assert [entry["id"] for entry in client.get("/v1/models").json()["data"]] == ["mine"]

@@ -62,6 +62,19 @@ class Problem(Exception):
         self.status = self.status or STATUS[self.cause]
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a server makes of the output of a model.
+
+    Args:
+        label: What the model's configuration calls it; what transformers calls it where that says nothing.
+        activation: What vLLM applies to it unless it is told not to.
+    """
+
+    label: str = "LABEL_0"
+    activation: Activation = "sigmoid"
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token of a text.
@@ -121,8 +134,8 @@ class Scorer(Protocol):
     """What ends the texts of a policy, as the server's settings say; None where they do not."""
 
     @property
-    def activation(self) -> Activation:
-        """What a server of this very model applies to its output unless it is told not to; a sigmoid where the reward is no model."""
+    def output(self) -> Output:
+        """What a server of this very model would make of its output."""
 
     @property
     def load(self) -> int:

@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server.dialects.dialect import Dialect, Scorer
 
-LABEL = "LABEL_0"
-"""What transformers calls the only label of a model that was given no names for them."""
-
 
 class RequestBody(BaseModel):
     """The body of a request: fields that the original does not know are ignored, and those that it knows have their types."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
 from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, Token, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, cuts_at, probability
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody, cuts_at, probability
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
@@ -163,7 +163,7 @@ class TEI(DropIn):
         ) -> list[Prediction] | list[list[Prediction]]:
             _check_size(scorer, len(body.items))
             values = await _scored(scorer, body, [_sample(scorer, row, item) for row, item in enumerate(body.items)])
-            predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
+            predictions = [[Prediction(score=_score(value, body), label=scorer.output.label)] for value in values]
             return predictions if body.is_batch else predictions[0]
 
         # TEI has a reranker's /rerank here, and a classifier's /predict; a model of one output is either.
@@ -188,7 +188,7 @@ class TEI(DropIn):
                 "model_id": scorer.name,
                 "model_sha": None,
                 "model_dtype": None,
-                "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
+                "model_type": {"reranker": {"id2label": {"0": scorer.output.label}, "label2id": {scorer.output.label: 0}}},
                 "max_concurrent_requests": None,
                 "max_input_length": None,
                 "max_batch_tokens": None,

@@ -113,7 +113,7 @@ class VLLM(DropIn):
             request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
         ) -> bodies.Answer[bodies.Classified]:
             values, scored = await _scores(scorer, body, _inputs(scorer, body))
-            data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
+            data = [bodies.Classified(index=row, label=scorer.output.label, probs=[value]) for row, value in enumerate(values)]
             return _answer("classify", scorer, request, body, scored, data)
 
         @router.post("/pooling", summary="The same as vectors of one number")
@@ -224,8 +224,8 @@ class VLLM(DropIn):
 
         @router.get("/v1/models", summary="What is served")
         async def models() -> bodies.ModelList:
-            root = scorer.names[-1]
-            return bodies.ModelList(data=[bodies.ModelCard(id=name, created=started, root=root) for name in scorer.names])
+            known = {"created": started, "root": scorer.names[-1], "max_model_len": scorer.info["max_length"]}
+            return bodies.ModelList(data=[bodies.ModelCard(id=name, **known) for name in scorer.names])
 
         return router
 
@@ -278,9 +278,9 @@ def _refuse_cut(name: str, limit: int, lengths: Sequence[int]) -> None:
 
 def _activated(scorer: Scorer, body: bodies.Options, rewards: list[float]) -> list[float]:
     """What vLLM answers for the rewards, by the request and by the model's configuration."""
-    if body.is_raw or scorer.activation == "identity":
+    if body.is_raw or scorer.output.activation == "identity":
         return rewards
-    if scorer.activation == "unknown":
+    if scorer.output.activation == "unknown":
         raise Problem(
             "invalid", "use_activation: the model's configuration names an activation that is unknown here; send false"
         )

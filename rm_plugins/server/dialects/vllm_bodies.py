@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVa
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rm_plugins.server.dialects import tei
-from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
+from rm_plugins.server.dialects.drop_in import RequestBody
 
 _Filled: TypeAlias = Annotated[str, Field(min_length=1)]
 Token: TypeAlias = Annotated[int, Field(ge=0)]
@@ -204,7 +204,7 @@ class Classified(BaseModel):
     """A text's score, as the only probability of the only class."""
 
     index: int
-    label: str = LABEL
+    label: str
     probs: list[float]
     num_classes: int = 1
 
@@ -269,7 +269,7 @@ class ModelCard(BaseModel):
     owned_by: str = "rm-plugins"
     root: str
     parent: None = None
-    max_model_len: None = None
+    max_model_len: int | None
     permission: list[Any] = []
 
 
