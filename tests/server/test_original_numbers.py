@@ -71,17 +71,18 @@ def kinds(tiny_encoder: MakeFolder, tiny_decoder: MakeFolder) -> dict[str, Kind]
             lambda inputs: float(model(**inputs).logits[0, 0].item()),
         )
 
-    def of_decoder(read: str) -> Kind:
+    def of_decoder(read: str, *, pair: bool = False) -> Kind:
         model = AutoModelForSequenceClassification.from_pretrained(decoder, dtype=torch.float32).eval()
 
         def last(inputs: dict[str, torch.Tensor]) -> float:  # as vLLM and OpenRLHF read it
             return float(model.score(model.model(inputs["input_ids"]).last_hidden_state[0, -1]).item())
 
-        return Kind(rm.load(decoder, read=read), AutoTokenizer.from_pretrained(decoder), last)
+        return Kind(rm.load(decoder, read=read, pair=pair), AutoTokenizer.from_pretrained(decoder), last)
 
     return {
         "cross-encoder, `pair: true`": of_encoder(True),
         "encoder, `pair: false`": of_encoder(False),
+        "decoder, `pair: true`, `read: last`": of_decoder("last", pair=True),
         "decoder, `read: last`": of_decoder("last"),
         "decoder, `read: before-padding`": of_decoder("before-padding"),
         "anything else": Kind(FunctionProvider(function=of_length)),
@@ -249,7 +250,7 @@ def test_an_encoder_of_which_nothing_tells_how_it_takes_pairs_refuses_them(tiny_
 
 
 def test_the_server_says_which_token_is_read(kinds: dict[str, Kind], clients: dict[str, httpx2.Client]) -> None:
-    expected = [{"": None}, {"": None}, {"": "last"}, {"": "before-padding"}, {}]
+    expected = [{"": None}, {"": None}, {"": "last"}, {"": "last"}, {"": "before-padding"}, {}]
     for client, reads in zip(clients.values(), expected, strict=True):
         assert client.get("/v1/info").json()["reads"] == client.get("/info").json()["reads"] == reads
-    assert [client.get("/v1/info").json()["pair"] for client in clients.values()] == [True, False, False, False, False]
+    assert [client.get("/v1/info").json()["pair"] for client in clients.values()] == [True, False, True, False, False, False]

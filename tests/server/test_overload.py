@@ -65,7 +65,7 @@ class OpenAI:
 def test_who_tries_three_times_is_answered(kind: type[RuleOfOpenAI] | type[OpenAI]) -> None:
     settings = Settings(model_name="tiny", max_queue_items=WAITING)
     with (
-        serving(create_app(FunctionProvider(function=slow), settings)) as url,
+        serving(create_app(FunctionProvider(function=slow), settings), timeout_keep_alive=60) as url,
         ThreadPoolExecutor(CLIENTS) as pool,
         closing(kind(url)) as client,
     ):
