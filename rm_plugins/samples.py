@@ -119,9 +119,10 @@ class RenderedSample(Sample):
     A model renders nothing more around it: no template, no EOS. For any other provider it is a completion without a prompt.
 
     Args:
-        prompt: Empty.
+        prompt: What the text answers, where that is known, for what compares the completions of a prompt; no model is given it, as the
+            text has it already.
         completion: The text; empty where there are token ids.
-        columns: None.
+        columns: The other columns of the row, where they are known.
         token_ids: What the model is given in place of a text.
         add_special_tokens: Whether the model's tokenizer adds its special tokens to the text.
 
@@ -138,17 +139,24 @@ class RenderedSample(Sample):
         return _digest([str(self.completion), self.token_ids, self.add_special_tokens])
 
     @classmethod
-    def of(cls, text: str | Sequence[int], *, add_special_tokens: bool = True) -> RenderedSample:
+    def of(
+        cls,
+        text: str | Sequence[int],
+        *,
+        add_special_tokens: bool = True,
+        prompt: str = "",
+        columns: Mapping[str, Any] | None = None,
+    ) -> RenderedSample:
         """The sample of a text or of token ids.
 
         Raises:
             DataError: There are no token ids, or one is negative or no integer.
         """
         if isinstance(text, str):
-            return cls("", text, add_special_tokens=add_special_tokens)
+            return cls(prompt, text, columns or {}, add_special_tokens=add_special_tokens)
         if not text or not all(type(token) is int and token >= 0 for token in text):
             raise DataError(f"Token ids are a list of at least one integer, none negative, not {text!r:.80}.")
-        return cls("", "", token_ids=tuple(text), add_special_tokens=False)
+        return cls(prompt, "", columns or {}, token_ids=tuple(text), add_special_tokens=False)
 
 
 def _check_text_or_messages(part: str, value: object) -> None:

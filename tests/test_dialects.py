@@ -112,7 +112,7 @@ def test_its_endpoints_score() -> None:
         assert facts == {
             "model": "lengths",
             "fingerprint": True,
-            "most": 256,
+            "most": 1_024,
             "ready": True,
             "request": "mine",
             "renderings": [[]],

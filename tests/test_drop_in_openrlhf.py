@@ -80,8 +80,8 @@ def test_a_reward_that_is_no_model_is_told_of_prompts_and_labels() -> None:
     with served(Sum(members=[FunctionProvider(function=of_label), FunctionProvider(function=of_prompt)])) as client:
         found = answered(client, {"query": QUERIES, "prompts": PROMPTS, "labels": ["4", "red"]})
         assert found["rewards"] == [1 + len(PROMPTS[0]), len(PROMPTS[1])]
-        elsewhere = answered(client, {"query": QUERIES, "prompts": ["another", None], "labels": ["4", "Blue"]})
-        assert elsewhere["rewards"] == [1, 1]
+        elsewhere = answered(client, {"query": QUERIES, "prompts": [PROMPTS[0], None], "labels": ["4", "Blue"]})
+        assert elsewhere["rewards"] == [1 + len(PROMPTS[0]), 1]
         refused = client.post("/get_reward", json={"query": QUERIES, "labels": ["4", None]})
         assert refused.status_code == 422
         assert "abstained from item 1" in refused.json()["detail"]
@@ -93,6 +93,84 @@ def test_details_that_every_query_has_are_logged_by_the_trainer() -> None:
     assert logs["member/0"] == [9, 0]
     assert logs["member/1"] == [6, 6]
     assert logs["std"][1] > logs["std"][0] > 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "user 2+2?\n assistant\nIt is 4.",  # decoded without special tokens
+        "<|start|> user\n2+2? <|end|> \n<|start|> assistant\nIt is 4.<|end|>",  # SentencePiece's spaces
+        "ser\n2+2?<|end|>\n<|start|>assistant\nIt is 4.<|end|>",  # the beginning of a long prompt was cut off
+        "\ufffdser\n2+2?<|end|>\n<|start|>assistant\nIt is 4.<|end|><|end|>",  # within a character
+    ],
+)
+def test_a_prompt_is_found_in_a_query_as_tokenizers_and_trainers_change_it(query: str) -> None:
+    assert completions_of([query], [PROMPTS[0]]) == [(PROMPTS[0], "It is 4.")]
+
+
+def test_where_a_prompt_ends_is_not_guessed() -> None:
+    assert completions_of(["cafe\u0301? Yes"], ["caf\u00e9? "]) == "refused"
+    assert completions_of(["caf\u00e9? Yes"], ["cafe\u0301? "]) == [("cafe\u0301? ", "Yes")]  # a tokenizer's NFC
+    for query, prompt in (
+        ("another one", PROMPTS[0]),
+        ("", PROMPTS[0]),
+        ("ab" * 20 + "c", "x" + "ab" * 30),
+        (f"{PROMPTS[0][:24]} and something else", PROMPTS[0] * 2 + PROMPTS[0][:24]),
+    ):
+        assert completions_of([query], [prompt]) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("eos_texts", "completion", "expected"),
+    [
+        (None, "4<|im_end|>", "4"),
+        (None, "4<|im_end|><|endoftext|>", "4"),
+        (None, "4</s>", "4"),
+        (None, "4<\uff5cend\u2581of\u2581sentence\uff5c>", "4"),
+        (None, "4<end_of_turn>", "4"),
+        (None, "<s>4</s>", "<s>4</s>"),
+        (None, "<s>4</s></s>", "<s>4</s>"),
+        (None, "<|im_end|> is how it ends", "<|im_end|> is how it ends"),
+        (None, "a |> b <| c", "a |> b <| c"),
+        (["[END]"], "4[END]", "4"),
+        (["[END]"], "4<|im_end|>", "4<|im_end|>"),
+        ([], "4</s>", "4</s>"),
+    ],
+)
+def test_the_eos_of_the_policy_is_no_text(eos_texts: list[str] | None, completion: str, expected: str) -> None:
+    assert completions_of([f"Q: {completion}"], ["Q: "], eos_texts=eos_texts) == [("Q: ", expected)]
+
+
+def test_prompts_tell_which_completions_of_models_are_compared(reward: rm.Provider) -> None:
+    ranked = rm.load({**(reward.spec or {}), "transform": "rank-in-group"})
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    queries = [f"{prompt}{answer}<|end|>" for prompt, answer in zip(prompts, ["4", "5", "Blue.", "No."], strict=True)]
+    with served(ranked) as client:
+        found = answered(client, {"query": queries, "prompts": prompts, "labels": [""] * 4})["rewards"]
+    values = text_rewards(reward, queries, add_special_tokens=False)
+    assert found == [
+        float(values[0] > values[1]),
+        float(values[1] > values[0]),
+        float(values[2] > values[3]),
+        float(values[3] > values[2]),
+    ]
+
+
+def completions_of(queries: list[str], prompts: list[str], **settings: Any) -> Any:
+    """What a rule is given as prompt and completion; ``refused`` where the request is."""
+    seen: list[tuple[Any, Any]] = []
+
+    def rule(samples: Sequence[rm.Sample]) -> list[float]:
+        seen.extend((sample.prompt, sample.completion) for sample in samples)
+        return [0.0] * len(samples)
+
+    with served(FunctionProvider(function=rule), **settings) as client:
+        response = client.post("/get_reward", json={"query": queries, "prompts": prompts})
+    if response.status_code == 422:
+        assert "item 0" in response.json()["detail"]
+        return "refused"
+    assert response.status_code == 200, response.text
+    return seen
 
 
 @pytest.fixture

@@ -105,9 +105,49 @@ def test_options_of_truncation_and_unknown_fields_change_nothing(client: httpx2.
     assert answered(client, "/predict", {"inputs": "test", "raw_scores": True, **options}) == predicted(client, "test")
 
 
+def test_what_is_too_long_is_truncated_unless_that_is_ruled_out(client: httpx2.Client, reward: rm.Provider) -> None:
+    text = "hello " * 600
+    expected = [{"score": pytest.approx(text_rewards(reward, [text])[0]), "label": "LABEL_0"}]
+    for options in ({}, {"truncate": True}, {"truncate": True, "truncation_direction": "left"}):
+        assert answered(client, "/predict", {"inputs": text, "raw_scores": True, **options}) == expected
+    for options in ({"truncate": False}, {"truncate": True, "truncation_direction": "Right"}):
+        kind, message = refused(client, "/predict", {"inputs": text, **options})
+        assert kind == "Validation"
+        assert next(reversed(options)) in message
+        assert predicted(client, "test") == answered(client, "/predict", {"inputs": "test", "raw_scores": True, **options})
+
+
+def test_the_root_answers_what_predict_and_rerank_answer(client: httpx2.Client) -> None:
+    for body in ({"inputs": "test"}, {"inputs": [["test"], PAIR]}):
+        assert answered(client, "/", body) == answered(client, "/predict", body)
+    for options in ({}, {"return_text": True}):
+        ranked: dict[str, Any] = {"query": "a", "texts": ["b", "c"], **options}
+        assert answered(client, "/", ranked) == answered(client, "/rerank", ranked)
+    assert refused(client, "/", {})[0] == "Validation"
+    assert client.get("/").headers["content-type"].startswith("text/html")
+
+
+def test_texts_are_tokenized_and_made_again(client: httpx2.Client, reward: Any) -> None:
+    tokenizer = reward.renderer.tokenizer
+    texts = ["naïve 東京", "test"]
+    found = answered(client, "/tokenize", {"inputs": texts})
+    assert [[token["id"] for token in row] for row in found] == tokenizer(texts)["input_ids"]
+    assert found[0][0] == {"id": tokenizer.bos_token_id, "text": "<|bos|>", "special": True, "start": None, "stop": None}
+    for text, row in zip(texts, found, strict=True):
+        for token in row[1:]:
+            assert token["text"] == text.encode()[token["start"] : token["stop"]].decode()
+    assert answered(client, "/tokenize", {"inputs": "test", "add_special_tokens": False}) == [found[1][1:]]
+    ids = [[token["id"] for token in row] for row in found]
+    assert answered(client, "/decode", {"ids": ids}) == texts
+    assert answered(client, "/decode", {"ids": ids[1], "skip_special_tokens": False}) == ["<|bos|>test"]
+    assert refused(client, "/tokenize", {"inputs": []})[0] == "Validation"
+    assert refused(client, "/tokenize", {"inputs": ["a"] * 33})[0] == "Validation"
+    assert refused(client, "/decode", {"ids": [[100_000]]})[0] == "Validation"
+
+
 def test_a_batch_that_is_too_large_fails_validation(client: httpx2.Client) -> None:
     kind, message = refused(client, "/predict", {"inputs": [["a"]] * 33})
-    assert (kind, message) == ("Validation", "batch size 33 > maximum allowed batch size 32")
+    assert (kind, message) == ("Validation", "batch size 33 > maximum allowed batch size 32 (--max-items)")
     assert refused(client, "/rerank", {"query": "a", "texts": ["b"] * 33})[0] == "Validation"
 
 
@@ -174,12 +214,18 @@ def test_what_has_no_reward_has_no_score(of_function: httpx2.Client) -> None:
         assert "secret" not in message
 
 
-@pytest.mark.parametrize("path", ["/predict", "/info"])
+def test_a_reward_without_a_model_has_no_tokens(of_function: httpx2.Client) -> None:
+    assert "no model" in refused(of_function, "/tokenize", {"inputs": "a"})[1]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/info", "/"])
 def test_a_wrong_key_is_refused(of_function: httpx2.Client, path: str) -> None:
     method = "GET" if path == "/info" else "POST"
     response = of_function.request(method, path, headers={"Authorization": "Bearer wrong"})
     assert response.status_code == 401
     assert set(response.json()) == {"error", "error_type"}
+    page = of_function.get("/", headers={"Authorization": ""})
+    assert page.status_code == 200  # though the same path is TEI's for requests to score
 
 
 def test_a_body_that_is_too_long_is_413(of_function: httpx2.Client) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -113,6 +115,23 @@ def test_a_conversation_is_rendered_as_the_reward_renders_it(client: httpx2.Clie
     )
 
 
+def test_the_beginning_of_another_turn_is_scored_on_demand(client: httpx2.Client, reward: Any, tmp_path: Path) -> None:
+    text = reward.renderer.tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    expected = text_rewards(reward, [text], add_special_tokens=False)
+    found = classified(client, messages=CONVERSATION, add_generation_prompt=True)
+    assert found == pytest.approx(expected)
+    assert found != pytest.approx(classified(client, messages=CONVERSATION))
+    tokens = answered(client, "/tokenize", {"messages": CONVERSATION, "return_token_strs": True})
+    assert tokens["tokens"] == reward.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokens["token_strs"] == reward.renderer.tokenizer.convert_ids_to_tokens(tokens["tokens"])
+    fewer = answered(client, "/tokenize", {"messages": CONVERSATION, "add_generation_prompt": False})
+    assert fewer["count"] < tokens["count"]
+    with served(decoder(tmp_path, chat_template=None)) as plain:
+        for path in ("/classify", "/tokenize"):
+            body = {"messages": CONVERSATION, "add_generation_prompt": True}
+            assert "no chat template" in refused(plain, path, body)
+
+
 def test_a_message_of_text_parts_is_their_lines(client: httpx2.Client) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     expected = classified(client, messages=[{"role": "user", "content": "one\ntwo"}])
@@ -181,9 +200,7 @@ def test_what_vllm_refuses_is_refused(client: httpx2.Client, body: dict[str, Any
     ("field", "value"),
     [
         ("truncate_prompt_tokens", 5),
-        ("truncation_side", "right"),
         ("padding", "max_length"),
-        ("add_generation_prompt", True),
         ("continue_final_message", True),
         ("add_special_tokens", True),
         ("chat_template", "{{ messages }}"),
@@ -197,6 +214,34 @@ def test_what_would_change_the_reward_is_refused_by_name(client: httpx2.Client, 
 def test_a_long_text_is_truncated_as_the_reward_was_trained(client: httpx2.Client, reward: rm.Provider) -> None:
     text = "hello " * 600
     assert classified(client, input=text, truncate_prompt_tokens=-1) == pytest.approx(text_rewards(reward, [text]))
+    assert classified(client, input=text, truncation_side="left") == pytest.approx(text_rewards(reward, [text]))
+    assert "truncation_side" in refused(client, "/classify", {"input": text, "truncation_side": "right"})
+
+
+@pytest.mark.parametrize("body", [{"input": TEXTS}, {"input": TOKENS}, {"messages": CONVERSATION}])
+def test_a_limit_that_cuts_nothing_changes_nothing_and_one_that_cuts_is_refused(
+    client: httpx2.Client, body: dict[str, Any]
+) -> None:
+    whole = answered(client, "/classify", {**body, "use_activation": False})
+    longest = 84 if "messages" in body else 4 if body["input"] is TOKENS else 42
+    options = {"use_activation": False, "truncation_side": "right", "padding": "do_not_pad", "cache_salt": "s"}
+    assert answered(client, "/classify", {**body, **options, "truncate_prompt_tokens": longest})["data"] == whole["data"]
+    message = refused(client, "/classify", {**body, "truncate_prompt_tokens": longest - 1})
+    assert f"truncate_prompt_tokens: item 0 has {longest} tokens, more than {longest - 1}" in message
+
+
+@pytest.mark.parametrize("path", ["/score", "/rerank"])
+def test_limits_of_prompts_and_completions_are_those_of_their_own_tokens(client: httpx2.Client, path: str) -> None:
+    names = {"/score": ("queries", "documents"), "/rerank": ("query", "documents")}[path]
+    body = dict(zip(names, (PROMPTS[0], COMPLETIONS), strict=True))
+    limits = {"max_tokens_per_query": 30, "max_tokens_per_doc": 31}
+
+    def numbers(found: dict[str, Any]) -> Any:
+        return [sorted(entry.items(), key=str) for entry in found.get("data") or found["results"]]
+
+    assert numbers(answered(client, path, {**body, **limits})) == numbers(answered(client, path, body))
+    assert "max_tokens_per_query: item 0" in refused(client, path, {**body, "max_tokens_per_query": 5})
+    assert "max_tokens_per_doc: item 0" in refused(client, path, {**body, "max_tokens_per_doc": 5})
 
 
 def test_a_body_that_is_no_json_is_refused_in_vllm_s_words(client: httpx2.Client) -> None:
@@ -211,7 +256,9 @@ def test_another_model_is_not_found(client: httpx2.Client) -> None:
 
 
 def test_too_many_texts_are_refused(client: httpx2.Client) -> None:
-    assert "at most 256" in refused(client, "/classify", {"input": ["a"] * 257}, 413)
+    message = refused(client, "/classify", {"input": ["a"] * 1_025}, 413)
+    assert "at most 1024" in message
+    assert "--max-items" in message
 
 
 @pytest.mark.parametrize("body", [{"input": TEXTS}, {"input": TOKENS}, {"messages": CONVERSATION}])
@@ -270,7 +317,7 @@ def test_a_prompt_goes_with_every_completion(client: httpx2.Client, reward: rm.P
         {"queries": PROMPTS[0], "documents": []},
         {"queries": PROMPTS[0]},
         {"queries": {"content": [{"type": "text", "text": "a"}]}, "documents": "b"},
-        {"queries": "a", "documents": "b", "max_tokens_per_doc": 10},
+        {"queries": "a", "documents": "b", "max_tokens_per_doc": -1},
         {"queries": "a", "documents": "b", "instruction": "judge"},
     ],
 )
@@ -300,6 +347,89 @@ def test_completions_are_ranked_with_the_best_first(client: httpx2.Client, rewar
 @pytest.mark.parametrize("change", [{"documents": []}, {"top_n": -1}, {"top_n": True}, {"query": None}])
 def test_rankings_that_vllm_refuses_are_refused(client: httpx2.Client, change: dict[str, Any]) -> None:
     assert refused(client, "/rerank", {"query": "a", "documents": ["b"], **change})
+
+
+def of_number(samples: Sequence[rm.Sample]) -> list[float]:
+    return [float(str(sample.completion)) for sample in samples]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+def test_rewards_with_the_same_sigmoid_are_in_the_order_of_the_rewards(path: str) -> None:
+    documents = ["50", "-800", "40", "-700", "60", "0", "-900"]
+    with served(FunctionProvider(function=of_number)) as client:
+        found = answered(client, path, {"query": "a", "documents": documents})["results"]
+        assert [documents[entry["index"]] for entry in found] == ["60", "50", "40", "0", "-700", "-800", "-900"]
+        assert [entry["relevance_score"] for entry in found] == pytest.approx([1, 1, 1, 0.5, 0, 0, 0])
+        assert [
+            entry["index"] for entry in answered(client, path, {"query": "a", "documents": documents, "top_n": 1})["results"]
+        ] == [4]
+        ranks = answered(client, "/rerank", {"query": "a", "texts": documents})
+        assert [entry["index"] for entry in ranks] == [entry["index"] for entry in found]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_raw"),
+    [
+        ({"problem_type": "regression"}, True),
+        ({"problem_type": "multi_label_classification"}, False),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, True),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, False),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, True),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, None),
+    ],
+)
+def test_the_activation_is_that_of_the_model_s_configuration(
+    tmp_path: Path, settings: dict[str, Any], is_raw: bool | None
+) -> None:
+    decoder(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | settings | {"id2label": {"0": "reward"}, "label2id": {"reward": 0}})
+    )
+    reward = rm.load(tmp_path)
+    values = rewards(reward, [rm.Sample(PROMPTS[0], completion) for completion in COMPLETIONS])
+    body = {"queries": PROMPTS[0], "documents": COMPLETIONS}
+    with served(reward) as client:
+        assert answered(client, "/classify", {"input": "a", "use_activation": False})["data"][0]["label"] == "reward"
+        assert client.get("/info").json()["model_type"]["reranker"]["id2label"] == {"0": "reward"}
+        raw = answered(client, "/score", {**body, "use_activation": False})["data"]
+        assert [entry["score"] for entry in raw] == pytest.approx(values)
+        if is_raw is None:
+            assert "use_activation" in refused(client, "/score", body)
+            return
+        for options in ({}, {"use_activation": True}):
+            found = [entry["score"] for entry in answered(client, "/score", {**body, **options})["data"]]
+            assert found == pytest.approx(values if is_raw else sigmoid(values))
+
+
+@pytest.mark.parametrize("given", [TEXTS[0], TEXTS, TOKENS[0], TOKENS])
+def test_clients_of_sglang_find_the_reward_in_the_embedding(client: httpx2.Client, reward: rm.Provider, given: Any) -> None:
+    rows = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    found = answered(client, "/v1/embeddings", {"model": "tiny", "input": given})
+    assert [entry["embedding"] for entry in found["data"]] == [[pytest.approx(value)] for value in text_rewards(reward, rows)]
+    assert found["data"][0]["object"] == "embedding"
+    packed = answered(client, "/v1/embeddings", {"input": given, "encoding_format": "base64"})["data"][-1]["embedding"]
+    assert struct.unpack("<f", base64.b64decode(packed))[0] == pytest.approx(found["data"][-1]["embedding"][-1])
+    assert "does not exist" in refused(client, "/v1/embeddings", {"model": "other", "input": given}, 404)
+
+
+def test_a_text_is_tokenized_and_made_again(client: httpx2.Client, reward: Any) -> None:
+    tokenizer = reward.renderer.tokenizer
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    found = answered(client, "/tokenize", {"model": "tiny", "prompt": TEXTS[0]})
+    assert found == {"count": len(ids), "max_model_len": 256, "tokens": ids, "token_strs": None}
+    bare = answered(client, "/tokenize", {"prompt": TEXTS[0], "add_special_tokens": False, "return_token_strs": True})
+    assert bare["tokens"] == ids[1:]
+    assert bare["token_strs"] == tokenizer.convert_ids_to_tokens(ids[1:])
+    assert answered(client, "/detokenize", {"tokens": ids}) == {"prompt": f"<|bos|>{TEXTS[0]}"}
+    assert "100000 is unknown" in refused(client, "/detokenize", {"tokens": [100_000]})
+    assert refused(client, "/tokenize", {"prompt": 5})
+    assert refused(client, "/tokenize", {})
+
+
+def test_the_server_is_pinged_and_says_how_much_it_has_to_do(client: httpx2.Client) -> None:
+    assert client.get("/ping").status_code == client.post("/ping").status_code == client.get("/health").status_code == 200
+    assert client.get("/load").json() == {"server_load": 0}
 
 
 def test_the_version_names_the_dialect_and_the_server(client: httpx2.Client) -> None:

@@ -21,6 +21,13 @@ logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8
 _MOST_SECONDS_TO_WAIT = 60
+"""OpenAI's older clients take no longer time from a server, and ask again within seconds instead."""
+_UNMEASURED_SECONDS = 5.0
+"""To wait where no batch has ended yet, so that nothing is known of the speed."""
+_HALF_LIFE_SECONDS = 10.0
+"""Of batches, in what is known of the speed."""
+_MOST_BOOKED = 3
+"""How many times as long as what waits takes a refused request may be sent away, so that those who never come back keep nobody away."""
 _MOST_CALLS = 64
 _LONGEST_PAUSE = 0.1
 """Of the time that the batch before took."""
@@ -38,6 +45,27 @@ class Overloaded(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"retry in {retry_after} s")
         self.retry_after = retry_after
+
+
+class _Speed:
+    """How much is done in a second, of late: what took longer counts for more."""
+
+    def __init__(self) -> None:
+        self._size = self._seconds = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Size by second; 0 where nothing was seen."""
+        return self._size / self._seconds if self._seconds else 0.0
+
+    def saw(self, size: int, seconds: float) -> None:
+        """Take notice of a batch."""
+        kept = 0.5 ** (seconds / _HALF_LIFE_SECONDS)
+        self._size, self._seconds = kept * self._size + size, kept * self._seconds + max(seconds, 1e-6)
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(1, min(_MOST_SECONDS_TO_WAIT, math.ceil(seconds)))
 
 
 class Stopped(Exception):
@@ -122,7 +150,8 @@ class Batcher(Generic[Work, Result]):
         self._changed = asyncio.Event()
         self._answered = self._arrived = 0  # requests of the last batch, and those that came since
         self._pause_ends = 0.0
-        self._rate = 0.0  # of size by second, over the last batches
+        self._speed = _Speed()  # in one thread
+        self._booked_until = 0.0  # when those who were refused so far should have been answered
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.threads = 0
@@ -162,7 +191,7 @@ class Batcher(Generic[Work, Result]):
         if self._dispatcher is None:  # an application inside of another one is not told of its beginning
             self.start()
         if self.queue and self._is_too_much(client, items, size):
-            raise Overloaded(self.retry_after)
+            raise Overloaded(self._book(max(1, size)))
         job = _Job(work, client, items, max(1, size), asyncio.get_running_loop().create_future(), time.monotonic())
         self.queue.put(job)
         self._accepted.add(job)
@@ -191,9 +220,24 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds in which about half of what waits will be done."""
-        seconds = self.queue.size / 2 / self._rate if self._rate else 1.0
-        return max(1, min(_MOST_SECONDS_TO_WAIT, math.ceil(seconds)))
+        """Whole seconds in which half of what was accepted should be done."""
+        return _whole_seconds(self._drain_seconds / 2)
+
+    @property
+    def _drain_seconds(self) -> float:
+        accepted = sum(job.size for job in self._accepted)
+        return accepted / self._speed.rate / self.threads if self._speed.rate else 2 * _UNMEASURED_SECONDS
+
+    def _book(self, size: int) -> int:
+        """Whole seconds after which a refused request should find room: when half of what was accepted is done, and after those that
+        were refused before it.
+
+        So they come back one after another, as fast as they are answered, and neither all at once nor when there is nothing left to do.
+        """
+        now, drain = time.monotonic(), self._drain_seconds
+        wait = min(max(drain / 2, self._booked_until - now), _MOST_BOOKED * drain)
+        self._booked_until = now + wait + (size / self._speed.rate / self.threads if self._speed.rate else 0.0)
+        return _whole_seconds(wait)
 
     async def call(self, function: Callable[..., Value], *arguments: Any) -> Value:
         """Run a function where batches run, for it to meet none of them there.
@@ -210,6 +254,11 @@ class Batcher(Generic[Work, Result]):
         self._calls.add(called)
         called.add_done_callback(self._calls.discard)
         return await called
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or are run."""
+        return len(self._accepted) + len(self._calls)
 
     async def _in_thread(self, function: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
@@ -291,6 +340,5 @@ class Batcher(Generic[Work, Result]):
             else:
                 job.answer.set_result(Done(result, started - job.arrived, took))
         size = sum(job.size for job in jobs)
-        rate = size / max(took, 1e-6)
-        self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+        self._speed.saw(size, took)
         self._on_batch(Batch(sum(job.items for job in jobs), size / self.budget, took))

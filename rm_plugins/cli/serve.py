@@ -69,6 +69,14 @@ def _times(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--api-key-env", metavar="NAME", help="The environment variable with the key, or several separated by commas.")
 @click.option(
+    "--eos-text",
+    "eos_texts",
+    multiple=True,
+    metavar="TEXT",
+    help="What ends the texts that OpenRLHF sends, for rewards that are not of models alone; '' for nothing. By default it is what looks "
+    "like a special token, such as <|im_end|>.",
+)
+@click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),
     help="About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.",
@@ -133,6 +141,7 @@ def command(
             ) from error
         request_log.configure_logging(log_format)
         chosen["allowed_hosts"] += security.own_names(host)
+        chosen["eos_texts"] = chosen["eos_texts"] or None
         settings = Settings(api_keys=keys, **chosen)
         if not settings.api_keys and not is_loopback(host):
             logging.getLogger(__name__).warning(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
-from rm_plugins.models.trained_rendering import renderer_of
 from rm_plugins.provider import ModelSource
 from rm_plugins.rendering.render import Convention, Read, Renderer, Truncation
 
@@ -60,6 +59,8 @@ class ModelSettings:
         Raises:
             ModelError: The tokenizer lacks what the rendering needs.
         """
+        from rm_plugins.models.trained_rendering import renderer_of  # which imports transformers
+
         settings = {name: getattr(self, name) for name in RENDERING_KEYS}
         return renderer_of(source, tokenizer, manifest, config, settings, revision=self.revision)
 

@@ -104,17 +104,16 @@ class SendableSamples:
             return self._made[kind]
 
     def _as_it_is(self, sample: Sample, server: ServerFacts) -> Item:
-        if isinstance(sample, RenderedSample) and sample.token_ids is not None:
-            return Item(sample, token_ids=sample.token_ids)
+        if isinstance(sample, RenderedSample):  # which has its prompt in its text
+            return Item(sample, str(sample.completion) if sample.token_ids is None else None, token_ids=sample.token_ids)
         if sample.is_conversational:
             return Item(sample)
-        is_text = _is_text(sample)
-        if self._pair and is_text:
+        if self._pair:
             return Item(sample, pair=(str(sample.prompt), str(sample.completion)))
         refusal = ""
-        if is_text and server.protocol.takes_only_pairs:
+        if server.protocol.takes_only_pairs:
             refusal = _NO_PAIR if self._pair is False else ""
-        elif is_text and server.closes_texts and self._pair is None and sample.prompt and sample.completion:
+        elif server.closes_texts and self._pair is None and sample.prompt and sample.completion:
             refusal = _PAIR_OR_NOT
         return Item(sample, f"{sample.prompt}{sample.completion}", refusal=refusal)
 

@@ -286,7 +286,7 @@ class Renderer:
                 settings["chat_template"] = dated(template, date.fromisoformat(self.rendering.template_date))
 
             def render(messages: list[dict[str, Any]], **further: Any) -> str:
-                return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **further, **settings))
+                return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **{**further, **settings}))
 
             messages = self._text_blocks.messages(sample.messages, (settings.get("chat_template"), bool(tools)), render)
             if prompt_only:

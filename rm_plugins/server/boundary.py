@@ -53,7 +53,7 @@ _CAUSES: Mapping[int, Cause] = {
     429: "overload",
     503: "unavailable",
 }
-_FOR_BALANCERS = ("/health", "/ready")
+_FOR_BALANCERS = ("/health", "/ping", "/ready")
 """They say nothing of the reward, and are asked by addresses and names of all kinds."""
 _OPERATOR_HEADER = "x-rm-plugins"
 """No form of a page can send a header of its own, and no script of another site without being allowed to."""
@@ -72,7 +72,7 @@ class _Endpoint:
 
 
 class Endpoints:
-    """Which dialect a path belongs to, and whether it asks for a key; a path that nobody knows does.
+    """Which dialect a request belongs to, and whether it asks for a key; one to a path that nobody knows does.
 
     The routes of dialects are in the order in which they are tried. The dialect `usual` answers for open and unknown routes.
 
@@ -81,7 +81,8 @@ class Endpoints:
     """
 
     def __init__(self, routes: Sequence[tuple[Dialect, Sequence[Any]]], open_routes: Sequence[Any], usual: Dialect) -> None:
-        self._exact: dict[str, _Endpoint] = {}
+        self._exact: dict[tuple[str, str], _Endpoint] = {}
+        self._paths: dict[str, _Endpoint] = {}  # for other methods
         self._patterns: list[tuple[re.Pattern[str], _Endpoint]] = []
         self._elsewhere = _Endpoint(usual, needs_key=True)
         self._unknown = [(dialect.prefix, _Endpoint(dialect, needs_key=True)) for dialect, _ in routes if dialect.prefix]
@@ -107,12 +108,15 @@ class Endpoints:
     def _add(self, route: Route, endpoint: _Endpoint) -> None:
         if "{" in route.path:
             self._patterns.append((route.path_regex, endpoint))
-        elif route.path not in self._exact or (endpoint.needs_key and not self._exact[route.path].needs_key):
-            self._exact[route.path] = endpoint
+            return
+        for method in route.methods or ():
+            self._exact.setdefault((route.path, method), endpoint)
+        if endpoint.needs_key or route.path not in self._paths:
+            self._paths[route.path] = endpoint
 
-    def of(self, path: str) -> _Endpoint:
-        """The endpoint that a path leads to."""
-        endpoint = self._exact.get(path)
+    def of(self, path: str, method: str) -> _Endpoint:
+        """The endpoint that a request leads to."""
+        endpoint = self._exact.get((path, method)) or self._paths.get(path)
         if endpoint is not None:
             return endpoint
         known = (endpoint for pattern, endpoint in self._patterns if pattern.match(path))
@@ -152,7 +156,7 @@ class Boundary:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "").encode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        endpoint = self._endpoints.of(get_route_path(scope))
+        endpoint = self._endpoints.of(get_route_path(scope), scope["method"])
         fields: Fields = {"request_id": request_id.decode(), "dialect": endpoint.dialect.name}
         current_fields.set(fields)
         answer = _Answer(send, request_id)

@@ -40,6 +40,15 @@ async def health(request: Request) -> Health:
     )
 
 
+@router.get("/ping", responses={503: {"description": "The reward is started again."}})
+@router.post("/ping", responses={503: {"description": "The reward is started again."}})
+async def ping(request: Request, response: Response) -> Health:
+    """The same for Amazon SageMaker, whose name for it vLLM and TEI have; 503 while nothing can be scored."""
+    found = await health(request)
+    response.status_code = 200 if found.reward == "loaded" else 503
+    return found
+
+
 @router.get("/ready", responses={503: {"description": "The server is stopping, or its reward is started again."}})
 async def ready(request: Request, response: Response) -> dict[str, str]:
     """Whether requests are accepted."""

@@ -25,6 +25,7 @@ from rm_plugins import errors
 from rm_plugins.errors import RmPluginsError, ScoringError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
+from rm_plugins.server.dialects.dialect import Token
 from rm_plugins.server.request_log import configure_logging
 from rm_plugins.server.served_reward import HostedReward, RewardFacts, RewardGone, ServedReward
 
@@ -102,6 +103,21 @@ class RewardProcess(HostedReward):
         """Have the models render samples there."""
         renderings: list[list[dict[str, Any]]] = self._ask("render", list(samples))
         return renderings
+
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """Have the models count the tokens of samples there."""
+        lengths: list[int] = self._ask("lengths", list(samples))
+        return lengths
+
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
+        """Have the models tokenize texts there."""
+        tokens: list[list[Token]] = self._ask("tokenize", list(texts), add_special_tokens)
+        return tokens
+
+    def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """Have the models write token ids as texts there."""
+        texts: list[str] = self._ask("detokenize", list(map(list, rows)), skip_special_tokens)
+        return texts
 
     def close(self) -> None:
         """End the process."""
@@ -267,7 +283,7 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
 def _done(reward: ServedReward, name: str, arguments: Any) -> Any:
     if name == "score":
         return [_portable(scores) for scores in reward.score(*arguments)]
-    return reward.render(*arguments)
+    return getattr(reward, name)(*arguments)
 
 
 def _portable(scores: Scores) -> Scores:

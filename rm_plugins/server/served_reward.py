@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError
@@ -18,11 +18,17 @@ from rm_plugins.providers.combinators.parts import depends_on_batch, learns_whil
 from rm_plugins.rendering.token_types import ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import Scores
+from rm_plugins.server.dialects.dialect import Output, Token
+from rm_plugins.server.model_output import output_of
+from rm_plugins.server.tokens import text_of_ids, tokens_of
 from rm_plugins.spec import load
 from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
+    from rm_plugins.rendering.render import Rendering
+
+Made = TypeVar("Made")
 
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
@@ -35,7 +41,8 @@ class RewardFacts:
 
     Args:
         label: What it is called.
-        names: What it may be called in requests: its label, and what it was loaded from, which is its name at other servers.
+        names: What it may be called in requests: its label, what it was loaded from, and the model's path or id, which is its name at
+            other servers.
         spec: What it is made of; None where it was made in Python.
         shown_spec: The same without anything that is secret.
         fingerprint: Of its weights, rendering and spec.
@@ -47,6 +54,10 @@ class RewardFacts:
         batch_tokens: How many tokens to score together where nothing else is said.
         vocabulary: How many token ids every model of it knows; 0 where there is none, without end where it is not known.
         max_length: Most token ids that every model of it takes.
+        reads: By path in the spec, which token of a row the head of a decoder reads, ``last`` or ``before-padding``; None for an encoder.
+        pair: Whether prompt and completion are encoded as a pair by all of its models; None where that is not known of one.
+        templates: Whether a chat template renders conversations for all of its models.
+        output: What another server, serving the same model, makes of its output.
     """
 
     label: str
@@ -62,6 +73,10 @@ class RewardFacts:
     batch_tokens: int
     vocabulary: float
     max_length: int | None
+    reads: Mapping[str, str | None]
+    pair: bool | None
+    templates: bool
+    output: Output
 
 
 class HostedReward(ABC):
@@ -104,6 +119,33 @@ class HostedReward(ABC):
         """
 
     @abstractmethod
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has before truncation, for the model that makes the most of it; 0 where nothing has tokens.
+
+        Raises:
+            DataError: A chat template refuses a sample.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens that all models make of each text.
+
+        Raises:
+            DataError: There is no model, or models make different ones.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
+    def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids.
+
+        Raises:
+            DataError: As `tokenize`; or a token id is unknown.
+            RewardGone: Its process ended.
+        """
+
+    @abstractmethod
     def again(self) -> HostedReward:
         """Load the same source once more.
 
@@ -120,7 +162,8 @@ class HostedReward(ABC):
 
         Raises:
             DataError: Half of a surrogate pair; a text or token ids for a reward that renders by itself; token ids that the model does
-                not know or that are too many; or columns that reach into the server.
+                not know or that are too many; prompt and completion where it is not known how a model takes them; or columns that
+                reach into the server.
         """
         try:
             json.dumps(sample_to_json(sample), ensure_ascii=False, default=str).encode()
@@ -128,7 +171,13 @@ class HostedReward(ABC):
             raise DataError("It holds half of a surrogate pair, which is no character.") from error
         if isinstance(sample, RenderedSample):
             self._check_rendered(sample)
-        elif sample.columns:
+            return
+        if self.facts.pair is None and sample.prompt and sample.completion:
+            raise DataError(
+                f"Whether a model of {self.facts.label!r} takes a prompt and a completion as a pair, as cross-encoders do, or as one text "
+                "is not known. Set `pair: true` or `pair: false` in the spec that is served."
+            )
+        if sample.columns:
             _check_columns(sample.columns)
 
     def _check_rendered(self, sample: RenderedSample) -> None:
@@ -191,6 +240,30 @@ class ServedReward(HostedReward):
                 raise DataError(f"item {row}: {error}", rows=[row]) from error
         return renderings
 
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has at most, in the thread that calls."""
+        most = [0] * len(samples)
+        for part in self._rendering.values():
+            most = [max(length, len(ids)) for length, ids in zip(most, part.renderer.untruncated_ids(samples), strict=True)]
+        return most
+
+    def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens of each text, in the thread that calls."""
+        return self._agreed(lambda tokenizer: [tokens_of(tokenizer, text, add_special_tokens) for text in texts])
+
+    def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids, in the thread that calls."""
+        return self._agreed(lambda tokenizer: [text_of_ids(tokenizer, ids, skip_special_tokens) for ids in rows])
+
+    def _agreed(self, function: Callable[[Any], Made]) -> Made:
+        """What a function makes of each model's tokenizer, which must be the same for all."""
+        made = [function(part.renderer.tokenizer) for part in self._rendering.values()]
+        if not made:
+            raise DataError(f"{self.facts.label!r} has no model, and so no tokens.")
+        if any(other != made[0] for other in made):
+            raise DataError(f"The models of {self.facts.label!r} have different tokens. Ask POST /v1/render for those of each.")
+        return made[0]
+
     def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
         renderings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
         for path, part in self._rendering.items():
@@ -218,7 +291,7 @@ class ServedReward(HostedReward):
 def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None) -> RewardFacts:
     source = provider.spec if source is None else source
     label = provider.label or provider.name
-    called = source.get("model") if isinstance(source, Mapping) else source
+    called = [source.get("model") if isinstance(source, Mapping) else source, (provider.spec or {}).get("model")]
     parts = dict(provider.walk())
     renderers = [(part, part.renderer) for part in parts.values() if part.renderer is not None]
     limits = [renderer.rendering.max_length for _, renderer in renderers]
@@ -228,7 +301,7 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
     budgets = [model.engine.max_tokens for model in models]
     return RewardFacts(
         label=label,
-        names=tuple(dict.fromkeys([label, *([str(called)] if isinstance(called, (str, Path)) else [])])),
+        names=tuple(dict.fromkeys([label, *(str(name) for name in called if isinstance(name, (str, Path)))])),
         spec=provider.spec,
         shown_spec=shown_spec(provider),
         fingerprint=fingerprint(provider),
@@ -240,7 +313,19 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
         batch_tokens=_MICRO_BATCHES * min(budgets) if budgets else _DEFAULT_BATCH_TOKENS,
         vocabulary=min([*embeddings, *elsewhere], default=0),
         max_length=min((limit for limit in limits if limit is not None), default=None),
+        reads={path: model.read for path, part in parts.items() for model in part.models.values()},
+        pair=_takes_pairs([renderer.rendering.pair for _, renderer in renderers]),
+        templates=bool(renderers) and all(_has_template(renderer.rendering) for _, renderer in renderers),
+        output=output_of(provider),
     )
+
+
+def _has_template(rendering: Rendering) -> bool:
+    return rendering.chat_template == "tokenizer" and not rendering.pair
+
+
+def _takes_pairs(said: Sequence[bool | None]) -> bool | None:
+    return None if None in said else bool(said) and all(said)
 
 
 def characters(sample: Sample) -> int:

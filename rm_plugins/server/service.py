@@ -18,7 +18,7 @@ from rm_plugins.protocols.native import VERSION
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 from rm_plugins.server.aside import at_home
-from rm_plugins.server.dialects.dialect import Problem, Scored, check_count
+from rm_plugins.server.dialects.dialect import Output, Problem, Scored, Token, check_count
 from rm_plugins.server.metrics import Metrics
 from rm_plugins.server.request_log import current_fields
 from rm_plugins.server.served_reward import HostedReward, RewardGone, characters
@@ -71,6 +71,7 @@ class Service:
         self.fingerprint = reward.fingerprint
         self.max_items = settings.max_items
         self.max_values = settings.max_body_values
+        self.eos_texts = settings.eos_texts
         self._reload_all = reload_all
         self._loading = asyncio.Lock()
         self._next_load: asyncio.Future[bool] | None = None
@@ -103,8 +104,22 @@ class Service:
             "manifests": self.reward.facts.manifests,
             "max_items": self.max_items,
             "rendered": self.reward.facts.takes_rendered,
+            "reads": self.reward.facts.reads,
+            "pair": self.reward.facts.pair,
+            "templates": self.reward.facts.templates,
+            "max_length": self.reward.facts.max_length,
             "spec": self.reward.facts.shown_spec,
         }
+
+    @property
+    def output(self) -> Output:
+        """What a server of this very model would make of its output."""
+        return self.reward.facts.output
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or are scored."""
+        return self._batcher.load
 
     @property
     def request_id(self) -> str:
@@ -177,6 +192,26 @@ class Service:
             raise work.refusal
         with _problems():
             return await self._batcher.call(reward.render, samples)
+
+    @at_home
+    async def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        self._check_sizes(samples)
+        with _problems():
+            return await self._batcher.call(self.reward.lengths, samples)
+
+    @at_home
+    async def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens of texts; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        self._check_sizes([Sample("", text) for text in texts])
+        with _problems():
+            return await self._batcher.call(self.reward.tokenize, texts, add_special_tokens)
+
+    @at_home
+    async def detokenize(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        with _problems():
+            return await self._batcher.call(self.reward.detokenize, rows, skip_special_tokens)
 
     @at_home
     async def reload(self) -> bool:
@@ -294,6 +329,13 @@ class Service:
             except DataError as error:
                 work.refused[row] = error
         return work
+
+    def _check_sizes(self, samples: Sequence[Sample]) -> None:
+        for row, sample in enumerate(samples):
+            try:
+                self._size(sample)
+            except DataError as error:
+                raise Problem("invalid", f"item {row}: {error}") from None
 
     def _size(self, sample: Sample) -> int:
         size = characters(sample)

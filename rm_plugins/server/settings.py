@@ -18,6 +18,8 @@ class Settings:
             very machine; ``*`` for everything.
         allowed_origins: The origins whose pages may use this server, such as ``https://rewards.example.com``, beside its own page.
         max_batch_tokens: About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.
+        eos_texts: What ends the texts of a policy whose trainer sends them with their special tokens (``/get_reward``), for rewards that
+            are not of models alone. Where nothing is set, what looks like a special token is taken for one.
         max_items: Most samples of a request.
         max_characters: Most characters of a sample.
         max_body_bytes: Most bytes of a request's body.
@@ -41,7 +43,8 @@ class Settings:
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
     max_batch_tokens: int | None = None
-    max_items: int = 256
+    eos_texts: Sequence[str] | None = None
+    max_items: int = 1_024
     max_characters: int = 1_000_000
     max_body_bytes: int = 16 * 2**20
     max_body_values: int = 1_000_000

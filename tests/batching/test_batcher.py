@@ -150,17 +150,53 @@ class TestBatcher:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
             gate.is_open.set()
             await submit("quick")
-            batcher._rate = 10.0
+            batcher._speed._size, batcher._speed._seconds = 10.0, 1.0
             gate.is_open.clear()
             waiting = [submit("running")]
             await until(lambda: len(gate.batches) == 2)
             waiting += [submit(number, size=100) for number in range(4)]
             await until(lambda: batcher.queue.size == 400)
-            assert batcher.retry_after == 20
+            assert batcher.retry_after == 21  # the running one counts, too
             gate.is_open.set()
             await asyncio.gather(*waiting)
 
         batching(test)
+
+    def test_who_is_refused_later_comes_again_later(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            gate.is_open.set()
+            await submit("quick")
+            batcher._speed._size, batcher._speed._seconds = 10.0, 1.0
+            gate.is_open.clear()
+            waiting = [submit("running")]
+            await until(lambda: len(gate.batches) == 2)
+            waiting += [submit(number, size=25) for number in range(4)]
+            await until(lambda: batcher.queue.size == 100)
+            seconds = []
+            for _ in range(8):
+                with pytest.raises(Overloaded) as caught:
+                    await submit("more", size=50)
+                seconds.append(caught.value.retry_after)
+            assert seconds[:6] == [6, 11, 16, 21, 26, 31]  # each 5 s after the one before, from when the queue is half done
+            assert set(seconds[6:]) == {33}  # at most three times as long as the queue takes
+            gate.is_open.set()
+            await asyncio.gather(*waiting)
+
+        batching(test, max_size=100)
+
+    def test_where_nothing_was_measured_nobody_is_sent_away_for_a_moment_only(self) -> None:
+        async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:
+            waiting = [submit("running")]
+            await until(lambda: bool(gate.batches))
+            waiting.append(submit("waiting", items=8))
+            await until(lambda: batcher.queue.items == 8)
+            with pytest.raises(Overloaded) as caught:
+                await submit("more")
+            assert caught.value.retry_after == 5
+            gate.is_open.set()
+            await asyncio.gather(*waiting)
+
+        batching(test, max_items=8)
 
     def test_a_request_that_nobody_waits_for_is_not_run(self) -> None:
         async def test(batcher: Batcher[Any, Any], gate: Gate, submit: Submit) -> None:

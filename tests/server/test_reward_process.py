@@ -78,6 +78,20 @@ def test_scores_renders_and_says_the_same_as_in_this_process(hosted: Hosted, tin
         assert theirs.tokens is not None and mine.tokens is not None
         np.testing.assert_array_equal(theirs.tokens.used, mine.tokens.used)
     assert there.render(SAMPLES) == here.render(SAMPLES)
+    assert there.lengths(SAMPLES) == here.lengths(SAMPLES)
+    tokens = here.tokenize(["rivers", "naïve"], True)
+    assert there.tokenize(["rivers", "naïve"], True) == tokens
+    rows = [[token.id for token in row] for row in tokens]
+    assert there.detokenize(rows, False) == here.detokenize(rows, False) == ["rivers", "naïve"]
+
+
+def test_models_with_different_tokens_have_none_in_common(tiny_decoder: Any, tiny_encoder: Any) -> None:
+    reward = ServedReward.load({"provider": "ensemble", "members": [str(tiny_decoder()), str(tiny_encoder())]})
+    with pytest.raises(DataError, match="different tokens"):
+        reward.tokenize(["rivers"], True)
+    decoder, encoder = (ServedReward.load(str(make())) for make in (tiny_decoder, tiny_encoder))
+    texts = [RenderedSample.of("rivers of colour")]
+    assert reward.lengths(texts) == [max(decoder.lengths(texts)[0], encoder.lengths(texts)[0])]
 
 
 def test_failures_keep_their_kind_row_and_message(hosted: Hosted) -> None:

@@ -59,6 +59,14 @@ class TestNames:
             with served(ServedReward.load(source)) as client:
                 assert accepts(client, str(folder)) == accepts(client, folder.name) == {200}
 
+    def test_a_model_in_a_file_is_called_by_the_file_and_by_its_own_path(
+        self, tiny_decoder: Callable[[], Path], tmp_path: Path
+    ) -> None:
+        folder, file = tiny_decoder(), tmp_path / "spec.yaml"
+        file.write_text(f"provider: sequence-classifier\nmodel: {folder}\n")
+        with served(ServedReward.load(file)) as client:
+            assert accepts(client, str(folder)) == accepts(client, str(file)) == accepts(client, folder.name) == {200}
+
     def test_a_name_that_is_given_is_the_only_one(self) -> None:
         with served(ServedReward(FixedProvider(scores=lengths), "/models/rm"), model_name="mine") as client:
             assert [entry["id"] for entry in client.get("/v1/models").json()["data"]] == ["mine"]
@@ -79,7 +87,7 @@ def paths(client: httpx2.Client) -> list[str]:
     posted = {path for path, operations in document["paths"].items() if "post" in operations}
     assert {"/v1/rewards", "/classify", "/predict", "/get_reward", "/v2/rerank", "/v1/reload"} <= posted
     # The Open Inference Protocol takes other bodies than JSON, too; see test_drop_in_oip_binary.py.
-    return sorted(path for path in posted if not path.startswith(("/v2/models", "/v2/repository")))
+    return sorted(path for path in posted if path != "/ping" and not path.startswith(("/v2/models", "/v2/repository")))
 
 
 BODIES = [b"{}", b'{"input": "one"}', json.dumps({"samples": []}).encode(), b"input=one", b"\x00\xff", b"[" * 2_000]
@@ -96,7 +104,7 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 def reason(path: str, answer: httpx2.Response) -> str:
     """The message of an error, from where clients of this path look for it."""
     told: Any = answer.json()
-    if path == "/predict":
+    if path in ("/", "/decode", "/predict"):
         assert told["error_type"] == "Validation"
         return str(told["error"])
     if path == "/get_reward":

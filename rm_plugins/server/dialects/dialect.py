@@ -36,6 +36,8 @@ STATUS: Mapping[Cause, int] = {
     "failed": 500,
 }
 
+Activation: TypeAlias = Literal["sigmoid", "identity", "unknown"]
+
 _MOST_COMPLAINTS = 3
 
 
@@ -58,6 +60,38 @@ class Problem(Exception):
     def __post_init__(self) -> None:
         super().__init__(self.message)
         self.status = self.status or STATUS[self.cause]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a server makes of the output of a model.
+
+    Args:
+        label: What the model's configuration calls it; what transformers calls it where that says nothing.
+        activation: What vLLM applies to it unless it is told not to.
+    """
+
+    label: str = "LABEL_0"
+    activation: Activation = "sigmoid"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a text.
+
+    Args:
+        id: Its id.
+        name: What the tokenizer calls it, such as ``Ġthe``.
+        is_special: Whether the tokenizer added it.
+        start: Where in the text it begins, in characters.
+        stop: Where it ends.
+    """
+
+    id: int
+    name: str
+    is_special: bool
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +133,17 @@ class Scorer(Protocol):
     max_values: int
     """Most values of a request's body; what comes as bytes counts like JSON."""
 
+    eos_texts: Sequence[str] | None
+    """What ends the texts of a policy, as the server's settings say; None where they do not."""
+
+    @property
+    def output(self) -> Output:
+        """What a server of this very model would make of its output."""
+
+    @property
+    def load(self) -> int:
+        """How many requests wait or are scored."""
+
     @property
     def info(self) -> Mapping[str, Any]:
         """What ``GET /v1/info`` answers; ``rendered`` says whether texts and token ids are scored as they are."""
@@ -123,6 +168,27 @@ class Scorer(Protocol):
 
         Raises:
             Problem: A sample cannot be rendered, or the server is stopping.
+        """
+
+    async def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """How many tokens each sample has before it is truncated, for the model that makes the most of it, [N]; 0 where nothing has tokens.
+
+        Raises:
+            Problem: A sample cannot be rendered, or the server is stopping.
+        """
+
+    async def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
+        """The tokens of texts, however long, for each of which all models of the reward have the same.
+
+        Raises:
+            Problem: There is no model, models have different tokens, or the server is stopping.
+        """
+
+    async def detokenize(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The texts of token ids.
+
+        Raises:
+            Problem: As `tokenize`; or a token id is unknown.
         """
 
     async def reload(self) -> bool:
@@ -198,7 +264,12 @@ def check_count(scorer: Scorer, number: int) -> None:
         Problem: There are too many.
     """
     if number > scorer.max_items:
-        raise Problem("too-large", f"{number} samples were sent; at most {scorer.max_items} are taken at a time")
+        raise Problem("too-large", too_many("samples were sent", number, scorer.max_items))
+
+
+def too_many(what: str, number: int, most: int) -> str:
+    """What a client is told that sends more than a request may have."""
+    return f"{number} {what}; at most {most} are taken at a time: send them in several requests, or serve with a larger --max-items"
 
 
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:

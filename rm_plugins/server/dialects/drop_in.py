@@ -6,14 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from rm_plugins.server.dialects.dialect import Dialect
-
-LABEL = "LABEL_0"
-"""What transformers calls the only label of a model that was given no names for them."""
+from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.server.dialects.dialect import Dialect, Scorer
 
 
 class RequestBody(BaseModel):
@@ -38,6 +36,12 @@ class DropIn(Dialect):
             reasons_by_place.setdefault(".".join(map(str, place)), {})[reason] = None
         complaints = [f"{place}: {', or: '.join(reasons)}" for place, reasons in reasons_by_place.items()]
         return "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
+
+
+def cuts_at(scorer: Scorer, samples: Sequence[Sample]) -> Literal["left", "right"]:
+    """The side at which samples lose what is too long for the model: pairs lose the end of their longer text, all else its beginning."""
+    is_rendered = any(isinstance(sample, RenderedSample) for sample in samples)
+    return "right" if scorer.info["pair"] and not is_rendered else "left"
 
 
 def probability(reward: float) -> float:

@@ -1,7 +1,9 @@
 """The endpoint of OpenRLHF's reward model server, for ``--reward.remote_url``.
 
-Written after OpenRLHF 0.11.2. A query is prompt and response as the policy's tokenizer decoded them, special tokens and all, so the
-reward's tokenizer adds none. A query that is too long is cut as the reward was trained, where OpenRLHF's server cuts off its end.
+Written after OpenRLHF 0.11.2. A query is prompt and response as the policy's tokenizer decodes them, special tokens and EOS included.
+Models score it as it is, and no special tokens are added, as in OpenRLHF's own server; that one reads the last token of all, as a reward
+with ``read: last`` does. Any other reward is given prompt and completion, without the EOS. A query that is too long is truncated as the
+reward was trained, where OpenRLHF's server cuts off its end.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from typing import Annotated, Any, ClassVar
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, Field
 
-from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Problem, Scorer, check_count, score_all, text_sample
+from rm_plugins.errors import DataError
+from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins.server.dialects.dialect import Problem, Scorer, check_count, score_all
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody
+from rm_plugins.server.dialects.queries import completion_of, without_eos
 
 
 class GetReward(RequestBody):
@@ -24,7 +28,8 @@ class GetReward(RequestBody):
     )
     prompts: Annotated[list[str | None], Field(fail_fast=True)] | None = Field(
         None,
-        description="The prompts alone. A reward that is not made of models alone is told where a query's response begins.",
+        description="The prompts alone, by which completions are compared; a reward that is not made of models alone is given prompt and "
+        "completion apart.",
     )
     labels: list[Any] | None = Field(
         None, description="References. A reward that is not made of models alone finds each sample's in its column `label`."
@@ -84,11 +89,16 @@ def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:
             raise Problem(
                 "invalid", f"there are {len(given)} {name} for {len(queries)} queries; send one for each, or none at all"
             )
-    if scorer.info["rendered"]:
-        return [text_sample(scorer, query, add_special_tokens=False) for query in queries]
-    samples = []
-    for query, prompt, label in zip(queries, prompts, labels, strict=True):
+    is_rendered = scorer.info["rendered"]
+    samples: list[Sample] = []
+    for row, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
         columns = {} if label is None else {"label": label}
-        prompt = prompt if prompt and query.startswith(prompt) else ""
-        samples.append(Sample(prompt, query.removeprefix(prompt), columns))
+        if is_rendered:
+            samples.append(RenderedSample.of(query, add_special_tokens=False, prompt=prompt or "", columns=columns))
+            continue
+        try:
+            completion = completion_of(query, prompt or "")
+        except DataError as error:
+            raise Problem("invalid", f"item {row}: {error}") from None
+        samples.append(Sample(prompt or "", without_eos(completion, scorer.eos_texts), columns))
     return samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -131,6 +131,18 @@ class Info(BaseModel):
     manifests: dict[str, str]
     max_items: int
     rendered: bool = Field(description="Whether texts and token ids are taken, which only models can score.")
+    reads: dict[str, Literal["last", "before-padding"] | None] = Field(
+        description="By path in the spec, which token of a text the head of a model reads: its very last, or the last that is not padding; "
+        "null for an encoder. Set by `read` in the spec."
+    )
+    pair: bool | None = Field(
+        description="Whether the models encode prompt and completion as a pair, as cross-encoders do; null where it is not known of one, "
+        "which then scores none. Set by `pair` in the spec."
+    )
+    templates: bool = Field(description="Whether all models render conversations with a chat template.")
+    max_length: int | None = Field(
+        description="Most tokens that every model takes; longer texts are truncated as it was trained."
+    )
     spec: dict[str, Any] | None
 
 

@@ -1,22 +1,22 @@
 """The endpoints of text-embeddings-inference (TEI), whose clients need nothing but another URL.
 
-Written after TEI 1.9.3. What it truncates on the right, or refuses, our rewards truncate the way that they were trained with;
-``truncate`` and ``truncation_direction`` change nothing. ``POST /rerank`` is a path of vLLM's, too:
-`rm_plugins.server.dialects.vllm` has it, and calls `rerank` here for a body in TEI's form.
+Written after the sources of TEI 1.9.3. A text that is too long is truncated as the reward was trained, where TEI cuts off its end, unless
+the request asks for something else: then it is refused. ``POST /rerank`` and ``POST /tokenize`` are paths of vLLM's, too:
+`rm_plugins.server.dialects.vllm` has them, and calls `rerank` and `tokenize` here for a body in TEI's form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, score_all, text_sample
-from rm_plugins.server.dialects.drop_in import LABEL, DropIn, RequestBody, probability
+from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, Token, score_all, text_sample
+from rm_plugins.server.dialects.drop_in import DropIn, RequestBody, cuts_at, probability
 
 VERSION = "1.9.3"
 """The version of TEI whose requests and answers these are."""
@@ -35,12 +35,17 @@ _ERROR_TYPES: Mapping[Cause, str] = {
 
 _Text = Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
 _Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 class _Options(RequestBody):
     raw_scores: bool = Field(False, description="Give the reward itself, not its sigmoid.")
-    truncate: bool | None = Field(None, description="Without effect: the reward truncates as it was trained.")
-    truncation_direction: Literal["Left", "Right"] = Field("Right", description="Without effect.")
+    truncate: bool | None = Field(
+        None, description="False to refuse what is too long for the model; else it is truncated as the reward was trained."
+    )
+    truncation_direction: Literal["Left", "left", "Right", "right"] | None = Field(
+        None, description="What is too long for the model is refused where the reward truncates on the other side."
+    )
 
 
 class Predict(_Options):
@@ -72,6 +77,47 @@ class Rerank(_Options):
     return_text: bool = False
 
 
+class Tokenize(RequestBody):
+    """Texts to tokenize."""
+
+    inputs: str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+    add_special_tokens: bool = True
+    prompt_name: None = Field(None, description="The reward has no prompts to choose from.")
+
+
+class SimpleToken(BaseModel):
+    """A token, and the bytes of the text from which to which it stands; null for one that the tokenizer added."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Decode(RequestBody):
+    """Token ids to write as text."""
+
+    ids: _Ids | Annotated[list[_Ids], Field(min_length=1, fail_fast=True)]
+    skip_special_tokens: bool = True
+
+
+def is_for_tei(body: Any) -> bool:
+    """Whether a request is in TEI's form, where vLLM has the same path."""
+    if not isinstance(body, Mapping):
+        return False
+    return any(name in body for name in ("texts", "inputs")) and not any(name in body for name in ("documents", "prompt"))
+
+
+OR_VLLM = Discriminator(lambda body: "tei" if is_for_tei(body) else "vllm")
+"""Tells TEI's bodies from vLLM's."""
+
+AnyBody: TypeAlias = Annotated[
+    Annotated[Predict, Tag("predict")] | Annotated[Rerank, Tag("rerank")],
+    Discriminator(lambda body: "rerank" if isinstance(body, Mapping) and "texts" in body else "predict"),
+]
+
+
 class Prediction(BaseModel):
     """A score and what it is the score of: the reward has one output, with one name."""
 
@@ -92,10 +138,13 @@ _EXAMPLES: Any = {
     "pair": {"summary": "One pair of prompt and completion", "value": {"inputs": ["2+2?\n", "4"], "raw_scores": True}},
     "batch": {"summary": "A batch of texts and pairs", "value": {"inputs": [["2+2?\n4"], ["2+2?\n", "5"]], "raw_scores": True}},
 }
+RANKS: Any = {"tei": {"summary": "As TEI has it", "value": {"query": "2+2?\n", "texts": ["4", "5"], "raw_scores": True}}}
+TOKENS: Any = {"tei": {"summary": "As TEI has it", "value": {"inputs": ["2+2?", "4"]}}}
+_IDS: Any = {"ids": {"summary": "Token ids", "value": {"ids": [[5, 6, 7], [5]]}}}
 
 
 class TEI(DropIn):
-    """text-embeddings-inference: /predict and /info; /rerank is among vLLM's."""
+    """text-embeddings-inference: /predict, /decode and /info; /rerank and /tokenize are among vLLM's."""
 
     name: ClassVar[str] = "tei"
     statuses: ClassVar[Mapping[Cause, int]] = {"too-large": 422, "failed": 424}  # an oversized batch fails TEI's validation
@@ -113,9 +162,24 @@ class TEI(DropIn):
             body: Annotated[Predict, Body(openapi_examples=_EXAMPLES)],
         ) -> list[Prediction] | list[list[Prediction]]:
             _check_size(scorer, len(body.items))
-            values, _ = await score_all(scorer, [_sample(scorer, row, item) for row, item in enumerate(body.items)])
-            predictions = [[Prediction(score=_score(value, body), label=LABEL)] for value in values]
+            values = await _scored(scorer, body, [_sample(scorer, row, item) for row, item in enumerate(body.items)])
+            predictions = [[Prediction(score=_score(value, body), label=scorer.output.label)] for value in values]
             return predictions if body.is_batch else predictions[0]
+
+        # TEI has a reranker's /rerank here, and a classifier's /predict; a model of one output is either.
+        @router.post("/", summary="The same as /predict or /rerank, as the body has it", response_model_exclude_none=True)
+        async def either(
+            body: Annotated[AnyBody, Body(openapi_examples=_EXAMPLES | RANKS)],
+        ) -> list[Prediction] | list[list[Prediction]] | list[Rank]:
+            return await rerank(scorer, body) if isinstance(body, Rerank) else await predict(body)
+
+        @router.post("/decode", summary="The texts of token ids")
+        async def decode(body: Annotated[Decode, Body(openapi_examples=_IDS)]) -> list[str]:
+            rows = [ids for ids in body.ids if isinstance(ids, list)] or [
+                [token for token in body.ids if isinstance(token, int)]
+            ]
+            _check_size(scorer, len(rows))
+            return await scorer.detokenize(rows, skip_special_tokens=body.skip_special_tokens)
 
         @router.get("/info", summary="What is served")
         async def info() -> dict[str, Any]:
@@ -124,7 +188,7 @@ class TEI(DropIn):
                 "model_id": scorer.name,
                 "model_sha": None,
                 "model_dtype": None,
-                "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
+                "model_type": {"reranker": {"id2label": {"0": scorer.output.label}, "label2id": {scorer.output.label: 0}}},
                 "max_concurrent_requests": None,
                 "max_input_length": None,
                 "max_batch_tokens": None,
@@ -136,6 +200,7 @@ class TEI(DropIn):
                 "sha": None,
                 "docker_label": None,
                 "server": f"rm-plugins {__version__}",
+                "reads": scorer.info["reads"],
             }
 
         return router
@@ -144,15 +209,51 @@ class TEI(DropIn):
 async def rerank(scorer: Scorer, body: Rerank) -> list[Rank]:
     """The completions of a prompt by their scores, the best first."""
     _check_size(scorer, len(body.texts))
-    values, _ = await score_all(scorer, [_pair(row, body.query, text) for row, text in enumerate(body.texts)])
+    values = await _scored(scorer, body, [_pair(row, body.query, text) for row, text in enumerate(body.texts)])
     order = sorted(range(len(values)), key=lambda row: values[row])[::-1]  # of equal ones, TEI has the last first
     texts = body.texts if body.return_text else [None] * len(values)
     return [Rank(index=row, text=texts[row], score=_score(values[row], body)) for row in order]
 
 
+async def tokenize(scorer: Scorer, body: Tokenize) -> list[list[SimpleToken]]:
+    """The tokens of texts, and where in their bytes they are."""
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    _check_size(scorer, len(texts))
+    rows = await scorer.tokenize(texts, add_special_tokens=body.add_special_tokens)
+    return [_simple_tokens(text, tokens) for text, tokens in zip(texts, rows, strict=True)]
+
+
+def _simple_tokens(text: str, tokens: Sequence[Token]) -> list[SimpleToken]:
+    before = [0]  # bytes before each character
+    for character in text:
+        before.append(before[-1] + len(character.encode()))
+    return [
+        SimpleToken(id=token.id, text=token.name, special=True, start=None, stop=None)
+        if token.is_special
+        else SimpleToken(
+            id=token.id, text=text[token.start : token.stop], special=False, start=before[token.start], stop=before[token.stop]
+        )
+        for token in tokens
+    ]
+
+
+async def _scored(scorer: Scorer, body: _Options, samples: Sequence[Sample]) -> list[float]:
+    values, scored = await score_all(scorer, samples)
+    if scored.metadata.get("truncated", 0):
+        side = cuts_at(scorer, samples)
+        if body.truncate is False:
+            raise Problem("invalid", "`inputs` are too long for the model, and truncate is false")
+        if body.truncation_direction not in (None, side, side.capitalize()):
+            raise Problem(
+                "invalid",
+                f"`inputs` are too long for the model, and the reward truncates on the {side}; leave truncation_direction out",
+            )
+    return values
+
+
 def _check_size(scorer: Scorer, size: int) -> None:
     if size > scorer.max_items:  # in TEI's words, by which clients know to split a batch
-        raise Problem("too-large", f"batch size {size} > maximum allowed batch size {scorer.max_items}")
+        raise Problem("too-large", f"batch size {size} > maximum allowed batch size {scorer.max_items} (--max-items)")
 
 
 def _sample(scorer: Scorer, row: int, item: list[str]) -> Sample:

@@ -1,8 +1,9 @@
 """The endpoints of vLLM's pooling models, whose clients need nothing but another URL.
 
-Written after vLLM 0.33.0. As there, a score is the sigmoid of the reward unless ``use_activation`` is false. A request for something
-that would change the reward, such as another template, is refused. A text that is too long is truncated as the reward was trained,
-where vLLM refuses it unless ``truncate_prompt_tokens`` is set.
+Written after the sources of vLLM 0.32.0 and 0.33.0. As there, a score is the sigmoid of the reward unless ``use_activation`` is false, or
+the model's configuration says ``problem_type: regression``. A request for something that would change the reward, such as another template,
+is refused. A text that is too long is truncated as the reward was trained, where vLLM refuses it unless ``truncate_prompt_tokens`` is set.
+``POST /v1/embeddings`` is for clients of SGLang's reward models, which is where they find the reward there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import base64
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -19,7 +20,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from rm_plugins import __version__
-from rm_plugins.samples import Sample
+from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
 from rm_plugins.server.dialects.dialect import (
@@ -33,7 +34,7 @@ from rm_plugins.server.dialects.dialect import (
     score_all,
     text_sample,
 )
-from rm_plugins.server.dialects.drop_in import DropIn, probability
+from rm_plugins.server.dialects.drop_in import DropIn, cuts_at, probability
 
 _Entry = TypeVar("_Entry")
 
@@ -67,6 +68,10 @@ _INPUTS: Any = {
         },
     },
 }
+_TEXTS: Any = {
+    name: {"summary": _INPUTS[name]["summary"], "value": {"input": _INPUTS[name]["value"]["input"]}}
+    for name in ("texts", "tokens")
+}
 _PAIRS: Any = {
     "many": {
         "summary": "Completions of a prompt",
@@ -75,13 +80,18 @@ _PAIRS: Any = {
     "pairs": {"summary": "Pairs", "value": {"text_1": ["2+2?\n", "3+3?\n"], "text_2": ["4", "6"], "use_activation": False}},
 }
 _RANKS: Any = {"best": {"summary": "The best one", "value": {"query": "2+2?\n", "documents": ["4", "5"], "top_n": 1}}}
-_EITHER_RANKS: Any = _RANKS | {
-    "tei": {"summary": "As TEI has it", "value": {"query": "2+2?\n", "texts": ["4", "5"], "raw_scores": True}},
+_TEXT: Any = {
+    "text": {"summary": "A text", "value": {"prompt": "2+2?", "return_token_strs": True}},
+    "chat": {
+        "summary": "A conversation",
+        "value": {"messages": [{"role": "user", "content": "2+2?"}], "add_generation_prompt": False},
+    },
 }
+_IDS: Any = {"ids": {"summary": "Token ids", "value": {"tokens": [5, 6, 7]}}}
 
 
 class VLLM(DropIn):
-    """vLLM's pooling models: /classify, /pooling, /score and /rerank."""
+    """vLLM's pooling models: /classify, /pooling, /score, /rerank and /tokenize."""
 
     name: ClassVar[str] = "vllm"
     statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
@@ -102,15 +112,15 @@ class VLLM(DropIn):
         async def classify(
             request: Request, body: Annotated[bodies.Classify, Body(openapi_examples=_INPUTS)]
         ) -> bodies.Answer[bodies.Classified]:
-            values, scored = await _scored(scorer, body, _inputs(scorer, body))
-            data = [bodies.Classified(index=row, probs=[value]) for row, value in enumerate(values)]
+            values, scored = await _scores(scorer, body, _inputs(scorer, body))
+            data = [bodies.Classified(index=row, label=scorer.output.label, probs=[value]) for row, value in enumerate(values)]
             return _answer("classify", scorer, request, body, scored, data)
 
         @router.post("/pooling", summary="The same as vectors of one number")
         async def pooling(
             request: Request, body: Annotated[bodies.Pooling, Body(openapi_examples=_INPUTS)]
         ) -> bodies.Answer[bodies.Pooled]:
-            values, scored = await _scored(scorer, body, _inputs(scorer, body))
+            values, scored = await _scores(scorer, body, _inputs(scorer, body))
             data = [bodies.Pooled(index=row, data=_vector(value, body)) for row, value in enumerate(values)]
             return _answer("pooling", scorer, request, body, scored, data)
 
@@ -119,16 +129,22 @@ class VLLM(DropIn):
         async def score(
             request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
         ) -> bodies.Answer[bodies.ScoredPair]:
-            values, scored = await _scored(scorer, body, _pairs(scorer, *body.sides))
+            samples = _pairs(scorer, *body.sides)
+            await _refuse_cut_pairs(scorer, body, samples)
+            values, scored = await _scores(scorer, body, samples)
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
             return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = [body.documents] if isinstance(body.documents, str) else body.documents
-            values, scored = await _scored(scorer, body, _pairs(scorer, body.query, documents))
-            order = sorted(range(len(values)), key=lambda row: values[row], reverse=True)[: body.top_n or None]
+            samples = _pairs(scorer, body.query, documents)
+            await _refuse_cut_pairs(scorer, body, samples)
+            rewards, scored = await _rewards(scorer, body, samples)
+            # By the rewards: above 37 all sigmoids are 1.
+            order = sorted(range(len(rewards)), key=lambda row: rewards[row], reverse=True)[: body.top_n or None]
+            scores = _activated(scorer, body, rewards)
             results = [
-                bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=values[row])
+                bodies.Ranked(index=row, document=bodies.Document(text=documents[row]), relevance_score=scores[row])
                 for row in order
             ]
             usage = bodies.RankUsage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
@@ -140,22 +156,67 @@ class VLLM(DropIn):
             return await ranking(request, body)
 
         async def rerank_either(
-            request: Request, body: Annotated[bodies.EitherRerank, Body(openapi_examples=_EITHER_RANKS)]
+            request: Request, body: Annotated[bodies.EitherRerank, Body(openapi_examples=_RANKS | tei.RANKS)]
         ) -> bodies.Ranking | Response:
             if isinstance(body, bodies.Rerank):
                 return await ranking(request, body)
             return JSONResponse([rank.model_dump(exclude_none=True) for rank in await tei.rerank(scorer, body)])
 
+        async def tokenize_either(
+            body: Annotated[bodies.EitherTokenize, Body(openapi_examples=_TEXT | tei.TOKENS)],
+        ) -> bodies.Tokens | list[list[tei.SimpleToken]]:
+            if isinstance(body, tei.Tokenize):
+                return await tei.tokenize(scorer, body)
+            _check_model(scorer, body.model)
+            if isinstance(body, bodies.TokenizeChat):
+                ids, names = await _tokens_of_chat(scorer, body)
+            else:
+                (tokens,) = await scorer.tokenize([body.prompt], add_special_tokens=body.add_special_tokens)
+                ids, names = [token.id for token in tokens], [token.name for token in tokens]
+            return bodies.Tokens(
+                count=len(ids),
+                max_model_len=scorer.info["max_length"],
+                tokens=ids,
+                token_strs=names if body.return_token_strs else None,
+            )
+
+        either: dict[str, Any] = {
+            "methods": ["POST"],
+            "tags": ["TEI"],
+            "responses": {status: {"description": "As vLLM or as TEI tells it."} for status in {*STATUS.values(), 400, 424}},
+            "dependencies": [Depends(_tell_as_tei)],
+        }
         router.add_api_route(
             "/rerank",
             rerank_either,
-            methods=["POST"],
-            tags=["TEI"],
             summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
             response_model=bodies.Ranking | list[tei.Rank],
-            responses={status: {"description": "As vLLM or as TEI tells it."} for status in {*STATUS.values(), 400, 424}},
-            dependencies=[Depends(_tell_as_tei)],
+            **either,
         )
+        router.add_api_route(
+            "/tokenize", tokenize_either, summary="The tokens of a text as vLLM has them, or of texts as TEI has them", **either
+        )
+
+        @router.post("/detokenize", summary="The text of token ids")
+        async def detokenize(body: Annotated[bodies.Detokenize, Body(openapi_examples=_IDS)]) -> bodies.Detokenized:
+            _check_model(scorer, body.model)
+            (text,) = await scorer.detokenize([body.tokens], skip_special_tokens=False)
+            return bodies.Detokenized(prompt=text)
+
+        @router.post("/v1/embeddings", summary="Rewards, as SGLang has them")
+        async def embeddings(body: Annotated[bodies.Embeddings, Body(openapi_examples=_TEXTS)]) -> bodies.EmbeddingsAnswer:
+            _check_model(scorer, body.model)
+            rewards, scored = await score_all(scorer, _rows(scorer, body.input))
+            data = [
+                bodies.Embedded(index=row, embedding=[reward] if body.encoding_format == "float" else _packed(reward, "little"))
+                for row, reward in enumerate(rewards)
+            ]
+            usage = bodies.RankUsage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
+            return bodies.EmbeddingsAnswer(data=data, model=scorer.name, usage=usage)
+
+        @router.get("/load", summary="How much there is to do")
+        async def load() -> bodies.Load:
+            return bodies.Load(server_load=scorer.load)
 
         @router.get("/version", summary="Whose requests are understood")
         async def version() -> dict[str, str]:
@@ -163,8 +224,8 @@ class VLLM(DropIn):
 
         @router.get("/v1/models", summary="What is served")
         async def models() -> bodies.ModelList:
-            root = scorer.names[-1]
-            return bodies.ModelList(data=[bodies.ModelCard(id=name, created=started, root=root) for name in scorer.names])
+            known = {"created": started, "root": scorer.names[-1], "max_model_len": scorer.info["max_length"]}
+            return bodies.ModelList(data=[bodies.ModelCard(id=name, **known) for name in scorer.names])
 
         return router
 
@@ -172,27 +233,96 @@ class VLLM(DropIn):
 async def _tell_as_tei(request: Request) -> None:
     """Have problems told as TEI tells them where the request is in its form."""
     with suppress(ValueError):
-        if bodies.is_for_tei(await request.json()):
+        if tei.is_for_tei(await request.json()):
             request.state.dialect = tei.TEI()
 
 
-async def _scored(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
+async def _scores(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
     """The scores that a request asks for, raw or not, and everything else that is known of them."""
-    if body.model:
-        check_model(scorer, body.model)
-    values, scored = await score_all(scorer, samples)
-    return values if body.is_raw else [probability(value) for value in values], scored
+    rewards, scored = await _rewards(scorer, body, samples)
+    return _activated(scorer, body, rewards), scored
+
+
+async def _rewards(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
+    """The rewards of samples of which nothing is cut that the reward itself would not cut, and everything else that is known of them."""
+    _check_model(scorer, body.model)
+    if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens >= 0:
+        _refuse_cut("truncate_prompt_tokens", body.truncate_prompt_tokens, await scorer.lengths(samples))
+    rewards, scored = await score_all(scorer, samples)
+    side = cuts_at(scorer, samples)
+    if body.truncation_side not in (None, side) and scored.metadata.get("truncated", 0):
+        raise Problem("invalid", f"truncation_side: a text is too long for the model, and the reward truncates on the {side}")
+    return rewards, scored
+
+
+async def _refuse_cut_pairs(scorer: Scorer, body: bodies.Score | bodies.Rerank, samples: list[Sample]) -> None:
+    """Refuse pairs of which vLLM would cut a part off before it scores them, as no reward is trained with."""
+    for name, limit, texts in (
+        ("max_tokens_per_query", body.max_tokens_per_query, [sample.prompt for sample in samples]),
+        ("max_tokens_per_doc", body.max_tokens_per_doc, [sample.completion for sample in samples]),
+    ):
+        if limit:
+            parts = [RenderedSample.of(str(text), add_special_tokens=False) for text in texts]
+            _refuse_cut(name, limit, await scorer.lengths(parts))
+
+
+def _refuse_cut(name: str, limit: int, lengths: Sequence[int]) -> None:
+    for row, length in enumerate(lengths):
+        if length > limit:
+            raise Problem(
+                "invalid",
+                f"{name}: item {row} has {length} tokens, more than {limit}, and would be cut; send it cut, or without {name}: a text that "
+                "is too long for the model is truncated as the reward was trained",
+            )
+
+
+def _activated(scorer: Scorer, body: bodies.Options, rewards: list[float]) -> list[float]:
+    """What vLLM answers for the rewards, by the request and by the model's configuration."""
+    if body.is_raw or scorer.output.activation == "identity":
+        return rewards
+    if scorer.output.activation == "unknown":
+        raise Problem(
+            "invalid", "use_activation: the model's configuration names an activation that is unknown here; send false"
+        )
+    return [probability(reward) for reward in rewards]
+
+
+async def _tokens_of_chat(scorer: Scorer, body: bodies.TokenizeChat) -> tuple[list[int], list[str]]:
+    (renderings,) = await scorer.render([_conversation(scorer, body)])
+    if len(renderings) != 1:
+        raise Problem(
+            "invalid", f"the reward has {len(renderings)} models with tokens of their own; POST /v1/render has those of each"
+        )
+    if renderings[0]["truncated"]:
+        raise Problem("invalid", "the conversation is too long for the model, and would be truncated")
+    return renderings[0]["token_ids"], renderings[0]["tokens"]
+
+
+def _check_model(scorer: Scorer, model: str | None) -> None:
+    if model:
+        check_model(scorer, model)
 
 
 def _inputs(scorer: Scorer, body: bodies.Completions | bodies.Chat) -> list[Sample]:
     if isinstance(body, bodies.Chat):
-        messages = [_message(message) for message in body.messages]
-        columns = {"chat_template_kwargs": body.chat_template_kwargs} if body.chat_template_kwargs else {}
-        return [Sample(messages[:-1], messages[-1:], columns)]
-    given = body.input
-    rows = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+        return [_conversation(scorer, body)]
+    return _rows(scorer, body.input, add_special_tokens=body.add_special_tokens)
+
+
+def _conversation(scorer: Scorer, body: bodies.Chat | bodies.TokenizeChat) -> Sample:
+    settings = dict(body.chat_template_kwargs or {})
+    if body.add_generation_prompt:
+        if not scorer.info["templates"]:
+            raise Problem("invalid", "add_generation_prompt: a model of this reward has no chat template; send false")
+        settings["add_generation_prompt"] = True
+    messages = [_message(message) for message in body.messages]
+    return Sample(messages[:-1], messages[-1:], {"chat_template_kwargs": settings} if settings else {})
+
+
+def _rows(scorer: Scorer, given: bodies.Input, *, add_special_tokens: bool = True) -> list[Sample]:
+    rows: Sequence[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     check_count(scorer, len(rows))
-    return [text_sample(scorer, row, add_special_tokens=body.add_special_tokens) for row in rows]
+    return [text_sample(scorer, row, add_special_tokens=add_special_tokens) for row in rows]
 
 
 def _message(message: bodies.ChatMessage) -> dict[str, Any]:
@@ -205,8 +335,12 @@ def _message(message: bodies.ChatMessage) -> dict[str, Any]:
 def _vector(value: float, body: bodies.PoolingCompletions | bodies.PoolingChat) -> list[float] | str:
     if body.encoding_format == "float":
         return [value]
+    return _packed(value, body.endianness)
+
+
+def _packed(value: float, endianness: str) -> str:
     try:
-        packed = struct.pack(f"{_BYTE_ORDERS[body.endianness]}f", value)
+        packed = struct.pack(f"{_BYTE_ORDERS[endianness]}f", value)
     except OverflowError:
         raise Problem("failed", f"the reward {value} is too large for 32 bits; ask for encoding_format float") from None
     return base64.b64encode(packed).decode()

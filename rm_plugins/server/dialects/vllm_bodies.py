@@ -12,12 +12,14 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVa
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rm_plugins.server.dialects import tei
-from rm_plugins.server.dialects.drop_in import LABEL, RequestBody
+from rm_plugins.server.dialects.drop_in import RequestBody
 
 _Filled: TypeAlias = Annotated[str, Field(min_length=1)]
-_Token: TypeAlias = Annotated[int, Field(ge=0)]
+Token: TypeAlias = Annotated[int, Field(ge=0)]
 _Item = TypeVar("_Item")
 _Some: TypeAlias = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+Input: TypeAlias = _Filled | _Some[_Filled] | _Some[Token] | _Some[_Some[Token]]
+"""A text, texts, the token ids of one, or of several."""
 
 
 class Options(RequestBody):
@@ -25,12 +27,21 @@ class Options(RequestBody):
 
     model: str | None = Field(None, description="The served model's name, or nothing.")
     request_id: str | None = None
-    use_activation: bool | None = Field(None, description="False for the reward itself; else its sigmoid is given.")
-    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
-    truncate_prompt_tokens: Literal[-1] | None = Field(
-        None, description="The reward truncates as it was trained, at its own length."
+    use_activation: bool | None = Field(
+        None,
+        description="False for the reward itself; else what vLLM gives of the same model: the sigmoid of the reward, or for "
+        "`problem_type: regression` the reward itself.",
     )
-    truncation_side: Literal["left"] | None = None
+    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="A text with more tokens is refused, as it would be cut otherwise than the reward was trained; -1 for no such limit. A "
+        "text that is too long for the model is truncated as the reward was trained.",
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="A text that is too long for the model is refused where the reward truncates on the other side."
+    )
     padding: Literal["do_not_pad"] | None = None
     priority: Literal[0] = 0
     normalize: None = Field(None, description="Was removed from vLLM.")
@@ -44,7 +55,7 @@ class Options(RequestBody):
 class Completions(Options):
     """Texts that the client has rendered, or token ids."""
 
-    input: _Filled | _Some[_Filled] | _Some[_Token] | _Some[_Some[_Token]]
+    input: Input
     add_special_tokens: bool = Field(
         True, description="Whether the tokenizer adds its own; false for a text that has them already."
     )
@@ -72,7 +83,7 @@ class Chat(Options):
     messages: _Some[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: Literal[False] = False
-    add_generation_prompt: Literal[False] = False
+    add_generation_prompt: bool = Field(False, description="Whether the beginning of another turn is scored, too.")
     continue_final_message: Literal[False] = False
     chat_template: None = None
 
@@ -95,8 +106,8 @@ class PoolingChat(Chat, _Encoding):
 
 class _Pairs(Options):
     names: ClassVar[tuple[str, str]]
-    max_tokens_per_query: Literal[0] = 0
-    max_tokens_per_doc: Literal[0] = 0
+    max_tokens_per_query: int = Field(0, ge=0, description="A prompt with more tokens is refused; 0 for no limit.")
+    max_tokens_per_doc: int = Field(0, ge=0, description="A completion with more tokens is refused; 0 for no limit.")
     instruction: None = None
 
     @property
@@ -158,11 +169,6 @@ def _has(**names: str) -> Discriminator:
     return Discriminator(kind)
 
 
-def is_for_tei(body: Any) -> bool:
-    """Whether a request to rerank is in TEI's form, which has the same path as vLLM's."""
-    return isinstance(body, Mapping) and "texts" in body and "documents" not in body
-
-
 _CHAT_OR_NOT = _has(completion="input", chat="messages")
 Classify: TypeAlias = Annotated[Annotated[Completions, Tag("completion")] | Annotated[Chat, Tag("chat")], _CHAT_OR_NOT]
 Pooling: TypeAlias = Annotated[
@@ -175,10 +181,7 @@ Score: TypeAlias = Annotated[
     | Annotated[TextPair, Tag("texts")],
     _has(documents="documents", items="items", data="data_1", texts="text_1"),
 ]
-EitherRerank: TypeAlias = Annotated[
-    Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")],
-    Discriminator(lambda body: "tei" if is_for_tei(body) else "vllm"),
-]
+EitherRerank: TypeAlias = Annotated[Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")], tei.OR_VLLM]
 """TEI has the same path for another body."""
 
 
@@ -201,7 +204,7 @@ class Classified(BaseModel):
     """A text's score, as the only probability of the only class."""
 
     index: int
-    label: str = LABEL
+    label: str
     probs: list[float]
     num_classes: int = 1
 
@@ -266,7 +269,7 @@ class ModelCard(BaseModel):
     owned_by: str = "rm-plugins"
     root: str
     parent: None = None
-    max_model_len: None = None
+    max_model_len: int | None
     permission: list[Any] = []
 
 
@@ -275,3 +278,91 @@ class ModelList(BaseModel):
 
     object: str = "list"
     data: list[ModelCard]
+
+
+class Embeddings(RequestBody):
+    """Texts or token ids."""
+
+    model: str | None = Field(None, description="The served model's name, or nothing.")
+    input: Input
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Literal[1] | None = None
+
+
+class Embedded(BaseModel):
+    """A text's reward, as a vector of one number; in base64 it is a 32-bit float, its lowest byte first."""
+
+    index: int
+    object: str = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The answer of ``POST /v1/embeddings``."""
+
+    object: str = "list"
+    data: list[Embedded]
+    model: str
+    usage: RankUsage
+
+
+class Tokenize(RequestBody):
+    """A text to tokenize."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = False
+
+
+def _has_messages(body: Any) -> bool:
+    return isinstance(body, Mapping) and "messages" in body and "prompt" not in body
+
+
+class TokenizeChat(RequestBody):
+    """A conversation to tokenize."""
+
+    model: str | None = None
+    messages: _Some[ChatMessage]
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: Literal[False] = False
+    add_generation_prompt: bool = True
+    continue_final_message: Literal[False] = False
+    chat_template: None = None
+    tools: None = None
+    return_token_strs: bool | None = False
+
+
+EitherTokenize: TypeAlias = Annotated[
+    Annotated[Tokenize, Tag("vllm")] | Annotated[TokenizeChat, Tag("chat")] | Annotated[tei.Tokenize, Tag("tei")],
+    Discriminator(lambda body: "tei" if tei.is_for_tei(body) else "chat" if _has_messages(body) else "vllm"),
+]
+"""TEI has the same path for another body."""
+
+
+class Tokens(BaseModel):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenize(RequestBody):
+    """Token ids to write as text."""
+
+    model: str | None = None
+    tokens: Annotated[list[Token], Field(fail_fast=True)]
+
+
+class Detokenized(BaseModel):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class Load(BaseModel):
+    """The answer of ``GET /load``."""
+
+    server_load: int = Field(description="Requests that wait or are scored.")
