@@ -1,0 +1,72 @@
+"""The environments of the peers: one for each file of requirements, under the folder that RM_PLUGINS_PEERS names.
+
+``python -m tests.peers.environments [NAME ...]`` makes those that are missing or whose requirements have changed. One that cannot be
+installed is left out, and its reason is kept for the tests that skip and for the table.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).parent / "requirements"
+FOLDER = os.environ.get("RM_PLUGINS_PEERS", "")
+_PATIENCE = 1800
+
+
+def names() -> list[str]:
+    """All environments that there could be."""
+    return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+
+
+def python(name: str) -> Path:
+    """The interpreter of an environment."""
+    return Path(FOLDER).absolute() / name / "bin" / "python"
+
+
+def missing(name: str) -> str | None:
+    """Why an environment cannot be used, or None."""
+    if not FOLDER:
+        return "`make test-peers` runs it"
+    reason = Path(FOLDER) / f"{name}.skipped"
+    if reason.is_file():
+        return f"the environment {name} could not be installed: {reason.read_text()}"
+    return None if python(name).is_file() else f"there is no environment {name} in {FOLDER}"
+
+
+def distributions(name: str) -> dict[str, str]:
+    """The versions of what is installed in an environment, by normalized name."""
+    code = "from importlib.metadata import distributions as d; [print(x.metadata['Name'], x.version) for x in d()]"
+    listed = subprocess.run([python(name), "-c", code], capture_output=True, text=True, check=True).stdout
+    return {line.split()[0].lower().replace("_", "-"): line.split()[1] for line in listed.splitlines()}
+
+
+def install(name: str) -> None:
+    """Make an environment, or write down why it is not there."""
+    wanted = (REQUIREMENTS / f"{name}.txt").read_text()
+    folder = Path(FOLDER) / name
+    done, reason = folder / "requirements.txt", folder.with_suffix(".skipped")
+    if done.is_file() and done.read_text() == wanted:
+        return
+    reason.unlink(missing_ok=True)
+    print(f"Installing {name} ...", flush=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        found = subprocess.run([*pip, "-r", REQUIREMENTS / f"{name}.txt"], capture_output=True, text=True, timeout=_PATIENCE)
+        problem = found.stderr.strip().splitlines()[-1:] if found.returncode else []
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = [str(error)]
+    if problem:
+        reason.write_text(problem[0])
+        print(f"{name} is left out: {problem[0]}", flush=True)
+    else:
+        done.write_text(wanted)
+
+
+if __name__ == "__main__":
+    Path(FOLDER).mkdir(parents=True, exist_ok=True)
+    for wanted in sys.argv[1:] or names():
+        install(wanted)
