@@ -1,7 +1,8 @@
 """The environments of the peers: one for each file of requirements, under the folder that RM_PLUGINS_PEERS names.
 
 ``python -m tests.peers.environments [NAME ...]`` makes those that are missing or whose requirements have changed. One that cannot be
-installed is left out, and its reason is kept for the tests that skip and for the table.
+installed is left out, and its reason is kept for the tests that skip and for the table. Of what ``NAME.bare.txt`` lists, the files alone
+are installed: such a client is one module of a project that declares to need a GPU's whole stack.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _PATIENCE = 1800
 
 def names() -> list[str]:
     """All environments that there could be."""
-    return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+    return sorted({path.name.partition(".")[0] for path in REQUIREMENTS.glob("*.txt")})
 
 
 def python(name: str) -> Path:
@@ -45,25 +46,28 @@ def distributions(name: str) -> dict[str, str]:
 
 def install(name: str) -> None:
     """Make an environment, or write down why it is not there."""
-    wanted = (REQUIREMENTS / f"{name}.txt").read_text()
+    files = {path: ["--no-deps"] if path.name == f"{name}.bare.txt" else [] for path in sorted(REQUIREMENTS.glob(f"{name}.*"))}
+    wanted = "".join(path.read_text() for path in files)
     folder = Path(FOLDER) / name
-    done, reason = folder / "requirements.txt", folder.with_suffix(".skipped")
+    done, reason = folder / "requirements.txt", Path(FOLDER) / f"{name}.skipped"
     if done.is_file() and done.read_text() == wanted:
         return
     reason.unlink(missing_ok=True)
     print(f"Installing {name} ...", flush=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        found = subprocess.run([*pip, "-r", REQUIREMENTS / f"{name}.txt"], capture_output=True, text=True, timeout=_PATIENCE)
-        problem = found.stderr.strip().splitlines()[-1:] if found.returncode else []
+        _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        for path, options in files.items():
+            _run(str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, "-r", str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        problem = [str(error)]
-    if problem:
-        reason.write_text(problem[0])
-        print(f"{name} is left out: {problem[0]}", flush=True)
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason.write_text(said[-1])
+        print(f"{name} is left out: {said[-1]}", flush=True)
     else:
         done.write_text(wanted)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PATIENCE)
 
 
 if __name__ == "__main__":

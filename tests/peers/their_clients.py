@@ -34,7 +34,8 @@ class Client:
         peer: Its name, as the table has it.
         script: Its module in ``clients/``.
         environment: Which file of requirements it is installed by.
-        ways: How it can ask.
+        ways: How it can ask; by the first of them it meets errors, restarts and load.
+        variables: Further environment variables of its process.
         wrong_model: What it raises where the model is another: the class of the error and the status that it knows of.
         empty: What it raises where there is nothing to score.
         retries: Whether it comes again by itself where the server is busy.
@@ -44,6 +45,7 @@ class Client:
     script: str
     environment: str = "clients"
     ways: tuple[Way, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
     wrong_model: str | None = None
     empty: str | None = None
     retries: bool = False
@@ -56,5 +58,107 @@ CLIENTS = [
         ways=(Way(name="rerank_v1"), Way(name="rerank_v2"), Way(name="rerank_v2", options={"max_tokens_per_doc": 4096})),
         wrong_model="NotFoundError 404",
         empty="BadRequestError 400",
+    ),
+    Client(
+        peer="openai",
+        script="with_openai",
+        ways=(
+            Way(name="classify", asks="texts", gets="raw"),
+            Way(name="classify_conversations", asks="conversations", gets="raw"),
+            Way(name="embeddings", asks="texts", gets="raw"),
+            Way(name="embeddings_base64", asks="texts", gets="raw"),
+            Way(name="score", asks="pairs"),
+        ),
+        wrong_model="NotFoundError 404",
+        empty="BadRequestError 400",
+        retries=True,
+    ),
+    Client(
+        peer="huggingface_hub",
+        script="with_huggingface",
+        variables={"HF_HUB_OFFLINE": "0"},  # it asks nobody but the URL; offline, not even that
+        ways=(
+            Way(name="predict", asks="texts", gets="raw"),
+            Way(name="predict_pairs", asks="pairs", gets="raw"),
+            Way(name="text_classification", asks="texts"),
+            Way(name="endpoint_info", asks="texts"),
+            Way(name="rerank"),
+        ),
+        empty="HfHubHTTPError 422",
+    ),
+    Client(
+        peer="litellm",
+        script="with_litellm",
+        variables={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        ways=(
+            Way(name="hosted_vllm"),
+            Way(name="huggingface"),
+            Way(name="cohere"),
+            Way(name="jina_ai"),
+            Way(name="hosted_vllm", options={"max_tokens_per_doc": 4096}),
+        ),
+    ),
+    Client(
+        peer="infinity-client",
+        script="with_infinity",
+        ways=(Way(name="rerank"),),
+    ),
+    Client(
+        peer="langchain",
+        script="with_langchain",
+        ways=(Way(name="cohere_rerank"), Way(name="jina")),
+        wrong_model="NotFoundError 404",
+    ),
+    Client(
+        peer="llama-index",
+        script="with_llama_index",
+        ways=(Way(name="cohere_rerank"), Way(name="tei_rerank"), Way(name="siliconflow_rerank"), Way(name="jina_rerank")),
+        wrong_model="NotFoundError 404",
+    ),
+    Client(
+        peer="haystack",
+        script="with_haystack",
+        ways=(Way(name="cohere_ranker"), Way(name="tei_ranker")),
+        wrong_model="NotFoundError 404",
+    ),
+    Client(peer="rerankers", script="with_rerankers", ways=(Way(name="cohere"), Way(name="jina"), Way(name="tei"))),
+    Client(
+        peer="tritonclient",
+        script="with_triton",
+        ways=(
+            Way(name="binary", asks="texts", gets="raw"),
+            Way(name="as_json", asks="texts", gets="raw"),
+            Way(name="compressed", asks="texts", gets="raw"),
+            Way(name="everything_else", asks="texts", gets="raw"),
+        ),
+        wrong_model="InferenceServerException 404",
+        empty="InferenceServerException 400",
+    ),
+    Client(
+        peer="kserve",
+        script="with_kserve",
+        environment="kserve",
+        ways=(
+            Way(name="binary", asks="texts", gets="raw"),
+            Way(name="as_json", asks="texts", gets="raw"),
+            Way(name="readiness", asks="texts", gets="raw"),
+        ),
+        wrong_model="HTTPStatusError 404",
+        empty="HTTPStatusError 400",
+    ),
+    Client(
+        peer="OpenRLHF",
+        script="with_openrlhf",
+        environment="trainers",
+        ways=(Way(name="get_reward", asks="texts", gets="raw"),),
+        retries=True,
+    ),
+    Client(
+        peer="verl",
+        script="with_verl",
+        environment="trainers",
+        ways=(Way(name="vllm", asks="texts", gets="raw"), Way(name="sglang", asks="texts", gets="raw")),
+        wrong_model="ClientResponseError 404",
+        retries=True,
     ),
 ]
