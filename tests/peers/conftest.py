@@ -48,9 +48,17 @@ def cross_encoder_path(tmp_path_factory: pytest.TempPathFactory, minilm_path: Pa
 
 
 @pytest.fixture(scope="session")
-def decoder(decoder_path: Path) -> rm.Provider:
+def decoder_spec(decoder_path: Path) -> Path:
+    """The decoder, read at its very last token, as vLLM, TEI and OpenRLHF's server do: the EOS, which is its padding, too."""
+    spec = decoder_path.with_name("decoder.yaml")
+    spec.write_text(f"provider: sequence-classifier\nmodel: {decoder_path}\nread: last\n")
+    return spec
+
+
+@pytest.fixture(scope="session")
+def decoder(decoder_spec: Path) -> rm.Provider:
     """The decoder as the local provider has it."""
-    return rm.load(decoder_path)
+    return rm.load(decoder_spec)
 
 
 @pytest.fixture(scope="session")

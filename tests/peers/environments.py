@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 FOLDER = os.environ.get("RM_PLUGINS_PEERS", "")
+OWN = "own"
+"""The environment of this process, which has the clients of ``pyproject.toml``'s extra ``dev``."""
+
+_OWN_CLIENTS = ("cohere", "openai", "tritonclient")
 _PATIENCE = 1800
 
 
@@ -24,11 +29,14 @@ def names() -> list[str]:
 
 def python(name: str) -> Path:
     """The interpreter of an environment."""
-    return Path(FOLDER).absolute() / name / "bin" / "python"
+    return Path(sys.executable) if name == OWN else Path(FOLDER).absolute() / name / "bin" / "python"
 
 
 def missing(name: str) -> str | None:
     """Why an environment cannot be used, or None."""
+    if name == OWN:
+        absent = [client for client in _OWN_CLIENTS if find_spec(client) is None]
+        return f"not installed here: {', '.join(absent)}" if absent else None
     if not FOLDER:
         return "`make test-peers` runs it"
     reason = Path(FOLDER) / f"{name}.skipped"
@@ -56,8 +64,10 @@ def install(name: str) -> None:
     print(f"Installing {name} ...", flush=True)
     try:
         _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        pip = [str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _run(*pip, "--upgrade", "pip")  # the pip of an older Python searches for minutes where this one sees at once what fits
         for path, options in files.items():
-            _run(str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, "-r", str(path))
+            _run(*pip, *options, "-r", str(path))
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         reason.write_text(said[-1])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tests.peers.environments import OWN
+
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
@@ -55,6 +57,7 @@ CLIENTS = [
     Client(
         peer="cohere",
         script="with_cohere",
+        environment=OWN,
         ways=(Way(name="rerank_v1"), Way(name="rerank_v2"), Way(name="rerank_v2", options={"max_tokens_per_doc": 4096})),
         wrong_model="NotFoundError 404",
         empty="BadRequestError 400",
@@ -62,6 +65,7 @@ CLIENTS = [
     Client(
         peer="openai",
         script="with_openai",
+        environment=OWN,
         ways=(
             Way(name="classify", asks="texts", gets="raw"),
             Way(name="classify_conversations", asks="conversations", gets="raw"),
@@ -101,6 +105,7 @@ CLIENTS = [
     Client(
         peer="infinity-client",
         script="with_infinity",
+        environment="infinity",
         ways=(Way(name="rerank"),),
     ),
     Client(
@@ -125,6 +130,7 @@ CLIENTS = [
     Client(
         peer="tritonclient",
         script="with_triton",
+        environment=OWN,
         ways=(
             Way(name="binary", asks="texts", gets="raw"),
             Way(name="as_json", asks="texts", gets="raw"),

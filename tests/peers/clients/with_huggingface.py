@@ -13,7 +13,7 @@ from tests.peers.clients.talk import in_order, talk
 
 @cache
 def _client(url: str) -> InferenceClient:
-    return InferenceClient(model=url, token="none")
+    return InferenceClient(model=url, provider="hf-inference", token="none")
 
 
 def _posted(url: str, body: Any) -> Any:

@@ -21,7 +21,9 @@ def _ranked(postprocessor: Any, query: str, documents: list[str]) -> list[float]
 
 def cohere_rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:
     """`CohereRerank`."""
-    return _ranked(CohereRerank(top_n=len(documents), model=model, api_key="none", base_url=url, max_retries=2), query, documents)
+    return _ranked(
+        CohereRerank(top_n=len(documents), model=model, api_key="none", base_url=url, max_retries=2), query, documents
+    )
 
 
 def tei_rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:

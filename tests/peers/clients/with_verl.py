@@ -24,7 +24,9 @@ def _methods() -> dict[str, Any]:
     tree = ast.parse(path.read_text())
     methods = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef) and node.name in _METHODS]
     for method in methods:
-        method.args.args = [ast.arg(argument.arg) for argument in method.args.args]  # their annotations name what is not imported
+        method.args.args = [
+            ast.arg(argument.arg) for argument in method.args.args
+        ]  # their annotations name what is not imported
         method.returns = None
     module = ast.fix_missing_locations(ast.Module(body=[*methods], type_ignores=[]))
     names: dict[str, Any] = {"aiohttp": aiohttp, "asyncio": asyncio, "logger": logging.getLogger("verl")}
@@ -45,7 +47,7 @@ class _Worker:
         return data
 
     async def _post_request(self, payload: Any, endpoint: str) -> Any:
-        return await _VERL["_post_request"](self, payload, endpoint, max_retries=6)
+        return await _VERL["_post_request"](self, payload, endpoint, max_retries=4)
 
     async def score(self, text: str) -> float:
         found = await _VERL["compute_score_disrm"](self, text)
