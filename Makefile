@@ -34,7 +34,6 @@ test-trl-own: $(VENV)/dev.stamp  ## Run the trainer tests of CHECKOUT=FOLDER, a 
 	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' --numprocesses 2 --dist worksteal
 
 test-peers: $(VENV)/models.stamp  ## Install real clients and servers of other projects, try each against ours, and write the table of docs/peers.md.
-	rm -rf build/peers
 	export RM_PLUGINS_PEERS=$(VENV)/peers && $(BIN)/python -m tests.peers.environments && \
 	  { $(BIN)/python -m pytest tests/peers; passed=$$?; $(BIN)/python -m tests.peers.table && exit $$passed; }
 

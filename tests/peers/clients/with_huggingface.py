@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, cast
 
 from huggingface_hub import InferenceClient
-from huggingface_hub.utils import get_session, hf_raise_for_status
+from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from tests.peers.clients.talk import in_order, talk
 
