@@ -160,7 +160,7 @@ def test_a_busy_server_costs_time_or_an_error_but_never_a_number(
     right = activated(way, np.array([len(text) / 100 for text in texts]))
     for answer in answers:
         assert isinstance(answer, ClientFailed) or answer == pytest.approx(right)
-    assert {error.status for error in errors} <= {429, 503}, errors
+    assert {error.status for error in errors} <= ({429, 503} if client.sees_status else {None}), errors
     assert len(errors) < len(answers), errors
     assert not (client.retries and errors), errors
 

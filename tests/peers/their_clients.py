@@ -41,6 +41,7 @@ class Client:
         wrong_model: What it raises where the model is another: the class of the error and the status that it knows of.
         empty: What it raises where there is nothing to score.
         retries: Whether it comes again by itself where the server is busy.
+        sees_status: Whether it looks at an answer's status; if not, it stumbles over what is not in the answer.
     """
 
     peer: str
@@ -51,6 +52,7 @@ class Client:
     wrong_model: str | None = None
     empty: str | None = None
     retries: bool = False
+    sees_status: bool = True
 
 
 CLIENTS = [
@@ -107,6 +109,7 @@ CLIENTS = [
         script="with_infinity",
         environment="infinity",
         ways=(Way(name="rerank"),),
+        sees_status=False,
     ),
     Client(
         peer="langchain",
@@ -126,7 +129,12 @@ CLIENTS = [
         ways=(Way(name="cohere_ranker"), Way(name="tei_ranker")),
         wrong_model="NotFoundError 404",
     ),
-    Client(peer="rerankers", script="with_rerankers", ways=(Way(name="cohere"), Way(name="jina"), Way(name="tei"))),
+    Client(
+        peer="rerankers",
+        script="with_rerankers",
+        ways=(Way(name="cohere"), Way(name="jina"), Way(name="tei")),
+        sees_status=False,
+    ),
     Client(
         peer="tritonclient",
         script="with_triton",
