@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own lint kills docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,6 +32,10 @@ test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Lint, then run every te
 
 test-trl-own: $(VENV)/dev.stamp  ## Run the trainer tests of CHECKOUT=FOLDER, a copy of TRL's repository, on our classes.
 	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' --numprocesses 2 --dist worksteal
+
+test-peers: $(VENV)/models.stamp  ## Install real clients and servers of other projects, try each against ours, and write the table of docs/peers.md.
+	export RM_PLUGINS_PEERS=$(VENV)/peers && $(BIN)/python -m tests.peers.environments && \
+	  { $(BIN)/python -m pytest tests/peers; passed=$$?; $(BIN)/python -m tests.peers.table && exit $$passed; }
 
 lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which.
 	$(BIN)/ruff check

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import uvicorn
@@ -50,38 +50,47 @@ def free_port() -> int:
         return port
 
 
-class RewardServer:
-    """``rm-plugins serve`` in a process of its own, ready when the block begins and ended by SIGTERM at its end.
+class ServerProcess:
+    """A server in a process of its own, ready when the block begins and ended by SIGTERM at its end.
 
     Args:
-        spec: What is served.
-        port: Where; the same port serves again after a restart.
-        options: Further arguments of the command.
-        environment: Further environment variables.
+        command: The command line.
+        port: Where it listens; the same port serves again after a restart.
+        ready: A path that answers 200 as soon as it is ready.
+        patience: Seconds that this may take.
+        environment: Its environment variables, in place of those of this process.
     """
 
-    def __init__(self, spec: str | Path, *options: str, port: int = 0, **environment: str) -> None:
-        self.port = port or free_port()
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        *,
+        ready: str = "/ready",
+        patience: float = 90,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = ""
-        self.command = [sys.executable, "-m", "rm_plugins", "serve", str(spec), "--port", str(self.port), *options]
-        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.command = [*command]
+        self._ready, self._patience, self._environment = ready, patience, environment
 
-    def __enter__(self) -> RewardServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 90) -> None:
+    def start(self) -> None:
         """Start it and wait until it is ready to score."""
         self.process = subprocess.Popen(
             self.command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self._reading = threading.Thread(target=self._read, args=[self.process], daemon=True)
         self._reading.start()
-        patience = time.monotonic() + timeout
+        patience = time.monotonic() + self._patience
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > patience:
                 self.stop(signal.SIGKILL)
@@ -103,9 +112,25 @@ class RewardServer:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/ready", timeout=1, trust_env=False).status_code == 200
+            return httpx2.get(f"{self.url}{self._ready}", timeout=1, trust_env=False).status_code == 200
         except httpx2.TransportError:
             return False
+
+
+class RewardServer(ServerProcess):
+    """``rm-plugins serve`` in a process of its own.
+
+    Args:
+        spec: What is served.
+        port: Where; the same port serves again after a restart.
+        options: Further arguments of the command.
+        environment: Further environment variables.
+    """
+
+    def __init__(self, spec: str | Path, *options: str, port: int = 0, **environment: str) -> None:
+        port = port or free_port()
+        command = [sys.executable, "-m", "rm_plugins", "serve", str(spec), "--port", str(port), *options]
+        super().__init__(command, port, environment={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 class Conversation:
