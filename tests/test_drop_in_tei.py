@@ -236,3 +236,16 @@ def test_an_overloaded_server_says_so() -> None:
     with overloaded() as client:
         assert refused(client, "/predict", {"inputs": "a"}, 429)[0] == "Overloaded"
         assert refused(client, "/rerank", {"query": "a", "texts": ["b"]}, 429)[0] == "Overloaded"
+
+
+def test_a_function_to_apply_is_no_silent_sigmoid(client: httpx2.Client) -> None:
+    """huggingface_hub 2.4's ``text_classification`` posts to the URL itself; TEI takes no notice of the parameters."""
+    raw = client.post("/predict", json={"inputs": "a text", "raw_scores": True}).json()[0]["score"]
+    for parameters, expected in (
+        ({"function_to_apply": "none"}, raw),
+        ({}, 1 / (1 + math.exp(-raw))),
+        (None, 1 / (1 + math.exp(-raw))),
+    ):
+        answer = client.post("/", json={"inputs": "a text", "parameters": parameters}).json()
+        assert answer[0]["score"] == pytest.approx(expected)
+    assert client.post("/", json={"inputs": "a", "parameters": {"function_to_apply": "softmax"}}).status_code == 422

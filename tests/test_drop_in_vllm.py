@@ -489,5 +489,22 @@ def test_an_overloaded_server_says_when_to_come_again() -> None:
     with overloaded() as client:
         response = client.post("/classify", json={"input": "a"})
         assert int(response.headers["Retry-After"]) >= 1
-        assert response.json()["error"]["type"] == "Too Many Requests"
-        assert refused(client, "/score", {"queries": "a", "documents": "b"}, 429)
+        assert response.json()["error"]["type"] == "ServiceUnavailableError"
+        assert refused(client, "/score", {"queries": "a", "documents": "b"}, 503)
+
+
+class TestWhatRerankClientsWrite:
+    """Seen with langchain-cohere 0.6, LangChain's JinaRerank 0.4, cohere-ai 8.1 (JavaScript), cohere's v1 client 5.21 and 7.3."""
+
+    def test_null_for_all(self, client: httpx2.Client) -> None:
+        body = {"query": "a", "documents": ["b", "c"], "use_activation": False}
+        plain = client.post("/v2/rerank", json=body).json()["results"]
+        nulls = {"top_n": None, "max_tokens_per_doc": None, "max_tokens_per_query": None}
+        assert client.post("/v2/rerank", json=body | nulls).json()["results"] == plain
+
+    def test_documents_with_their_text(self, client: httpx2.Client) -> None:
+        body = {"query": "a", "documents": ["b", "c"], "use_activation": False}
+        plain = client.post("/v2/rerank", json=body).json()["results"]
+        body["documents"] = [{"text": "b"}, {"text": "c", "title": "of no interest"}]
+        assert client.post("/v2/rerank", json=body).json()["results"] == plain
+        assert "Field required" in refused(client, "/v2/rerank", body | {"documents": [{"title": "b"}]})

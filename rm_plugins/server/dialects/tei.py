@@ -38,6 +38,12 @@ _Pair = Annotated[list[str], Field(min_length=2, max_length=2, fail_fast=True)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
+class _Parameters(RequestBody):
+    """What huggingface_hub's ``text_classification`` sends beside the text."""
+
+    function_to_apply: Literal["none", "sigmoid"] | None = None
+
+
 class _Options(RequestBody):
     raw_scores: bool = Field(False, description="Give the reward itself, not its sigmoid.")
     truncate: bool | None = Field(
@@ -47,13 +53,27 @@ class _Options(RequestBody):
         None, description="What is too long for the model is refused where the reward truncates on the other side."
     )
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether the reward itself is asked for."""
+        return self.raw_scores
+
 
 class Predict(_Options):
     """Texts, or pairs of a prompt and a completion, to score."""
 
+    parameters: _Parameters | None = Field(
+        None, description="`function_to_apply: none` is `raw_scores`, of which TEI itself takes no notice."
+    )
+
     inputs: str | _Text | _Pair | Annotated[list[_Text | _Pair], Field(min_length=1, fail_fast=True)] = Field(
         description='One text "a" or ["a"], ONE pair ["a", "b"], or a batch of either [["a"], ["b", "c"]].'
     )
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the reward itself is asked for, in one way or the other."""
+        return self.raw_scores or (self.parameters is not None and self.parameters.function_to_apply == "none")
 
     @property
     def is_batch(self) -> bool:
@@ -274,4 +294,4 @@ def _check_filled(row: int, text: str) -> None:
 
 
 def _score(reward: float, options: _Options) -> float:
-    return reward if options.raw_scores else probability(reward)
+    return reward if options.is_raw else probability(reward)

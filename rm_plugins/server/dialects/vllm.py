@@ -44,6 +44,7 @@ VERSION = "0.33.0"
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "BadRequestError",
     "not-found": "NotFoundError",
+    "overload": "ServiceUnavailableError",
     "unavailable": "ServiceUnavailableError",
     "failed": "InternalServerError",
 }
@@ -94,7 +95,10 @@ class VLLM(DropIn):
     """vLLM's pooling models: /classify, /pooling, /score, /rerank and /tokenize."""
 
     name: ClassVar[str] = "vllm"
-    statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
+    statuses: ClassVar[Mapping[Cause, int]] = {
+        "invalid": 400,
+        "overload": 503,
+    }  # vLLM has no 429, which ends some of its clients
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
         """A problem as vLLM tells it."""
@@ -136,7 +140,7 @@ class VLLM(DropIn):
             return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
-            documents = [body.documents] if isinstance(body.documents, str) else body.documents
+            documents = body.texts
             samples = _pairs(scorer, body.query, documents)
             await _refuse_cut_pairs(scorer, body, samples)
             rewards, scored = await _rewards(scorer, body, samples)

@@ -106,8 +106,12 @@ class PoolingChat(Chat, _Encoding):
 
 class _Pairs(Options):
     names: ClassVar[tuple[str, str]]
-    max_tokens_per_query: int = Field(0, ge=0, description="A prompt with more tokens is refused; 0 for no limit.")
-    max_tokens_per_doc: int = Field(0, ge=0, description="A completion with more tokens is refused; 0 for no limit.")
+    max_tokens_per_query: int | None = Field(
+        0, ge=0, description="A prompt with more tokens is refused; 0 or null for no limit."
+    )
+    max_tokens_per_doc: int | None = Field(
+        0, ge=0, description="A completion with more tokens is refused; 0 or null for no limit."
+    )
     instruction: None = None
 
     @property
@@ -152,12 +156,24 @@ class TextPair(_Pairs):
     text_2: Texts
 
 
+class TextDocument(RequestBody):
+    """A completion as Cohere's and Jina's clients may write it."""
+
+    text: str
+
+
 class Rerank(_Pairs):
     """A prompt and completions to rank."""
 
     query: str
-    documents: Texts
-    top_n: int = Field(0, ge=0, description="How many to name, the best first; all if 0.")
+    documents: str | Annotated[list[str | TextDocument], Field(min_length=1, fail_fast=True)]
+    top_n: int | None = Field(0, ge=0, description="How many to name, the best first; all if 0 or null.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The completions."""
+        documents = [self.documents] if isinstance(self.documents, str) else self.documents
+        return [document if isinstance(document, str) else document.text for document in documents]
 
 
 def _has(**names: str) -> Discriminator:
