@@ -14,7 +14,7 @@ from rm_plugins.errors import ManifestError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.golden import GOLDEN_SAMPLES
 from rm_plugins.models.manifest import MANIFEST_NAME, GoldenScore, Manifest, ScoreStatistics, file_digests, token_digest
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.wire import sample_to_json
 
 

@@ -18,7 +18,7 @@ from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.merge import merge_models
 from rm_plugins.providers.models.model_provider import ModelProvider
 from rm_plugins.rendering.pairs import PairTokenizer
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.rendering.token_types import TYPE_STEP, ids_and_types
 from rm_plugins.samples import RenderedSample
 from rm_plugins.server.served_reward import ServedReward

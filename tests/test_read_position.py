@@ -18,7 +18,7 @@ from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.merge import merge_models
 from rm_plugins.providers.models.model_provider import ModelProvider
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import RenderedSample
 from tests.conftest import MakeFolder
 

@@ -16,7 +16,8 @@ from trl.data_utils import _tokenize
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_from_json, sample_to_json
 from tests.conftest import TEMPLATE, make_tokenizer

@@ -12,7 +12,8 @@ from datasets import Dataset
 
 import rm_plugins as rm
 from rm_plugins.data.judgements import judgement
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from tests.conftest import TEMPLATE, make_tokenizer
 from tests.test_render import trained_ids
 

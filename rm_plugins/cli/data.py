@@ -106,7 +106,9 @@ def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, s
 def _renderer(tokenizer: str, max_length: int | None, *, trust_remote_code: bool) -> Renderer:
     """Renders samples as training a model from this folder or hub id does."""
     from rm_plugins.models.model_folder import load_config, load_tokenizer
-    from rm_plugins.rendering.render import Renderer, Rendering, position_limit
+    from rm_plugins.rendering.positions import position_limit
+    from rm_plugins.rendering.render import Renderer
+    from rm_plugins.rendering.rendering import Rendering
 
     origin: dict[str, Any] = {"code_setting": "--trust-remote-code", "trust_remote_code": trust_remote_code}
     loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.", **origin)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
 from rm_plugins.errors import UnsupportedError
+from rm_plugins.rendering.rendering import Read
 from rm_plugins.rendering.tokenize import common_beginning
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class BatchForward:
         share_prefixes: bool = True,
         language_model_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
         readout: Readout | None = None,
-        read: Literal["last", "before-padding"] = "before-padding",
+        read: Read = "before-padding",
     ) -> None:
         self.model = model
         self.readout = readout

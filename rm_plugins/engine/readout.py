@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from rm_plugins.rendering.rendering import Read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +42,7 @@ class LastToken:
     pad_token_id: int | None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, read: Literal["last", "before-padding"] = "before-padding") -> LastToken:
+    def of(cls, model: PreTrainedModel, read: Read = "before-padding") -> LastToken:
         """The readout of a classifier as transformers has it; with ``last``, at a row's very last token, whatever it is."""
         return cls(model.config.get_text_config().pad_token_id if read == "before-padding" else None)
 

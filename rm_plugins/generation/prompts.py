@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rm_plugins.errors import DataError
-from rm_plugins.rendering.render import position_limit
+from rm_plugins.rendering.positions import position_limit
 from rm_plugins.samples import Sample
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from rm_plugins.errors import ManifestError, SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.wire import sample_from_json

@@ -10,7 +10,8 @@ from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, ScoreStatistics
 from rm_plugins.provider import ModelSource
-from rm_plugins.rendering.render import Convention, Read, Renderer, Truncation
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Convention, Read, Truncation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.model_folder import found_file, read_model_json
-from rm_plugins.rendering.render import Convention, Read
+from rm_plugins.rendering.rendering import Convention, Read
 from rm_plugins.written_settings import parsed_yaml, read_text
 
 if TYPE_CHECKING:

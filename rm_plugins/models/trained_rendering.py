@@ -11,7 +11,9 @@ from rm_plugins.models.manifest import Manifest
 from rm_plugins.models.model_folder import load_config, load_tokenizer, read_manifest
 from rm_plugins.models.trained_elsewhere import trained_elsewhere
 from rm_plugins.rendering.pairs import separates_pairs
-from rm_plugins.rendering.render import Renderer, Rendering, configured_renderer, position_limit
+from rm_plugins.rendering.positions import position_limit
+from rm_plugins.rendering.render import Renderer, configured_renderer
+from rm_plugins.rendering.rendering import Rendering
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

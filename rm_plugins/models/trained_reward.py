@@ -19,7 +19,8 @@ from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
 from rm_plugins.models.settings import ModelSettings
-from rm_plugins.rendering.render import Read, Renderer
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Read
 from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, TokenCounts
@@ -196,7 +197,7 @@ class TrainedReward:
 
     @property
     def read(self) -> Read | None:
-        """At which token of a row the model is scored (`rm_plugins.rendering.render.Rendering`); None for an encoder."""
+        """At which token of a row the model is scored (`rm_plugins.rendering.rendering.Rendering`); None for an encoder."""
         return self.renderer.rendering.read if self.engine.is_decoder else None
 
     @property

@@ -22,7 +22,8 @@ from rm_plugins.protocols import Auto, Protocol
 from rm_plugins.provider import ModelSource, Provider
 from rm_plugins.redaction import forget_secrets, keep_secret, redacted
 from rm_plugins.remote import Fleet, Outcome, ScoringCall, SendableSamples, Settings
-from rm_plugins.rendering.render import Read, Renderer, Truncation
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Read, Truncation
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json

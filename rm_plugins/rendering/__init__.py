@@ -1,5 +1,6 @@
 """From samples to token ids, in one way for training and scoring."""
 
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 
 __all__ = ["Renderer", "Rendering"]

@@ -9,16 +9,17 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
 from rm_plugins.rendering.pairs import PairTokenizer
+from rm_plugins.rendering.rendering import Convention, Read, Rendering, Truncation
 from rm_plugins.rendering.template_date import dated, writes_the_date
 from rm_plugins.rendering.text_blocks import TextBlocks
 from rm_plugins.rendering.token_types import has_types
@@ -27,156 +28,15 @@ from rm_plugins.samples import Message, RenderedSample, Sample
 from rm_plugins.written_settings import read_text
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-Truncation: TypeAlias = Literal["left", "error"]
-Read: TypeAlias = Literal["last", "before-padding"]
-Convention: TypeAlias = Literal["trl", "openrlhf"]
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
-
-_COUNTED_FROM_PADDING = frozenset(
-    (
-        *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
-        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
-    )
-)
-"""Model types whose positions begin behind the padding token's id."""
-
-_WITHOUT_POSITIONS = frozenset(("jamba", "zamba"))
-"""Model types that name a number of positions and have none."""
 
 _PAIR_OR_NOT = (
     "Whether this model takes a prompt and a completion as a pair, as cross-encoders do, or as one text, as TRL trains, is not known: "
     "no reward manifest says it, and nothing beside the model tells who trained it. Say it in the spec: `pair: true` or `pair: false`."
 )
-
-_UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Rendering:
-    """The choices that turn samples into token ids; part of the manifest.
-
-    Args:
-        chat_template: ``tokenizer`` for the tokenizer's own chat template, ``plain`` for ``Role: content`` paragraphs.
-        append_eos: Whether a text (not a templated conversation) ends with the EOS token, as in TRL's training.
-        max_length: Most tokens of a row; None for no limit.
-        truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
-            and the leading special token, and a pair where its tokenizer cuts pairs: the end of its longer text; ``error`` refuses
-            the row.
-        read: The token of a row at which a decoder is scored: ``before-padding`` is the last that is not the model's padding token, as
-            transformers and TRL have it; ``last`` is the very last, as OpenRLHF and vLLM have it. They differ where the padding token
-            is the EOS token that closes a row. An encoder has no such token.
-        pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
-            else they are one text. None where it is not known, and a sample that has both is refused.
-        convention: Whose rules make token ids of a text. ``trl`` adds the special tokens that the tokenizer adds by itself.
-            ``openrlhf`` adds none, and ends a text and a conversation alike: without line breaks, and with EOS if `append_eos` is set.
-        template_kwargs: Further arguments of the chat template.
-        template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on, as Llama 3's does.
-
-    Raises:
-        SpecError: `max_length` is less than 1, `template_date` is no day, or a pair is to be closed with EOS.
-    """
-
-    chat_template: Literal["tokenizer", "plain"]
-    append_eos: bool
-    max_length: int | None
-    truncation: Truncation = "left"
-    read: Read = "before-padding"
-    pair: bool | None = False
-    convention: Convention = "trl"
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    template_date: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.template_date is not None:
-            try:
-                date.fromisoformat(self.template_date)
-            except ValueError as error:
-                raise SpecError(
-                    f"must be a day such as 2026-11-29, not {self.template_date!r}.", key="template_date"
-                ) from error
-        if self.max_length is not None and self.max_length < 1:
-            raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
-        if self.pair and self.append_eos:
-            raise SpecError("a pair is closed by its tokenizer; leave `append_eos` out.", key="append_eos")
-
-    def as_json(self) -> dict[str, Any]:
-        """The choices by name, without those that manifests had not at first and that are left as everything was then."""
-        defaults = {"template_date": None, "convention": "trl"}
-        return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
-
-    @classmethod
-    def up_to(cls, max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> Rendering:
-        """The default rendering with a `max_length` that is asked for, of which only a model that has no more positions takes less.
-
-        Args:
-            max_length: Most tokens of a row; None for as many as the model takes.
-            tokenizer: The tokenizer.
-            config: The model's configuration, if it is known.
-        """
-        limits = [limit for limit in (max_length, hard_position_limit(config)) if limit is not None]
-        return replace(cls.default(tokenizer), max_length=min(limits, default=None))
-
-    @classmethod
-    def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
-        """What TRL's RewardTrainer does with this tokenizer, extended to tokenizers that it cannot train with.
-
-        Args:
-            tokenizer: The tokenizer.
-            position_limit: The model's own limit on positions, if it has one.
-        """
-        limits = [limit for limit in (tokenizer.model_max_length, position_limit) if limit and limit < _UNLIMITED]
-        return cls(
-            chat_template="tokenizer" if tokenizer.chat_template else "plain",
-            append_eos=tokenizer.eos_token is not None and not _closes_texts(tokenizer),
-            max_length=min(limits, default=None),
-        )
-
-
-def position_limit(config: PretrainedConfig | None) -> int | None:
-    """How many tokens a model has positions for, if its configuration says so.
-
-    Models of the RoBERTa family count positions from behind the padding token's id, so that they take fewer than the configuration's
-    ``max_position_embeddings``. A number below 1 means no limit, as XLNet's -1.
-    """
-    if config is None:
-        return None
-    text_config = config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None)
-    if limit is None or limit < 1:
-        return None
-    is_absolute = getattr(text_config, "position_embedding_type", "absolute") == "absolute"
-    if text_config.model_type in _COUNTED_FROM_PADDING and is_absolute:
-        return int(limit) - 1 - (text_config.pad_token_id or 0)
-    return int(limit)
-
-
-def hard_position_limit(config: PretrainedConfig | None) -> int | None:
-    """How many tokens a model has positions for, if it cannot take more; None for one whose positions go on.
-
-    Rotary and relative positions go on, for better or worse; learned ones, and tables of fixed ones, end.
-    """
-    limit = position_limit(config)
-    if limit is None or config is None:
-        return None
-    text_config = config.get_text_config()
-    is_rotary = any(getattr(text_config, name, None) is not None for name in ("rope_parameters", "rope_theta", "rope_scaling"))
-    goes_on = (
-        is_rotary
-        or getattr(text_config, "position_embedding_type", "absolute") == "rotary"
-        or not getattr(text_config, "position_biased_input", True)
-        or text_config.model_type in _WITHOUT_POSITIONS
-    )
-    return None if goes_on else limit
-
-
-def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself ends every text with its EOS or separator token, as encoders' tokenizers do."""
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
 
 class Renderer:

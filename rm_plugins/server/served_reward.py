@@ -26,7 +26,7 @@ from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
-    from rm_plugins.rendering.render import Rendering
+    from rm_plugins.rendering.rendering import Rendering
 
 Made = TypeVar("Made")
 

@@ -37,7 +37,7 @@ import rm_plugins as rm
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from tests.benchmarks.models import DecoderSize, save_decoder, train_tokenizer
 from tests.benchmarks.page import ENSEMBLES, machine, table, with_section
 from tests.benchmarks.scoring import DATA, PAGE, ROOT

@@ -15,7 +15,7 @@ import rm_plugins as rm
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.errors import RmPluginsError
 from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
-from rm_plugins.rendering.render import position_limit
+from rm_plugins.rendering.positions import position_limit
 from tests.conftest import MakeFolder
 
 GOOD = [rm.Sample("Name a colour.", " Blue."), rm.Sample("Say nothing.", ""), rm.Sample("Q: 2+2?\n", "4")]

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from datasets import Dataset, DatasetDict
 
 from rm_plugins.cli import main
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import Sample
 from tests.data_check.conftest import FIVE, FOUR, USER, pair
 

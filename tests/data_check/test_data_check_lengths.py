@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rm_plugins.data.check import DataCheck
 from rm_plugins.data.check_report import DataReport
 from rm_plugins.data.row_files import read_rows
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import Sample
 from tests.data_check.conftest import CALL, FIVE, FOUR, USER, checked, pair, problems
 

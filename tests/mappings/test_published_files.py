@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins_trl.reward_training.train_data import TrainScriptArguments, reward_dataset, training_data
 from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at
 from tests.conftest import make_tokenizer

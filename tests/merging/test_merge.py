@@ -22,7 +22,7 @@ from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 from rm_plugins.models.merge import merge_models
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
-from rm_plugins.rendering.render import Rendering
+from rm_plugins.rendering.rendering import Rendering
 from tests.conftest import MakeFolder
 from tests.merging.conftest import names, rewrite
 

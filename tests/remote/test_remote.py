@@ -20,7 +20,8 @@ from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedErr
 from rm_plugins.protocols import Answer, Item, Native, Protocol, Request, Response, ServerFacts
 from rm_plugins.providers.remote import Remote
 from rm_plugins.remote.items import SendableSamples
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.samples import RenderedSample
 from rm_plugins.testing import check_provider
 from tests.conftest import make_tokenizer

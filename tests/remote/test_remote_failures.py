@@ -15,7 +15,8 @@ import rm_plugins as rm
 from rm_plugins.errors import ScoringError, UnsupportedError
 from rm_plugins.protocols import VLLM, Answer, Item, Native, Response, ServerFacts
 from rm_plugins.providers.remote import Remote
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from tests.conftest import make_tokenizer
 from tests.fake_servers import logit, tokens
 from tests.fake_servers.vllm import FakeVLLM

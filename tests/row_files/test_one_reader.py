@@ -20,7 +20,8 @@ from rm_plugins.data.scored_rows import ScoredRow
 from rm_plugins.evaluation.judged_rows import JudgedRows, RowCollector
 from rm_plugins.jobs.ranking import scored_prompts
 from rm_plugins.jobs.scored_rows import ScoringJob
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.scores import Scores
 from rm_plugins_trl.reward_training.train_data import TrainScriptArguments, training_data
 from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at, texts_of

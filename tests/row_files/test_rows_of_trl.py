@@ -18,7 +18,8 @@ from rm_plugins.data.check import DataCheck
 from rm_plugins.data.row_files import read_rows, write_rows
 from rm_plugins.data.rows import row_samples
 from rm_plugins.evaluation import evaluate
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins_trl import RewardConfig, RewardTrainer
 from rm_plugins_trl.reward_training.training_rows import Tokenization, looked_at, texts_of
 from tests.conftest import MakeFolder, make_tokenizer

@@ -23,7 +23,9 @@ from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
-from rm_plugins.rendering.render import Renderer, Rendering, position_limit
+from rm_plugins.rendering.positions import position_limit
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.spec import component
 from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts

@@ -18,7 +18,8 @@ from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.plan import plan_batches
 from rm_plugins.models.heads import Heads
 from rm_plugins.providers.models.model_in_memory import ModelInMemory
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from rm_plugins.scores import FloatArray
 from tests.benchmarks.contenders import padded_batch
 from tests.benchmarks.gpu import shapes

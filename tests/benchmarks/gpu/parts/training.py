@@ -11,7 +11,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 import rm_plugins as rm
-from rm_plugins.rendering.render import Renderer, Rendering
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.rendering import Rendering
 from tests.benchmarks.gpu.parts.scoring import packed_spans
 from tests.benchmarks.gpu.run import Run, gibibytes
 from tests.benchmarks.gpu.shapes import QWEN_HALF, QWEN_SEVEN, Shape
