@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,7 +86,12 @@ class ServerProcess:
     def start(self) -> None:
         """Start it and wait until it is ready to score."""
         self.process = subprocess.Popen(
-            self.command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # its own processes are ended with it
         )
         self._reading = threading.Thread(target=self._read, args=[self.process], daemon=True)
         self._reading.start()
@@ -100,9 +105,12 @@ class ServerProcess:
     def stop(self, sign: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
         """Send the signal and wait for the end; returns the exit status."""
         self.process.send_signal(sign)
-        status = self.process.wait(timeout)
-        self._reading.join()
-        return status
+        try:
+            return self.process.wait(timeout)
+        finally:
+            with suppress(ProcessLookupError):  # what it left behind would hold its output open
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self._reading.join()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None

@@ -49,7 +49,8 @@ def distributions(name: str) -> dict[str, str]:
     """The versions of what is installed in an environment, by normalized name."""
     code = "from importlib.metadata import distributions as d; [print(x.metadata['Name'], x.version) for x in d()]"
     listed = subprocess.run([python(name), "-c", code], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0].lower().replace("_", "-"): line.split()[1] for line in listed.splitlines()}
+    found = [line.split() for line in listed.splitlines()]  # of one that is there twice, the first is imported
+    return {name.lower().replace("_", "-"): version for name, version in reversed(found)}
 
 
 def install(name: str) -> None:
