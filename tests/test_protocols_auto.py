@@ -71,9 +71,14 @@ def test_a_server_is_spoken_to_as_it_answers(
     assert caplog.messages[0].endswith(f"which is spoken to by the protocol {protocol.name!r}")
 
 
-@pytest.mark.parametrize("app", [native(length), FakeVLLM(), FakeSGLang(), FakeTEI(), oip(), openrlhf(), swift()])
+@pytest.mark.parametrize("app", [native(length), FakeVLLM(), FakeSGLang(), FakeTEI(), oip(), openrlhf()])
 def test_the_contract_holds_for_what_was_found(app: Starlette) -> None:
     assert check_protocol(Auto(), Conversation(Auto(), app).ask, ITEMS).values
+
+
+def test_the_contract_holds_for_a_server_of_conversations() -> None:
+    items = [Item(rm.Sample([{"role": "user", "content": "Q"}], text)) for text in ("a", "bb", "ccc")]
+    assert check_protocol(Auto(), Conversation(Auto(), swift()).ask, items).values
 
 
 @pytest.mark.parametrize(

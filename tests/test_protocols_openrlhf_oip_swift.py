@@ -92,6 +92,13 @@ def test_openrlhf_is_known_by_its_path() -> None:
     assert Conversation(OpenRLHF(), swift()).detected() is None
 
 
+@pytest.mark.parametrize("protocol", [OpenRLHF(), OpenInference()])
+@pytest.mark.parametrize("empty", [Item(rm.Sample("", ""), ""), Item(rm.Sample("", ""), "", ())])
+def test_a_text_without_a_token_is_not_sent_to_servers_that_pad(protocol: Any, empty: Item) -> None:
+    with pytest.raises(DataError, match=r"The text is empty, and has no token.*the score of the padding.*Leave the sample out"):
+        protocol.request([ITEMS[0], empty], ServerFacts(protocol, ""), "r")
+
+
 # The Open Inference Protocol
 
 
@@ -263,15 +270,17 @@ def test_oip_errors_are_told_in_their_own_words() -> None:
 
 # ms-swift
 
+TEXTS_TOO = Swift(texts="messages")
+
 
 @pytest.mark.parametrize("kind", ["regression", "list"])
 def test_swift_keeps_the_contract_in_every_form_of_its_score(kind: Any) -> None:
-    check_protocol(Swift(), Conversation(Swift(), swift(kind=kind)).ask, [*ITEMS, Item(CHAT)])
+    check_protocol(TEXTS_TOO, Conversation(TEXTS_TOO, swift(kind=kind)).ask, [*ITEMS, Item(CHAT)])
 
 
 def test_swift_is_sent_a_conversation() -> None:
     app = swift()
-    talk = Conversation(Swift(), app)
+    talk = Conversation(TEXTS_TOO, app)
     for item in (ITEMS[0], ITEMS[2], Item(CHAT)):
         talk.answer([item])
     user, assistant = {"role": "user", "content": "2+2? "}, {"role": "assistant", "content": "4"}
@@ -280,6 +289,28 @@ def test_swift_is_sent_a_conversation() -> None:
         {"model": "rm", "messages": [{"role": "assistant", "content": "Hi"}]},
         {"model": "rm", "messages": CHAT.messages, "tools": [{"name": "f"}]},
     ]
+
+
+def test_swift_is_sent_no_text_as_messages_unless_that_is_meant() -> None:
+    app = swift()
+    with pytest.raises(DataError, match=r"another number than `rm.load` gives.*`protocol: {name: swift, texts: messages}`"):
+        Conversation(Swift(), app).answer(ITEMS[:1])
+    assert app.state.bodies == []
+
+
+@pytest.mark.parametrize("prompt_tokens", [16, 123])
+def test_swift_with_another_template_is_told_by_the_number_of_tokens(prompt_tokens: int) -> None:
+    item = Item(CHAT, "<u>Hi<a>Hello", (1, 2), length=16)  # of which two are before the padding
+    talk = Conversation(TEXTS_TOO, swift(prompt_tokens=prompt_tokens))
+    if prompt_tokens == 16:
+        assert talk.answer([item]).values != [None]
+    else:
+        with pytest.raises(
+            UnsupportedError, match=r"made 123 tokens of a conversation that has 16 .*`--template_backend jinja`"
+        ):
+            talk.answer([item])
+    assert talk.answer([Item(CHAT)]).values != [None]  # nothing is rendered here to compare with
+    assert talk.answer([Item(SAMPLES[0], "2+2? 4", (1, 2), length=2)]).values != [None]  # nor is a text a conversation
 
 
 def test_swift_is_sent_nothing_rendered() -> None:
@@ -299,7 +330,7 @@ def test_swift_is_sent_nothing_rendered() -> None:
 )
 def test_swift_models_that_are_no_reward_models_are_told_apart(kind: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        Conversation(Swift(), swift(kind=kind)).answer(ITEMS[:1])
+        Conversation(TEXTS_TOO, swift(kind=kind)).answer(ITEMS[:1])
 
 
 @pytest.mark.parametrize(
@@ -324,17 +355,17 @@ def test_swift_has_its_model_named_where_there_are_several() -> None:
     app = swift(models=("base", "adapter"))
     with pytest.raises(UnsupportedError, match=r"lists 'base', 'adapter'. Say which .*\{name: swift, model: NAME\}"):
         Conversation(Swift(), app).prepared()
-    Conversation(Swift(model="adapter"), app).answer(ITEMS[:1])
+    Conversation(Swift(model="adapter", texts="messages"), app).answer(ITEMS[:1])
     assert app.state.bodies[0]["model"] == "adapter"
 
 
 @pytest.mark.parametrize(
     ("app", "protocol", "meaning"),
     [
-        (swift(key="secret"), Swift(), "refused"),
-        (swift(), Swift(model="other"), "refused"),
-        (swift(failing="CUDA out of memory. Tried to allocate 2 GiB"), Swift(), "overload"),
-        (swift(failing="the row is longer than max_length"), Swift(), "rejected"),
+        (swift(key="secret"), TEXTS_TOO, "refused"),
+        (swift(), Swift(model="other", texts="messages"), "refused"),
+        (swift(failing="CUDA out of memory. Tried to allocate 2 GiB"), TEXTS_TOO, "overload"),
+        (swift(failing="the row is longer than max_length"), TEXTS_TOO, "rejected"),
     ],
 )
 def test_swift_400s_are_told_apart_by_their_message(app: Any, protocol: Swift, meaning: str) -> None:

@@ -97,10 +97,15 @@ def test_pairs_and_texts_are_one_batch() -> None:
     assert conversation.requests[-1].body["inputs"] == [["2+2?", "4"], [TEXTS[0]], ["2+2?", "4"]]
 
 
+def test_an_empty_second_text_is_kept() -> None:
+    found = Conversation(TEI(), FakeTEI(closes=True)).answer([Item(Sample("Q", ""), pair=("Q", ""))])
+    assert list(found.values) == [logit(pair_tokens("Q", "", closes=True))]
+
+
 @pytest.mark.parametrize("closes", [True, False])
 def test_whether_the_server_closes_texts_is_asked_of_its_tokenizer(closes: bool) -> None:
     assert Conversation(TEI(), FakeTEI(closes=closes)).prepared().closes_texts is closes
-    assert Conversation(TEI(), RmPlugins(closes=closes)).prepared().closes_texts is None
+    assert Conversation(TEI(), RmPlugins(closes=closes)).prepared().closes_texts is closes
 
 
 def test_a_reranked_sample_is_a_prompt_and_a_completion_of_text() -> None:

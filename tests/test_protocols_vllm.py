@@ -358,6 +358,30 @@ def test_a_pair_without_token_types_goes_as_its_token_ids() -> None:
     assert conversation.requests[-1].path == "/classify"
 
 
+@pytest.mark.parametrize("endpoint", ["classify", "pooling", "score"])
+@pytest.mark.parametrize("closes", [True, False, None])
+def test_a_pair_whose_second_text_would_be_dropped_is_refused(endpoint: Endpoint, closes: bool | None) -> None:
+    conversation = Conversation(VLLM(endpoint=endpoint), FakeVLLM(closes=closes))
+    for prompt in ("2+2?", ""):
+        with pytest.raises(
+            DataError, match=r"vLLM drops an empty second text.*another number.*Leave the sample out.*`protocol: tei`"
+        ):
+            conversation.answer([Item(Sample(prompt, ""), pair=(prompt, ""))])
+    if endpoint == "score":
+        with pytest.raises(DataError, match="vLLM drops an empty second text"):
+            conversation.answer([Item(Sample("2+2?", ""), "2+2?")])
+    found = conversation.answer([Item(Sample("", "4"), pair=("", "4"))])  # an empty first text is kept
+    assert list(found.values) == pytest.approx([logit(pair_tokens("", "4", closes=bool(closes)))])
+
+
+def test_an_empty_second_text_is_sent_where_nothing_differs() -> None:
+    scored = Conversation(VLLM(endpoint="score"), FakeVLLM(bare=True)).answer([Item(Sample("2+2?", ""), "2+2?")])
+    assert list(scored.values) == pytest.approx([logit(tokens("2+2?", special=False))])
+    ids = tuple(pair_tokens("2+2?", "", closes=True))
+    found = Conversation(VLLM(), FakeVLLM(closes=True)).answer([Item(Sample("2+2?", ""), None, ids, ("2+2?", ""))])
+    assert list(found.values) == pytest.approx([logit(ids)])
+
+
 def test_pairs_are_mixed_with_nothing_else_and_have_one_output() -> None:
     server = Conversation(VLLM(), FakeVLLM()).prepared()
     pair = Item(Sample("Q", "A"), pair=("Q", "A"))
@@ -371,7 +395,7 @@ def test_pairs_are_mixed_with_nothing_else_and_have_one_output() -> None:
 def test_whether_the_server_closes_texts_is_asked_of_its_tokenizer(closes: bool | None) -> None:
     assert Conversation(VLLM(), FakeVLLM(closes=closes)).prepared().closes_texts is closes
     ours = FakeVLLM(told={"version": "0.1.0", "server": "rm-plugins 0.1.0"}, closes=closes)
-    assert Conversation(VLLM(), ours).prepared().closes_texts is None
+    assert Conversation(VLLM(), ours).prepared().closes_texts is closes
 
 
 def test_pairs_are_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
@@ -37,8 +38,21 @@ async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[s
     return answer
 
 
-async def closes_texts(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> bool | None:
-    """Whether the server's tokenizer ends every text with a token of its own; None where ``POST /tokenize`` does not tell.
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """What a server's tokenizer puts around a text; None where that is not known.
+
+    Args:
+        adds: Whether it adds any token.
+        closes: Whether it ends every text with a token of its own.
+    """
+
+    adds: bool | None = None
+    closes: bool | None = None
+
+
+async def special_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> SpecialTokens:
+    """What ``POST /tokenize`` tells of the server's tokenizer.
 
     Args:
         ask: Sends a request.
@@ -49,16 +63,16 @@ async def closes_texts(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: 
     for adds in (True, False):
         response = await ask(Request("/tokenize", {**body("a"), "add_special_tokens": adds}))
         if not 200 <= response.status < 300:
-            return None
+            return SpecialTokens()
         try:
             row = ids(response.json())
         except (AnswerError, LookupError, TypeError):
-            return None
+            return SpecialTokens()
         if not isinstance(row, list) or not row:
-            return None
+            return SpecialTokens()
         told.append(row)
     whole, bare = told
-    return whole[-len(bare) :] != bare
+    return SpecialTokens(adds=whole != bare, closes=whole[-len(bare) :] != bare)
 
 
 async def listed_models(ask: Ask) -> list[Mapping[str, Any]]:

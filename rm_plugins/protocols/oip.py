@@ -36,6 +36,7 @@ class OpenInference(Protocol):
     """
 
     name: ClassVar[str] = "oip"
+    leaves_texts_bare: ClassVar[bool] = True
     if_absent: ClassVar[str] = (
         "Name a model that the server has, `protocol: {name: oip, model: NAME}`; leave /v2 out of the URL."
     )
@@ -104,7 +105,7 @@ class OpenInference(Protocol):
             "name": facts.get("input") or self.input or _INPUT,
             "shape": [len(items), *[1] * (facts.get("rank", 2) - 1)],
             "datatype": "BYTES",
-            "data": [item.needed_text for item in items],
+            "data": [item.text_with_tokens for item in items],
         }
         if "parameters" in facts:
             tensor["parameters"] = facts["parameters"]

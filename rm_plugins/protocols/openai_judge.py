@@ -12,7 +12,8 @@ from rm_plugins.errors import AnswerError, DataError, SpecError
 from rm_plugins.protocols.discovery import only_model
 from rm_plugins.protocols.judge_labels import LabelScale
 from rm_plugins.protocols.judge_numbers import NumberScale
-from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts, check_request_id
+from rm_plugins.protocols.protocol import Answer, Ask, Failure, Item, Protocol, Request, Response, ServerFacts
+from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.provider import LocalPath
 from rm_plugins.samples import Message, RenderedSample, message_text
 

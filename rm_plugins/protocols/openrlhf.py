@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError
 from rm_plugins.protocols.discovery import get_mapping
@@ -19,16 +19,23 @@ class OpenRLHF(Protocol):
 
     Args:
         labels: The column that is sent as ``labels``, for servers that compare with a reference; none by default.
+        reads: Which token of a decoder's row the model there reads. ``serve_rm`` of OpenRLHF reads the ``last`` (seen on 0.11.2, with
+            ``pad == eos`` as well: ``openrlhf/models/model.py``), and servers with its wire that run a model of transformers mostly
+            ``before-padding``; nothing tells them apart.
     """
 
     name: ClassVar[str] = "openrlhf"
-    reads: ClassVar[Reads | None] = "last"
-    """Seen on ``serve_rm`` of 0.11.2, with ``pad == eos`` as well: its model takes the last position of the attention mask
-    (``openrlhf/models/model.py``)."""
+    leaves_texts_bare: ClassVar[bool] = True
     if_absent: ClassVar[str] = "Give the root of `openrlhf.cli.serve_rm` as the URL, without /get_reward."
 
-    def __init__(self, *, labels: str | None = None) -> None:
+    def __init__(self, *, labels: str | None = None, reads: Literal["last", "before-padding"] | None = None) -> None:
+        self._reads: Reads = reads or "unknown"
         self.labels = labels
+
+    @property
+    def reads(self) -> Reads:  # type: ignore[override]  # as the spec says
+        """What the spec says: other servers than OpenRLHF's have the same wire."""
+        return self._reads
 
     async def detect(self, ask: Ask) -> str | None:
         """What the paths in ``GET /openapi.json`` say."""
@@ -38,7 +45,7 @@ class OpenRLHF(Protocol):
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """Texts, and the prompts and labels that rule-based servers look at."""
-        body: dict[str, Any] = {"query": [item.needed_text for item in items]}
+        body: dict[str, Any] = {"query": [item.text_with_tokens for item in items]}
         prompts = [item.sample.prompt for item in items]
         if all(isinstance(prompt, str) for prompt in prompts):  # of messages there is no text without what follows them
             body["prompts"] = prompts

@@ -27,9 +27,6 @@ MOST_NESTED = 100
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
-REQUEST_ID = re.compile(r"rm-[0-9a-f]{12}-\d+")
-"""What every id of a request looks like that a remote provider sends: no server makes up such a one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -42,6 +39,7 @@ class Item:
         token_ids: Its token ids, truncated, where a tokenizer is named; None where they do not tell all, as of a pair with token types.
         pair: Its two texts, where the model takes prompt and completion as a pair.
         refusal: Why it must not be sent; empty where it may.
+        length: How many tokens the rendering here has, where there is one; `token_ids` may leave trailing padding out.
     """
 
     sample: Sample
@@ -49,6 +47,7 @@ class Item:
     token_ids: tuple[int, ...] | None = None
     pair: tuple[str, str] | None = None
     refusal: str = ""
+    length: int | None = None
 
     @property
     def needed_text(self) -> str:
@@ -75,6 +74,21 @@ class Item:
                 "tokenizer in the spec of the remote provider, `tokenizer: FOLDER_OR_ID`, or send text."
             )
         return self.text
+
+    @property
+    def text_with_tokens(self) -> str:
+        """The text, for a server that pads the texts of a batch: one without a token is all padding there, and gets a number all the same.
+
+        Raises:
+            DataError: It has no token, or it is not what `needed_text` wants.
+        """
+        if self.needed_text == "":
+            raise DataError(
+                "The text is empty, and has no token that a model could read: this server would pad it to the length of others, and answer "
+                "the score of the padding. Leave the sample out; or name the model's `tokenizer` in the spec of the remote provider, if it "
+                "puts special tokens there, such as EOS."
+            )
+        return self.needed_text
 
     def text_pair(self, endpoint: str, instead: str) -> tuple[str, str]:
         """The two texts, for an `endpoint` that takes nothing else; messages name the one to use `instead`.
@@ -217,6 +231,9 @@ class Protocol(Component):
     """Which token of a decoder's row the server's model reads; None for a server that knows by itself, as ours does, or renders samples
     itself. Rows are sent for it to be the token that the model was trained to be read at, or not at all."""
 
+    leaves_texts_bare: ClassVar[bool] = False
+    """Whether a text that nothing renders here is taken to reach the model without special tokens and EOS: the server cannot be asked."""
+
     takes_only_pairs: ClassVar[bool] = False
     """Whether it is sent pairs of texts, `Item.pair`, and nothing else, as an endpoint for cross-encoders is."""
 
@@ -297,25 +314,6 @@ def one_line(text: str) -> str:
     'no [31m such model'
     """
     return _NO_LINE.sub(" ", text[:MOST_TOLD])
-
-
-def check_request_id(claimed: object, request_id: str, what: str = "the answer") -> None:
-    """See that an answer which names a request of ours names the one that it came for; one that names none says nothing.
-
-    Args:
-        claimed: What stands where the server puts a request's id, perhaps with something around it.
-        request_id: Of the request that was sent.
-        what: What has it, for the message.
-
-    Raises:
-        AnswerError: It names another one.
-
-    >>> check_request_id("classify-rm-0123456789ab-7", "rm-0123456789ab-7")
-    >>> check_request_id("chatcmpl-42", "rm-0123456789ab-7")
-    """
-    named = REQUEST_ID.findall(claimed) if isinstance(claimed, str) else []
-    if named and request_id not in named:
-        raise AnswerError(f"{what} is for the request {named[0]!r}, not for {request_id!r}; they were mixed up")
 
 
 def _is_deep(body: bytes) -> bool:

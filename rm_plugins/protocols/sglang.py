@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import closes_texts, get_mapping, required_mapping
+from rm_plugins.protocols.discovery import get_mapping, required_mapping, special_tokens
 from rm_plugins.protocols.protocol import (
-    REQUEST_ID,
     Answer,
     Ask,
     Failure,
@@ -19,9 +18,9 @@ from rm_plugins.protocols.protocol import (
     Request,
     Response,
     ServerFacts,
-    check_request_id,
     finite,
 )
+from rm_plugins.protocols.request_ids import REQUEST_ID, check_request_id
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample
 
@@ -76,8 +75,8 @@ class SGLang(Protocol):
         if info.get("is_generation") is True:
             raise UnsupportedError(f"SGLang serves {model} to generate text. Launch it with `--is-embedding` to have it score.")
         told = await get_mapping(ask, "/server_info") or await get_mapping(ask, "/get_server_info") or {}
-        closes = await closes_texts(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
-        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}", closes_texts=closes)
+        added = await special_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
+        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}", closes_texts=added.closes)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """The items as token ids, or as texts."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError, UnsupportedError
 from rm_plugins.protocols.discovery import listed_models, only_model
@@ -26,11 +26,13 @@ from rm_plugins.samples import RenderedSample
 class Swift(Protocol):
     """``POST /v1/chat/completions`` of ``swift deploy --task_type seq_cls --num_labels 1``, as ms-swift 4.6.0 answers it.
 
-    One conversation a request, which the server renders with its own template; a text sample becomes a user's and an assistant's
-    message. The message that comes back has the score as its content.
+    One conversation a request, which the server renders with its own template: where the spec names a tokenizer, one that makes another
+    number of tokens is refused. The message that comes back has the score as its content.
 
     Args:
         model: The model's name on the server; the only one that it lists by default.
+        texts: ``messages`` has a prompt and a completion that are text sent as a user's and an assistant's message, which gives another
+            number than the text's own. By default such samples are refused.
     """
 
     name: ClassVar[str] = "swift"
@@ -41,8 +43,9 @@ class Swift(Protocol):
     if_absent: ClassVar[str] = "Give the root of `swift deploy --task_type seq_cls` as the URL, without /v1."
     batches: ClassVar[bool] = False
 
-    def __init__(self, *, model: str | None = None) -> None:
+    def __init__(self, *, model: str | None = None, texts: Literal["messages"] | None = None) -> None:
         self.model = model
+        self.texts = texts
 
     async def detect(self, ask: Ask) -> str | None:
         """What ``GET /v1/models`` says of the models' owner."""
@@ -57,7 +60,7 @@ class Swift(Protocol):
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """The conversation, and the columns that chat templates look at."""
         (item,) = items
-        body = {"model": server.facts["model"], "messages": _messages(item)}
+        body = {"model": server.facts["model"], "messages": self._messages(item)}
         for column in ("tools", "chat_template_kwargs"):
             if item.sample.columns.get(column):
                 body[column] = json_form(item.sample.columns[column], f"the column {column!r}")
@@ -65,10 +68,11 @@ class Swift(Protocol):
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
         """The one number that is the content."""
-        match response.json():
+        answer = response.json()
+        match answer:
             case {"choices": [{"message": {"content": content}, **choice}]}:
                 pass
-            case answer:
+            case _:
                 raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if choice.get("logprobs") is not None:
             # The content is then the number of the most likely class, which looks like a score.
@@ -86,6 +90,7 @@ class Swift(Protocol):
             raise UnsupportedError(
                 f"the content is {content!r:.80}, a text: the server generates, as it does without `--task_type seq_cls`"
             )
+        _check_rendering(answer.get("usage"), items[0])
         return Answer([finite(content, "the content", row=0)])
 
     def failure(self, response: Response, items: int) -> Failure:
@@ -97,19 +102,41 @@ class Swift(Protocol):
             return "overload"
         return super().failure(response, items)
 
+    def _messages(self, item: Item) -> list[Any]:
+        sample = item.sample
+        if isinstance(sample, RenderedSample):
+            raise DataError(
+                "ms-swift renders conversations itself: it takes no rendered text and no token ids. Send it prompts and completions."
+            )
+        if item.pair is not None:
+            raise DataError(
+                "The model takes prompt and completion as a pair, and ms-swift renders every sample as a conversation. Use a protocol that "
+                "sends pairs (`vllm`, `tei`), with a server of its kind."
+            )
+        if sample.is_conversational:
+            return [json_form(dict(message), "a message") for message in sample.messages]
+        if self.texts is None:
+            raise DataError(
+                "The sample is text, and ms-swift scores conversations alone: as a user's and an assistant's message it has another "
+                "number than `rm.load` gives the text. Send a conversation; or set `protocol: {name: swift, texts: messages}` if that is "
+                "meant."
+            )
+        asked = [{"role": "user", "content": sample.prompt}] if sample.prompt else []
+        return [*asked, {"role": "assistant", "content": sample.completion}]
 
-def _messages(item: Item) -> list[Any]:
-    sample = item.sample
-    if isinstance(sample, RenderedSample):
-        raise DataError(
-            "ms-swift renders conversations itself: it takes no rendered text and no token ids. Send it prompts and completions."
+
+def _check_rendering(usage: object, item: Item) -> None:
+    """See that the server made as many tokens of a conversation as the tokenizer that the spec names.
+
+    With the same template, ms-swift 4.6.0 counts exactly the tokens of the conversation, in whatever batch it was scored.
+
+    Raises:
+        UnsupportedError: It made more or fewer.
+    """
+    counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    if item.sample.is_conversational and item.length is not None and type(counted) is int and counted != item.length:
+        raise UnsupportedError(
+            f"the server made {counted} tokens of a conversation that has {item.length} by the tokenizer and the chat template of the "
+            "spec: it renders with another template. Deploy the model with its own one, `--template_backend jinja`; or leave `tokenizer` "
+            "out of the spec of the remote provider if the server's is meant"
         )
-    if item.pair is not None:
-        raise DataError(
-            "The model takes prompt and completion as a pair, and ms-swift renders every sample as a conversation. Use a protocol that "
-            "sends pairs (`vllm`, `tei`), with a server of its kind."
-        )
-    if sample.is_conversational:
-        return [json_form(dict(message), "a message") for message in sample.messages]
-    asked = [{"role": "user", "content": sample.prompt}] if sample.prompt else []
-    return [*asked, {"role": "assistant", "content": sample.completion}]

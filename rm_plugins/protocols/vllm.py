@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import closes_texts, get_mapping, listed_models
+from rm_plugins.protocols.discovery import get_mapping, listed_models, special_tokens
 from rm_plugins.protocols.protocol import (
     Answer,
     Ask,
@@ -19,11 +19,11 @@ from rm_plugins.protocols.protocol import (
     Request,
     Response,
     ServerFacts,
-    check_request_id,
     finite,
     in_order,
 )
 from rm_plugins.protocols.raw_logits import SaturatedError, judge, logit
+from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.protocols.values import output_of_label
 from rm_plugins.samples import RenderedSample, Sample
 
@@ -55,7 +55,8 @@ class VLLM(Protocol):
     sigmoids are taken: they are right to 1e-4 up to a reward of 7.4, beyond which an item fails.
 
     Token ids are sent where there are any, and nothing is truncated: what is too long is an error. Pairs with token types go to
-    ``/score``, whatever the endpoint.
+    ``/score``, whatever the endpoint. There vLLM drops an empty second text (seen on 0.32.0): such a pair is refused, unless the
+    model's tokenizer is known to add no special tokens, without which nothing differs.
 
     Args:
         endpoint: What is asked: ``classify``, ``pooling``, or ``score``, which is for cross-encoders: prompts are its queries and
@@ -136,9 +137,11 @@ class VLLM(Protocol):
         model = self.model or await _model(ask)
         spoken = copy.copy(self)  # the servers of one spec may be of several versions
         spoken._adds_special_tokens = self.endpoint == "classify" and (version or NEWEST) < ADD_SPECIAL_TOKENS_FIELD
-        is_ours = "server" in told
-        closes = None if is_ours else await closes_texts(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
-        server = ServerFacts(spoken, f"{description} with {model}" if model else description, facts=facts, closes_texts=closes)
+        added = await special_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
+        facts["adds"] = added.adds
+        server = ServerFacts(
+            spoken, f"{description} with {model}" if model else description, facts=facts, closes_texts=added.closes
+        )
         if field is not None and (version is None or BROKEN_HEADS[0] <= version < BROKEN_HEADS[1]):
             facts |= await self._proven(ask, server, known=version is not None)
         return server
@@ -149,7 +152,8 @@ class VLLM(Protocol):
         if server.facts["field"] is not None:
             body[server.facts["field"]] = server.facts["activation"]
         if self._endpoint(items) == "score":
-            pairs = [item.text_pair("score", "classify") for item in items]  # by the names that every version takes
+            pairs = [_pair(item, server) for item in items]
+            # By the names that every version takes.
             return Request("/score", {**body, "text_1": [pair[0] for pair in pairs], "text_2": [pair[1] for pair in pairs]})
         if self.endpoint == "pooling":
             body |= {"task": "classify", "encoding_format": "float"}
@@ -317,6 +321,22 @@ class VLLM(Protocol):
             "`protocol: {name: vllm, activation: sigmoid}`. If the model has no activation, or one of its own, take what the server gives, "
             "`activation: server`."
         )
+
+
+def _pair(item: Item, server: ServerFacts) -> tuple[str, str]:
+    """The two texts of an item.
+
+    Raises:
+        DataError: There are none; or vLLM would encode them as one.
+    """
+    pair = item.text_pair("score", "classify")
+    if not pair[1] and server.facts.get("adds") is not False:
+        raise DataError(
+            "The completion is empty, and vLLM drops an empty second text: it would score the prompt alone, without the separator behind "
+            "it that the model's own pair has, which is another number. Leave the sample out, or give it a completion; or serve the model "
+            "with text-embeddings-inference (`protocol: tei`) or `rm-plugins serve` (`protocol: rm-plugins`), which keep the empty text."
+        )
+    return pair
 
 
 async def _model(ask: Ask) -> str | None:

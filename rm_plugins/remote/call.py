@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from time import monotonic
 from typing import Any
 
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Answer, Item, ServerFacts
+from rm_plugins.protocols.request_ids import request_ids
 from rm_plugins.redaction import redact_logs, redacted
 from rm_plugins.remote.endpoint import Endpoint
 from rm_plugins.remote.fleet import Fleet, Turn
@@ -67,8 +66,7 @@ class ScoringCall:
         self._tally = tally
         self._outcomes: dict[int, Outcome] = {}
         self._last_failures: dict[int, str] = {}
-        self._name = f"rm-{uuid.uuid4().hex[:12]}"  # as `REQUEST_ID` has it
-        self._numbers = count()
+        self._request_ids = request_ids()
         # To find what a server rejects that has taken nothing yet; more would be an attack on it.
         self._splits_left: float = 100 + len(samples) // 4
         # To find what a server fails at; one that has broken down is left alone soon.
@@ -178,7 +176,16 @@ class ScoringCall:
 
     def _warn_of_other_rows(self, facts: ServerFacts) -> None:
         """Say where a decoder is likely to be sent other token ids than it was trained on."""
-        if facts.closes_texts is not False or not self._samples.has_texts:
+        if not self._samples.has_texts:
+            return
+        if facts.protocol.leaves_texts_bare and not self._samples.open_texts:
+            self._fleet.warn_once(
+                ("bare texts", facts.description),
+                f"{self._fleet.called}: {facts.description} is sent texts as they are: nothing here adds special tokens or EOS to them, "
+                "and the server is not known to. For most models that is another score than that of `rm.load`. Name the model's "
+                "`tokenizer` in the spec of the remote provider, or set `append_eos: false` there if texts are to be sent as they are.",
+            )
+        if facts.closes_texts is not False:
             return
         if facts.protocol.takes_only_pairs:
             self._fleet.warn_once(
@@ -197,7 +204,7 @@ class ScoringCall:
 
     async def _deliver(self, rows: Sequence[int], tries: int) -> None:
         """Have the rows of one request scored, by as many requests as that takes."""
-        request_id = f"{self._name}-{next(self._numbers)}"  # the same each time: it is the same request
+        request_id = next(self._request_ids)  # the same each time: it is the same request
         failures = lost = 0
         avoid: Endpoint | None = None
         while True:

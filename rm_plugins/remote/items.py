@@ -26,7 +26,7 @@ _READS_BEFORE_PADDING = (
 )
 _READS_NOBODY_KNOWS = (
     "The model is read at the last token (`read: last`), which is the padding token here, and whether this server reads that one or the "
-    "last that is not padding is not known. Say it in the spec, `protocol: {name: NAME, reads: last}`, if the server does."
+    "last that is not padding is not known. Say it in the spec if it reads that one, `protocol: {{name: {name}, reads: last}}`."
 )
 _NO_SUCH_PAIR = (
     "The server is sent two texts and encodes them as `tokenizer(prompt, completion)`, which has other token ids than the model's own "
@@ -40,6 +40,10 @@ _NO_PAIR = (
 _CUT_PAIR = (
     "The sample is longer than `max_length`, and a pair with token types is sent as its two whole texts. Shorten it, or raise `max_length` "
     "if the model takes more."
+)
+_CUT_CONVERSATION = (
+    "The sample is longer than `max_length`, and this server renders conversations by itself, whole or cut elsewhere. Shorten it, or raise "
+    "`max_length` if the model takes more."
 )
 
 
@@ -113,7 +117,7 @@ class SendableSamples:
         refusal = ""
         if server.protocol.takes_only_pairs:
             refusal = _NO_PAIR if self._pair is False else ""
-        elif server.closes_texts and self._pair is None and sample.prompt and sample.completion:
+        elif server.closes_texts and self._pair is None:  # also of a single text: with an empty one, a pair is another row
             refusal = _PAIR_OR_NOT
         return Item(sample, f"{sample.prompt}{sample.completion}", refusal=refusal)
 
@@ -121,15 +125,18 @@ class SendableSamples:
         rows = self._ids if protocol.reads is None else [renderer.up_to_read(ids) for ids in self._ids]
         texts = _texts_of(rows, self._samples, renderer, protocol.server_adds_special_tokens)
         pairs = _pairs_of(rows, self._samples, renderer, takes_only_pairs=protocol.takes_only_pairs)
+        assert self.tokens is not None
+        is_cut = self.tokens.truncated & ("messages" in protocol.sent_as)
         return [
             Item(
                 sample,
                 text,
                 None if has_types(row) else tuple(row),
                 pair,
-                _refusal(renderer, protocol, sample, row, pair),
+                (_CUT_CONVERSATION if cut else "") or _refusal(renderer, protocol, sample, row, pair),
+                len(ids),
             )
-            for sample, text, row, pair in zip(self._samples, texts, rows, pairs, strict=True)
+            for sample, text, row, pair, ids, cut in zip(self._samples, texts, rows, pairs, self._ids, is_cut, strict=True)
         ]
 
 
@@ -143,7 +150,7 @@ def _refusal(renderer: Renderer, protocol: Protocol, sample: Sample, row: Sequen
         if protocol.reads == "before-padding":
             return _READS_BEFORE_PADDING
         if protocol.reads == "unknown":
-            return _READS_NOBODY_KNOWS
+            return _READS_NOBODY_KNOWS.format(name=protocol.name)
     if pair is None and has_types(row):
         return _CUT_PAIR
     return _NO_SUCH_PAIR if pair is None and protocol.takes_only_pairs and _is_text(sample) else ""

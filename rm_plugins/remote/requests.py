@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, UnsupportedError
-from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, check_request_id, finite
+from rm_plugins.protocols.protocol import Answer, Item, Request, Response, ServerFacts, finite
+from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.remote.request_failure import RequestFailure
 
 MOST_BYTES = 1_000_000

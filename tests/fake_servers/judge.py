@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 __all__ = ["Choice", "choice", "judge"]
 
@@ -44,10 +45,22 @@ def choice(
     }
 
 
-def judge(answer: Callable[[str], Choice], *, models: Sequence[str] = ("judge",)) -> FastAPI:
-    """The server, whose answer to the last message is told; it names as many tokens as it is asked for."""
+def judge(answer: Callable[[str], Choice], *, models: Sequence[str] = ("judge",), takes_only_uuids: bool = False) -> FastAPI:
+    """The server, whose answer to the last message is told; it names as many tokens as it is asked for.
+
+    `takes_only_uuids` has it answer 400 and no body where ``X-Request-ID`` is something else, as llama-cpp-python's of 0.3.36 does.
+    """
     app = FastAPI()
     app.state.bodies = []
+
+    @app.middleware("http")
+    async def checked(request: Request, call_next: Any) -> Any:
+        try:
+            uuid.UUID(request.headers.get("x-request-id") or uuid.uuid4().hex, version=4)
+        except ValueError:
+            if takes_only_uuids:
+                return Response(status_code=400)
+        return await call_next(request)
 
     @app.get("/v1/models")
     async def listed() -> Any:

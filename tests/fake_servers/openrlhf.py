@@ -1,4 +1,4 @@
-"""What `openrlhf.cli.serve_rm` of OpenRLHF 0.11.2 answers."""
+"""What `openrlhf.cli.serve_rm` of OpenRLHF 0.11.2 answers; a text without a token has the score of the padding there, seen as 0.0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def openrlhf(*, nested: bool = False, old: bool = False) -> FastAPI:
     async def get_reward(request: Request) -> JSONResponse:
         data = await request.json()
         app.state.bodies.append(data)
-        rewards: list[Any] = [reward_of(query) for query in data.get("query")]
+        rewards: list[Any] = [reward_of(query) if query else 0.0 for query in data.get("query")]
         if nested:
             rewards = [[reward] for reward in rewards]
         if old:

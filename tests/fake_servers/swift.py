@@ -20,6 +20,7 @@ def swift(
     key: str = "",
     kind: Literal["regression", "list", "text", "classifier", "multi-label", "generator"] = "regression",
     failing: str = "",
+    prompt_tokens: int = 9,
 ) -> FastAPI:
     """The server.
 
@@ -28,6 +29,7 @@ def swift(
         key: The key that it asks for; a missing one is a 400 like everything else.
         kind: What the model is, or the form of its scores.
         failing: Why every request fails.
+        prompt_tokens: How many tokens its template makes of a conversation.
     """
     app = FastAPI()
     app.state.bodies = []
@@ -68,7 +70,7 @@ def swift(
         return {
             "model": body["model"],
             "choices": [choice],
-            "usage": {"prompt_tokens": 9},
+            "usage": {"prompt_tokens": prompt_tokens},
             "id": "x",
             "object": "chat.completion",
         }

@@ -1,7 +1,8 @@
 """vLLM's pooling endpoints by version, as read in the sources of 0.9.2 to 0.33.0.
 
 The real ones were seen: 0.30.0 applies a wrong head to BERT where the activation is off, from 1.7e-3 to 14 off; 0.32.0 reads the last
-token that it is sent, encodes the texts of ``/score`` as ``tokenizer(text_1, text_2)``, and answers ``/tokenize`` as here.
+token that it is sent, encodes the texts of ``/score`` as ``tokenizer(text_1, text_2)``, which drops an empty second text, and answers
+``/tokenize`` as here.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class FakeVLLM(Starlette):
         broken_head: What the outputs become where the activation is off, as BERT's do in 0.14 to 0.30.
         precision: Of its numbers: 64 bits, or as many as a real one has.
         closes: Whether its tokenizer closes texts, as those of encoders do; None for a server that does not tell.
+        bare: Whether its tokenizer adds no special tokens at all.
         max_model_len: Most tokens of a text.
         key: Asked for under /v1 alone.
         fault: What is wrong with its answers.
@@ -52,6 +54,7 @@ class FakeVLLM(Starlette):
         broken_head: Callable[[float], float] | None = None,
         precision: Literal[16, 32, 64] = 64,
         closes: bool | None = False,
+        bare: bool = False,
         max_model_len: int = 200,
         key: str | None = None,
         fault: Fault = "",
@@ -65,6 +68,7 @@ class FakeVLLM(Starlette):
         self.broken_head = broken_head
         self.precision = np.dtype(f"float{precision}").type
         self.closes = closes
+        self.bare = bare
         self.max_model_len = max_model_len
         self.key = key
         self.fault = fault
@@ -123,9 +127,7 @@ class FakeVLLM(Starlette):
         for first, second in names:
             if first in body and second in body:
                 pairs = zip(_listed(body[first]), _listed(body[second]), strict=True)
-                return self._scored(
-                    body, [pair_tokens(query, text, closes=bool(self.closes)) for query, text in pairs], self._paired
-                )
+                return self._scored(body, [self._pair_ids(query, text) for query, text in pairs], self._paired)
         return self.error("1 validation error: field required")
 
     def error(self, message: str, status: int = 400, kind: str = "BadRequestError") -> Response:
@@ -146,7 +148,13 @@ class FakeVLLM(Starlette):
 
     def _ids(self, entry: Any, add_special_tokens: bool) -> list[int]:
         is_text = isinstance(entry, str)
-        return tokens(entry, special=add_special_tokens, closes=bool(self.closes)) if is_text else list(entry)
+        return tokens(entry, special=add_special_tokens and not self.bare, closes=bool(self.closes)) if is_text else list(entry)
+
+    def _pair_ids(self, query: str, text: str) -> list[int]:
+        """Of a pair with an empty second text, that of the first alone."""
+        if self.bare:
+            return tokens(query + text, special=False)
+        return pair_tokens(query, text, closes=bool(self.closes)) if text else self._ids(query, True)
 
     def _scored(self, body: Mapping[str, Any], rows: Sequence[Sequence[int]], form: Any) -> Response:
         if body.get("model") not in (None, self.model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import httpx2
@@ -110,7 +110,7 @@ SERVED = [
     Served(
         peer=openrlhf.PEER,
         model="decoder",
-        ways=BOTH_READS,
+        ways=tuple(replace(way, spec={"protocol": {"name": "openrlhf", "reads": "last"}}) for way in BOTH_READS),
         own=Own(rows="closed texts", ask=openrlhf.texts),
     ),
     Served(
@@ -118,6 +118,7 @@ SERVED = [
         model="decoder",
         ways=BOTH_READS[:1],
         own=Own(rows="texts", ask=openrlhf.texts),
+        refused=((BOTH_READS[1], "reads: last"),),
     ),
     Served(
         peer=open_inference.MLSERVER,

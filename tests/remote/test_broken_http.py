@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import rm_plugins as rm
 from rm_plugins.protocols import TEI, VLLM, Native, OpenAIJudge, OpenInference, OpenRLHF, Protocol, SGLang, Swift
+from rm_plugins.protocols.request_ids import REQUEST_ID
 from rm_plugins.providers.remote import Remote
 from rm_plugins.remote.watched_stream import WatchedStream, WrongBytes
 from tests.broken_http import BROKEN_HTTP, HARMLESS_HTTP, BrokenHTTP
@@ -46,7 +48,7 @@ SPOKEN: dict[str, tuple[Callable[[], Protocol], Callable[[], Any]]] = {
     "tei-rerank": (lambda: TEI(endpoint="rerank"), FakeTEI),
     "openrlhf": (OpenRLHF, openrlhf),
     "oip": (OpenInference, oip),
-    "swift": (Swift, swift),
+    "swift": (lambda: Swift(texts="messages"), swift),
     "openai-judge": (OpenAIJudge, lambda: judge(_graded)),
 }
 WITHOUT_IDS = ("tei", "tei-rerank", "openrlhf", "swift", "openai-judge")
@@ -168,6 +170,49 @@ class TestIds:
             assert provider.score(SAMPLES).values.tolist() == right_scores("openrlhf")
             assert provider.counts["bad_answers"] == 1
             provider.close()
+
+    def test_they_are_uuids_for_servers_that_take_nothing_else(self) -> None:
+        """As llama-cpp-python's: it answers 400 and no body."""
+        app = judge(_graded, takes_only_uuids=True)
+        with serving(app, lifespan="off") as url:
+            provider = Remote(url=url, protocol=OpenAIJudge(), tries=2)
+            assert provider.score(SAMPLES).values.tolist() == right_scores("openai-judge")
+            provider.close()
+
+    def test_a_logical_request_has_one_and_no_other_has_it(self) -> None:
+        named: list[tuple[str, bytes]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"] != "/get_reward":
+                await scorer(scope, receive, send)
+                return
+            name = dict(scope["headers"])[b"x-request-id"].decode()
+            message = await receive()
+            named.append((name, message["body"]))
+            if len([other for other, _ in named if other == name]) == 1:  # each the first time
+                await send({"type": "http.response.start", "status": 500, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            messages = [message]
+
+            async def again() -> Any:
+                return messages.pop() if messages else await receive()
+
+            await scorer(scope, again, send)
+
+        scorer = openrlhf()
+        with serving(app, lifespan="off") as url:
+            provider = Remote(url=url, protocol=OpenRLHF(), batch_size=4, tries=3)
+            for _ in range(2):
+                assert provider.score(SAMPLES).values.tolist() == right_scores("openrlhf")
+            provider.close()
+        by_name = {name: {body for other, body in named if other == name} for name, _ in named}
+        assert len(by_name) == 8
+        assert all(len(bodies) == 1 for bodies in by_name.values())
+        assert len(named) == 16
+        for name in by_name:
+            assert REQUEST_ID.fullmatch(name)
+            assert (str(uuid.UUID(name)), uuid.UUID(name).version, uuid.UUID(name).variant) == (name, 8, uuid.RFC_4122)
 
 
 class TestConnections:

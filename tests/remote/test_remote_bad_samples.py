@@ -52,7 +52,7 @@ SERVERS: dict[str, tuple[Protocol, Callable[[], Any]]] = {
     "openrlhf": (OpenRLHF(), openrlhf),
     "openrlhf labels": (OpenRLHF(labels="label"), openrlhf),
     "oip": (OpenInference(), oip),
-    "swift": (Swift(), swift),
+    "swift": (Swift(texts="messages"), swift),
     "judge": (OpenAIJudge(), lambda: judge(verdict)),
 }
 

@@ -105,9 +105,9 @@ PERMANENT: dict[str, tuple[Protocol, Callable[[], Any], str]] = {
         ),
         "has 0 outputs called 'score'",
     ),
-    "swift, a classifier": (Swift(), lambda: swift(kind="classifier"), "--num_labels 1"),
-    "swift, a generator": (Swift(), lambda: swift(kind="generator"), "--task_type seq_cls"),
-    "swift, another model": (Swift(model="other"), swift, "is not in the model_list"),
+    "swift, a classifier": (Swift(texts="messages"), lambda: swift(kind="classifier"), "--num_labels 1"),
+    "swift, a generator": (Swift(texts="messages"), lambda: swift(kind="generator"), "--task_type seq_cls"),
+    "swift, another model": (Swift(model="other", texts="messages"), swift, "is not in the model_list"),
     "judge, no logprobs": (OpenAIJudge(), lambda: judge(without_logprobs), r"no logprobs.*`range: \[1, 10\]`"),
     "judge, logprobs refused": (OpenAIJudge(model="m"), NoLogprobs, "not allowed to request logprobs"),
     "rm-plugins, another version": (
@@ -140,7 +140,7 @@ ABSENT: dict[str, tuple[Protocol, Callable[[], Any], str, str]] = {
     "tei": (TEI(), FakeTEI, "/predict", "root of text-embeddings-inference"),
     "openrlhf": (OpenRLHF(), openrlhf, "/get_reward", "`openrlhf.cli.serve_rm`"),
     "oip": (OpenInference(), oip, "/v2/models/reward_model/infer", "Name a model"),
-    "swift": (Swift(), swift, "/v1/chat/completions", "`swift deploy --task_type seq_cls`"),
+    "swift": (Swift(texts="messages"), swift, "/v1/chat/completions", "`swift deploy --task_type seq_cls`"),
     "openai-judge": (OpenAIJudge(), lambda: judge(without_logprobs), "/v1/chat/completions", "Name a model"),
 }
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 import rm_plugins as rm
 from rm_plugins.errors import ModelError, ScoringError
-from rm_plugins.protocols import TEI, VLLM, Native, OpenAIJudge, OpenInference, OpenRLHF, Protocol, SGLang, Swift
+from rm_plugins.protocols import TEI, VLLM, Native, OpenInference, OpenRLHF, Protocol, SGLang, Swift
 from rm_plugins.providers.remote import Remote
 from rm_plugins.samples import RenderedSample
-from tests.conftest import CORPUS, make_tokenizer
-from tests.fake_servers import logit, pair_tokens, tokens
-from tests.fake_servers.judge import choice, judge
+from tests.fake_servers import logit, pair_tokens
 from tests.fake_servers.native import native
 from tests.fake_servers.oip import oip
 from tests.fake_servers.openrlhf import openrlhf
@@ -28,48 +21,9 @@ from tests.fake_servers.sglang import FakeSGLang
 from tests.fake_servers.swift import swift
 from tests.fake_servers.tei import FakeTEI
 from tests.fake_servers.vllm import FakeVLLM
-from tests.servers import serving
-
-SAMPLES = [rm.Sample("What is two and two? ", "four"), rm.Sample("name a colour ", "rain"), rm.Sample("", "the sea")]
-
-
-class Seen:
-    """Another app, whose requests are kept."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.bodies: list[tuple[str, Any]] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def kept() -> Any:
-            message = await receive()
-            if message["type"] == "http.request" and message.get("body"):
-                self.bodies.append((scope["path"], json.loads(message["body"])))
-            return message
-
-        await self.app(scope, kept, send)
-
-    def sent(self, path: str, key: str) -> list[Any]:
-        return [entry for asked, body in self.bodies if asked == path for entry in body[key]]
-
-
-@contextmanager
-def remote(protocol: Protocol, app: Any, **settings: Any) -> Iterator[tuple[Remote, Seen]]:
-    seen = Seen(app)
-    with serving(seen, lifespan="off") as url:
-        provider = Remote(url=url, protocol=protocol, concurrency=1, **settings)
-        yield provider, seen
-        provider.close()
-
+from tests.remote.sent import SAMPLES, TWO_TEXTS, Seen, decoder, encoder, remote
 
 # Which token is read
-
-
-def decoder(folder: Path, *, pad: str = "<|end|>") -> tuple[str, Any]:
-    """The folder of a decoder's tokenizer, whose padding is EOS unless it is told otherwise."""
-    tokenizer = make_tokenizer(pad=pad)
-    tokenizer.save_pretrained(folder)
-    return str(folder), tokenizer
 
 
 def ids_of(tokenizer: Any, sample: rm.Sample, *, closed: bool) -> list[int]:
@@ -99,7 +53,7 @@ def test_a_server_that_reads_the_last_token_is_sent_rows_that_end_with_the_one_t
         with remote(protocol, app, tokenizer=folder, read=read) as (provider, seen):
             assert provider.score(SAMPLES).values.tolist() == pytest.approx([logit(row) for row in rows])
         assert sorted(seen.sent(path, key)) == sorted(rows)
-    for sender, server in ((OpenRLHF(), openrlhf()), (VLLM(), FakeVLLM("0.13.0"))):
+    for sender, server in ((OpenRLHF(reads="last"), openrlhf()), (VLLM(), FakeVLLM("0.13.0"))):
         with remote(sender, server, tokenizer=folder, read=read) as (provider, seen):
             provider.score(SAMPLES)
         texts = [*seen.sent("/get_reward", "query"), *seen.sent("/classify", "input")]
@@ -146,27 +100,30 @@ def test_tei_is_sent_texts_up_to_the_token_that_is_read(tmp_path: Path) -> None:
     assert sorted(seen.sent("/predict", "inputs")) == sorted([[f"{sample.prompt}{sample.completion}"] for sample in SAMPLES])
 
 
-def test_a_server_of_which_nobody_knows_what_it_reads_is_sent_what_both_kinds_read_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spoken", "app"), [(OpenInference, oip), (OpenRLHF, openrlhf)])
+def test_a_server_of_which_nobody_knows_what_it_reads_is_sent_what_both_kinds_read_alike(
+    spoken: Any, app: Callable[[], Any], tmp_path: Path
+) -> None:
     folder, tokenizer = decoder(tmp_path)
 
     def texts(seen: Seen) -> list[str]:
-        return sorted(text for path, body in seen.bodies if path.endswith("/infer") for text in body["inputs"][0]["data"])
+        tensors = [body["inputs"][0]["data"] for path, body in seen.bodies if path.endswith("/infer")]
+        return sorted([*(text for data in tensors for text in data), *seen.sent("/get_reward", "query")])
 
     joined = sorted(f"{sample.prompt}{sample.completion}" for sample in SAMPLES)
     closed = [f"{text}{tokenizer.eos_token}" for text in joined]
-    for protocol in (OpenInference(), OpenInference(reads="last"), OpenInference(reads="before-padding")):
-        with remote(protocol, oip(), tokenizer=folder, read="before-padding") as (provider, seen):
+    for protocol in (spoken(), spoken(reads="last"), spoken(reads="before-padding")):
+        with remote(protocol, app(), tokenizer=folder, read="before-padding") as (provider, seen):
             provider.score(SAMPLES)
         assert texts(seen) == joined
-    with remote(OpenInference(reads="last"), oip(), tokenizer=folder, read="last") as (provider, seen):
+    with remote(spoken(reads="last"), app(), tokenizer=folder, read="last") as (provider, seen):
         provider.score(SAMPLES)
     assert texts(seen) == closed
-    for unsure, message in (
-        ("unknown", r"`protocol: {name: NAME, reads: last}`"),
-        ("before-padding", "reads the last one that is not"),
+    for other, message in (
+        (spoken(), rf"`protocol: {{name: {spoken.name}, reads: last}}`"),
+        (spoken(reads="before-padding"), "reads the last one that is not"),
     ):
-        other = OpenInference() if unsure == "unknown" else OpenInference(reads="before-padding")
-        with remote(other, oip(), tokenizer=folder, read="last") as (provider, seen):
+        with remote(other, app(), tokenizer=folder, read="last") as (provider, seen):
             with pytest.raises(ScoringError, match=message):
                 provider.score(SAMPLES)
             assert texts(seen) == []
@@ -186,31 +143,6 @@ def test_what_nothing_tells_is_warned_of_as_where_the_model_is_loaded(tmp_path: 
 
 
 # Pairs
-
-
-def encoder(folder: Path, *, types: bool) -> tuple[str, Any]:
-    """The folder of an encoder's tokenizer: BERT's with token types, or RoBERTa's without."""
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False))
-    pair = "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1" if types else "[CLS]:0 $A:0 [SEP]:0 [SEP]:0 $B:0 [SEP]:0"
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair=pair, special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
-    )
-    tokenizer.save_pretrained(folder)
-    return str(folder), tokenizer
-
-
-TWO_TEXTS = [(str(sample.prompt), str(sample.completion)) for sample in SAMPLES]
 
 
 def test_a_pair_with_token_types_is_sent_as_two_texts_where_that_is_possible(tmp_path: Path) -> None:
@@ -297,101 +229,3 @@ def test_an_encoder_of_which_nothing_tells_is_asked_about(tmp_path: Path) -> Non
     ):
         provider.score(SAMPLES)
     assert not seen.sent("/classify", "input")
-
-
-# Without a tokenizer
-
-CLOSING: dict[str, tuple[Callable[[], Protocol], Callable[[], Any]]] = {
-    "vllm": (VLLM, lambda: FakeVLLM(closes=True)),
-    "sglang": (SGLang, lambda: FakeSGLang(closes=True)),
-    "tei": (TEI, lambda: FakeTEI(closes=True)),
-}
-
-
-@pytest.mark.parametrize("name", CLOSING)
-def test_samples_that_may_be_pairs_are_refused_until_that_is_said(name: str) -> None:
-    protocol, app = CLOSING[name]
-    joined = [logit(tokens(f"{one}{other}", closes=True)) for one, other in TWO_TEXTS]
-    with remote(protocol(), app()) as (provider, _):
-        scores = provider.attempt(SAMPLES)
-        assert list(scores.errors) == [0, 1]  # the third has no prompt
-        assert "`pair: true` or `pair: false`" in str(scores.errors[0])
-        assert scores.values[2] == pytest.approx(joined[2])
-    with remote(protocol(), app(), pair=False) as (provider, _):
-        assert provider.score(SAMPLES).values.tolist() == pytest.approx(joined)
-    with remote(protocol(), app(), pair=True) as (provider, _):
-        if name == "sglang":
-            with pytest.raises(ScoringError, match="Use a protocol that sends pairs"):
-                provider.score(SAMPLES)
-        else:
-            expected = [logit(pair_tokens(one, other, closes=True)) for one, other in TWO_TEXTS]
-            assert provider.score(SAMPLES).values.tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "app"),
-    [(VLLM(endpoint="score"), lambda: FakeVLLM(closes=True)), (TEI(endpoint="rerank"), lambda: FakeTEI(closes=True))],
-)
-def test_an_endpoint_of_pairs_says_it(protocol: Protocol, app: Callable[[], Any]) -> None:
-    expected = [logit(pair_tokens(one, other, closes=True)) for one, other in TWO_TEXTS]
-    with remote(protocol, app()) as (provider, _):
-        assert provider.score(SAMPLES).values.tolist() == pytest.approx(expected)
-    with remote(protocol, app(), pair=False) as (provider, _), pytest.raises(ScoringError, match="The spec says `pair: false`"):
-        provider.score(SAMPLES)
-
-
-OPEN = "does not end texts with EOS"
-
-
-@pytest.mark.parametrize(
-    ("protocol", "app"),
-    [(VLLM(), FakeVLLM), (VLLM(endpoint="score"), FakeVLLM), (SGLang(), FakeSGLang), (TEI(), FakeTEI)],
-)
-def test_texts_that_nobody_closes_are_warned_of_once(
-    protocol: Protocol, app: Callable[[], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    with remote(protocol, app()) as (provider, _):
-        for _ in range(2):
-            provider.score(SAMPLES)
-    (told,) = [record for record in caplog.records if OPEN in record.message]
-    assert told.levelno == logging.WARNING
-    assert "Name its `tokenizer`" in told.message
-    assert "`append_eos: false`" in told.message
-
-
-@pytest.mark.parametrize(
-    ("protocol", "app", "settings"),
-    [
-        (VLLM(), FakeVLLM, {"append_eos": False}),
-        (VLLM(), lambda: FakeVLLM(closes=True), {"pair": False}),
-        (VLLM(), lambda: FakeVLLM(closes=None), {}),
-        (VLLM(), lambda: FakeVLLM(told={"version": "1", "server": "rm-plugins 1"}), {}),
-        (Native(), lambda: native(lambda sample: 1.0), {}),
-        (OpenRLHF(), openrlhf, {}),
-        (Swift(), swift, {}),
-        (OpenAIJudge(), lambda: judge(lambda question: choice(("Yes", {"Yes": 0.5, "No": 0.5}))), {}),
-    ],
-)
-def test_others_are_not_warned_of(
-    protocol: Protocol, app: Callable[[], Any], settings: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with remote(protocol, app(), **settings) as (provider, _):
-        provider.score(SAMPLES)
-    assert OPEN not in caplog.text
-
-
-def test_a_decoder_that_is_sent_two_texts_is_warned_of_though_they_have_no_eos(caplog: pytest.LogCaptureFixture) -> None:
-    with remote(VLLM(endpoint="score"), FakeVLLM(), append_eos=False) as (provider, _):
-        for _ in range(2):
-            provider.score(SAMPLES)
-    assert [record.message for record in caplog.records if "tokenizes prompts and completions apart" in record.message]
-    assert OPEN not in caplog.text
-
-
-def test_what_is_rendered_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder, _ = decoder(tmp_path, pad="<|pad|>")
-    with remote(VLLM(), FakeVLLM(), tokenizer=folder) as (provider, _):
-        provider.score(SAMPLES)
-    with remote(VLLM(), FakeVLLM()) as (provider, _):
-        provider.score([RenderedSample.of("the sea"), RenderedSample.of([5, 6])])
-    assert OPEN not in caplog.text
