@@ -221,6 +221,7 @@ class TEI(DropIn):
                 "docker_label": None,
                 "server": f"rm-plugins {__version__}",
                 "reads": scorer.info["reads"],
+                "pair": scorer.info["pair"],
             }
 
         return router
