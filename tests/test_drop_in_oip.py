@@ -226,7 +226,7 @@ def test_the_server_and_the_model_describe_themselves(client: httpx2.Client) -> 
     for model in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
         assert client.get(model).json() == OF_MODEL
         assert client.get(f"{model}/ready").json() == {"name": "tiny", "ready": True}
-        assert client.get(f"{model}/config").json()["max_batch_size"] == 256
+        assert client.get(f"{model}/config").json()["max_batch_size"] == 1024
         assert client.get(f"{model}/stats").json()["model_stats"][0]["name"] == "tiny"
 
 

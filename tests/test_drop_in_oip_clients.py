@@ -97,7 +97,7 @@ def test_it_is_told_what_there_is(client: Any) -> None:
         (lambda client: client.infer("other", sentences(TEXTS)), "404", "this server has 'tiny'"),
         (lambda client: client.infer("tiny", sentences(TEXTS), model_version="2"), "404", "it has '1'"),
         (lambda client: client.get_model_metadata("other"), "404", "this server has 'tiny'"),
-        (lambda client: client.infer("tiny", sentences(["a"] * 257)), "413", "at most 256"),
+        (lambda client: client.infer("tiny", sentences(["a"] * 1025)), "413", "at most 1024"),
         (lambda client: client.infer("tiny", sentences(["a" * 200_000])), "413", "longer than"),
         (lambda client: client.get_system_shared_memory_status(), "404", ""),
         (lambda client: client.load_model("tiny"), "404", ""),

@@ -15,6 +15,7 @@ import pytest
 
 import rm_plugins as rm
 from rm_plugins.providers.function import FunctionProvider
+from tests.conftest import MakeFolder
 from tests.drop_ins import decoder, overloaded, rewards, served, text_rewards
 
 TEXTS = ["This product was excellent and exceeded my expectations", "two and two is four"]
@@ -505,6 +506,35 @@ class TestWhatRerankClientsWrite:
     def test_documents_with_their_text(self, client: httpx2.Client) -> None:
         body = {"query": "a", "documents": ["b", "c"], "use_activation": False}
         plain = client.post("/v2/rerank", json=body).json()["results"]
-        body["documents"] = [{"text": "b"}, {"text": "c", "title": "of no interest"}]
+        body["documents"] = [{"text": "b"}, {"text": "c"}]
         assert client.post("/v2/rerank", json=body).json()["results"] == plain
         assert "Field required" in refused(client, "/v2/rerank", body | {"documents": [{"title": "b"}]})
+
+
+class TestALabelOfSeveral:
+    """The answer is of the label that the reward is made of, and nothing that the original would not say."""
+
+    @pytest.fixture
+    def folder(self, tiny_encoder: MakeFolder) -> Path:
+        return tiny_encoder(num_labels=3, pairs=True)
+
+    @pytest.mark.parametrize(
+        ("head", "label"), [("LABEL_2", "LABEL_2"), (1, "LABEL_1"), ({"LABEL_0": 1.0, "LABEL_2": -1.0}, "reward")]
+    )
+    def test_its_name_and_no_softmax(self, head: Any, label: str, folder: Path) -> None:
+        reward = rm.load(folder, head=head, pair=True)
+        expected = [float(value) for value in reward.score([rm.Sample("a", "b")]).values]
+        with served(reward) as client:
+            body = {"input": "a text"}
+            assert "several labels" in refused(client, "/classify", body)
+            raw = client.post("/classify", json=body | {"use_activation": False}).json()["data"][0]
+            assert raw["label"] == label
+            pair = client.post("/predict", json={"inputs": ["a", "b"], "raw_scores": True}).json()[0]
+            assert pair == {"score": pytest.approx(expected[0]), "label": label}
+            assert client.post("/predict", json={"inputs": ["a", "b"]}).status_code == 422
+            assert client.get("/info").json()["model_type"]["reranker"]["id2label"] == {"0": label}
+
+
+@pytest.mark.parametrize("more", [{"documents": [{"text": "b", "image": "x"}]}, {"rank_fields": ["title", "text"]}], ids=str)
+def test_what_else_a_document_would_be_ranked_by_is_refused(client: httpx2.Client, more: dict[str, Any]) -> None:
+    refused(client, "/v2/rerank", {"query": "a", "documents": [{"text": "b"}]} | more)

@@ -10,7 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 import rm_plugins as rm
 from rm_plugins.errors import ModelError, ScoringError, SpecError
@@ -93,11 +102,12 @@ def test_token_types_are_of_the_texts_and_not_of_the_separators(texts: tuple[str
     assert ids_and_types(row) == (encoded["input_ids"], encoded["token_type_ids"])
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_long_pairs_are_cut_as_by_the_tokenizer(family: str, data: st.DataObject, tiny_encoder: MakeFolder) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder(family=family, pairs=True))
+def test_long_pairs_are_cut_as_by_the_tokenizer(family: str, side: str, data: st.DataObject, tiny_encoder: MakeFolder) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder(family=family, pairs=True), truncation_side=side)
     words = st.lists(st.sampled_from(["sea", "blue", "what", "?", "[SEP]"]), max_size=30).map(" ".join)
     pair = data.draw(words), data.draw(words)
     limit = data.draw(st.integers(4, 40))
@@ -122,10 +132,14 @@ def test_one_message_is_its_text_and_more_are_paragraphs(tiny_encoder: MakeFolde
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_of_which_nothing_is_known_asks(family: str, tiny_encoder: MakeFolder) -> None:
     provider = rm.load(tiny_encoder(family=family, pairs=True))
-    with pytest.raises(ModelError, match=r"`pair: true` or `pair: false`"):
-        provider.score(SAMPLES)
-    both_ways = [rm.Sample("", "yes"), RenderedSample.of("yes")]
-    assert np.isfinite(provider.score(both_ways).values).all()  # one text is one text
+    for samples in (
+        SAMPLES,
+        [rm.Sample("", "yes")],
+        [rm.Sample("Say nothing.", "")],
+    ):  # a pair has separators of what is empty, too
+        with pytest.raises(ModelError, match=r"`pair: true` or `pair: false`"):
+            provider.score(samples)
+    assert np.isfinite(provider.score([RenderedSample.of("yes")]).values).all()
 
 
 def test_the_manifest_says_it_and_merging_keeps_it(tiny_encoder: MakeFolder, tmp_path: Path) -> None:
@@ -166,3 +180,22 @@ def test_what_the_server_shows_has_token_ids(tiny_encoder: MakeFolder) -> None:
     assert max(shown["token_ids"]) < TYPE_STEP
     assert shown["tokens"].count("[SEP]") == 2
     assert "[SEP]" in shown["text"]
+
+
+def test_a_decoders_family_whose_rows_end_with_cls_asks_too(tmp_path: Path) -> None:
+    """XLNet's tokenizer closes texts with the separator and the token that its classifier reads."""
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<sep>": 2, "<cls>": 3, "</s>": 4, "a": 5, "b": 6}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A:0 <sep>:0 <cls>:2", pair="$A:0 <sep>:0 $B:1 <sep>:1 <cls>:2", special_tokens=[("<sep>", 2), ("<cls>", 3)]
+    )
+    names = {"unk_token": "<unk>", "pad_token": "<pad>", "sep_token": "<sep>", "cls_token": "<cls>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **names).save_pretrained(tmp_path)
+    XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=7, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=1, pad_token_id=1)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"`pair: true` or `pair: false`"):
+        rm.load(tmp_path).score([rm.Sample("a", "b")])
+    np.testing.assert_allclose(
+        rm.load(tmp_path, pair=True).score([rm.Sample("a", "b")]).values, by_hand(tmp_path, [rm.Sample("a", "b")]), atol=1e-5
+    )

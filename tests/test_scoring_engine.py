@@ -340,3 +340,20 @@ def test_another_readout_reads_a_row_at_several_tokens() -> None:
     forward = BatchForward(model, 30, readout=StepEnds())
     with forward.attention(), torch.no_grad():
         close(model(rows=rows).logits.double().numpy(), expected)
+
+
+def test_a_batch_that_a_model_refuses_runs_row_by_row() -> None:
+    """BART reads at EOS, and refuses a batch whose rows have different numbers of it."""
+    sizes = {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+    }
+    config = AutoConfig.for_model(
+        "bart", vocab_size=VOCABULARY, d_model=32, num_labels=1, pad_token_id=PAD, eos_token_id=2, init_std=0.4, **sizes
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    rows = [[5, 6, 2], [5, 2, 7, 2], [8, 9, 10, 2], [2, 2, 11, 2]]
+    engine = ScoringEngine(model)
+    alone = np.concatenate([ScoringEngine(model).outputs([row])[0] for row in rows])
+    np.testing.assert_allclose(engine.outputs(rows)[0], alone, atol=1e-5)

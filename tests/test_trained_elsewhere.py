@@ -237,6 +237,13 @@ def test_head_of_llama_factory(folder: Folder) -> None:
     assert "value_head.safetensors" in str(told(made).unusable) and told(made).read == "last"
 
 
+@pytest.mark.parametrize("key", ["use_sep_token", "use_pad_token"])
+def test_a_reranker_that_vllm_joins(key: str, folder: Folder) -> None:
+    converted = told(folder({"architectures": ["LlamaForSequenceClassification"], key: False}))
+    assert (converted.read, converted.pair, converted.append_eos) == ("last", False, False)
+    assert who(folder({"architectures": ["LlamaForSequenceClassification"], key: True}, name="other")) is None
+
+
 def test_contradictions_are_left_open(folder: Folder) -> None:
     # A reward model of OpenRLHF that was trained further with TRL keeps OpenRLHF's keys.
     answer = told(folder({**LLAMA, "value_head_prefix": "score", "normalize_reward": False}, TestTrl.CARD, "- TRL: 0.20.0"))

@@ -257,7 +257,10 @@ class ScoringEngine:
         changes = self._frequencies is not None and self._frequencies.by_length and self._is_long(max(lengths))
         if changes or longest in self._alone or (self._apart and shortest != longest):
             return self._one_by_one(batch, rows)
-        logits = self._whole_rows(batch, rows, inputs)
+        try:
+            logits = self._whole_rows(batch, rows, inputs)
+        except ValueError:  # BART refuses a batch whose rows have different numbers of EOS tokens
+            return self._one_by_one(batch, rows)
         key = ("batch", shortest, longest, min(lengths) == max(lengths))
         if key not in self._checked:
             self._checked.add(key)

@@ -10,6 +10,7 @@ A hint counts only where an engine writes it and nothing else does. Nothing is u
 | ms-swift (4.6.0) | `args.json`: `swift_version`, `task_type: seq_cls` | before padding (1) | no | as its template does |
 | sentence-transformers (3.4.1, 5.1.2, 6.2.0) | a file or keys of its own, or the card | before padding | yes | no |
 | LLaMA-Factory (0.9.5) | `value_head.safetensors`, `value_head.bin` | last | no | as its template does |
+| vLLM's converter of rerankers (0.32.0) | config: `use_sep_token` or `use_pad_token` is false | last | no | no |
 | unknown | card: tag `cross-encoder` or `reranker`, or code with pairs | | yes | |
 
 (1) Unknown with `padding_free` or `packing`: the last token is read in training, and the last that is not padding in scoring.
@@ -130,6 +131,8 @@ def _signs(files: _Files, config: PretrainedConfig) -> Iterator[TrainedElsewhere
         yield TrainedElsewhere(by=_BY_ITS_CARD, pair=True)
     if (sign := _llama_factory(files, config)) is not None:
         yield sign
+    if _is_converted_for_vllm(config):
+        yield TrainedElsewhere(by="vLLM's converter of rerankers", read="last", pair=False, append_eos=False)
 
 
 def _openrlhf(config: PretrainedConfig) -> TrainedElsewhere | None:
@@ -214,6 +217,11 @@ def _llama_factory(files: _Files, config: PretrainedConfig) -> TrainedElsewhere 
         return None
     reason = f"its head is in {head}, where LLaMA-Factory writes it and transformers does not read it"
     return TrainedElsewhere(by="LLaMA-Factory", read="last", pair=False, unusable=reason)
+
+
+def _is_converted_for_vllm(config: PretrainedConfig) -> bool:
+    """Whether vLLM, which reads these keys, takes query and document as one text."""
+    return any(getattr(config, name, None) is False for name in ("use_sep_token", "use_pad_token"))
 
 
 def _architecture(config: PretrainedConfig) -> str:

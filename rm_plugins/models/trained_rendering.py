@@ -86,7 +86,7 @@ def _told_by_files(
             warnings.warn(f"{source} was trained by {elsewhere.by}, which may score it otherwise: {difference}", stacklevel=4)
         append_eos = rendering.append_eos and elsewhere.append_eos is not False
         rendering = replace(rendering, append_eos=append_eos, convention=elsewhere.convention or rendering.convention)
-    if separates_pairs(tokenizer) and not _is_causal(config):
+    if separates_pairs(tokenizer) and not (_is_causal(config) and not _ends_with_cls(tokenizer)):
         return replace(rendering, pair=None if elsewhere is None else elsewhere.pair)
     if elsewhere is not None and elsewhere.pair:
         rendering = replace(rendering, pair=True, append_eos=False)
@@ -107,6 +107,12 @@ def _told_by_files(
             stacklevel=4,
         )
     return rendering
+
+
+def _ends_with_cls(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer closes texts with the token that a classifier reads, as XLNet's, which is among the decoders otherwise."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return tokenizer.cls_token_id is not None and ids[-1:] == [tokenizer.cls_token_id]
 
 
 def _is_causal(config: PretrainedConfig | None) -> bool:

@@ -55,7 +55,8 @@ class PairTokenizer:
     def truncated(self, pair: tuple[str, str], row: Sequence[int], limit: int) -> list[int]:
         """At most `limit` tokens of a pair, of which the longer text loses its end: transformers' ``longest_first``.
 
-        A tokenizer that does it itself keeps the limit, which another thread would meet.
+        A tokenizer whose ``truncation_side`` is ``left`` has it lose its beginning. One that does it itself keeps the limit, which
+        another thread would meet.
 
         Args:
             pair: The two texts.
@@ -70,7 +71,11 @@ class PairTokenizer:
             shorter, longer = room // 2, room - room // 2
         kept, kept_other = (longer, shorter) if one > other else (shorter, longer)
         start, second = self._before, self._before + one + self._between
-        return [*row[: start + kept], *row[start + one : second + kept_other], *row[second + other :]][:limit]
+        if self._tokenizer.truncation_side == "left":
+            cut = [*row[:start], *row[start + one - kept : second], *row[second + other - kept_other :]]
+        else:
+            cut = [*row[: start + kept], *row[start + one : second + kept_other], *row[second + other :]]
+        return cut[:limit]
 
     def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
         """How many tokens the first and the second texts have, each [N]."""

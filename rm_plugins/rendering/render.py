@@ -94,7 +94,7 @@ class Renderer:
             return str(sample.completion) if sample.token_ids is None else str(self.tokenizer.decode(list(sample.token_ids)))
         if self._pairs is not None:
             return self._pairs.separator.join(self.pair_texts(sample))
-        if self.rendering.pair is None and sample.prompt and sample.completion:
+        if self.rendering.pair is None:
             raise ModelError(_PAIR_OR_NOT)
         if self._is_templated(sample):
             text = self._templated(sample)

@@ -35,7 +35,7 @@ class Rendering:
             transformers and TRL have it; ``last`` is the very last, as OpenRLHF and vLLM have it. They differ where the padding token
             is the EOS token that closes a row. An encoder has no such token.
         pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
-            else they are one text. None where it is not known, and a sample that has both is refused.
+            else they are one text. None where it is not known, and only what is rendered already is scored.
         convention: Whose rules make token ids of a text. ``trl`` adds the special tokens that the tokenizer adds by itself.
             ``openrlhf`` adds none, and ends a text and a conversation alike: without line breaks, and with EOS if `append_eos` is set.
         template_kwargs: Further arguments of the chat template.

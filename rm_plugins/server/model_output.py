@@ -11,13 +11,21 @@ _BY_MODULE: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid
 
 
 def output_of(reward: Provider) -> Output:
-    """The output of a reward that is one model, by the model's configuration; of any other reward, as if nothing was said."""
+    """The output of a reward that is one model, by the model's configuration; of any other reward, as if nothing was said.
+
+    Where the model has several labels, and the reward is made of one, it is called as that one; a mixture is called ``reward``.
+    """
     models = [*reward.models.values()]
     if len(models) != 1 or reward.children or reward.transforms:
         return Output()
-    config = models[0].model.config
+    config, heads = models[0].model.config, models[0].heads
     labels = getattr(config, "id2label", None) or {}
-    return Output(str(labels.get(0, Output.label)) if len(labels) == 1 else Output.label, _activation(config))
+    activation = _activation(config)
+    if len(labels) <= 1:
+        return Output(str(labels.get(0, Output.label)), activation)
+    made_of = [label for label, weight in zip(heads.labels, heads.reward_weights, strict=True) if weight]
+    label = made_of[0] if len(made_of) == 1 else "reward"
+    return Output(label, "identity" if activation == "identity" else "softmax", is_only=False)
 
 
 def _activation(config: Any) -> Activation:

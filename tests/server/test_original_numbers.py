@@ -22,7 +22,7 @@ from tests.drop_ins import served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 QUERY = "Is the sea salty?"
-DOCUMENTS = ["Yes, it is.", "Four is a colour.", "The sea is blue <|end|>"]
+DOCUMENTS = ["Yes, it is.", "Four is a colour.", "", "The sea is blue <|end|>"]
 TEXTS = ["Is the sea salty? Yes.<|end|>", "Four is a colour.<|end|>"]
 CHAT = [{"role": "user", "content": QUERY}, {"role": "assistant", "content": "Yes, it is."}]
 PAIRS = [(QUERY, document) for document in DOCUMENTS]
@@ -39,8 +39,11 @@ class Kind:
     def texts(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[float] | None:
         return self._numbers([[text] for text in texts], add_special_tokens=add_special_tokens)
 
-    def pairs(self) -> list[float] | None:
-        return self._numbers(PAIRS)
+    def pairs(self, *, in_a_batch: bool = False) -> list[float] | None:
+        """Of two texts in one call, which leaves an empty second one out, as vLLM does; or as a batch, which does not, as TEI."""
+        if not in_a_batch or self.run is None:
+            return self._numbers(PAIRS)
+        return [self.run(self.tokenizer([one], [other], return_tensors="pt")) for one, other in PAIRS]
 
     def chat(self) -> list[float] | None:
         if self.tokenizer is None or not self.tokenizer.chat_template:
@@ -179,8 +182,16 @@ REQUESTS: dict[str, Callable[[httpx2.Client, Kind], Sequence[Answered]]] = {
         for path in ("/predict", "/")
     ],
     "`/predict`: pairs; `/rerank` of TEI": lambda client, kind: [
-        (answered(client, "/predict", {"inputs": [[*pair] for pair in PAIRS]}, first_score), kind.pairs(), SENT_PAIRS),
-        (answered(client, "/rerank", {"query": QUERY, "texts": DOCUMENTS}, by_index("score")), kind.pairs(), SENT_PAIRS),
+        (
+            answered(client, "/predict", {"inputs": [[*pair] for pair in PAIRS]}, first_score),
+            kind.pairs(in_a_batch=True),
+            SENT_PAIRS,
+        ),
+        (
+            answered(client, "/rerank", {"query": QUERY, "texts": DOCUMENTS}, by_index("score")),
+            kind.pairs(in_a_batch=True),
+            SENT_PAIRS,
+        ),
     ],
     "`/get_reward`": lambda client, kind: [
         (

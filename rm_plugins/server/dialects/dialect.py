@@ -36,7 +36,13 @@ STATUS: Mapping[Cause, int] = {
     "failed": 500,
 }
 
-Activation: TypeAlias = Literal["sigmoid", "identity", "unknown"]
+Activation: TypeAlias = Literal["sigmoid", "identity", "softmax", "unknown"]
+
+NO_ACTIVATION: Mapping[str, str] = {
+    "softmax": "the model has several labels, of which a softmax is made elsewhere, and the reward is one number",
+    "unknown": "the model's configuration names an activation that is unknown here",
+}
+"""Why there is no activated number of an output."""
 
 _MOST_COMPLAINTS = 3
 
@@ -69,10 +75,12 @@ class Output:
     Args:
         label: What the model's configuration calls it; what transformers calls it where that says nothing.
         activation: What vLLM applies to it unless it is told not to.
+        is_only: Whether the model has no other.
     """
 
     label: str = "LABEL_0"
     activation: Activation = "sigmoid"
+    is_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)

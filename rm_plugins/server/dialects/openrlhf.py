@@ -93,6 +93,8 @@ def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:
     samples: list[Sample] = []
     for row, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
         columns = {} if label is None else {"label": label}
+        if is_rendered and not query:  # which has no token to be scored at
+            raise Problem("invalid", f"item {row}: the query is empty")
         if is_rendered:
             samples.append(RenderedSample.of(query, add_special_tokens=False, prompt=prompt or "", columns=columns))
             continue

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rm_plugins import __version__
 from rm_plugins.samples import Sample
-from rm_plugins.server.dialects.dialect import Cause, Problem, Scorer, Token, score_all, text_sample
+from rm_plugins.server.dialects.dialect import NO_ACTIVATION, Cause, Problem, Scorer, Token, score_all, text_sample
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody, cuts_at, probability
 
 VERSION = "1.9.3"
@@ -207,7 +207,7 @@ class TEI(DropIn):
             return {
                 "model_id": scorer.name,
                 "model_sha": None,
-                "model_dtype": None,
+                "model_dtype": "float32",  # of the answers; a client wants a text here
                 "model_type": {"reranker": {"id2label": {"0": scorer.output.label}, "label2id": {scorer.output.label: 0}}},
                 "max_concurrent_requests": None,
                 "max_input_length": None,
@@ -221,6 +221,7 @@ class TEI(DropIn):
                 "docker_label": None,
                 "server": f"rm-plugins {__version__}",
                 "reads": scorer.info["reads"],
+                "pair": scorer.info["pair"],
             }
 
         return router
@@ -258,6 +259,8 @@ def _simple_tokens(text: str, tokens: Sequence[Token]) -> list[SimpleToken]:
 
 
 async def _scored(scorer: Scorer, body: _Options, samples: Sequence[Sample]) -> list[float]:
+    if not (scorer.output.is_only or body.is_raw):
+        raise Problem("invalid", f"`raw_scores`: {NO_ACTIVATION['softmax']}; send true")
     values, scored = await score_all(scorer, samples)
     if scored.metadata.get("truncated", 0):
         side = cuts_at(scorer, samples)

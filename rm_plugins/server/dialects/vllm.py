@@ -24,6 +24,7 @@ from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.server.dialects import tei
 from rm_plugins.server.dialects import vllm_bodies as bodies
 from rm_plugins.server.dialects.dialect import (
+    NO_ACTIVATION,
     STATUS,
     Cause,
     Problem,
@@ -133,16 +134,14 @@ class VLLM(DropIn):
         async def score(
             request: Request, body: Annotated[bodies.Score, Body(openapi_examples=_PAIRS)]
         ) -> bodies.Answer[bodies.ScoredPair]:
-            samples = _pairs(scorer, *body.sides)
-            await _refuse_cut_pairs(scorer, body, samples)
+            samples = await _pairs(scorer, body, *body.sides)
             values, scored = await _scores(scorer, body, samples)
             data = [bodies.ScoredPair(index=row, score=value) for row, value in enumerate(values)]
             return _answer("score", scorer, request, body, scored, data)
 
         async def ranking(request: Request, body: bodies.Rerank) -> bodies.Ranking:
             documents = body.texts
-            samples = _pairs(scorer, body.query, documents)
-            await _refuse_cut_pairs(scorer, body, samples)
+            samples = await _pairs(scorer, body, body.query, documents)
             rewards, scored = await _rewards(scorer, body, samples)
             # By the rewards: above 37 all sigmoids are 1.
             order = sorted(range(len(rewards)), key=lambda row: rewards[row], reverse=True)[: body.top_n or None]
@@ -284,10 +283,8 @@ def _activated(scorer: Scorer, body: bodies.Options, rewards: list[float]) -> li
     """What vLLM answers for the rewards, by the request and by the model's configuration."""
     if body.is_raw or scorer.output.activation == "identity":
         return rewards
-    if scorer.output.activation == "unknown":
-        raise Problem(
-            "invalid", "use_activation: the model's configuration names an activation that is unknown here; send false"
-        )
+    if scorer.output.activation != "sigmoid":
+        raise Problem("invalid", f"use_activation: {NO_ACTIVATION[scorer.output.activation]}; send false")
     return [probability(reward) for reward in rewards]
 
 
@@ -350,13 +347,20 @@ def _packed(value: float, endianness: str) -> str:
     return base64.b64encode(packed).decode()
 
 
-def _pairs(scorer: Scorer, prompts: str | list[str], completions: str | list[str]) -> list[Sample]:
+async def _pairs(
+    scorer: Scorer, body: bodies.Score | bodies.Rerank, prompts: str | list[str], completions: str | list[str]
+) -> list[Sample]:
+    """Prompts and completions as vLLM scores them, which encodes a pair without a second text as one text."""
     ones = [prompts] if isinstance(prompts, str) else prompts
     others = [completions] if isinstance(completions, str) else completions
     check_count(scorer, max(len(ones), len(others)))
     if len(ones) > 1 and len(ones) != len(others):
         raise Problem("invalid", f"Input lengths must be either 1:1, 1:N or N:N, not {len(ones)}:{len(others)}")
-    return [Sample(one, other) for one, other in zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True)]
+    samples = [Sample(one, other) for one, other in zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True)]
+    await _refuse_cut_pairs(scorer, body, samples)
+    if not scorer.info["pair"]:
+        return samples
+    return [sample if sample.completion else RenderedSample.of(str(sample.prompt)) for sample in samples]
 
 
 def _id(kind: str, scorer: Scorer, request: Request, body: bodies.Options) -> str:

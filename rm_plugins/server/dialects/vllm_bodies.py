@@ -156,8 +156,10 @@ class TextPair(_Pairs):
     text_2: Texts
 
 
-class TextDocument(RequestBody):
-    """A completion as Cohere's and Jina's clients may write it."""
+class TextDocument(BaseModel):
+    """A completion as Cohere's and Jina's clients may write it; what else a document has would be ranked by, and is refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     text: str
 
@@ -168,6 +170,7 @@ class Rerank(_Pairs):
     query: str
     documents: str | Annotated[list[str | TextDocument], Field(min_length=1, fail_fast=True)]
     top_n: int | None = Field(0, ge=0, description="How many to name, the best first; all if 0 or null.")
+    rank_fields: list[Literal["text"]] | None = Field(None, description="By which parts of a document to rank; it has one.")
 
     @property
     def texts(self) -> list[str]:
