@@ -170,10 +170,11 @@ class TestGenerate:
             model = AutoModelForSequenceClassification.from_pretrained(minilm_path, num_labels=1)
         model.save_pretrained("reward")
         AutoTokenizer.from_pretrained(minilm_path).save_pretrained("reward")
+        Path("reward.yaml").write_text("provider: sequence-classifier\nmodel: ./reward\npair: true\n")
         asked = [{"prompt": [{"role": "user", "content": text}]} for text in ("Name a colour.", "Write a sentence about rain.")]
         settings = ("--n", 4, "--max-new-tokens", 6, "--engine-options", '{"dtype": "float32"}')
-        rank("./reward", write(*asked), "--generate", smollm2_path, *settings)
-        reward = rm.load("./reward")
+        rank("reward.yaml", write(*asked), "--generate", smollm2_path, *settings)
+        reward = rm.load("reward.yaml")
         for row in read():
             assert len(set(row["completions"])) == 4
             again = reward.score([rm.Sample(row["prompt"], text) for text in row["completions"]]).values

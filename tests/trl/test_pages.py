@@ -15,6 +15,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def commands_of(page: Path) -> list[str]:
     lines = [line for code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
     return [line.removeprefix("$ ") for line in lines if line.split()[1] in PROGRAMS and line.split()[2] != "serve"]
 
+
+SERVED = "127.0.0.1:8000"
+"""The server that pages speak to."""
 
 CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
 
@@ -145,8 +149,13 @@ def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.Monk
     kept_small(monkeypatch)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
-    for code in python_of(page):
-        exec(compile(replaced(code, world), str(page), "exec"), vars(module))
+    with ExitStack() as servers:
+        if any(SERVED in code for code in python_of(page)):
+            pytest.importorskip("tritonclient.http", reason="tritonclient, which the page shows, is not installed")
+            server = servers.enter_context(RewardServer("./Qwen2.5-Reward"))
+            world = world | {SERVED: server.url.removeprefix("http://")}
+        for code in python_of(page):
+            exec(compile(replaced(code, world), str(page), "exec"), vars(module))
 
 
 @newest_trl
@@ -176,7 +185,7 @@ def test_curl_examples_run(page: Path, world: dict[str, str]) -> None:
     with RewardServer("./Qwen2.5-Reward", "--api-key-env", "REWARD_KEY", REWARD_KEY="a-long-secret") as server:
         keyed = '--fail-with-body -H "Authorization: Bearer $REWARD_KEY"'
         for command in requests_of(page):
-            command = command.replace("http://127.0.0.1:8000", server.url).replace("curl", f"curl {keyed}", 1)
+            command = command.replace(f"http://{SERVED}", server.url).replace("curl", f"curl {keyed}", 1)
             run = subprocess.run(
                 ["bash", "-c", command],
                 capture_output=True,
