@@ -38,20 +38,26 @@ async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[s
     return answer
 
 
+PROBE_TEXT = "What is two and two? The answer: 4 (naïve)."
+"""What servers are asked the tokens of: of two vocabularies, hardly any agree on all of it."""
+
+
 @dataclass(frozen=True, slots=True)
-class SpecialTokens:
-    """What a server's tokenizer puts around a text; None where that is not known.
+class ServerTokens:
+    """What a server's tokenizer makes of a text; None where that is not known.
 
     Args:
-        adds: Whether it adds any token.
+        adds: Whether it adds any special token.
         closes: Whether it ends every text with a token of its own.
+        of_probe: The token ids of `PROBE_TEXT`, without special tokens.
     """
 
     adds: bool | None = None
     closes: bool | None = None
+    of_probe: tuple[int, ...] | None = None
 
 
-async def special_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> SpecialTokens:
+async def server_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> ServerTokens:
     """What ``POST /tokenize`` tells of the server's tokenizer.
 
     Args:
@@ -61,18 +67,19 @@ async def special_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids
     """
     told: list[list[Any]] = []
     for adds in (True, False):
-        response = await ask(Request("/tokenize", {**body("a"), "add_special_tokens": adds}))
+        response = await ask(Request("/tokenize", {**body(PROBE_TEXT), "add_special_tokens": adds}))
         if not 200 <= response.status < 300:
-            return SpecialTokens()
+            return ServerTokens()
         try:
             row = ids(response.json())
         except (AnswerError, LookupError, TypeError):
-            return SpecialTokens()
+            return ServerTokens()
         if not isinstance(row, list) or not row:
-            return SpecialTokens()
+            return ServerTokens()
         told.append(row)
     whole, bare = told
-    return SpecialTokens(adds=whole != bare, closes=whole[-len(bare) :] != bare)
+    of_probe = tuple(bare) if all(type(token) is int for token in bare) else None
+    return ServerTokens(adds=whole != bare, closes=whole[-len(bare) :] != bare, of_probe=of_probe)
 
 
 async def listed_models(ask: Ask) -> list[Mapping[str, Any]]:

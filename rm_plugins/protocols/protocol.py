@@ -165,6 +165,8 @@ class ServerFacts:
         facts: What the protocol itself wants to remember.
         closes_texts: Whether the server's tokenizer ends every text with a token of its own, EOS or a separator, as those of encoders
             do; None where that is not known or does not matter, as with a server that renders samples by itself.
+        tokens_of_probe: What the server's tokenizer makes of `rm_plugins.protocols.discovery.PROBE_TEXT`, without special tokens; None
+            where that is not known.
     """
 
     protocol: Protocol
@@ -172,6 +174,7 @@ class ServerFacts:
     max_items: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     closes_texts: bool | None = None
+    tokens_of_probe: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

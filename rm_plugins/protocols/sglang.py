@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import get_mapping, required_mapping, special_tokens
+from rm_plugins.protocols.discovery import get_mapping, required_mapping, server_tokens
 from rm_plugins.protocols.protocol import (
     Answer,
     Ask,
@@ -75,8 +75,13 @@ class SGLang(Protocol):
         if info.get("is_generation") is True:
             raise UnsupportedError(f"SGLang serves {model} to generate text. Launch it with `--is-embedding` to have it score.")
         told = await get_mapping(ask, "/server_info") or await get_mapping(ask, "/get_server_info") or {}
-        added = await special_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
-        return ServerFacts(self, f"SGLang {told.get('version', '(version unknown)')} with {model}", closes_texts=added.closes)
+        added = await server_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
+        return ServerFacts(
+            self,
+            f"SGLang {told.get('version', '(version unknown)')} with {model}",
+            closes_texts=added.closes,
+            tokens_of_probe=added.of_probe,
+        )
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """The items as token ids, or as texts."""

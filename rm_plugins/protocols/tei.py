@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rm_plugins.errors import AnswerError, DataError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import get_mapping, required_mapping, special_tokens
+from rm_plugins.protocols.discovery import get_mapping, required_mapping, server_tokens
 from rm_plugins.protocols.protocol import (
     Answer,
     Ask,
@@ -95,8 +95,14 @@ class TEI(Protocol):
         if self.endpoint == "predict" and labels:
             self._check_label(labels, description)
         most = info.get("max_client_batch_size")
-        added = await special_tokens(ask, lambda text: {"inputs": [text]}, _ids)
-        return ServerFacts(self, description, most if type(most) is int and most > 0 else None, closes_texts=added.closes)
+        added = await server_tokens(ask, lambda text: {"inputs": [text]}, _ids)
+        return ServerFacts(
+            self,
+            description,
+            most if type(most) is int and most > 0 else None,
+            closes_texts=added.closes,
+            tokens_of_probe=added.of_probe,
+        )
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
         """A batch of texts and pairs, or one pair."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from rm_plugins.errors import AnswerError, DataError, ScoringError, SpecError, UnsupportedError
-from rm_plugins.protocols.discovery import get_mapping, listed_models, special_tokens
+from rm_plugins.protocols.discovery import get_mapping, listed_models, server_tokens
 from rm_plugins.protocols.protocol import (
     Answer,
     Ask,
@@ -137,10 +137,14 @@ class VLLM(Protocol):
         model = self.model or await _model(ask)
         spoken = copy.copy(self)  # the servers of one spec may be of several versions
         spoken._adds_special_tokens = self.endpoint == "classify" and (version or NEWEST) < ADD_SPECIAL_TOKENS_FIELD
-        added = await special_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
+        added = await server_tokens(ask, lambda text: {"prompt": text}, lambda answer: answer["tokens"])
         facts["adds"] = added.adds
         server = ServerFacts(
-            spoken, f"{description} with {model}" if model else description, facts=facts, closes_texts=added.closes
+            spoken,
+            f"{description} with {model}" if model else description,
+            facts=facts,
+            closes_texts=added.closes,
+            tokens_of_probe=added.of_probe,
         )
         if field is not None and (version is None or BROKEN_HEADS[0] <= version < BROKEN_HEADS[1]):
             facts |= await self._proven(ask, server, known=version is not None)

@@ -175,7 +175,13 @@ class ScoringCall:
         return min(named, default=facts.protocol.default_max_items)
 
     def _warn_of_other_rows(self, facts: ServerFacts) -> None:
-        """Say where a decoder is likely to be sent other token ids than it was trained on."""
+        """Say where a model is likely to be sent other token ids than it was trained on."""
+        if self._samples.has_other_tokens(facts):
+            self._fleet.warn_once(
+                ("other tokens", facts.description),
+                f"{self._fleet.called}: the `tokenizer` in the spec makes other token ids of a text than that of {facts.description}. "
+                "If it is another model's, the scores are wrong: name the tokenizer of the model that the server has.",
+            )
         if not self._samples.has_texts:
             return
         if facts.protocol.leaves_texts_bare and not self._samples.open_texts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_plugins.protocols.discovery import PROBE_TEXT
 from rm_plugins.protocols.protocol import Item, Protocol, ServerFacts
 from rm_plugins.rendering.token_types import has_types, typed
 from rm_plugins.samples import RenderedSample, Sample
@@ -92,6 +93,13 @@ class SendableSamples:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def has_other_tokens(self, server: ServerFacts) -> bool:
+        """Whether the server's tokenizer is known to have other token ids than the one that renders here."""
+        if self._renderer is None or server.tokens_of_probe is None:
+            return False
+        own = self._renderer.tokenizer(PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+        return tuple(own) != server.tokens_of_probe
 
     def items(self, server: ServerFacts) -> Sequence[Item]:
         """All of them as the server is sent them, [N]; made once for all servers that are sent the same."""

@@ -12,7 +12,10 @@ import pytest
 import rm_plugins as rm
 from rm_plugins.errors import ScoringError
 from rm_plugins.protocols import TEI, VLLM, Native, OpenAIJudge, OpenInference, OpenRLHF, Protocol, SGLang, Swift
+from rm_plugins.providers.remote import Remote
 from rm_plugins.samples import RenderedSample
+from tests.conftest import MakeFolder
+from tests.drop_ins import served
 from tests.fake_servers import logit, pair_tokens, tokens
 from tests.fake_servers.judge import choice, judge
 from tests.fake_servers.native import native
@@ -197,3 +200,19 @@ def test_what_is_rendered_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCap
     with remote(VLLM(), FakeVLLM()) as (provider, _):
         provider.score([RenderedSample.of("the sea"), RenderedSample.of([5, 6])])
     assert OPEN not in caplog.text
+
+
+@pytest.mark.parametrize("protocol", [VLLM(), TEI()], ids=["vllm", "tei"])
+def test_the_tokenizer_of_another_model_is_warned_of_once(
+    protocol: Protocol, tiny_decoder: MakeFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_decoder()
+    other, _ = encoder(tmp_path, types=False)
+    with served(rm.load(folder)) as client:
+        url = str(client.base_url).rstrip("/")
+        for tokenizer, warnings in ((str(folder), 0), (other, 1)):
+            provider = Remote(url=url, protocol=protocol, tokenizer=tokenizer, pair=False if warnings else None)
+            for _ in range(2):
+                provider.attempt(SAMPLES)
+            provider.close()
+            assert caplog.text.count("makes other token ids of a text than that of") == warnings
