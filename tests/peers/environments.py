@@ -82,6 +82,8 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
+    if not FOLDER:  # they would lie in the folder that this is run in
+        sys.exit("RM_PLUGINS_PEERS must name the folder that the environments are made in; `make test-peers` has .venv/peers.")
     Path(FOLDER).mkdir(parents=True, exist_ok=True)
     for wanted in sys.argv[1:] or names():
         install(wanted)
