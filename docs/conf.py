@@ -1,9 +1,11 @@
 """How Sphinx builds these pages: Markdown and notebooks, with the API's docstrings."""
 
+import os
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL warns whoever imports its experimental trainers, as autodoc does
 sys.path.insert(0, str(Path(__file__).parent / "_site"))
 
 project = "rm-plugins"
@@ -40,6 +42,7 @@ html_sidebars = {
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
+smartquotes_action = "q"  # quotes alone: two hyphens begin an option
 nb_execution_mode = "off"  # the tests run notebooks; the site shows the outputs that are stored in them
 
 copybutton_prompt_text = "$ "

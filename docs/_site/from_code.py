@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 MARK = re.compile(r"^<!-- from code: (\w+) ?(.*?) -->$", re.MULTILINE)
 
@@ -24,7 +25,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     cannot make models of that.
     """
     texts = {mark[0]: WRITERS[mark[1]](*mark[2].split()) for page in Path(app.srcdir).rglob("*.md") for mark in marks(page)}
-    app.connect("source-read", lambda app, page, source: source.__setitem__(0, MARK.sub(lambda mark: texts[mark[0]], source[0])))
+    app.connect(
+        "source-read", lambda app, page, source: source.__setitem__(0, MARK.sub(lambda mark: texts[mark[0]], source[0]))
+    )
     return {"parallel_read_safe": True}
 
 
@@ -50,7 +53,9 @@ def fields(path: str) -> str:
     """The fields of a dataclass or pydantic model ``module:name``, with what its ``Args`` section says of them."""
     cls = resolve_name(path)
     models = getattr(cls, "model_fields", None)
-    return table("field", cls, get_type_hints(cls) if models is None else {name: one.annotation for name, one in models.items()})
+    return table(
+        "field", cls, get_type_hints(cls) if models is None else {name: one.annotation for name, one in models.items()}
+    )
 
 
 def schema(path: str) -> str:
