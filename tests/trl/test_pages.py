@@ -24,6 +24,7 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 from packaging.version import Version
+from trl import RewardConfig as TrlRewardConfig
 from trl import __version__ as trl_version
 
 import rm_plugins as rm
@@ -31,6 +32,7 @@ from rm_plugins.cli import main
 from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
+from rm_plugins_trl.reward_training.presets import preset
 from tests.servers import RewardServer
 from tests.trl.conftest import newest_trl, run_program, write_jsonl
 
@@ -282,6 +284,19 @@ def test_every_key_of_the_classifier_is_documented() -> None:
     page = (ROOT / "docs" / "providers" / "sequence-classifier.md").read_text(encoding="utf-8")
     keys = page.partition("## Keys")[2].partition("A model with several labels")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == set(inspect.signature(SequenceClassifier).parameters)
+
+
+def test_the_settings_that_differ_from_trls_are_those_of_the_page() -> None:
+    page = (DOCS / "trl-differences.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings that change")[2].partition("## ")[0]
+    shown = re.findall(r"^\| `(\w+)` \| ([\d.e-]+) \| ([\d.e-]+)(?:, with LoRA ([\d.e-]+))?[^|]*\|", table, re.MULTILINE)
+    trls = TrlRewardConfig(output_dir="unused", bf16=False, report_to="none")
+    ours, lora = (preset(500_000_000, adapter=adapter).settings() for adapter in (False, True))
+    assert {name for name, *_ in shown} == set(ours)
+    for name, before, after, with_lora in shown:
+        assert getattr(trls, name) == float(before)
+        assert ours[name] == float(after)
+        assert lora[name] == float(with_lora or after)
 
 
 def test_the_program_is_installed() -> None:
