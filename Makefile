@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -46,8 +46,18 @@ lint: $(VENV)/dev.stamp  ## Check style, types and which module may import which
 kills: $(VENV)/dev.stamp  ## Kill every command a hundred times at random moments, about half an hour, and compare what it wrote in the end.
 	$(BIN)/python -m tests.kills --count 100
 
-docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/.
-	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
+docs: $(VENV)/docs.stamp  ## Build the documentation into docs/_build/html/, and check every link inside it.
+	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build/html
+	$(BIN)/python docs/_site/internal_links.py docs/_build/html
+
+docs-links: $(VENV)/docs.stamp  ## Check the documentation's links to other sites; needs a network.
+	$(BIN)/sphinx-build --quiet -b linkcheck docs docs/_build/linkcheck
+
+docs-notebooks: $(VENV)/docs.stamp  ## Run the documentation's notebooks, a few minutes, and keep their outputs in them.
+	$(BIN)/python docs/_site/run_notebooks.py docs/tutorials/*.ipynb
+
+docs-site: docs  ## Add the documentation of this version to the folder SITE=FOLDER, which any static host can serve.
+	$(BIN)/python docs/_site/publish.py docs/_build/html '$(SITE)' "$$($(BIN)/python -c 'from rm_plugins.version import __version__ as v; print(v)')"
 
 bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.scoring

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,12 +24,15 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 from packaging.version import Version
+from trl import RewardConfig as TrlRewardConfig
 from trl import __version__ as trl_version
 
+import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.hookspecs import HookSpecs
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins_trl import RewardConfig, RewardTrainer
+from rm_plugins_trl.reward_training.presets import preset
 from tests.servers import RewardServer
 from tests.trl.conftest import newest_trl, run_program, write_jsonl
 
@@ -38,7 +42,13 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
+]
+AS_ON_A_CPU = [page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials")]
+"""Pages whose trainings start on a machine without a GPU as they are printed."""
 HAS_PPO = Version(trl_version) < Version("1.13")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
@@ -51,15 +61,27 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook that hold code."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
 def python_of(page: Path) -> list[str]:
-    """The Python of a page that runs with this TRL."""
-    return [code for code in blocks(page, "python") if HAS_PPO or "PPOTrainer" not in code]
+    """The Python of a page or notebook that runs with this TRL."""
+    written = ["".join(cell["source"]) for cell in cells(page)] if page.suffix == ".ipynb" else blocks(page, "python")
+    return [code for code in written if HAS_PPO or "PPOTrainer" not in code]
 
 
 def commands_of(page: Path) -> list[str]:
-    """Every ``rm-plugins`` and ``trl`` line of a page that ends by itself; pip and make belong to the set-up."""
+    """Every ``rm-plugins`` and ``trl`` line of a page that ends by itself; pip and make belong to the set-up.
+
+    The demonstration takes minutes and has tests of its own.
+    """
     lines = [line for code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
-    return [line.removeprefix("$ ") for line in lines if line.split()[1] in PROGRAMS and line.split()[2] != "serve"]
+    return [
+        line.removeprefix("$ ") for line in lines if line.split()[1] in PROGRAMS and line.split()[2] not in ("serve", "demo")
+    ]
 
 
 SERVED = "127.0.0.1:8000"
@@ -123,17 +145,24 @@ def replaced(code: str, names: dict[str, str]) -> str:
     return code
 
 
-def kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every trainer's configuration the settings that keep a run small, beneath those that a page sets."""
+def kept_small(monkeypatch: pytest.MonkeyPatch, *, own_precision: bool) -> None:
+    """Give every trainer's configuration the settings that keep a run small, beneath those that a page sets.
+
+    Args:
+        monkeypatch: Takes them away again.
+        own_precision: Whether the page's own settings decide where it runs and in which precision.
+    """
     from transformers import TrainingArguments
 
     original = TrainingArguments.__post_init__
 
     def small(self: Any) -> None:
         for name, value in SMALL.items():
-            setattr(self, name, value)
+            if not (own_precision and name == "use_cpu"):
+                setattr(self, name, value)
         self.gradient_checkpointing = False
-        self.bf16 = False
+        if not own_precision:
+            self.bf16 = False
         for name, value in {"max_completion_length": 8, "num_generations": 2, "response_length": 8}.items():
             if hasattr(self, name):
                 setattr(self, name, value)
@@ -146,7 +175,7 @@ def kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @each_page(python_of)
 def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    kept_small(monkeypatch)
+    kept_small(monkeypatch, own_precision=page in AS_ON_A_CPU)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
     with ExitStack() as servers:
@@ -207,6 +236,22 @@ def shape(value: Any) -> Any:
     return [shape(item) for item in value] if isinstance(value, list) else type(value)
 
 
+def test_the_readmes_own_spec_warns_of_nothing(world: dict[str, str]) -> None:
+    with warnings.catch_warnings(action="error"):
+        rewards = rm.load("helpful.yaml")
+    assert rewards.score([rm.Sample("Name a colour.", "It is blue.")]).errors == {}
+
+
+@pytest.mark.parametrize("notebook", [page for page in PAGES if page.suffix == ".ipynb"], ids=lambda page: page.name)
+def test_a_notebook_keeps_small_outputs_of_a_run_from_top_to_bottom(notebook: Path) -> None:
+    assert notebook.stat().st_size < 60_000
+    counts = [cell["execution_count"] for cell in cells(notebook)]
+    assert counts == [*range(1, len(counts) + 1)]
+    kinds = {output["output_type"] for cell in cells(notebook) for output in cell["outputs"]}
+    assert kinds <= {"stream", "execute_result"}
+    assert all(output.get("name") != "stderr" for cell in cells(notebook) for output in cell["outputs"])
+
+
 def test_local_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
@@ -239,6 +284,19 @@ def test_every_key_of_the_classifier_is_documented() -> None:
     page = (ROOT / "docs" / "providers" / "sequence-classifier.md").read_text(encoding="utf-8")
     keys = page.partition("## Keys")[2].partition("A model with several labels")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE)) == set(inspect.signature(SequenceClassifier).parameters)
+
+
+def test_the_settings_that_differ_from_trls_are_those_of_the_page() -> None:
+    page = (DOCS / "trl-differences.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings that change")[2].partition("## ")[0]
+    shown = re.findall(r"^\| `(\w+)` \| ([\d.e-]+) \| ([\d.e-]+)(?:, with LoRA ([\d.e-]+))?[^|]*\|", table, re.MULTILINE)
+    trls = TrlRewardConfig(output_dir="unused", bf16=False, report_to="none")
+    ours, lora = (preset(500_000_000, adapter=adapter).settings() for adapter in (False, True))
+    assert {name for name, *_ in shown} == set(ours)
+    for name, before, after, with_lora in shown:
+        assert getattr(trls, name) == float(before)
+        assert ours[name] == float(after)
+        assert lora[name] == float(with_lora or after)
 
 
 def test_the_program_is_installed() -> None:
