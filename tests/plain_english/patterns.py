@@ -168,7 +168,7 @@ PATTERNS: list[Pattern | Measure] = [
     Pattern("at will", r"\bat will\b", "optionally, as often as you like", "Prompts are dropped at will."),
     Pattern(
         "Of ..., first",
-        rf"{START}Of (?!course\b)[^.,;:]{{1,90}},",
+        rf"{START}Of (?!course\b)[^.,;:]{{1,90}}, ",
         "the subject first: Pairs with equal rewards ...",
         "Of pairs with equal rewards, the first is kept.",
     ),
