@@ -182,7 +182,7 @@ PATTERNS: list[Pattern | Measure] = [
     ),
     Pattern(
         "two whats",
-        r"\b[Ww]hat\b[^.;?]*\bwhat\b",
+        r"\b[Ww]hat\b[^.;?]*(?<!and )(?<!or )\bwhat\b",
         "name the things",
         "It shows what the model saw of what was sent.",
         in_docstrings=False,
