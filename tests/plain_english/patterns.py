@@ -15,7 +15,7 @@ THINGS = (
     "node|pair|process|prompt|query|request|reward|row|sample|second|seed|step|text|token|word"
 )
 COUNTED = (
-    r"(?<!-)(?:(?:answers|bytes|characters|completions|heads|labels|lines|nats|pairs|prompts|records|requests|rows|samples|seconds|texts|times|"
+    r"(?<![-/.\w])(?:(?:answers|bytes|characters|completions|heads|labels|lines|nats|pairs|prompts|records|requests|rows|samples|seconds|texts|times|"
     r"tokens|values|words|one|two|three|four|five)|\d[\d,.]*%?(?: ?(?:s|ms|[KMG]i?B))?)"
 )
 
