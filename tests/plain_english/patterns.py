@@ -15,7 +15,7 @@ THINGS = (
     "node|pair|process|prompt|query|request|reward|row|sample|second|seed|step|text|token|word"
 )
 COUNTED = (
-    r"(?<![-/.\w])(?:(?:answers|bytes|characters|completions|heads|labels|lines|nats|pairs|prompts|records|requests|rows|samples|seconds|texts|times|"
+    r"(?<![-/.\w])(?:(?:bytes|characters|completions|heads|lines|nats|pairs|records|requests|rows|samples|seconds|texts|times|"
     r"tokens|values|words|one|two|three|four|five)|\d[\d,.]*%?(?: ?(?:s|ms|[KMG]i?B))?)"
 )
 
@@ -50,11 +50,14 @@ class Measure:
     count: Callable[[str], int]
     instead: str
     example: str
+    in_docstrings: bool = True
 
     def hits(self, passage: Passage) -> Iterator[str]:
         """The sentences of a passage that have too much of it."""
+        if passage.is_docstring and not self.in_docstrings:
+            return
         for sentence in sentences(passage.text):
-            if self.count(sentence) > self.most:
+            if self.count(sentence) > self.most and not sentence.startswith(("Source:", "Formula:")):
                 yield sentence
 
 
@@ -83,16 +86,18 @@ PATTERNS: list[Pattern | Measure] = [
         r"\b[Nn]one of\b|(?<!\b[Tt]here )\b(?:is|are|was|were|be) none\b|(?:^|[.;:,] )[Nn]one (?:is|are|was|may|can|has|have|gets?)\b",
         "no ..., not any ..., is not a ...",
         "Phrases none of which may occur",
+        in_docstrings=False,
     ),
     Pattern(
         "nobody, nothing tells",
-        r"\b[Nn]obody\b|\b[Nn]othing (?:tells|says|is said|but|here)\b",
+        r"\b[Nn]obody\b|\b[Nn]othing (?:tells|says|is said|here)\b",
         "no client, no file ...; only; a sentence with a subject that does something",
         "Nobody is blamed for it.",
     ),
     Pattern(
         "behind for after",
-        r"\b[Bb]ehind\b(?! (?:an?|the|your|our|this|another|several)? ?(?:reverse |same )?(?:prox(?:y|ies)|load balancer|NAT|gateway|"
+        r"(?<!\bstay )(?<!\bleft )\b[Bb]ehind\b(?! (?:an?|the|your|our|this|another|several)? ?(?:reverse |same )?"
+        r"(?:prox(?:y|ies)|load balancer|NAT|gateway|"
         r"firewall|limit)\b)",
         "after, following, in, inside",
         "Going ahead behind 20 rows",
@@ -168,7 +173,7 @@ PATTERNS: list[Pattern | Measure] = [
     Pattern("at will", r"\bat will\b", "optionally, as often as you like", "Prompts are dropped at will."),
     Pattern(
         "Of ..., first",
-        rf"{START}Of (?!course\b)[^.,;:]{{1,90}}, ",
+        r"(?:^|(?<=[.!?] ))Of (?!course\b)[^.,;:]{1,90}, ",
         "the subject first: Pairs with equal rewards ...",
         "Of pairs with equal rewards, the first is kept.",
     ),
@@ -189,12 +194,24 @@ PATTERNS: list[Pattern | Measure] = [
     ),
     Pattern(
         "of which",
-        r"\bof (?:which|whom)\b",
+        r"(?<!\bsome )(?<!\beach )(?<!\bone )(?<!\bmost )(?<!\bboth )(?<!\bmany )\bof (?:which|whom)\b",
         "two sentences, or that: an encoder without a sign of its kind",
         "An encoder of which the files reveal too little",
         in_docstrings=False,
     ),
-    Pattern("whose", r"\b[Ww]hose\b", "with ..., that has ..., its", "models whose head is new", in_docstrings=False),
+    Pattern(
+        "whose as a question",
+        r"(?:^|[.:;] )Whose\b(?![^.]*\?)|\b(?:in|is|knows?|of|or|says?|shows?|tells?) whose\b",
+        "which model gives the number, the owner of ...",
+        "Whose number it is",
+    ),
+    Pattern(
+        "figure of speech",
+        r"\bmade-up\b|\b[Kk]eeps?\b[^.]{0,30}\bto (?:itself|themselves)\b|\bpays? for\b|\bhold(?:s|ing)? out\b|\b(?:is|are) taken in\b"
+        r"|\bNothing is allowed\b|\btakes? offence\b|\bsteps? aside\b|\bhas its say\b|\bmakes? (?:it )?good\b|\bin one go\b",
+        "the plain verb: invented, cannot be replaced, rewards, resists, is updated with, is ignored",
+        "decoders that keep their attention to themselves",
+    ),
     Pattern(
         "inverted condition",
         rf"{START}(?:Were|Had|Should|Be|Come) (?:it|they|the|this|that|there|he|one)\b[^?]*$",
@@ -272,7 +289,7 @@ PATTERNS: list[Pattern | Measure] = [
         "everything but",
         r"\b(?:[Nn]othing|[Aa]nything|[Ee]verything|[Ee]veryone|[Aa]ll|[Nn]one|[Nn]owhere|[Aa]ny|[Ee]ach)"
         r"(?: of [\w ]{1,20}| [\w-]+){0,2} but "
-        r"(?!not\b|only\b|its\b|it\b)",
+        r"(?!not\b|only\b|its\b|it\b|one\b|two\b|the (?:first|last)\b)",
         "only, except, all ... except",
         "It unpickles nothing but tensors.",
     ),
@@ -284,7 +301,7 @@ PATTERNS: list[Pattern | Measure] = [
     ),
     Pattern(
         "call it one",
-        r"\b(?:called|call it|made it|takes it for) one\b|(?<!\b[Tt]here )\b(?:is|was) one(?=[.,;:)]|$)",
+        r"\b(?:called|call it|made it|takes it for) one\b|\bwas one(?=[.,;:)]|$)",
         "repeat the noun",
         "below 0.05 it is called one.",
     ),
@@ -293,6 +310,7 @@ PATTERNS: list[Pattern | Measure] = [
         r"\b(?:is|are|was|were|be) (?:that|those) of\b",
         "repeat the noun, or use 's",
         "The fingerprint is that of the weights.",
+        in_docstrings=False,
     ),
     Pattern(
         "for all that",
@@ -302,7 +320,7 @@ PATTERNS: list[Pattern | Measure] = [
     ),
     Pattern(
         "has it",
-        r"\bas [\w'-]+(?: [\w'-]+)? has it\b|\b(?:asks|asked) for as\b",
+        r"\bas [\w'-]+(?: [\w'-]+)? has it\b",
         "like ...",
         "the end is cut, as longest_first has it",
     ),
@@ -333,5 +351,6 @@ PATTERNS: list[Pattern | Measure] = [
         lambda sentence: len(re.findall(r";(?= )", re.sub(r"\([^()]*\)", "", sentence))),
         "separate sentences, or a list",
         "A folder is read; a link is not; a pipe is refused.",
+        in_docstrings=False,
     ),
 ]
