@@ -54,8 +54,8 @@ LORA = f"`lora-ensemble` of {MEMBERS} adapters"
 APART = f"`ensemble` of {MEMBERS} adapters, each loaded with its base"
 WHOLE = f"`ensemble` of {MEMBERS} whole models"
 WAITING = "a member that waits 300 ms, alone"
-HERE = "the member that computes here, alone"
-TOGETHER = "`ensemble` of the one here and two that wait"
+HERE = "the local member, alone"
+TOGETHER = "`ensemble` of the local member and two that wait"
 
 TOLERANCE = 1e-5
 
@@ -156,7 +156,7 @@ def measure(sizes: Sizes, rounds: int, data: Path, scratch: Path) -> Results:
     results.parameters = sum(parameter.numel() for parameter in providers[ONE].model.parameters())  # type: ignore[attr-defined]
     scores = {name: provider.score(samples) for name, provider in providers.items()}
     for number in range(MEMBERS):
-        difference = abs(scores[LORA].details[f"member/{number}"] - scores[APART].details[f"member/{number}"]).max()
+        difference = abs(scores[LORA].parts[str(number)].values - scores[APART].parts[str(number)].values).max()
         if not difference <= TOLERANCE * (1 + abs(scores[APART].values).max()):
             raise SystemExit(f"Member {number} of {LORA} differs by {difference:.1e} from its adapter by itself.")
     results.seconds = medians({name: partial(provider.score, samples) for name, provider in providers.items()}, rounds)
@@ -278,10 +278,10 @@ def section(results: Results, command: str, rounds: int) -> str:
     """The section of the page."""
     slowest = max(HERE, WAITING, key=lambda name: results.seconds[name])
     targets = [
-        (f"{HEADS}, in times one", 1.1, results.ratio(HEADS, ONE)),
-        (f"{MEMBERS} adapters, parameters in times one's", 1.2, results.ratio(LORA, ONE_ADAPTER, results.bytes)),
-        (f"{MEMBERS} adapters, peak memory in times one's", 1.2, results.ratio(LORA, ONE_ADAPTER, results.peaks)),
-        ("two members that wait 300 ms beside one here, in times the slowest", 1.15, results.ratio(TOGETHER, slowest)),
+        (f"{HEADS}: time, relative to one model", 1.1, results.ratio(HEADS, ONE)),
+        (f"{MEMBERS} adapters: parameters, relative to one adapter", 1.2, results.ratio(LORA, ONE_ADAPTER, results.bytes)),
+        (f"{MEMBERS} adapters: peak memory, relative to one adapter", 1.2, results.ratio(LORA, ONE_ADAPTER, results.peaks)),
+        ("a local member and two that wait 300 ms: time, relative to the slowest", 1.15, results.ratio(TOGETHER, slowest)),
     ]
     goals = [
         (what, f"at most {goal:g}x", f"{found:.2f}x", "met" if found <= goal else "missed") for what, goal, found in targets
@@ -304,17 +304,17 @@ def section(results: Results, command: str, rounds: int) -> str:
     return "\n\n".join(
         [
             f"Made by `{command}`: {machine()}",
-            f"{results.rows} rows, of few prompts with several completions each, through Qwen2 with {results.parameters / 1e6:.1f}M "
-            f"parameters and random\nweights, in float32 on the CPU. Everything is run in turn; the seconds are medians of {rounds} rounds "
-            "after one call of each\nthat is not counted. What the contenders are: [ensembles](providers/ensembles.md).",
+            f"{results.rows} rows, with several completions per prompt, through Qwen2 with {results.parameters / 1e6:.1f}M parameters and "
+            f"random weights, in float32\non the CPU. Contenders run in turn. Seconds are medians of {rounds} rounds after one "
+            "warm-up call of each. The page on\n[ensembles](providers/ensembles.md) describes the contenders.",
             table(("", "wanted", "measured", ""), goals),
-            table(("", "seconds", "times one model"), speeds),
-            "The scores of every member of the `lora-ensemble` are those of its adapter by itself. Memory is that of a process of its\n"
-            "own, with the same libraries loaded before: its parameters, and by how much it grew at most to load and to score.",
-            table(("", "parameters in MiB", "times one", "growth in MiB", "times one"), sizes),
-            "The members that wait ask servers over sockets, which answer after 300 ms. The one that computes here scores as many\nrows as "
-            "take about 400 ms.",
-            table(("", "seconds", "times the one here"), waits),
+            table(("", "seconds", "relative to one model"), speeds),
+            "Every member of the `lora-ensemble` gives the same scores as its adapter alone. Memory is measured in a separate process\n"
+            "after its libraries are loaded: the parameters, and the largest growth of the process during loading and scoring.",
+            table(("", "parameters in MiB", "relative to one", "growth in MiB", "relative to one"), sizes),
+            "The members that wait send requests to servers that answer after 300 ms. The local member computes as many rows as take\n"
+            "about 400 ms.",
+            table(("", "seconds", "relative to the local member"), waits),
         ]
     )
 

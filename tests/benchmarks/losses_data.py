@@ -66,38 +66,37 @@ class DataSet:
 DATA_SETS: dict[str, DataSet] = {
     "sentences": DataSet(
         "Pairs: film-review sentences",
-        "A positive sentence is preferred to a negative one (`rt_sentence_polarity_pairs`, without its prompt, which is always the "
-        "same). Sentences of at most 32 tokens.",
+        "A positive sentence is preferred to a negative one (`rt_sentence_polarity_pairs`, without its prompt, which is always "
+        "the same). Sentences have at most 32 tokens.",
         Sizes(480, 800, max_length=32),
     ),
     "ties": DataSet(
         "Pairs and ties: film-review sentences",
-        "As above, but three tenths of the training rows are ties: two sentences of the same polarity, which are none of the others. "
-        "The held-out pairs are those of the first table.",
+        "As above, but three tenths of the training rows are ties: two sentences of the same polarity, which are in no other "
+        "row. The held-out pairs are the same as in the first table.",
         Sizes(480, 800, max_length=32),
     ),
     "labels": DataSet(
         "Labels: film-review sentences",
-        "The sentences of the first table's training pairs one by one, positive ones labelled good and negative ones bad. The "
-        "held-out pairs are those of the first table.",
+        "The single sentences of the first table's training pairs; positive ones are labelled good, negative ones bad. The "
+        "held-out pairs are the same as in the first table.",
         Sizes(960, 800, batch=32, max_length=32),
     ),
     "arguments": DataSet(
-        "Pairs: which argument convinces",
-        "Which of two arguments convinces more (`ukp_convarg_strict`). The held-out pairs are of debates of which none is trained "
-        "on.",
+        "Pairs: convincing arguments",
+        "Which of two arguments is more convincing (`ukp_convarg_strict`). The held-out pairs come from debates without "
+        "training pairs.",
         Sizes(288, 400, max_length=96),
     ),
     "length": DataSet(
         "Length against accuracy",
-        "Which of two arguments convinces more, as above, and trained for longer: annotators prefer the longer one of most pairs, which a "
-        "reward learns.",
+        "The same task with a longer training. Annotators prefer the longer argument in most pairs, and a reward learns this.",
         Sizes(320, 400, epochs=2, max_length=96),
     ),
     "solutions": DataSet(
         "Lists: right and wrong solutions",
-        "Four solutions of a problem, each right or wrong (`gsm8k_solutions_labelled`); problems whose solutions are all right or "
-        "all wrong are left out.",
+        "Four solutions of a problem, each right or wrong (`gsm8k_solutions_labelled`). Problems with only right or only wrong "
+        "solutions are left out.",
         Sizes(96, 80, batch=8, max_length=160),
     ),
     "replies": DataSet(
@@ -112,7 +111,7 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "decoder": DataSet(
         "A language-model head beside the reward",
-        "Pairs of film-review sentences again, and a small Qwen2 with random weights in place of MiniLM.",
+        "Pairs of film-review sentences again, with a small Qwen2 with random weights instead of MiniLM.",
         Sizes(3_000, 800, batch=32, epochs=2, learning_rate=1e-3, max_length=48),
         decoder=True,
     ),

@@ -39,19 +39,18 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
 """What a table says beside the accuracy: heading and metric."""
 
 _REMARKS: Mapping[str, str] = {
-    "sentences": "The regularizers are to keep rewards in bounds, not to make them more accurate.",
-    "ties": "`bradley-terry` learns nothing of ties, so it has three tenths fewer rows.",
-    "solutions": "The pairs share {held_out} problems and are not independent, so the true standard error is larger. MiniLM cannot "
-    "check arithmetic: where a figure is near chance, which is 0.5, it says that the loss runs on lists, and nothing of which one "
-    "suits them.",
-    "replies": "Pearson and Spearman are correlations of the reward with the overall rating, over all held-out replies. The pairs "
-    "are of replies to {held_out} conversations and are not independent, so the true standard error is larger. `regression` learns all "
-    "six attributes, of which the overall rating is the reward; the others see that one alone. Ratings are standardized by the mean "
-    "and the deviation of the training rows, because a new head starts near 0.",
-    "margins": "The pairs are of replies to 20 conversations and are not independent, so the true standard error is larger. Margins "
-    "are in standard deviations of the ratings.",
-    "decoder": "The decoder has 2 layers of 128 units, a vocabulary of 4,096 and a language-model head of its own, all random, so "
-    "keeping that head can preserve nothing. The table says that the two terms train beside each other.",
+    "sentences": "The regularizers limit the size of rewards. They are not meant to increase the accuracy.",
+    "ties": "`bradley-terry` ignores ties, so it trains on three tenths fewer rows.",
+    "solutions": "The pairs share {held_out} problems and are not independent, so the true standard error is larger. MiniLM cannot check"
+    " arithmetic. A figure near 0.5 (chance) therefore only shows that the loss runs on lists, not how well it suits them.",
+    "replies": "Pearson and Spearman are correlations of the reward with the overall rating, over all held-out replies. The pairs come"
+    " from {held_out} conversations and are not independent, so the true standard error is larger. `regression` learns all "
+    "six attributes, and its overall rating is the reward; the other losses use only the overall rating. Ratings are "
+    "standardized by the mean and the deviation of the training rows, because a new head starts near 0.",
+    "margins": "The pairs come from 20 conversations and are not independent, so the true standard error is larger. Margins are in "
+    "standard deviations of the ratings.",
+    "decoder": "The decoder has 2 layers of 128 units, a vocabulary of 4,096 and its own language-model head. All weights are random, "
+    "so there is nothing for this head to preserve. The table only shows that both terms can be trained together.",
 }
 
 
@@ -117,7 +116,7 @@ def write(output: Path, results: Results, folder: Path) -> None:
         results: What was found.
         folder: Where the data is.
     """
-    parts = ["# What the losses reach", _intro(results)]
+    parts = ["# Comparison of losses", _intro(results)]
     for name in DATA_SETS:
         if results.entries(name):
             parts.append(_table_of(name, results))
@@ -134,22 +133,22 @@ def write(output: Path, results: Results, folder: Path) -> None:
 def _intro(results: Results) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     machine = (
-        f"{_cpu()}, one thread for each training, {platform.system()}, Python {platform.python_version()}; {versions}. The command goes "
-        "on where it was ended, and trains nothing twice; `--only`, `--data` and `--seeds` choose less."
+        f"{_cpu()}, one thread for each training, {platform.system()}, Python {platform.python_version()}; {versions}. An "
+        "interrupted command resumes without repeating finished trainings. `--only`, `--data` and `--seeds` select a part."
     )
-    return f"""Made by `make bench-losses`: every loss and every regularizer trains a small model with `RewardTrainer`, on data of its
-kind, and is judged on rows that it has not seen. That says whether a loss learns, and what it reaches beside the others **at this
-size**: a few hundred rows, and one learning rate for all losses of a table, tuned for none of them.
+    return f"""Made by `make bench-losses`. Every loss and every regularizer trains a small model with `RewardTrainer` on data of its
+kind, and is evaluated on held-out rows. The tables show whether a loss learns, and compare the losses **at this size**: a few
+hundred rows, and one learning rate for all losses of a table, without tuning.
 
-- **Model**: MiniLM (22.7M parameters, the encoder of `all-MiniLM-L6-v2`) with a new linear head, all of it trained in float32
-  without dropout; in the last table a small decoder. The learning rate falls linearly after 10% of warm-up.
-- **Accuracy**: the share of held-out pairs whose better text has the strictly higher reward.
-- **±** is the standard deviation over {results.seeds} seeds. A seed draws the head's first weights and the order of the rows; the
-  rows themselves are always the same.
-- **Standard error**: on n pairs an accuracy p has one of √(p(1 − p)/n). It comes of the choice of the held-out rows, which the seeds
-  share, so more seeds do not make it smaller.
-- **What counts as a difference**: more than 2·√2 standard errors *and* more than twice the larger of the two spreads. Smaller ones
-  rank nothing, and with three seeds even a larger one holds for this data and these settings only.
+- **Model**: MiniLM (22.7M parameters, the encoder of `all-MiniLM-L6-v2`) with a new linear head. All weights are trained in float32
+  without dropout. The last table uses a small decoder. The learning rate falls linearly after 10% of warm-up.
+- **Accuracy**: the share of held-out pairs in which the better text has the strictly higher reward.
+- **±** is the standard deviation over {results.seeds} seeds. A seed determines the head's first weights and the order of the rows. The rows
+  themselves are always the same.
+- **Standard error**: for n pairs, the standard error of an accuracy p is √(p(1 − p)/n). It is due to the choice of the held-out rows,
+  which all seeds share, so more seeds do not reduce it.
+- **Clear differences** are larger than 2·√2 standard errors *and* larger than twice the larger of the two standard deviations. Do not
+  rank losses by smaller ones. With three seeds, even a clear difference holds only for this data and these settings.
 
 {_paragraph(machine)}"""
 
@@ -168,12 +167,12 @@ def _table_of(name: str, results: Results) -> str:
         others = [str(results.spread(entry, metric) or "") for metric in columns.values()]
         rows.append([_name(entry), str(accuracy), ", ".join(f"{value:.3f}" for value in accuracy.values), *others])
     epochs = "one epoch" if sizes.epochs == 1 else f"{sizes.epochs} epochs"
-    held_out = f"{sizes.held_out} rows held out, of {pairs} pairs" if pairs != sizes.held_out else f"{pairs} pairs held out"
+    held_out = f"{sizes.held_out} rows with {pairs} pairs" if pairs != sizes.held_out else f"{pairs} pairs"
     parts = [
         f"## {data.title}",
         _paragraph(
-            f"{data.what} {sizes.train} rows to train on, {epochs} in batches of {sizes.batch}, learning rate {sizes.learning_rate:g}, "
-            f"at most {sizes.max_length} tokens a text; {held_out}."
+            f"{data.what} Training: {sizes.train} rows, {epochs} in batches of {sizes.batch}, learning rate {sizes.learning_rate:g}, "
+            f"at most {sizes.max_length} tokens per text. Held out: {held_out}."
         ),
         _table(["loss", "accuracy", "seeds", *columns], rows),
         _paragraph(f"On {pairs} pairs the standard error is {error:.3f}. {_differences(entries, results, error)}"),
@@ -196,8 +195,8 @@ def _differences(entries: Sequence[Entry], results: Results, error: float) -> st
         if abs(gap) > max(2 * math.sqrt(2) * error, 2 * max(first.deviation, accuracy.deviation)):
             found.append(f"{_name(entry)} ({gap:+.3f})")
     if not found:
-        return f"No accuracy differs from that of {_name(one)} by as much as counts."
-    return f"By as much as counts, these accuracies differ from that of {_name(one)}: {', '.join(found)}."
+        return f"There is no clear difference from {_name(one)}."
+    return f"Clear differences from {_name(one)}: {', '.join(found)}."
 
 
 def _missing(results: Results) -> list[str]:
@@ -254,40 +253,35 @@ def _longer_share(results: Results, folder: Path) -> float:
 
 
 def _length(results: Results, longer: float) -> str:
-    drawn = _drawn(results)
-    baseline = next(filter(_is_baseline, drawn))
+    baseline = next(filter(_is_baseline, _drawn(results)))
 
-    def mean(metric: str, entry: Entry = baseline) -> str:
-        found = results.spread(entry, metric)
-        assert found is not None
-        return f"{found.mean:.2f}"
+    def mean(metric: str) -> str:
+        spread = results.spread(baseline, metric)
+        assert spread is not None
+        return f"{spread.mean:.2f}"
 
-    others = [
-        f"{_name(entry)} has {mean('length_correlation', entry)} and {mean('accuracy', entry)} "
-        f"({mean('accuracy_longer', entry)} and {mean('accuracy_shorter', entry)})"
-        for entry in drawn
-        if not _is_baseline(entry)
-    ]
-    found = (
-        f"The longer argument wins {longer:.0%} of the held-out pairs, so a reward that does nothing but count tokens would be right on as "
-        f"many. `bradley-terry` makes rewards that have a correlation of {mean('length_correlation')} with the length of the answer and an "
-        f"accuracy of {mean('accuracy')} ({mean('accuracy_longer')} where the longer argument wins, {mean('accuracy_shorter')} where the "
-        f"shorter one does). Of the others, {'; '.join(others)}."
+    lengths = (
+        f"The longer argument wins {longer:.0%} of the held-out pairs, so a reward that only counts tokens would be right on as many. The "
+        f"rewards of `bradley-terry` have a correlation of {mean('length_correlation')} with the length of the answer, and an accuracy of "
+        f"{mean('accuracy')}: {mean('accuracy_longer')} where the longer argument wins, and {mean('accuracy_shorter')} where the shorter "
+        "one wins. The table above has the figures of the others."
     )
     meaning = (
-        "Further left is less of length, and further down is what it costs. Some of that cost is the aim: these annotators do prefer "
-        "longer arguments, and a reward that must not use length cannot agree with them on that. How much of the preference is a "
-        "mistake, this data does not say; where the accuracy does not rise on the pairs that the shorter argument wins, length was "
-        "taken away and nothing put in its place. A correlation does not depend on how large rewards are, so both terms pull hardest at "
-        "the start, when rewards are small: in a training as short as this one, small weights do much, and large ones leave little of "
+        "In the picture, rewards further left depend less on length, and rewards further down are less accurate. Part of this "
+        "loss of accuracy is intended: these annotators prefer longer arguments, and a reward that must not use length cannot "
+        "agree with them on that. This data does not show how much of the preference is a mistake. If the accuracy does not "
+        "rise on pairs where the shorter argument wins, the influence of length was removed without a gain elsewhere. A "
+        "correlation does not depend on the size of rewards, so both terms have the strongest effect at the start, when rewards"
+        " are small. In a training as short as this one, small weights have a large effect, and large weights leave little of "
         "the preference."
     )
     marks = (
-        "Small marks are seeds, large ones their means, and numbers the weights: that of the regularizer, and λ_L of `odin`. The weights "
-        "were chosen after a look at what larger ones did to the same held-out pairs, so this shows the trade and tests no hypothesis."
+        "Small marks are seeds, large marks their means. Numbers are weights: of the regularizer, and λ_L of `odin`. The "
+        "weights were chosen after a look at the effect of larger ones on the same held-out pairs, so the picture illustrates "
+        "the trade-off and does not test a hypothesis."
     )
     picture = f"![The accuracy of rewards over their correlation with length]({PICTURE})"
-    return "\n\n".join([picture, marks, _paragraph(found), _paragraph(meaning)])
+    return "\n\n".join([picture, marks, _paragraph(lengths), _paragraph(meaning)])
 
 
 def _draw(path: Path, results: Results, longer: float) -> None:

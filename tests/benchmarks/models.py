@@ -56,7 +56,10 @@ def save_minilm(folder: Path) -> Path:
     source = Path(found.origin).parent / "model"
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
-    return _save_classifier(model, model.classifier, AutoTokenizer.from_pretrained(source), folder)
+    _save_classifier(model, model.classifier, AutoTokenizer.from_pretrained(source), folder)
+    # The mark of TRL's trainer: an encoder without a mark is refused, because it may take a text or a pair.
+    (folder / "README.md").write_text("---\ntags: [trl, reward-trainer]\n---\n", encoding="utf-8")
+    return folder
 
 
 def save_decoder(folder: Path, size: DecoderSize, tokenizer: Any) -> Path:

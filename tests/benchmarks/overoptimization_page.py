@@ -7,7 +7,7 @@ import math
 import platform
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,32 +29,41 @@ SMOOTHING_STEPS = 20
 DRAWN_STEPS = 5
 WORTH_SAYING = 0.1
 DIVERGENCE = 0.5
-"""In nats a token: where policies are compared that have gone equally far."""
+"""In nats per token: at this divergence, policies are compared."""
 
 
 _INTRO = (
-    "Made by `make bench-overoptimization`. A policy that is optimized against a learned reward finds what the reward overrates, and "
-    "the more it is optimized, the more of it. This page measures how far several reward models, combined, hold out longer than one. "
-    "The world is that of `rm-plugins demo`, whose true (gold) reward is known; of the labels {flipped:.0%} were turned around, beside "
-    "those that the worse answer won by chance. {members} members are trained on the same {pairs:,} pairs in orders of their own, from "
-    "one start, and score as z-scores with the statistics in their manifests. WARM is one model with the mean of their weights. "
-    "{seeds} seeds: each with a world, a policy and members of its own. Models have two layers of 64 units."
+    "Made by `make bench-overoptimization`. A policy that is optimized against a learned reward exploits the errors of this "
+    "reward, and the longer it is optimized, the more it exploits them. This page measures whether a combination of reward models "
+    "resists longer than one model."
+)
+_SETUP = (
+    "The world is the one of `rm-plugins demo`, with a known true (gold) reward.",
+    "Noise: {flipped:.0%} of the labels are flipped, in addition to those where the worse answer won at random.",
+    (
+        "{members} members train on the same {pairs:,} pairs, each in its own order, from the same initial weights. "
+        "Scores are z-scores with the statistics in the manifests. Models have two layers of 64 units."
+    ),
+    "WARM is one model with the mean of the members' weights.",
+    "{seeds} seeds, each with its own world, policy and members.",
 )
 _BEST_OF_N = (
-    "Of {completions} completions of each of {prompts} held-out prompts by the untrained policy, the gold reward that the best of n by "
-    "each reward is expected to have, without bias. The divergence is at most log n - (n - 1) / n nats. One model is each of the five "
-    "in turn."
+    "Each of {prompts} held-out prompts has {completions} completions by the untrained policy. The figures are the expected "
+    "gold reward of the best of n by each reward, estimated without bias. The divergence is at most log n - (n - 1) / n nats."
+    ' "One model" is the mean over the five members.'
 )
 _GRPO = (
-    "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is next to none. The gold reward is that of the "
-    "completions that the training samples, as the mean of {smoothing} steps; the divergence is the one that TRL estimates and logs as "
-    "`kl`, in nats a token, as the median of as many, because single estimates are far off. One model is the first member."
+    "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is almost none. The gold reward belongs to "
+    "the completions sampled in training, as the mean of {smoothing} steps. The divergence is TRL's estimate `kl`, in nats "
+    'per token, as the median of {smoothing} steps, because single estimates have large errors. "One model" is the first '
+    "member."
 )
 _READING = (
-    "Figures are means over seeds; below the first row, the difference from one model follows in brackets, with the standard error of "
-    "the paired differences. **Bold** is a difference of more than two standard errors that has the same sign with every seed. With "
-    "{seeds} seeds that is a weak test: some of the bold figures are chance. The members have their start and their pairs in common, and "
-    "so much of what they overrate; members of different data or backbones would disagree more. No aggregate was tuned."
+    "Figures are means over seeds. Below the first row, the difference from one model follows in brackets, with the standard "
+    "error of the paired differences. **Bold** marks a difference of more than two standard errors with the same sign for "
+    "every seed. With {seeds} seeds this is a weak test, so some bold figures are due to chance. The members share their "
+    "initial weights and their pairs, so they share many errors. Members with different data or backbones would disagree "
+    "more. No aggregate was tuned."
 )
 
 
@@ -96,11 +105,12 @@ def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
     shown = [count for count in counts if count in (1, 4, 16, 64)] + counts[-1:]
     parts = [
         "# Over-optimization",
-        _paragraph(_INTRO.format(flipped=FLIP_RATE, members=MEMBERS, pairs=sizes.pairs, seeds=len(seeds))),
+        _paragraph(_INTRO),
+        _items(text.format(flipped=FLIP_RATE, members=MEMBERS, pairs=sizes.pairs, seeds=len(seeds)) for text in _SETUP),
         _versions(),
         "## Accuracy",
         _paragraph(
-            "On about 1,000 held-out pairs with true labels: the share in which the better answer has the higher reward."
+            "The share of about 1,000 held-out pairs with true labels in which the better answer has the higher reward."
         ),
         _compared(seeds, {"accuracy": lambda seed, proxy: _accuracy(seed, proxy)}),
         "## Best of n",
@@ -119,13 +129,13 @@ def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
                 f"at {DIVERGENCE:g} nats": _at_divergence,
                 "highest": lambda seed, proxy: float(seed.grpo[proxy]["gold"].max()),
                 "at the end": lambda seed, proxy: float(seed.grpo[proxy]["gold"][-1]),
-                "lost since its highest": lambda seed, proxy: float(
+                "lost since the highest": lambda seed, proxy: float(
                     seed.grpo[proxy]["gold"].max() - seed.grpo[proxy]["gold"][-1]
                 ),
                 "divergence at the end": lambda seed, proxy: float(seed.grpo[proxy]["kl"][-1]),
             },
         ),
-        "## What that says",
+        "## Conclusions",
         _paragraph(_READING.format(seeds=len(seeds))),
         *_verdicts(seeds, counts),
     ]
@@ -206,9 +216,9 @@ def _held_out_by_none(seeds: Sequence[Seed]) -> list[str]:
         return []
     return [
         _paragraph(
-            f"No reward here holds out against GRPO without a penalty: with each, the gold reward rises, then falls by {min(lost):.2f} to "
-            f"{max(lost):.2f}. Several models make the best of n better; a KL penalty and stopping in time remain necessary, and "
-            "[a watch](watching.md) says when."
+            f"No reward here resists GRPO without a penalty: with each, the gold reward rises, then falls by {min(lost):.2f} to "
+            f"{max(lost):.2f}. Several models improve the best of n. A KL penalty and stopping in time remain necessary; "
+            "[watching](watching.md) shows when to stop."
         )
     ]
 
@@ -237,7 +247,7 @@ def _draw_grpo(path: Path, seeds: Sequence[Seed]) -> None:
                 axes.plot(np.sqrt(np.maximum(run["kl"], 0)), run["gold"], color=colour, alpha=0.25, linewidth=0.8)
             gold, kl = (np.mean([run[name] for run in runs], axis=0) for name in ("gold", "kl"))
             axes.plot(np.sqrt(np.maximum(kl, 0)), gold, color=colour, linewidth=2, label=proxy)
-        axes.set_xlabel("square root of the divergence that was measured, in nats a token")
+        axes.set_xlabel("square root of the divergence that was measured, in nats per token")
         axes.set_ylabel("gold reward")
 
     _draw(path, draw)
@@ -266,6 +276,12 @@ def _draw(path: Path, draw: Callable[[Any], None]) -> None:
 
 def _versions() -> str:
     return f"Python {platform.python_version()}; {', '.join(f'{name} {version(name)}' for name in VERSIONS)}."
+
+
+def _items(texts: Iterable[str]) -> str:
+    return "\n".join(
+        textwrap.fill(text, 138, initial_indent="- ", subsequent_indent="  ", break_long_words=False) for text in texts
+    )
 
 
 def _paragraph(text: str) -> str:

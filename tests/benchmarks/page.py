@@ -67,9 +67,8 @@ def render(results: Results) -> str:
     """The whole page, as Markdown."""
     parts = [
         "# Benchmarks",
-        f"Made by `{results.command}`.\nThe same texts are scored in every way in turn; the seconds are medians of "
-        f"{results.rounds} rounds, after one call of each that is not counted.\nMachines differ, and should do nothing else "
-        "meanwhile: the ratios mean more than the seconds.",
+        f"Made by `{results.command}`.\nAll contenders score the same texts, in turn. Seconds are medians of "
+        f"{results.rounds} rounds after one warm-up call of each.\nMachines differ, so compare the ratios rather than the seconds.",
         machine(),
         "## Targets\n\n" + table(("", "wanted", "measured", ""), _targets(results)),
         *(_shape(letter, *results.titles[letter], measured) for letter, measured in results.shapes.items()),
@@ -82,21 +81,21 @@ def render(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_HOW = f"""## How each is run
+_HOW = f"""## Contenders
 
 - **rm-plugins**: `rm.load(folder).score(samples)` with its defaults.
-- **rm-plugins with `dtype: bfloat16`**: the same in half precision, whose error is that of rounding to about two digits.
-- **TRL's own path**: what `GRPOTrainer` and `RLOOTrainer` do with a model in `reward_funcs`: all texts tokenized, then one
-  forward over the whole batch, padded to its longest row. TRL adds no special tokens and does not truncate; here it does both,
-  for the scores to be comparable and an encoder to run at all.
+- **rm-plugins with `dtype: bfloat16`**: the same in half precision. Scores are then rounded to about two digits.
+- **TRL's own path**: the computation of `GRPOTrainer` and `RLOOTrainer` for a model in `reward_funcs`. All texts are tokenized, then one
+  forward pass runs over the whole batch, padded to its longest row. TRL adds no special tokens and does not truncate. Here it does
+  both, so that scores are comparable and an encoder can run at all.
 - **pipeline**: transformers' `pipeline("text-classification")` with `batch_size=32`.
 - **CrossEncoder**: sentence-transformers' `CrossEncoder.predict` with its default batch size of 32 and without an activation.
-  It takes a list of texts for one pair; for it to score single texts, its `is_singular_input` is replaced by one that says no.
-- **the limit**: the tokens that have to be computed (of different rows only, and in a decoder whatever rows begin with once,
-  whether the engine shares it or not), at the best tokens per second that the bare model reached in the same run over batches
-  without any padding.
+  It takes a list of texts as one pair. To make it score single texts, its `is_singular_input` is replaced by a function that returns
+  false.
+- **the limit**: the time for the tokens that must be computed, at the best speed of the bare model in the same run (batches without any
+  padding). Equal rows count once. In a decoder, tokens of shared prefixes count once, even if the engine computes them several times.
 
-Everything runs on the CPU, and in float32 where nothing else is said. Every contender loads the model by itself. A float32 score that
+Everything runs on the CPU, in float32 unless another type is given. Every contender loads the model itself. A float32 score that
 differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 
 
@@ -155,14 +154,14 @@ def _targets(results: Results) -> list[tuple[str, str, str, str]]:
     shapes = results.shapes
     for letter, target in {"a": 5.0, "b": 4.0, "c": 3.5}.items():
         if letter in shapes:
-            wants(f"({letter}) TRL's own path, in times ours", shapes[letter].times_ours(TRL), target, "x")
+            wants(f"({letter}) TRL's own path: time, relative to ours", shapes[letter].times_ours(TRL), target, "x")
     if "a" in shapes:
         measured = shapes["a"]
-        wants("(a) CrossEncoder, in times ours", measured.times_ours(CROSS_ENCODER), 1.3, "x")
-        wants("(a) the limit, in times ours", measured.limit / measured.seconds[OURS], 0.75, "x")
-        wants("(a) our peak memory, in times TRL's", measured.peaks[OURS] / measured.peaks[TRL], 0.33, "x", most=True)
+        wants("(a) CrossEncoder: time, relative to ours", measured.times_ours(CROSS_ENCODER), 1.3, "x")
+        wants("(a) the limit: time, relative to ours", measured.limit / measured.seconds[OURS], 0.75, "x")
+        wants("(a) our peak memory, relative to TRL's", measured.peaks[OURS] / measured.peaks[TRL], 0.33, "x", most=True)
     if results.planning is not None:
-        wants("planning, in percent of scoring", 100 * results.planning.share, 5, "%", most=True)
+        wants("planning: time, in percent of scoring", 100 * results.planning.share, 5, "%", most=True)
     return rows
 
 
@@ -179,29 +178,30 @@ def _shape(letter: str, title: str, what: str, measured: Measured) -> str:
     rows.append(("the limit", f"{measured.limit:.2f}", f"{measured.limit / measured.seconds[OURS]:.2f}", ""))
     rows_best, tokens_best = measured.best_shape
     text = (
-        f"## ({letter}) {title}\n\n{what}: {measured.samples} rows\nof {measured.tokens:,} tokens, of which our engine runs "
-        f"{measured.computed_tokens:,}. The model has {measured.parameters / 1e6:.1f}M parameters. The scores have a standard\n"
-        f"deviation of {measured.deviation:.2f}. The bare model's best is {measured.best_throughput:,.0f} tokens per second,\n"
-        f"over {rows_best} rows of {tokens_best} tokens; our engine runs {measured.throughput:,.0f}. The "
-        f"limit counts {measured.least_tokens:,} tokens.\n\n{table(('', 'seconds', 'times ours', 'largest difference of a score'), rows)}"
+        f"## ({letter}) {title}\n\n{what}.\n\n- Data: {measured.samples} rows of {measured.tokens:,} tokens. Our engine "
+        f"computes {measured.computed_tokens:,} of them, the limit {measured.least_tokens:,}.\n"
+        f"- Model: {measured.parameters / 1e6:.1f}M parameters. The scores have a standard deviation of {measured.deviation:.2f}.\n"
+        f"- Throughput: our engine {measured.throughput:,.0f} tokens per second. The bare model's best is "
+        f"{measured.best_throughput:,.0f}, with {rows_best} rows of {tokens_best} tokens.\n\n"
+        f"{table(('', 'seconds', 'relative to ours', 'largest difference of a score'), rows)}"
     )
     if measured.peaks:
         peaks = [(name, f"{peak / 2**20:,.0f}", f"{peak / measured.peaks[OURS]:.2f}") for name, peak in measured.peaks.items()]
-        text += "\n\nEach in a process of its own, Python, its libraries and the model included:\n\n"
-        text += table(("", "peak memory in MiB", "times ours"), peaks)
+        text += "\n\nMemory of one process for each, with Python, its libraries and the model:\n\n"
+        text += table(("", "peak memory in MiB", "relative to ours"), peaks)
     return text
 
 
 def _steps(results: Results) -> str:
     ours = results.steps[grpo_step.OURS]
     rows = [(name, f"{seconds:.2f}", f"{seconds / ours:.2f}") for name, seconds in results.steps.items()]
-    return f"## (d) A step of GRPO\n\n{results.steps_are}\n\n{table(('reward', 'seconds a step', 'times ours'), rows)}"
+    return f"## (d) A step of GRPO\n\n{results.steps_are}\n\n{table(('reward', 'seconds per step', 'relative to ours'), rows)}"
 
 
 def _planning(planning: Planning) -> str:
     return (
-        f"## Planning\n\nWhich tokens run together, and which once for many rows, is planned for all rows of a call at once. For "
-        f"{planning.rows:,} rows of\n{planning.tokens / planning.rows:.0f} tokens on average (eight completions a prompt, random "
-        f"tokens) that takes {planning.seconds:.2f} s, which is {planning.share:.2%} of what scoring\ntheir "
-        f"{planning.unique_tokens:,} tokens to compute takes at {planning.throughput:,.0f} tokens per second."
+        f"## Planning\n\nBefore scoring, the engine plans all rows of a call: batches, and the tokens that rows share. For "
+        f"{planning.rows:,} rows of\n{planning.tokens / planning.rows:.0f} tokens on average (eight completions per prompt, random "
+        f"tokens), this takes {planning.seconds:.2f} s. That is {planning.share:.2%} of the time\nfor scoring their "
+        f"{planning.unique_tokens:,} distinct tokens at {planning.throughput:,.0f} tokens per second."
     )

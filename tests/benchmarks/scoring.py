@@ -146,7 +146,7 @@ class Benchmark:
     def planning(self, throughput: float) -> Planning:
         """What planning many rows takes, beside scoring them with `throughput` computed tokens per second."""
         rows = random_rows(self.sizes.planned, 8, len(self.tokenizer))
-        engine = rm.load(self.decoder).engine  # type: ignore[attr-defined]
+        engine = rm.load(self.decoder).trained.engine  # type: ignore[attr-defined]
         started = time.perf_counter()
         plan = engine._plan(rows, share_prefixes=True)  # with the budget and the costs that the engine itself uses
         seconds = time.perf_counter() - started
@@ -214,11 +214,11 @@ def run(texts: Texts, sizes: Sizes, arguments: argparse.Namespace) -> Results:
 
 def _steps_are(sizes: Sizes) -> str:
     return (
-        f"TRL's `GRPOTrainer` on the CPU: {grpo_step.PROMPTS} prompts of about {sizes.prompt_tokens} tokens of LLMBar's text, "
-        f"{grpo_step.GENERATIONS} generations of at most {grpo_step.COMPLETION_TOKENS} tokens\neach by a small Qwen2 policy, scored "
-        f"by the decoder of (b). Medians of `step_time` in {sizes.passes} trainings of {sizes.steps} steps with each reward in\nturn, "
-        "without the first step. A reward that costs nothing shows what the rest of a step takes. Both rewards of the model score\n"
-        "the same text, without EOS, and agree on the first step."
+        f"TRL's `GRPOTrainer` on the CPU, with {grpo_step.PROMPTS} prompts of about {sizes.prompt_tokens} tokens of LLMBar's text. A "
+        f"small Qwen2 policy writes {grpo_step.GENERATIONS} generations\nof at most {grpo_step.COMPLETION_TOKENS} tokens for each, and the "
+        f"decoder of (b) scores them. Figures are medians of `step_time` in {sizes.passes} trainings of {sizes.steps} steps\nwith each "
+        "reward in turn, without the first step. The reward that costs nothing shows the cost of the rest of a step. Both rewards of\n"
+        "the model score the same text, without EOS, and agree on the first step."
     )
 
 

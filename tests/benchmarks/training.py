@@ -193,19 +193,19 @@ def section(measured: Measured, command: str, steps: int, rounds: int) -> str:
         for name in (OURS, APART, TRL)
     ]
     ratio = measured.step(TRL) / measured.step(OURS)
-    head = ("", "seconds a step", "pairs a second", "as fast as TRL's", "largest relative difference of a loss")
+    head = ("", "seconds per step", "pairs per second", "speed relative to TRL's", "largest relative difference of a loss")
     return (
         f"Made by `{command}`: {machine()}\n\n"
         f"LLMBar's pairs in batches of {PAIRS} through Qwen2 with {measured.parameters / 1e6:.1f}M parameters and random weights, in "
         f"float32 on the CPU, without\ngradient checkpointing, which is TRL's faster setting. Every trainer starts from the same "
-        f"weights with the same seed and so\nsees the same batches; {rounds} trainings of {steps} steps with each in turn, the first "
-        f"step of each not timed, medians of a step.\n\n{table(head, rows)}\n\n"
-        f"At least {TARGET:g} times TRL's pairs a second were wanted, and losses of the first 20 steps equal to {TOLERANCE:g}: "
+        f"weights with the same seed, so all see\nthe same batches. Each runs {rounds} trainings of {steps} steps, in turn. Figures "
+        f"are medians of a step, without the first step of each training.\n\n{table(head, rows)}\n\n"
+        f"Targets: at least {TARGET:g} times TRL's pairs per second, and losses of the first 20 steps equal to {TOLERANCE:g}: "
         f"{'met' if ratio >= TARGET else 'missed'}.\n\nTRL pads the "
-        f"{measured.tokens:,} tokens of these batches to {measured.padded_tokens:,}. Ours computes {measured.unique_tokens:,}: no "
-        f"padding, and a prompt once for both\nof its answers, in the forward and the backward pass. That is "
-        f"{measured.padded_tokens / measured.unique_tokens:.2f} times fewer. Without padding, attention needs no mask over it\n"
-        "either, which is how more than that can be gained."
+        f"{measured.tokens:,} tokens of these batches to {measured.padded_tokens:,}. Ours computes {measured.unique_tokens:,}, because "
+        f"it does not pad, and\ncomputes a prompt once for both of its answers, in the forward and the backward pass. That is "
+        f"{measured.padded_tokens / measured.unique_tokens:.2f} times fewer. The speed-up can\nbe larger, because without padding "
+        "attention needs no padding mask."
     )
 
 

@@ -17,7 +17,10 @@ def section(command: str, parts: Sequence[Part], events: Sequence[Event], *, is_
     machine = next((event for event in events if event["kind"] == "machine"), {})
     facts = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("part", "kind", "time", "device"))
     pieces = [f"Made by `{command}`: {machine.get('device', 'no device')}; {facts}.", _HOW]
-    pieces += ["A miniature on a CPU: its figures say nothing." if is_miniature else _targets(events), _time(parts, events)]
+    pieces += [
+        "A miniature on a CPU, to test this program: do not compare its figures." if is_miniature else _targets(events),
+        _time(parts, events),
+    ]
     for part in parts:
         rows = [event for event in events if event["part"] == part.name and event["kind"] == "row"]
         failures = [event["error"] for event in events if event["part"] == part.name and event["kind"] == "failed"]
@@ -31,12 +34,15 @@ def section(command: str, parts: Sequence[Part], events: Sequence[Event], *, is_
 
 
 _HOW = (
-    "Models with random weights in the shapes of published ones, in bfloat16 where nothing else is said. Grouped: 64 prompts of 512\n"
-    "tokens with 8 completions of 64 to 512 each. Mixed: 512 rows whose lengths are distributed as LLMBar's. Long: 2 prompts of 8,192\n"
-    "tokens with 16 completions each. Seconds are medians of up to three calls after a first one, tokenization included, and tokens/s\n"
-    "counts the tokens of all rows, without padding. MFU is the share of the device's best matrix product that the operations make up\n"
-    "of the tokens that were computed, without padding. The largest error is that of four rows against float32, row by row; the\n"
-    "deviation is the scores' own."
+    "Models have random weights in the shapes of published models, in bfloat16 unless another type is given. Data:\n\n"
+    "- Grouped: 64 prompts of 512 tokens with 8 completions of 64 to 512 tokens each.\n"
+    "- Mixed: 512 rows with lengths distributed like LLMBar's.\n"
+    "- Long: 2 prompts of 8,192 tokens with 16 completions each.\n\n"
+    "Figures:\n\n"
+    "- Seconds are medians of up to three calls after a first call, with tokenization.\n"
+    "- tokens/s counts the tokens of all rows, without padding.\n"
+    "- MFU is the speed of the operations on the computed tokens, without padding, relative to the device's best matrix product.\n"
+    "- The largest error compares four rows with float32, computed row by row. The deviation is the standard deviation of the scores."
 )
 
 
@@ -78,7 +84,7 @@ def _measured_targets(events: Sequence[Event]) -> Iterator[tuple[str, float, flo
         if ours and theirs:
             difference = ours.get("largest relative difference of a loss")
             equal = difference is not None and difference <= _EQUAL_LOSSES
-            what = "at equal losses" if equal else f"though losses differ by {_number(difference)}"
+            what = "at equal losses" if equal else f"with losses that differ by {_number(difference)}"
             yield f"{part}: times TRL's tokens/s, {what}", 2.0, ours["tokens/s"] / theirs["tokens/s"]
     for (part, _, name), figures in rows.items():
         if part == "serving" and name.startswith("rm-plugins"):
