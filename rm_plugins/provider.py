@@ -18,7 +18,8 @@ from rm_plugins.errors import DataError, RmPluginsError, ScoringError, Unsupport
 from rm_plugins.files import with_digests
 from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread
-from rm_plugins.samples import Sample
+from rm_plugins.provider_repr import provider_repr
+from rm_plugins.samples import Sample, check_samples
 from rm_plugins.scores import FloatArray, Scores, joined
 
 logger = logging.getLogger(__name__)
@@ -231,6 +232,9 @@ class Provider(ABC):
             )
         return settings
 
+    def __repr__(self) -> str:
+        return provider_repr(self)
+
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
         """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
         yield path, self
@@ -287,11 +291,7 @@ class Provider(ABC):
 
     def _scored(self, samples: Sequence[Sample], on_error: OnError | None, *, stops: bool) -> Scores:
         """The scores, in which the fallback stands in for what failed; `stops` raises the first failure, for it ends the call."""
-        for position, sample in enumerate(samples):
-            if not isinstance(sample, Sample):
-                raise DataError(
-                    f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r}."
-                )
+        check_samples(samples)
         if not samples:
             return Scores(np.empty(0))
         scores = self._attempted(samples, stops=stops)

@@ -159,6 +159,26 @@ class RenderedSample(Sample):
         return cls(prompt, "", columns or {}, token_ids=tuple(text), add_special_tokens=False)
 
 
+def check_samples(samples: object) -> None:
+    """Refuse what is no list of samples.
+
+    Raises:
+        DataError: The message says what was given, and what to do.
+    """
+    if isinstance(samples, Sample):
+        raise DataError("score() takes a list of samples, and was given a single Sample. Put it in a list: score([sample]).")
+    if isinstance(samples, (str, bytes, Mapping)) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise DataError(
+            f"score() takes a list of rm_plugins.Sample objects, and was given {type(samples).__name__}: {samples!r:.80}."
+        )
+    for position, sample in enumerate(samples):
+        if not isinstance(sample, Sample):
+            raise DataError(
+                f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r:.200}. Make one with "
+                "rm_plugins.Sample(prompt, completion)."
+            )
+
+
 def _check_text_or_messages(part: str, value: object) -> None:
     if isinstance(value, str):
         return

@@ -19,7 +19,7 @@ from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.files import with_digests
 from rm_plugins.provider import Component, LocalPath, Provider
-from rm_plugins.providers.function import FunctionProvider
+from rm_plugins.providers.function import FunctionProvider, of_python_file
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
 
@@ -220,6 +220,8 @@ class SpecBuilder:
                 )
             inner.check_bounds([content, dict(settings)], "")
             return inner.from_mapping({**content, **settings}, "")
+        if meant := of_python_file(text):
+            raise self.error(path, f"{text!r} names a Python file. Name the module and the function: {meant!r}.")
         if text.startswith((".", "/", "~")) or path_named.suffix in _FILE_ENDINGS:
             if kind := other_kind(path_named):
                 raise self.error(path, f"{text!r} is {kind} and not a file that could be read.")

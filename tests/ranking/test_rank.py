@@ -222,7 +222,7 @@ class TestInterrupted:
         before = read()
         Path("stop").touch()
         rank("rules:late", source, "--batch-size", 1, "--overwrite", code=1)
-        assert "was begun by another reward" in rank("rules:length", source, code=1).output
+        assert "cannot be resumed: the spec was" in rank("rules:length", source, code=1).output
         assert read() == before
 
     def test_a_curve_of_somebody_else_is_not_replaced(self, rank: Any) -> None:

@@ -31,19 +31,19 @@ from rm_plugins.wire import sample_to_json
 class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
-    A sample is its prompt, completion and columns; the reward is what identifies it (`rm_plugins.identity`: its settings, the files
-    that these name, the weights, tokenizers and rendering of its models) and `version`. What else it depends on (what a function
-    imports or reads, a model behind a URL) is not seen: change `version` with it. Abstentions are not kept, nor are batches in which
-    something failed, though a fallback stood in; details are not kept either. `counts["cached"]` has how many scores were found.
+    Scores are found by the sample (its prompt, completion and columns) and by the reward (`rm_plugins.identity`: its settings, the files
+    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. What else it depends
+    on (a file that a function reads, a model behind a URL) is not seen: change `version` with it. Abstentions, details, and batches in
+    which something failed, even where a fallback replaced it, are not kept. `counts["cached"]` counts the scores that were found.
 
     Args:
         reward: What is scored.
         path: ``memory``, or the path of an SQLite file, which processes of one machine may share.
-        version: Anything; another one finds no earlier scores.
+        version: Any text; a new one finds no earlier scores.
 
     Raises:
-        SpecError: The file cannot be used, nothing tells the reward from others in it, or the reward's scores change with the
-            training or with what it has scored.
+        SpecError: The file cannot be used, the reward cannot be told from others in the file, or its scores change with the training or
+            with what it has scored.
     """
 
     name: ClassVar[str] = "cached"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from rm_plugins.errors import DataError, RmPluginsError, ScoringError, SpecError, did_you_mean
+from rm_plugins.function_code import function_facts
 from rm_plugins.provider import Provider
 from rm_plugins.providers.combinators.parts import Combinator, failures_of, score_rows
 from rm_plugins.providers.function import imported
@@ -54,11 +55,20 @@ class Route(Combinator):
         if len(self.routes) < len(routes):
             raise SpecError(f"two are called the same: {', '.join(map(_text, routes))}.", key="routes")
         self.column = column
+        self._imported_as = by if isinstance(by, str) else ""
         try:
             self.by = imported(by) if isinstance(by, str) else by
         except SpecError as error:
             raise SpecError(error.message, key="by") from error.__cause__
         self.otherwise = otherwise
+
+    @property
+    def identity(self) -> list[Any]:
+        """Its settings, and the code of the function that says a sample's kind."""
+        settings, *others = super().identity
+        if self.by is None:
+            return [settings, *others]
+        return [{**settings, "by": function_facts(self.by, self._imported_as)}, *others]
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Find each sample's route, and have every route score its own samples."""
