@@ -210,6 +210,7 @@ class _Fitting(Transform):
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         if self.statistics is None:
             try:
+                self._transform.check_scores(values)
                 self.statistics = self._transform.fit(values)
             except RmPluginsError as error:
                 raise DataError(

@@ -144,6 +144,8 @@ class ModelProvider(Provider):
         """Score each different row once, in micro-batches under the token budget; shared prefixes are computed once where it pays."""
         outputs = self.trained.outputs(samples)
         self.counts.update({name: outputs.metadata[name] for name in ("truncated", "cached", "duplicates")})
+        if other_format := outputs.metadata.get("other_format"):
+            self.counts["other_format"] += other_format
         scores = self._of_members(samples, outputs) if self.trained.heads.members > 1 else self._of_heads(outputs)
         return replace(scores, errors=outputs.errors, tokens=outputs.tokens)
 
