@@ -1,4 +1,4 @@
-"""What identifies a reward: its settings, and the weights and rendering of its models, wherever they lie."""
+"""What identifies a reward: its settings, the code of its functions, and the weights and rendering of its models."""
 
 from __future__ import annotations
 
@@ -36,15 +36,13 @@ def _classes_in(part: Provider) -> Iterator[type]:
 
 
 def manifests_of(provider: Provider) -> dict[str, Any]:
-    """The `rm_plugins.models.Manifest` of each model that a reward is made of, by the path in the spec of what holds it."""
+    """The `rm_plugins.models.Manifest` of each model in a reward, by the path in the spec of the provider that holds it."""
     models = [(path, model) for path, part in provider.walk() for model in part.models.values()]
     return {path: model.manifest for path, model in models if model.manifest is not None}
 
 
 def shown_spec(provider: Provider) -> dict[str, Any] | None:
-    """A reward's spec as anyone may see it: without the headers and keys that open servers behind it; None where it was made in
-    Python.
-    """
+    """A reward's spec without secrets, such as headers and keys of servers; None where the reward was made in Python."""
     return None if provider.spec is None else _without_secrets(provider.spec)
 
 

@@ -145,7 +145,7 @@ class TestTheCommand:
             in message
         )
         message = refused("calibrated_functions:length", "rows.jsonl", "-o", "out.yaml", "--transform", "tanh")
-        assert "'tanh' takes no statistics, so that there is nothing to calibrate." in message
+        assert "'tanh' takes no statistics, so there is nothing to calibrate." in message
         for transform in ("zscore", "min-max", "log-sigmoid-centred", "par"):
             few = refused(
                 "calibrated_functions:picky", "rows.jsonl", "-o", "out.yaml", "--limit", "33", "--transform", transform

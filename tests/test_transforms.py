@@ -381,7 +381,7 @@ class TestRunning:
         assert set(first.state()) == {"1"}
         second.load_state(first.state())
         np.testing.assert_array_equal(first(SCORES, samples(4)), second(SCORES, samples(4)))
-        with pytest.raises(DataError, match="of the transforms 1 of a chain, and of this one none learn"):
+        with pytest.raises(DataError, match="of the transforms 1 of a chain, but in this one none learn"):
             Chain(transforms=[Tanh()]).load_state(first.state())
 
     def test_a_second_call_in_a_batch_is_taken_in_at_its_end(self) -> None:

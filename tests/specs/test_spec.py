@@ -58,7 +58,7 @@ class TestForms:
         provider = Constant()
         assert load(provider) is provider
         assert provider.observer is None
-        assert "'certain' is already made; value cannot be set" in refused(provider, value=3)
+        assert "'certain' is already built; value can no longer be set" in refused(provider, value=3)
 
     def test_a_model_folder(self, tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tiny_decoder()
@@ -211,12 +211,12 @@ class TestNamedRewards:
 
     def test_a_variable_that_names_no_file_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RM_PLUGINS_SPEC", "absent.yaml")
-        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is no file" in refused("helpful")
+        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is not a file" in refused("helpful")
 
     @pytest.mark.usefixtures("rewards")
     def test_the_nearest_name_is_offered(self) -> None:
         message = refused("helpfull")
-        assert "'helpfull' is no folder or file here, no URL, no module:function, no registered provider" in message
+        assert "'helpfull' is not a folder or file, a URL, module:function, a registered provider" in message
         assert "Did you mean 'helpful'?" in message
         assert "Allowed: alias, " in message and ", certain, " in message
 
