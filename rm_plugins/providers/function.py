@@ -215,9 +215,10 @@ class FunctionProvider(Provider):
             )
         items: list[Any] = list(answer)  # type: ignore[call-overload]  # sized, and not text
         if len(items) != size:
+            returned = f"{len(items)} reward{'' if len(items) == 1 else 's'}"
             raise ScoringError(
-                f"The function {self._shown} returned {len(items)} rewards for {size} samples; it must return exactly one per sample, None "
-                "where it abstains."
+                f"The function {self._shown} returned {returned} for {size} samples; it must return exactly one per sample, None where it "
+                "abstains."
             )
         values = np.empty(size)
         for row, item in enumerate(items):

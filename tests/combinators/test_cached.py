@@ -160,7 +160,7 @@ def test_objects_of_one_class_are_told_apart_in_a_cache(tmp_path: Path) -> None:
 
 def test_what_is_ranked_in_its_batch_is_not_cached() -> None:
     reward = {"provider": "function", "function": len_of, "transform": ["scale", "rank-in-group"]}
-    with pytest.raises(SpecError, match="ranked within its batch"):
+    with pytest.raises(SpecError, match="ranks within its batch, so its scores cannot be cached"):
         rm.load({"provider": "cached", "path": "memory", "reward": reward})
 
 

@@ -114,7 +114,10 @@ class TestNesting:
             ({"provider": "certain", "valu": 1}, "members[1].valu: unknown key 'valu' for 'certain'. Did you mean 'value'?"),
             ({"value": 1}, "members[1]: the key 'provider' is missing. Allowed values: "),
             ({"provider": "gathering", "members": [3]}, "members[1].members[0]: a spec is text, a path, a mapping, a callable"),
-            ({"provider": "certain", "on_error": {"fallback": "x"}}, "members[1].on_error.fallback: 'x' is no folder or file"),
+            (
+                {"provider": "certain", "on_error": {"fallback": "x"}},
+                "members[1].on_error.fallback: 'x' is not a folder or file",
+            ),
             ({"provider": "certain", "transform": {"name": "clip", "low": "a"}}, "members[1].transform.low: "),
         ],
     )
@@ -204,7 +207,7 @@ class TestNamedRewards:
         elsewhere.mkdir()
         monkeypatch.chdir(elsewhere)
         assert named_rewards() == {}
-        assert "no named reward" in refused("helpful")
+        assert "is not a folder or file, a URL" in refused("helpful")
         monkeypatch.setenv("RM_PLUGINS_SPEC", str(rewards))
         assert list(named_rewards()) == ["helpful", "alias", "file"]
         assert load("file").value == 9  # relative to the file of names
