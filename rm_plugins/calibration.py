@@ -94,9 +94,8 @@ class Calibration:
                 part.score(samples)
         self.provider.score(samples)
         for part in reversed(parts.values()):
-            if any(
-                fitting.statistics is None for fitting in _fittings_in(part)
-            ):  # it was given no sample, as behind a closed gate
+            # A part behind a closed gate was given no sample.
+            if any(fitting.statistics is None for fitting in _fittings_in(part)):
                 part.score(samples)
         return [fitting.calibrated() for fitting in self._fitting]
 

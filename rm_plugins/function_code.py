@@ -304,6 +304,7 @@ def _held(value: Any, inside: tuple[int, ...]) -> Any:
         return [_held(item, inside) for item in value]
     if isinstance(value, Set):
         return sorted(str(_held(item, inside)) for item in value)
-    if type(value).__repr__ is object.__repr__:
+    representation: Any = type(value).__repr__
+    if representation is object.__repr__:
         return [f"{type(value).__module__}:{type(value).__qualname__}", _held(getattr(value, "__dict__", {}), inside)]
     return repr(value)

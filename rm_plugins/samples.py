@@ -84,7 +84,7 @@ class Sample:
 
     @property
     def completion_text(self) -> str:
-        """The completion as text, for text and conversations alike: of messages, the contents of the assistant's, joined by line breaks.
+        """The completion as text, whatever the format: for messages, the contents of the assistant's, joined by line breaks.
 
         Raises:
             DataError: A content has a part that is not text.
@@ -159,8 +159,8 @@ class RenderedSample(Sample):
         return cls(prompt, "", columns or {}, token_ids=tuple(text), add_special_tokens=False)
 
 
-def check_samples(samples: object) -> None:
-    """Refuse what is no list of samples.
+def check_samples(samples: Any) -> None:
+    """Refuse anything but a list of samples.
 
     Raises:
         DataError: The message says what was given, and what to do.

@@ -235,7 +235,7 @@ class FunctionProvider(Provider):
 
 
 def _hint(answer: object, samples_as: str | None) -> str:
-    """What to do about something that is no list of numbers."""
+    """What to do about an answer that is not a list of numbers."""
     if answer is None:
         return " Does it lack a `return`?"
     if isinstance(answer, Real) and samples_as is not None:
@@ -331,6 +331,6 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    # Inside a running loop (a notebook), the answer is waited for in a loop of its own.
+    # Inside a running loop (a notebook), the coroutine runs in a loop of its own.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()

@@ -1,4 +1,4 @@
-"""Notices functions that take a list of messages for a text."""
+"""Detects functions that treat a list of messages as text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def are_equal_for_different_answers(values: FloatArray, samples: Sequence[Sample
 
 
 def reads_contents(function: Callable[..., Any]) -> bool:
-    """Whether a function, or one that it calls, reads the contents of messages; true where its code does not tell.
+    """Whether a function, or one that it calls, reads the contents of messages; true where that cannot be known from its code.
 
     >>> reads_contents(lambda completions: [len(completion) for completion in completions])
     False

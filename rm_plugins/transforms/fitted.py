@@ -16,7 +16,7 @@ from rm_plugins.provider import Provider, Transform
 from rm_plugins.scores import FloatArray
 
 FEWEST_SCORES = 30
-"""Scores that statistics are found in; with fewer, a standard deviation is off by more than an eighth of itself."""
+"""The fewest scores for statistics; with fewer, the standard error of a standard deviation is above 13%."""
 
 SCORE_COLUMNS = columns_called("score")
 """The columns that ``rm-plugins score`` writes."""

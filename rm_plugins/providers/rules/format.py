@@ -19,7 +19,7 @@ class Format(LimitedRule):
         match: Whether the pattern describes the whole completion (``full``) or is found anywhere in it (``search``).
         dotall: Whether ``.`` matches line breaks too.
         multiline: Whether ``^`` and ``$`` match at every line.
-        ignore_case: Whether upper and lower case are alike.
+        ignore_case: Whether upper and lower case count as equal.
         timeout: Seconds that one completion may take. On some texts, patterns such as ``(a+)+b`` never end.
         max_characters: How long a completion may be.
 

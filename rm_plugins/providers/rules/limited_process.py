@@ -1,4 +1,4 @@
-"""Runs a computation that some texts make endless in a process of its own, and ends the process when it takes too long.
+"""Runs a computation that may never end on some texts in its own process, and ends the process when it takes too long.
 
 On a crafted text, a pattern, a schema or a formula may take more time or memory than there is. Nothing in the same process can stop that,
 not even another thread, because the interpreter is busy.
