@@ -227,7 +227,7 @@ class TestGoingOn:
         with FileLock(kept_file.with_name(f".{kept_file.name}.lock"), is_singleton=False):
             for more in ((), ("--overwrite",)):
                 found = run("evaluate", "rules:length", "in.jsonl", "--scores", "scores", *more)
-                assert "is being written by another run, which does the same" in found.output
+                assert "is being written by another run of the same command" in found.output
         assert run("evaluate", "rules:length", "in.jsonl", "--scores", "scores").exit_code == 0
         assert sum(calls()) == 80
 

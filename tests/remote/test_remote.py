@@ -205,7 +205,7 @@ class TestSpecs:
             ({"url": "http://127.0.0.1:8000?key=secret"}, "must end before"),
             ({"url": "http://127.0.0.1:99999"}, "is not a valid URL"),
             ({"url": []}, "at least one URL"),
-            ({"url": ["http://a", "http://a/"]}, "one server twice"),
+            ({"url": ["http://a", "http://a/"]}, "the same server twice"),
             ({"timeout": 0.0}, "timeout: must be a positive"),
             ({"tries": 0}, "tries: must be at least 1"),
             ({"headers": {"Authorization": "Bearer secret"}}, "a spec must not contain secrets"),
