@@ -1,6 +1,6 @@
-"""Ways to make one score of an ensemble's, used as ``aggregate: NAME`` or ``aggregate: {name: NAME, ...}``.
+"""Ways to combine the scores of an ensemble's members, used as ``aggregate: NAME`` or ``aggregate: {name: NAME, ...}``.
 
-Reward models trained on preferences are only defined up to a shift, and each has a spread of its own: whatever compares members
+Reward models trained on preferences are only defined up to a shift, and each has its own spread: an aggregate that compares members
 with each other needs them on one scale first (`needs_common_scale`).
 """
 
@@ -43,10 +43,10 @@ class Weighted(Aggregate):
     """The weighted mean of the members.
 
     Args:
-        weights: One a member, none negative, not all zero; only their ratios matter.
+        weights: One per member, none negative, not all zero; only their ratios matter.
 
     Raises:
-        SpecError: The weights are negative, all zero, or not one a member.
+        SpecError: A weight is negative, all are zero, or there is not one per member.
     """
 
     name: ClassVar[str] = "weighted"
@@ -59,12 +59,12 @@ class Weighted(Aggregate):
             )
 
     def bind(self, members: int) -> None:
-        """Check that there is one weight a member."""
+        """Check that there is one weight per member."""
         if len(self.weights) != members:
-            raise SpecError(f"there are {len(self.weights)} weights for {members} members; give one a member.", key="weights")
+            raise SpecError(f"there are {len(self.weights)} weights for {members} members; give one per member.", key="weights")
 
     def __call__(self, members: FloatArray) -> FloatArray:
-        """The weighted mean of those that gave a score; NaN where these have no weight."""
+        """The weighted mean of those that gave a score; NaN where all of these have weight 0."""
         weights = np.where(np.isnan(members), 0.0, self.weights[:, None])
         with np.errstate(invalid="ignore"):
             mean: FloatArray = (weights * np.nan_to_num(members)).sum(axis=0) / weights.sum(axis=0)
@@ -72,7 +72,7 @@ class Weighted(Aggregate):
 
 
 class Min(Aggregate):
-    """The worst member's: worst-case optimization (arXiv 2310.02743)."""
+    """The lowest member score: worst-case optimization (arXiv 2310.02743)."""
 
     name: ClassVar[str] = "min"
     needs_common_scale: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class Min(Aggregate):
 
 
 class Max(Aggregate):
-    """The best member's, for analysis: it seeks out what one member overrates."""
+    """The highest member score, for analysis: a policy exploits what one member overrates."""
 
     name: ClassVar[str] = "max"
     needs_common_scale: ClassVar[bool] = True
@@ -96,10 +96,10 @@ class Max(Aggregate):
 
 
 class SoftMin(Aggregate):
-    """-(1/beta) log mean exp(-beta r): the mean as beta nears 0, the worst member's as it grows.
+    """-(1/beta) log mean exp(-beta r): near the mean for a small beta, near the lowest member score for a large one.
 
     Args:
-        beta: How near it is to the worst, per unit of reward.
+        beta: The larger, the nearer to the lowest score; per unit of reward.
 
     Raises:
         SpecError: `beta` is not positive.
@@ -122,13 +122,13 @@ class SoftMin(Aggregate):
 
 
 class _SpreadPenalty(Aggregate):
-    """The mean less a multiple of the members' spread."""
+    """The mean minus a multiple of the members' spread."""
 
     needs_common_scale: ClassVar[bool] = True
 
     def __init__(self, factor: float, key: str, ddof: int) -> None:
         if not factor >= 0:
-            raise SpecError(f"{key} must not be negative, for disagreement would be rewarded; not {factor}.", key=key)
+            raise SpecError(f"{key} must not be negative, as disagreement would be rewarded; not {factor}.", key=key)
         if ddof not in (0, 1):
             raise SpecError(f"ddof must be 0 or 1, not {ddof}.", key="ddof")
         self.factor = factor
@@ -140,7 +140,7 @@ class _SpreadPenalty(Aggregate):
             raise SpecError("one member has no spread; give two or more, or use `mean`.")
 
     def __call__(self, members: FloatArray) -> FloatArray:
-        """The penalized mean of those that gave a score; NaN where these are too few for `ddof`."""
+        """The penalized mean of those that gave a score; NaN where they are too few for `ddof`."""
         count = (~np.isnan(members)).sum(axis=0)
         mean = np.nanmean(members, axis=0)
         squares = np.nansum((members - mean) ** 2, axis=0)
@@ -149,7 +149,7 @@ class _SpreadPenalty(Aggregate):
         return penalized
 
     def spread(self, variance: FloatArray) -> FloatArray:
-        """What is penalized, from the members' variance, [N]."""
+        """The penalized spread, computed from the members' variance, [N]."""
         return variance
 
 
@@ -157,11 +157,11 @@ class LowerConfidenceBound(_SpreadPenalty):
     """mean - k std of the members.
 
     Args:
-        k: How many standard deviations are taken off.
+        k: How many standard deviations are subtracted.
         ddof: The standard deviation divides by members - `ddof`.
 
     Raises:
-        SpecError: `k` is negative, `ddof` is not 0 or 1, or there is one member.
+        SpecError: `k` is negative, `ddof` is not 0 or 1, or there is only one member.
     """
 
     name: ClassVar[str] = "lcb"
@@ -183,7 +183,7 @@ class UncertaintyWeighted(_SpreadPenalty):
         ddof: The variance divides by members - `ddof`.
 
     Raises:
-        SpecError: `coefficient` is negative, `ddof` is not 0 or 1, or there is one member.
+        SpecError: `coefficient` is negative, `ddof` is not 0 or 1, or there is only one member.
     """
 
     name: ClassVar[str] = "uwo"
@@ -196,7 +196,7 @@ class Quantile(Aggregate):
     """A quantile of the members, linear between them.
 
     Args:
-        q: 0 is the worst member's, 0.5 the median, 1 the best.
+        q: 0 is the lowest score, 0.5 the median, 1 the highest.
 
     Raises:
         SpecError: `q` is not between 0 and 1.
@@ -219,13 +219,13 @@ class Quantile(Aggregate):
 class TrimmedMean(Aggregate):
     """The mean without the lowest and the highest members.
 
-    As many are left out where some gave no score, so that one member that is far off is never in a mean of three or more.
+    The same number is left out where some members gave no score, so that a single outlier is never part of a mean of three or more.
 
     Args:
         share: The share of all members that is left out at each end, rounded down to whole members.
 
     Raises:
-        SpecError: `share` is not between 0 and 0.5, or leaves out nobody of so few members.
+        SpecError: `share` is not between 0 and 0.5, or too small to leave out any member.
     """
 
     name: ClassVar[str] = "trimmed-mean"
@@ -236,11 +236,11 @@ class TrimmedMean(Aggregate):
         self.share = share
 
     def bind(self, members: int) -> None:
-        """Check that somebody is left out."""
+        """Check that at least one member is left out at each end."""
         if not self._trimmed(members):
             advice = f"give at least {1 / members:.3g}, or use" if members > 2 else "use"
             raise SpecError(
-                f"a share of {self.share} of {members} members leaves nobody out; {advice} `mean`.",
+                f"a share of {self.share} of {members} members leaves out no member; {advice} `mean`.",
                 key="share",
             )
 

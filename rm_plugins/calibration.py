@@ -1,4 +1,4 @@
-"""Finds the statistics of a spec's transforms in the reward's own scores, and writes them down."""
+"""Measures the statistics of a spec's transforms on the reward's own scores, and writes them into the spec."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from rm_plugins.transforms import Chain, FittedTransform
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What was found for one transform.
+    """The statistics of one transform.
 
     Args:
         path: Its path in the spec.
         transform: Its name.
         statistics: What its spec has now.
-        scores: How many scores they were measured on.
-        abstained: How many samples had no score.
+        scores: The number of scores that they were measured on.
+        abstained: The number of samples without a score.
     """
 
     path: str
@@ -48,8 +48,8 @@ class Calibration:
 
     Args:
         spec: Text, a path or a mapping, as `rm_plugins.load` takes it.
-        transform: Where nothing in the spec takes statistics, what each member of its ensembles is given behind the transform that
-            it has: each provider of an `ensemble`, each member that is part of one model; the reward itself where there are none.
+        transform: Used where no transform in the spec takes statistics: each member of its ensembles gets this one after its own
+            transform, be it a provider of an `ensemble` or a member inside one model; without ensembles, the reward itself gets it.
         registry: Where names are looked up; the installed plug-ins by default.
 
     Raises:
@@ -68,19 +68,19 @@ class Calibration:
         self._build(spec)
 
     def fit(self, samples: Sequence[Sample], on_scored: Callable[[Provider], None] | None = None) -> list[Calibrated]:
-        """Score samples, each transform reshaping the scores of what is calibrated beneath it.
+        """Score samples and measure the statistics; inner transforms are calibrated before outer ones.
 
-        A part that is asked about some samples only because others are left to another part (a fallback) or are known already (a
-        cache) is calibrated with all of them.
+        A part that would see only some samples because others are scored by another part (a fallback) or are in a cache is calibrated
+        with all of them.
 
         Args:
-            samples: What the statistics are found in.
+            samples: The samples to calibrate with; each transform needs 30 scores that differ.
             on_scored: Called whenever a part of the reward has scored.
 
         Raises:
-            DataError: There is no sample, or a transform has no scores, or none that it can use.
+            DataError: There is no sample, or a transform has too few scores, or only equal ones.
             ScoringError: The reward failed.
-            SpecError: The transform that members are given takes no statistics.
+            SpecError: The transform that members would get takes no statistics.
         """
         if not samples:
             raise DataError("There is no sample to calibrate with.")
@@ -89,19 +89,20 @@ class Calibration:
         parts = dict(self.provider.walk())
         for part in parts.values():
             part.observer = None if on_scored is None else lambda scored, samples, scores: on_scored(scored)
-        for path, part in reversed(parts.items()):  # the inner before the outer, which would show it some samples only
+        for path, part in reversed(parts.items()):  # inner before outer, which would show it only some of the samples
             if _sees_some(path, parts) and any(_fittings_in(inner) for _, inner in part.walk()):
                 part.score(samples)
         self.provider.score(samples)
         for part in reversed(parts.values()):
-            if any(fitting.statistics is None for fitting in _fittings_in(part)):  # not asked at all, as behind a closed gate
+            # A part behind a closed gate was given no sample.
+            if any(fitting.statistics is None for fitting in _fittings_in(part)):
                 part.score(samples)
         return [fitting.calibrated() for fitting in self._fitting]
 
     def spec(self, folder: Path) -> dict[str, Any]:
-        """The whole spec with the statistics that were found, for a file in `folder`.
+        """The whole spec with the measured statistics, for a file in `folder`.
 
-        Nested files are written out; local paths are relative to the folder where they lie in it, else absolute.
+        Nested files are written out; local paths are relative to `folder` where they lead into it, else absolute.
         """
         written: dict[str, Any] = _portable(self.provider.spec, folder.resolve())
         return written
@@ -110,14 +111,14 @@ class Calibration:
         self._fitting: list[_Fitting] = []
         self._builder = _CalibratingBuilder(self.registry, Path.cwd(), fitting=self._fitting)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The aggregate .* compares members")  # on one scale they will be
+            warnings.filterwarnings("ignore", "The aggregate .* compares members")  # they will be on one scale
             self.provider = self._builder.provider(spec, "")
 
     def _give_transforms(self, sample: Sample) -> None:
         several = self._name_member_transforms(sample)
-        if several:  # a model is made with its members' transforms
+        if several:  # a model is built with its members' transforms
             spec = _written(self.provider)
-            del self.provider  # two of a large model may be more than fit
+            del self.provider  # two copies of a large model may not fit into memory
             self._build(spec)
         ensembles = [(path, part) for path, part in self.provider.walk() if isinstance(part, Ensemble)]
         for path, ensemble in ensembles:
@@ -140,7 +141,7 @@ class Calibration:
         place = "transform" if before is None else "transform.transforms[1]"
         given = self._builder.component("transform", self.transform, f"{path}.{place}" if path else place)
         if not isinstance(given, _Fitting):
-            raise SpecError(f"{given.name!r} takes no statistics, so that there is nothing to calibrate.", key="transform")
+            raise SpecError(f"{given.name!r} takes no statistics, so there is nothing to calibrate.", key="transform")
         given.bind(provider)
         provider.transform = given if before is None else Chain(transforms=[before, given])
         written = given.spec if before is None else {"name": Chain.name, "transforms": [before.spec, given.spec]}
@@ -165,7 +166,7 @@ class _CalibratingBuilder(SpecBuilder):
     def from_mapping(self, spec: Mapping[str, Any], path: str) -> Provider:
         if spec.get("provider") != Cached.name:
             return super().from_mapping(spec, path)
-        provider = super().from_mapping({**spec, "path": MEMORY}, path)  # what is scored now is none of what a file keeps
+        provider = super().from_mapping({**spec, "path": MEMORY}, path)  # without the file: what is scored now must not be kept
         _written(provider)["path"] = spec.get("path", MEMORY)
         return provider
 
@@ -173,7 +174,8 @@ class _CalibratingBuilder(SpecBuilder):
         built = super().component(kind, spec, path)
         if isinstance(built, Transform) and built.state():
             raise self.error(
-                path, f"{built.name!r} learns while scoring, so that nothing can be calibrated beforehand. Leave that out."
+                path,
+                f"{built.name!r} learns while scoring and cannot be calibrated beforehand. Remove `running`, or the transform.",
             )
         if not isinstance(built, FittedTransform) or built.spec is None:
             return built
@@ -191,7 +193,7 @@ class _LocalText(str):
 
 
 class _Fitting(Transform):
-    """A transform that fits itself to the first scores that it is given, and then reshapes them."""
+    """A transform that measures its statistics on the first scores that it gets, and then reshapes them."""
 
     name: ClassVar[str] = "fitting"
 
@@ -210,6 +212,7 @@ class _Fitting(Transform):
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
         if self.statistics is None:
             try:
+                self._transform.check_scores(values)
                 self.statistics = self._transform.fit(values)
             except RmPluginsError as error:
                 raise DataError(
@@ -217,7 +220,7 @@ class _Fitting(Transform):
                 ) from error
             self.abstained = int(np.isnan(values).sum())
             self.scores = len(values) - self.abstained
-            # What this is in has this very mapping in its own spec.
+            # The spec of the outer provider has this same mapping.
             written = _written(self)
             written.pop("reference", None)
             written.update(self.statistics)
@@ -232,13 +235,13 @@ class _Fitting(Transform):
 
 
 def _written(part: Provider | Transform) -> dict[str, Any]:
-    """The spec of a part, which the builder has made, and which the spec of what it is in holds."""
+    """The spec of a part that the builder has built; the same mapping is in the spec of the outer provider."""
     assert isinstance(part.spec, dict)
     return part.spec
 
 
 def _fittings_in(part: Provider | Transform) -> list[_Fitting]:
-    """Those of a part itself, without those of what it is made of."""
+    """The transforms to calibrate of a part itself, without its children."""
     fittings: list[_Fitting] = []
     for transform in transforms_of(part).values():
         fittings += [transform] if isinstance(transform, _Fitting) else _fittings_in(transform)
@@ -246,7 +249,7 @@ def _fittings_in(part: Provider | Transform) -> list[_Fitting]:
 
 
 def _sees_some(path: str, parts: Mapping[str, Provider]) -> bool:
-    """Whether a part is asked only about what another one leaves over, or what is not known already."""
+    """Whether a part only gets the samples that another part did not score, or that are not in a cache."""
     if path.endswith("on_error.fallback"):
         return True
     outer, _, name = path.rpartition(".")
@@ -255,7 +258,7 @@ def _sees_some(path: str, parts: Mapping[str, Provider]) -> bool:
 
 
 def _members_of_one_model(provider: Provider, sample: Sample) -> int:
-    """How many members a provider has that could each have a transform."""
+    """The number of members of a provider that could each have a transform."""
     if "member_transforms" not in inspect.signature(type(provider)).parameters:
         return 0
     return sum(part.kind == "member" for part in provider.score([sample]).parts.values())

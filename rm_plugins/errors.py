@@ -6,15 +6,15 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     ├── PluginError
     │   ├── DuplicateNameError      (ValueError)   one name, two classes
     │   ├── BrokenPluginError       (ImportError)  a plug-in that could not be loaded
-    │   └── UnknownNameError        (LookupError)  a name that nobody registered
+    │   └── UnknownNameError        (LookupError)  a name that no plug-in registered
     ├── SpecError                   (ValueError)   a spec that cannot become a provider
     ├── DataError                   (ValueError)   a row, a sample or a file that cannot be read
     ├── OutputError                 (OSError)      a file or folder that cannot be written
-    ├── ModelError                  (ValueError)   a folder that is no usable reward model
-    │   └── ManifestError                          a manifest that does not fit the model beside it
+    ├── ModelError                  (ValueError)   a folder that is not a usable reward model
+    │   └── ManifestError                          a manifest that does not match the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
-    │   └── AnswerError                            a remote scorer whose answer breaks its protocol
-    ├── TrainingError               (FloatingPointError) a training whose loss or weights are no numbers any more
+    │   └── AnswerError                            a remote scorer whose answer violates its protocol
+    ├── TrainingError               (FloatingPointError) a training whose loss or weights became NaN or infinite
     ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
 """
@@ -51,18 +51,18 @@ class RmPluginsError(Exception):
 
     Args:
         message: What happened, to which component, what is allowed, what to do.
-        rows: The positions of the batch that the error is about; None where it is about all, or about none in particular.
+        rows: The positions in the batch that failed; None where all did, or none in particular.
 
     Attributes:
-        provider: The label of the reward that failed; None where none did.
-        path: Its place in the spec that it was loaded from; None where there is none.
+        provider: The label of the reward that failed, if one did.
+        path: Its place in the spec that it was loaded from, if it has one.
     """
 
     provider: str | None = None
     path: str | None = None
 
     def __init__(self, message: str = "", rows: Collection[int] | None = None) -> None:
-        super().__init__(*([redacted(message)] if message else []))  # also what a server said, who may quote a key
+        super().__init__(*([redacted(message)] if message else []))  # a server may quote a key in its answer
         self.rows = None if rows is None else frozenset(int(row) for row in rows)
 
     @property
@@ -71,12 +71,12 @@ class RmPluginsError(Exception):
         return dict.fromkeys(sorted(self.rows or ()), self)
 
     def caused_by(self, error: BaseException) -> Self:
-        """This error, as ``raise ... from error`` would have it, for those that are returned and not raised."""
+        """This error with `error` as its ``__cause__``, for errors that are returned and not raised."""
         self.__cause__ = error
         return self
 
     def __str__(self) -> str:
-        # Some built-ins in the tree (LookupError's children) would quote the message.
+        # Some built-ins in the tree (LookupError's subclasses) would put quotes around the message.
         return str(self.args[0]) if self.args else type(self).__name__
 
 
@@ -101,7 +101,7 @@ class SpecError(RmPluginsError, ValueError):
 
     Args:
         message: What is wrong, what is allowed, what to do.
-        key: The key of the component's own spec that is wrong, such as ``weights``; the rest of the path is put before it.
+        key: The key in the component's own spec that is wrong, such as ``weights``; the rest of the path is added in front.
     """
 
     def __init__(self, message: str, key: str = "") -> None:
@@ -110,7 +110,7 @@ class SpecError(RmPluginsError, ValueError):
         self.key = key
 
     def inside(self, path: str) -> "SpecError":
-        """The same of a component that stands at `path` in another one's spec."""
+        """The same error for a component at `path` in another one's spec."""
         return SpecError(self.message, f"{path}.{self.key}" if self.key else path)
 
     def __reduce__(self) -> tuple[type["SpecError"], tuple[str, str]]:
@@ -118,31 +118,31 @@ class SpecError(RmPluginsError, ValueError):
 
 
 class DataError(RmPluginsError, ValueError):
-    """A sample, a row or a file does not have the form that was asked for; `rows` are those of a batch that have not."""
+    """A sample, a row or a file does not have the required form; `rows` are the samples of a batch that do not."""
 
 
 class OutputError(RmPluginsError, OSError):
-    """A file or folder cannot be written: the path is of something else, or the system refuses it."""
+    """A file or folder cannot be written: something else is at its path, or the system refuses it."""
 
 
 class ModelError(RmPluginsError, ValueError):
-    """A folder or hub id does not hold a usable reward model."""
+    """A folder or hub id is not a usable reward model."""
 
 
 class ManifestError(ModelError):
-    """``reward_manifest.json`` does not fit the model or the tokenizer beside it."""
+    """``reward_manifest.json`` does not match the model or the tokenizer beside it."""
 
 
 class ScoringError(RmPluginsError, RuntimeError):
-    """A provider could not score; `rows` are those that failed, where the others could still be scored, None for all."""
+    """A provider could not score; `rows` are the samples that failed where the others could still be scored, None for all."""
 
 
 class AnswerError(ScoringError):
-    """A remote scorer answered something that its protocol does not allow: another count, an item twice, no finite number."""
+    """A remote scorer's answer violates its protocol: a wrong count, an item twice, a number that is not finite."""
 
 
 class TrainingError(RmPluginsError, FloatingPointError):
-    """A training has diverged: its loss or a weight is no number."""
+    """A training has diverged: its loss or a weight is NaN or infinite."""
 
 
 class UnsupportedError(RmPluginsError, TypeError):
@@ -154,7 +154,7 @@ class MissingDependencyError(RmPluginsError, ImportError):
 
 
 def as_one_error(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
-    """What to raise for the errors of a batch, by row: the one error, or one that says of the first how many others there are."""
+    """The error to raise for the errors of a batch, by row: the only one, or the first with the number of others."""
     distinct = list({id(errors[row]): errors[row] for row in sorted(errors)}.values())
     first = distinct[0]
     if len(distinct) == 1 and (first.rows is None or first.rows == frozenset(errors)):
@@ -171,11 +171,11 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     >>> did_you_mean("max_lenght", ["model", "max_length"])
     "Did you mean 'max_length'? Allowed: max_length, model."
     >>> did_you_mean("x", [])
-    'Nothing is allowed here.'
+    'No value is allowed here.'
     """
     choices = sorted(allowed)
     if not choices:
-        return "Nothing is allowed here."
+        return "No value is allowed here."
     nearest = get_close_matches(name, choices, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}Allowed: {', '.join(choices)}."

@@ -1,4 +1,4 @@
-"""What a trainer hands to a reward beside its samples: its state, its hooks for logs, the environments of an agent."""
+"""What a trainer passes to a reward in addition to samples: its state, its logging hooks, the environments of an agent."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from rm_plugins.samples import Sample
 
 OF_THE_RUN = ("environments", "trainer_state")
-"""What TRL hands over that changes while it trains: no column of a sample, and no score that depends on it can be kept."""
+"""What TRL passes that changes during training: it is not a column of a sample, and scores that depend on it cannot be cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """What belongs to one call of a trainer, for the functions that ask for it by name.
+    """What one call of a trainer passes, for the functions that name it as parameters.
 
     Args:
         samples: The batch of the call, [N].
         whole: Keyword arguments that are the same for every part of the batch.
-        of_rows: Keyword arguments that depend on which rows a function scores, made of their numbers.
+        of_rows: Keyword arguments that depend on which rows a function scores; each is made from the rows' numbers.
     """
 
     samples: Sequence[Sample]
@@ -30,17 +30,17 @@ class HandedOver:
     _rows: Mapping[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        # By object, for two rows may be equal; the batch keeps its samples, so that no other has the same id meanwhile.
+        # By id, as two rows may be equal; the batch keeps its samples alive, so that no other object gets the same id.
         object.__setattr__(self, "_rows", {id(sample): row for row, sample in enumerate(self.samples)})
 
     def has(self, sample: Sample) -> bool:
-        """Whether a sample is a row of the batch, rather than one that a provider has made itself."""
+        """Whether a sample is a row of the batch, rather than one that a provider made itself."""
         return id(sample) in self._rows
 
     def to(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The keyword arguments for a function that scores some of the batch, in any order.
 
-        Samples that a provider has made itself get only those of the whole, and are to be asked for apart from rows of the batch.
+        Samples that a provider made itself get only those of the whole batch; ask for them separately from rows of the batch.
         """
         if not all(map(self.has, samples)):
             return dict(self.whole)
@@ -53,7 +53,7 @@ _handed_over: ContextVar[HandedOver | None] = ContextVar("rm_plugins_handed_over
 
 @contextmanager
 def handed_over(handed: HandedOver) -> Iterator[None]:
-    """Functions that score inside get what they name of this, whatever providers they are in.
+    """Within it, functions get what they name of this, however deep they are inside other providers.
 
     >>> samples = [Sample("Q", "A"), Sample("Q", "B")]
     >>> with handed_over(HandedOver(samples, {"step": 3}, {"tools": lambda rows: [f"tool {row}" for row in rows]})):
@@ -68,5 +68,5 @@ def handed_over(handed: HandedOver) -> Iterator[None]:
 
 
 def handed_now() -> HandedOver:
-    """What the trainer that has samples scored hands over beside them; nothing outside of a trainer."""
+    """What the calling trainer passes in addition to samples; nothing outside a trainer."""
     return _handed_over.get() or HandedOver((), {}, {})

@@ -1,4 +1,4 @@
-"""What identifies an object that no spec describes: what it holds."""
+"""What identifies an object without a spec: its attributes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-_OF_ITS_USE = frozenset(("_alone", "_counts", "label", "observer", "unnamed_failures", "where"))
-"""Attributes that say where an object is used and how often."""
+_OF_ITS_USE = frozenset(("_alone", "_counts", "_varies", "label", "observer", "unnamed_failures", "where"))
+"""Attributes that record where and how often an object is used."""
 
 
 def held_facts(made: object) -> dict[str, Any]:
-    """The class of an object and its attributes as they are now, as JSON has them.
+    """The class of an object and its current attributes, as JSON has them.
 
-    What has no form of the kind, such as a function, a model or a connection that was opened meanwhile, is left out.
+    Attributes without a JSON form, such as functions, models and open connections, are left out.
 
     >>> held_facts(re.compile("a"))
     {'made in Python': 're.Pattern'}

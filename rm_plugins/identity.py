@@ -1,12 +1,14 @@
-"""What identifies a reward: its settings, and the weights and rendering of its models, wherever they lie."""
+"""What identifies a reward: its settings, the code of its functions, and the weights and rendering of its models."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rm_plugins.provider import Provider
+from rm_plugins.constructor_schema import held_by
+from rm_plugins.function_code import others_code
+from rm_plugins.provider import Component, Provider, transforms_of
 from rm_plugins.redaction import redacted
 from rm_plugins.samples import canonical_json
 
@@ -14,25 +16,33 @@ from rm_plugins.samples import canonical_json
 def fingerprint(provider: Provider) -> str:
     """A SHA-256 over what makes a reward's scores: its spec, and in place of each model's path the weights, tokenizer and rendering.
 
-    Of other files that the spec names, it has the contents that they had when the reward was made. What was made in Python is known
-    by what it holds.
+    Other files that the spec names count with the contents that they had when the reward was made. Functions, and classes of plug-ins,
+    count with their code and the code that they use (`rm_plugins.function_code`). What was made in Python counts with what it holds.
 
-    It does not see the model behind a remote scorer, nor what a function imports.
+    It does not see the model behind a remote scorer, nor what a function reads or what it uses of installed packages.
     """
-    facts = [[path, *part.identity] for path, part in provider.walk()]
+    facts = [[path, *part.identity, *others_code(_classes_in(part))] for path, part in provider.walk()]
     return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()
 
 
+def _classes_in(part: Provider) -> Iterator[type]:
+    """The classes of a reward and of the components of its spec, its children left aside."""
+    pending: list[Any] = [part]
+    while pending:
+        holder = pending.pop()
+        yield type(holder)
+        pending += held_by(holder, Component).values()
+        pending += transforms_of(holder).values() if holder is part else ()
+
+
 def manifests_of(provider: Provider) -> dict[str, Any]:
-    """The `rm_plugins.models.Manifest` of each model that a reward is made of, by the path in the spec of what holds it."""
+    """The `rm_plugins.models.Manifest` of each model in a reward, by the path in the spec of the provider that holds it."""
     models = [(path, model) for path, part in provider.walk() for model in part.models.values()]
     return {path: model.manifest for path, model in models if model.manifest is not None}
 
 
 def shown_spec(provider: Provider) -> dict[str, Any] | None:
-    """A reward's spec as anyone may see it: without the headers and keys that open servers behind it; None where it was made in
-    Python.
-    """
+    """A reward's spec without secrets, such as headers and keys of servers; None where the reward was made in Python."""
     return None if provider.spec is None else _without_secrets(provider.spec)
 
 

@@ -1,4 +1,4 @@
-"""What every author of a reward meets: `Provider`, and the `Transform` and `Aggregate` that a spec gives it."""
+"""The base classes for authors of rewards: `Provider`, and the `Transform` and `Aggregate` that a spec gives it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rm_plugins.errors import DataError, RmPluginsError, ScoringError, Unsupport
 from rm_plugins.files import with_digests
 from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread
-from rm_plugins.samples import Sample
+from rm_plugins.provider_repr import provider_repr
+from rm_plugins.samples import Sample, check_samples
 from rm_plugins.scores import FloatArray, Scores, joined
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ OnError: TypeAlias = Literal["raise", "abstain"]
 
 
 class LocalPath:
-    """Marks a constructor's text argument that may be a path, which a spec file gives relative to itself."""
+    """Marks a constructor's text argument that may be a path, relative to the spec file."""
 
 
 ModelSource: TypeAlias = Annotated[str, LocalPath]
@@ -37,7 +38,7 @@ ModelSource: TypeAlias = Annotated[str, LocalPath]
 class Component(ABC):
     """A part of a spec that is written as ``NAME`` or ``{name: NAME, ...}``.
 
-    Its constructor's annotated keyword arguments are its schema there.
+    The annotated keyword arguments of its constructor are its schema in a spec.
     """
 
     kind: ClassVar[str]
@@ -46,9 +47,9 @@ class Component(ABC):
     name: ClassVar[str]
 
     spec: Mapping[str, Any] | None = None
-    """What it was made from, ``{"name": ..., ...}``; None where it was made in Python."""
+    """The spec that it was built from, ``{"name": ..., ...}``; None where it was made in Python."""
     spec_as_read: Mapping[str, Any] | None = None
-    """The same without its name, with the digests that files had when it was made."""
+    """The same without the name, with the digests that files had when it was built."""
 
 
 class Transform(Component):
@@ -64,27 +65,27 @@ class Transform(Component):
     """Whether what a score becomes depends on the other samples of its batch."""
 
     def bind(self, provider: Provider) -> None:
-        """Called once with the provider whose scores are reshaped, for what it knows of its own scores."""
+        """Called once with the provider whose scores are reshaped, which may know statistics of its scores."""
 
     def state(self) -> dict[str, Any]:
-        """What it has learned while scoring, as JSON has it; a checkpoint keeps it. Empty where it learns nothing."""
+        """What it has learned while scoring, as JSON has it; checkpoints keep it. Empty where it learns nothing."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
 
 
 class Aggregate(Component):
-    """Makes one score of those of an ensemble's members."""
+    """Combines the scores of an ensemble's members into one."""
 
     kind: ClassVar[str] = "aggregate"
 
     needs_common_scale: ClassVar[bool] = False
-    """Whether it compares members with each other, which means nothing where each has a scale of its own."""
+    """Whether it compares members with each other, which needs them on one scale."""
 
     @abstractmethod
     def __call__(self, members: FloatArray) -> FloatArray:
-        """Combine `members` (float64 [K, N], NaN where one gave no score, never for a whole column); returns float64 [N]."""
+        """Combine `members` (float64 [K, N], NaN where one gave no score, but not in a whole column); returns float64 [N]."""
 
     def bind(self, members: int) -> None:
         """Called once with the number of members.
@@ -108,39 +109,39 @@ class Provider(ABC):
     """Turns samples into scores.
 
     A subclass sets `name` and implements `score_batch`; its constructor's annotated keyword arguments are its schema in a
-    spec. What every provider shares (`transform`, `on_error`, counting, checking) lives here, in `score`.
+    spec. `score` does what all providers share: `transform`, `on_error`, counting, checking.
 
-    Any number of threads may call `score`: one at a time is let into `score_batch`, unless the provider is `concurrent`, and into its
+    Any number of threads may call `score`: `score_batch` runs in one thread at a time, unless the provider is `concurrent`, and so do its
     transform and its observer.
     """
 
     name: ClassVar[str]
 
     depends_on_batch: ClassVar[bool] = False
-    """Whether a sample's score depends on the others of its batch, its children and transforms left aside."""
+    """Whether a sample's score depends on the others of its batch, not counting children and transforms."""
     keys_without_effect: ClassVar[frozenset[str]] = frozenset()
-    """The keys of its spec that change no score, such as where it computes or how it is reached: no part of its `identity`."""
+    """The keys of its spec that do not affect scores, such as the device or a timeout; they are not part of its `identity`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Entries of every batch's `Scores.metadata`, each a number, that trainers log beside the reward."""
     renderer: Any = None
-    """What makes its samples' text and token ids in this process, a `rm_plugins.rendering.render.Renderer`; None where nothing does."""
+    """The `rm_plugins.rendering.render.Renderer` that makes text and token ids of samples in this process, if there is one."""
     label: str = ""
-    """What this reward is called in metrics and messages; the provider's name unless something better is known."""
+    """The reward's name in metrics and messages; by default the provider's name."""
     on_error: OnError = "raise"
     """What a failure becomes: the error itself, or NaN."""
     fallback: Provider | None = None
-    """Scores the samples that failed, before `on_error` is asked."""
+    """Scores the samples that failed, before `on_error` applies."""
     transform: Transform | None = None
     observer: Callable[[Provider, Sequence[Sample], Scores], None] | None = None
     concurrent: bool = False
-    """Whether scoring is waiting rather than computing here, so that others may score meanwhile; its `score_batch` must then be
+    """Whether scoring mostly waits instead of computing here, so that other providers may score meanwhile; `score_batch` must then be
     safe to call in several threads at once."""
     unnamed_failures: int = 0
-    """How often an error named none of the rows of a batch or all of them, so that it failed as a whole."""
+    """How often a batch of several samples failed with an error that named no row or all rows."""
     spec: Mapping[str, Any] | None = None
-    """What it was made from, every nested spec written out; None where it was made in Python."""
+    """The spec that it was built from, with nested specs written out; None where it was made in Python."""
     spec_as_read: Mapping[str, Any] | None = None
-    """Its own keys of that, with the digests that files had when it was made."""
+    """Its own keys of the spec, with the digests that files had when it was built."""
     where: str = ""
     """Its place in the spec that it was loaded from: the file, and the path inside, such as ``members[1].reward``."""
 
@@ -151,16 +152,16 @@ class Provider(ABC):
 
     @abstractmethod
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score a non-empty batch; NaN abstains, and what failed is among the `Scores.errors`.
+        """Score a non-empty batch; NaN abstains, and failed rows are in `Scores.errors`.
 
         Raises:
-            ScoringError: The batch, or the `rows` that the error names, could not be scored. The other rows are then asked for again,
-                so that a provider which has scored them returns the errors instead.
+            ScoringError: The batch, or the `rows` that the error names, could not be scored. The other rows are then scored again;
+                return `Scores.errors` instead where they are already scored.
         """
 
     @property
     def counts(self) -> Counter[str]:
-        """How often what happened so far: ``samples``, ``abstained``, ``errors``, ``fallbacks``."""
+        """Counts so far: ``samples``, ``abstained``, ``errors``, ``fallbacks``, and those of the provider itself."""
         counts: Counter[str] = self.__dict__.setdefault("_counts", Counter())
         return counts
 
@@ -171,28 +172,28 @@ class Provider(ABC):
 
     @property
     def one_thread(self) -> OneThread:
-        """Lets one thread in at a time: around what of this provider changes while it scores."""
+        """Lets one thread in at a time; it guards what changes in this provider while it scores."""
         alone: OneThread = self.__dict__.setdefault("_alone", OneThread())
         return alone
 
     @property
     def called(self) -> str:
-        """What messages call it: its label and, inside another spec, its place there."""
+        """Its name in messages: the label and, inside another spec, its place there."""
         return f"{self.label!r} ({self.where})" if self.where else repr(self.label)
 
     @property
     def children(self) -> dict[str, Provider]:
-        """The providers that it is made of, by their path in its spec, its fallback among them.
+        """The providers that it is made of, including its fallback, by their path in its spec.
 
-        By default they are those of its constructor's arguments that are annotated as providers and are attributes of the same
-        names. One that keeps them elsewhere overrides this.
+        By default these are the constructor's arguments that are annotated as providers and kept in attributes of the same names.
+        A provider that keeps them elsewhere overrides this.
         """
         children: dict[str, Provider] = held_by(self, Provider)
         return children if self.fallback is None else {**children, "on_error.fallback": self.fallback}
 
     @property
     def models(self) -> Mapping[str, Any]:
-        """The trained models that it holds itself, by the keys of its spec that name them, such as ``model``; none by default.
+        """The trained models that it holds itself, by the key of its spec that names them, such as ``model``; none by default.
 
         Each is a `rm_plugins.models.trained_reward.TrainedReward`.
         """
@@ -200,22 +201,22 @@ class Provider(ABC):
 
     @property
     def transforms(self) -> dict[str, Transform]:
-        """The transforms that it was made with, by their path in its spec: its own, and those of what it combines itself."""
+        """The transforms in its spec, by their path: its own, and those of its members where they are parts of one model."""
         own = {} if self.transform is None else {"transform": self.transform}
         return {**held_by(self, Transform), **own}
 
     @property
     def identity(self) -> list[Any]:
-        """What makes its scores, as JSON has it, its children left aside: its settings, its model, and its manifest.
+        """What its scores depend on, as JSON has it, without its children: its settings, its model, and its manifest.
 
-        A provider that holds a model overrides this: the weights and the rendering stand in place of where they lie.
+        A provider that holds a model overrides this, with digests of weights and rendering instead of paths.
         """
         return [self._settings_with_effect(), None, None]
 
     def _settings_with_effect(self, *others: str) -> Mapping[str, Any]:
-        """Its spec without its children, `keys_without_effect`, and some other keys; of files, the digests that they had when it was made.
+        """Its spec without its children, `keys_without_effect` and `others`; files count by their digests when it was built.
 
-        Without a spec, what it holds.
+        Without a spec, its attributes count.
         """
         left_out = {re.split(r"[.\[]", path)[0] for path in self.children} | self.keys_without_effect | {"label", *others}
         if self.spec is None:
@@ -231,28 +232,31 @@ class Provider(ABC):
             )
         return settings
 
+    def __repr__(self) -> str:
+        return provider_repr(self)
+
     def walk(self, path: str = "") -> Iterator[tuple[str, Provider]]:
-        """This provider and all that it is made of, each with its path in the spec, the outer before the inner."""
+        """This provider and all providers inside it, each with its path in the spec, outer ones first."""
         yield path, self
         for part, child in self.children.items():
             yield from child.walk(f"{path}.{part}" if path else part)
 
     def state(self) -> dict[str, Any]:
-        """What it has learned while scoring, as JSON has it, without its children's; empty where it learns nothing."""
+        """What it has learned while scoring, as JSON has it, without its children; empty where it learns nothing."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most providers learn nothing
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
 
     def score(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
         """One score per sample, in their order; an empty batch gives empty scores.
 
         Args:
             samples: The batch.
-            on_error: What a failure becomes in this call, where it is not to be the provider's own `on_error`.
+            on_error: What a failure becomes in this call; the provider's own `on_error` by default.
 
         Raises:
-            DataError: Something in the batch is not a `Sample`, or cannot be scored for what it is.
+            DataError: `samples` is not a list of samples, or a sample is of a kind that cannot be scored.
             ScoringError: The provider failed and `on_error` is ``raise``.
         """
         raises = (on_error or self.on_error) == "raise"
@@ -264,34 +268,30 @@ class Provider(ABC):
         return scores
 
     def attempt(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
-        """The scores, with every failure of a sample among their `errors`: what rewards that are made of others call.
+        """The scores, with every failed sample in their `errors`: combinators call this for their parts.
 
-        Which of the errors are failures of the whole as well, `unhandled` says.
+        `unhandled` says which of the errors are failures of the combinator as well.
 
         Args:
             samples: The batch.
-            on_error: ``abstain`` where the caller makes up for every failure, whatever the provider's own `on_error`.
+            on_error: ``abstain`` where the caller handles every failure, whatever the provider's own `on_error`.
 
         Raises:
-            DataError: Something in the batch is not a `Sample`.
+            DataError: `samples` is not a list of samples.
         """
         scores = self._scored(samples, on_error, stops=False)
         self._note(samples, scores)
         return scores
 
     def unhandled(self, scores: Scores) -> Mapping[int, RmPluginsError]:
-        """The errors of an `attempt` that `on_error` does not make into abstentions, by row."""
+        """The errors of an `attempt` that `on_error` does not turn into abstentions, by row."""
         if self.fallback is not None:
             return self.fallback.unhandled(scores)
         return {} if self.on_error == "abstain" else scores.errors
 
     def _scored(self, samples: Sequence[Sample], on_error: OnError | None, *, stops: bool) -> Scores:
-        """The scores, in which the fallback stands in for what failed; `stops` raises the first failure, for it ends the call."""
-        for position, sample in enumerate(samples):
-            if not isinstance(sample, Sample):
-                raise DataError(
-                    f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r}."
-                )
+        """The scores, with those of the fallback where samples failed; `stops` raises the first failure."""
+        check_samples(samples)
         if not samples:
             return Scores(np.empty(0))
         scores = self._attempted(samples, stops=stops)
@@ -303,7 +303,7 @@ class Provider(ABC):
         return scores
 
     def _note(self, samples: Sequence[Sample], scores: Scores) -> None:
-        """Count a scored batch, and tell the observer of it."""
+        """Count a scored batch, and call the observer."""
         if not samples:
             return
         self._counted("samples", len(samples))
@@ -316,19 +316,19 @@ class Provider(ABC):
         """The exact text that is scored, before truncation.
 
         Raises:
-            UnsupportedError: The provider does not score a text of its own making.
+            UnsupportedError: The provider does not render text.
         """
         if self.renderer is not None:
             return str(self.renderer.text(sample))
-        raise UnsupportedError(f"The provider {self.label!r} ({self.name}) has no text of its own to render.")
+        raise UnsupportedError(f"The provider {self.label!r} ({self.name}) does not render text.")
 
     def close(self) -> None:
-        """Give back what the provider and those that it is made of hold: connections, processes."""
+        """Release what the provider and its children hold: connections, processes."""
         for child in self.children.values():
             child.close()
 
     def _attempted(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
-        """The scores, of which those that failed are errors; `stops` raises the first failure, for nothing else is wanted then."""
+        """The scores, with failures among the errors; `stops` raises the first failure."""
         pending = list(range(len(samples)))
         errors: dict[int, RmPluginsError] = {}
         scored: list[Scores] = []
@@ -339,7 +339,7 @@ class Provider(ABC):
                 self._signed(error)
                 if stops:
                     raise
-                # Rows that the batch does not have say nothing about those that it has.
+                # Rows that the batch does not have are ignored.
                 failed = {pending[place] for place in error.rows or () if 0 <= place < len(pending)} or set(pending)
                 with self.one_thread:
                     self.unnamed_failures += len(failed) == len(pending) > 1
@@ -354,7 +354,7 @@ class Provider(ABC):
         return joined([*scored, nothing])
 
     def _checked(self, samples: Sequence[Sample], *, stops: bool) -> Scores:
-        # The one boundary at which the foreign exceptions of a provider and its transform become ours.
+        # The one place where foreign exceptions of a provider and its transform become ours.
         try:
             with nullcontext() if self.concurrent else self.one_thread:
                 scores = self.score_batch(samples)
@@ -370,22 +370,22 @@ class Provider(ABC):
             raise ScoringError(f"The provider {self.called} failed: {type(error).__name__}: {error}") from error
 
     def _reshaped(self, scores: Scores, samples: Sequence[Sample], transform: Transform) -> Scores:
-        with self.one_thread:  # it may learn from what it is given
+        with self.one_thread:  # it may learn from the scores
             values = transform(scores.values, samples)
         reshaped = self._with_wrong_values_failed(Scores(values), samples)
         errors = {**scores.errors, **reshaped.errors}
         revived = np.flatnonzero(scores.abstained & ~reshaped.abstained).tolist()
         if revived:
             error = ScoringError(
-                f"The transform {transform.name!r} of the provider {self.called} made a score of {len(revived)} "
-                f"abstentions (first: item {revived[0]}). NaN must stay NaN.",
+                f"The transform {transform.name!r} of the provider {self.called} turned {len(revived)} abstentions into scores (first: "
+                f"item {revived[0]}). NaN must stay NaN.",
                 rows=revived,
             )
             errors = error.by_row | errors
         return replace(scores, values=reshaped.values, details={**scores.details, "raw": scores.values}, errors=errors)
 
     def _with_wrong_values_failed(self, scores: Scores, samples: Sequence[Sample]) -> Scores:
-        """The scores with an error where one is infinite."""
+        """The scores, with an error for each infinite one."""
         if len(scores) != len(samples):
             raise ScoringError(
                 f"The provider {self.called} returned {len(scores)} scores for {len(samples)} samples; it must return "
@@ -402,18 +402,18 @@ class Provider(ABC):
         return replace(scores, errors=error.by_row | dict(scores.errors))
 
     def _with_fallback(self, scores: Scores, samples: Sequence[Sample], fallback: Provider, on_error: OnError | None) -> Scores:
-        """The scores with those of the fallback where there are errors."""
+        """The scores, with the fallback's for the rows that have errors."""
         rows = sorted(scores.errors)
         self._counted("fallbacks", len(rows))
         instead = fallback.attempt([samples[row] for row in rows], on_error=on_error)
-        # What is said of it beside its score is of other things than what has the same names here: it is a part.
+        # Its details are of another reward than those of the same names here, so it becomes a part.
         stands_in = Scores(
             instead.values, {}, instead.metadata, errors=instead.errors, parts={"fallback": instead}, tokens=instead.tokens
         )
         return joined([replace(scores, errors={}), stands_in.scattered(rows, len(samples))])
 
     def _signed(self, error: RmPluginsError) -> None:
-        """Have an error say which provider it came from, unless one inside has."""
+        """Record in an error which provider it came from, unless an inner one has done so."""
         if error.provider is None:
             error.provider, error.path = self.label, self.where or None
 

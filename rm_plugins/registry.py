@@ -35,7 +35,7 @@ KINDS: Mapping[str, str] = {
     "suite": "rm_register_suites",
     "dialect": "rm_register_dialects",
 }
-"""What can be registered, and the hook that registers it."""
+"""The kinds of things that can be registered, each with its hook."""
 
 BUILT_INS = (
     "rm_plugins.providers",
@@ -54,10 +54,10 @@ class Registration:
 
     Args:
         kind: A key of `KINDS`.
-        name: The name it is asked for by.
+        name: Its name in specs.
         cls: The class itself.
-        plugin: The plug-in that brought it.
-        version: The version of the distribution the plug-in came in, empty where there is none.
+        plugin: The plug-in that registered it.
+        version: The version of the plug-in's distribution, empty where there is none.
     """
 
     kind: str
@@ -115,8 +115,8 @@ class Registry:
 
     Args:
         plugins: Plug-in modules or objects, besides the built-in ones. One with a misspelt hook is refused at once.
-        discover: Whether to load the installed plug-ins of the entry-point group ``rm_plugins``. One that fails is kept in
-            `broken` and does not affect the others.
+        discover: Whether to load the installed plug-ins of the entry-point group ``rm_plugins``. Plug-ins that fail are listed in
+            `broken` and do not affect the others.
 
     Raises:
         PluginError: One of `plugins` implements a hook that does not exist, or with wrong arguments.
@@ -140,7 +140,7 @@ class Registry:
 
     def _add(self, plugin: object, name: str, version: str) -> None:
         if self._manager.has_plugin(name):
-            raise PluginError(f"The plug-in {name!r} was refused: another one of that name is there already.")
+            raise PluginError(f"The plug-in {name!r} was refused: another plug-in of that name is loaded already.")
         try:
             self._manager.register(self._hashable(plugin, name), name)
             self._manager.check_pending()
@@ -151,7 +151,7 @@ class Registry:
         self._versions[name] = version
 
     def _hashable(self, plugin: object, name: str) -> object:
-        """The plug-in itself, or a module with its hooks: pluggy keeps plug-ins in sets."""
+        """The plug-in itself where it is hashable, else a module with its hooks: pluggy keeps plug-ins in sets."""
         try:
             hash(plugin)
         except TypeError:
@@ -168,7 +168,7 @@ class Registry:
         self._discovered[entry_point.name] = origin
         try:
             self._add(entry_point.load(), entry_point.name, version)
-        except Exception as error:  # somebody else's module may raise anything at all
+        except Exception as error:  # a plug-in's module may raise anything at all
             self.broken.append(BrokenPlugin(entry_point.name, origin, error))
 
     def all(self, kind: str) -> Mapping[str, Registration]:
@@ -176,7 +176,7 @@ class Registry:
 
         Raises:
             DuplicateNameError: Two classes claim one name.
-            PluginError: A plug-in that was handed in registered something that is not a class with a name.
+            PluginError: One of `plugins` registered something that is not a class with a name.
         """
         if kind not in self._registered:
             self._registered[kind] = self._collect(kind)
@@ -199,20 +199,20 @@ class Registry:
     def _ask(self, hook: str, needed: str, name_of: Callable[[Any], str | None]) -> list[_Registered]:
         """What plug-ins register through a hook, in the order of the plug-ins.
 
-        Each plug-in is asked alone, so that one that fails costs no other. Those that wrap the hook then see, from the innermost
-        to the outermost, what all others registered, and may drop, replace or add to it.
+        Each plug-in is called separately, so that one that fails does not affect the others. Hook wrappers are then called, from the
+        innermost to the outermost, with what all others registered, and may remove, replace or add something.
 
         Args:
             hook: The hook's name.
-            needed: The end of the message about a value that cannot be registered.
-            name_of: The name of a value that can be registered, else None.
+            needed: The end of the error message about a value that cannot be registered.
+            name_of: Returns the name of a value that can be registered, else None.
         """
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         wrapping = dict.fromkeys(one.plugin_name for one in implementations if one.wrapper or one.hookwrapper)
         plain = dict.fromkeys(one.plugin_name for one in implementations if one.plugin_name not in wrapping)
 
         def answer(plugin: str, others: Collection[str] = ()) -> list[tuple[str, Any]] | None:
-            """What one plug-in registers, around what others do; None where it failed and is kept in `broken`."""
+            """What one plug-in registers, with what the others do where it wraps them; None where it failed and is now in `broken`."""
             named: list[tuple[str, Any]] = []
             try:
                 for value in self._call(hook, [*others, plugin]):
@@ -240,12 +240,12 @@ class Registry:
         return registered
 
     def _call(self, hook: str, plugins: Sequence[str]) -> Iterator[Any]:
-        """Call a hook of some plug-ins alone: every value of every list that it gives."""
+        """Call a hook of only some plug-ins; yields every value of every list that they return."""
         others = [plugin for name, plugin in self._manager.list_name_plugin() if name not in plugins]
         answers = self._manager.subset_hook_caller(hook, others)()
         for values in answers if isinstance(answers, list) else [answers]:
             if not isinstance(values, Iterable):
-                raise PluginError(f"The hook {hook} of the plug-in {plugins[-1]!r} gave {values!r}; a list is needed.")
+                raise PluginError(f"The hook {hook} of the plug-in {plugins[-1]!r} returned {values!r}; a list is needed.")
             yield from values
 
     def _break(self, plugin: str, error: Exception) -> None:
@@ -257,8 +257,8 @@ class Registry:
         """The class registered under `name`; an underscore is read as a hyphen.
 
         Raises:
-            UnknownNameError: Nobody registered it; the message has the nearest match.
-            BrokenPluginError: Nobody registered it, and a plug-in that might have done so failed to load.
+            UnknownNameError: No plug-in registered it; the message has the nearest match.
+            BrokenPluginError: No plug-in registered it, and one that might have done so failed to load.
         """
         registered = self.all(kind)
         if (kebab := name.replace("_", "-")) in registered:
@@ -269,7 +269,7 @@ class Registry:
         raise UnknownNameError(message)
 
     def suspects(self) -> str:
-        """What to say of a name that nobody registered while some plug-ins are broken."""
+        """The end of an error message about an unknown name, where some plug-ins are broken."""
         failed = "; ".join(f"{plugin.name} from {plugin.origin}: {plugin.reason}" for plugin in self.broken)
         return f"It might belong to a plug-in that could not be loaded: {failed}."
 
@@ -292,7 +292,7 @@ class Registry:
         return commands
 
     def scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
-        """Tell every `rm_scored` hook of a scored batch.
+        """Call every `rm_scored` hook with a scored batch.
 
         Raises:
             PluginError: A hook raised; the message names its plug-in, and the original exception is the ``__cause__``.
@@ -306,7 +306,7 @@ class Registry:
             ) from error
 
     def _failed(self, hook: str, error: Exception) -> str:
-        """The plug-in whose implementation of a hook raised an error; the candidates where the traceback does not tell."""
+        """Names the plug-in whose implementation of a hook raised an error, or the candidates where the traceback does not show it."""
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         suspects = list(dict.fromkeys(one.plugin_name for one in implementations))
         for frame, _ in reversed(list(walk_tb(error.__traceback__))):
@@ -319,7 +319,7 @@ class Registry:
         return f"One of the plug-ins {', '.join(map(repr, suspects))} failed"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Plug-ins may be modules, which cannot be pickled: another process has the default registry in this one's place.
+        # Plug-ins may be modules, which cannot be pickled: another process uses the default registry instead.
         return default_registry, ()
 
 
@@ -335,9 +335,9 @@ def _name_of_command(value: Any) -> str | None:
 
 
 def _attributed(values: Sequence[tuple[str, Any]], before: Sequence[_Registered], wrapper: str) -> list[_Registered]:
-    """What is registered after a plug-in wrapped a hook: what was there keeps its plug-in and its place, the rest is the wrapper's.
+    """What is registered after a plug-in wrapped a hook: earlier values keep their plug-in and place, new ones belong to the wrapper.
 
-    A value that replaces another one of its name belongs to the plug-in of that one.
+    A value that replaces another one of the same name belongs to that one's plug-in.
     """
     kept = {id(value) for _, value in values}
     places: dict[object, int] = {}
@@ -353,5 +353,5 @@ def _attributed(values: Sequence[tuple[str, Any]], before: Sequence[_Registered]
 
 @lru_cache(maxsize=1)
 def default_registry() -> Registry:
-    """The registry of the built-in and the installed plug-ins, made at first use."""
+    """The registry of the built-in and the installed plug-ins, built at first use."""
     return Registry(discover=True)

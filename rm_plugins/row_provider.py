@@ -16,7 +16,7 @@ from rm_plugins.scores import Scores
 class RowProvider(Provider):
     """A provider that scores each sample by itself: a subclass implements `score_sample`.
 
-    What that raises is the failure of the one sample, and the others have their scores.
+    An error that it raises fails only this sample; the others keep their scores.
     """
 
     @abstractmethod
@@ -25,7 +25,7 @@ class RowProvider(Provider):
 
         Raises:
             ScoringError: The sample cannot be scored.
-            DataError: It cannot be scored for what it is.
+            DataError: The sample is of a kind that cannot be scored.
         """
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
@@ -37,7 +37,7 @@ class RowProvider(Provider):
                 value = self.score_sample(sample)
             except (ScoringError, DataError) as error:
                 errors[row] = error
-            except Exception as error:  # whatever it is, it is the failure of this sample alone
+            except Exception as error:  # whatever it is, only this sample has failed
                 message = f"The provider {self.called} failed: {type(error).__name__}: {error}"
                 errors[row] = ScoringError(message, rows=[row]).caused_by(error)
             else:

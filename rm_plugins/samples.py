@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from rm_plugins.errors import DataError, RmPluginsError, UnsupportedError
 
 Message: TypeAlias = Mapping[str, Any]
-"""One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of texts and of parts as vision models
-take them."""
+"""One turn of a conversation: ``{"role": ..., "content": ...}``; the content is text, or a list of texts and parts, as for vision
+models."""
 
 PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that reach the chat template, and so belong to the prompt."""
@@ -74,20 +74,20 @@ class Sample:
 
     @property
     def text_messages(self) -> list[dict[str, Any]]:
-        """The whole conversation with every content as text, for models and templates that know nothing else.
+        """The whole conversation with every content as text, for models and templates that take only text.
 
         Raises:
             UnsupportedError: The sample is text.
-            DataError: A content has a part that is no text.
+            DataError: A content has a part that is not text.
         """
         return [{**message, "content": message_text(message, strict=True)} for message in self.messages]
 
     @property
     def completion_text(self) -> str:
-        """The completion as text: of messages, the contents of the assistant's, one after another on lines of their own.
+        """The completion as text, whatever the format: for messages, the contents of the assistant's, joined by line breaks.
 
         Raises:
-            DataError: A content has a part that is no text.
+            DataError: A content has a part that is not text.
 
         >>> Sample([{"role": "user", "content": "2+2?"}], "4").completion_text
         '4'
@@ -99,7 +99,7 @@ class Sample:
 
     @property
     def prompt_key(self) -> bytes:
-        """16 bytes that samples of the same prompt have in common, and no others: its messages, tools, and template settings.
+        """16 bytes that are equal for samples of the same prompt only: a digest of its messages, tools, and template settings.
 
         >>> Sample("2+2?", "4").prompt_key == Sample("2+2?", "5", {"difficulty": 1}).prompt_key
         True
@@ -108,22 +108,22 @@ class Sample:
 
     @property
     def key(self) -> bytes:
-        """16 bytes that equal samples have in common, and no others: those of the prompt, and the completion."""
+        """16 bytes that are equal for equal samples only: a digest of the prompt and the completion."""
         return _digest([self.prompt_key.hex(), _canonical(self.completion)])
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedSample(Sample):
-    """A text that is scored as it is, or token ids: what clients of a scoring server send that render by themselves.
+    """A text that is scored unchanged, or token ids: what clients of a scoring server send that render samples themselves.
 
-    A model renders nothing more around it: no template, no EOS. For any other provider it is a completion without a prompt.
+    A model adds nothing to it: no template, no EOS. For any other provider it is a completion without a prompt.
 
     Args:
-        prompt: What the text answers, where that is known, for what compares the completions of a prompt; no model is given it, as the
-            text has it already.
+        prompt: The prompt, where it is known, for rewards that compare the completions of a prompt; models do not get it, as the text
+            contains it.
         completion: The text; empty where there are token ids.
         columns: The other columns of the row, where they are known.
-        token_ids: What the model is given in place of a text.
+        token_ids: What the model gets instead of a text.
         add_special_tokens: Whether the model's tokenizer adds its special tokens to the text.
 
     >>> RenderedSample.of("<|user|>2+2?<|assistant|>4", add_special_tokens=False).completion
@@ -135,7 +135,7 @@ class RenderedSample(Sample):
 
     @property
     def key(self) -> bytes:
-        """As of every sample; a text is another one with and without special tokens."""
+        """As for every sample; a text has different keys with and without special tokens."""
         return _digest([str(self.completion), self.token_ids, self.add_special_tokens])
 
     @classmethod
@@ -150,13 +150,33 @@ class RenderedSample(Sample):
         """The sample of a text or of token ids.
 
         Raises:
-            DataError: There are no token ids, or one is negative or no integer.
+            DataError: There are no token ids, or one is negative or not an integer.
         """
         if isinstance(text, str):
             return cls(prompt, text, columns or {}, add_special_tokens=add_special_tokens)
         if not text or not all(type(token) is int and token >= 0 for token in text):
-            raise DataError(f"Token ids are a list of at least one integer, none negative, not {text!r:.80}.")
+            raise DataError(f"Token ids must be a non-empty list of integers that are not negative, not {text!r:.80}.")
         return cls(prompt, "", columns or {}, token_ids=tuple(text), add_special_tokens=False)
+
+
+def check_samples(samples: Any) -> None:
+    """Refuse anything but a list of samples.
+
+    Raises:
+        DataError: The message says what was given, and what to do.
+    """
+    if isinstance(samples, Sample):
+        raise DataError("score() takes a list of samples, and was given a single Sample. Put it in a list: score([sample]).")
+    if isinstance(samples, (str, bytes, Mapping)) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise DataError(
+            f"score() takes a list of rm_plugins.Sample objects, and was given {type(samples).__name__}: {samples!r:.80}."
+        )
+    for position, sample in enumerate(samples):
+        if not isinstance(sample, Sample):
+            raise DataError(
+                f"score() takes rm_plugins.Sample objects; item {position} is {type(sample).__name__}: {sample!r:.200}. Make one with "
+                "rm_plugins.Sample(prompt, completion)."
+            )
 
 
 def _check_text_or_messages(part: str, value: object) -> None:
@@ -181,7 +201,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
                 "{'type': 'text', 'text': ...}, is taken as well."
             )
         for place, piece in enumerate(content):
-            # In TRL a list that a tool returns is the content of its message, whatever is in it.
+            # In TRL, a list that a tool returns is the content of its message, whatever its items are.
             if isinstance(piece, str) or (message["role"] == "tool" and not _is_part(piece)):
                 continue
             if not _is_part(piece):
@@ -191,7 +211,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
 
 
 def _canonical(part: Any) -> Any:
-    """Equal for equal texts and messages: null is as good as an absent key, and text parts as their text."""
+    """Equal for equal texts and messages: a null counts as a missing key, and text parts as their text."""
     if not isinstance(part, (list, tuple)) or not all(isinstance(message, Mapping) for message in part):
         return part
     return [
@@ -215,14 +235,14 @@ def _is_part(piece: Any) -> bool:
 
 
 def _text_in(piece: Any) -> str | None:
-    """The text of an item of a content, JSON for what is not a part; None for a part that is something else than text."""
+    """The text of an item of a content; JSON for an item that is not a part, and None for a part that is not text."""
     if _is_part(piece):
         return piece.get("text") if piece["type"] == "text" else None
     return piece if isinstance(piece, str) else canonical_json(piece)
 
 
 def prompt_key(prompt: Any, columns: Mapping[str, Any]) -> bytes:
-    """`Sample.prompt_key` of a prompt without a completion, and the columns of its row, whatever they hold."""
+    """`Sample.prompt_key` for a prompt without a completion, and any columns of its row."""
     return _digest([_canonical(prompt), *(columns.get(name) or None for name in PROMPT_COLUMNS)])
 
 
@@ -231,15 +251,15 @@ def _digest(value: Any) -> bytes:
 
 
 def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that equal values have in common, whatever the order of their keys.
+    """JSON that is the same for equal values, whatever the order of their keys.
 
     Args:
-        value: Anything.
-        default: What stands for something without a JSON form; for arrays their lists, and for the rest its text, if unset.
+        value: Any value.
+        default: Gives the JSON form of a value that has none; by default, arrays become lists and everything else text.
     """
     try:
         return json.dumps(value, sort_keys=True, default=default or _plain)
-    except TypeError:  # keys of several types, which have no order
+    except TypeError:  # keys of several types cannot be sorted
         return json.dumps(_with_text_keys(value), sort_keys=True, default=default or _plain)
 
 
@@ -250,12 +270,12 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, and whatever else has no JSON form as text."""
+    """Arrays as lists, and anything else without a JSON form as text."""
     return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def text_of(part: str | Sequence[Message]) -> str:
-    """A prompt or completion as one text to be shown or measured: the contents of its messages, a line each.
+    """A prompt or completion as one text, to show or measure it: the contents of its messages, joined by line breaks.
 
     >>> text_of([{"role": "assistant", "content": "four"}])
     'four'
@@ -264,14 +284,14 @@ def text_of(part: str | Sequence[Message]) -> str:
 
 
 def message_text(message: Message, *, strict: bool = False) -> str:
-    """A message's content as text, its parts joined; a part that is no text is its type in angle brackets.
+    """A message's content as text, its parts joined; a part that is not text becomes its type in angle brackets.
 
     Args:
         message: The message.
-        strict: Whether only text is allowed, as where it is scored and not only shown or measured.
+        strict: Whether only text is allowed, which is so where it is scored and not only shown or measured.
 
     Raises:
-        DataError: `strict`, and a part is no text.
+        DataError: `strict` is set, and a part is not text.
 
     >>> message_text({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]})
     '<image>What is this?'
@@ -282,15 +302,15 @@ def message_text(message: Message, *, strict: bool = False) -> str:
     kinds = [piece["type"] for piece in content if _text_in(piece) is None]
     if strict and kinds:
         raise DataError(
-            f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, and only text can be scored here. Leave such "
-            "parts out of what is scored, or score with a reward that takes them."
+            f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, and only text can be scored here. Remove such "
+            "parts, or use a reward that takes them."
         )
     texts = map(_text_in, content)
     return "".join(f"<{piece['type']}>" if text is None else text for piece, text in zip(content, texts, strict=True))
 
 
 def text_parts(content: Any) -> list[str]:
-    """The texts of a content that is a list of text parts and of nothing else; empty for any other content.
+    """The texts of a content that is a list of text parts only; empty for any other content.
 
     >>> text_parts([{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]), text_parts("2+2?")
     (['2+', '2?'], [])
@@ -301,7 +321,7 @@ def text_parts(content: Any) -> list[str]:
 
 
 def completion_texts(samples: Sequence[Sample]) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
-    """The text of each completion by row, and why a row has none."""
+    """The text of each completion by row, and the error of each row that has none."""
     texts: dict[int, str] = {}
     errors: dict[int, RmPluginsError] = {}
     for row, sample in enumerate(samples):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from html import escape
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rm_plugins.errors import RmPluginsError, ScoringError
+from rm_plugins.errors import MissingDependencyError, RmPluginsError, ScoringError
+
+if TYPE_CHECKING:
+    import pandas
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
 MEMBER = "member"
 """The kind of the parts that each score what the whole scores; see `Scores.kind`."""
+
+_SHOWN_ROWS = 20
+_SHOWN_VALUES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +46,26 @@ class TokenCounts:
         return TokenCounts(self.used[chosen], self.truncated[chosen])
 
     def scattered(self, rows: Sequence[int], size: int) -> TokenCounts:
-        """These counts at positions `rows` of a batch of `size`, none everywhere else."""
+        """These counts at positions `rows` of a batch of `size`, 0 everywhere else."""
         used, truncated = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.bool_)
         used[list(rows)], truncated[list(rows)] = self.used, self.truncated
         return TokenCounts(used, truncated)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Scores:
-    """What a provider says of a batch of N samples.
+    """What a provider says of a batch of N samples; a table in notebooks.
 
     Args:
         values: float64 [N], one reward per sample, NaN where the provider abstains.
         details: Named per-sample extras, each float64 [N], such as the spread of an ensemble.
         metadata: Facts about the batch as a whole, such as how many samples were truncated.
-        errors: By row, why it has no score, where that is a failure and no abstention by choice. Its value is NaN. What a provider
-            returns here becomes what its ``on_error`` says, and the other rows keep their scores.
+        errors: By row, why it has no score, where that is a failure rather than an abstention. Its value is NaN. The provider's
+            ``on_error`` decides what becomes of these rows; the others keep their scores.
         parts: By name, the scores [N] of what the reward is made of: an ensemble's members, a model's heads, the criteria of a
             rubric.
-        kind: What these scores are in others that they are a part of, such as ``member`` or ``head``; part of their name where
-            scores are written out (`columns`).
+        kind: What these scores are as a part of others, such as ``member`` or ``head``; it begins their name where scores are written
+            out (`columns`).
         tokens: How long the samples were for the models; None where no model scored.
 
     Raises:
@@ -67,6 +74,8 @@ class Scores:
     >>> scores = Scores([0.5, float("nan")], errors={1: ScoringError("timeout")}, parts={"0": Scores([1.0, 2.0], kind="member")})
     >>> scores.failed.tolist(), list(scores.columns)
     ([False, True], ['member/0'])
+    >>> scores
+    Scores([0.5, nan], failed=1, parts=['0'])
     """
 
     values: FloatArray
@@ -101,6 +110,44 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __repr__(self) -> str:
+        values = [f"{value:.6g}" for value in self.values[:_SHOWN_VALUES].tolist()]
+        facts = [f"[{', '.join(values)}{', ...' if len(self) > _SHOWN_VALUES else ''}]"]
+        abstained = int(self.abstained.sum()) - len(self.errors)
+        counts = {"samples": len(self) if len(self) > _SHOWN_VALUES else 0, "abstained": abstained, "failed": len(self.errors)}
+        facts += [f"{name}={count}" for name, count in counts.items() if count]
+        facts += [f"{name}={list(held)}" for name, held in {"parts": self.parts, "details": self.details}.items() if held]
+        return f"Scores({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """The first rows as a table: what a notebook shows."""
+        columns = self.columns
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("", "score", *columns, *(["error"] if self.errors else [])))
+        body = []
+        for row in range(min(len(self), _SHOWN_ROWS)):
+            numbers = (column[row] for column in (self.values, *columns.values()))
+            cells = [str(row), *("" if np.isnan(number) else f"{number:.6g}" for number in numbers)]
+            if self.errors:
+                cells.append(str(self.errors[row]) if row in self.errors else "")
+            body.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+        more = f"<p>{_SHOWN_ROWS} of {len(self):,} samples</p>" if len(self) > _SHOWN_ROWS else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{more}"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each sample, with the columns ``score``, those of `columns`, and ``error``, which is None where there is none.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependencyError("Scores.to_pandas needs the package pandas: pip install pandas.") from error
+        errors = [str(self.errors[row]) if row in self.errors else None for row in range(len(self))]
+        frame = pandas.DataFrame({"score": self.values, **self.columns})
+        frame["error"] = pandas.Series(errors, dtype=object, index=frame.index)
+        return frame
+
     @property
     def abstained(self) -> NDArray[np.bool_]:
         """bool [N]: where the provider gave no reward."""
@@ -117,7 +164,7 @@ class Scores:
     def columns(self) -> dict[str, FloatArray]:
         """Details and parts by the names that they have where scores are written out: ``std``, ``member/0``, ``member/0/std``.
 
-        These names are made for files, the wire and trainers' metrics. Code asks `details` and `parts`.
+        These names are for files, the wire and trainers' metrics. In code, use `details` and `parts`.
         """
         parts = {f"{part.kind}/{name}" if part.kind else name: part for name, part in self.parts.items()}
         columns = {name: part.values for name, part in parts.items()} | dict(self.details)
@@ -164,8 +211,8 @@ class Scores:
 def ensemble_members(names: Iterable[str]) -> list[str]:
     """Which of the `Scores.columns` that were written to a file or sent by a server are the members of an ensemble.
 
-    Only this and `parts_of_columns` read those names. Members come with their spread; without it they are the parts of a sum or a
-    product, which need not agree. Of scores in memory, ask `Scores.parts`.
+    Only this function and `parts_of_columns` read those names. Members have a column with their spread; without it they are the parts of
+    a sum or a product, which need not agree. For scores in memory, use `Scores.parts`.
 
     >>> ensemble_members(["member/0", "member/0/raw", "member/1", "std"]), ensemble_members(["member/0", "member/1"])
     (['member/0', 'member/1'], [])
@@ -175,7 +222,7 @@ def ensemble_members(names: Iterable[str]) -> list[str]:
 
 
 def joined(scored: Sequence[Scores]) -> Scores:
-    """Scores of disjoint rows of one batch, each [N], laid over each other; at least one."""
+    """Scores of disjoint rows of one batch, each [N], merged into one; at least one must be given."""
     parts = _by_name(scores.parts for scores in scored)
     counts = [scores.tokens for scores in scored if scores.tokens is not None]
     return Scores(
@@ -205,7 +252,7 @@ def _laid_over(columns: Sequence[FloatArray]) -> FloatArray:
 
 
 def parts_of_columns(columns: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], dict[str, Scores]]:
-    """Details and members of scores that were written out under the names of `Scores.columns`, on the wire or in a file."""
+    """Details and members of scores that were written under the names of `Scores.columns`, on the wire or in a file."""
     details, members = {}, dict[str, dict[str, FloatArray]]()
     for name, column in columns.items():
         kind, _, rest = name.partition("/")

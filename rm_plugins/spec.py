@@ -1,4 +1,4 @@
-"""Turns what a user wrote down into a provider: a path, a hub id, a URL, ``module:function``, a name, a mapping."""
+"""Builds a provider from a spec: a path, a hub id, a URL, ``module:function``, a name, or a mapping."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rm_plugins.constructor_schema import announces, schema_of, validator_of
 from rm_plugins.errors import PluginError, RmPluginsError, SpecError, did_you_mean
 from rm_plugins.files import with_digests
 from rm_plugins.provider import Component, LocalPath, Provider
-from rm_plugins.providers.function import FunctionProvider
+from rm_plugins.providers.function import FunctionProvider, of_python_file
 from rm_plugins.registry import Registry, default_registry
 from rm_plugins.written_settings import beyond_bounds, other_kind, read_settings
 
 SPEC_VARIABLE = "RM_PLUGINS_SPEC"
-"""The environment variable that names the file of named rewards, ``rm_plugins.yaml`` in the working directory if unset."""
+"""The environment variable with the path of the file of named rewards; ``rm_plugins.yaml`` in the working directory if unset."""
 
 MOST_PROVIDERS = 1_000
-"""How many rewards a spec may be made of, each as often as it is named."""
+"""How many rewards a spec may contain, each counted as often as it is named."""
 
 MOST_FILES = 50
-"""How many files and named rewards a spec may lead through, one in the other."""
+"""How many files and named rewards may be nested in each other."""
 
 SHARED_KEYS = ("provider", "label", "transform", "on_error")
-"""Keys that every provider's spec has, beside its own."""
+"""Keys that every provider's spec has in addition to its own."""
 
 _FILE_ENDINGS = (".yaml", ".yml", ".json")
 _LONGEST_SHOWN = 200
@@ -42,7 +42,7 @@ _SECRET = ("headers",)
 _LONGEST_TEXT = 4_096
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _BUILT = (Component, LocalPath, Provider)
-"""What a value of a spec is made into: a component, a whole path, a provider."""
+"""What values of a spec become: components, absolute paths, providers."""
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -65,20 +65,20 @@ def load(
             - a model id of the hub, short for ``{provider: sequence-classifier, model: ...}``;
             - a mapping with ``provider``, that provider's own keys, and the shared ones ``label``, ``transform`` and
               ``on_error`` (``raise``, ``abstain`` or ``{fallback: SPEC}``);
-            - a provider, which is returned as it is.
+            - a provider, which is returned unchanged.
         registry: Where names are looked up; the installed plug-ins by default.
-        settings: Further keys of the mapping, which win over the spec's own.
+        settings: Further keys of the mapping, which override the spec's own.
 
     Raises:
         SpecError: The spec is wrong; the message names the path inside it, what is allowed, and the nearest match.
         BrokenPluginError: The name might belong to a plug-in that failed to load.
-        ModelError: The folder or hub id holds no usable reward model.
+        ModelError: The folder or hub id is not a usable reward model.
     """
     registry = registry or default_registry()
     try:
         provider = SpecBuilder(registry, Path.cwd()).provider(spec, "", settings)
     except RecursionError as error:
-        raise SpecError("The spec is nested too deep, through the files and names that it leads to.") from error
+        raise SpecError("The spec is nested too deeply through its files and names.") from error
     if provider is not spec:
         provider.observer = registry.scored
     return provider
@@ -89,16 +89,16 @@ def component(kind: str, spec: str | Mapping[str, Any] | object, *, registry: Re
 
     Raises:
         SpecError: An argument is unknown, missing or of the wrong type.
-        UnknownNameError: Nobody registered the name.
+        UnknownNameError: No plug-in registered the name.
     """
     return SpecBuilder(registry or default_registry(), Path.cwd()).component(kind, spec, kind)
 
 
 def named_rewards() -> Mapping[str, Any]:
-    """Name to spec, from the file that ``RM_PLUGINS_SPEC`` names or else ``rm_plugins.yaml``; empty if there is none.
+    """Specs by name, from the file that ``RM_PLUGINS_SPEC`` names or else ``rm_plugins.yaml``; empty if there is none.
 
     Raises:
-        SpecError: The file is named and absent, or is not a mapping.
+        SpecError: The named file does not exist, or the file is not a mapping.
     """
     path = _named_rewards_file()
     return _read_mapping(path) if path is not None else {}
@@ -110,7 +110,7 @@ def _named_rewards_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise SpecError(f"The environment variable {SPEC_VARIABLE} names {named!r}, which is no file.")
+        raise SpecError(f"The environment variable {SPEC_VARIABLE} names {named!r}, which is not a file.")
     return None
 
 
@@ -122,14 +122,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 class SpecBuilder:
-    """Builds one spec and what is nested in it.
+    """Builds one spec and the specs nested in it.
 
     Args:
         registry: Where names are looked up.
-        folder: What paths are relative to.
+        folder: The folder that paths are relative to.
         source: The file that the spec came from, for messages.
-        within: The files and named rewards that this spec is inside of.
-        made: What was made so far, of the whole that this spec is a part of.
+        within: The files and named rewards that contain this spec.
+        made: The counts of what was made so far for the outermost spec.
     """
 
     def __init__(
@@ -145,22 +145,22 @@ class SpecBuilder:
         self.source = source
         self.within = within
         self.made = Counter() if made is None else made
-        self._open: list[int] = []  # what is being built, by identity: YAML can make a mapping or a list hold itself
+        self._open: list[int] = []  # ids of what is being built: in YAML, a mapping or a list can contain itself
 
     def inside(self, file: Path, path: str, reward: str = "") -> SpecBuilder:
-        """The builder of the spec in a file, or of one named reward in it."""
+        """A builder for the spec in a file, or for one named reward in it."""
         entered = (*self.within, f"{file.resolve()}:{reward}" if reward else str(file.resolve()))
         if entered[-1] in self.within:
             raise self.error(path, f"the spec contains itself: {' > '.join(entered)}.")
         if len(entered) > MOST_FILES:
-            raise self.error(path, f"the spec leads through more than {MOST_FILES} files and names, one in the other.")
+            raise self.error(path, f"more than {MOST_FILES} files and names are nested in each other.")
         return SpecBuilder(self.registry, file.resolve().parent, str(file), entered, self.made)
 
     @contextmanager
     def opened(self, spec: object, path: str) -> Iterator[None]:
-        """Builds what is in a part of the spec, which must not be that part itself."""
+        """Within it, a part of the spec is built, which must not contain itself."""
         if id(spec) in self._open and not isinstance(spec, str):
-            raise self.error(path, "the spec contains itself: this is what it is inside of.")
+            raise self.error(path, "the spec contains itself: this part is nested in the same part.")
         self._open.append(id(spec))
         try:
             yield
@@ -168,7 +168,7 @@ class SpecBuilder:
             self._open.pop()
 
     def check_bounds(self, value: list[object], path: str) -> None:
-        """Refuse what no spec needs and what would take all memory: a thousand levels, a number of a thousand digits."""
+        """Refuse what no spec needs and what would exhaust the memory: a thousand levels, a number with a thousand digits."""
         if (beyond := beyond_bounds(value)) is not None:
             for part in beyond[0][1:]:
                 path = join_path(path, part)
@@ -180,12 +180,12 @@ class SpecBuilder:
         return SpecError(f"{where}: {message}" if where else message)
 
     def provider(self, spec: object, path: str, settings: Mapping[str, Any] | None = None) -> Provider:
-        """The provider of a spec of any form; `settings` win over its own keys."""
+        """The provider of a spec of any form; `settings` override its own keys."""
         if not self._open:
             self.check_bounds([spec, dict(settings or {})], path)
         if isinstance(spec, Provider):
             if settings:
-                raise self.error(path, f"{spec.label!r} is already made; {', '.join(settings)} cannot be set any more.")
+                raise self.error(path, f"{spec.label!r} is already built; {', '.join(settings)} can no longer be set.")
             return spec
         if isinstance(spec, Mapping):
             with self.opened(spec, path):
@@ -199,14 +199,14 @@ class SpecBuilder:
     def from_text(self, text: str, path: str, settings: Mapping[str, Any]) -> Provider:
         """The provider that a text names."""
         if len(text) > _LONGEST_TEXT or "\0" in text:
-            raise self.error(path, f"a text of {len(text):,} characters names no reward: {text!r:.80}...")
+            raise self.error(path, f"a text of {len(text):,} characters is not the name of a reward: {text!r:.80}...")
         path_named = (self.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
         if _URL.match(text):
             return self.from_mapping({"provider": "remote", "url": text, **settings}, path)
         try:
             is_folder = path_named.is_dir()
-        except OSError as error:  # of a name that is too long for a file, or a folder that may not be looked into
-            raise self.error(path, f"{text!r:.200} cannot be looked for: {error.strerror}.") from error
+        except OSError as error:  # the name is too long for a file, or a folder may not be read
+            raise self.error(path, f"{text!r:.200} cannot be checked: {error.strerror}.") from error
         if is_folder:
             return self.from_mapping({"provider": "sequence-classifier", "model": str(path_named), **settings}, path)
         if path_named.suffix in _FILE_ENDINGS and path_named.is_file():
@@ -220,9 +220,11 @@ class SpecBuilder:
                 )
             inner.check_bounds([content, dict(settings)], "")
             return inner.from_mapping({**content, **settings}, "")
+        if meant := of_python_file(text):
+            raise self.error(path, f"{text!r} names a Python file. Name the module and the function: {meant!r}.")
         if text.startswith((".", "/", "~")) or path_named.suffix in _FILE_ENDINGS:
             if kind := other_kind(path_named):
-                raise self.error(path, f"{text!r} is {kind} and not a file that could be read.")
+                raise self.error(path, f"{text!r} is {kind}, not a readable file.")
             raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")
         if _OBJECT.fullmatch(text):
             return self.from_mapping({"provider": FunctionProvider.name, "function": text, **settings}, path)
@@ -236,8 +238,8 @@ class SpecBuilder:
         if not _HUB_ID.fullmatch(text):
             raise self.error(
                 path,
-                f"{text!r} is no folder or file here, no URL, no module:function, no registered provider, no named reward and no "
-                f"model id (OWNER/NAME). {did_you_mean(text, known)}",
+                f"{text!r} is not a folder or file, a URL, module:function, a registered provider, a named reward, or a model id "
+                f"(OWNER/NAME). {did_you_mean(text, known)}",
             )
         return self.from_mapping({"provider": "sequence-classifier", "model": text, **settings}, path)
 
@@ -245,14 +247,14 @@ class SpecBuilder:
         """The provider that a mapping describes."""
         self.made["providers"] += 1
         if self.made["providers"] > MOST_PROVIDERS:
-            raise self.error(path, f"the spec has more than {MOST_PROVIDERS:,} rewards in it, with the files that it names.")
+            raise self.error(path, f"the spec and the files that it names contain more than {MOST_PROVIDERS:,} rewards.")
         arguments = dict(spec)
         if "provider" not in arguments:
             known = ", ".join(sorted(self.registry.all("provider")))
             raise self.error(path, f"the key 'provider' is missing. Allowed values: {known}.")
         cls = self.lookup("provider", arguments.pop("provider"), join_path(path, "provider"))
         if "name" in arguments and "name" not in schema_of(cls):  # type: ignore[arg-type]  # a class is hashable
-            warnings.warn("What a reward is called is its `label`; `name` names a component. Write `label`.", FutureWarning, 2)
+            warnings.warn("A reward's own name is its `label`; `name` names a component. Write `label`.", FutureWarning, 2)
             arguments = {"label": arguments.pop("name"), **arguments}
         shared = {key: arguments.pop(key) for key in SHARED_KEYS if key in arguments}
         label = shared.get("label")
@@ -279,7 +281,7 @@ class SpecBuilder:
         return provider
 
     def set_on_error(self, provider: Provider, policy: object, path: str) -> None:
-        """Have the provider do with failures as the policy says."""
+        """Set what the provider does with failures."""
         if isinstance(policy, Mapping) and set(policy) == {"fallback"}:
             provider.fallback = self.provider(policy["fallback"], join_path(path, "fallback"))
         elif policy in ("raise", "abstain"):
@@ -308,7 +310,7 @@ class SpecBuilder:
         raise self.error(path, f"must be a name, a mapping with 'name', or an object, not {spec!r}.")
 
     def lookup(self, kind: str, name: object, path: str) -> type[Any]:
-        """The class that is registered under a name."""
+        """The class registered under a name."""
         if not isinstance(name, str):
             raise self.error(path, f"must be the name of a {kind}, not {name!r}.")
         try:
@@ -319,7 +321,7 @@ class SpecBuilder:
     def construct(
         self, cls: type[Any], arguments: Mapping[str, Any], path: str, also: Sequence[str] = ()
     ) -> tuple[Any, dict[str, Any]]:
-        """`cls` called with `arguments`, which are checked against its constructor's annotations; and these, written out."""
+        """`cls` called with `arguments`, which are checked against its constructor's annotations, and the arguments written out."""
         schema = schema_of(cls)  # type: ignore[arg-type]  # a class is hashable
         resolved = {
             key: self.resolve(schema[key], value, join_path(path, key)) if key in schema else value
@@ -332,7 +334,7 @@ class SpecBuilder:
             raise SpecError(self.problems(error, what, path, [*schema, *also])) from None
         try:
             written = {key: _written(value) for key, value in resolved.items()}
-            # Before it is made: what is edited between is rather taken for another file than for the one that was read.
+            # Before it is made: a file that is edited in between then counts as changed.
             read = with_digests({key: value for key, value in written.items() if key not in _without_effect(cls)})
             with self.errors_at(path):
                 made = cls(**resolved)
@@ -341,13 +343,13 @@ class SpecBuilder:
             return made, written
         except RmPluginsError:
             raise
-        except Exception as error:  # a constructor may be anybody's and raise anything
+        except Exception as error:  # a plug-in's constructor may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise self.error(path, f"{getattr(cls, 'name', cls.__name__)!r} could not be made: {reason}") from error
 
     @contextmanager
     def errors_at(self, path: str) -> Iterator[None]:
-        """Puts the path of a component before what it says of its own spec."""
+        """Prefixes the errors of a component with its path in the spec."""
         try:
             yield
         except SpecError as error:
@@ -366,14 +368,14 @@ class SpecBuilder:
                 case _:
                     given = "<hidden>" if key in _SECRET else f"{problem['input']!r:.80}"
                     message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}, not {given}."
-            # Behind the key come positions and, for a union, one entry a branch.
+            # After the key come positions and, for a union, one entry per branch.
             positions = [part for part in problem["loc"][1:] if isinstance(part, int)]
             where = "".join([join_path(path, key), *(f"[{position}]" for position in positions)])
             messages.setdefault(where, []).append(message)
         return "\n".join(str(self.error(where, " Or: ".join(alternatives))) for where, alternatives in messages.items())
 
     def resolve(self, annotation: Any, value: Any, path: str) -> Any:
-        """`value` with the specs and local paths that its annotation announces made real."""
+        """`value`, in which the specs and local paths that its annotation announces are replaced by what they describe."""
         origin, parts = get_origin(annotation), get_args(annotation)
         if value is None:
             return None
@@ -399,7 +401,7 @@ class SpecBuilder:
         if not isinstance(value, str):
             return value
         local = Path(value).expanduser() if value.startswith("~") else self.folder / value
-        with suppress(OSError):  # of a text that is too long for a file's name
+        with suppress(OSError):  # the text is too long for a file's name
             if local.exists():
                 return str(local)
         if value.startswith((".", "/", "~")):
@@ -436,7 +438,7 @@ def _is_importable(value: Any) -> bool:
 
 
 def join_path(path: str, part: object) -> str:
-    """The path in a spec of a key or a position behind `path`."""
+    """The path in a spec of a key or a position below `path`."""
     if isinstance(part, int):
         return f"{path}[{part}]"
     return f"{path}.{part}" if path else str(part)

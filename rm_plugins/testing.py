@@ -38,7 +38,7 @@ class FixedProvider(Provider):
     Args:
         scores: A function of a sample; None abstains.
 
-    >>> FixedProvider(scores=lambda sample: float(len(sample.completion))).score([Sample("Q", "abc")]).values
+    >>> FixedProvider(scores=lambda sample: float(len(sample.completion_text))).score([Sample("Q", "abc")]).values
     array([3.])
     """
 

@@ -161,7 +161,7 @@ def test_far_apart_members_do_not_overflow() -> None:
         ({"name": "quantile", "q": 1.5}, 2, "q", "between 0 and 1, not 1.5"),
         ({"name": "trimmed-mean", "share": 0.5}, 4, "share", "below 0.5"),
         ({"name": "trimmed-mean", "share": 0.0}, 4, "share", "above 0"),
-        ({"name": "trimmed-mean", "share": 0.2}, 4, "share", "leaves nobody out; give at least 0.25"),
+        ({"name": "trimmed-mean", "share": 0.2}, 4, "share", "leaves out no member; give at least 0.25"),
     ],
 )
 def test_what_does_not_fit_is_named_by_its_key(spec: dict[str, Any], members: int, key: str, message: str) -> None:

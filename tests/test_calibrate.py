@@ -40,7 +40,7 @@ def short(samples):
 def broken(samples):
     raise RuntimeError("no network")
 """
-LENGTHS = range(1, 9)
+LENGTHS = [*range(1, 9)] * 10
 SAMPLES = [rm.Sample("Q", "x" * length) for length in LENGTHS]
 
 
@@ -92,11 +92,11 @@ class TestTheCommand:
         inner = {"provider": "sequence-classifier", "model": "../models/encoder", "label": "second"}
         Path("specs/inner.yaml").write_text(yaml.safe_dump(inner))
         Path("specs/outer.yaml").write_text(yaml.safe_dump(ensemble("../models/decoder", "inner.yaml", aggregate="min")))
-        samples = [rm.Sample("Name a colour.", text) for text in ("one", "two", "three", "four", "sea", "rain")]
+        samples = [rm.Sample("Name a colour.", text) for text in ("one", "two", "three", "four", "sea", "rain") * 5]
         rows = [{"prompt": sample.prompt, "completion": sample.completion} for sample in samples]
         Path("words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         printed = run("specs/outer.yaml", "words.jsonl", "-o", "out.yaml")
-        assert re.search(r"members\[0\]\.transform +zscore +mean -?[\d.]+, std [\d.]+ +6 +0\n", printed)
+        assert re.search(r"members\[0\]\.transform +zscore +mean -?[\d.]+, std [\d.]+ +30 +0\n", printed)
         assert "members[1].transform" in printed
 
         written = yaml.safe_load(Path("out.yaml").read_text())
@@ -129,23 +129,31 @@ class TestTheCommand:
         )
 
     def test_limit_and_transform(self) -> None:
-        printed = run("calibrated_functions:length", "rows.jsonl", "-o", "out.yaml", "--limit", "3", "--transform", "min-max")
-        assert re.search(r"transform +min-max +low 1, high 3 +3 +0\n", printed)
-        assert rm.load("out.yaml").score(SAMPLES).values.tolist() == [0, 0.5, 1, 1, 1, 1, 1, 1]
+        printed = run("calibrated_functions:length", "rows.jsonl", "-o", "out.yaml", "--limit", "35", "--transform", "min-max")
+        assert re.search(r"transform +min-max +low 1, high 8 +35 +0\n", printed)
+        np.testing.assert_allclose(rm.load("out.yaml").score(SAMPLES[:8]).values, np.arange(8) / 7)
 
     def test_what_cannot_be_calibrated(self) -> None:
         Path("empty.jsonl").touch()
         assert "empty.jsonl has no row to calibrate with." in refused(
             "calibrated_functions:length", "empty.jsonl", "-o", "out.yaml"
         )
-        assert "only 8 abstentions" in refused("calibrated_functions:mute", "rows.jsonl", "-o", "out.yaml")
+        assert "only 80 abstentions" in refused("calibrated_functions:mute", "rows.jsonl", "-o", "out.yaml")
         message = refused("calibrated_functions:same", "rows.jsonl", "-o", "out.yaml")
         assert (
-            "transform: 'zscore' of 'same' cannot be calibrated: All 8 scores are 1.0: zscore needs scores that differ."
+            "transform: 'zscore' of 'same' cannot be calibrated: All 80 scores are 1.0: zscore needs scores that differ."
             in message
         )
         message = refused("calibrated_functions:length", "rows.jsonl", "-o", "out.yaml", "--transform", "tanh")
-        assert "'tanh' takes no statistics, so that there is nothing to calibrate." in message
+        assert "'tanh' takes no statistics, so there is nothing to calibrate." in message
+        for transform in ("zscore", "min-max", "log-sigmoid-centred", "par"):
+            few = refused(
+                "calibrated_functions:picky", "rows.jsonl", "-o", "out.yaml", "--limit", "33", "--transform", transform
+            )
+            assert f"{transform!r} needs at least 30 scores for its statistics, and there are 29 (and 4 abstentions)" in few
+            assert "Give more rows" in few
+            same = refused("calibrated_functions:same", "rows.jsonl", "-o", "out.yaml", "--transform", transform)
+            assert f"All 80 scores are 1.0: {transform} needs scores that differ." in same
         assert not Path("out.yaml").exists()
 
 
@@ -169,12 +177,12 @@ class TestWhatIsCalibrated:
         member = function("length", transform="zscore")
         written, found = calibrated(ensemble(member, member, transform="min-max"))
         assert found["transform"]["high"] == pytest.approx((8 - 4.5) / np.std(LENGTHS))
-        assert rm.load(written).score(SAMPLES).values[[0, -1]].tolist() == [0, 1]
+        assert rm.load(written).score(SAMPLES).values[[0, 7]].tolist() == [0, 1]
 
     def test_abstentions_do_not_count(self) -> None:
         calibration = Calibration(function("picky", transform="zscore"))
         (entry,) = calibration.fit(SAMPLES)
-        assert (entry.scores, entry.abstained) == (7, 1)
+        assert (entry.scores, entry.abstained) == (70, 10)
         assert entry.statistics["mean"] == pytest.approx(np.mean([100 - 3 * length for length in LENGTHS if length != 2]))
 
     def test_members_of_every_ensemble_get_a_transform_where_there_is_none(self) -> None:
@@ -227,7 +235,7 @@ class TestWhatIsCalibrated:
         written = calibration.spec(Path())
         assert not Path("kept.sqlite").exists()
         assert written["path"] == "kept.sqlite"
-        assert written["reward"]["transform"]["mean"] == pytest.approx(37 / 9)
+        assert written["reward"]["transform"]["mean"] == pytest.approx(361 / 81)
         assert rm.load(cached).score(SAMPLES[:1]).values.tolist() == [1 / 9]
 
     def test_members_that_are_one_model(self) -> None:

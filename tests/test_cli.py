@@ -141,10 +141,10 @@ class TestScore:
         write("in.jsonl", completions("a", "poison"))
         run("score", "rules:dies_late", "in.jsonl", "--batch-size", "1")
         other = run("score", "rules:length", "in.jsonl")
-        assert "begun by another reward" in other.output
+        assert "cannot be resumed: the spec was" in other.output
         write("in.jsonl", completions("z", "b"))
         changed = run("score", "rules:dies_late", "in.jsonl")
-        assert "begun with other data: its row 1" in changed.output
+        assert "cannot be resumed: row 1 of" in changed.output
         assert run("score", "rules:dies_late", "in.jsonl", "--overwrite").exit_code == 0
         assert [row["completion"] for row in read("in.scored.jsonl")] == ["z", "b"]
 

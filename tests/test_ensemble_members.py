@@ -269,7 +269,7 @@ class TestDetails:
                 return found
 
         with pytest.raises(
-            ScoringError, match=r"'sums' made an array of shape \(2,\) of the scores of 2 members for 4 samples"
+            ScoringError, match=r"'sums' returned an array of shape \(2,\) for the scores of 2 members and 4 samples"
         ):
             Ensemble(members=[fixed(1, 2, 3, 4)] * 2, aggregate=Sums()).score(SAMPLES)
 
@@ -318,13 +318,13 @@ class TestCommonScale:
         with pytest.warns(UserWarning) as caught:
             ensemble = Ensemble(members=[fixed(1, 2, 3, 4), fixed(1, 2, 3, 4)], aggregate=Min())
         (warning,) = caught
-        assert "aggregate 'min' of 'ensemble' compares members, and none of them have a transform" in str(warning.message)
+        assert "aggregate 'min' of 'ensemble' compares members, and all of them have no transform" in str(warning.message)
         assert "`transform: zscore`" in str(warning.message) and "`common_scale: true`" in str(warning.message)
         ensemble.score(SAMPLES)
 
     def test_those_without_a_transform_are_named(self) -> None:
         scaled = rm.load({"provider": "function", "function": lengths, "transform": "scale"})
-        with pytest.warns(UserWarning, match=r"some of them have a transform \(without: 0, 2\)"):
+        with pytest.warns(UserWarning, match=r"some of them have no transform \(0, 2\)"):
             Ensemble(members=[fixed(1, 2, 3, 4), scaled, fixed(1, 2, 3, 4)], aggregate=Min())
 
     def test_where_nothing_is_to_be_warned_of(self) -> None:
@@ -358,7 +358,7 @@ class TestSpec:
         [
             ({"aggregate": {"name": "weighted", "weights": [1.0]}}, r"^aggregate\.weights: there are 1 weights for 2 members"),
             ({"aggregate": {"name": "quantile", "q": 2.0}}, r"^aggregate\.q: q must be between 0 and 1"),
-            ({"aggregate": {"name": "trimmed-mean"}}, r"^aggregate\.share: .*leaves nobody out"),
+            ({"aggregate": {"name": "trimmed-mean"}}, r"^aggregate\.share: .*leaves out no member"),
             ({"members": [lengths], "aggregate": "lcb"}, r"^aggregate: one member has no spread"),
             ({"quorum": 3}, r"^quorum: "),
             ({"members": []}, r"^members: "),

@@ -136,3 +136,210 @@ def test_functions_in_memory_are_told_apart_by_what_they_hold() -> None:
     ]
     assert len({fingerprint(rm.load(function)) for function in functions}) == len(functions)
     assert fingerprint(rm.load(closing(1.0))) == fingerprint(rm.load(closing(1.0)))
+
+
+HELPERS = """
+from functools import wraps
+
+SCALE = 2.0
+
+
+def scaled(text):
+    return SCALE * len(text)
+
+
+def unused(text):
+    return 0.0
+
+
+def counted(function):
+    @wraps(function)
+    def counting(samples):
+        return [1.0 * score for score in function(samples)]
+    return counting
+
+
+def bare(function):
+    def inner(samples):
+        return function(samples)
+    return inner
+
+
+class State:
+    def __init__(self, low):
+        self.low = low
+
+    def __call__(self, samples):
+        return [float(len(s.completion_text) > self.low) for s in samples]
+"""
+
+USERS = """
+import helping
+from functools import partial
+from helping import State, bare, counted, scaled
+
+
+def by_name(samples):
+    return [scaled(s.completion_text) for s in samples]
+
+
+def by_module(samples):
+    return [helping.scaled(s.completion_text) for s in samples]
+
+
+def inside(samples):
+    from helping import scaled as scale
+    return [scale(s.completion_text) for s in samples]
+
+
+def plain(samples):
+    return [0.5 for s in samples]
+
+
+@counted
+def decorated(samples):
+    return [0.5 for s in samples]
+
+
+@bare
+def hidden(samples):
+    return [0.5 for s in samples]
+
+
+def window(samples, low=1):
+    return [float(len(s.completion_text) > low) for s in samples]
+
+
+def kind(sample):
+    return str(len(sample.completion_text) > 1).lower()
+
+
+state = State(low=3)
+short = partial(window, low=2)
+anonymous = lambda samples: [0.25 for s in samples]
+"""
+
+
+@pytest.fixture
+def two_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Gives the fingerprint of a spec whose functions are in two modules, which are written anew with a text in place of another."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    names = {"helping": HELPERS, "using": USERS}
+
+    def of(spec: Any, old: str = "", new: str = "") -> str:
+        changed = {name: text.replace(old, new) if old else text for name, text in names.items()}
+        assert not old or changed != names
+        for name, text in changed.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return fingerprint(rm.load(spec))
+
+    yield of
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+ROUTE = {"provider": "route", "by": "using:kind", "routes": {"true": "using:plain", "false": "using:plain"}}
+NESTED = {"provider": "gate", "gate": "using:plain", "reward": {"provider": "sum", "members": ["using:by_name", "using:plain"]}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "old", "new"),
+    [
+        ("using:by_name", "SCALE * len", "SCALE + len"),
+        ("using:by_name", "SCALE = 2.0", "SCALE = 3.0"),
+        ("using:by_module", "SCALE = 2.0", "SCALE = 3.0"),
+        ("using:inside", "SCALE = 2.0", "SCALE = 3.0"),
+        ("using:decorated", "[0.5 for", "[0.75 for"),
+        ("using:decorated", "1.0 * score", "2.0 * score"),
+        ("using:hidden", "[0.5 for", "[0.75 for"),
+        ("using:state", "low=3", "low=4"),
+        ("using:state", "> self.low", ">= self.low"),
+        ("using:short", "low=2", "low=5"),
+        ("using:short", "> low)", ">= low)"),
+        ("using:anonymous", "0.25", "0.75"),
+        ("helping:scaled", "SCALE = 2.0", "SCALE = 3.0"),
+        (ROUTE, "> 1)", "> 2)"),
+        (NESTED, "SCALE = 2.0", "SCALE = 3.0"),
+    ],
+)
+def test_what_it_uses_elsewhere_was_edited(two_modules: Callable[..., str], spec: Any, old: str, new: str) -> None:
+    assert two_modules(spec) == two_modules(spec)
+    assert two_modules(spec) != two_modules(spec, old, new)
+
+
+@pytest.mark.parametrize("spec", ["using:by_name", "using:plain", "using:decorated", NESTED])
+def test_what_it_does_not_use_elsewhere_was_edited(two_modules: Callable[..., str], spec: Any) -> None:
+    assert two_modules(spec) == two_modules(spec, "return 0.0", "return 1.0")
+
+
+def test_a_provider_of_a_plug_in_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    plugin = """
+import numpy as np
+import rm_plugins as rm
+
+class Half(rm.Transform):
+    name = "half"
+    def __call__(self, values, samples):
+        return values / 2
+
+class Fixed(rm.Provider):
+    name = "always"
+    def __init__(self, *, value: float) -> None:
+        self.value = value
+    def score_batch(self, samples):
+        return rm.Scores(np.full(len(samples), self.value))
+
+@rm.hookimpl
+def rm_register_providers():
+    return [Fixed]
+
+@rm.hookimpl
+def rm_register_transforms():
+    return [Half]
+"""
+
+    def of(old: str = "", new: str = "") -> str:
+        (tmp_path / "a_plugin.py").write_text(plugin.replace(old, new) if old else plugin)
+        sys.modules.pop("a_plugin", None)
+        importlib.invalidate_caches()
+        registry = rm.Registry([importlib.import_module("a_plugin")])
+        return fingerprint(rm.load({"provider": "always", "value": 1.0, "transform": "half"}, registry=registry))
+
+    assert of() == of()
+    assert of() != of("self.value))", "-self.value))")
+    assert of() != of("values / 2", "values / 3")
+    sys.modules.pop("a_plugin")
+
+
+def test_objects_in_memory_are_told_apart_by_their_state() -> None:
+    class Judge:
+        def __init__(self, low: float) -> None:
+            self.low = low
+
+        def __call__(self, samples: Any) -> list[float]:
+            return [self.low] * len(samples)
+
+        def score(self, samples: Any) -> list[float]:
+            return [self.low] * len(samples)
+
+    def closing(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda samples: function(samples)
+
+    for make in (Judge, lambda low: Judge(low).score, lambda low: closing(Judge(low)), lambda low: partial(Judge(low))):
+        assert fingerprint(rm.load(make(1.0))) == fingerprint(rm.load(make(1.0)))
+        assert fingerprint(rm.load(make(1.0))) != fingerprint(rm.load(make(2.0)))
+
+
+def test_functions_without_a_file_are_told_apart_by_what_they_were_compiled_to() -> None:
+    def made(body: str) -> str:
+        space: dict[str, Any] = {"__name__": "nowhere_in_a_file"}
+        exec(f"def reward(samples):\n    return [{body} for sample in samples]\n", space)
+        return fingerprint(rm.load(space["reward"]))
+
+    assert made("1.0") == made("1.0")
+    assert len({made("1.0"), made("2.0"), made("len(sample.completion_text)"), made("len(sample.prompt)")}) == 4

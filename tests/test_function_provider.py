@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 import rm_plugins as rm
-from rm_plugins.errors import ScoringError, SpecError
+from rm_plugins.errors import DataError, ScoringError, SpecError
+from rm_plugins.identity import fingerprint
 from rm_plugins.providers.function import FunctionProvider
 
 SAMPLES = [
@@ -94,7 +96,10 @@ def test_arguments_are_handed_over() -> None:
 
 
 def test_an_argument_that_the_function_does_not_take_is_refused_at_once() -> None:
-    with pytest.raises(SpecError, match=r"arguments\.facto: the function 'scaled' takes no such argument\. .*'factor'"):
+    with pytest.raises(
+        SpecError,
+        match=r"arguments\.facto: the function 'scaled' \(.*test_function_provider.py, line \d+\) takes no such argument\. .*'factor'",
+    ):
         provider(scaled, arguments={"facto": 0.5})
 
 
@@ -146,10 +151,11 @@ def test_scores_keep_their_details() -> None:
     [
         ([1.0, 2.0], "returned 2 rewards for 3 samples"),
         ("1.0", "returned '1.0'; a list of one number per sample was expected"),
-        (1.0, "returned 1.0; a list"),
+        (1.0, r"returned 1.0; a list .* It gets the list of all samples: return \[... for sample in samples\]"),
         ({"score": 1.0}, "a list of one number per sample"),
         ({1.0, 2.0, 3.0}, "a list of one number per sample"),
-        (None, "returned None; a list"),
+        (None, r"\(.*test_function_provider.py, line \d+\) returned None; a list of one number .* Does it lack a `return`\?"),
+        ([1.0, np.zeros(2), 3.0], r"returned array\(\[0., 0.\]\) for item 1"),
         ([1.0, "2", 3.0], "returned '2' for item 1; a number or None"),
         ([1.0, [2.0], 3.0], r"returned \[2.0\] for item 1"),
         ([1.0, float("inf"), 3.0], "infinite score for 1 of 3"),
@@ -164,7 +170,9 @@ def test_a_function_of_neither_form_is_refused() -> None:
     def two(first: Any, second: Any) -> list[float]:
         return []
 
-    with pytest.raises(SpecError, match=r"'two' takes \(first, second\)\. A reward function takes either one argument"):
+    with pytest.raises(
+        SpecError, match=r"'two' \(.*, line \d+\) takes \(first, second\)\. A reward function takes either one argument"
+    ):
         provider(two)
     with pytest.raises(SpecError, match="A reward function takes either one argument"):
         provider(lambda: [])
@@ -237,3 +245,91 @@ def test_the_working_directory_is_searched(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [entry for entry in __import__("sys").path if entry])
     assert rm.load("rewards_of_here:length").score(SAMPLES).values.tolist() == [1, 2, 3]
+
+
+class TestMistakes:
+    def test_a_function_of_one_sample_is_told_that_it_gets_a_list(self) -> None:
+        def short(sample: Any) -> float:
+            return -len(sample.completion_text)
+
+        with pytest.raises(
+            ScoringError, match=r"'short' \(.*py, line \d+\) gets the list of all samples, and reads `completion_text`"
+        ):
+            provider(short).score(SAMPLES)
+
+    def test_what_a_function_raises_is_told_with_its_line(self) -> None:
+        def broken(samples: Any) -> list[float]:
+            raise KeyError("gone")
+
+        line = broken.__code__.co_firstlineno + 1
+        with pytest.raises(
+            ScoringError, match=rf"'broken' failed: KeyError: 'gone' \(.*test_function_provider.py, line {line}\)"
+        ):
+            provider(broken).score(SAMPLES)
+
+    @pytest.mark.parametrize("text", ["myrules.py:short", "rules/myrules.py:short", "./rules/myrules.py"])
+    def test_a_python_file_is_told_to_be_named_as_a_module(self, text: str) -> None:
+        meant = {"myrules.py:short": "myrules:short", "rules/myrules.py:short": "rules.myrules:short"}
+        with pytest.raises(SpecError, match=meant.get(text, "rules.myrules:FUNCTION")):
+            rm.load(text)
+        with pytest.raises(SpecError, match=meant.get(text, "rules.myrules:FUNCTION")):
+            rm.load({"provider": "function", "function": text})
+
+    def test_names_in_the_singular_are_told_to_be_plural(self) -> None:
+        with pytest.raises(SpecError, match="The names are plural, as each is a list"):
+            provider(lambda prompt, completion: [])
+
+    @pytest.mark.parametrize("given", [SAMPLES[0], "text", {"prompt": "p"}, (sample for sample in SAMPLES)])
+    def test_what_is_no_list_of_samples_is_told_to_be_one(self, given: Any) -> None:
+        with pytest.raises(DataError, match=r"score\(\) takes a list of"):
+            provider(lengths).score(given)
+
+
+CONVERSATIONS = [rm.Sample([{"role": "user", "content": "Q"}], "x" * length) for length in range(1, 7)]
+
+
+def by_messages(samples: Sequence[rm.Sample]) -> list[int]:
+    return [len(sample.completion) for sample in samples]
+
+
+def by_text(samples: Sequence[rm.Sample]) -> list[float]:
+    return [float(len(sample.completion_text) > 100) for sample in samples]
+
+
+def helped(samples: Sequence[rm.Sample]) -> list[float]:
+    return by_text(samples)
+
+
+def of_turns(completions: list[Any]) -> list[float]:
+    return [float("please" in completion) for completion in completions]
+
+
+def of_contents(completions: list[Any]) -> list[float]:
+    return [float("please" in completion[0]["content"]) for completion in completions]
+
+
+class TestMessagesTakenForText:
+    @pytest.mark.parametrize("function", [by_messages, of_turns, lambda samples: [1.0 for sample in samples]])
+    def test_it_is_warned_of_once(self, function: Any) -> None:
+        scorer = provider(function)
+        with pytest.warns(
+            UserWarning, match=r"gave \d to all 6 completions of a batch, which differ\. .* `sample.completion_text`"
+        ):
+            scorer.score(CONVERSATIONS)
+        scorer.score(CONVERSATIONS)
+
+    @pytest.mark.parametrize("function", [by_text, helped, of_contents, partial(by_text)])
+    def test_a_rule_that_nobody_meets_is_not_warned_of(self, function: Any) -> None:
+        provider(function).score(CONVERSATIONS)
+
+    @pytest.mark.parametrize(
+        "samples", [SAMPLES * 2, CONVERSATIONS[:3], CONVERSATIONS[:1] * 8, [*CONVERSATIONS, SAMPLES[0]]], ids=len
+    )
+    def test_nor_is_a_batch_that_says_nothing(self, samples: list[rm.Sample]) -> None:
+        provider(lambda samples: [1.0 for sample in samples]).score(samples)
+
+    def test_it_makes_no_other_reward(self) -> None:
+        scorer = provider(by_text)
+        before = fingerprint(scorer)
+        scorer.score([rm.Sample("Q", "a"), rm.Sample("Q", "b" * 200)])
+        assert fingerprint(scorer) == before

@@ -205,7 +205,7 @@ class TestOutsider:
         assert wrong == "limit: input should be a valid integer, not 'two'."
         assert choice == "unit: input should be 'words' or 'characters', not 'pages'."
         assert price == "brevity needs a price of at least 0, not -1.0."
-        assert member.startswith("member: 'nobody' is no folder or file here")
+        assert member.startswith("member: 'nobody' is not a folder or file")
 
     def test_its_aggregate_combines_members(self, beside: Path, tmp_path: Path) -> None:
         code = (

@@ -280,7 +280,7 @@ class TestRenderedAlready:
 
     @pytest.mark.parametrize("wrong", [[], [1, -1], [True], [1.0], ["1"]])
     def test_what_is_no_token_id_is_refused(self, wrong: Any) -> None:
-        with pytest.raises(DataError, match="Token ids are a list of at least one integer"):
+        with pytest.raises(DataError, match="Token ids must be a non-empty list of integers"):
             RenderedSample.of(wrong)
 
     @pytest.mark.parametrize(

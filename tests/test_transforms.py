@@ -203,7 +203,7 @@ class TestFitting:
 
     @pytest.mark.parametrize("transform", [ZScore(), MinMax(), Par()])
     def test_abstentions_only(self, transform: FittedTransform) -> None:
-        with pytest.raises(DataError, match=f"no score to find the statistics of '{transform.name}' in, only 3 abstentions"):
+        with pytest.raises(DataError, match=f"no score to measure the statistics of '{transform.name}' on, only 3 abstentions"):
             transform.fit(np.full(3, np.nan))
 
     @pytest.mark.parametrize("transform", [ZScore(), MinMax()])
@@ -217,25 +217,25 @@ class TestReference:
 
     @pytest.mark.parametrize("name", ["scores.jsonl", "scores.parquet"])
     def test_what_rm_plugins_score_writes(self, name: str, tmp_path: Path) -> None:
-        write_rows([{"prompt": "Q", "score": score} for score in (1.0, 5.0, None)], tmp_path / name)
+        write_rows([{"prompt": "Q", "score": score} for score in (1.0, 5.0, None) * 15], tmp_path / name)
         transform = ZScore(reference=str(tmp_path / name))
         np.testing.assert_array_equal(transform(np.array([1.0, 3.0, 5.0]), samples(3)), [-1, 0, 1])
 
     def test_lists_and_pairs(self, tmp_path: Path) -> None:
         rows: list[dict[str, Any]] = [{"scores": [1, 2]}, {"chosen_score": 9.0, "rejected_score": -4.0}]
-        write_rows(rows, tmp_path / "scores.jsonl")
+        write_rows(rows * 15, tmp_path / "scores.jsonl")
         transform = MinMax(reference=str(tmp_path / "scores.jsonl"))
         transform.settle()
         assert (transform.low, transform.high) == (-4.0, 9.0)
 
     def test_it_wins_over_the_manifest_and_what_is_given_over_it(self, tmp_path: Path) -> None:
-        write_rows([{"score": 1.0}, {"score": 5.0}], tmp_path / "scores.jsonl")
+        write_rows([{"score": 1.0}, {"score": 5.0}] * 15, tmp_path / "scores.jsonl")
         transform = ZScore(mean=7.0, reference=str(tmp_path / "scores.jsonl"))
         transform.bind(Measured(mean=100.0, std=100.0))
         assert (transform.mean, transform.std) == (7.0, 2.0)
 
     def test_a_spec_names_it_relative_to_itself(self, tmp_path: Path) -> None:
-        write_rows([{"score": 1.0}, {"score": 5.0}], tmp_path / "scores.jsonl")
+        write_rows([{"score": 1.0}, {"score": 5.0}] * 15, tmp_path / "scores.jsonl")
         spec = {"provider": "constant", "value": 5.0, "transform": {"name": "zscore", "reference": "scores.jsonl"}}
         (tmp_path / "spec.json").write_text(json.dumps(spec))
         assert rm.load(tmp_path / "spec.json").score(samples(1)).values.tolist() == [1.0]
@@ -245,8 +245,10 @@ class TestReference:
         [
             ([{"reward": 1.0}], r"scores\.jsonl, row 1 has none of the columns score, .*; it has reward"),
             ([{"score": 1.0}, {"score": "high"}], r"scores\.jsonl, row 2 has the score 'high'; a finite number, or null"),
-            ([{"score": None}], "no score to find the statistics"),
-            ([], "no score to find the statistics"),
+            ([{"score": None}], "no score to measure the statistics"),
+            ([], "no score to measure the statistics"),
+            ([{"score": 1.0}, {"score": 2.0}], "needs at least 30 scores for its statistics, and there are 2"),
+            ([{"score": 1.0}] * 30, "All 30 scores are 1.0"),
         ],
     )
     def test_a_file_of_something_else(self, rows: list[Any], message: str, tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ class TestReference:
 
     @pytest.mark.parametrize("name", ["absent.jsonl", "scores.txt", "-"])
     def test_no_file_of_scores(self, name: str) -> None:
-        with pytest.raises(SpecError, match=r"reference: (There is no file|'.*' is no file of scores)"):
+        with pytest.raises(SpecError, match=r"reference: (There is no file|'.*' is not a file of scores)"):
             ZScore(reference=name).settle()
 
 
@@ -275,7 +277,7 @@ class TestZScoreOfAProvider:
 
     def test_a_deviation_of_zero_is_refused(self) -> None:
         with pytest.raises(
-            SpecError, match=r"positive std, not 0\.0\. What was left out comes from the manifest of 'measured'"
+            SpecError, match=r"positive std, not 0\.0\. The missing statistics come from the manifest of 'measured'"
         ):
             ZScore().bind(Measured(mean=1.0, std=0.0))
 
@@ -289,7 +291,7 @@ class TestZScoreOfAProvider:
 
     def test_unbound_it_says_what_is_missing(self) -> None:
         for transform, needed in ((ZScore(), "`mean` and `std`"), (MinMax(), "`low` and `high`"), (Par(), "`centre`")):
-            with pytest.raises(SpecError, match=f"{transform.name} needs {needed}.*or have `rm-plugins calibrate` find them"):
+            with pytest.raises(SpecError, match=f"{transform.name} needs {needed}.*or let `rm-plugins calibrate` find them"):
                 transform(SCORES, samples(4))
 
     def test_min_max_has_its_bounds_there(self) -> None:
@@ -379,7 +381,7 @@ class TestRunning:
         assert set(first.state()) == {"1"}
         second.load_state(first.state())
         np.testing.assert_array_equal(first(SCORES, samples(4)), second(SCORES, samples(4)))
-        with pytest.raises(DataError, match="of the transforms 1 of a chain, and of this one none learn"):
+        with pytest.raises(DataError, match="of the transforms 1 of a chain, but in this one none learn"):
             Chain(transforms=[Tanh()]).load_state(first.state())
 
     def test_a_second_call_in_a_batch_is_taken_in_at_its_end(self) -> None:

@@ -34,7 +34,7 @@ def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
         result: What was found of the reward.
         data: What it was evaluated on.
     """
-    checks = (_length, _chance, _abstentions, _ties, _sections, _formats, _calibration, _members, _few_pairs)
+    checks = (_length, _chance, _trained_on, _abstentions, _ties, _sections, _formats, _calibration, _members, _few_pairs)
     raised = [finding for check in checks if (finding := check(result, data)) is not None]
     return tuple(sorted(raised, key=lambda finding: finding.rank))
 
@@ -89,6 +89,24 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     if share >= ALWAYS_LONGER or corrected.low <= chance:
         return Finding("length", "alarm", "Length decides", text, numbers)
     return Finding("length", "warning", "Length matters much", text, numbers)
+
+
+def _trained_on(result: RewardResult, data: DataSummary) -> Finding | None:
+    other = {"text": data.conversations, "conversations": data.samples - data.conversations}
+    formats = {facts.get("trained_on") for facts in result.manifest.values()}
+    trained_on = next((name for name in other if name in formats and other[name]), None)
+    if trained_on is None:
+        return None
+    given, advice = {
+        "text": ("conversations", "Their messages are rendered with roles or a chat template that the training did not have"),
+        "conversations": ("text", "Prompt and answer are joined without the chat template of the training"),
+    }[trained_on]
+    text = (
+        f"a model was trained on {trained_on}, and {other[trained_on]:,} of {data.samples:,} samples here are {given}. {advice}, so that "
+        f"the figures may be worse than on {trained_on}. Evaluate on {trained_on}."
+    )
+    numbers = {"samples": data.samples, "other_format": other[trained_on]}
+    return Finding("trained_on", "warning", "Its models know another format", text, numbers)
 
 
 def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:

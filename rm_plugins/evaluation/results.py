@@ -39,6 +39,7 @@ class DataSummary:
             at length alone.
         length_chosen: The mean length of the better answers of pairs, in characters.
         length_rejected: That of the worse answers.
+        conversations: The number of samples that are conversations and not text.
     """
 
     source: str
@@ -55,6 +56,7 @@ class DataSummary:
     longer_chosen: float
     length_chosen: float
     length_rejected: float
+    conversations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,8 @@ class Finding:
     """Something that the reader should know before all else.
 
     Args:
-        kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format`` or ``members``.
+        kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format``,
+            ``trained_on`` or ``members``.
         severity: ``alarm`` where the reward should not be used as it is, ``warning`` where it needs a look, ``note`` else.
         lead: What it is about, in a few words; empty where `text` says all.
         text: What was found, with its numbers, and what to do.

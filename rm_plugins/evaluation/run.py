@@ -174,6 +174,7 @@ class EvaluationRun:
         self._suite = suite
         self._rewards: list[tuple[dict[str, Any], FloatArray, dict[str, FloatArray]]] = []  # facts, scores, those of members
         self._sample: Sample | None = None
+        self._conversations = 0
 
     def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
         """The samples of a row; raises what `RowCollector.judged` raises."""
@@ -209,6 +210,7 @@ class EvaluationRun:
             judged = self._collector.judged(scored.row, f"row {number}")
             self._collector.add(scored.row, judged)
             self._sample = self._sample or judged.samples[0]
+            self._conversations += sum(sample.is_conversational for sample in judged.samples)
             yield scored
 
     @np.errstate(over="ignore", invalid="ignore")  # of rewards near the largest floats, figures are infinite and left out
@@ -231,7 +233,7 @@ class EvaluationRun:
         if not len(rows.cluster):
             raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
         settings = {"resamples": resamples, "seed": seed}
-        summary = _summary(rows, source, split, suite)
+        summary = replace(_summary(rows, source, split, suite), conversations=self._conversations)
         show = ShownPairs(rows)
         known = [facts for facts, _, _ in self._rewards]
         names = distinct_labels([facts["name"] for facts in known], [facts["source"] for facts in known])

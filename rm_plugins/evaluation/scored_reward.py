@@ -61,7 +61,10 @@ def reward_facts(
         # Of what was made in Python it would say little, and of a model that is being trained nothing that lasts, at a price.
         "fingerprint": "" if spec is None else identity or fingerprint(provider),
         "rendering": rendering,
-        "manifest": {path: manifest.training for path, manifest in manifests_of(provider).items()},
+        "manifest": {
+            path: manifest.training | ({} if manifest.trained_on is None else {"trained_on": manifest.trained_on})
+            for path, manifest in manifests_of(provider).items()
+        },
     }
 
 

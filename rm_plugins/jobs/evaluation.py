@@ -23,6 +23,7 @@ from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.evaluation.run import RESAMPLES, SHOWN, EvaluationRun
 from rm_plugins.files import check_output, scratch_folder
 from rm_plugins.identity import fingerprint
+from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.progress import JobProgress
 from rm_plugins.jobs.scored_rows import RowScoring, RowSource
 from rm_plugins.spec import component
@@ -54,20 +55,21 @@ def evaluated(
 ) -> Iterator[Evaluation]:
     """Score DATA with each spec, continuing where an interrupted evaluation stopped, and evaluate the scores.
 
-    The scores are deleted when the block ends, unless they are to be kept or it fails: then they are there for the next run.
+    The scores are deleted when the block ends, unless `scores` names a folder for them. Where the block fails they are kept, and the next
+    run resumes from them.
 
     Args:
-        specs: The rewards; ``column:score`` for the scores that the rows have already (`rm_plugins.data.score_columns`).
+        specs: The rewards; ``column:score`` for scores that the rows already have (`rm_plugins.data.score_columns`).
         data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
-        suite: The name of the benchmark that the data is of; None for none.
+        suite: The name of the benchmark that the data belongs to; None for none.
         split: The dataset's split; train, or the benchmark's own, by default.
         section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
         by: See there.
         cluster: See there.
-        mapping: How the columns of the data become those that rows are read by.
+        mapping: How the columns of the data become those that are read.
         limit: How many rows are read; all by default.
         scores: The folder in which scores are kept.
-        overwrite: Whether to score again what was scored before.
+        overwrite: Whether to score again what is already scored.
         batch_size: Samples scored at a time.
         shown: How many mistakes, and flipped pairs of each sort, are shown.
         resamples: See there.
@@ -75,6 +77,7 @@ def evaluated(
         progress: Is told how far the job is.
 
     Raises:
+        JobInterrupted: It was interrupted with Ctrl-C while scoring.
         DataError: The data cannot be read or judged.
         OutputError: The folder `scores` cannot be written.
         RmPluginsError: A reward cannot be loaded, or fails.
@@ -136,8 +139,9 @@ def _source(data: str, suite: Suite | None, split: str | None, mapping: RowMappi
 
 @contextmanager
 def _scores_folder(named: Path | None, progress: JobProgress) -> Iterator[Path]:
-    """The folder in which scores are kept: the one that is named, else the user's cache, else one that goes when the block ends."""
+    """The folder in which scores are kept: the one that is named, else the user's cache, else a temporary one."""
     with ExitStack() as stack:
+        is_temporary = False
         try:
             folder = named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rm-plugins" / "scores"
             check_output(folder, is_folder=True)
@@ -146,7 +150,13 @@ def _scores_folder(named: Path | None, progress: JobProgress) -> Iterator[Path]:
                 raise
             folder = stack.enter_context(scratch_folder(Path(gettempdir()), "scores"))
             progress.note(f"If this is interrupted, scores are not kept: {error} --scores FOLDER keeps them elsewhere.")
-        yield folder
+            is_temporary = True
+        try:
+            yield folder
+        except JobInterrupted as interruption:
+            if is_temporary:
+                raise JobInterrupted(interruption.work, 0, None) from interruption
+            raise
 
 
 def _scores_file(folder: Path, label: str, source: RowSource, note: Mapping[str, Any]) -> Path:

@@ -21,26 +21,26 @@ from rm_plugins.samples import prompt_key
 
 _ANSWERS = ("completion", "completions", "chosen", "rejected", "messages", "finished")
 _SECRET = ("hf_token", "token")
-"""Options that are not to be written down."""
+"""Options that are never written to a file."""
 
 
 class GenerationJob:
     """Has a policy write completions for each row of a source.
 
-    What it writes are the source's rows with ``completions``, and with ``finished``, which says of each whether the policy ended
-    it rather than the limit on tokens. A row's own answers are left out, and so is a row whose prompt was there before.
+    It writes the source's rows with ``completions``, and with ``finished``: for each completion, whether the policy ended it rather
+    than the limit on tokens. A row's own answers are left out, and so are rows that repeat a prompt.
 
     Args:
         model: The policy, a folder or hub id.
         engine: What runs it.
         options: Keyword arguments for the engine that loads it.
-        sampling: How completions are drawn.
+        sampling: How completions are sampled.
         source: The rows with prompts, which are read twice.
-        out: The finished file, beside which the unfinished one is kept.
+        out: The finished file; the unfinished one beside it is ``OUT.part``.
         overwrite: Whether a finished file may be replaced.
 
     Raises:
-        DataError: `out` exists and is none of this job's.
+        DataError: `out` exists and was not written by this job.
         OutputError: `out` cannot be written.
     """
 
@@ -63,47 +63,50 @@ class GenerationJob:
         self.file = UnfinishedFile(out, {**policy, "source": source.name, "split": source.split})
         check_output(out)
         if is_stream(out):
-            raise OutputError(f"{out} is not a regular file, and completions are read again to be scored. Name another place.")
+            raise OutputError(f"{out} is not a regular file, and completions are read again to be scored. Name a file.")
         if out.exists() and not overwrite and not self.file.is_finished:
             raise DataError(f"{out} exists already. Name another file, or replace it with --overwrite.")
 
     @property
     def is_begun(self) -> bool:
-        """Whether an earlier run has left completions to go on with."""
+        """Whether an earlier run has left completions to resume from."""
         return self.file.path.exists() or self.file.is_finished
 
     def run(self, batch_size: int | None = None, progress: JobProgress | None = None) -> None:
         """Write what is not written yet.
 
         Args:
-            batch_size: Completions written at a time; what is usual for the engine if None.
+            batch_size: Completions written at a time; the engine's default if None.
             progress: Is told how far the job is.
 
         Raises:
             DataError: A row has no prompt that the policy can be given, or the rows written before are not of this source.
             ModelError: The policy cannot be loaded, or failed.
+            JobInterrupted: It was interrupted with Ctrl-C.
         """
         progress = progress or JobProgress()
         done = self.file.resume()
-        rows = self._distinct_rows()
-        for number, before in enumerate(self.file.rows(), start=1):
-            _, row = next(rows, (0, None))
-            if row is None or _prompt_line(row) != _prompt_line(before):
-                raise DataError(
-                    f"{self.file.path} was begun with other data: its prompt {number} is not the source's. Begin anew with --overwrite."
-                )
-        if self.file.is_finished:
-            if next(rows, None) is not None:
-                raise DataError(
-                    f"{self.file.out} has completions of {done} prompts, and the source has more. Begin anew with --overwrite."
-                )
-            progress.note(f"Taking the completions of {done} prompts that were written before.")
-            return
-        if done:
-            progress.resume("generating", done)
-        if left := self._check(rows, progress):
-            self._generate(done, left, batch_size, progress)
-        self.file.finish()
+        with self.file.released_on_failure("generating"):
+            rows = self._distinct_rows()
+            for number, before in enumerate(self.file.rows(), start=1):
+                _, row = next(rows, (0, None))
+                if row is None or _prompt_line(row) != _prompt_line(before):
+                    raise DataError(
+                        f"The interrupted run in {self.file.path} cannot be resumed: prompt {number} of {self._source.name} has changed. "
+                        "Begin anew with --overwrite."
+                    )
+            if self.file.is_finished:
+                if next(rows, None) is not None:
+                    raise DataError(
+                        f"{self.file.out} has completions of {done} prompts, and the source has more. Begin anew with --overwrite."
+                    )
+                progress.note(f"Taking the completions of {done} prompts that were written before.")
+                return
+            if done:
+                progress.resume("generating", done)
+            if left := self._check(rows, progress):
+                self._generate(done, left, batch_size, progress)
+            self.file.finish()
 
     def _distinct_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The first row of each prompt, with its number in the source.
@@ -118,11 +121,11 @@ class GenerationJob:
                 yield number, row
 
     def _check(self, rows: Iterator[tuple[int, dict[str, Any]]], progress: JobProgress) -> int:
-        """Refuse prompts that the policy cannot be given, before its weights are loaded; returns how many rows there are."""
+        """Refuse prompts that the policy cannot be given, before its weights are loaded; returns the number of rows."""
         prompts: PolicyPrompts | None = None
         answered, count = False, 0
         for number, row in rows:
-            if prompts is None:  # of no rows, no policy is needed
+            if prompts is None:  # without rows, no policy is needed
                 prompts = self._prompts()
             prompts.tokens(row, f"row {number}")
             answered = answered or any(row.get(name) is not None for name in _ANSWERS)
@@ -156,7 +159,7 @@ class GenerationJob:
 
 
 def _prompt_row(row: Mapping[str, Any]) -> Any:
-    """What is kept of a row, as it comes back from a file."""
+    """What is kept of a row, as it is read back from a file."""
     return json.loads(_prompt_line(row))
 
 
@@ -166,7 +169,7 @@ def _prompt_line(row: Mapping[str, Any]) -> str:
 
 
 def _weights(model: str) -> list[list[Any]] | None:
-    """What tells a model folder from one that was saved over it; None for a hub id."""
+    """Names, sizes and times of a model folder's files, by which an overwritten model is noticed; None for a hub id."""
     folder = Path(model)
     if not folder.is_dir():
         return None

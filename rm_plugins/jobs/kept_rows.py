@@ -1,4 +1,4 @@
-"""Files of rows that are written bit by bit, and gone on with after an interruption."""
+"""Files of rows that are written batch by batch, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,42 @@ from filelock import FileLock, Timeout
 from rm_plugins.data.row_files import json_line
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, write_atomically
+from rm_plugins.jobs.interruption import JobInterrupted
 
 _WHEN_INTERRUPTED = "What was written before is kept: once there is room, the same command resumes after it."
 _BATCH = "batch"
-"""The key that the last row of a batch has more: what the rows are made by and of, and what that had learned when they were made."""
+"""An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
+
+_CHANGED = {
+    "columns": "the mapping of columns (--map)",
+    "options": "the engine's options",
+    "sampling": "the sampling",
+}
+_REPLACED = {
+    "fingerprint": "the reward changed: its settings, its weights, a file that it names, or the code of a function",
+    "weights": "the files of the policy changed",
+}
+_NAMES = {
+    "batch_size": "the batch size",
+    "engine": "the engine",
+    "limit": "the number of rows that are read (--limit)",
+    "model": "the policy",
+    "source": "the data",
+    "spec": "the spec",
+    "split": "the split",
+    "suite": "the benchmark",
+}
 
 
 class KeptRows:
-    """Rows that are appended to a file as JSON Lines, batch by batch, with a note beside it of what they were made by and of.
+    """Rows that are appended to a file as JSON Lines, batch by batch, with a note beside it of the reward and the data they come from.
 
-    A batch counts once its last line is whole: what a kill, a full disk or a power cut has left of another one is cut off. From
-    `resume` to `close` or `discard`, no other process has the file.
+    A batch counts once its last line is complete; a partial batch, left by a kill, a full disk or a power cut, is cut off. From
+    `resume` to `close` or `discard`, no other process can use the file.
 
     Args:
         path: The file; the note is ``PATH.json``.
-        identity: What the rows are made by and of, as JSON has it.
+        identity: What the rows are made from: the reward, the data and the settings, as JSON has it.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -36,22 +58,32 @@ class KeptRows:
         self._note = path.with_name(f"{path.name}.json")
         self._identity = json.loads(json.dumps(identity))
         self._lock_file = path.with_name(f".{path.name}.lock")
-        self._lock = FileLock(self._lock_file, is_singleton=True)  # this process's, however often it asks
+        self._lock = FileLock(self._lock_file, is_singleton=True)  # one for this process, however often it asks
+        self.count = 0
+        """How many rows it holds; set by `resume`."""
         self.state: dict[str, Any] = {}
-        """What had learned, when the last whole batch was made; set by `resume`."""
+        """What the reward had learned when the last complete batch was scored; set by `resume`."""
 
     def identify(self, **more: Any) -> None:
-        """Have more of what the rows are made by written down, before `resume`."""
+        """Add to what the note says, before `resume`."""
         self._identity |= more
 
     def resume(self) -> int:
-        """Begin the file, or cut half a batch off its end; returns how many rows it holds.
+        """Begin the file, or cut a partial batch off its end; returns how many rows it holds.
 
         Raises:
-            DataError: It was begun by or of something else, or another process writes it.
+            DataError: It was begun with another reward, other data or other settings, or another process writes it.
             OutputError: It cannot be written.
         """
         self._take()
+        self.count = 0
+        try:
+            return self._resumed()
+        except BaseException:
+            self.close()
+            raise
+
+    def _resumed(self) -> int:
         if not self._file.exists():
             self._write_note()
             with output_errors(self.path):
@@ -70,6 +102,7 @@ class KeptRows:
         if self._read_note() != self._identity:
             self._write_note()
         self.state = {} if last is None else last["state"]
+        self.count = count
         return count
 
     def append(self, rows: Iterable[Mapping[str, Any]], state: Mapping[str, Any] | None = None) -> None:
@@ -77,31 +110,60 @@ class KeptRows:
 
         Args:
             rows: The rows.
-            state: What has learned of them, to go on with after them.
+            state: What the reward has learned from them and needs to resume.
 
         Raises:
-            OutputError: They cannot be written; those that were added before stay.
+            OutputError: They cannot be written; those that were added before are kept.
         """
         batch = list(rows)
         if batch:
             batch[-1] = self._ended(batch[-1], state or {})
-        # To open it fails where somebody has deleted it.
+        # Opening it fails where somebody has deleted it.
         with output_errors(self.path, _WHEN_INTERRUPTED), open(open_kept(self.path), "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.writelines(json_line(row) for row in batch)
             file.flush()
             os.fsync(file.fileno())
+        self.count += len(batch)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What is in the file."""
+        """The rows in the file."""
         with output_errors(self._file), open(open_kept(self._file), encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
 
+    @contextmanager
+    def released_on_failure(self, work: str) -> Iterator[None]:
+        """Within it, a failure releases the file, and deletes it where it holds no row.
+
+        Args:
+            work: What is done within it: ``scoring``, ``generating`` or ``writing``.
+
+        Raises:
+            JobInterrupted: It was interrupted with Ctrl-C.
+        """
+        try:
+            yield
+        except JobInterrupted:
+            raise
+        except KeyboardInterrupt as error:
+            count = self.count
+            self._release()
+            raise JobInterrupted(work, count, self._file) from error
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        if self._lock.is_locked and not self.count:
+            self._note.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        self.close()
+
     def close(self) -> None:
-        """Leave it to others."""
+        """Release it for other processes."""
         if self._lock.is_locked:
-            self._lock_file.unlink(missing_ok=True)  # while it is held: whoever comes next makes another one
+            self._lock_file.unlink(missing_ok=True)  # while it is held: the next process makes another one
             self._lock.release(force=True)
 
     def discard(self) -> None:
@@ -111,7 +173,7 @@ class KeptRows:
             DataError: Another process writes it.
         """
         self._take()
-        # Last goes what a run that is killed meanwhile is gone on with: rows say themselves what they are of.
+        # The rows go last: a run that is killed meanwhile can be resumed from them alone.
         for path in (self._lock_file, self._note, self.path):
             path.unlink(missing_ok=True)
         self.close()
@@ -129,21 +191,21 @@ class KeptRows:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 raise DataError(
-                    f"{self.path} is being written by another run, which does the same. Wait for it, or name another output, or another "
-                    "folder with --scores."
+                    f"{self.path} is being written by another run of the same command. Wait for it, or name another output (or another "
+                    "folder with --scores)."
                 ) from None
 
     def _ended(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The last row of a batch, which says that it is."""
+        """The last row of a batch, marked as such."""
         return {**row, _BATCH: {"of": self._digest, "state": state}}
 
     def _end_of_batch(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What `_ended` has put into a row; None within a batch."""
+        """What `_ended` has added to a row; None within a batch."""
         ended: dict[str, Any] | None = row.get(_BATCH)
         return ended
 
     def _whole(self, file: Iterable[bytes]) -> tuple[int, int, dict[str, Any] | None]:
-        """The number of rows in whole batches, the bytes that they take, and the end of the last one."""
+        """The number of rows in complete batches, their size in bytes, and what the last one ends with."""
         count = size = rows = read = 0
         last: dict[str, Any] | None = None
         for line in file:
@@ -163,7 +225,7 @@ class KeptRows:
         write_atomically(self._note, json.dumps(self._identity, indent=2) + "\n")
 
     def _read_note(self) -> dict[str, Any] | None:
-        """What the file is of; None where nothing says it any more."""
+        """What the note says; None where it is missing or broken."""
         try:
             with open(open_kept(self._note), "rb") as file:
                 return _row(file.read())
@@ -173,14 +235,37 @@ class KeptRows:
     def _refusal(self, known: Mapping[str, Any] | None) -> str:
         begin_anew = f"Begin anew with --overwrite, name another output, or delete {self.path.name} to lose what it holds."
         if known is None:
-            return f"{self.path} was begun, and its note {self._note.name} is gone or broken, so that nothing says of what. {begin_anew}"
+            return (
+                f"{self.path} holds the rows of an interrupted run, but its note {self._note.name} is missing or broken, so that nothing "
+                f"tells whether they fit. {begin_anew}"
+            )
         names = [name for name in {**self._identity, **known} if known.get(name) != self._identity.get(name)]
-        other = "; ".join(f"{name} was {known.get(name)!r:.200} and is {self._identity.get(name)!r:.200}" for name in names)
-        return f"{self.path} was begun by another reward, from another source or with other settings: {other}. {begin_anew}"
+        # Of another spec or policy, the rest of what identifies it differs as well.
+        told = [name for name in names if (name, True) not in {("fingerprint", "spec" in names), ("weights", "model" in names)}]
+        changes = "; ".join(_change(name, known.get(name), self._identity.get(name)) for name in told)
+        return f"The interrupted run in {self.path} cannot be resumed: {changes}. {begin_anew}"
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    """How an entry of a note differs from what it would be now, in words."""
+    if name in _REPLACED:
+        return _REPLACED[name]
+    if name in _CHANGED:
+        before, after = (value if isinstance(value, dict) else {} for value in (was, now))
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        return f"{_CHANGED[name]} changed ({'; '.join(_was_and_is(key, before.get(key), after.get(key)) for key in keys)})"
+    return _was_and_is(_NAMES.get(name, name), was, now)
+
+
+def _was_and_is(name: str, was: Any, now: Any) -> str:
+    before, after = (f"{value:.200}" if isinstance(value, str) else json.dumps(value)[:200] for value in (was, now))
+    if was is None:
+        return f"{name} was not set and is {after}"
+    return f"{name} was {before} and is not set" if now is None else f"{name} was {before} and is {after}"
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """What a whole line says; None for half a line, and for what is no row."""
+    """The row of a complete line; None for a partial line or anything else."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -189,11 +274,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class UnfinishedFile(KeptRows):
-    """``OUT.part``, which becomes ``OUT`` when all rows are in it; each row is a batch, made without the others.
+    """``OUT.part``, which becomes ``OUT`` when all rows are in it; each row is a batch of its own.
 
     Args:
         out: The finished file.
-        identity: What its rows are made by and of, as JSON has it.
+        identity: As for `KeptRows`.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
@@ -202,7 +287,7 @@ class UnfinishedFile(KeptRows):
 
     @property
     def is_finished(self) -> bool:
-        """Whether all rows are in it, and only what is made of them was interrupted."""
+        """Whether all rows are in it, and only a later step was interrupted."""
         return self.out.exists() and self._note.exists() and not self.path.exists()
 
     def finish(self) -> None:
@@ -212,7 +297,7 @@ class UnfinishedFile(KeptRows):
             sync_folder(self.out.parent)
 
     def forget(self) -> None:
-        """Delete the note, so that the finished file is one like any other."""
+        """Delete the note; the finished file is then an ordinary file."""
         self._lock_file.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
         self.close()
@@ -220,7 +305,7 @@ class UnfinishedFile(KeptRows):
     def discard(self) -> None:
         """Delete it, finished or not."""
         self._take()
-        self.out.unlink(missing_ok=True)  # before the note, without which it is one like any other
+        self.out.unlink(missing_ok=True)  # before the note, without which it is an ordinary file
         super().discard()
 
     def _ended(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:

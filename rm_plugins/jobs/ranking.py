@@ -1,4 +1,4 @@
-"""What ``rank`` writes: ordered lists, the best completions, or preference pairs, made of scored prompts."""
+"""The rows that ``rank`` writes: ordered lists, the best completions, or preference pairs, made from scored prompts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class ScoredPrompt:
         prompt: Text or messages.
         beside: ``tools`` and ``chat_template_kwargs``, where any of the prompts has them.
         written: The completions in the form of the input.
-        completions: The same, text under a text prompt and messages under messages.
+        completions: The completions as text if the prompt is text, else as messages.
         scores: None for an abstention.
-        gold: Another reward or what is known of the completions; empty where nothing was asked for.
-        finished: Whether each was ended by the policy that wrote it; empty where that is unknown.
+        gold: Scores of a second reward, or known labels; empty where there are none.
+        finished: Whether the policy ended each completion itself; empty where that is unknown.
     """
 
     prompt: Any
@@ -44,18 +44,18 @@ class ScoredPrompt:
 
     @property
     def order(self) -> list[int]:
-        """The places of the completions, the best first, abstentions last."""
+        """The positions of the completions, best first, abstentions last."""
         return sorted(range(len(self.scores)), key=lambda place: (self.scores[place] is None, -(self.scores[place] or 0.0)))
 
     @property
     def details(self) -> dict[str, list[Any]]:
-        """What is known of each completion, by the name of its column."""
+        """The further columns of completions, by name."""
         columns: dict[str, list[Any]] = {"score": self.scores, "gold_score": self.gold, "finished": self.finished}
         return {name: column for name, column in columns.items() if len(column) == len(self.scores)}
 
     @property
     def begin(self) -> dict[str, Any]:
-        """What every row made of it begins with."""
+        """The first columns of every row made from it."""
         return {"prompt": self.prompt, **self.beside}
 
 
@@ -64,10 +64,10 @@ class Rule:
     """Which completions and pairs are good enough.
 
     Args:
-        min_score: The least score of a best or chosen completion.
-        min_margin: By how much it must lie above the mean of its prompt's scores, or above the rejected one.
-        max_margin: By how much it may lie above the rejected one.
-        finished_only: Whether completions that the limit on tokens cut off are left aside.
+        min_score: The lowest allowed score of a best or chosen completion.
+        min_margin: By how much it must exceed the mean of its prompt's scores, or the rejected one.
+        max_margin: By how much it may exceed the rejected one at most.
+        finished_only: Whether completions that were cut off by the limit on tokens are left out.
     """
 
     min_score: float | None = None
@@ -80,16 +80,16 @@ class Rule:
         return margin > 0 and margin >= (self.min_margin or 0) and (self.max_margin is None or margin <= self.max_margin)
 
 
-# --- Prompts out of rows --------------------------------------------------------------------------------------------------
+# --- Prompts from rows ----------------------------------------------------------------------------------------------------
 
 
 def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows with no more than the first `n` completions of each prompt; rows that would have none are left out.
+    """Rows with at most the first `n` completions of each prompt; rows that would have none are left out.
 
     Args:
         rows: A prompt's completions are a list, or those of all rows with this prompt.
         n: How many.
-        beside: Columns with a value a completion, which are cut likewise.
+        beside: Columns with one value per completion, which are cut as well.
 
     Raises:
         DataError: A row has no samples.
@@ -109,8 +109,8 @@ def first_completions(rows: Iterable[Mapping[str, Any]], n: int, beside: Sequenc
             yield {**row, **{name: row[name][:room] for name in ("completions", *columns)}}
         elif room > 0:
             raise DataError(
-                f"row {number}: it has 'chosen' and 'rejected', of which the first completions cannot be taken. Leave --n out, or "
-                "give 'completions'."
+                f"row {number} has 'chosen' and 'rejected', so --n cannot choose its first completions. Leave --n out, or give "
+                "'completions'."
             )
 
 
@@ -119,7 +119,7 @@ def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]
 
     Args:
         rows: A prompt's completions are a list, or those of all rows with this prompt.
-        golds: What else is known of each row's completions, one value each; empty where nothing is.
+        golds: Gold scores of each row's completions; empty where there are none.
     """
     prompts: dict[bytes, ScoredPrompt] = {}
     for number, (scored, values) in enumerate(zip(rows, golds or [[]] * len(rows), strict=True), start=1):
@@ -137,13 +137,15 @@ def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
             prompt.finished += finished
     names = [name for name in PROMPT_COLUMNS if any(name in prompt.beside for prompt in prompts.values())]
-    for prompt in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, which null cannot be
+    for (
+        prompt
+    ) in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, so it must not be null
         prompt.beside = {name: prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 
 
 def _row_key(samples: Sequence[rm.Sample], number: int) -> bytes:
-    """What rows of the same prompt have in common; a row without a prompt, which may answer any question, has nothing with another."""
+    """A key that rows of the same prompt share; each row without a prompt has its own, as it may answer any question."""
     return samples[0].prompt_key if samples[0].prompt else f"row {number}".encode()
 
 
@@ -155,15 +157,15 @@ def _as_written(row: Mapping[str, Any], sample: rm.Sample) -> Any:
     return sample.completion
 
 
-# --- Rows out of prompts --------------------------------------------------------------------------------------------------
+# --- Rows from prompts ----------------------------------------------------------------------------------------------------
 
 
 def ranked_rows(prompts: Iterable[ScoredPrompt], best: int | None) -> Iterator[dict[str, Any]]:
-    """A row a prompt, its completions in order, best first.
+    """One row per prompt, with its completions ordered best first.
 
     Args:
         prompts: Scored prompts.
-        best: How many are kept; with 1, ``completion`` and ``score`` stand in place of the lists.
+        best: How many are kept; with 1, ``completion`` and ``score`` replace the lists.
     """
     for scored in prompts:
         order = scored.order[:best]
@@ -185,9 +187,9 @@ def best_rows(prompts: Iterable[ScoredPrompt], best: int, rule: Rule, left_out: 
 
     Args:
         prompts: Scored prompts.
-        best: At most how many of a prompt; the same text counts once.
+        best: The most completions per prompt; the same text counts once.
         rule: Which are good enough.
-        left_out: Gets the number of prompts that are left out, by the reason.
+        left_out: Gets the number of prompts that are left out, by reason.
     """
     for scored in prompts:
         candidates = _candidates(scored, rule)
@@ -211,10 +213,10 @@ def pair_rows(
 
     Args:
         prompts: Scored prompts.
-        pairs: ``best-worst``; ``best-random``, which is the best one and any other; or ``all``.
+        pairs: ``best-worst``; ``best-random``, which is the best one and a random other; or ``all``.
         rule: Which are good enough.
-        seed: Draws the random ones.
-        left_out: Gets the number of prompts that are left out, by the reason.
+        seed: The seed of the random choice.
+        left_out: Gets the number of prompts that are left out, by reason.
     """
     for number, scored in enumerate(prompts):
         candidates = _candidates(scored, rule)
@@ -239,7 +241,7 @@ def pair_rows(
 
 
 def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
-    """The pairs of better and worse that are looked at, of places in order."""
+    """The pairs of a better and a worse completion that are considered, by position."""
     if pairs == "all":
         return combinations(places, 2)
     others = places[-1:] if pairs == "best-worst" else places[1:]
@@ -247,7 +249,7 @@ def _compared(places: list[int], pairs: Pairs) -> Iterable[tuple[int, int]]:
 
 
 def _candidates(scored: ScoredPrompt, rule: Rule) -> dict[int, float]:
-    """The scores of the completions that count, by place, best first: each text once, and finished if need be."""
+    """The scores of the completions that count, by position, best first: each text once, and only finished ones if asked for."""
     if rule.finished_only and len(scored.finished) != len(scored.scores):
         raise DataError(
             "--finished-only needs rows with 'finished', true or false for each completion, as --generate writes them."

@@ -1,8 +1,8 @@
 """Scoring rows, resumably: what ``score``, ``rank``, ``evaluate`` and ``diff`` share.
 
-The scores of each row are appended to a file of parts with the row's digest, one JSON line each. A job that finds this file
-continues after its last whole batch, with what the reward had learned by then; it checks that the file is of the same reward and of
-the same rows. So every row is scored in the batch, and after the batches, in which it would have been without an interruption.
+The scores of each row are appended to a ``.part`` file with the row's digest, one JSON line each. A job that finds this file checks
+that it belongs to the same reward and the same rows, and continues after its last complete batch with what the reward had learned by
+then. Every row is thus scored in the same batch, and after the same batches, as in a run without an interruption.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rm_plugins.training.reward_state import restore_reward_state, reward_state
 logger = logging.getLogger(__name__)
 
 _WORK = {"tokens": "", "seconds": "", "rows": "", "duplicates": "duplicates", "cached": "from the cache"}
-"""Entries of `Scores.metadata` that add up to the work of a job, and what their share in the rows is called."""
+"""Entries of `Scores.metadata` that are summed over a job, and what their share of the rows is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class RowSource:
     Args:
         name: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
-        rows: Reads them, from the first one on; they are read several times.
+        rows: Reads them from the first one; it is called several times.
     """
 
     name: str
@@ -56,12 +56,12 @@ class RowSource:
 
     @classmethod
     def of(cls, name: str, split: str, mapping: RowMapping | None = None) -> RowSource:
-        """The rows of `read_rows`."""
+        """The rows that `read_rows` reads."""
         file = spooled_input() if name == "-" else name
         return cls(name, split, lambda: read_rows(file, split, mapping=mapping))
 
     def count(self) -> int | None:
-        """The number of rows, where it is cheap to know."""
+        """The number of rows where it is cheap to count them, else None."""
         return sum(1 for _ in self.rows()) if self.name != "-" and is_data_file(self.name) else None
 
 
@@ -71,12 +71,12 @@ class RowScoring:
     Args:
         provider: The reward.
         source: The rows.
-        part: The file that scores are kept in, beside which a note says whose they are.
-        identity: What the note says of the reward, such as its spec and fingerprint; another one is refused.
-        samples: The samples of a row, which an error calls by its second argument.
+        part: The file that scores are kept in, with a note beside it that identifies the reward and the data.
+        identity: What the note says of the reward, such as its spec and fingerprint; a file of another reward is refused.
+        samples: Makes the samples of a row; its second argument is what errors call the row.
 
     Raises:
-        DataError: The file was begun by another reward or from another source.
+        DataError: The file was begun with another reward or another source.
     """
 
     def __init__(
@@ -94,59 +94,64 @@ class RowScoring:
         self._kept = KeptRows(part, {**identity, "source": source.name, "split": source.split})
 
     def run(self, batch_size: int, progress: JobProgress | None = None) -> Iterator[ScoredRow]:
-        """Score what is not scored yet, then give back every row in the order of the source.
+        """Score what is not scored yet, then return every row in the order of the source.
+
+        Where it fails before a batch was scored, no file is left behind.
 
         Args:
-            batch_size: Samples handed to the provider at a time.
+            batch_size: Samples scored at a time.
             progress: Is told how far the job is.
 
         Raises:
-            DataError: A row was another one when it was scored.
+            DataError: A row has changed since it was scored.
+            JobInterrupted: It was interrupted with Ctrl-C.
         """
         progress = progress or JobProgress()
         compares = compares_samples(self.provider)
         if compares or any(learns_while_scoring(part) for _, part in self.provider.walk()):
             self._kept.identify(batch_size=batch_size)
         done = self._kept.resume()
-        if done:
-            restore_reward_state(self.provider, self._kept.state)
-        rows = self.source.rows()
-        for _ in self._scored_before(rows):  # which must be the rows that the source has now
-            pass
-        if done:
-            progress.resume("scoring", done)
-        progress.begin("scoring", done, self.source.count)
-        try:
-            batches = scored_batches(
-                self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares
-            )
-            for batch, metadata in batches:
-                self.work.update({name: metadata[name] for name in _WORK if name in metadata})
-                kept = (
-                    {"row": _digest(json_line(scored.row)), "scores": scored.scores, "details": scored.details}
-                    for scored in batch
+        with self._kept.released_on_failure("scoring"):
+            if done:
+                restore_reward_state(self.provider, self._kept.state)
+            rows = self.source.rows()
+            for _ in self._scored_before(rows):  # raises where the source has other rows by now
+                pass
+            if done:
+                progress.resume("scoring", done)
+            progress.begin("scoring", done, self.source.count)
+            try:
+                batches = scored_batches(
+                    self.provider, rows, self._samples, batch_size, unit="samples", first=done + 1, whole_prompts=compares
                 )
-                self._kept.append(kept, reward_state(self.provider))
-                progress.advance(len(batch), self.throughput)
-        finally:
-            progress.end()
+                for batch, metadata in batches:
+                    self.work.update({name: metadata[name] for name in _WORK if name in metadata})
+                    kept = (
+                        {"row": _digest(json_line(scored.row)), "scores": scored.scores, "details": scored.details}
+                        for scored in batch
+                    )
+                    self._kept.append(kept, reward_state(self.provider))
+                    progress.advance(len(batch), self.throughput)
+            finally:
+                progress.end()
         return (
             ScoredRow(json.loads(line), row["scores"], row["details"]) for line, row in self._scored_before(self.source.rows())
         )
 
     def _scored_before(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows that scores are kept of, each as a line of JSON, and what is kept of it."""
+        """The rows whose scores are kept, each as a line of JSON, with what is kept of it."""
         for number, kept in enumerate(self._kept.rows(), start=1):
             line = json_line(next(rows, None))
             if _digest(line) != kept["row"]:
                 raise DataError(
-                    f"{self._kept.path} was begun with other data: its row {number} is not the source's. Begin anew with --overwrite."
+                    f"The interrupted run in {self._kept.path} cannot be resumed: row {number} of {self.source.name} has changed since it "
+                    "was scored. Begin anew with --overwrite."
                 )
             yield line, kept
 
     @property
     def throughput(self) -> str:
-        """How fast this run has scored so far, in words; empty where the provider does not say."""
+        """The speed of this run so far, in words; empty where the provider does not measure it."""
         if not self.work["seconds"]:
             return ""
         shares = (
@@ -155,28 +160,28 @@ class RowScoring:
         return ", ".join([f"{self.work['tokens'] / self.work['seconds']:,.0f} tokens/s", *shares])
 
     def close(self) -> None:
-        """Leave what was kept to others."""
+        """Release the kept scores for other processes."""
         self._kept.close()
 
     def discard(self) -> None:
-        """Delete what was kept."""
+        """Delete the kept scores."""
         self._kept.discard()
 
 
 class ScoringJob(RowScoring):
-    """Scores every row of a file or dataset into an output, which replaces the file of parts in one step.
+    """Scores every row of a file or dataset into an output, which replaces the ``.part`` file in one step.
 
     Args:
-        spec: The reward's spec, which is loaded once the output is known to be free.
+        spec: The reward's spec, which is loaded after the output was checked.
         source: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
-        out: The finished output, beside which the unfinished one is kept as ``OUT.part``.
-        overwrite: Whether to replace a finished output and to begin anew where an unfinished one is found.
-        mapping: How its columns become those that rows are read by.
+        out: The finished output; the unfinished one beside it is ``OUT.part``.
+        overwrite: Whether to replace a finished output, and to begin anew instead of resuming.
+        mapping: How its columns become those that are read.
         column: What the columns of scores are called (`RowSamples.columns`).
 
     Raises:
-        DataError: `out` exists, or the unfinished output is of another reward or other rows.
+        DataError: `out` exists, or the unfinished output belongs to another reward or other rows.
         OutputError: `out` cannot be written.
     """
 
@@ -193,7 +198,7 @@ class ScoringJob(RowScoring):
     ) -> None:
         check_output(out)
         part = out.with_name(f"{out.name}.part")
-        if would_replace(out) and not overwrite and not part.exists():  # of a run with --overwrite that was interrupted
+        if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
         provider = rm.load(spec)
         identity = {"spec": spec, "fingerprint": fingerprint(provider)}
@@ -210,7 +215,8 @@ class ScoringJob(RowScoring):
         rows = self.run(batch_size, progress)
         if warning := self._repeated.warning:
             logger.warning(warning)
-        count = write_rows(map(self._with_scores, rows), self.out)
+        with self._kept.released_on_failure("writing"):
+            count = write_rows(map(self._with_scores, rows), self.out)
         self.discard()
         return count
 
@@ -231,7 +237,7 @@ class ScoringJob(RowScoring):
         for name in samples.columns([None] * len(samples.names), self._column):
             if any(column == name or column.startswith(f"{name}/") for column in row):
                 raise DataError(
-                    f"{where}: it has a column {name!r} already, which its score would replace. Name another with --column, such as "
+                    f"{where}: it already has a column {name!r}, which its score would replace. Name another with --column, such as "
                     "--column reward."
                 )
         return samples
@@ -249,7 +255,7 @@ def _digest(line: str) -> str:
 
 
 def spooled_input() -> str:
-    """A file with what standard input says, which can be read several times; it is gone when the process ends.
+    """A file with the contents of standard input, which can be read several times; it is deleted when the process ends.
 
     Raises:
         DataError: Standard input is closed.

@@ -11,7 +11,7 @@ from rm_plugins.errors import SpecError
 from rm_plugins.models.checkpoint import load_adapters
 from rm_plugins.models.golden import golden_rows
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest
+from rm_plugins.models.manifest import Manifest, common_format
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_reward import Origin, TrainedReward
 from rm_plugins.rendering.render import Renderer
@@ -62,8 +62,9 @@ def _manifest_of_all(origins: Sequence[Origin], heads: Heads) -> Manifest | None
     if len(manifests) < len(origins):
         return None
     files = {f"{number}/{name}": file for number, manifest in enumerate(manifests) for name, file in manifest.files.items()}
+    trained_on = common_format(manifest.trained_on for manifest in manifests)
     settings: dict[str, Any] = {"heads": heads, "statistics": None, "training": {}, "files": files, "golden": []}
-    return manifests[0].model_copy(update=settings)
+    return manifests[0].model_copy(update={**settings, "trained_on": trained_on})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+)
 
 from rm_plugins.errors import ManifestError, SpecError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.heads import Heads
 from rm_plugins.rendering.rendering import Rendering
-from rm_plugins.samples import Sample
+from rm_plugins.samples import RenderedSample, Sample
 from rm_plugins.scores import FloatArray
 from rm_plugins.wire import sample_from_json
 from rm_plugins.written_settings import read_text
 
 MANIFEST_NAME = "reward_manifest.json"
+
+SampleFormat: TypeAlias = Literal["text", "conversations"]
+"""What samples are: text, or lists of messages."""
 
 _MOST_BYTES = 64 * 2**20
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
@@ -79,13 +90,14 @@ class Manifest(_Strict):
     """Everything in ``reward_manifest.json``.
 
     Args:
-        version: The version of this format.
-        created_by: Package to version, of what wrote the model.
+        version: The version of the manifest's format.
+        created_by: The packages that wrote the model, each with its version.
         rendering: How samples become token ids.
         dtype: The dtype that the golden scores were computed in.
         heads: What the model's outputs are, where it has several.
         statistics: The scores of the evaluation data, or of the last training batches where there was none.
         training: What the model was trained on and how; for readers, not for the program.
+        trained_on: Whether the samples that it was trained on were text or conversations; None where they were both, or it is not known.
         files: The model's files beside the manifest, by name.
         golden: Golden samples with their scores.
     """
@@ -97,6 +109,7 @@ class Manifest(_Strict):
     heads: Heads | None = None
     statistics: ScoreStatistics | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    trained_on: SampleFormat | None = None
     files: dict[str, FileDigest] = Field(default_factory=dict)
     golden: list[GoldenScore] = Field(default_factory=list)
 
@@ -105,7 +118,7 @@ class Manifest(_Strict):
         """The manifest in a file.
 
         Raises:
-            ManifestError: The file is no manifest, or one of a version that is not known here.
+            ManifestError: The file is not a manifest, or has a version that this rm-plugins does not know.
         """
         try:
             return cls.model_validate_json(read_text(path, _MOST_BYTES))
@@ -123,22 +136,29 @@ class Manifest(_Strict):
         """Write the manifest into `folder`, whole or not at all."""
         return write_atomically(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
+    @model_serializer(mode="wrap")
+    def _without_unknown_format(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialize(self)
+        if self.trained_on is None:  # as manifests were before they had it, which keeps their digests
+            del written["trained_on"]
+        return written
+
     @field_serializer("rendering")
     def _rendering_as_json(self, rendering: Rendering) -> dict[str, Any]:
         return rendering.as_json()
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that it says, as hexadecimal text."""
+        """The SHA-256 of its contents, as hexadecimal text."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def tolerance(self, score: float, dtype: str) -> float:
-        """By how much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + abs(score)) in float32."""
+        """How much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + abs(score)) in float32."""
         widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, dtype))
         return widest * (1 + abs(score))
 
     def size_problems(self, folder: Path) -> list[str]:
-        """Weight files whose size differs from what was written, one line each; reads no file."""
+        """Weight files whose size has changed since they were written, one line each; reads no file."""
         sizes = {name: file.size for name, file in self.files.items() if name.endswith(".safetensors")}
         return [
             f"{name} has {(folder / name).stat().st_size} bytes; {size} were written"
@@ -147,11 +167,31 @@ class Manifest(_Strict):
         ]
 
     def file_problems(self, folder: Path) -> list[str]:
-        """Files that are absent or differ from what was written, one line each; reads them all."""
+        """Files that are missing or have changed since they were written, one line each; reads them all."""
         present = file_digests(folder, self.files)
         missing = [f"{name} is missing" for name in self.files if name not in present]
         changed = [f"{name} has other contents than were written" for name in present if present[name] != self.files[name]]
         return missing + changed
+
+
+def common_format(formats: Iterable[SampleFormat | None]) -> SampleFormat | None:
+    """The format that all were trained on; None where they differ, or where one is not known.
+
+    >>> common_format(["text", "text"]), common_format(["text", "conversations"]), common_format(["text", None])
+    ('text', None, None)
+    """
+    distinct = set(formats)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def samples_in_other_format(samples: Sequence[Sample], trained_on: SampleFormat | None) -> int:
+    """How many samples are text where a model was trained on conversations, or the other way round; rendered ones do not count."""
+    if trained_on is None:
+        return 0
+    is_conversational = trained_on == "conversations"
+    return sum(
+        sample.is_conversational is not is_conversational for sample in samples if not isinstance(sample, RenderedSample)
+    )
 
 
 def token_digest(ids: Iterable[int]) -> str:

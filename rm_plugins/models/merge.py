@@ -24,7 +24,7 @@ from rm_plugins.files import check_output, replacing_folder
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, file_digests
+from rm_plugins.models.manifest import Manifest, SampleFormat, ScoreStatistics, common_format, file_digests
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_rendering import renderer_of
 from rm_plugins.rendering.render import Renderer
@@ -126,7 +126,7 @@ def merge_models(
     starts = {fact["base_model"] for fact in facts}
     training = {"base_model": starts.pop() if len(starts) == 1 else None, "members": facts}
     with replacing_folder(out) as folder:
-        manifest = _write(folder, model, dtype, first, training)
+        manifest = _write(folder, model, dtype, first, training, common_format(fact["trained_on"] for fact in facts))
         del model  # which leaves its memory to what the statistics take
         if statistics is not None:
             manifest = manifest.model_copy(update={"statistics": statistics(folder)})
@@ -244,6 +244,7 @@ def _facts(member: _Member, weight: float, first: _Member) -> dict[str, Any]:
         "weight": weight,
         "manifest": None if member.manifest is None else member.manifest.digest,
         "base_model": member.start,
+        "trained_on": None if member.manifest is None else member.manifest.trained_on,
         "cosine": float(cosine_similarity(first.backbone.double(), member.backbone.double(), dim=0)),
         "head_cosine": float(cosine_similarity(first.head.double(), member.head.double(), dim=0)),
     }
@@ -341,7 +342,14 @@ def _set_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Member, training: dict[str, Any]) -> Manifest:
+def _write(
+    folder: Path,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    first: _Member,
+    training: dict[str, Any],
+    trained_on: SampleFormat | None,
+) -> Manifest:
     heads = first.heads
     if heads is not None:
         model.config.problem_type = "regression"  # which makes transformers' pipeline return the raw reward
@@ -360,6 +368,7 @@ def _write(folder: Path, model: PreTrainedModel, dtype: torch.dtype, first: _Mem
         dtype="float32",
         heads=heads if heads is not None and len(heads) > 1 else None,
         training=training,
+        trained_on=trained_on,
         files=file_digests(folder),
         golden=golden_scores(model, first.renderer, heads) if heads is not None else [],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, Scoring
 from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, token_digest
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, samples_in_other_format, token_digest
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Read
@@ -28,7 +29,24 @@ from rm_plugins.scores import FloatArray, TokenCounts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _CHECKS = ContextVar("_CHECKS", default=True)
+
+
+_OTHER_FORMATS = {
+    "conversations": (
+        "text",
+        "Prompt and completion are then joined as they are, without the chat template of the training, and the scores differ. Give the "
+        'prompt as messages: [{"role": "user", "content": ...}].',
+    ),
+    "text": (
+        "conversations",
+        "Their messages are then rendered with roles, or a chat template, that the training did not have, and the scores differ. Give "
+        "prompt and completion as text.",
+    ),
+}
+"""By what a model was trained on, what other samples are, and what that means."""
 
 
 @contextmanager
@@ -65,7 +83,8 @@ class ModelOutputs:
         values: float64 [N, outputs], NaN where the model gave no number.
         errors: By row, why there is none.
         tokens: How long the samples were.
-        metadata: ``truncated``, the number of samples that were, and what running the model took.
+        metadata: ``truncated``, the number of samples that were; ``other_format``, the number of those in another format than the model
+            was trained on, where there are any; and what running the model took.
     """
 
     values: FloatArray
@@ -151,6 +170,7 @@ class TrainedReward:
         self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
         self._load_again = load_again
         self._load_unchanged = load_unchanged
+        self._told_of_format = False
 
     @classmethod
     def load(cls, source: str, settings: ModelSettings) -> TrainedReward:
@@ -212,13 +232,32 @@ class TrainedReward:
             ScoringError: Samples are too long and may not be truncated, or the device has not enough memory.
             DataError: Samples cannot be rendered.
         """
+        other_format = self._in_other_format(samples)
         ids, is_truncated = self.renderer.tokenized(samples)
         self._refuse_unknown(ids)
         values, work = self.engine.outputs(ids)
         errors = self._non_finite(values)
         values[list(errors)] = np.nan
         tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
-        return ModelOutputs(values, errors, tokens, {"truncated": int(is_truncated.sum()), **work.as_metadata()})
+        facts = {"truncated": int(is_truncated.sum()), **({"other_format": other_format} if other_format else {})}
+        return ModelOutputs(values, errors, tokens, {**facts, **work.as_metadata()})
+
+    def _in_other_format(self, samples: Sequence[Sample]) -> int:
+        """How many samples have another format than those that the model was trained on; the first time, it is logged what that means.
+
+        A cross-encoder is given the same texts in both formats.
+        """
+        if self.manifest is None or self.renderer.rendering.pair:
+            return 0
+        count = samples_in_other_format(samples, self.manifest.trained_on)
+        if count and not self._told_of_format:
+            self._told_of_format = True
+            logger.warning(
+                "The model %s was trained on %s, and %d of %d samples are %s. %s Such samples are not mentioned again.",
+                *(self.source, self.manifest.trained_on, count, len(samples)),
+                *_OTHER_FORMATS[self.manifest.trained_on or "text"],
+            )
+        return count
 
     def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
         """Refuse rows with tokens or positions that the model has no embedding of; on a GPU they would end the process."""

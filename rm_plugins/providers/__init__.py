@@ -1,4 +1,4 @@
-"""The providers that come with rm-plugins, one a file, registered through the same hook as anybody's."""
+"""The built-in providers, one per file, registered through the same hook as those of plug-ins."""
 
 from __future__ import annotations
 

@@ -35,40 +35,39 @@ _NOT_FOR_USERS = ("connection", "content-length", "content-type", "host", "trans
 class Remote(Provider):
     """A scorer on another machine, or several that serve the same model.
 
-    What comes back is checked for count, order and finiteness. Requests that bring no such answer are sent again, as long as that
-    may help; what gets none is a failure of those samples, never a number. Equal samples are sent once. `counts` has how often
-    what happened: ``requests``, ``retries``, ``hedges``, ``splits``, and what was wrong: ``overloads``, ``timeouts``,
-    ``connection_errors``, ``server_errors``, ``bad_answers``, ``doubts``, ``model_changed``.
+    Answers are checked for count, order and finiteness. Failed requests are retried as long as that may help; samples that get no answer
+    fail, and never become a number. Equal samples are sent once. `counts` counts ``requests``, ``retries``, ``hedges``, ``splits``, and
+    problems: ``overloads``, ``timeouts``, ``connection_errors``, ``server_errors``, ``bad_answers``, ``doubts``, ``model_changed``.
 
     Args:
-        url: Where the scorer is; several are balanced by load, and one may be lost.
-        protocol: How it is spoken to; asked of the server itself if unset.
+        url: The scorer's address; of several, the load is balanced, and any may fail.
+        protocol: The protocol it understands; detected by asking the server if unset.
         api_key_env: The environment variable that holds the key, which is sent as ``Authorization: Bearer``.
-        headers: Further headers. Their values are in no message, but in the spec and in pickles.
-        tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples
-            are sent as they are, or as text.
+        headers: Further headers. Their values never appear in messages, but they are in the spec and in pickles.
+        tokenizer: A model folder or id whose tokenizer, and manifest if it has one, render the samples here. Without it, samples are sent
+            unchanged, or as text.
         chat_template: For the tokenizer: ``plain``, or a file with a Jinja template.
-        append_eos: For the tokenizer: whether text ends with EOS. False without one says that texts are sent without on purpose.
-        max_length: For the tokenizer: most tokens of a sample.
+        append_eos: For the tokenizer: whether text ends with EOS. Without a tokenizer, false confirms that texts are sent without EOS.
+        max_length: For the tokenizer: the most tokens of a sample.
         truncation: For the tokenizer: ``left`` cuts the beginning of a longer sample's prompt, ``error`` refuses it.
-        read: For the tokenizer: the token of a row at which a decoder is scored, ``before-padding`` for the last that is not the model's
-            padding token, as transformers and TRL have it, or ``last`` for the very last, as OpenRLHF and vLLM have it. Rows are sent
-            for the server to read that one, or refused.
-        pair: Whether the model takes prompt and completion as a pair, with separators and token types, as cross-encoders do; else
-            they are one text. Without a tokenizer, it must be said of servers whose tokenizer closes texts.
+        read: For the tokenizer: the token at which a decoder is scored: ``before-padding`` for the last one that is not the model's
+            padding token, as in transformers and TRL, or ``last`` for the very last, as in OpenRLHF and vLLM. Rows that the server would
+            score at another token are refused.
+        pair: Whether the model takes prompt and completion as a pair, with separators and token types, as cross-encoders do; else they
+            are one text. It must be set for servers whose tokenizer adds tokens at the end, if there is no `tokenizer` here.
         template_kwargs: For the tokenizer: further arguments of the chat template.
-        template_date: For the tokenizer: the day that a chat template is told which writes the date.
-        batch_size: Most samples of a request; the server's own limit if unset, and never more than that.
-        concurrency: Most requests at a time to one URL; fewer while the server is overloaded.
-        timeout: Seconds for one request.
-        deadline: Seconds for all that one call of `score` takes, with everything that is sent again.
-        tries: How often a request is tried; one that finds nobody there is tried until the deadline.
+        template_date: For the tokenizer: the day for a chat template that writes the current date.
+        batch_size: The most samples per request; the server's own limit if unset, and never more than that.
+        concurrency: The most requests at a time to one URL; fewer while the server is overloaded.
+        timeout: Seconds per request.
+        deadline: Seconds for one call of `score`, with all retries.
+        tries: How often a request is tried; while no server can be reached, it is tried until the deadline.
         hedge_after: Seconds after which a request without an answer is sent a second time; the first answer counts.
-        ca_file: The certificates that sign the server's, the system's if unset.
-        fingerprint: Of the model that must score, as the server names it.
+        ca_file: The certificates that sign the server's; the system's if unset.
+        fingerprint: The fingerprint of the model that must score, as the server reports it.
 
     Raises:
-        SpecError: A URL is not one or holds a key, the environment has no key, or a setting is out of its range.
+        SpecError: A URL is not valid or contains a key, the environment has no key, or a setting is out of range.
         ModelError: The tokenizer cannot be loaded.
     """
 
@@ -115,9 +114,9 @@ class Remote(Provider):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise SpecError(f"must be a positive number of seconds, not {seconds}.", key=key)
         if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
-            # What is no usual name may be the key itself, by mistake.
+            # A text that is not a usual name may be the key itself, by mistake.
             called = f" {api_key_env}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env) else " of this name"
-            raise SpecError(f"the environment variable{called} is not set. It is to hold the server's key.", key="api_key_env")
+            raise SpecError(f"the environment variable{called} is not set. It must hold the server's key.", key="api_key_env")
         if ca_file is not None and not Path(ca_file).is_file():
             raise SpecError(f"there is no file {ca_file!r}.", key="ca_file")
         self._settings = Settings(
@@ -146,7 +145,7 @@ class Remote(Provider):
         self._start()
 
     def _start(self) -> None:
-        """Make what belongs to this process alone."""
+        """Create what must not be shared with another process."""
         keep_secret(self, *self._settings.secrets)
         self.renderer = self._loaded_renderer()
         self._lock = threading.Lock()
@@ -159,7 +158,10 @@ class Remote(Provider):
             return load_renderer(self._tokenizer, self._rendering_settings)
         for key, value in self._rendering_settings.items():
             if value is not None and key != "pair" and (key, value) != ("append_eos", False):
-                raise SpecError("nothing is rendered here without a `tokenizer`; name one, or leave this out.", key=key)
+                raise SpecError(
+                    "this needs a `tokenizer`, as samples are rendered here only with one; name one, or leave this out.",
+                    key=key,
+                )
         return None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,13 +174,13 @@ class Remote(Provider):
 
     @property
     def identity(self) -> list[Any]:
-        """Its settings, and what the tokenizer makes of samples, where there is one; not the model, which runs elsewhere."""
+        """Its settings, and those of the tokenizer if there is one; not the model, which runs elsewhere."""
         if self.renderer is None:
             return super().identity
         return [self._settings_with_effect(*WHERE_A_MODEL_IS), model_facts(self.renderer), None]
 
     def close(self) -> None:
-        """Give back the connections; scoring again opens new ones."""
+        """Close the connections; scoring again opens new ones."""
         with self._lock:
             fleet, self._fleet = self._fleet, None
         forget_secrets(self)
@@ -187,7 +189,7 @@ class Remote(Provider):
         super().close()
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Have each different sample scored once, whichever server does it; what has no answer is an error."""
+        """Let each distinct sample be scored once, by any of the servers; a sample without an answer is an error."""
         begun = time.monotonic()
         contents = [_content(sample) for sample in samples]
         firsts: dict[object, int] = {}
@@ -221,7 +223,7 @@ class Remote(Provider):
         )
 
     def _sendable(self, samples: Sequence[Sample], contents: Sequence[object], rows: Sequence[int]) -> SendableSamples:
-        """What is sent of `rows`, of which each stands for all samples of its content."""
+        """What is sent for `rows`, each of which represents all samples with the same content."""
         try:
             return self._as_sendable([samples[row] for row in rows])
         except (ScoringError, DataError) as error:
@@ -260,7 +262,7 @@ class Remote(Provider):
                 self.counts.update(counted)
 
     def _told(self, failed: Mapping[int, str], size: int) -> str:
-        """What went wrong, each reason once."""
+        """The error message, with each reason once."""
         reasons = Counter(failed.values())
         first = {failed[row]: row for row in sorted(failed, reverse=True)}
         told = [
@@ -276,7 +278,7 @@ def _column(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float
 
 
 def _content(sample: Sample) -> object:
-    """What equal samples have in common; the very object where that cannot be told."""
+    """A key that is equal for equal samples; the id of the object where it has no JSON form."""
     try:
         return json.dumps(sample_to_json(sample))
     except (TypeError, ValueError):
@@ -284,7 +286,7 @@ def _content(sample: Sample) -> object:
 
 
 def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
-    """The URLs without a slash at their ends; messages show nothing of them that may be a secret."""
+    """The URLs without a slash at their end; error messages leave out what may be a secret."""
     urls = (url,) if isinstance(url, str) else tuple(url)
     if not urls:
         raise SpecError("needs at least one URL.", key="url")
@@ -292,8 +294,8 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
         key = "url" if isinstance(url, str) else f"url[{place}]"
         if "@" in address:
             raise SpecError(
-                f"the URL of {_host(address)} holds a name or a password, which would be in every log. Put the key into an "
-                "environment variable, and name that one with `api_key_env`.",
+                f"the URL of {_host(address)} contains a name or a password, which would appear in every log. Put the key into an "
+                "environment variable, and name that variable with `api_key_env`.",
                 key=key,
             )
         shown = re.split("[?#]", address)[0]
@@ -301,21 +303,23 @@ def _checked_urls(url: str | Sequence[str]) -> tuple[str, ...]:
             parts = urlsplit(address)
             port = parts.port
         except ValueError:
-            raise SpecError("is no URL: its port is no number from 1 to 65535, or its host is none.", key=key) from None
+            raise SpecError(
+                "is not a valid URL: its port must be from 1 to 65535, and its host must be valid.", key=key
+            ) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise SpecError(f"{shown!r} is not the URL of a server, such as http://127.0.0.1:8000.", key=key)
         if parts.query or parts.fragment:
             raise SpecError(f"{shown!r} must end before '?' and '#': a path is appended to it.", key=key)
     stripped = tuple(address.rstrip("/") for address in urls)
     if len(set(stripped)) < len(stripped):
-        raise SpecError("names one server twice.", key="url")
+        raise SpecError("names the same server twice.", key="url")
     return stripped
 
 
 def _host(address: str) -> str:
-    """What stands behind the last @, as far as it may be a host."""
-    found = re.match(r"[\w.-]*", address.rpartition("@")[2])
-    return found[0] if found else ""
+    """The host after the last @, as far as it has the characters of one."""
+    host = re.match(r"[\w.-]*", address.rpartition("@")[2])
+    return host[0] if host else ""
 
 
 def _checked_headers(headers: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
@@ -325,13 +329,13 @@ def _checked_headers(headers: Mapping[str, object]) -> tuple[tuple[str, str], ..
             raise SpecError(f"a header is text, not {type(value).__name__}; put it in quotes.", key=f"headers.{name}")
         if name.lower() in _NOT_FOR_SPECS:
             raise SpecError(
-                "no secret belongs into a spec, and this header carries one. Put the server's key into an environment variable, and "
-                "name that one with `api_key_env`.",
+                "a spec must not contain secrets, and this header is one. Put the server's key into an environment variable, and name that "
+                "variable with `api_key_env`.",
                 key=f"headers.{name}",
             )
         if name.lower() in _NOT_FOR_USERS:
-            raise SpecError("this header is the client's own affair; leave it out.", key=f"headers.{name}")
+            raise SpecError("the client sets this header itself; leave it out.", key=f"headers.{name}")
         if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
-            raise SpecError("headers hold printable ASCII characters only.", key=f"headers.{name}")
+            raise SpecError("headers must be printable ASCII.", key=f"headers.{name}")
         checked.append((name, value))
     return tuple(checked)

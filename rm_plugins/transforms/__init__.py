@@ -1,7 +1,7 @@
-"""Reshapings of a provider's scores, used as ``transform: NAME`` or ``transform: {name: NAME, ...}``.
+"""Transforms of a provider's scores, used as ``transform: NAME`` or ``transform: {name: NAME, ...}``.
 
-An abstention, NaN, stays one. Most reshape each score by itself; what a score becomes depends on its batch with `RankInGroup`, and on
-all batches up to its own with a running `ZScore`.
+An abstention, NaN, stays one. Most transforms look at each score by itself; `RankInGroup` depends on the batch, and a running `ZScore` on
+all batches so far.
 """
 
 from __future__ import annotations

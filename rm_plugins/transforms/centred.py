@@ -1,4 +1,4 @@
-"""Bounded rewards, as probabilities to be preferred to a reference answer."""
+"""Bounded rewards: the probability of being preferred to a reference answer, or its logarithm."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rm_plugins.transforms.fixed import log_sigmoid
 
 
 class LogSigmoidCentred(FittedTransform):
-    """log σ(score - centre): what is good enough gains little more, what is bad loses without bound (arXiv 2402.00742).
+    """log σ(score - centre): scores above the centre gain little more, scores below it fall without bound (arXiv 2402.00742).
 
-    The sum, or mean, of several such rewards is the logarithm of the probability that an answer is good by all of them.
+    The sum of several such rewards is the logarithm of the probability that an answer is good by all of them.
 
     Args:
         centre: The reward of a good answer.
-        quantile: Where `centre` is not given: the share of known scores that lie below it.
-        reference: A file of this reward's scores, as `rm-plugins score` writes it, that `centre` is found in.
+        quantile: Where `centre` is not given, it is this quantile of the known scores.
+        reference: A file of this reward's scores, as `rm-plugins score` writes it, for the quantile.
 
     Raises:
         SpecError: `quantile` is not from 0 to 1.
@@ -51,9 +51,9 @@ class LogSigmoidCentred(FittedTransform):
         return {"centre": float(np.quantile(values, self.quantile))}
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
-        """The logarithm of the probability to be preferred."""
+        """The logarithm of the probability of being preferred."""
         self.settle()
-        assert self.centre is not None  # says `settle`
+        assert self.centre is not None  # since `settle`
         return log_sigmoid(values - self.centre)
 
 
@@ -61,9 +61,9 @@ class Par(LogSigmoidCentred):
     """σ(score - centre), between 0 and 1: preference as reward (PAR, arXiv 2502.18770) with a single reference reward.
 
     Args:
-        centre: The reward of a usual answer, such as the mean over the answers of the policy before its training.
-        quantile: Where `centre` is not given: the share of known scores that lie below it, by default half of them.
-        reference: A file of this reward's scores, as `rm-plugins score` writes it, that `centre` is found in.
+        centre: The reward of a typical answer, such as the mean reward of the policy's answers before training.
+        quantile: Where `centre` is not given, it is this quantile of the known scores; by default their median.
+        reference: A file of this reward's scores, as `rm-plugins score` writes it, for the quantile.
 
     Raises:
         SpecError: `quantile` is not from 0 to 1.
@@ -81,6 +81,6 @@ class Par(LogSigmoidCentred):
         super().__init__(centre=centre, quantile=quantile, reference=reference)
 
     def __call__(self, values: FloatArray, samples: Sequence[Sample]) -> FloatArray:
-        """The probability to be preferred."""
+        """The probability of being preferred."""
         probabilities: FloatArray = np.exp(super().__call__(values, samples))
         return probabilities

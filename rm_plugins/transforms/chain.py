@@ -1,4 +1,4 @@
-"""Transforms one after another."""
+"""Transforms applied one after another."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rm_plugins.transforms.fitted import FittedTransform
 
 
 class Chain(Transform):
-    """Transforms one after another; a list is its short form.
+    """Transforms applied one after another; a list is the short form.
 
     Args:
-        transforms: In the order in which they are applied.
+        transforms: The transforms, in the order in which they are applied.
     """
 
     name: ClassVar[str] = "chain"
@@ -25,7 +25,7 @@ class Chain(Transform):
         self.transforms = list(transforms)
 
     def bind(self, provider: Provider) -> None:
-        """Bind every one of them; the provider's statistics are those of what the first one gets, and of no other's."""
+        """Bind every one of them; only the first one gets the provider's statistics, which are of the scores before it."""
         for place, transform in enumerate(self.transforms):
             try:
                 if place and isinstance(transform, FittedTransform):
@@ -42,17 +42,17 @@ class Chain(Transform):
         return values
 
     def state(self) -> dict[str, Any]:
-        """The state of those that have one, by their place."""
+        """The state of those that have one, by their position."""
         return {str(place): state for place, transform in enumerate(self.transforms) if (state := transform.state())}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Hand each its own.
+        """Restore the state of each.
 
         Raises:
             DataError: It is the state of another chain.
         """
         if state.keys() != self.state().keys():
             here = ", ".join(self.state()) or "none"
-            raise DataError(f"the state is of the transforms {', '.join(state)} of a chain, and of this one {here} learn")
+            raise DataError(f"the state is of the transforms {', '.join(state)} of a chain, but in this one {here} learn")
         for place, learned in state.items():
             self.transforms[int(place)].load_state(learned)

@@ -1,4 +1,4 @@
-"""Transforms with statistics of the scores that they reshape, and where these come from."""
+"""Transforms that need statistics of the scores that they reshape, and where these come from."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from rm_plugins.errors import DataError, SpecError
 from rm_plugins.provider import Provider, Transform
 from rm_plugins.scores import FloatArray
 
+FEWEST_SCORES = 30
+"""The fewest scores for statistics; with fewer, the standard error of a standard deviation is above 13%."""
+
 SCORE_COLUMNS = columns_called("score")
 """The columns that ``rm-plugins score`` writes."""
 
 
 class FittedTransform(Transform):
-    """A transform with statistics of its provider's scores.
+    """A transform that needs statistics of its provider's scores.
 
     What a spec leaves out comes from the file of scores that its `reference` names, else from the provider's manifest;
-    ``rm-plugins calibrate`` finds them all and writes them down. A subclass names its statistics, keeps each as an attribute that
-    is None until it is known, says how they are measured, and calls `settle` before it uses them.
+    ``rm-plugins calibrate`` measures them all and writes them into the spec. A subclass names its statistics, keeps each as an attribute
+    that is None until it is known, implements `measure`, and calls `settle` before it uses them.
     """
 
     statistics: ClassVar[tuple[str, ...]]
     """The attributes, and the keys of its spec, that hold its statistics."""
     in_manifest: ClassVar[Mapping[str, str]] = {}
-    """Statistic to the attribute of the provider's `statistics` that is the same."""
+    """For each statistic, the attribute of the provider's `statistics` that has it."""
     reference: str | None = None
-    """A file of scores, as `rm-plugins score` writes it, that what is left out is measured on."""
+    """A file of scores, as `rm-plugins score` writes it, on which missing statistics are measured."""
 
     @abstractmethod
     def measure(self, values: FloatArray) -> dict[str, float]:
@@ -42,18 +45,18 @@ class FittedTransform(Transform):
             values: float64 [N], at least one, none of them NaN.
 
         Raises:
-            DataError: These scores have none that could be used.
+            DataError: They cannot be measured on these scores.
         """
 
     def check(self) -> None:
         """Called when all statistics are known.
 
         Raises:
-            SpecError: They make no sense.
+            SpecError: They are not valid, such as a standard deviation of 0.
         """
 
     def fit(self, values: FloatArray) -> dict[str, float]:
-        """Take the statistics of scores in place of whatever is known.
+        """Measure the statistics on scores; they replace those that are known.
 
         Args:
             values: float64 [N], NaN where abstained, which does not count.
@@ -62,7 +65,7 @@ class FittedTransform(Transform):
             The statistics, as its spec has them.
 
         Raises:
-            DataError: There is no score, or none of them can be used.
+            DataError: There is no score, or they cannot be measured on these scores.
         """
         measured = self._measured(values)
         for name, value in measured.items():
@@ -71,22 +74,22 @@ class FittedTransform(Transform):
         return measured
 
     def bind(self, provider: Provider) -> None:
-        """Find what the spec left out.
+        """Find the statistics that the spec leaves out.
 
         Raises:
-            SpecError: It is unavailable.
+            SpecError: They are unavailable.
         """
         self.settle(getattr(provider, "statistics", None), repr(provider.label))
 
     def settle(self, manifest: Any = None, called: str = "its provider") -> None:
-        """Find what the spec left out, where that has not been done.
+        """Find the statistics that the spec leaves out, unless that has been done.
 
         Args:
             manifest: The statistics in the provider's manifest.
             called: What messages call the provider.
 
         Raises:
-            SpecError: It is unavailable, or makes no sense.
+            SpecError: They are unavailable or not valid.
         """
         missing = [name for name in self.statistics if getattr(self, name) is None]
         if not missing:
@@ -94,7 +97,9 @@ class FittedTransform(Transform):
         known: Mapping[str, float] = {}
         if self.reference is not None:
             try:
-                known = self._measured(scores_in_file(self.reference))
+                scores = scores_in_file(self.reference)
+                self.check_scores(scores)
+                known = self._measured(scores)
             except DataError as error:
                 raise SpecError(str(error), key="reference") from error
         elif manifest is not None:
@@ -103,7 +108,7 @@ class FittedTransform(Transform):
             needed = " and ".join(f"`{name}`" for name in self.statistics)
             lacks = f": {called} has no manifest with the statistics of its scores" if self.in_manifest else ""
             raise SpecError(
-                f"{self.name} needs {needed}{lacks}. Give them, or a file of scores as `reference`, or have `rm-plugins calibrate` "
+                f"{self.name} needs {needed}{lacks}. Give them, or a file of scores as `reference`, or let `rm-plugins calibrate` "
                 "find them."
             )
         for name in missing:
@@ -112,13 +117,42 @@ class FittedTransform(Transform):
             self.check()
         except SpecError as error:
             source = self.reference or f"the manifest of {called}"
-            raise SpecError(f"{error.message} What was left out comes from {source}.", key=error.key) from None
+            raise SpecError(f"{error.message} The missing statistics come from {source}.", key=error.key) from None
+
+    def check_scores(self, values: FloatArray) -> None:
+        """Refuse scores that say too little: `rm-plugins calibrate`, and a `reference`, need 30 that differ.
+
+        Args:
+            values: float64 [N], NaN where abstained.
+
+        Raises:
+            DataError: They are too few, or all the same.
+        """
+        scores = values[~np.isnan(values)]
+        if 0 < len(scores) < FEWEST_SCORES:
+            abstained = f" (and {len(values) - len(scores)} abstentions)" if len(scores) < len(values) else ""
+            raise DataError(
+                f"{self.name!r} needs at least {FEWEST_SCORES} scores for its statistics, and there are {len(scores)}{abstained}. Give "
+                "more rows."
+            )
+        if len(scores):
+            check_differing(scores, self.name)
 
     def _measured(self, values: FloatArray) -> dict[str, float]:
         scores = values[~np.isnan(values)]
         if not len(scores):
-            raise DataError(f"There is no score to find the statistics of {self.name!r} in, only {len(values)} abstentions.")
+            raise DataError(f"There is no score to measure the statistics of {self.name!r} on, only {len(values)} abstentions.")
         return self.measure(scores)
+
+
+def check_differing(scores: FloatArray, transform: str) -> None:
+    """Refuse scores, at least one, that are all the same.
+
+    Raises:
+        DataError: They are.
+    """
+    if scores.min() == scores.max():
+        raise DataError(f"All {len(scores)} scores are {scores[0]}: {transform} needs scores that differ.")
 
 
 def scores_in_file(path: str) -> FloatArray:
@@ -128,10 +162,12 @@ def scores_in_file(path: str) -> FloatArray:
         path: JSON Lines or Parquet.
 
     Raises:
-        DataError: There is no such file, a row has no score, or a score is no number.
+        DataError: There is no such file, a row has no score, or a score is not a number.
     """
     if path == "-" or not is_data_file(path):
-        raise DataError(f"{path!r} is no file of scores; .jsonl and .parquet, as `rm-plugins score` writes them, are allowed.")
+        raise DataError(
+            f"{path!r} is not a file of scores; .jsonl and .parquet, as `rm-plugins score` writes them, are allowed."
+        )
     scores: list[float] = []
     for number, row in enumerate(read_rows(path), start=1):
         columns = [row[name] for name in SCORE_COLUMNS if name in row]

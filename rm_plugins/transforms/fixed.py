@@ -1,4 +1,4 @@
-"""Reshapings that need to know nothing of the scores."""
+"""Transforms without statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Scale(Transform):
 
     Args:
         factor: What the shifted score is multiplied by.
-        shift: What is taken from the score before.
+        shift: What is subtracted from the score first.
     """
 
     name: ClassVar[str] = "scale"
@@ -37,8 +37,8 @@ class Clip(Transform):
     """The score, no lower than `low` and no higher than `high`.
 
     Args:
-        low: The least score; None for no bound.
-        high: The greatest score; None for no bound.
+        low: The lowest score; None for no bound.
+        high: The highest score; None for no bound.
 
     Raises:
         SpecError: There is no bound, or `low` is above `high`.
@@ -60,7 +60,7 @@ class Clip(Transform):
 
 
 class Tanh(Transform):
-    """tanh(score / scale), between -1 and 1: nearly linear about 0, and level far from it.
+    """tanh(score / scale), between -1 and 1: nearly linear around 0, and flat far from it.
 
     Args:
         scale: The score that becomes tanh(1), about 0.76.
@@ -83,7 +83,7 @@ class Tanh(Transform):
 
 
 class Sigmoid(Transform):
-    """σ(score) = 1 / (1 + exp(-score)), between 0 and 1: of a Bradley-Terry reward, the probability to be preferred to a reward of 0."""
+    """σ(score) = 1 / (1 + exp(-score)), between 0 and 1: for a Bradley-Terry reward, the probability of being preferred to 0."""
 
     name: ClassVar[str] = "sigmoid"
 
@@ -94,7 +94,7 @@ class Sigmoid(Transform):
 
 
 def log_sigmoid(values: FloatArray) -> FloatArray:
-    """log σ(x) = min(x, 0) - log(1 + exp(-|x|)), exact far from 0 as well.
+    """log σ(x) = min(x, 0) - log(1 + exp(-|x|)), also exact far from 0.
 
     >>> log_sigmoid(np.array([-1000.0, 0.0])).round(3).tolist()
     [-1000.0, -0.693]

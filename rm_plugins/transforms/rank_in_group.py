@@ -1,4 +1,4 @@
-"""Ranks in place of scores."""
+"""Ranks instead of scores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rm_plugins.statistics.ranks import compared_completions, ranks_in_groups
 
 
 class RankInGroup(Transform):
-    """The place of a completion among those of its prompt in the batch: 0 for the worst, 1 for the best.
+    """The rank of a completion among those of its prompt in the batch: 0 for the worst, 1 for the best.
 
-    Of n completions with a score, the one that is better than k others has k / (n - 1); equal scores share the mean of their places,
-    and a completion without another to be compared with has 0.5. So has every completion without a prompt. A score thus depends on its
-    batch, of which a process sees its own part: keep all completions of a prompt together.
+    Of n completions with a score, one that is better than k others gets k / (n - 1); equal scores share their mean rank. A completion
+    without another one to compare gets 0.5, and so does every completion without a prompt. A score thus depends on its batch, of which
+    each process only sees its own part: keep all completions of a prompt together.
     """
 
     name: ClassVar[str] = "rank-in-group"

@@ -1,4 +1,4 @@
-"""Statistics that are learned while scoring, the same in every process of a training."""
+"""Statistics that are updated while scoring, the same in every process of a training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RunningStatistics:
     """Number, mean and sum of squared deviations of all scores so far.
 
     They are merged batch by batch (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-    Variances", 1979). The sums over a batch are exactly rounded, so that they do not depend on the order of its scores, nor on how
-    these are spread over processes.
+    Variances", 1979). The sums over a batch are exactly rounded, so they depend neither on the order of its scores nor on how these are
+    distributed over processes.
 
     >>> seen = RunningStatistics()
     >>> seen.update(np.array([1.0, 3.0, np.nan]))
@@ -36,7 +36,7 @@ class RunningStatistics:
         self.squares = 0.0
 
     def update(self, values: FloatArray) -> None:
-        """Take in a batch: the scores of all processes.
+        """Add a batch: the scores of all processes.
 
         Args:
             values: This process's scores, float64 [N], NaN where abstained, which does not count.
@@ -49,15 +49,15 @@ class RunningStatistics:
             batch.update(self, known)
 
     def moments(self, *, mean: float, std: float, weight: float) -> tuple[float, float]:
-        """Mean and standard deviation (ddof 0) of what was seen and of a prior.
+        """Mean and standard deviation (ddof 0) of the scores so far and a prior.
 
         Args:
             mean: The prior's mean.
             std: The prior's standard deviation.
-            weight: How many scores the prior counts for.
+            weight: How many scores the prior counts as.
 
         Returns:
-            The prior's own where there is nothing else.
+            Those of the prior where there is nothing else.
         """
         count = self.count + weight
         if not count:
@@ -67,17 +67,17 @@ class RunningStatistics:
         return mean + gap * self.count / count, math.sqrt(squares / count)
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """All of it, as JSON has it."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.count, self.mean, self.squares = int(state["count"]), float(state["mean"]), float(state["squares"])
 
     def _merge(self, scores: Sequence[float]) -> None:
         if not scores:
             return
-        # Rounding must not take the mean of equal scores for another one than they are.
+        # The mean of equal scores must be exactly that score, whatever the rounding.
         mean = min(max(math.fsum(scores) / len(scores), min(scores)), max(scores))
         squares = math.fsum((score - mean) ** 2 for score in scores)
         count, gap = self.count + len(scores), mean - self.mean
@@ -88,15 +88,15 @@ class RunningStatistics:
 
 @contextmanager
 def shared_batch(provider: Provider) -> Iterator[None]:
-    """What is scored inside is this process's part of one batch, of which every process scores a part, perhaps none.
+    """Within it, this process's part of one batch is scored; every process scores a part, which may be empty.
 
-    Processes gather scores once a batch for all running statistics of the provider, in one order, whether or not these were asked
-    in this process: a reward that failed here, or that no sample was routed to, keeps nobody waiting. Scores that come out of that
-    order (of a member that runs in a thread of its own, or is asked twice) are reshaped by what was known before, and are taken in
-    at the end of the batch.
+    Processes gather the scores once per batch for all running statistics of the provider, in one fixed order, whether or not these were
+    used in this process: a reward that failed here, or that got no sample, makes no other process wait. Scores that come out of order (of
+    a member that runs in its own thread, or that scores twice) are reshaped with the earlier statistics, and are added at the end of the
+    batch.
 
     Args:
-        provider: What scores; its spec must be the same in every process.
+        provider: The provider that scores; its spec must be the same in every process.
     """
     batch = _Batch(list(dict.fromkeys(_in_order(provider))))
     token = _batch.set(batch)
@@ -108,7 +108,7 @@ def shared_batch(provider: Provider) -> Iterator[None]:
 
 
 class _Batch:
-    """The running statistics of a tree of providers, in the order in which they are asked, and how far that has come."""
+    """The running statistics of a tree of providers, in the order in which they are used, and how many were gathered so far."""
 
     def __init__(self, order: Sequence[RunningStatistics]) -> None:
         self.order = order
@@ -118,7 +118,7 @@ class _Batch:
 
     def update(self, statistics: RunningStatistics, scores: list[float]) -> None:
         place = next((place for place, other in enumerate(self.order) if other is statistics), None)
-        if place is None:  # it is in nothing that the tree shows, such as a function: its processes see to their order
+        if place is None:  # it is not in the tree, such as inside a function, whose processes must gather in the same order
             statistics._merge(_joined(all_gathered(scores)))
             return
         if place < self.done or threading.get_ident() != self.thread:
@@ -153,7 +153,7 @@ def _joined(parts: Iterable[Sequence[float]]) -> list[float]:
 
 
 def _in_order(provider: Provider) -> Iterator[RunningStatistics]:
-    """The running statistics of a tree of providers: those of its parts come before its own."""
+    """The running statistics of a tree of providers; those of its parts come before its own."""
     for child in provider.children.values():
         if child is not provider.fallback:
             yield from _in_order(child)

@@ -117,7 +117,7 @@ class TestLora:
 
     def test_each_member_can_be_calibrated(self, adapters: list[str]) -> None:
         calibration = Calibration({"provider": "lora-ensemble", "adapters": adapters, "aggregate": "min"})
-        entries = calibration.fit(SAMPLES)
+        entries = calibration.fit(SAMPLES * 30)
         assert [calibrated.path for calibrated in entries] == [f"member_transforms[{number}]" for number in range(3)]
         near([calibrated.statistics["mean"] for calibrated in entries], [values(adapter).mean() for adapter in adapters])
         scores = rm.load(calibration.spec(Path.cwd())).score(SAMPLES)

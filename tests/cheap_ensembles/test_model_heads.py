@@ -99,7 +99,7 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"member_transforms": ["scale"] * 2}, r"^member_transforms: there are 2 for 3 members; give one a member"),
+            ({"member_transforms": ["scale"] * 2}, r"^member_transforms: there are 2 for 3 members; give one per member"),
             (
                 {"member_transforms": ["scale", "zscore", "scale"]},
                 r"^member_transforms\[1\]: zscore needs `mean`.*'member 1 of ",
@@ -107,7 +107,7 @@ class TestHeads:
             ({"member_transforms": ["scale", "scal", "scale"]}, r"^member_transforms\[1\]: .*'scale'"),
             ({"aggregate": {"name": "weighted", "weights": [1.0]}}, r"^aggregate\.weights: there are 1 weights for 3 members"),
             ({"aggregate": "mim"}, r"^aggregate: .*'min'"),
-            ({"aggregate": "min", "head": 0}, r"^aggregate: .* is used as one member.*and the key `head`"),
+            ({"aggregate": "min", "head": 0}, r"^aggregate: .* has a single member here.*and the key `head`"),
         ],
     )
     def test_what_does_not_fit_is_named(self, settings: dict[str, Any], message: str, folder: Path) -> None:
@@ -123,7 +123,7 @@ class TestHeads:
 
     def test_a_missing_scale_is_warned_of_once(self, folder: Path) -> None:
         with pytest.warns(
-            UserWarning, match=r"aggregate 'min' of .* compares members, and none of them have a transform"
+            UserWarning, match=r"aggregate 'min' of .* compares members, and all of them have no transform"
         ) as caught:
             provider = rm.load(folder, aggregate="min")
         assert len(caught) == 1

@@ -48,7 +48,7 @@ class TestCached:
             assert len(asked) == before + 1
 
     def test_a_column_that_cannot_be_told_from_another_is_refused(self) -> None:
-        with pytest.raises(DataError, match=r"item 1 cannot be told from others, .*: object <object .*Leave such columns out"):
+        with pytest.raises(DataError, match=r"item 1 cannot be cached, .*: object <object .*Leave such columns out"):
             scored([SAMPLES[0], rm.Sample("", "a", {"thing": object()})], provider="cached", reward=LENGTH, path="memory")
 
     def test_a_file_outlives_the_provider_and_knows_the_reward(self) -> None:
@@ -104,7 +104,7 @@ class TestCached:
             ),
             (
                 {"reward": lambda samples: [], "path": "a.sqlite"},
-                "version: part of '<lambda>' was made in Python, so that nothing",
+                "version: part of '<lambda>' was made in Python, so its scores",
             ),
             (
                 {"reward": {"provider": "sum", "members": [Constant(value=1.0)]}, "path": "a.sqlite"},
@@ -112,7 +112,7 @@ class TestCached:
             ),
             (
                 {"reward": {"provider": "product", "members": [SCHEDULED]}},
-                "reward.members[0].weights: these weights follow the training, and a score that was kept would not",
+                "reward.members[0].weights: these weights change during training, so their sum cannot be cached",
             ),
         ],
     )
@@ -160,7 +160,7 @@ def test_objects_of_one_class_are_told_apart_in_a_cache(tmp_path: Path) -> None:
 
 def test_what_is_ranked_in_its_batch_is_not_cached() -> None:
     reward = {"provider": "function", "function": len_of, "transform": ["scale", "rank-in-group"]}
-    with pytest.raises(SpecError, match="ranked within its batch"):
+    with pytest.raises(SpecError, match="ranks within its batch, so its scores cannot be cached"):
         rm.load({"provider": "cached", "path": "memory", "reward": reward})
 
 

@@ -67,7 +67,7 @@ class TestMistakesInAFile:
             ("{provider: fallback, members: []}", ".members: a fallback needs at least one member."),
             (
                 "{provider: sum, weights: [1, 2], members: [{provider: constant, value: 1}]}",
-                ".weights: there are 2 weights for 1 members; give one a member.",
+                ".weights: there are 2 weights for 1 members; give one per member.",
             ),
             ("{provider: sum, weights: [0], members: [{provider: constant, value: 1}]}", ".weights: all weights are 0"),
             (
@@ -87,10 +87,10 @@ class TestMistakesInAFile:
             ("{provider: gate, gate: builtins:len, reward: 3}", ".reward: a spec is text, a path, a mapping"),
             ("{provider: gate, gate: builtins:len, reward: builtins:len, at: high}", ".at: input should be a valid number"),
             ("{provider: threshold, reward: builtins:len}", ".at: 'threshold' needs the key 'at', which is missing."),
-            ("{provider: route, column: a, routes: {}}", ".routes: there is none; give each kind"),
+            ("{provider: route, column: a, routes: {}}", ".routes: there are none; give each kind"),
             (
                 "{provider: route, column: a, routes: {true: builtins:len, 'true': builtins:len}}",
-                ".routes: two are called the same",
+                ".routes: two have the same name",
             ),
             ("{provider: route, routes: {a: builtins:len}}", ": give either `column`, a dataset column, or `by`"),
             ("{provider: route, column: a, by: builtins:len, routes: {a: builtins:len}}", ": give either `column`"),
@@ -166,7 +166,7 @@ class TestMistakesInAFile:
         with pytest.raises(SpecError) as caught:
             rm.load("spec.yaml")
         assert str(caught.value).startswith(
-            f"{here / 'spec.yaml'}: {PLACE}.members[0].members[0]: the spec contains itself: this is what it is inside of."
+            f"{here / 'spec.yaml'}: {PLACE}.members[0].members[0]: the spec contains itself: this part is nested in the same part."
         )
 
     def test_an_anchor_used_twice_is_none(self, here: Path) -> None:

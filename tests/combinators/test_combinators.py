@@ -239,7 +239,7 @@ class TestRoute:
             )
         assert str(caught.value) == (
             "column: the route 'route' cannot score the batch: 1 of 5 samples (items 4) have no column 'topic'. Did you mean 'topic'? "
-            "Allowed: topic, topics. Give the dataset this column, or the spec another one."
+            "Allowed: topic, topics. Add the column to the dataset, or name another one in the spec."
         )
         assert caught.value.rows == frozenset({4})
 
@@ -247,8 +247,8 @@ class TestRoute:
         with pytest.raises(DataError) as caught:
             scored(provider="route", label="by topic", column="topic", routes={"maths": LENGTH})
         assert str(caught.value) == (
-            "column: the route 'by topic' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3) are of a kind without a route: "
-            "'code', 'math'. Did you mean 'maths'? Allowed: maths. Give it a route, or all such kinds the key `otherwise`."
+            "column: the route 'by topic' cannot score the batch: 4 of 4 samples (items 0, 1, 2, 3) have a kind without a route: "
+            "'code', 'math'. Did you mean 'maths'? Allowed: maths. Add a route for it, or the key `otherwise` for all such kinds."
         )
 
     def test_a_function_that_fails_is_a_failure(self) -> None:

@@ -26,7 +26,7 @@ from tests.conftest import MakeFolder
 
 JUDGE: dict[str, Any] = {"provider": "remote", "url": "http://127.0.0.1:1"}
 SCORES = {"provider": "constant", "value": 1.0}
-FIRST, SECOND = '{"score": 1.0}\n{"score": 2.0}\n', '{"score": 1.0}\n{"score": 4.0}\n'
+FIRST, SECOND = ('{"score": 1.0}\n{"score": 2.0}\n' * 15, '{"score": 1.0}\n{"score": 4.0}\n' * 15)
 
 
 class Words(rm.Provider):

@@ -196,7 +196,7 @@ class TestTransformed:
         [
             (lambda values: values * np.inf, "infinite score for 2 of 3"),
             (lambda values: values[1:], "returned 2 scores for 3 samples"),
-            (lambda values: np.nan_to_num(values), "'reshaped' of the provider 'lengths' made a score of 1 abstentions"),
+            (lambda values: np.nan_to_num(values), "'reshaped' of the provider 'lengths' turned 1 abstentions into scores"),
             (lambda values: 1 / 0, "ZeroDivisionError"),
         ],
     )
@@ -229,7 +229,7 @@ def test_a_provider_is_labelled_by_its_name() -> None:
 
 
 def test_a_provider_without_text_renders_none() -> None:
-    with pytest.raises(UnsupportedError, match=r"'lengths' \(lengths\) has no text of its own"):
+    with pytest.raises(UnsupportedError, match=r"'lengths' \(lengths\) does not render text"):
         Lengths().render(rm.Sample("a", "b"))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 import rm_plugins as rm
-from rm_plugins.errors import ScoringError
+from rm_plugins.errors import MissingDependencyError, ScoringError
 from rm_plugins.scores import FloatArray, parts_of_columns
 
 
@@ -29,6 +31,44 @@ class TestScores:
         scores = rm.Scores(np.array([1.0, 2.0]), {"std": np.array([3.0, 4.0])}).scattered([2, 0], 4)
         np.testing.assert_array_equal(scores.values, [2, np.nan, 1, np.nan])
         np.testing.assert_array_equal(scores.details["std"], [4, np.nan, 3, np.nan])
+
+
+class TestShown:
+    SCORES = rm.Scores(
+        np.array([1.0, np.nan, np.nan]),
+        {"<b>": np.array([0.5, 1.5, np.nan])},
+        errors={2: ScoringError("no <model>")},
+        parts={"0": rm.Scores(np.arange(3.0), kind="member")},
+    )
+
+    def test_as_text(self) -> None:
+        assert (
+            repr(self.SCORES)
+            == str(self.SCORES)
+            == "Scores([1, nan, nan], abstained=1, failed=1, parts=['0'], details=['<b>'])"
+        )
+        assert repr(rm.Scores(np.arange(1000.0))) == "Scores([0, 1, 2, 3, 4, 5, ...], samples=1000)"
+        assert repr(rm.Scores(np.empty(0))) == "Scores([])"
+
+    def test_as_a_table_in_notebooks(self) -> None:
+        html = self.SCORES._repr_html_()
+        assert "<th>score</th><th>member/0</th><th>&lt;b&gt;</th><th>error</th>" in html
+        assert "<tr><td>2</td><td></td><td>2</td><td></td><td>no &lt;model&gt;</td></tr>" in html
+        long = rm.Scores(np.arange(1000.0))._repr_html_()
+        assert long.count("<tr>") == 21
+        assert "20 of 1,000 samples" in long
+
+    def test_as_a_data_frame(self) -> None:
+        frame = self.SCORES.to_pandas()
+        assert list(frame.columns) == ["score", "member/0", "<b>", "error"]
+        assert frame["error"].tolist() == [None, None, "no <model>"]
+        np.testing.assert_array_equal(frame["score"], self.SCORES.values)
+        assert len(rm.Scores(np.empty(0)).to_pandas()) == 0
+
+    def test_without_pandas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingDependencyError, match="pip install pandas"):
+            self.SCORES.to_pandas()
 
 
 def array(*values: float) -> FloatArray:

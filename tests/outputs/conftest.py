@@ -23,7 +23,7 @@ def length(samples):
     return [float(len(s.completion)) for s in samples]
 '''
 
-ROWS = [{"prompt": f"Q{number}", "chosen": "yes" * (number % 5 + 1), "rejected": "no"} for number in range(12)]
+ROWS = [{"prompt": f"Q{number}", "chosen": "yes" * (number % 5 + 1), "rejected": "no"} for number in range(16)]
 
 
 def scored() -> int:

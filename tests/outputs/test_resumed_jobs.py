@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import rm_plugins as rm
 from rm_plugins.cli import main
 from rm_plugins.errors import DataError, OutputError
+from rm_plugins.jobs.interruption import JobInterrupted
 from rm_plugins.jobs.kept_rows import KeptRows, UnfinishedFile
 from rm_plugins.jobs.progress import JobProgress
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource
+from rm_plugins.jobs.scored_rows import RowScoring, RowSource, ScoringJob
 
 Run = Callable[..., Result]
 
@@ -116,7 +117,7 @@ def test_other_batches_are_no_continuation_where_scores_depend_on_them(
     killed(monkeypatch, job, *arguments, "4", appends=2)
     told = job(*arguments, "5")
     assert told.exit_code == 1
-    assert "batch_size was 4 and is 5. Begin anew with --overwrite" in told.output
+    assert "the batch size was 4 and is 5. Begin anew with --overwrite" in told.output
     assert job(*arguments, "4").exit_code == 0
 
 
@@ -212,7 +213,7 @@ def test_rows_without_a_note_that_say_nothing_themselves_are_refused_with_what_t
     kept.append([{"prompt": "Q"}])
     kept.close()
     (tmp_path / "out.jsonl.part.json").unlink()
-    with pytest.raises(DataError, match=r"its note out\.jsonl\.part\.json is gone or broken.* Begin anew with --overwrite"):
+    with pytest.raises(DataError, match=r"its note out\.jsonl\.part\.json is missing or broken.* Begin anew with --overwrite"):
         UnfinishedFile(tmp_path / "out.jsonl", {"model": "a"}).resume()
 
 
@@ -290,10 +291,89 @@ def test_a_function_that_was_edited_is_another_one(job: Run, monkeypatch: pytest
     sys.modules.pop("rules")
     told = job(*arguments)
     assert told.exit_code == 1
-    assert "was begun by another reward" in told.output and "fingerprint was" in told.output
+    assert (
+        "out.jsonl.part cannot be resumed: the reward changed: its settings, its weights, a file that it names, or the"
+        in told.output
+    )
     Path("rules.py").write_text(before)
     sys.modules.pop("rules")
     assert job(*arguments).exit_code == 0
+
+
+def test_a_helper_that_was_edited_makes_another_reward(job: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("rules.py").write_text("from cleaning import clean\n\ndef length(samples):\n    return [clean(s) for s in samples]\n")
+    Path("cleaning.py").write_text("def clean(sample):\n    return float(len(sample.completion_text))\n")
+    for name in ("cleaning", "rules"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    arguments = ("score", "plain.yaml", "in.jsonl", "-o", "out.jsonl", "--batch-size", "4")
+    killed(monkeypatch, job, *arguments, appends=2)
+    Path("cleaning.py").write_text("def clean(sample):\n    return 2.0 * len(sample.completion_text)\n")
+    for name in ("cleaning", "rules"):
+        del sys.modules[name]
+    assert "the code of a function" in job(*arguments).output
+    assert job(*arguments, "--overwrite").exit_code == 0
+    for name in ("cleaning", "rules"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("score", "rules:length", "in.jsonl"), "the spec was plain.yaml and is rules:length. Begin"),
+        (("score", "plain.yaml", "other.jsonl"), "the data was in.jsonl and is other.jsonl. Begin"),
+    ],
+)
+def test_what_differs_is_said_in_words(
+    job: Run, monkeypatch: pytest.MonkeyPatch, changed: tuple[str, ...], message: str
+) -> None:
+    Path("other.jsonl").write_text(Path("in.jsonl").read_text())
+    settings = ("-o", "out.jsonl", "--batch-size", "4")
+    killed(monkeypatch, job, "score", "plain.yaml", "in.jsonl", *settings, appends=2)
+    told = job(*changed, *settings)
+    assert message in told.output
+    assert "{" not in told.output
+    assert not list(Path().glob(".*.lock"))
+
+
+@pytest.mark.parametrize("data", ["in.jsnl", "wrong.jsonl"])
+def test_a_mistyped_input_leaves_nothing_behind(job: Run, data: str) -> None:
+    Path("wrong.jsonl").write_text('{"promt": "Q"}\n')
+    before = sorted(path.name for path in Path().iterdir())
+    assert job("score", "plain.yaml", data, "-o", "out.jsonl").exit_code == 1
+    assert sorted(path.name for path in Path().iterdir() if path.name != "__pycache__") == before
+    assert job("score", LEARNS, "in.jsonl", "-o", "out.jsonl").exit_code == 0
+
+
+class Impatient(JobProgress):
+    """Presses Ctrl-C after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def advance(self, count: int, throughput: str = "") -> None:
+        self.batches -= 1
+        if not self.batches:
+            raise KeyboardInterrupt
+
+    def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
+        if not self.batches:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("job")
+def test_an_interruption_says_how_to_resume() -> None:
+    def begun() -> ScoringJob:
+        return ScoringJob("plain.yaml", "in.jsonl", "train", Path("out.jsonl"), False)
+
+    with pytest.raises(
+        JobInterrupted, match=r"while scoring\. 8 rows are kept in out\.jsonl\.part; run the same command again to resume"
+    ):
+        begun().write(4, Impatient(2))
+    assert begun().write(4) == len(ROWS)
+    Path("out.jsonl").unlink()
+    with pytest.raises(KeyboardInterrupt, match="Nothing is kept; run the same command again to begin anew"):
+        begun().write(4, Impatient(0))
+    assert not list(Path().glob("*.part*"))
 
 
 # --- What is in the way ---------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class TestFirstN:
 
     def test_half_a_pair_cannot_be_taken(self, rank: Any) -> None:
         told = rank("rules:length", write({"prompt": "Q", "chosen": "a", "rejected": "b"}), "--n", "1", code=1)
-        assert "row 1: it has 'chosen' and 'rejected', of which the first completions cannot be taken" in told.output
+        assert "row 1 has 'chosen' and 'rejected', so --n cannot choose its first completions" in told.output
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ class TestInterrupted:
         before = read()
         Path("stop").touch()
         rank("rules:late", source, "--batch-size", 1, "--overwrite", code=1)
-        assert "was begun by another reward" in rank("rules:length", source, code=1).output
+        assert "cannot be resumed: the spec was" in rank("rules:length", source, code=1).output
         assert read() == before
 
     def test_a_curve_of_somebody_else_is_not_replaced(self, rank: Any) -> None:

@@ -68,8 +68,8 @@ class TestJsonSchema:
         ("schema", "message"),
         [
             ({"properties": {"a": {"type": "objekt"}}}, "not a JSON Schema: at $.properties.a.type, 'objekt' is not valid"),
-            ({"$ref": "#/$def/a"}, "the reference '#/$def/a' leads nowhere inside the schema"),
-            ({"items": {"$ref": "https://example.com/a.json"}}, "the reference 'https://example.com/a.json' leads nowhere"),
+            ({"$ref": "#/$def/a"}, "the reference '#/$def/a' does not exist inside the schema"),
+            ({"items": {"$ref": "https://example.com/a.json"}}, "the reference 'https://example.com/a.json' does not exist"),
             ("none.json", "'none.json' cannot be read as a JSON file: "),
             ("broken.json", "cannot be read as a JSON file: "),
             ("list.json", "holds list; a JSON Schema, which is a mapping, was expected"),

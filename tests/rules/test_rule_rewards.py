@@ -169,7 +169,7 @@ class TestFormat:
         [
             ("<think>(.*</think>", r"missing \), unterminated subpattern (character 7, at '(.*</think>')"),
             ("a{3,2}", "min repeat greater than max repeat (character 2"),
-            ("a{99999999999999999999}", "is no regular expression"),
+            ("a{99999999999999999999}", "is not a regular expression"),
         ],
     )
     def test_what_is_wrong_with_a_pattern_is_shown(self, pattern: str, message: str) -> None:

@@ -58,7 +58,7 @@ class TestForms:
         provider = Constant()
         assert load(provider) is provider
         assert provider.observer is None
-        assert "'certain' is already made; value cannot be set" in refused(provider, value=3)
+        assert "'certain' is already built; value can no longer be set" in refused(provider, value=3)
 
     def test_a_model_folder(self, tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tiny_decoder()
@@ -114,7 +114,10 @@ class TestNesting:
             ({"provider": "certain", "valu": 1}, "members[1].valu: unknown key 'valu' for 'certain'. Did you mean 'value'?"),
             ({"value": 1}, "members[1]: the key 'provider' is missing. Allowed values: "),
             ({"provider": "gathering", "members": [3]}, "members[1].members[0]: a spec is text, a path, a mapping, a callable"),
-            ({"provider": "certain", "on_error": {"fallback": "x"}}, "members[1].on_error.fallback: 'x' is no folder or file"),
+            (
+                {"provider": "certain", "on_error": {"fallback": "x"}},
+                "members[1].on_error.fallback: 'x' is not a folder or file",
+            ),
             ({"provider": "certain", "transform": {"name": "clip", "low": "a"}}, "members[1].transform.low: "),
         ],
     )
@@ -204,19 +207,19 @@ class TestNamedRewards:
         elsewhere.mkdir()
         monkeypatch.chdir(elsewhere)
         assert named_rewards() == {}
-        assert "no named reward" in refused("helpful")
+        assert "is not a folder or file, a URL" in refused("helpful")
         monkeypatch.setenv("RM_PLUGINS_SPEC", str(rewards))
         assert list(named_rewards()) == ["helpful", "alias", "file"]
         assert load("file").value == 9  # relative to the file of names
 
     def test_a_variable_that_names_no_file_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RM_PLUGINS_SPEC", "absent.yaml")
-        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is no file" in refused("helpful")
+        assert "RM_PLUGINS_SPEC names 'absent.yaml', which is not a file" in refused("helpful")
 
     @pytest.mark.usefixtures("rewards")
     def test_the_nearest_name_is_offered(self) -> None:
         message = refused("helpfull")
-        assert "'helpfull' is no folder or file here, no URL, no module:function, no registered provider" in message
+        assert "'helpfull' is not a folder or file, a URL, module:function, a registered provider" in message
         assert "Did you mean 'helpful'?" in message
         assert "Allowed: alias, " in message and ", certain, " in message
 

@@ -121,7 +121,7 @@ def world(
         for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
-    write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 2)
+    write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 16)
     judged: dict[str, Any] = {"instruction": "Name a colour.", "input": "", "response1": "two", "response2": "It is blue."}
     judged |= {"annotator1": 2, "annotator2": 0, "annotator3": 2}
     Path("testset-v1.json").write_text(json.dumps([judged] * 8, indent=2), encoding="utf-8")

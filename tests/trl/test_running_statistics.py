@@ -219,7 +219,7 @@ class TestState:
 
     def test_a_transform_that_learns_no_more(self) -> None:
         with pytest.raises(
-            DataError, match=r"members\[0\]\.transform: the state is of the transforms 1 of a chain, and of this one none learn"
+            DataError, match=r"members\[0\]\.transform: the state is of the transforms 1 of a chain, but in this one none learn"
         ):
             restore_reward_state(self.tree(running=False), reward_state(self.tree()))
         state = {"transform": reward_state(learning().provider)["transform"]}

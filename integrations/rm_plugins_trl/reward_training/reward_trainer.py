@@ -73,7 +73,7 @@ from rm_plugins_trl.reward_training.score_head import (
     trained_heads,
     trains_head,
 )
-from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at
+from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
 from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
 
@@ -122,6 +122,7 @@ class RewardTrainer(OpenRewardTrainer):
         base_digest: A digest of the weights that the training begins with.
         resumed: The checkpoints that the training went on from, each with what changed since.
         last_metrics: The metrics of the last evaluation.
+        trained_on: Whether the training data is text or conversations; None where it is both, or tokenized already.
 
     Raises:
         DataError: A row is in none of the formats, no row is short enough, or the data lacks what the loss needs.
@@ -159,6 +160,7 @@ class RewardTrainer(OpenRewardTrainer):
         self._settings = settings
         data = kwargs["train_dataset"] = unformatted(kwargs.get("train_dataset"))
         rated, warnings = looked_at(data, settings.weight_column) if isinstance(data, (Dataset, IterableDataset)) else ((), [])
+        self.trained_on = sample_format(data) if isinstance(data, (Dataset, IterableDataset)) else None
         self._batches = trl_batches(type(self), RewardTrainer, args, kwargs.get("data_collator"), data, loss)
         self.attributes = tuple(settings.attributes or rated)
         for warning in warnings:
@@ -466,6 +468,7 @@ class RewardTrainer(OpenRewardTrainer):
                     heads=self.heads,
                     statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
                     training=training_facts(self),
+                    trained_on=self.trained_on,
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
             save_loss_states(self.losses, folder)

@@ -17,7 +17,7 @@ import rm_plugins
 from rm_plugins.errors import TrainingError
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.manifest import GoldenScore, Manifest, ScoreStatistics, file_digests
+from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
 from rm_plugins.rendering.render import Renderer
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def write_trained_manifest(
     heads: Heads,
     statistics: ScoreStatistics | None,
     training: dict[str, Any],
+    trained_on: SampleFormat | None = None,
 ) -> None:
     """Write the manifest of the model that was just saved into `folder`, if one was: of sharded weights, none may be.
 
@@ -54,6 +55,7 @@ def write_trained_manifest(
         heads=heads if len(heads) > 1 else None,
         statistics=statistics,
         training=training,
+        trained_on=trained_on,
         files=files,
         golden=golden,
     ).write(folder)

@@ -22,6 +22,7 @@ from rm_plugins.errors import DataError, SpecError
 from rm_plugins.losses import Need
 from rm_plugins.losses.loss import Item
 from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
+from rm_plugins.models.manifest import SampleFormat, common_format
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.samples import RenderedSample, Sample
 
@@ -150,6 +151,23 @@ def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, .
             ignored |= dict.fromkeys(ignored_verdicts(row))
     warnings += [warning_of_ignored([*ignored]) if ignored else "", repeated.warning]
     return tuple(attributes), [warning for warning in warnings if warning]
+
+
+def sample_format(dataset: Any) -> SampleFormat | None:
+    """Whether the samples of a training dataset are text or conversations; None where they are both, or tokenized already.
+
+    The first rows are looked at; of a stream, the first one.
+    """
+    formats: list[SampleFormat | None] = []
+    for columns in islice(dataset, _LOOKED_AT if isinstance(dataset, Dataset) else 1):
+        if is_tokenized(columns) or is_tokenized_by_trl(columns):
+            return None
+        try:
+            samples = judgement(_row(columns)).samples
+        except DataError:  # tokenizing says what is wrong with it
+            return None
+        formats += ["conversations" if sample.is_conversational else "text" for sample in samples]
+    return common_format(formats)
 
 
 @dataclass(frozen=True, slots=True)

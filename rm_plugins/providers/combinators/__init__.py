@@ -1,3 +1,3 @@
-"""Providers that make a reward of other rewards."""
+"""Providers that combine other rewards."""
 
 __all__: list[str] = []

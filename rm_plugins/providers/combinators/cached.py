@@ -1,4 +1,4 @@
-"""A reward whose scores are kept and found again."""
+"""A reward whose scores are cached."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from rm_plugins.wire import sample_to_json
 class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
-    A sample is its prompt, completion and columns; the reward is what identifies it (`rm_plugins.identity`: its settings, the files
-    that these name, the weights, tokenizers and rendering of its models) and `version`. What else it depends on (what a function
-    imports or reads, a model behind a URL) is not seen: change `version` with it. Abstentions are not kept, nor are batches in which
-    something failed, though a fallback stood in; details are not kept either. `counts["cached"]` has how many scores were found.
+    Scores are found by the sample (its prompt, completion and columns) and by the reward (`rm_plugins.identity`: its settings, the files
+    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. What else it depends
+    on (a file that a function reads, a model behind a URL) is not seen: change `version` with it. Abstentions, details, and batches in
+    which something failed, even where a fallback replaced it, are not kept. `counts["cached"]` counts the scores that were found.
 
     Args:
         reward: What is scored.
         path: ``memory``, or the path of an SQLite file, which processes of one machine may share.
-        version: Anything; another one finds no earlier scores.
+        version: Any text; a new one finds no earlier scores.
 
     Raises:
-        SpecError: The file cannot be used, nothing tells the reward from others in it, or the reward's scores change with the
-            training or with what it has scored.
+        SpecError: The file cannot be used, the reward cannot be told from others in the file, or its scores change with the training or
+            with what it has scored.
     """
 
     name: ClassVar[str] = "cached"
@@ -54,14 +54,14 @@ class Cached(Combinator):
         _check_lasts(reward)
         if path != MEMORY and not version and not _is_written_out(reward.spec):
             raise SpecError(
-                f"part of {reward.label!r} was made in Python, so that nothing tells its scores from others in the file {path}; give "
-                "a `version`, or the path `memory`.",
+                f"part of {reward.label!r} was made in Python, so its scores cannot be told from others in the file {path}; give a "
+                "`version`, or the path `memory`.",
                 key="version",
             )
         self.reward = reward
         self.path = path
         self.version = version
-        # What is kept in memory is gone with the reward that it is of.
+        # A cache in memory belongs to this reward alone.
         identity = "" if path == MEMORY else fingerprint(reward)
         try:
             self._cache = ScoreCache(path, json.dumps([identity, version]))
@@ -73,7 +73,7 @@ class Cached(Combinator):
         return self.reward.render(sample)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Find what is known, and have the reward score the rest, equal samples once."""
+        """Look up known scores, and let the reward score the rest, equal samples once."""
         contents = _contents(samples)
         outputs = np.full((len(samples), 1), np.nan)
         unknown = self._cache.read(contents, outputs).tolist()
@@ -99,34 +99,34 @@ class Cached(Combinator):
 
 
 def _check_lasts(reward: Provider) -> None:
-    """Refuse a reward whose score for a sample will be another one later."""
+    """Refuse a reward whose score for a sample changes over time."""
     for path, part in reward.walk("reward"):
         if isinstance(part, Sum) and part.is_scheduled:
             raise SpecError(
-                "these weights follow the training, and a score that was kept would not; put `cached` around the members.",
+                "these weights change during training, so their sum cannot be cached; put `cached` around the members.",
                 key=f"{path}.weights",
             )
         if isinstance(part, FunctionProvider) and (of_the_run := part.named & {*OF_THE_RUN}):
             raise SpecError(
-                f"{part.label!r} takes {', '.join(sorted(of_the_run))}, which changes while a policy is trained, and a score that was "
-                "kept would not; leave `cached` out.",
+                f"{part.label!r} takes {', '.join(sorted(of_the_run))}, which changes during training, so its scores cannot be cached; "
+                "leave `cached` out.",
                 key=path,
             )
         if depends_on_batch(part):
             raise SpecError(
-                f"{part.label!r} is ranked within its batch, and a score that was kept would not; put `cached` inside of what ranks.",
+                f"{part.label!r} ranks within its batch, so its scores cannot be cached; put `cached` inside what ranks.",
                 key=path,
             )
         if learns_while_scoring(part):
             raise SpecError(
-                f"{part.label!r} or its transform learns from what it scores, and a score that was kept would not; put `cached` "
-                "inside of what learns.",
+                f"{part.label!r} or its transform learns from what it scores, so its scores cannot be cached; put `cached` inside what "
+                "learns.",
                 key=path,
             )
 
 
 def _is_written_out(spec: object) -> bool:
-    """Whether a spec says all of a reward: no part was made in Python or has no name to import it by."""
+    """Whether a spec describes all of a reward: no part was made in Python or cannot be imported by its name."""
     return spec is not None and not any(
         mark in json.dumps(spec, default=str) for mark in ("made in Python>", "<lambda>", "<locals>")
     )
@@ -143,15 +143,15 @@ def _contents(samples: Sequence[Sample]) -> list[bytes]:
     if problems:
         first, problem = next(iter(problems.items()))
         raise DataError(
-            f"item {first} cannot be told from others, for its messages or columns hold something without a JSON form: {problem}. Leave "
-            "such columns out of the dataset, or `cached` out of the spec.",
+            f"item {first} cannot be cached, because its messages or columns hold something without a JSON form: {problem}. Leave such "
+            "columns out of the dataset, or `cached` out of the spec.",
             rows=problems,
         ) from problem
     return list(contents.values())
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, dates as text; what has no exact form of the kind is refused."""
+    """Arrays as lists, dates as text; anything without an exact form raises."""
     for form in ("tolist", "isoformat"):
         if hasattr(value, form):
             return getattr(value, form)()

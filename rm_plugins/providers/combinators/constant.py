@@ -1,4 +1,4 @@
-"""The same score for everything."""
+"""The same score for every sample."""
 
 from __future__ import annotations
 

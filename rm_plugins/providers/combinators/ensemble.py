@@ -1,4 +1,4 @@
-"""Several rewards as one, with what they disagree about."""
+"""Several rewards combined into one, with their disagreement."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rm_plugins.scores import FloatArray, Scores
 
 
 class Ensemble(Combinator):
-    """The scores of several members, combined, with each member's score and how far they disagree in the details.
+    """The combined score of several members, with each member's scores as parts and their disagreement in the details.
 
-    Members that compute here run one after another, those that wait for somebody (remote ones) beside them.
+    Members that compute here run one after another; members that wait (remote ones) run at the same time.
 
     Args:
-        members: Any providers, each with a `transform` and an `on_error` of its own if need be.
-        aggregate: How their scores become one.
-        quorum: Go on with at least so many members where others fail or abstain. By default a member's failure is the
-            ensemble's, subject to its `on_error`, and where a member abstains the ensemble does.
-        common_scale: Whether the members are known to share a scale, which some aggregates warn of otherwise.
+        members: Any providers, optionally each with its own `transform` and `on_error`.
+        aggregate: How their scores are combined.
+        quorum: The number of members that must give a score where others fail or abstain. By default a member's failure is the
+            ensemble's, subject to its `on_error`, and where a member abstains, the ensemble does.
+        common_scale: Whether the members are known to share a scale; if not, aggregates that need one warn.
 
     Raises:
-        SpecError: There is no member, the quorum is more than there are, or the aggregate does not fit their number.
+        SpecError: There is no member, the quorum exceeds the number of members, or the aggregate does not fit this number.
     """
 
     name: ClassVar[str] = "ensemble"
@@ -53,7 +53,7 @@ class Ensemble(Combinator):
             warn_without_common_scale(self.aggregate, [member.transform for member in self.members], repr(self.label))
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Have every member score the batch, and combine."""
+        """Let every member score the batch, and combine the scores."""
         on_error: OnError | None = None if self.quorum is None else "abstain"
         scored = score_side_by_side([(member, samples) for member in self.members], on_error=on_error)
         members = np.stack([scores.values for scores in scored])

@@ -1,4 +1,4 @@
-"""Rewards of which each stands in for the one before it."""
+"""Rewards that are tried one after another."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rm_plugins.scores import Scores
 class Fallback(Combinator):
     """The score of the first member that gives one.
 
-    The samples for which a member abstains or fails are left to the next one; a failure is counted in that member's `counts`
-    and logged. What the last member says of those left to it stands: its score, its abstention, or its error.
-    `counts["member/0"]` and so on have whose scores were given.
+    Samples for which a member abstains or fails go to the next one; a failure is counted in that member's `counts` and logged.
+    The last member's outcome is final: its score, its abstention, or its error. `counts["member/0"]` and so on count the scores that
+    came from each member.
 
     Args:
-        members: Any providers, the best first.
+        members: Any providers, in the order in which they are tried.
 
     Raises:
         SpecError: There is no member.
@@ -36,7 +36,7 @@ class Fallback(Combinator):
         self.members = list(members)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Ask one member after another about the samples that have no score yet."""
+        """Let one member after another score the samples that have no score yet."""
         values = np.full(len(samples), np.nan)
         scored: list[Scores] = []
         for number, member in enumerate(self.members):

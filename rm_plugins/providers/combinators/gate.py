@@ -1,4 +1,4 @@
-"""A reward that counts only where another one allows it."""
+"""A reward that only counts where another one is high enough."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rm_plugins.scores import Scores
 
 
 class Gate(Combinator):
-    """The score of `reward` where that of `gate` is high enough; where `gate` abstains, no score.
+    """The score of `reward` where that of `gate` is at least `at`; it abstains where `gate` does.
 
-    `reward` is asked only about the samples that the gate lets through; `counts["closed"]` has how many it did not.
+    Only samples that pass the gate are scored by `reward`; `counts["closed"]` counts the others.
 
     Args:
-        gate: What decides.
-        reward: What is scored then.
+        gate: The reward that decides.
+        reward: The reward where the gate is open.
         at: The gate is open from this score on.
         closed: The score where the gate is closed; None abstains there.
     """
@@ -35,7 +35,7 @@ class Gate(Combinator):
         self.closed = closed
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score the gate, then what it lets through."""
+        """Score with the gate, then score what passes it."""
         gate = self.gate.attempt(samples)
         is_open = gate.values >= self.at
         (reward,) = score_rows(samples, [(self.reward, np.flatnonzero(is_open).tolist())])

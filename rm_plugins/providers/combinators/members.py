@@ -1,4 +1,4 @@
-"""One score of those of several members, and what they disagree about."""
+"""Combines the scores of several members into one, and measures their disagreement."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def combined(
     errors: Mapping[int, RmPluginsError] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """One score of those of several members.
+    """The combined scores of several members.
 
     Args:
         members: float64 [K, N], NaN where a member gave no score.
-        samples: [N], whose prompts say what is compared with what.
+        samples: [N]; completions of the same prompt are compared.
         aggregate: How they are combined.
-        quorum: How many members must have given a score, of all K by default; a sample with fewer has none.
-        scored: What the members said, [K], for the parts; their scores alone where there is no more.
+        quorum: How many members must have given a score, all K by default; a sample with fewer gets none.
+        scored: The members' full scores, [K], for the parts; only their values if unset.
         errors: By row, why there is no score.
         metadata: Facts about the batch.
 
@@ -54,8 +54,8 @@ def combined(
         aggregated = np.asarray(aggregate(members[:, enough]), dtype=np.float64)
         if aggregated.shape != (enough.sum(),):
             raise ScoringError(
-                f"The aggregate {aggregate.name!r} made an array of shape {aggregated.shape} of the scores of {len(members)} members for "
-                f"{enough.sum()} samples; one score per sample was expected."
+                f"The aggregate {aggregate.name!r} returned an array of shape {aggregated.shape} for the scores of {len(members)} members "
+                f"and {enough.sum()} samples; one score per sample was expected."
             )
         values[enough] = aggregated
     spread = np.full(len(samples), np.nan)
@@ -73,18 +73,18 @@ def combined(
 
 
 def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatArray:
-    """How much members disagree about the place of a completion among those of its prompt, float64 [N].
+    """How much members disagree about the rank of a completion among those of its prompt, float64 [N].
 
-    Each member ranks the completions of a prompt from 0, the worst, to 1, the best, ties sharing their mean rank; the
-    disagreement is the standard deviation over members (ddof 0) of a completion's rank: 0 where all agree, 0.5 where half of
-    them find it the best and half the worst. It does not depend on the members' scales.
+    Each member ranks the completions of a prompt from 0, the worst, to 1, the best; ties share their mean rank. The disagreement
+    is the standard deviation over members (ddof 0) of a completion's rank: 0 where all agree, 0.5 where half of them rank it best
+    and half worst. It does not depend on the members' scales.
 
     Args:
         members: float64 [K, N], NaN where a member gave no score.
-        samples: [N]; completions of equal prompts are compared, those without a prompt with none.
+        samples: [N]; completions of equal prompts are compared, and those without a prompt are not.
 
     Returns:
-        NaN for a completion that has no other to be compared with, or has not the scores of two members.
+        NaN for a completion without another one to compare, or without the scores of two members.
     """
     groups = compared_completions(samples)
     ranks = np.stack([ranks_in_groups(scores, groups) for scores in members])
@@ -95,10 +95,10 @@ def rank_disagreement(members: FloatArray, samples: Sequence[Sample]) -> FloatAr
 
 
 def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
-    """The aggregate of so many members; their mean where there is none.
+    """The aggregate, bound to this number of members; the mean if it is None.
 
     Raises:
-        SpecError: It does not fit their number.
+        SpecError: It does not fit this number.
     """
     bound = aggregate or Mean()
     try:
@@ -113,9 +113,9 @@ def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transfo
     bare = [number for number, transform in enumerate(transforms) if transform is None]
     if aggregate.needs_common_scale and bare and len(transforms) > 1:
         warnings.warn(
-            f"The aggregate {aggregate.name!r} of {called} compares members, and {'none' if len(bare) == len(transforms) else 'some'} "
-            f"of them have a transform (without: {', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to "
-            "a shift, so one member may always be the lowest. Give each member `transform: zscore` (in one model: "
-            "`member_transforms`), have `rm-plugins calibrate` do so, or say `common_scale: true` where they share a scale.",
+            f"The aggregate {aggregate.name!r} of {called} compares members, and {'all' if len(bare) == len(transforms) else 'some'} "
+            f"of them have no transform ({', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to a shift, "
+            "so one member may always be the lowest. Give each member `transform: zscore` (in one model: `member_transforms`), use "
+            "`rm-plugins calibrate`, or set `common_scale: true` if they share a scale.",
             stacklevel=3,
         )

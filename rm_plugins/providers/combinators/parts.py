@@ -1,4 +1,4 @@
-"""What providers that are made of others share: parts scored side by side, their failures, work and tokens."""
+"""What combinators share: scoring their parts, and collecting the parts' failures, work and tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WORK = ("rows", "duplicates", "cached", "tokens", "unique_tokens", "padded_toke
 
 
 class Combinator(Provider):
-    """A provider whose scores are made of those of its parts, which are its children.
+    """A provider whose scores are made from those of its parts, which are its children.
 
-    `score_batch` asks the parts with `Provider.attempt`, makes its values of theirs, and returns `whole`::
+    `score_batch` scores with the parts by `Provider.attempt`, computes its values from theirs, and returns `whole`::
 
         scores = self.reward.attempt(samples)
         return self.whole(2 * scores.values, {"reward": (self.reward, scores)})
@@ -46,11 +46,11 @@ class Combinator(Provider):
 
         Args:
             values: float64 [N].
-            parts: By name, each part with what it said of the batch, [N].
+            parts: By name, each part with its scores of the batch, [N].
             kind: What the parts are, such as ``member``; see `rm_plugins.Scores`.
             details: Further per-sample extras, each [N].
             metadata: Further facts about the batch.
-            errors: By row, why there is no score, where that is not simply what failed in a part.
+            errors: By row, why there is no score; the errors of the parts by default.
         """
         scored = [scores for _, scores in parts.values()]
         return Scores(
@@ -64,13 +64,13 @@ class Combinator(Provider):
 
 
 def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_error: OnError | None = None) -> list[Scores]:
-    """What each provider says of its own samples, in the order of the jobs, with failures among the errors.
+    """The scores of each provider for its own samples, in the order of the jobs, with failures among the errors.
 
-    Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads beside them, so
+    Providers that compute here run one after another; those that wait (`Provider.concurrent`) run in threads at the same time, so
     that all together take as long as the slowest.
 
     Args:
-        jobs: Providers with the samples that each scores.
+        jobs: Providers, each with the samples that it scores.
         on_error: As for `Provider.attempt`.
 
     Raises:
@@ -89,7 +89,7 @@ def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_
             if place not in running:
                 try:
                     here[place] = provider.attempt(samples, on_error=on_error)
-                except DataError as error:  # of several, the first in the order of the jobs is told
+                except DataError as error:  # of several errors, the first in the order of the jobs is raised
                     here[place] = error
         scored = []
         for place in range(len(jobs)):
@@ -103,11 +103,11 @@ def score_side_by_side(jobs: Sequence[tuple[Provider, Sequence[Sample]]], *, on_
 def score_rows(
     samples: Sequence[Sample], jobs: Sequence[tuple[Provider, Sequence[int]]], *, on_error: OnError | None = None
 ) -> list[Scores]:
-    """What each provider says of its own rows of a batch, at their places there; it abstains everywhere else.
+    """The scores of each provider for its own rows of a batch, at their positions in the batch; it abstains everywhere else.
 
     Args:
         samples: The batch, [N].
-        jobs: Providers with the rows that each scores, which may be none.
+        jobs: Providers, each with the rows that it scores, which may be none.
         on_error: As for `Provider.attempt`.
 
     Raises:
@@ -118,7 +118,7 @@ def score_rows(
 
 
 def failures_of(jobs: Iterable[tuple[Provider, Scores]]) -> dict[int, RmPluginsError]:
-    """The errors of parts that are errors of the whole, by row: of several, that of the first part."""
+    """The errors of parts that are errors of the whole, by row; of several for a row, that of the first part."""
     errors: dict[int, RmPluginsError] = {}
     for provider, scores in jobs:
         errors = {**provider.unhandled(scores), **errors}
@@ -131,13 +131,13 @@ def numbered(members: Iterable[Provider], scored: Iterable[Scores]) -> dict[str,
 
 
 def summed_tokens(scored: Iterable[Scores]) -> TokenCounts | None:
-    """The tokens that the parts of a batch were together; None where none has any."""
+    """The sum of the parts' token counts; None where no part has any."""
     counts = [scores.tokens for scores in scored if scores.tokens is not None]
     return None if not counts else sum(counts[1:], counts[0])
 
 
 def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
-    """What the parts of a batch took together: those entries of their metadata that add up."""
+    """The sum of the parts' work: those entries of their metadata that add up."""
     work: Counter[str] = Counter()
     for part in parts:
         work.update({name: part.metadata[name] for name in _WORK if name in part.metadata})
@@ -145,17 +145,17 @@ def summed_work(parts: Iterable[Scores]) -> dict[str, float]:
 
 
 def failures_in(reward: Provider) -> int:
-    """How often the reward or a part of it has failed so far, what an abstention or a fallback made up for included."""
+    """How often the reward or a part of it has failed so far, including failures that became abstentions or went to a fallback."""
     return sum(part.counts["errors"] for _, part in reward.walk())
 
 
 def unnamed_failures_in(reward: Provider) -> int:
-    """How often a batch of several samples failed in the reward or a part of it without a word on which of them it was."""
+    """How often a batch of several samples failed in the reward or a part of it with an error that does not say which samples failed."""
     return sum(part.unnamed_failures for _, part in reward.walk())
 
 
 def depends_on_batch(part: Provider) -> bool:
-    """Whether the part itself, its children left aside, makes a sample's score depend on the others of its batch."""
+    """Whether the part itself, without its children, makes a sample's score depend on the others of its batch."""
     return part.depends_on_batch or any(transform.depends_on_batch for transform in _nested_transforms(part))
 
 
@@ -165,7 +165,7 @@ def compares_samples(reward: Provider) -> bool:
 
 
 def learns_while_scoring(part: Provider) -> bool:
-    """Whether the part itself, its children left aside, will score a sample otherwise after it has scored more."""
+    """Whether the part itself, without its children, changes its scores as it scores more samples."""
     return bool(part.state()) or any(transform.state() for transform in _nested_transforms(part))
 
 

@@ -1,4 +1,4 @@
-"""Rewards multiplied with each other."""
+"""The product of rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rm_plugins.scores import Scores
 
 
 class Product(Combinator):
-    """The product of its members; where one abstains, it does.
+    """The product of its members' scores; it abstains where one of them does.
 
     Args:
         members: Any providers.
@@ -32,7 +32,7 @@ class Product(Combinator):
         self.members = list(members)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Have every member score the batch, and multiply."""
+        """Let every member score the batch, and multiply the scores."""
         scored = score_side_by_side([(member, samples) for member in self.members])
         values = np.prod([scores.values for scores in scored], axis=0)
         return self.whole(values, numbered(self.members, scored), kind="member")

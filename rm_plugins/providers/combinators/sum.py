@@ -1,4 +1,4 @@
-"""Rewards added up, with weights that may follow the training."""
+"""The weighted sum of rewards; weights may change during training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rm_plugins.training_progress import Schedule
 class Sum(Combinator):
     """The weighted sum of its members.
 
-    Every member scores every sample, for its detail, whatever its weight is now. Where a member with a weight other than 0
-    abstains, the sum does.
+    Every member scores every sample, so that its scores show among the parts, even while its weight is 0. Where a member with a weight
+    other than 0 abstains, the sum does.
 
     Args:
         members: Any providers.
-        weights: One a member, all 1 by default: a number, or ``{from: 0.0, to: 1.0, start: 0.0, end: 1.0}`` (see
-            `rm_plugins.training_progress.Schedule`), which follows the training and has its final value outside of one.
+        weights: One per member, all 1 by default: a number, or ``{from: 0.0, to: 1.0, start: 0.0, end: 1.0}`` (see
+            `rm_plugins.training_progress.Schedule`), which changes during training and has its final value outside of one.
 
     Raises:
-        SpecError: There is no member, there is not one weight a member, a schedule is wrong, or all weights are 0.
+        SpecError: There is no member, there is not one weight per member, a schedule is wrong, or all weights are 0.
     """
 
     name: ClassVar[str] = "sum"
@@ -39,19 +39,19 @@ class Sum(Combinator):
         if not members:
             raise SpecError("a sum needs at least one member.", key="members")
         if weights is not None and len(weights) != len(members):
-            raise SpecError(f"there are {len(weights)} weights for {len(members)} members; give one a member.", key="weights")
+            raise SpecError(f"there are {len(weights)} weights for {len(members)} members; give one per member.", key="weights")
         self.members = list(members)
         self.weights = [_weight(weight, place) for place, weight in enumerate(weights or [1.0] * len(members))]
         if not any(self.weights):
-            raise SpecError("all weights are 0, so that every reward would be; give one that is not.", key="weights")
+            raise SpecError("all weights are 0, so every score would be 0; give at least one other weight.", key="weights")
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether a weight follows the training."""
+        """Whether a weight changes during training."""
         return any(isinstance(weight, Schedule) for weight in self.weights)
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Have every member score the batch, and add up."""
+        """Let every member score the batch, and add the scores up."""
         scored = score_side_by_side([(member, samples) for member in self.members])
         weights = [weight.value() if isinstance(weight, Schedule) else weight for weight in self.weights]
         silent = np.all([scores.abstained for scores in scored], axis=0)

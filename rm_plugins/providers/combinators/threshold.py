@@ -1,4 +1,4 @@
-"""A reward made into one of two values."""
+"""A reward that is reduced to one of two values."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rm_plugins.scores import Scores
 
 
 class Threshold(Combinator):
-    """`above` where the reward's score is at least `at`, else `below`; where it abstains, no score.
+    """`above` where the reward's score is at least `at`, else `below`; it abstains where the reward does.
 
-    `counts["above"]` has how many samples reached it.
+    `counts["above"]` counts the samples that reached `at`.
 
     Args:
-        reward: What is compared.
+        reward: The reward that is compared with `at`.
         at: The lowest score that counts as above.
-        above: The score from there on.
-        below: The score of the others.
+        above: The score for those that reach it.
+        below: The score for the others.
     """
 
     name: ClassVar[str] = "threshold"

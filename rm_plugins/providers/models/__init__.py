@@ -1,3 +1,3 @@
-"""Providers that score by a trained model."""
+"""Providers that score with a trained model."""
 
 __all__: list[str] = []

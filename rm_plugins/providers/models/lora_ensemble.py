@@ -1,4 +1,4 @@
-"""Several LoRA adapters of one base model, which is loaded once."""
+"""An ensemble of LoRA adapters of one base model, which is loaded once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from rm_plugins.providers.models.model_provider import ModelMember, ModelProvide
 
 
 class LoraEnsemble(ModelProvider):
-    """LoRA adapters of one base model as the members of an ensemble, in the memory of one model.
+    """An ensemble whose members are LoRA adapters of one base model; it takes the memory of one model.
 
     A batch is rendered once and scored by one adapter after the other. The other keys are those of a `SequenceClassifier`.
 
     Args:
         adapters: Folders or hub ids, two or more, trained on the same base model with the same rendering and labels.
-        aggregate: How the members' rewards become one; their mean if unset.
-        member_transforms: One for each adapter, before they are aggregated; ``zscore`` finds the statistics of the adapter's own
-            manifest.
-        common_scale: Whether the members are known to share a scale, which some aggregates warn of otherwise.
+        aggregate: How the members' rewards are combined; their mean if unset.
+        member_transforms: One per adapter, applied before aggregating; ``zscore`` uses the statistics in the adapter's own manifest.
+        common_scale: Whether the members are known to share a scale; if not, aggregates that need one warn.
 
     Raises:
         SpecError: There are fewer than two adapters, or one differs from the first in its base model, rendering or labels.
@@ -44,7 +43,7 @@ class LoraEnsemble(ModelProvider):
         **settings: Any,
     ) -> None:
         if len(adapters) < 2:
-            raise SpecError("there must be two or more; one by itself is a `sequence-classifier`.", key="adapters")
+            raise SpecError("there must be two or more; use a `sequence-classifier` for a single one.", key="adapters")
         from rm_plugins.models.adapter_rewards import load_adapter_rewards
 
         self.adapters = list(adapters)

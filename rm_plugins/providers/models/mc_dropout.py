@@ -1,4 +1,4 @@
-"""One model as an ensemble: with some of its features left out, others in every pass."""
+"""One model as an ensemble: Monte Carlo dropout."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rm_plugins.providers.models.model_provider import ModelMember, ModelProvide
 
 
 class McDropout(ModelProvider):
-    """A model's rewards under dropout, several times: Monte Carlo dropout (arXiv 1506.02142), whose spread tells how unsure it is.
+    """A model's rewards in several passes with dropout: Monte Carlo dropout (arXiv 1506.02142). Their spread shows its uncertainty.
 
-    Each pass is one network with features left out, by masks that are the same for every row and every token, as in variational
-    dropout (arXiv 1512.05287). They are drawn once, from the seed, the number of the pass and the layer's name: a score is the same in
-    every batch and every process. The other keys are those of a `SequenceClassifier`.
+    Each pass is one fixed network: its dropout masks are the same for every row and every token, as in variational dropout (arXiv
+    1512.05287). The masks depend only on the seed, the number of the pass and the layer's name, so a score is the same in every batch
+    and every process. The other keys are those of a `SequenceClassifier`.
 
-    A model with dropout layers runs once for each pass. One without (Llama, Qwen) drops features of its score head's input, and
-    its backbone runs once for all passes. Attention weights are never dropped.
+    A model with dropout layers runs once per pass. One without (Llama, Qwen) drops inputs of its score head, and its backbone runs once
+    for all passes. Attention weights are never dropped.
 
     Args:
         model: The folder or id.
         passes: The number of passes, which are the members.
-        rate: The share of features that is left out; the model's own rates if unset, and 0.1 where it has none.
-        seed: Other seeds make other masks.
-        aggregate: How the passes' rewards become one; their mean if unset.
-        member_transforms: One for each pass, before they are aggregated.
+        rate: The share of features that are dropped; the model's own rates if unset, or 0.1 where it has none.
+        seed: The seed of the masks.
+        aggregate: How the passes' rewards are combined; their mean if unset.
+        member_transforms: One per pass, applied before aggregating.
 
     Raises:
         SpecError: There are fewer than two passes, or `rate` is not between 0 and 1.
-        ModelError: As for a `SequenceClassifier`, or the model has nothing that features could be dropped of.
+        ModelError: As for a `SequenceClassifier`, or the model has no layer for dropout.
         ManifestError: The manifest does not match the model.
     """
 
@@ -52,7 +52,7 @@ class McDropout(ModelProvider):
         **settings: Any,
     ) -> None:
         if passes < 2:
-            raise SpecError(f"there must be two or more, for one has no spread; not {passes}.", key="passes")
+            raise SpecError(f"there must be two or more, as one has no spread; not {passes}.", key="passes")
         if rate is not None and not 0 < rate < 1:
             raise SpecError(f"it must be above 0 and below 1, not {rate}.", key="rate")
         from rm_plugins.models.fixed_dropout import load_with_dropout

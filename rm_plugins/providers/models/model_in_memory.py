@@ -1,4 +1,4 @@
-"""Rewards from a sequence classifier that is in memory already, such as one that is being trained."""
+"""Rewards from a sequence classifier that is already in memory, such as one that is being trained."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class ModelInMemory(ModelProvider):
-    """A sequence classifier that was not loaded for scoring, with the scores that it has once it is saved and loaded.
+    """A sequence classifier in memory; it gives the scores that the model has after it is saved and loaded.
 
-    The model is not copied, and between batches it is as it was: its mode, and what mixed precision has put around it. It has no spec, so
-    that it is made in Python alone.
+    The model is not copied, and after each batch it is in its earlier state: its mode, and the wrappers of mixed precision. It has no
+    spec, so it can only be made in Python.
 
     Args:
-        model: The model, without wrappers such as DDP around it.
+        model: The model, without wrappers such as DDP.
         renderer: How samples become its token ids.
-        heads: What its outputs are, and how the reward is made of them.
-        label: What to call it.
-        max_batch_tokens: Padded tokens of a micro-batch; what suits the model's device if unset.
+        heads: What its outputs are, and how the reward is computed from them.
+        label: Its name.
+        max_batch_tokens: Padded tokens per micro-batch; by default what suits the model's device.
     """
 
     name: ClassVar[str] = "model-in-memory"

@@ -1,4 +1,4 @@
-"""What the providers of trained models share: each holds one, and combines its members where it has several."""
+"""What the providers of trained models share: each holds one model, and combines its members if it has several."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class ModelMember(Provider):
-    """One member of a trained model by itself: what the transform of its rewards is bound to.
+    """A single member of a trained model: the provider that the transform of its rewards is bound to.
 
     Args:
         trained: The model.
-        number: Which member it is.
-        label: What messages call it.
-        statistics: Of its rewards, where they are known.
+        number: The number of the member.
+        label: Its name in messages.
+        statistics: The statistics of its rewards, where they are known.
     """
 
     name: ClassVar[str] = "model-member"
@@ -42,7 +42,7 @@ class ModelMember(Provider):
         self.statistics = statistics
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score with the whole model, of which this is the one member's reward."""
+        """Score with the whole model, and return this member's reward."""
         outputs = self.trained.outputs(samples)
         rewards = self.trained.heads.rewards_of_members(outputs.values)[self.number]
         return Scores(rewards, metadata=outputs.metadata, errors=outputs.errors, tokens=outputs.tokens)
@@ -53,14 +53,14 @@ class ModelProvider(Provider):
 
     Args:
         trained: The model.
-        label: What to call it.
-        members: The model's members, where messages have a better name for them or statistics of their rewards are known.
-        aggregate: How the members' rewards become one; their mean if unset.
-        member_transforms: One for each member, before they are aggregated.
+        label: Its name.
+        members: The model's members, if they have their own names or statistics of their rewards are known.
+        aggregate: How the members' rewards are combined; their mean if unset.
+        member_transforms: One per member, applied before aggregating.
         common_scale: Whether the members are known to share a scale.
 
     Raises:
-        SpecError: The aggregate or the transforms do not fit the members, or there is one member only.
+        SpecError: The aggregate or the transforms do not fit the members, or there is only one member.
     """
 
     keys_without_effect: ClassVar[frozenset[str]] = frozenset(("cache", "compile", "device", "max_batch_tokens", "verify"))
@@ -81,9 +81,9 @@ class ModelProvider(Provider):
         count = trained.heads.members
         if count == 1 and (aggregate is not None or member_transforms is not None):
             raise SpecError(
-                f"{trained.source} is used as one member, so that there is nothing to combine. Leave the key out (and the key `head`, "
-                "if the model has several members), train the model with `RewardConfig(members=5)`, or combine several models "
-                "with `provider: ensemble`.",
+                f"{trained.source} has a single member here, so there is nothing to combine. Leave the key out (and the key `head`, if the "
+                "model has several members), train the model with `RewardConfig(members=5)`, or combine several models with "
+                "`provider: ensemble`.",
                 key="member_transforms" if aggregate is None else "aggregate",
             )
         self._aggregate = bound_aggregate(aggregate, count)
@@ -92,7 +92,7 @@ class ModelProvider(Provider):
             return
         if member_transforms is not None and len(member_transforms) != count:
             raise SpecError(
-                f"there are {len(member_transforms)} for {count} members; give one a member, in their order.",
+                f"there are {len(member_transforms)} for {count} members; give one per member, in their order.",
                 key="member_transforms",
             )
         members = members or [ModelMember(trained, number, label=f"member {number} of {label}") for number in range(count)]
@@ -111,7 +111,7 @@ class ModelProvider(Provider):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model itself, as transformers has it."""
+        """The transformers model itself."""
         return self.trained.model
 
     @property
@@ -121,12 +121,12 @@ class ModelProvider(Provider):
 
     @property
     def manifest(self) -> Manifest | None:
-        """What was written beside the model when it was trained."""
+        """The manifest that was written beside the model when it was trained, if there is one."""
         return self.trained.manifest
 
     @property
     def statistics(self) -> ScoreStatistics | None:
-        """The statistics of the model's scores in its manifest, if these are the scores that they are of."""
+        """The statistics in the model's manifest, if they apply: members must be averaged without transforms."""
         is_mean = isinstance(self._aggregate, Mean) and not self.member_transforms
         return self.trained.statistics if is_mean else None
 
@@ -141,9 +141,11 @@ class ModelProvider(Provider):
         return self.trained.verify()
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score each different row once, in micro-batches under the token budget; shared prefixes are computed once where it pays."""
+        """Score each distinct row once, in micro-batches within the token budget; shared prefixes are computed once where it pays."""
         outputs = self.trained.outputs(samples)
         self.counts.update({name: outputs.metadata[name] for name in ("truncated", "cached", "duplicates")})
+        if other_format := outputs.metadata.get("other_format"):
+            self.counts["other_format"] += other_format
         scores = self._of_members(samples, outputs) if self.trained.heads.members > 1 else self._of_heads(outputs)
         return replace(scores, errors=outputs.errors, tokens=outputs.tokens)
 
@@ -154,7 +156,7 @@ class ModelProvider(Provider):
         return Scores(outputs.values @ np.array(heads.weights), metadata=outputs.metadata, parts=parts)
 
     def _of_members(self, samples: Sequence[Sample], outputs: ModelOutputs) -> Scores:
-        """One score of the members' rewards; those before a transform are the members' details ``raw``."""
+        """The combined rewards of the members; their rewards before a transform are the members' details ``raw``."""
         rewards = self.trained.heads.rewards_of_members(outputs.values)
         if not self.member_transforms:
             return combined(rewards, samples, self._aggregate, metadata=outputs.metadata)

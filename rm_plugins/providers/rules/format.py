@@ -1,4 +1,4 @@
-"""A reward for completions of a wanted form."""
+"""A reward for completions that match a regular expression."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Format(LimitedRule):
         match: Whether the pattern describes the whole completion (``full``) or is found anywhere in it (``search``).
         dotall: Whether ``.`` matches line breaks too.
         multiline: Whether ``^`` and ``$`` match at every line.
-        ignore_case: Whether upper and lower case are alike.
-        timeout: Seconds that one completion may take. There are texts on which ``(a+)+b`` takes for ever.
+        ignore_case: Whether upper and lower case count as equal.
+        timeout: Seconds that one completion may take. On some texts, patterns such as ``(a+)+b`` never end.
         max_characters: How long a completion may be.
 
     Raises:
-        SpecError: The pattern is no regular expression, or a limit is not positive.
+        SpecError: The pattern is not a regular expression, or a limit is not positive.
     """
 
     name: ClassVar[str] = "format"
@@ -48,7 +48,7 @@ class Format(LimitedRule):
             place = getattr(error, "pos", None)
             where = "" if place is None else f" (character {place}, at {pattern[place : place + 20]!r})"
             reason = getattr(error, "msg", str(error))
-            raise SpecError(f"{pattern!r} is no regular expression: {reason}{where}.", key="pattern") from error
+            raise SpecError(f"{pattern!r} is not a regular expression: {reason}{where}.", key="pattern") from error
         setting = {"pattern": pattern, "flags": int(flags), "match": match}
         self._process = LimitedProcess(f"{__name__}:matcher", setting, timeout)
 
@@ -62,7 +62,7 @@ class Format(LimitedRule):
 
 
 def matcher(setting: Mapping[str, Any]) -> Callable[[str], float]:
-    """What matches a text, in a process of its own."""
+    """Makes the function that matches a text; it runs in its own process."""
     pattern = re.compile(setting["pattern"], setting["flags"])
     matches = pattern.fullmatch if setting["match"] == "full" else pattern.search
     return lambda text: float(matches(text) is not None)

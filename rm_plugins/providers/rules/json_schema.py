@@ -1,4 +1,4 @@
-"""A reward for completions that are JSON of a wanted structure."""
+"""A reward for completions that are JSON and valid under a schema."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _CLOSING = re.compile(r"^ {0,3}```[ \t]*(?=\r?$)", re.MULTILINE)
 
 
 class JsonSchema(LimitedRule):
-    """1 for a completion that is JSON and valid under a schema, `partial` for other JSON, 0 for what is no JSON.
+    """1 for a completion that is JSON and valid under a schema, `partial` for other JSON, 0 for anything else.
 
     Args:
         schema: A JSON Schema (of the draft that its ``$schema`` names, else 2020-12), or a JSON file with one; without it,
-            any JSON is valid. Its references must lead inside it.
-        extract: What is read: the ``whole`` completion, the first ``fenced`` block of it that is marked as ``json``, or
-            ``auto``: such a block if there is one, else the whole.
+            any JSON is valid. Its references must stay inside it.
+        extract: What is read: the ``whole`` completion, its first ``fenced`` block that is marked as ``json``, or ``auto``: such a
+            block if there is one, else the whole.
         partial: The score of JSON that is not valid.
-        timeout: Seconds that one completion may take. There are texts on which a schema takes for ever.
+        timeout: Seconds that one completion may take. On some texts, validating never ends.
         max_characters: How long a completion may be.
 
     Raises:
-        SpecError: The schema is none, or cannot be read, or a limit is not positive.
+        SpecError: The schema is not a JSON Schema or cannot be read, or a limit is not positive.
         MissingDependencyError: There is a schema, and jsonschema is not installed.
     """
 
@@ -66,7 +66,7 @@ class JsonSchema(LimitedRule):
         """Parse and validate every completion."""
         if self._process is not None:
             return self._process(texts)
-        validated = validating(self._setting)  # which parses alone, in no more time than the text is long
+        validated = validating(self._setting)  # it only parses, in time proportional to the text
         return [validated(text) for text in texts]
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class JsonSchema(LimitedRule):
 
 
 def validating(setting: Mapping[str, Any]) -> Callable[[str], float]:
-    """What scores a text by a schema, if there is one."""
+    """Makes the function that scores a text by the schema, if there is one."""
     validator = None if setting["schema"] is None else _validator(setting["schema"])
 
     def validated(text: str) -> float:
@@ -87,25 +87,25 @@ def validating(setting: Mapping[str, Any]) -> Callable[[str], float]:
             source = text
         try:
             document = json.loads(source, parse_constant=_refuse)
-        except (ValueError, RecursionError):  # a ValueError, too, is a number of too many digits
+        except (ValueError, RecursionError):  # a number of too many digits is a ValueError, too
             return 0.0
         try:
             return 1.0 if validator is None or validator.is_valid(document) else float(setting["partial"])
-        except (OverflowError, RecursionError):  # JSON, but too large or too deep to be what the schema asks for
+        except (OverflowError, RecursionError):  # it is JSON, but too large or too deep for the schema
             return float(setting["partial"])
 
     return validated
 
 
 def _fenced(text: str) -> str | None:
-    """What is in the first block that is fenced as JSON. Where the first such fence is never closed, no later one is."""
+    """The contents of the first block that is fenced as JSON; None where there is none, or where its fence is never closed."""
     opening = _OPENING.search(text)
     closing = None if opening is None else _CLOSING.search(text, opening.end())
     return None if opening is None or closing is None else text[opening.end() : closing.start()]
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")  # Python's parser would take NaN and Infinity
+    raise ValueError(f"{constant} is not JSON")  # Python's parser would accept NaN and Infinity
 
 
 def _read(path: str) -> Mapping[str, Any]:
@@ -141,14 +141,14 @@ def _validator(schema: Mapping[str, Any]) -> Validator:
             resolver.lookup(reference)
         except Unresolvable as error:
             raise SpecError(
-                f"the reference {reference!r} leads nowhere inside the schema, and nothing is fetched from elsewhere.",
+                f"the reference {reference!r} does not exist inside the schema, and nothing is fetched from elsewhere.",
                 key="schema",
             ) from error
     return cls(schema, registry=REGISTRY)
 
 
 def _references(resource: Resource[Any], resolver: Any) -> Iterator[tuple[str, Any]]:
-    """Every reference in a schema, with what resolves it there."""
+    """Every reference in a schema, with its resolver."""
     for key in ("$ref", "$dynamicRef"):
         if isinstance(resource.contents, Mapping) and key in resource.contents:
             yield resource.contents[key], resolver

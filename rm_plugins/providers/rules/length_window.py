@@ -1,4 +1,4 @@
-"""A reward for completions of a wanted length."""
+"""A reward for completions whose length is within limits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ class LengthWindow(Provider):
     With `soft`, a length that is d units outside scores max(0, 1 - d / soft).
 
     Args:
-        low: The least length within, in units.
-        high: The greatest length within, in units.
-        unit: What is counted: characters, words (what white space separates), or tokens (without special ones that a
-            tokenizer adds).
-        soft: How many units outside the score reaches 0; 0 for at once.
-        tokenizer: Whose tokens are counted.
-        trust_remote_code: Whether code of the tokenizer's own may run.
+        low: The lowest length inside, in units.
+        high: The highest length inside, in units.
+        unit: What is counted: characters, words (separated by white space), or tokens (without those that a tokenizer adds).
+        soft: The distance outside, in units, at which the score reaches 0; 0 for an abrupt limit.
+        tokenizer: The tokenizer for tokens.
+        trust_remote_code: Whether the tokenizer's own code may run.
 
     Raises:
         SpecError: There is no bound, `low` is above `high`, a number is negative, or `tokenizer` does not fit `unit`.
@@ -57,7 +56,7 @@ class LengthWindow(Provider):
         if unit == "tokens" and tokenizer is None:
             raise SpecError("`unit: tokens` needs a tokenizer: the folder or model id of the policy.", key="tokenizer")
         if unit != "tokens" and tokenizer is not None:
-            raise SpecError(f"only `unit: tokens` has a use for a tokenizer; unit is {unit!r}.", key="tokenizer")
+            raise SpecError(f"only `unit: tokens` uses a tokenizer; unit is {unit!r}.", key="tokenizer")
         self.low = 0 if low is None else low
         self.high = np.inf if high is None else high
         self.unit = unit
@@ -70,7 +69,7 @@ class LengthWindow(Provider):
 
     @property
     def identity(self) -> list[Any]:
-        """Its settings, and in place of where the tokenizer is a digest of it."""
+        """Its settings, with a digest of the tokenizer instead of its path."""
         if self._tokenizer is None:
             return super().identity
         from rm_plugins.models.identity import tokenizer_digest

@@ -1,7 +1,7 @@
-"""Computes in a process of its own what a text can make take for ever, and ends the process when it does.
+"""Runs a computation that may never end on some texts in its own process, and ends the process when it takes too long.
 
-A pattern, a schema or a formula may take more time or memory than there is, on a text that is made for it. Nothing in the same
-process can stop that, whatever thread it is in: the interpreter is busy.
+On a crafted text, a pattern, a schema or a formula may take more time or memory than there is. Nothing in the same process can stop that,
+not even another thread, because the interpreter is busy.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from rm_plugins.errors import ScoringError
 _SECONDS_TO_START = 120.0
 _MEMORY = 4 * 2**30
 _MOST_AT_ONCE = 64
-_MOST_CHARACTERS_AT_ONCE = 16_384  # no more than a pipe holds, so that nobody waits for the other to read
+_MOST_CHARACTERS_AT_ONCE = 16_384  # no more than a pipe holds, so that the two processes never wait for each other
 
 Answer: TypeAlias = Any
-"""What the function says of a request, or the `LimitExceededError` or `ChildProcessError` that stands in for it."""
+"""The result of the function for a request, or the `LimitExceededError` or `ChildProcessError` where there is none."""
 
 
 class LimitExceededError(Exception):
-    """One request took more time, memory or depth than it may; the message says which, for the end of a sentence."""
+    """A request exceeded its limit on time, memory or depth; the message says which, as the end of a sentence."""
 
 
 class LimitedProcess:
     """Answers requests with a function that runs in another process, which ends when a request takes too long.
 
-    The process is started when it is needed, is used for all requests, and is replaced when it ended. Any thread may ask, and a fork
-    has a process of its own.
+    The process starts with the first request, serves all requests, and is replaced after it ended. Any thread may send requests, and a
+    fork gets its own process.
 
     Args:
-        made_by: The function, as ``module:function``, that makes the one that answers a request. It is called in the process.
-        setting: What it is called with; JSON.
+        made_by: A factory, as ``module:function``, for the function that answers requests. It is called in the process.
+        setting: The factory's argument; JSON.
         seconds: How long one request may take.
     """
 
@@ -61,7 +61,7 @@ class LimitedProcess:
         return type(self), (self.made_by, self.setting, self.seconds)
 
     def __call__(self, requests: Sequence[Any]) -> list[Answer]:
-        """The answer to each request, which is JSON and whose answer is too.
+        """The answer to each request; both are JSON.
 
         Raises:
             ScoringError: The process could not be started.
@@ -69,12 +69,12 @@ class LimitedProcess:
         written = [json.dumps(request) for request in requests]
         answers: list[Answer] = []
         while len(answers) < len(written):
-            if self._owner != os.getpid():  # what a fork inherits, a lock that somebody holds too, is its parent's
+            if self._owner != os.getpid():  # after a fork: the process and the lock, which may be held, belong to the parent
                 self._forget()
             with self._lock:
                 try:
                     answers += self._answered(_beginning(written, len(answers)))
-                except BaseException:  # an answer that nobody waited for would be taken for the next request's
+                except BaseException:  # else an unread answer would be taken as the next request's
                     self.close()
                     raise
         return answers
@@ -91,7 +91,7 @@ class LimitedProcess:
         self._child = self._end = None
 
     def _answered(self, written: Sequence[str]) -> list[Answer]:
-        """The answers to a few requests, up to the first that ended the process."""
+        """The answers to a few requests, up to the first one that ended the process."""
         child = self._running()
         answers: list[Answer] = []
         with _Watch(child, self.seconds) as watch:
@@ -129,13 +129,13 @@ class LimitedProcess:
             if not is_ready:
                 code = self._child.wait()
                 raise ScoringError(
-                    f"The process of {self.made_by} ended with {code} at its start. Its own output above says why."
+                    f"The process of {self.made_by} ended with {code} at its start. See its output above for the reason."
                 )
         return self._child
 
 
 class _Watch:
-    """Ends a process that does not answer in time. It waits in a thread, for reading an answer takes no time limit everywhere."""
+    """Ends a process that does not answer in time. It waits in a thread, as reading has no time limit on every system."""
 
     def __init__(self, child: subprocess.Popen[str], seconds: float) -> None:
         self.ended_it = False
@@ -145,7 +145,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._wait, daemon=True)
 
     def begin(self) -> None:
-        """Give the next request its time."""
+        """Restart the time limit for the next request."""
         self._deadline = time.monotonic() + self._seconds
 
     def _wait(self) -> None:
@@ -166,7 +166,7 @@ class _Watch:
 
 
 def _beginning(written: Sequence[str], start: int) -> Sequence[str]:
-    """The next requests that are sent at once: few enough that they fit into a pipe, or a long one alone."""
+    """The next requests to send together: as many as fit into a pipe, or a single long one."""
     length, stop = len(written[start]), start + 1
     while stop < min(len(written), start + _MOST_AT_ONCE) and length + len(written[stop]) <= _MOST_CHARACTERS_AT_ONCE:
         length += len(written[stop])
@@ -175,7 +175,7 @@ def _beginning(written: Sequence[str], start: int) -> Sequence[str]:
 
 
 def _line(child: subprocess.Popen[str]) -> str:
-    """What the process says next; nothing if it has ended."""
+    """The next line of the process's output; empty if it has ended."""
     assert child.stdout is not None
     return child.stdout.readline()
 
@@ -183,7 +183,7 @@ def _line(child: subprocess.Popen[str]) -> str:
 def _ended(child: subprocess.Popen[str], owner: int) -> None:
     if os.getpid() == owner:
         child.kill()
-        with suppress(BrokenPipeError), child:  # waits, and closes its pipes, a request that nobody read with them
+        with suppress(BrokenPipeError), child:  # waits, and closes its pipes with any unread request
             pass
 
 
@@ -191,17 +191,17 @@ def _ended(child: subprocess.Popen[str], owner: int) -> None:
 
 
 def answer_requests(made_by: str, setting: Any, seconds: float) -> None:
-    """What the process does: for each line of requests on standard input, a line with the answer to each, both as JSON.
+    """The main function of the process: reads lines with several requests, and writes a line with each answer, both as JSON.
 
     Args:
-        made_by: As of `LimitedProcess`.
-        setting: Likewise.
-        seconds: Likewise.
+        made_by: As for `LimitedProcess`, and so are the others.
+        setting: See there.
+        seconds: See there.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     logging.disable()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # so that what a library prints is not read as an answer
     module, _, name = made_by.partition(":")
     answer = getattr(import_module(module), name)(setting)
     _limit_memory()
@@ -209,7 +209,7 @@ def answer_requests(made_by: str, setting: Any, seconds: float) -> None:
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         for line in sys.stdin:
             requests = json.loads(line)
-            # The parent ends this process in time; this is for one that is no more.
+            # Usually the parent ends this process in time; this is for the case that the parent has died.
             faulthandler.dump_traceback_later(len(requests) * seconds + 10, exit=True, file=nowhere)
             for request in requests:
                 print(json.dumps(_answer(answer, request)), file=answers, flush=True)
@@ -217,7 +217,7 @@ def answer_requests(made_by: str, setting: Any, seconds: float) -> None:
 
 
 def _answer(answer: Callable[[Any], Any], request: Any) -> tuple[Any, str | None]:
-    """The answer, or the limit that it was beyond."""
+    """The answer, or the limit that was exceeded."""
     try:
         return answer(request), None
     except MemoryError:
@@ -227,7 +227,7 @@ def _answer(answer: Callable[[Any], Any], request: Any) -> tuple[Any, str | None
 
 
 def _limit_memory() -> None:
-    """Have the system refuse this process more memory than one request should ever take, where it can."""
+    """Limit the memory of this process, on systems that can, to more than any request should need."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,4 +1,4 @@
-"""A rule on texts that runs within limits of time and size."""
+"""A rule on texts with limits on time and size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rm_plugins.scores import Scores
 SECONDS = 5.0
 """How long one text may take by default."""
 MOST_CHARACTERS = 1_000_000
-"""How long one may be."""
+"""How many characters one may have by default."""
 
 
 class LimitedRule(Provider):
-    """A rule on a completion's text. One that takes longer than its limits is an error of its row; the others have their scores.
+    """A rule on a completion's text. A completion that exceeds the limits is an error of its row; the others keep their scores.
 
     Args:
         timeout: Seconds that one completion may take.
-        max_characters: How long one may be.
+        max_characters: How long a completion may be.
 
     Raises:
         SpecError: One of them is not positive.
@@ -40,7 +40,7 @@ class LimitedRule(Provider):
 
     @abstractmethod
     def answers(self, texts: Sequence[str]) -> list[Any]:
-        """The score of each text, or the exception that stands in for it."""
+        """The score of each text, or the exception where there is none."""
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Apply the rule to every completion."""
@@ -59,7 +59,7 @@ class LimitedRule(Provider):
 
 
 def check_limits(timeout: float, max_characters: int) -> None:
-    """Refuse limits that are none.
+    """Refuse limits that are not positive.
 
     Raises:
         SpecError: One of them is not positive.
@@ -73,13 +73,13 @@ def check_limits(timeout: float, max_characters: int) -> None:
 def short_texts(
     samples: Sequence[Sample], max_characters: int, called: str
 ) -> tuple[dict[int, str], dict[int, RmPluginsError]]:
-    """The text of each completion by row, and why a row has none: it is no text, or is longer than it may be."""
+    """The text of each completion by row, and the error of each row that has none or is too long."""
     texts, errors = completion_texts(samples)
     for row in [row for row, text in texts.items() if len(text) > max_characters]:
         length = len(texts.pop(row))
         errors[row] = ScoringError(
-            f"{called} has no score for item {row}: the completion has {length:,} characters, and {max_characters:,} is the most that "
-            "it looks at. Set the key 'max_characters' for more.",
+            f"{called} has no score for item {row}: the completion has {length:,} characters, and at most {max_characters:,} are allowed. "
+            "Raise the key 'max_characters' for longer ones.",
             rows=[row],
         )
     return texts, errors

@@ -1,7 +1,7 @@
 """Compares mathematical answers with the package math-verify.
 
-The time limits of math-verify itself are alarms: only a main thread can set them, and they disturb those that somebody else has
-set. What is here runs in a `rm_plugins.providers.rules.limited_process.LimitedProcess` instead.
+The time limits of math-verify are alarms: only a main thread can set them, and they interfere with other alarms. This module runs in a
+`rm_plugins.providers.rules.limited_process.LimitedProcess` instead.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _MARKED = re.compile(r"\$|\\\(|\\\[|\\boxed")
 _BARE = re.compile(
     r"(?:\\text\w*\s*\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z\n]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|[^A-Za-z\\:\n])++"
 )
-"""Mathematics and nothing else: no word, and no colon, which a word in front would have."""
+"""Mathematics only: no words, and no colon, which would follow a word."""
 
 
 def comparing(_: object) -> Callable[[tuple[str, str]], bool | None]:
-    """What compares an answer with the gold answer before it; None where there is nothing mathematical in the latter."""
-    _comparison("1", "1")  # imports what it takes
+    """Makes the function that compares an answer with a gold answer; it returns None where the latter is not mathematical."""
+    _comparison("1", "1")  # imports what it needs
     return lambda pair: _comparison(*pair)
 
 
@@ -49,16 +49,16 @@ def _extraction() -> tuple[Any, ...]:
 
 
 def _presented(text: str) -> str:
-    """A text in which math-verify finds the answer that a person would.
+    """A text in which math-verify finds the answer that a person would find.
 
-    It finds the last box, else what follows the word "answer", else the last formula or number. Of bare mathematics it would take
-    a number out of the middle, such as 2 out of ``2\\sqrt{3}``, and after ``####`` it may prefer an earlier "answer".
+    It finds the last box, else what follows the word "answer", else the last formula or number. In bare mathematics it would find a
+    number in the middle, such as 2 in ``2\\sqrt{3}``, and after ``####`` it may prefer an earlier "answer".
     """
-    text = _TAG.sub(" ", _last_answer(text)).strip()  # a number that adjoins a tag would not be found
+    text = _TAG.sub(" ", _last_answer(text)).strip()  # a number right beside a tag would not be found
     if "\\boxed" in text:
         return _last_boxes(text)
     last_line = text.rpartition("\n")[2]
-    if "####" in last_line:  # how a solution in GSM8K ends
+    if "####" in last_line:  # the end of a solution in GSM8K
         text = last_line.rpartition("####")[2]
     if not _MARKED.search(text):
         text = text.replace("`", " ").strip("*_ ")  # Markdown's marks
@@ -66,7 +66,7 @@ def _presented(text: str) -> str:
 
 
 def _last_answer(text: str) -> str:
-    """What is in the last ``<answer>``; the whole text if there is none."""
+    """The contents of the last ``<answer>``; the whole text if there is none."""
     answer, end = text, 0
     while (begin := text.find("<answer>", end)) >= 0 and (close := text.find("</answer>", begin)) >= 0:
         answer, end = text[begin + len("<answer>") : close], close + len("</answer>")
@@ -74,7 +74,7 @@ def _last_answer(text: str) -> str:
 
 
 def _last_boxes(text: str) -> str:
-    """The last box, with those that are listed right before it; math-verify takes all boxes of a line for one answer."""
+    """The last box, with those listed right before it; math-verify treats all boxes of a line as one answer."""
     last = text.rfind("\\boxed")
     answers = [text[last:]]
     while (before := text.rfind("\\boxed", 0, last)) >= 0:

@@ -1,4 +1,4 @@
-"""A reward for completions whose final answer is mathematically the right one."""
+"""A reward for completions whose final answer is mathematically right."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 class MathVerify(Provider):
     """1 for a completion whose final answer equals the gold answer in a dataset column, 0 for any other.
 
-    Where there is an ``<answer>``, the last one is all that is looked at. The final answer is the last ``\\boxed{}``, with those
-    listed right before it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number;
-    a text that is mathematics alone is the answer as a whole. The gold answer is found in its column in the same way. Where it is none,
-    or not mathematical, the provider abstains, unless the completion is literally the same.
+    If there is an ``<answer>``, only the last one is read. The final answer is the last ``\\boxed{}``, with those listed right before
+    it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number; a text that is
+    only mathematics is the answer as a whole. The gold answer is found in its column in the same way. Where it is null or not
+    mathematical, the provider abstains, unless the completion is literally the same.
 
     Args:
         column: The column with the gold answer: text or a number.
         timeout: Seconds that one comparison may take. An answer that takes longer, such as ``9^{9^{9^9}}``, counts as wrong, with a
-            warning and in ``counts["timeouts"]``; so does one that takes too much memory or is nested too deep.
-        max_characters: How long a completion may be, and a gold answer.
+            warning and in ``counts["timeouts"]``; so does one that takes too much memory or is nested too deeply.
+        max_characters: How long a completion, or a gold answer, may be.
 
     Raises:
         SpecError: A limit is not positive.
@@ -53,8 +53,8 @@ class MathVerify(Provider):
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
         """Compare every completion's answer.
 
-        Rows have an error that have no gold answer's column, or something else than text, a number or nothing in it, and those over
-        which the process that compares broke down or could not be started.
+        A row gets an error if it lacks the gold answer's column, if that holds something other than text, a number or null, or if the
+        comparing process crashed or could not be started.
         """
         values = np.full(len(samples), np.nan)
         broken: dict[int, str] = {}
@@ -83,8 +83,8 @@ class MathVerify(Provider):
         if broken:
             first, reason = next(iter(broken.items()))
             errors |= ScoringError(
-                f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. Its own "
-                "output above says more.",
+                f"{self.called} could not compare {len(broken)} of {len(samples)} answers (first: item {first}): {reason}. See "
+                "the process's own output above.",
                 rows=broken,
             ).by_row
         return Scores(values, errors=errors)
@@ -100,7 +100,7 @@ class MathVerify(Provider):
         gold = sample.columns[self.column]
         if isinstance(gold, str) and len(gold) > self.max_characters:
             raise DataError(
-                f"{self.called} looks at a gold answer of at most {self.max_characters:,} characters; item {row} has {len(gold):,} in "
+                f"{self.called} reads gold answers of at most {self.max_characters:,} characters; item {row} has {len(gold):,} in "
                 f"the column {self.column!r}. Set the key 'max_characters' for more.",
                 rows=[row],
             )
@@ -115,5 +115,5 @@ class MathVerify(Provider):
         return None if gold is None else str(gold)
 
     def close(self) -> None:
-        """End the process that compares."""
+        """End the comparing process."""
         self._comparison.close()

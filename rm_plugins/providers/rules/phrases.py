@@ -1,4 +1,4 @@
-"""A reward for completions that say what they must, and nothing that they must not."""
+"""A reward for completions with required phrases and without forbidden ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rm_plugins.samples import Sample
 
 
 class Phrases(RowProvider):
-    """The share of the required phrases that a completion has (1 if none is required), and 0 if it has a forbidden one.
+    """The share of the required phrases in a completion (1 if none is required), and 0 if it has a forbidden one.
 
     Args:
-        required: Phrases that should occur. White space within a phrase matches any white space.
-        forbidden: Phrases none of which may occur.
-        ignore_case: Whether upper and lower case are alike.
-        whole_words: Whether a phrase counts only where no letter, digit or underscore adjoins it: ``art`` is not in ``start``.
+        required: Phrases that should occur. White space in a phrase matches any white space.
+        forbidden: Phrases that must not occur.
+        ignore_case: Whether upper and lower case count as equal.
+        whole_words: Whether a phrase only counts without a letter, digit or underscore beside it: ``art`` is not in ``start``.
 
     Raises:
         SpecError: There is no phrase, or one is empty.

@@ -17,11 +17,11 @@ class Repetition(RowProvider):
     """-weight * (1 - distinct n-grams / all n-grams) of a completion's words; 0 where nothing repeats.
 
     The penalty of appendix C.2 of Yeo et al., "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv 2502.03373), over
-    words instead of tokens: what white space separates, in lower case. A completion of fewer than n words scores 0.
+    words instead of tokens: separated by white space, in lower case. A completion of fewer than n words scores 0.
 
     Args:
-        n: Words of an n-gram.
-        weight: The size of the penalty for a completion that does nothing but repeat itself.
+        n: Words per n-gram.
+        weight: The size of the penalty for a completion that only repeats itself.
 
     Raises:
         SpecError: `n` is less than 1 or more than 100, or `weight` is negative.
@@ -33,7 +33,7 @@ class Repetition(RowProvider):
         if not 1 <= n <= _MOST_WORDS:
             raise SpecError(f"an n-gram has 1 to {_MOST_WORDS} words; got {n}.", key="n")
         if not 0 <= weight < np.inf:
-            raise SpecError(f"must be a number from 0 on, which is what repetition costs; got {weight}.", key="weight")
+            raise SpecError(f"must be a finite number, 0 or more; got {weight}.", key="weight")
         self.n = n
         self.weight = weight
 
