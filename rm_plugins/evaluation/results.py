@@ -1,4 +1,4 @@
-"""What an evaluation found, as data: everything that a table, a page or a model card shows is in here, and so in its JSON."""
+"""The results of an evaluation as data. Everything that a table, a page or a model card shows is in here, and so in its JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rm_plugins.evaluation.figure_tables import estimate_columns, figure_rows
 from rm_plugins.files import in_utf8
+from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
@@ -16,7 +18,7 @@ from rm_plugins.statistics.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult
 
 SIGNIFICANT = 0.05
-"""Below this p-value, a difference is called one."""
+"""A difference with a smaller p-value is called significant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +197,18 @@ class Finding:
         return f"{self.lead}: {self.text}" if self.lead else self.text
 
     @property
+    def sentence(self) -> str:
+        """The message with its severity."""
+        return f"{self.severity}: {self.message}"
+
+    @property
     def rank(self) -> int:
         """0 for an alarm, more for what is less urgent."""
         return ("alarm", "warning", "note").index(self.severity)
 
 
-@dataclass(frozen=True, slots=True)
-class RewardResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class RewardResult(ShownAsTable):
     """What was found of one reward.
 
     Args:
@@ -250,9 +257,18 @@ class RewardResult:
     mistakes: tuple[JudgedPair, ...] = ()
     suite: SuiteResult | None = None
 
+    def _table(self) -> ResultTable:
+        caption = f"{self.name}: {self.samples:,} samples, {self.pairs:,} pairs"
+        return ResultTable(
+            caption, ("Figure", "Value"), figure_rows([self.figures]), [finding.sentence for finding in self.findings]
+        )
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+    def _columns(self) -> dict[str, list[object]]:
+        return estimate_columns("figure", self.figures)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(ShownAsTable):
     """How reward b differs from reward a on the pairs that both scored.
 
     Args:
@@ -286,6 +302,21 @@ class Difference:
             return "unclear"
         return "better" if self.accuracy.value > 0 else "worse"
 
+    @property
+    def sentence(self) -> str:
+        """The outcome with its numbers."""
+        said = {"better": "is better than", "worse": "is worse than", "unclear": "does not clearly differ from"}[self.outcome]
+        return f"{self.b} {said} {self.a}: {100 * self.accuracy.value:+.1f} points of accuracy, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
+
+    def _table(self) -> ResultTable:
+        parts = {"all": self.accuracy, **self.sections}
+        return ResultTable(
+            self.sentence, ("Section", "Difference in accuracy"), [(name, f"{part:+.1%}") for name, part in parts.items()]
+        )
+
+    def _columns(self) -> dict[str, list[object]]:
+        return estimate_columns("section", {"all": self.accuracy, **self.sections})
+
     def with_pairs(self, complete: Callable[[JudgedPair], JudgedPair]) -> Difference:
         """The same with other pairs to show."""
         won, lost = (tuple(replace(flip, pair=complete(flip.pair)) for flip in flips) for flips in (self.won, self.lost))
@@ -307,8 +338,8 @@ class FlippedPair:
     rejected_reward_a: float
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(ShownAsTable):
     """Several rewards on the same data.
 
     Args:
@@ -326,6 +357,24 @@ class Evaluation:
     data: DataSummary
     rewards: tuple[RewardResult, ...]
     differences: tuple[Difference, ...] = ()
+
+    def _table(self) -> ResultTable:
+        data = self.data
+        notes = [difference.sentence for difference in self.differences]
+        notes += [f"{reward.name}: {finding.sentence}" for reward in self.rewards for finding in reward.findings]
+        return ResultTable(
+            f"{data.suite or data.source or 'Evaluation'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts",
+            ("Figure", *(reward.name for reward in self.rewards)),
+            figure_rows([reward.figures for reward in self.rewards]),
+            notes,
+        )
+
+    def _columns(self) -> dict[str, list[object]]:
+        parts = [(reward.name, estimate_columns("figure", reward.figures)) for reward in self.rewards]
+        columns: dict[str, list[object]] = {"reward": [name for name, part in parts for _ in part["figure"]]}
+        return columns | {
+            name: [value for _, part in parts for value in part[name]] for name in ("figure", "value", "low", "high")
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it: null for what could not be computed."""

@@ -14,6 +14,7 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import Component
+from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.scores import FloatArray
 
 
@@ -91,8 +92,8 @@ class SuiteTable:
     values: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SuiteResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class SuiteResult(ShownAsTable):
     """What a benchmark's own rule makes of a reward.
 
     Part of a benchmark gives sections only, so that no number looks like the benchmark's that is not: the score is NaN as soon as
@@ -115,6 +116,26 @@ class SuiteResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     tables: tuple[SuiteTable, ...] = ()
     abstained: int = 0
+
+    def _table(self) -> ResultTable:
+        rows = [
+            ("Score", f"{self.score:.3g}", "", ""),
+            *((part.name, f"{part.score:.3g}", f"{part.items:,}", f"{part.weight:.3g}") for part in self.sections),
+            *((name, f"{value:.3g}", "", "") for name, value in self.figures.items()),
+        ]
+        notes = [self.rule]
+        if self.abstained:
+            notes.append(f"{self.abstained:,} rows have a sample without a reward and count as wrong.")
+        return ResultTable(self.name, ("Section", "Score", "Rows", "Weight"), rows, notes)
+
+    def _columns(self) -> dict[str, list[object]]:
+        parts = self.sections
+        return {
+            "section": ["all", *(part.name for part in parts)],
+            "score": [self.score, *(part.score for part in parts)],
+            "rows": [sum(part.items for part in parts), *(part.items for part in parts)],
+            "weight": [1.0, *(part.weight for part in parts)],
+        }
 
 
 class Suite(Component):
