@@ -306,7 +306,8 @@ class Difference(ShownAsTable):
     def sentence(self) -> str:
         """The outcome with its numbers."""
         said = {"better": "is better than", "worse": "is worse than", "unclear": "does not clearly differ from"}[self.outcome]
-        return f"{self.b} {said} {self.a}: {100 * self.accuracy.value:+.1f} points of accuracy, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
+        points = f"{100 * self.accuracy.value:+.1f} points of accuracy"
+        return f"{self.b} {said} {self.a}: {points}, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
 
     def _table(self) -> ResultTable:
         parts = {"all": self.accuracy, **self.sections}

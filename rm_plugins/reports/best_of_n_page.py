@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from rm_plugins.evaluation.results import SIGNIFICANT, as_json
-from rm_plugins.reports.charts import COLOURS, drawing, svg
+from rm_plugins.reports.charts import COLOURS, draw_band, drawing, fit_values, svg
 from rm_plugins.reports.page import page, table
 from rm_plugins.statistics.intervals import Estimate
 
@@ -92,21 +92,24 @@ def proxy_curve_svg(curve: BestOfNCurve) -> str:
         MissingDependencyError: matplotlib is not installed.
     """
     places = [math.sqrt(kl) for kl in curve.kl]
-    with drawing(6.4, 3.6) as (figure, axes):
+    with drawing(height=3.2) as (figure, axes):
         axes.set_xticks(places, [f"{n:,}" for n in curve.n])
         axes.set_xlabel("n, spaced by the square root of the KL bound")
         if curve.gold_mean:
-            _line(axes, places, curve.gold_mean, COLOURS[0], "gold")
+            _line(axes, places, curve.gold_mean, 0, "gold")
             axes.plot(places, curve.gold_best, color=COLOURS[5], linestyle=":", label="best possible gold")
+            fit_values(axes, [*_ends(curve.gold_mean), *curve.gold_best])
             _label(axes, "gold", COLOURS[0])
             beside = axes.twinx()
             beside.spines[["top"]].set_visible(False)
         else:
             beside = axes
-        _line(beside, places, curve.proxy_mean, COLOURS[1], "proxy", "--" if curve.gold_mean else "-")
+        _line(beside, places, curve.proxy_mean, 1, "proxy")
+        fit_values(beside, _ends(curve.proxy_mean))
         _label(beside, "proxy", COLOURS[1])
-        handles = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
-        axes.legend(handles=handles, frameon=False, loc="best", labelcolor="linecolor")
+        lines = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
+        handles = [line for line in lines if not line.get_label().startswith("_")]
+        figure.legend(handles=handles, frameon=False, loc="outside upper left", ncols=3, labelcolor="linecolor", fontsize=9)
         return svg(figure, curve.title)
 
 
@@ -136,8 +139,11 @@ def _label(axes: Any, name: str, colour: str) -> None:
     axes.tick_params(axis="y", colors=colour)
 
 
-def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker="o", markersize=3)
-    axes.fill_between(
-        places, [mean.low for mean in means], [mean.high for mean in means], color=colour, alpha=0.15, linewidth=0
-    )
+def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], place: int, label: str) -> None:
+    colour, style, marker = COLOURS[place], ("-", "--")[place], ("o", "s")[place]
+    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker=marker, markersize=4)
+    draw_band(axes, places, [mean.low for mean in means], [mean.high for mean in means], colour=colour, place=place)
+
+
+def _ends(means: Sequence[Estimate]) -> list[float]:
+    return [end for mean in means for end in (mean.value, mean.low, mean.high)]

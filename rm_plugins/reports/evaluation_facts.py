@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.reports.numbers import count, number, share
-from rm_plugins.reports.page import text, unfolding
+from rm_plugins.reports.page import preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, styled
 
 
@@ -51,7 +51,9 @@ def _reward(reward: RewardResult, style: RewardStyle, *, is_open: bool) -> str:
         parts.append(_block("What the manifests say of the training", _json(reward.manifest)))
     if reward.rendering:
         parts.append(_block("A sample as the model is given it", reward.rendering))
-    return unfolding(style.html, "\n".join(parts), is_open=is_open)
+    about = reward.source if reward.source != reward.name else ""
+    shown = ", ".join(part for part in (about, f"fingerprint {reward.fingerprint}" if reward.fingerprint else "") if part)
+    return unfolding(style.html + preview(shown), "\n".join(parts), is_open=is_open)
 
 
 def _list(facts: Mapping[str, str]) -> str:

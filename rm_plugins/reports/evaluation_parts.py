@@ -16,7 +16,7 @@ from rm_plugins.reports.evaluation_charts import (
     scatter_svg,
 )
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share, signed
-from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, legend, named, side_by_side, styled
 from rm_plugins.reports.verdicts import outcome_html, with_interval
 from rm_plugins.statistics.best_of_n import BestOfN
@@ -79,7 +79,8 @@ def calibrations(evaluation: Evaluation) -> str:
                 for part in reward.calibration
             ]
             numbers = cells("Calibration", ["Win probability", "Entries", "Mean", "Comes true"], lines)
-            charts.append((style, calibration_svg(reward.calibration, style), unfolding("Numbers", numbers)))
+            named_columns = preview("Win probability, entries, mean, comes true")
+            charts.append((style, calibration_svg(reward.calibration, style), unfolding(f"Numbers{named_columns}", numbers)))
     return _charts(charts)
 
 

@@ -1,4 +1,4 @@
-"""What all pages of reports are made of: HTML that needs nothing beside it."""
+"""The parts of all report pages: HTML in a single file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.resources import files
 from rm_plugins.files import in_utf8
 
 _SHOWN = 1_500  # characters of a text
+_PREVIEWED = 160  # characters of what is folded
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 
 
@@ -80,6 +81,14 @@ def unfolding(summary: str, content: str, *, kind: str = "", is_open: bool = Fal
     """
     said = (f' class="{kind}"' if kind else "") + (" open" if is_open else "")
     return f"<details{said}><summary>{summary}</summary>\n{content}\n</details>"
+
+
+def preview(value: str) -> str:
+    """The beginning of what is folded, as HTML in its summary: one line, which goes when it is unfolded."""
+    line = " ".join(value[: 4 * _PREVIEWED].split())
+    if len(line) > _PREVIEWED:
+        line = f"{line[:_PREVIEWED].rpartition(' ')[0] or line[:_PREVIEWED]}…"
+    return f'<span class="preview" dir="auto">{text(line)}</span>' if line else ""
 
 
 def text(value: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rm_plugins.evaluation.figures import Figure, figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
-from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
 
@@ -128,8 +128,8 @@ def _finding(finding: Finding, *, is_folded: bool) -> str:
     if not finding.lead:
         return f'<p class="{kind}">{badge}{text(finding.text)}</p>'
     if is_folded:
-        content = f"<p>{text(finding.text[:1].upper() + finding.text[1:])}</p>"
-        return unfolding(f"{badge}<b>{text(finding.lead)}</b>", content, kind=kind)
+        whole = finding.text[:1].upper() + finding.text[1:]
+        return unfolding(f"{badge}<b>{text(finding.lead)}</b>{preview(whole)}", f"<p>{text(whole)}</p>", kind=kind)
     return f'<p class="{kind}">{badge}<b>{text(finding.lead)}:</b> {text(finding.text)}</p>'
 
 

@@ -23,7 +23,7 @@ from rm_plugins.training.exploitation import (
 from rm_plugins.training.journal import JournalStep
 from rm_plugins.training.phrases import ScoredText
 
-_LEAST_STEPS = 12
+LEAST_STEPS = 12
 """The fewest steps to compare with as many; no test could be significant with less."""
 _GROWN = 1.5
 """By how much a sign must have grown to be worth another warning."""
@@ -47,8 +47,8 @@ class RewardHistory:
     """
 
     def __init__(self, reward: str, window: int = 50) -> None:
-        if window < _LEAST_STEPS:
-            raise DataError(f"window={window} steps are too few to compare: {_LEAST_STEPS} or more are allowed, 50 are usual.")
+        if window < LEAST_STEPS:
+            raise DataError(f"window={window} steps are too few to compare: {LEAST_STEPS} or more are allowed, 50 are usual.")
         self.reward = reward
         self.window = window
         self.count = 0
@@ -78,7 +78,7 @@ class RewardHistory:
         if len(self._first) < self.window:
             self._first.append(step)
         self._last.append(step)
-        if self.count % (self.window // 5) or len(self.early) < _LEAST_STEPS:
+        if self.count % (self.window // 5) or len(self.early) < LEAST_STEPS:
             return []
         early, recent = self.early, self.recent
         news = [evidence for test in _TESTS if (evidence := test(self.reward, early, recent)) and self._is_news(evidence)]
