@@ -56,7 +56,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "accuracy_shorter": _share(
         "Accuracy, shorter is better",
-        "The accuracy on the pairs whose better answer is the shorter one; far below the row above, the reward likes length, far above it dislikes it.",
+        "The accuracy where the shorter answer is better; far below the row above, the reward likes length, far above it dislikes it.",
         "higher",
     ),
     "accuracy_corrected": _share(
@@ -71,7 +71,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "length_preference": _share(
         "Prefers the longer",
-        "The share of pairs with different lengths in which the reward prefers the longer answer; compare it with the share where it is better.",
+        "The share of pairs with different lengths in which the reward prefers the longer answer; compare it with how often that is better.",
     ),
     "shortness_preference": _share(
         "Prefers the shorter", "The share of pairs with different lengths in which the reward prefers the shorter answer."
