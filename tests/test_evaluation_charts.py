@@ -254,7 +254,7 @@ class TestTwoRewards:
         shown = rows_of(page, "Comparisons of rewards")
         assert shown == [["■b against ●a", "+3.0[+1.0, +5.0]", "0.0040", "better", "23", "11", "400"]]
         heads = re.findall('<th scope="col">(.*?)</th>', page.partition('aria-label="Comparisons of rewards"')[2])[:7]
-        assert [re.sub("<[^>]*>", "", head) for head in heads[4:]] == ["It alone is right", "The other alone is right", "Pairs"]
+        assert [re.sub("<[^>]*>", "", head) for head in heads[4:]] == ["Only it is right", "Only the other is right", "Pairs"]
         (axes,) = drawn
         assert lines(axes, "s") == [[(0.125, 0), (-0.25, 1)]]
         assert spans(axes, 1) == [[[0.0625, 0], [0.1875, 0]], [[-0.375, 1], [-0.125, 1]]]

@@ -49,7 +49,7 @@ def test_a_fault_in_the_last_row_is_told_before_the_first_is_scored() -> None:
 
 
 def test_no_row_is_told_first() -> None:
-    with pytest.raises(DataError, match="no row to evaluate in empty"):
+    with pytest.raises(DataError, match="no rows to evaluate in empty"):
         evaluate(Unused(), [], source="empty")
 
 

@@ -71,7 +71,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "length_preference": _share(
         "Prefers the longer",
-        "The share of pairs with different lengths in which the reward prefers the longer answer; compare it with how often that is better.",
+        "The share of pairs with different lengths in which the reward prefers the longer answer; compare it with how often it is better.",
     ),
     "shortness_preference": _share(
         "Prefers the shorter", "The share of pairs with different lengths in which the reward prefers the shorter answer."

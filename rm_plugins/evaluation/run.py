@@ -1,4 +1,4 @@
-"""Evaluating rewards: rows are scored, and the scores become everything that a report shows."""
+"""Evaluating rewards: rows are scored, and the scores become the results that a report shows."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
 RESAMPLES = 100
-"""How often the length control is fitted again for its interval, if nothing else is said."""
+"""The default number of refits of the length control for its interval."""
 SHOWN = 20
-"""How many mistakes, and flipped pairs of each sort, are shown."""
+"""How many mistakes, and flipped pairs of each kind, are shown."""
 _PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
 
 
@@ -138,12 +138,12 @@ def evaluate_pairs(
         progress: Called with the number of pairs after each batch.
 
     Raises:
-        DataError: A row is no preference pair, or there is no row.
+        DataError: A row is not a preference pair, or there are no rows.
         ScoringError: The provider failed.
     """
     values, _ = scores_of(_scored(provider, rows, _pair_samples, batch_size, progress))
     if not len(values):
-        raise DataError("There is no row to evaluate.")
+        raise DataError("There are no rows to evaluate.")
     return pair_metrics(values[0::2], values[1::2])
 
 
@@ -169,12 +169,12 @@ def _scored(
 
 
 class EvaluationRun:
-    """An evaluation in the making: takes one reward after the other with the rows that it scored, and evaluates them all.
+    """An evaluation in progress: `add` takes the rewards one after the other with the rows they scored, and `evaluation` evaluates them.
 
     Args:
-        again: Goes through the rows, for the texts that are shown.
-        collector: Takes the rows of the first reward.
-        suite: The benchmark that the rows are of.
+        again: Reads the rows from the beginning.
+        collector: Collects the rows of the first reward.
+        suite: The benchmark of the rows.
     """
 
     def __init__(
@@ -205,17 +205,17 @@ class EvaluationRun:
                     raise
                 raise DataError(f"{error}{hint.format(proposed)}") from error
         if not number:
-            raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
+            raise DataError(f"There are no rows to evaluate{f' in {source}' if source else ''}.")
 
     def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
         """The samples of a row; raises what `RowCollector.judged` raises."""
         return self._collector.judged(row, where).samples
 
     def recorded(self, column: str) -> Iterator[ScoredRow]:
-        """The rows with the scores that they have already, which are called `column`.
+        """The rows with the scores that they already have in `column`.
 
         Raises:
-            DataError: No row has any, or they are no numbers.
+            DataError: No row has any, or they are not numbers.
         """
         known = number = 0
         for number, row in enumerate(self._again(), start=1):
@@ -228,9 +228,9 @@ class EvaluationRun:
     def add(
         self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""
     ) -> None:
-        """Take a reward with all rows in their order; the other arguments are as in `reward_facts`.
+        """Add a reward with all rows in their order; the other arguments are as in `reward_facts`.
 
-        Of rewards with equal names, `evaluation` makes distinct ones.
+        `evaluation` makes equal names distinct.
         """
         values, members = scores_of(rows if self._rewards else self._collected(rows))
         facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
@@ -247,21 +247,21 @@ class EvaluationRun:
     def evaluation(
         self, *, source: str = "", split: str = "", shown: int = SHOWN, resamples: int = RESAMPLES, seed: int = 0
     ) -> Evaluation:
-        """What the scored rows say of the rewards; nothing is scored here.
+        """Evaluate the scored rows; nothing is scored here.
 
         Args:
-            source: What the data is called.
+            source: The name of the data.
             split: The split of the dataset.
-            shown: How many mistakes, and flipped pairs of each sort, are shown.
+            shown: How many mistakes, and flipped pairs of each kind, are shown.
             resamples: As in `evaluate`.
-            seed: Of what is drawn at random.
+            seed: Of the random draws.
 
         Raises:
             DataError: There is no row.
         """
         rows, suite = self._collector.collected(), self._suite
         if not len(rows.cluster):
-            raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
+            raise DataError(f"There are no rows to evaluate{f' in {source}' if source else ''}.")
         settings = {"resamples": resamples, "seed": seed}
         summary = _summary(rows, source, split, suite)
         show = ShownPairs(rows)
@@ -346,7 +346,9 @@ def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteRe
     for row, samples in enumerate(rows.samples()):
         gold = rows.gold[samples]
         if np.isnan(gold).any() and row not in of_pairs:
-            raise DataError(f"row {row + 1}: a sample has no label; {suite.name} needs to know of each whether it is right.")
+            raise DataError(
+                f"row {row + 1}: a sample has no label; {suite.name} needs a label for each sample, whether it is right."
+            )
         labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
         items.append(SuiteItem(rows.ids[row], rows.section_of(row), values[samples], labels, rows.compared.get(row, ())))
     return suite.checked_result(items)

@@ -1,4 +1,4 @@
-"""The curve of ``rm-plugins rank --curve``: what the best of n completions is worth, drawn, as a page and as data."""
+"""The best-of-n curve of ``rm-plugins rank --curve``: as a drawing, as a page and as data."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from rm_plugins.statistics.intervals import Estimate
 
 @dataclass(frozen=True, slots=True)
 class BestOfNCurve:
-    """The mean rewards of the best of n completions, where one reward, the proxy, says which is the best.
+    """The mean rewards of the best of n completions, where one reward, the proxy, chooses the best.
 
     Args:
         proxy: The reward that chooses.
-        gold: What the chosen ones are judged by: another reward's spec or a column; empty where there is nothing.
+        gold: The reward that judges the chosen ones: another spec or a column; empty for none.
         source: The file or dataset.
-        policy: What wrote the completions, empty where they were in the source.
-        prompts: The number of prompts that have the largest n of completions with all scores.
-        left_out: The number of those that have fewer, which count for no n.
+        policy: The model that generated the completions; empty if they were in the source.
+        prompts: The number of prompts with at least the largest n of scored completions.
+        left_out: The number of prompts with fewer, which are left out for every n.
         n: Numbers of completions, ascending.
         kl: An upper bound on the divergence of best-of-n from the policy, in nats: log n - (n - 1) / n.
-        proxy_mean: The proxy's own mean, with the interval of prompts that are drawn again.
-        gold_mean: The gold mean, likewise; empty where there is no gold.
-        gold_best: The gold mean if gold itself chose; empty where there is no gold.
-        fall: By how much the last gold mean lies below the highest one, with its interval; None where there is no gold.
-        fall_p_value: How likely a fall as deep is where there is none; 1 where there is no gold.
+        proxy_mean: The proxy's own mean, with its interval over prompts.
+        gold_mean: The gold mean, likewise; empty without gold.
+        gold_best: The gold mean if gold itself chose; empty without gold.
+        fall: The highest gold mean minus the last one, with its interval; None without gold.
+        fall_p_value: The probability of such a fall by chance; 1 without gold.
     """
 
     proxy: str
@@ -56,20 +56,20 @@ class BestOfNCurve:
 
     @property
     def title(self) -> str:
-        """What the curve is of."""
+        """The title of the page and of the drawing."""
         judged = f", judged by {self.gold}" if self.gold else ""
         return f"Best of n by {self.proxy}{judged}"
 
     @property
     def warning(self) -> str:
-        """What to say where gold surely falls again while the proxy goes on rising; empty where it does not."""
+        """The warning if gold falls significantly while the proxy rises; empty if it does not."""
         if self.fall is None or self.fall_p_value >= SIGNIFICANT:
             return ""
         peak = max(range(len(self.n)), key=lambda place: self.gold_mean[place].value)
         top, last = self.gold_mean[peak], self.gold_mean[-1]
         return (
-            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, by "
-            f"{self.fall:.4g}, while the proxy rises: to choose among more completions exploits the proxy."
+            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, a fall of "
+            f"{self.fall:.4g}, while the proxy rises: choosing among more completions exploits the proxy."
         )
 
 
@@ -86,7 +86,7 @@ def best_of_n_table(curve: BestOfNCurve) -> tuple[tuple[str, ...], list[tuple[st
 
 
 def proxy_curve_svg(curve: BestOfNCurve) -> str:
-    """The curve: gold, its ceiling and the proxy, each reward with an axis of its own, n spaced by the square root of the KL bound.
+    """The curve: gold, its best possible value and the proxy, each reward on its own axis; n is spaced by the square root of the KL bound.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -114,27 +114,30 @@ def proxy_curve_svg(curve: BestOfNCurve) -> str:
 
 
 def best_of_n_page(curve: BestOfNCurve) -> str:
-    """The whole page, which needs nothing beside it.
+    """The whole page, in a single file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    counted = f"{curve.prompts:,} prompts with at least {curve.n[-1]:,} scored completions"
+    counted = f"{_counted(curve.prompts, 'prompt')} with at least {_counted(curve.n[-1], 'scored completion')}"
     left_out = f"; {curve.left_out:,} with fewer are left out" if curve.left_out else ""
-    written = f", written by {curve.policy}" if curve.policy else ""
+    written = f", generated by {curve.policy}" if curve.policy else ""
     warning = f'<div class="warning">{escape(curve.warning)}</div>' if curve.warning else ""
-    body = f"""<p>{escape(f"Of {curve.source}: {counted}{written}{left_out}.")}</p>
+    body = f"""<p>{escape(f"{curve.source}: {counted}{written}{left_out}.")}</p>
 {warning}
 <figure>{proxy_curve_svg(curve)}</figure>
-{table("The same in numbers", *best_of_n_table(curve))}
-<p>The proxy chooses the best of n completions, for which every way to draw n of a prompt's completions counts. The bands and
-brackets are 95% intervals, for which whole prompts are drawn again. The KL bound says how far best-of-n is from the policy at
-most.</p>"""
+{table("Numbers", *best_of_n_table(curve))}
+<p>The proxy chooses the best of n completions; the means are over all subsets of n completions of a prompt. Bands and brackets are 95%
+intervals over prompts. The KL bound is an upper bound on the divergence of best-of-n from the policy.</p>"""
     return page(curve.title, body)
 
 
+def _counted(size: int, noun: str) -> str:
+    return f"{size:,} {noun}{'' if size == 1 else 's'}"
+
+
 def _label(axes: Any, name: str, colour: str) -> None:
-    """Give an axis the colour of its line, so that nobody reads one line off the other's axis."""
+    """Give an axis the colour of its line, so that it is clear which axis belongs to which line."""
     axes.set_ylabel(name, color=colour)
     axes.tick_params(axis="y", colors=colour)
 

@@ -15,7 +15,7 @@ from rm_plugins.errors import MissingDependencyError
 from rm_plugins.reports.page import shortened, visible
 
 COLOURS = ("#3b82c4", "#d97706", "#0d9668", "#9333ea", "#dc2626", "#64748b", "#bc7599", "#858500")
-"""Each has a contrast of 3 or more on the light and on the dark page; the first four differ for red-green colour-blind readers."""
+"""Each has a contrast of 3 or more on the light and the dark page. Colour-blind readers can tell the first four apart."""
 
 INK = "#010203"
 """Stands for the page's own text colour."""
@@ -68,18 +68,18 @@ def drawing(width: float = 4.2, height: float = 2.6) -> Iterator[tuple[Any, Any]
 
 
 def fit_values(axes: Any, values: Iterable[float]) -> None:
-    """Set the y axis around values that are all the same but for rounding: matplotlib would zoom in on the rounding.
+    """Set the y axis around values that differ only by rounding, on which matplotlib would zoom in.
 
     Args:
         axes: Of matplotlib.
-        values: All that is drawn along the axis. NaN is left out.
+        values: All values on the axis. NaN is ignored.
     """
     if around := around_one_value(values):
         axes.set_ylim(*around)
 
 
 def around_one_value(values: Iterable[float]) -> tuple[float, float] | None:
-    """The ends of an axis for values that are one value but for rounding; None where they differ, or where there is none.
+    """The ends of an axis for values that differ only by rounding; None if they differ by more, or if there are none.
 
     >>> around_one_value([0.7, 0.7 + 1e-12]), around_one_value([0.7, 0.8])
     ((0.2, 1.2), None)
@@ -118,7 +118,7 @@ def svg(figure: Any, label: str = "") -> str:
 
     Args:
         figure: What was drawn.
-        label: What it shows, for those who do not see it; empty where the page says so beside it.
+        label: A description for screen readers; empty if the page has one next to it.
     """
     file = io.StringIO()
     with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def svg(figure: Any, label: str = "") -> str:
 
 
 def chart_text(text: str) -> str:
-    """A name as it stands in a chart: one line, cut in the middle where it is long."""
+    """A name for a chart: one line, cut in the middle if it is long."""
     return shortened(visible(" ".join(text.split())).encode("utf-8", "replace").decode(), 20)
 
 

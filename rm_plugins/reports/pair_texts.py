@@ -33,7 +33,7 @@ def flipped_pairs(pairs: Sequence[FlippedPair], a: RewardStyle, b: RewardStyle) 
 
 
 def _fitting(pairs: Iterable[str], room: int) -> str:
-    """As many pairs as there is room for, one at least, and how many there are besides."""
+    """As many pairs as there is room for, at least one, and the number of the others."""
     shown: list[str] = []
     left_out = 0
     for pair in pairs:

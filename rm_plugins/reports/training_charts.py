@@ -1,4 +1,4 @@
-"""Curves over the steps of a training, as SVG that stands in a page."""
+"""Curves over the steps of a training, as SVG inside a page."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from rm_plugins.training.reward_history import LEAST_STEPS
 
 FIGURES = {
     "reward": "Reward",
-    "reward_std": "Its standard deviation",
+    "reward_std": "Standard deviation of the reward",
     "disagreement": "Members' spread",
     "rank_disagreement": "Rank disagreement",
     "length": "Length (characters)",
@@ -53,7 +53,7 @@ def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
         _changes(summary),
         _phrases(summary.phrases),
         _samples("Highest rewards", summary.best, open_first=True),
-        _samples("Most disagreement among the members", summary.disputed),
+        _samples("Largest disagreement of the members", summary.disputed),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -99,7 +99,7 @@ def _changes(summary: RewardSummary) -> str:
         if name in summary.early and name in summary.recent
     ]
     count = summary.compared
-    return table("First and last", ["mean over the", f"first {count} steps", f"last {count} steps"], rows)
+    return table("First and last steps", ["mean over", f"first {count} steps", f"last {count} steps"], rows)
 
 
 def _phrases(phrases: Sequence[Phrase]) -> str:

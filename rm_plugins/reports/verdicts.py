@@ -1,4 +1,4 @@
-"""What a reader of an evaluation sees first: what was found of each reward, and the rewards side by side."""
+"""The top of an evaluation's page: the findings on each reward, and the rewards side by side."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def verdicts(evaluation: Evaluation) -> str:
 
 
 def summary_table(evaluation: Evaluation) -> str:
-    """The key figures of the rewards, a row each, and what the longer answer would reach."""
+    """The key figures, one row per reward, and the accuracy of always choosing the longer answer."""
     shown = styled(evaluation)
     names = _key_figures(evaluation.rewards)
     against = {difference.b: difference for difference in evaluation.differences if difference.a == evaluation.rewards[0].name}
@@ -64,7 +64,7 @@ def summary_table(evaluation: Evaluation) -> str:
 
 
 def figures_table(evaluation: Evaluation) -> str:
-    """All figures of all rewards, and how each is read."""
+    """All figures of all rewards, and how to read them."""
     shown = styled(evaluation)
     figures = _named_figures(evaluation)
     rows = [
@@ -80,7 +80,7 @@ def figures_table(evaluation: Evaluation) -> str:
 
 
 def _named_figures(evaluation: Evaluation) -> dict[str, Figure]:
-    """The figures that any reward has; of a plug-in's, nothing is known but the name."""
+    """The figures that any reward has. A figure of a plug-in has no title or meaning."""
     known = figures_of(evaluation.data.attributes)
     names = dict.fromkeys(name for reward in evaluation.rewards for name in reward.figures)
     return {name: known.get(name, Figure(name, "")) for name in names}

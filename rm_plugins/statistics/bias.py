@@ -1,4 +1,4 @@
-"""What a reward likes that is not quality: length and formatting."""
+"""How much a reward depends on length and formatting rather than quality."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ _BOLD = re.compile(r"\*\*(?=\S)[^*\n]++(?<=\S)\*\*|(?<!\w)__(?=\S)[^_\n]++(?<=\S
 
 @dataclass(frozen=True, slots=True)
 class FeatureBias:
-    """How a reward goes with one feature of the answers, such as the number of their list items.
+    """How a reward relates to one feature of the answers, such as the number of their list items.
 
     Args:
         feature: The feature's name.
         pairs: The number of pairs whose answers differ in it.
         preferred: The share of them in which the reward prefers the answer with more of it.
-        chosen: The share of them in which the label does; where it is lower, the reward likes the feature more than people do.
+        chosen: The share of them in which the label does. If `preferred` is higher, the reward likes the feature more than people do; if
+            it is lower, less.
         correlation: Of the differences in reward and in the feature over all pairs, each entered both ways round: the sum of
             their products / sqrt(the product of the sums of their squares).
         accuracy_more: How often the reward is right where the better answer has more of it; None where this never is so, or where no
             intervals were asked for.
-        accuracy_less: How often where it has less. Far below, the reward pays for the feature.
+        accuracy_less: The same where the better answer has less. Far below `accuracy_more`, the reward pays for the feature; far above, it
+            penalizes the feature.
     """
 
     feature: str
@@ -112,7 +114,7 @@ def longer_preference(delta: ArrayLike, longer: ArrayLike) -> float:
 
 
 def longer_share(longer: FloatArray) -> float:
-    """Of pairs of two lengths, the share whose winner is the longer; NaN where there is none."""
+    """The share of pairs with different lengths whose winner is the longer; NaN if there are none."""
     return longer_preference(np.ones_like(longer), longer)
 
 

@@ -205,7 +205,7 @@ class Suite(Component):
             raise
         except Exception as error:  # somebody else's suite may raise anything at all
             raise DataError(
-                f"The suite {self.name!r} could not read the row behind its row {count}: {type(error).__name__}: {error}. Is the data "
+                f"The suite {self.name!r} could not read the raw row after its row {count}: {type(error).__name__}: {error}. Is the data "
                 f"of that benchmark ({self.source})?"
             ) from error
 

@@ -24,9 +24,9 @@ from rm_plugins.training.journal import JournalStep
 from rm_plugins.training.phrases import ScoredText
 
 LEAST_STEPS = 12
-"""The fewest steps to compare with as many; no test could be significant with less."""
+"""The least number of steps on each side of a comparison. With fewer, no test can be significant."""
 _GROWN = 1.5
-"""By how much a sign must have grown to be worth another warning."""
+"""The growth of an effect that makes another warning."""
 
 _TESTS: tuple[Callable[[str, Sequence[WatchedStep], Sequence[WatchedStep]], Evidence | None], ...] = (
     disagreement_rises,
@@ -40,7 +40,7 @@ class RewardHistory:
 
     Args:
         reward: The reward's name.
-        window: How many steps to compare with as many; in shorter trainings, the halves are compared.
+        window: How many last steps to compare with the same number of first steps; in shorter trainings, the halves are compared.
 
     Raises:
         DataError: `window` is too small to tell anything.
@@ -48,7 +48,7 @@ class RewardHistory:
 
     def __init__(self, reward: str, window: int = 50) -> None:
         if window < LEAST_STEPS:
-            raise DataError(f"window={window} steps are too few to compare: {LEAST_STEPS} or more are allowed, 50 are usual.")
+            raise DataError(f"window={window} steps are too few to compare: {LEAST_STEPS} or more are allowed, 50 is usual.")
         self.reward = reward
         self.window = window
         self.count = 0
@@ -70,7 +70,7 @@ class RewardHistory:
         return list(islice(self._last, len(self._last) - len(self.early), None))
 
     def add(self, step: WatchedStep) -> list[Evidence]:
-        """Take in a step; returns the evidence in it that is new.
+        """Add a step; returns new evidence.
 
         The tests are made at every fifth of a window. A sign is reported again a window later, if it is half as large again.
         """
@@ -164,7 +164,7 @@ def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Seq
     columns = []
     for values in (rewards, np.asarray(lengths, dtype=np.float64)):
         centred = np.concatenate([values[rows] - values[rows].mean() for rows in several])
-        if np.abs(centred).max() <= 1e-9 * np.abs(values[scored]).max():  # rounding is no variation
+        if np.abs(centred).max() <= 1e-9 * np.abs(values[scored]).max():  # it is only rounding
             return math.nan, 0
         columns.append(centred)
     return pearson(*columns), freedom
