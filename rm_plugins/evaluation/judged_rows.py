@@ -143,7 +143,7 @@ class RowCollector:
         self._digest = hashlib.sha256()
 
     def judged(self, row: Mapping[str, Any], where: str) -> Judgement:
-        """What a row says of its samples, without taking it.
+        """The judgement of a row, without adding the row.
 
         Raises:
             DataError: The row is in no format of `rm_plugins.data.judgements`, or lacks the column or attribute that was asked for.

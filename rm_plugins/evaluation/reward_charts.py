@@ -1,4 +1,4 @@
-"""What the charts of one reward show: pure functions of its scores and of what is known of the rows."""
+"""The data of one reward's charts: pure functions of its scores and of the judged rows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
 
 
 def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, ...]:
-    """How the reward takes to each feature of format in which pairs differ."""
+    """The reward's preference for each feature of format in which pairs differ."""
     differences = (rows.features[scored.pairs[:, 0]] - rows.features[scored.pairs[:, 1]]).astype(np.float64)
     return tuple(
         feature_bias(name, scored.delta, column, scored.cluster)
@@ -91,7 +91,7 @@ def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, .
 
 
 def member_comparison(rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray]) -> Members | None:
-    """How the members of an ensemble compare on the pairs that all of them scored; None where there are no two."""
+    """How the members of an ensemble compare on the pairs that all of them scored; None with fewer than two members."""
     if len(members) < 2:
         return None
     each = np.stack(list(members.values()))

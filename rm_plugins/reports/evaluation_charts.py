@@ -179,7 +179,7 @@ def can_be_drawn(*columns: Sequence[float]) -> bool:
 
 
 def _ticks(axis: Any, form: Callable[[float], str] | None, most: int) -> None:
-    """At most so many round ticks, which do not touch each other on a phone; of what is counted, whole ones."""
+    """At most `most` round ticks, so that labels do not touch on a phone; whole numbers for counts."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=form is count))

@@ -87,7 +87,7 @@ def _named_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def _title(figure: Figure) -> str:
-    """What a figure is called, as HTML, with an arrow to where it gets better."""
+    """The title of a figure as HTML, with an arrow for the direction in which it gets better."""
     arrow = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}.get(figure.better)
     if arrow is None:
         return named(figure.title)

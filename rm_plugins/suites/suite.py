@@ -1,4 +1,4 @@
-"""What a benchmark of rewards is."""
+"""Benchmarks of rewards: their rows, their rules and their results."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ class SuiteTable:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SuiteResult(ShownAsTable):
-    """What a benchmark's own rule makes of a reward.
+    """The result of a reward by a benchmark's own rule.
 
-    Part of a benchmark gives sections only, so that no number looks like the benchmark's that is not: the score is NaN as soon as
-    a section that has a weight in it has no rows.
+    Part of a benchmark has section scores only: the score is NaN if a section with a weight has no rows, so that the score of a part is
+    never mistaken for the benchmark's.
 
     Args:
         name: The benchmark.
-        rule: How it scores, in a sentence or two.
-        score: Its score, by which rewards are ranked; NaN where a section is missing that it is made of.
+        rule: How it scores, in one or two sentences.
+        score: Its score, by which rewards are ranked; NaN if a section of the score is missing.
         sections: Its sections.
         figures: Further figures that it reports, by name.
         tables: Further tables.
@@ -139,16 +139,16 @@ class SuiteResult(ShownAsTable):
 
 
 class Suite(Component):
-    """A benchmark of rewards: where its rows are, what they say, and its own scoring rule."""
+    """A benchmark of rewards: where its rows are, how to read them, and its scoring rule."""
 
     kind: ClassVar[str] = "suite"
 
     source: ClassVar[str | tuple[str, ...]]
-    """Its dataset on the hub; several where it is made of several."""
+    """Its dataset on the hub, or several."""
     split: ClassVar[str] = "test"
     """The split of that dataset."""
     rule: ClassVar[str]
-    """How it scores, in a sentence or two."""
+    """How it scores, in one or two sentences."""
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ class Journal:
         self._figures.add(row, size=16 * len(figures))
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the rows in memory."""
         self._samples.flush()
         self._figures.flush()
 

@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class RewardSummary:
-    """What a journal says of one reward.
+    """The summary of one reward.
 
     Args:
         reward: Its name.
@@ -66,7 +66,7 @@ class RewardSummary:
 
 @dataclass(frozen=True, slots=True)
 class JournalSummary:
-    """What a journal says.
+    """The summary of a journal.
 
     Args:
         rewards: Of each reward.
@@ -78,7 +78,7 @@ class JournalSummary:
 
 
 def summarize(steps: Iterable[JournalStep], *, window: int = 50) -> JournalSummary:
-    """Go through a journal once; only what is shown is held.
+    """Read a journal once; only what a report shows is kept in memory.
 
     Args:
         steps: The steps, in their order.

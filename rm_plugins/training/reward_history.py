@@ -1,4 +1,4 @@
-"""What a training has shown of one reward: figures of each step, and the evidence in them."""
+"""The history of one reward in a training: the figures of each step, and the evidence in them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
 def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Sequence[str]) -> tuple[float, int]:
     """Pearson's correlation of reward and length among completions of the same prompt, and its degrees of freedom.
 
-    Each prompt's mean is taken away from both, so that long answers to prompts with high rewards are no correlation. Completions
+    Each prompt's mean is subtracted from both, so that long answers to prompts with high rewards do not count. Completions
     without a prompt have none in common. Where no prompt has two completions, it is the correlation over all.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a reward has learned while scoring: taken from all its parts, and given back to them."""
+"""The state that a reward learns while scoring: collected from all its parts, and restored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rm_plugins.provider import Provider, Transform, transforms_of
 
 
 def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:
-    """What a provider, all that it is made of, and their transforms have learned, as JSON has it.
+    """The state of a provider, its parts and their transforms, as JSON values.
 
     Returns:
         Path in the spec to state, of those that learn. The provider itself has the path ``""``.
