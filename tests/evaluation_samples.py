@@ -233,7 +233,9 @@ def _findings(is_length: bool, is_ensemble: bool, base: float) -> tuple[Finding,
             Finding("calibration", "note", "Its scale is too sure", scale, {"ece": 0.2213}),
         )
     if is_ensemble:
-        members = "Its 3 members agree on 76.1% of pairs, and it is right in 77.3% of those. It is right in 52.1% of the others."
+        members = (
+            "Its 3 members agree on 76.1% of pairs, and it is right in 77.3% of those. It is right in 52.1% of the others."
+        )
         return (Finding("members", "note", "", members, {"members": 3, "unanimous": 0.7612}),)
     form = "of 412 pairs that differ in list items, it prefers the answer with more in 74.0%, which is the better in 51.2%."
     return (Finding("format", "warning", "It pays for format", form, {"pairs": 412}),)

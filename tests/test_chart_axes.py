@@ -45,9 +45,9 @@ def test_a_page_of_a_constant_reward_has_no_offset_on_an_axis() -> None:
 
 
 def curve(proxy: list[float], gold: list[float]) -> BestOfNCurve:
-    means = [tuple(Estimate(value, value - 1e-13, value + 1e-13) for value in values) for values in (proxy, gold)]
-    kl = tuple(np.log(n) - (n - 1) / n for n in (1, 2, 4))
-    return BestOfNCurve("proxy", "gold", "x.jsonl", "", 9, 0, (1, 2, 4), kl, *means, (1.0, 1.0, 1.0))
+    by_proxy, by_gold = (tuple(Estimate(value, value - 1e-13, value + 1e-13) for value in values) for values in (proxy, gold))
+    kl = tuple(float(np.log(n) - (n - 1) / n) for n in (1, 2, 4))
+    return BestOfNCurve("proxy", "gold", "x.jsonl", "", 9, 0, (1, 2, 4), kl, by_proxy, by_gold, (1.0, 1.0, 1.0))
 
 
 def test_a_constant_best_of_n_is_a_line_in_the_middle() -> None:

@@ -259,9 +259,8 @@ class RewardResult(ShownAsTable):
 
     def _table(self) -> ResultTable:
         caption = f"{self.name}: {self.samples:,} samples, {self.pairs:,} pairs"
-        return ResultTable(
-            caption, ("Figure", "Value"), figure_rows([self.figures]), [finding.sentence for finding in self.findings]
-        )
+        notes = [finding.sentence for finding in self.findings]
+        return ResultTable(caption, ("Figure", "Value"), figure_rows([self.figures]), notes)
 
     def _columns(self) -> dict[str, list[object]]:
         return estimate_columns("figure", self.figures)
@@ -298,9 +297,9 @@ class Difference(ShownAsTable):
     @property
     def outcome(self) -> Literal["better", "worse", "unclear"]:
         """Whether b is better or worse than a, by the p-value."""
-        if not (math.isfinite(self.p_value) and self.p_value < SIGNIFICANT) or not self.accuracy.value:
-            return "unclear"
-        return "better" if self.accuracy.value > 0 else "worse"
+        if self.p_value < SIGNIFICANT and self.accuracy.value:  # NaN is not smaller
+            return "better" if self.accuracy.value > 0 else "worse"
+        return "unclear"
 
     @property
     def sentence(self) -> str:
@@ -310,10 +309,8 @@ class Difference(ShownAsTable):
         return f"{self.b} {said} {self.a}: {points}, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
 
     def _table(self) -> ResultTable:
-        parts = {"all": self.accuracy, **self.sections}
-        return ResultTable(
-            self.sentence, ("Section", "Difference in accuracy"), [(name, f"{part:+.1%}") for name, part in parts.items()]
-        )
+        rows = [(name, f"{part:+.1%}") for name, part in {"all": self.accuracy, **self.sections}.items()]
+        return ResultTable(self.sentence, ("Section", "Difference in accuracy"), rows)
 
     def _columns(self) -> dict[str, list[object]]:
         return estimate_columns("section", {"all": self.accuracy, **self.sections})

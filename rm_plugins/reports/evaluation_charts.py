@@ -144,7 +144,7 @@ def best_of_n_svg(curves: Sequence[tuple[BestOfN, RewardStyle]]) -> str:
         for place, (curve, style) in enumerate(curves):
             x = np.sqrt(curve.kl)
             low, high = ([getattr(mean, side) for mean in curve.mean] for side in ("low", "high"))
-            draw_band(axes, x, low, high, colour=style.colour, place=place)
+            draw_band(axes, x.tolist(), low, high, colour=style.colour, place=place)
             values = [mean.value for mean in curve.mean]
             line = LINES[place % len(LINES)]
             axes.plot(
