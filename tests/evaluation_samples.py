@@ -217,14 +217,14 @@ def _findings(is_length: bool, is_ensemble: bool, base: float) -> tuple[Finding,
     """As `rm_plugins.evaluation.findings` words them."""
     if is_length:
         length = (
-            f"it prefers the longer answer in 100.0% of pairs (the longer one is the better in {base:.1%}), and is "
-            "right in 100.0% of pairs whose better answer is the longer, but in 0.0% of the others; without what length predicts, its "
-            "accuracy is 50.3% [47.4%, 53.1%]. Train on pairs of equal length, with the regularizer length-correlation, or subtract a "
-            "length penalty."
+            f"it prefers the longer answer in 100.0% of pairs (the longer one is the better in {base:.1%}). It is "
+            "right in 100.0% of pairs whose better answer is the longer, but in 0.0% of the others. Without what length predicts, its "
+            "accuracy is 50.3% [47.4%, 53.1%]. Train it on pairs of equal length or with the regularizer length-correlation, or add a "
+            "penalty on longer answers."
         )
         scale = (
-            "its win probabilities are off by 0.221 on average. This matters where rewards are combined, "
-            "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
+            "its win probabilities are off by 0.221 on average. The order of its rewards stays the same; what suffers is combining "
+            "rewards, thresholds and probabilities. `rm-plugins calibrate` finds a better scale."
         )
         section = "it is right in 41.2% [36.0%, 46.4%] of 206 pairs."
         return (
@@ -233,7 +233,9 @@ def _findings(is_length: bool, is_ensemble: bool, base: float) -> tuple[Finding,
             Finding("calibration", "note", "Its scale is too sure", scale, {"ece": 0.2213}),
         )
     if is_ensemble:
-        members = "Its 3 members agree on 76.1% of pairs, where it is right in 77.3%; on the others it is right in 52.1%."
+        members = (
+            "Its 3 members agree on 76.1% of pairs, and it is right in 77.3% of those. It is right in 52.1% of the others."
+        )
         return (Finding("members", "note", "", members, {"members": 3, "unanimous": 0.7612}),)
     form = "of 412 pairs that differ in list items, it prefers the answer with more in 74.0%, which is the better in 51.2%."
     return (Finding("format", "warning", "It pays for format", form, {"pairs": 412}),)

@@ -156,7 +156,7 @@ class TestEvaluate:
     def test_what_it_cannot_do_is_said(self, run: Any) -> None:
         write("in.jsonl", [{"prompt": "Q", "completion": "a"}])
         assert "row 1: there is nothing judged" in run("evaluate", "rules:length", "in.jsonl").output
-        assert "There is no row to evaluate in none.jsonl" in run("evaluate", "rules:length", write("none.jsonl", [])).output
+        assert "There are no rows to evaluate in none.jsonl" in run("evaluate", "rules:length", write("none.jsonl", [])).output
         assert "Both a SPEC and DATA are needed" in run("evaluate", "rules:length").output
         assert (
             "--card writes into the folder of a model, and 'rules:length' is none"

@@ -344,7 +344,7 @@ class TestData:
         assert (found.longer_chosen, found.length_chosen, found.source) == (0.5, 2.0, "file.jsonl")
 
     def test_no_row_and_no_suite_are_errors(self) -> None:
-        with pytest.raises(DataError, match="There is no row to evaluate"):
+        with pytest.raises(DataError, match="There are no rows to evaluate"):
             evaluate(LENGTH, [])
         with pytest.raises(UnknownNameError, match="There is no suite called 'reward-banch'"):
             evaluate(LENGTH, [pair("a", "b")], suite="reward-banch")

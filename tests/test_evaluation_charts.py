@@ -231,7 +231,7 @@ class TestOneReward:
         gold = Estimate(largest, -largest, largest)
         best = BestOfN("score", 9, (1, 2), (0.0, 0.25), (gold, gold), (0.0, largest))
         page = evaluation_page(evaluation(bare("a", distribution=found, length_scatter=scatter, best_of_n=best)))
-        assert (page.count("too large to be drawn"), page.count("<svg")) == ((0, 3) if largest == 1e300 else (3, 0))
+        assert (page.count("too large for a chart"), page.count("<svg")) == ((0, 3) if largest == 1e300 else (3, 0))
 
     def test_rewards_that_differ_by_their_rounding_have_charts(self) -> None:
         below = 1 - 1.1e-16
@@ -254,7 +254,7 @@ class TestTwoRewards:
         shown = rows_of(page, "Comparisons of rewards")
         assert shown == [["■b against ●a", "+3.0[+1.0, +5.0]", "0.0040", "better", "23", "11", "400"]]
         heads = re.findall('<th scope="col">(.*?)</th>', page.partition('aria-label="Comparisons of rewards"')[2])[:7]
-        assert [re.sub("<[^>]*>", "", head) for head in heads[4:]] == ["It alone is right", "The other alone is right", "Pairs"]
+        assert [re.sub("<[^>]*>", "", head) for head in heads[4:]] == ["Only it is right", "Only the other is right", "Pairs"]
         (axes,) = drawn
         assert lines(axes, "s") == [[(0.125, 0), (-0.25, 1)]]
         assert spans(axes, 1) == [[[0.0625, 0], [0.1875, 0]], [[-0.375, 1], [-0.125, 1]]]

@@ -198,5 +198,5 @@ def test_a_broken_file_is_named_where_a_training_goes_on(tmp_path: Path) -> None
     journal.flush()
     (file,) = tmp_path.glob("figures-*.parquet")
     file.write_bytes(bytes(file.stat().st_size))  # as a power cut leaves it
-    with pytest.raises(DataError, match=r"figures-rank0-00000\.parquet' cannot be read: .* Delete it to go on"):
+    with pytest.raises(DataError, match=r"figures-rank0-00000\.parquet' cannot be read: .* Delete the file to continue"):
         Journal(tmp_path).resume(1)

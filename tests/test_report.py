@@ -104,7 +104,7 @@ def test_what_it_shows(journal: Path) -> None:
     assert "No sign that the policy exploits this reward." in told
     text = (journal / "report.html").read_text()
     assert "reward 43, spread 4, members 39, 47, step 40" in text
-    assert "Most disagreement among the members" in text
+    assert "Largest disagreement of the members" in text
     assert "best quarter" in text
 
 

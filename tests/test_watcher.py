@@ -91,7 +91,7 @@ def test_what_a_reward_learned_is_in_what_the_training_keeps() -> None:
     assert list(first.kept) == ["rm_plugins/length"]
     second.kept = {**first.kept}
     assert second.score(2, "aaaa").values.tolist() == first.score(2, "aaaa").values.tolist()
-    with pytest.warns(UserWarning, match=r"no entry 'rm_plugins/length' of the state"):
+    with pytest.warns(UserWarning, match=r"no entry 'rm_plugins/length' in the state"):
         third.score(2, "a")
     third.kept = {"rm_plugins/length": {"elsewhere": {}}}
     with pytest.raises(DataError, match=r"is the entry 'rm_plugins/length' of the state"):

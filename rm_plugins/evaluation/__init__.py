@@ -1,4 +1,4 @@
-"""How good a reward is: metrics are pure functions of scores, and runs score data with a provider."""
+"""How good a reward is. Metrics are pure functions of scores; `evaluate` scores data with a provider."""
 
 from rm_plugins.evaluation.judgements import head_metrics, judgement_metrics
 from rm_plugins.evaluation.results import Evaluation

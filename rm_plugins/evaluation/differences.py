@@ -23,7 +23,7 @@ def reward_difference(
     shown: int,
     seed: int,
 ) -> Difference | None:
-    """How reward b differs from reward a; None where there is no pair that both scored.
+    """How reward b differs from reward a; None if they scored no common pair.
 
     Args:
         rows: What is known of the rows.

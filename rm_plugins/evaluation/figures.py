@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what each is called, and how it is read."""
+"""The figures of an evaluation: their titles, and how to read them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Better: TypeAlias = Literal["higher", "lower", "neither"]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a figure is.
+    """A figure of an evaluation.
 
     Args:
-        title: What it is called in tables.
-        meaning: How it is read, in a sentence.
-        better: Which way a reward gets better.
-        is_share: Whether it is a share, from 0 to 1, that is shown as a percentage.
+        title: Its name in tables.
+        meaning: How to read it, in a sentence.
+        better: The direction in which a reward gets better.
+        is_share: Whether it is a share from 0 to 1, which is shown as a percentage.
     """
 
     title: str
@@ -33,120 +33,116 @@ def _share(title: str, meaning: str, better: Better = "neither") -> Figure:
 FIGURES: Mapping[str, Figure] = {
     "accuracy": _share(
         "Accuracy",
-        "The share of pairs whose better answer gets strictly the higher reward; without ties, 50% is chance.",
+        "The share of pairs whose better answer gets the strictly higher reward; without ties, chance is 50%.",
         "higher",
     ),
     "ties": _share("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower"),
     "accuracy_ties_half": _share(
         "Accuracy, ties half",
-        "The accuracy where a tie counts half, as benchmarks have it that give ties a half point; 50% is chance.",
+        "The accuracy where a tie counts as half right, as in some benchmarks; chance is 50%.",
         "higher",
     ),
     "agreement": _share(
         "Agreement with ties",
-        "Of the pairs that were judged to have a winner or to tie, the share of which the reward says the same, with the tie threshold.",
+        "The share of pairs, with a winner or judged to tie, on which the reward agrees when it uses the tie threshold.",
         "higher",
     ),
     "tie_threshold": Figure(
         "Tie threshold",
-        "Rewards that differ by at most this much are taken for a tie in the row above; it is the one that agrees most often.",
+        "Rewards that differ by at most this much count as a tie in the row above; it is the threshold with the highest agreement.",
     ),
     "accuracy_longer": _share(
         "Accuracy, longer is better", "The accuracy on the pairs whose better answer is the longer one.", "higher"
     ),
     "accuracy_shorter": _share(
         "Accuracy, shorter is better",
-        "The accuracy on the pairs whose better answer is the shorter one; far below the figure above, the reward pays for length.",
+        "The accuracy where the shorter answer is better; far below the row above, the reward likes length, far above it dislikes it.",
         "higher",
     ),
     "accuracy_corrected": _share(
         "Accuracy without length",
-        "The accuracy when what length predicts (a LOWESS curve) is taken out of rewards; ties stay wrong, what it loses was length.",
+        "The accuracy after the part of the rewards that length predicts (a LOWESS curve) is removed; ties stay wrong.",
         "higher",
     ),
     "accuracy_equal_length": _share(
         "Accuracy at equal length",
-        "How often the better answer is preferred where both are equally long, by a logistic curve on the difference; ties count half.",
+        "How often the better answer wins where both are equally long, by a logistic curve of the difference in length; ties count half.",
         "higher",
     ),
     "length_preference": _share(
         "Prefers the longer",
-        "The share of pairs of two lengths in which the reward prefers the longer answer; compare it with how often that is the better.",
+        "The share of pairs with different lengths in which the reward prefers the longer answer; compare it with how often it is better.",
     ),
     "shortness_preference": _share(
-        "Prefers the shorter", "The share of pairs of two lengths in which the reward prefers the shorter answer."
+        "Prefers the shorter", "The share of pairs with different lengths in which the reward prefers the shorter answer."
     ),
     "length_correlation": Figure(
         "Correlation with length",
-        "Pearson's correlation of reward and length over all answers; 0 where length does not matter.",
+        "Pearson's correlation of reward and length over all answers; 0 if length does not matter.",
     ),
     "margin": Figure(
         "Margin",
-        "The mean reward of the better answer minus that of the worse; its unit is the reward's own, so compare no two rewards by it.",
+        "The mean reward of better answers minus that of worse ones; do not compare rewards by it, since each has its own unit.",
     ),
     "log_loss": Figure(
         "Log loss",
-        "The Bradley-Terry loss of the differences in nats; 0.693 stands for knowing nothing, and above it the scale is wrong.",
+        "The mean Bradley-Terry loss of the pairs in nats; equal rewards have 0.693, and more means a wrong scale or order.",
         "lower",
     ),
     "ece": Figure(
         "Calibration error",
-        "How far the win probability that a difference stands for is from how often it comes true, on average; 0 is perfect.",
+        "The mean gap between predicted win probabilities and how often they come true; 0 is perfect.",
         "lower",
     ),
     "brier": Figure(
         "Brier score",
-        "The mean squared error of the win probabilities; 0.25 is what a reward reaches that knows nothing.",
+        "The mean squared error of the win probabilities; equal rewards have 0.25.",
         "lower",
     ),
     "auc": Figure(
         "AUC across prompts",
-        "How well one threshold for all prompts tells better from worse answers; what filtering by reward relies on.",
+        "How well one threshold for all prompts separates better from worse answers; it matters for filtering by reward.",
         "higher",
     ),
     "top_1": _share(
         "Picks the best",
-        "The share of prompts whose highest-rewarded answer is one of the best; what best-of-n relies on.",
+        "The share of prompts whose highest-rewarded answer is one of the best; it matters for best-of-n.",
         "higher",
     ),
-    "top_1_random": _share(
-        "Picks the best by chance", "The same share for an answer drawn at random: what picking the best is compared with."
-    ),
+    "top_1_random": _share("Picks the best by chance", "The same share for an answer drawn at random."),
     "ndcg": Figure(
-        "NDCG", "How much of the known goodness stands at the top of each prompt's ranking; 1 is the perfect order.", "higher"
+        "NDCG", "Normalized discounted cumulative gain of each prompt's ranking, averaged; 1 is the perfect order.", "higher"
     ),
     "kendall": Figure(
         "Kendall's tau",
-        "The mean over prompts of the rank correlation tau-b with the known order; 1 is the same order, 0 none.",
+        "The rank correlation tau-b with the known order, averaged over prompts; 1 is the same order, 0 is no relation.",
         "higher",
     ),
-    "spearman": Figure("Spearman's rho", "The mean over prompts of the correlation of ranks with the known order.", "higher"),
+    "spearman": Figure("Spearman's rho", "The rank correlation with the known order, averaged over prompts.", "higher"),
     "correlation/*": Figure(
-        "Correlation with {}", "Pearson's correlation of reward and {} over all answers that have it.", "higher"
+        "Correlation with {}", "Pearson's correlation of reward and {} over all answers with this rating.", "higher"
     ),
     "spearman/*": Figure(
-        "Rank correlation with {}", "Spearman's correlation of reward and {} over all answers that have it.", "higher"
+        "Rank correlation with {}", "Spearman's correlation of reward and {} over all answers with this rating.", "higher"
     ),
-    "kendall/*": Figure("Tau with {}", "Kendall's tau-b of reward and {} over all answers that have it.", "higher"),
+    "kendall/*": Figure("Tau with {}", "Kendall's tau-b of reward and {} over all answers with this rating.", "higher"),
     "auc/*": Figure(
         "AUC of {}",
-        "How often an answer with {} gets a higher reward than one without, over all prompts; 0.5 is chance.",
+        "How often an answer with {} gets a higher reward than one without, over all prompts; chance is 0.5.",
         "higher",
     ),
     "member_agreement": _share(
-        "Members agree", "The share of pairs on which all members prefer the same answer; the reward is surer there."
+        "Members agree", "The share of pairs on which all members prefer the same answer; the reward is more reliable there."
     ),
     "member_std": Figure("Members' spread", "The standard deviation over the members' rewards, averaged over answers."),
-    "mean_reward": Figure("Mean reward", "The mean of all rewards; only differences between rewards mean something."),
-    "std_reward": Figure(
-        "Spread of rewards", "The standard deviation of all rewards, which says what a margin is large beside."
-    ),
+    "mean_reward": Figure("Mean reward", "The mean of all rewards; only differences between rewards have a meaning."),
+    "std_reward": Figure("Spread of rewards", "The standard deviation of all rewards; compare the margin with it."),
 }
-"""Figures by name, in the order in which they are shown; those of an attribute have it in the place of the star."""
+"""Figures by name, in the order in which they are shown. The star stands for an attribute."""
 
 
 def figures_of(attributes: Iterable[str]) -> dict[str, Figure]:
-    """All figures of an evaluation by name, in their order: those of `FIGURES`, with each attribute in the place of the star.
+    """All figures of an evaluation by name, in the order of `FIGURES`, with each attribute in place of the star.
 
     >>> figures_of(["helpful"])["spearman/helpful"].title
     'Rank correlation with helpful'

@@ -1,6 +1,6 @@
-"""What a reader should know of a reward before all else, in sentences that their own numbers are in.
+"""What a reader should know of a reward first, as sentences with numbers.
 
-Each finding asks for an effect that matters and that the data is large enough to show.
+Each finding needs an effect that is large enough to matter and that the data is large enough to show.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
 from rm_plugins.statistics.intervals import Estimate
 
 FEWEST_PAIRS = 30
-"""With fewer, nothing is said of a part of the pairs."""
+"""No finding is about a part of the pairs that has fewer."""
 ALWAYS_LONGER = 0.95
-"""Of the pairs: where the longer (or the shorter) answer is preferred this often, length decides."""
+"""Length decides where the reward prefers the longer (or the shorter) answer in this share of pairs."""
 LARGE_GAP = 0.25
-"""Between the accuracies where the answer with more length, or with more of a feature of format, is the better, and where it is not."""
+"""Between the accuracies on pairs whose better answer has more of something (length, list items) and on pairs where it has less."""
 MANY_TIES = 0.05
 MANY_ABSTENTIONS = 0.01
 LARGE_CALIBRATION_ERROR = 0.1
 FEW_PAIRS = 100
 LARGE_LEAD = 0.1
-"""Over chance: a reward of which the data does not even exclude it is not called no better than chance."""
+"""Over chance. Where the interval of the accuracy reaches this far, the pairs are too few to say "no better than chance"."""
 ENOUGH_TO_CALIBRATE = 500
-"""Pairs; with fewer, the calibration error of a perfect reward is large by chance."""
+"""Pairs. With fewer, even a perfect reward has a large calibration error by chance."""
+_FEATURES = {"list_items": "list items", "headings": "headings", "bold": "bold parts", "code_blocks": "code blocks"}
 
 
 def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
-    """What the reader should know of a reward, the worst first; empty where nothing stands out.
+    """What the reader should know of a reward, the most severe first; empty where nothing stands out.
 
     Args:
-        result: What was found of the reward.
-        data: What it was evaluated on.
+        result: The figures of the reward.
+        data: The data that it was evaluated on.
     """
     checks = (_length, _chance, _trained_on, _abstentions, _ties, _sections, _formats, _calibration, _members, _few_pairs)
     raised = [finding for check in checks if (finding := check(result, data)) is not None]
@@ -43,23 +44,21 @@ def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
     accuracy, ties = result.figures.get("accuracy"), result.figures.get("ties")
     if accuracy is None or ties is None or math.isnan(accuracy.low):
         return None
-    chance = (1 - ties.value) / 2  # of the pairs that it tells apart
+    chance = (1 - ties.value) / 2  # ties are wrong, so chance is right in half of the other pairs
     if accuracy.low > chance or not chance:
         return None
     numbers = _numbers(accuracy=accuracy) | {"chance": chance}
-    right = f"it is right in {accuracy:.1%} of"
     if accuracy.high < chance:
         text = (
-            f"{right} pairs, where {chance:.1%} would be chance. If it does so on other data too, the sign of the reward or the labels "
-            "of what it was trained on are the wrong way round."
+            f"it is right in {accuracy:.1%} of pairs; chance is {chance:.1%}. If other data shows the same, the sign of the reward is "
+            "wrong, or the better and the worse answers were swapped when it was trained."
         )
         return Finding("chance", "alarm", "It prefers the worse answer", text, numbers)
     if accuracy.high < chance + LARGE_LEAD:
-        text = f"{right} pairs, and {chance:.1%} would be chance."
+        text = f"it is right in {accuracy:.1%} of pairs; chance is {chance:.1%}."
         return Finding("chance", "alarm", "It is no better than chance here", text, numbers)
-    text = f"{right} {result.pairs:,}, and {chance:.1%} would be chance."
-    lead = "It cannot be told from chance on so few pairs"
-    return Finding("chance", "note", lead, text, numbers | {"pairs": result.pairs})
+    text = f"it is right in {accuracy:.1%} of {result.pairs:,}; chance is {chance:.1%}."
+    return Finding("chance", "note", "Too few pairs to tell it from chance", text, numbers | {"pairs": result.pairs})
 
 
 def _length(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -76,19 +75,19 @@ def _length(result: RewardResult, data: DataSummary) -> Finding | None:
     numbers = _numbers(accuracy_longer=longer, accuracy_shorter=shorter, accuracy_corrected=corrected)
     numbers |= {"preferred": share, "better": base}
     text = (
-        f"it prefers the {word} answer in {share:.1%} of pairs (the {word} one is the better in {base:.1%}), and is right in "
-        f"{easy:.1%} of pairs whose better answer is the {word}, but in {hard:.1%} of the others; without what length "
-        f"predicts, its accuracy is {corrected:.1%}. Train on pairs of equal length, with the regularizer length-correlation, or subtract "
-        "a length penalty."
+        f"it prefers the {word} answer in {share:.1%} of pairs (the {word} one is the better in {base:.1%}). It is right in {easy:.1%} of "
+        f"pairs whose better answer is the {word}, but in {hard:.1%} of the others. Without what length predicts, its accuracy is "
+        f"{corrected:.1%}. Train it on pairs of equal length or with the regularizer length-correlation, or add a penalty on {word} "
+        "answers."
     )
     always = share >= ALWAYS_LONGER and min(base, 1 - base) * result.pairs >= FEWEST_PAIRS  # however few the prompts are
     if easy.value - hard.value <= LARGE_GAP or not (always or easy.low > hard.high):
         return None
     ties = figures.get("ties")
-    chance = 0.5 if ties is None else (1 - ties.value) / 2  # of the pairs that it tells apart
+    chance = 0.5 if ties is None else (1 - ties.value) / 2
     if share >= ALWAYS_LONGER or corrected.low <= chance:
         return Finding("length", "alarm", "Length decides", text, numbers)
-    return Finding("length", "warning", "Length matters much", text, numbers)
+    return Finding("length", "warning", "Length has a large effect", text, numbers)
 
 
 def _trained_on(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -114,10 +113,7 @@ def _abstentions(result: RewardResult, data: DataSummary) -> Finding | None:
         return None
     share = result.abstained / result.samples
     suite = "; the benchmark's own score counts them as wrong" if result.suite is not None else ""
-    text = (
-        f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). They are left out of the figures, "
-        f"which describe the others only{suite}."
-    )
+    text = f"It gave no reward to {result.abstained:,} of {result.samples:,} samples ({share:.1%}). The figures leave them out{suite}."
     numbers = {"abstained": result.abstained, "samples": result.samples, "share": share}
     return Finding("abstained", "warning" if share > MANY_ABSTENTIONS else "note", "", text, numbers)
 
@@ -126,9 +122,12 @@ def _ties(result: RewardResult, data: DataSummary) -> Finding | None:
     ties = result.figures.get("ties")
     if ties is None or ties.value <= MANY_TIES:
         return None
+    if ties.value == 1:
+        text = f"it gives equal rewards in {ties.value:.1%} of {result.pairs:,} pairs. A policy learns nothing from it."
+        return Finding("ties", "alarm", "It never tells two answers apart", text, _numbers(ties=ties) | {"pairs": result.pairs})
     text = (
-        f"It gives equal rewards in {ties:.1%} of pairs, which count as wrong. From equal rewards of one prompt a policy "
-        "learns nothing."
+        f"It gives equal rewards in {ties:.1%} of pairs, which count as wrong. A policy learns nothing from completions of one prompt "
+        "whose rewards are equal."
     )
     return Finding("ties", "warning", "", text, _numbers(ties=ties))
 
@@ -138,43 +137,50 @@ def _sections(result: RewardResult, data: DataSummary) -> Finding | None:
     if len(result.sections) < 2 or not below:
         return None
     worst = min(below, key=lambda section: section.accuracy.high)
-    others = f", and so it is in {len(below) - 1} more" if len(below) > 1 else ""
+    more = len(below) - 1
+    others = f"; {more} more section{' is' if more == 1 else 's are'} below chance" if more else ""
     lead = f"In the section {worst.name!r} it is worse than chance"
     text = f"it is right in {worst.accuracy:.1%} of {worst.pairs:,} pairs{others}."
-    numbers = _numbers(accuracy=worst.accuracy) | {"pairs": worst.pairs, "more": len(below) - 1}
+    numbers = _numbers(accuracy=worst.accuracy) | {"pairs": worst.pairs, "more": more}
     return Finding("section", "warning", lead, text, numbers)
 
 
 def _formats(result: RewardResult, data: DataSummary) -> Finding | None:
-    paid_for = [
+    biased = [
         (bias, more, less)
         for bias in result.formats
         if bias.feature not in ("characters", "lines") and bias.pairs >= FEWEST_PAIRS
         for more, less in [(bias.accuracy_more, bias.accuracy_less)]
-        if more is not None and less is not None and more.value - less.value > LARGE_GAP and more.low > less.high
+        if more is not None and less is not None and abs(more.value - less.value) > LARGE_GAP
+        if more.low > less.high or less.low > more.high
     ]
-    if not paid_for:
+    if not biased:
         return None
-    worst, more, less = max(paid_for, key=lambda one: one[1].value - one[2].value)
+    worst, more, less = max(biased, key=lambda one: abs(one[1].value - one[2].value))
+    likes = more.value > less.value
+    name = _FEATURES.get(worst.feature, worst.feature.replace("_", " "))
+    liked, other = ("more", "fewer") if likes else ("fewer", "more")
+    easy, hard = (more, less) if likes else (less, more)
     text = (
-        f"of {worst.pairs:,} pairs that differ in {worst.feature.replace('_', ' ')}, it prefers the answer with more "
-        f"in {worst.preferred:.1%}; it is right in {more:.1%} where that one is the better, but in {less:.1%} of the others."
+        f"of {worst.pairs:,} pairs that differ in {name}, it prefers the answer with more in {worst.preferred:.1%}. It is right where the "
+        f"better answer has {liked} {name} in {easy:.1%}, but in {hard:.1%} of the others. Add training pairs whose better answer has "
+        f"{other} {name}."
     )
     numbers = {"pairs": worst.pairs, "preferred": worst.preferred, **_numbers(accuracy_more=more, accuracy_less=less)}
-    return Finding("format", "warning", "It pays for format", text, numbers)
+    lead = "It pays for format" if likes else "It penalizes format"
+    return Finding("format", "warning", lead, text, numbers)
 
 
 def _calibration(result: RewardResult, data: DataSummary) -> Finding | None:
-    error, accuracy = result.figures.get("ece"), result.figures.get("accuracy")
-    if error is None or accuracy is None or error.value <= LARGE_CALIBRATION_ERROR or result.pairs < ENOUGH_TO_CALIBRATE:
+    error = result.figures.get("ece")
+    if error is None or error.value <= LARGE_CALIBRATION_ERROR or result.pairs < ENOUGH_TO_CALIBRATE:
         return None
-    upper = [part for part in result.calibration if part.low >= 0.5]
-    sure, count = sum(part.predicted * part.pairs for part in upper), sum(part.pairs for part in upper)
-    claimed = sure / count if count else math.nan
-    word = "too sure" if claimed > accuracy.value else "too careful"
+    upper = [part for part in result.calibration if part.low >= 0.5]  # each pair is entered both ways round
+    surplus = sum((part.predicted - part.observed) * part.pairs for part in upper)
+    word = "too sure" if surplus > 0 else "too careful"
     text = (
-        f"its win probabilities are off by {error.value:.3f} on average. This matters where rewards are combined, "
-        "thresholded or turned into probabilities, not for their order; `rm-plugins calibrate` finds a better scale."
+        f"its win probabilities are off by {error.value:.3f} on average. The order of its rewards stays the same; what suffers is "
+        "combining rewards, thresholds and probabilities. `rm-plugins calibrate` finds a better scale."
     )
     return Finding("calibration", "note", f"Its scale is {word}", text, {"ece": error.value})
 
@@ -184,8 +190,8 @@ def _members(result: RewardResult, data: DataSummary) -> Finding | None:
     if members is None or math.isnan(members.accuracy_divided) or math.isnan(members.accuracy_unanimous):
         return None
     text = (
-        f"Its {len(members.names)} members agree on {members.unanimous:.1%} of pairs, where it is right in "
-        f"{members.accuracy_unanimous:.1%}; on the others it is right in {members.accuracy_divided:.1%}."
+        f"Its {len(members.names)} members agree on {members.unanimous:.1%} of pairs, and it is right in "
+        f"{members.accuracy_unanimous:.1%} of those. It is right in {members.accuracy_divided:.1%} of the others."
     )
     numbers = {
         "members": len(members.names),
@@ -198,12 +204,12 @@ def _members(result: RewardResult, data: DataSummary) -> Finding | None:
 
 def _few_pairs(result: RewardResult, data: DataSummary) -> Finding | None:
     if not result.pairs and result.figures.keys() <= FIGURES.keys():  # nor a figure of an attribute
-        text = "There is no pair of a better and a worse answer that it scored, so that there is nothing to say of it."
+        text = "It scored no pair of a better and a worse answer, so there are no figures to judge it by."
         return Finding("few", "warning", "", text, {"pairs": 0})
     if not 0 < result.pairs < FEW_PAIRS:
         return None
-    text = "look at the intervals, not at the figures."
-    return Finding("few", "note", f"There are {result.pairs} pairs only", text, {"pairs": result.pairs})
+    lead = f"Only {result.pairs} pair{'' if result.pairs == 1 else 's'}"
+    return Finding("few", "note", lead, "read the intervals, not the figures alone.", {"pairs": result.pairs})
 
 
 def _numbers(**estimates: Estimate) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The rows of an evaluation as columns of numbers: everything that is known of their samples but the texts."""
+"""The rows of an evaluation as columns of numbers, without the texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LISTS = ("ranking", "ratings", "best-of", "labelled")
 Cluster: TypeAlias = Literal["prompt", "row"]
 
 SECTION_COLUMNS = ("section", "subset")
-"""Which columns name a row's section if nothing else is said: the first of them that the data has."""
+"""The columns that name a row's section by default: the first one that the data has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class JudgedRows:
         return np.split(np.arange(len(self.row)), np.flatnonzero(np.diff(self.row)) + 1)
 
     def lists(self) -> list[NDArray[np.intp]]:
-        """The samples of every row that has several, of all of which it is known how good they are."""
+        """The samples of every row that has several, all with known quality."""
         return [samples for samples in self.samples() if len(samples) > 1 and not np.isnan(self.gold[samples]).any()]
 
     def section_of(self, row: int) -> str:
@@ -143,7 +143,7 @@ class RowCollector:
         self._digest = hashlib.sha256()
 
     def judged(self, row: Mapping[str, Any], where: str) -> Judgement:
-        """What a row says of its samples, without taking it.
+        """The judgement of a row, without adding the row.
 
         Raises:
             DataError: The row is in no format of `rm_plugins.data.judgements`, or lacks the column or attribute that was asked for.
@@ -157,14 +157,14 @@ class RowCollector:
             judged = judgement(judging, reward=None if self._by is None or not attribute_names(judging) else {self._by: 1.0})
             if judging is row:
                 return judged
-            beside = {name: value for name, value in row.items() if name not in judging}  # which a reward may look at
+            beside = {name: value for name, value in row.items() if name not in judging}  # a reward may read them
             samples = (replace(sample, columns={**sample.columns, **beside}) for sample in judged.samples)
             return replace(judged, samples=tuple(samples))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 
     def add(self, row: Mapping[str, Any], judged: Judgement) -> None:
-        """Take a row, with what `judged` said of it."""
+        """Add a row with its result of `judged`."""
         row = self._judging(row)
         if self._ignored is None and judged.format == "preference":
             self._ignored = ignored_verdicts(row)

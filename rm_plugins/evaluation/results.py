@@ -1,4 +1,4 @@
-"""What an evaluation found, as data: everything that a table, a page or a model card shows is in here, and so in its JSON."""
+"""The results of an evaluation as data. Everything that a table, a page or a model card shows is in here, and so in its JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rm_plugins.evaluation.figure_tables import estimate_columns, figure_rows
 from rm_plugins.files import in_utf8
+from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
@@ -16,27 +18,27 @@ from rm_plugins.statistics.metrics import CalibrationBin
 from rm_plugins.suites import SuiteResult
 
 SIGNIFICANT = 0.05
-"""Below this p-value, a difference is called one."""
+"""A difference with a smaller p-value is called significant."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSummary:
-    """What was evaluated on.
+    """The data of an evaluation.
 
     Args:
-        source: The file or dataset, as it was named.
+        source: The file or dataset, as the user named it.
         split: The dataset's split; empty for a file.
-        suite: The benchmark, empty where there is none.
+        suite: The benchmark, empty for none.
         digest: SHA-256 of the rows, in their order.
         rows: The number of rows.
         samples: The number of samples in them.
         pairs: The number of pairs of a better and a worse sample.
         prompts: The number of different prompts.
         formats: The number of rows in each format of `rm_plugins.data.judgements`.
-        sections: The number of pairs in each section, empty where the rows name none.
+        sections: The number of pairs in each section, empty if the rows name none.
         attributes: The names of the ratings or labels.
-        longer_chosen: Of the pairs of two lengths, the share whose better sample is the longer: what a reward reaches that looks
-            at length alone.
+        longer_chosen: The share of pairs with different lengths whose better sample is the longer: the accuracy of a reward that
+            only looks at length.
         length_chosen: The mean length of the better answers of pairs, in characters.
         length_rejected: That of the worse answers.
         conversations: The number of samples that are conversations and not text.
@@ -68,7 +70,7 @@ class SectionResult:
         pairs: The number of its pairs that were scored.
         accuracy: The share whose better sample scores strictly higher.
         longer_chosen: As in `DataSummary`, of this section.
-        ties: The share with equal rewards, which count as wrong; None where it is not known.
+        ties: The share with equal rewards, which count as wrong; None if unknown.
     """
 
     name: str
@@ -79,7 +81,7 @@ class SectionResult:
 
     @property
     def chance(self) -> float:
-        """What accuracy would be by chance: half of the pairs that are no ties."""
+        """The accuracy of chance: half of the pairs without a tie."""
         return (1 - (0.0 if self.ties is None else self.ties.value)) / 2
 
 
@@ -175,14 +177,14 @@ class JudgedPair:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that the reader should know before all else.
+    """Something that the reader should know first.
 
     Args:
         kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format``,
             ``trained_on`` or ``members``.
-        severity: ``alarm`` where the reward should not be used as it is, ``warning`` where it needs a look, ``note`` else.
-        lead: What it is about, in a few words; empty where `text` says all.
-        text: What was found, with its numbers, and what to do.
+        severity: ``alarm`` if the reward should not be used as it is, ``warning`` if something needs attention, else ``note``.
+        lead: The topic in a few words; empty if `text` is complete.
+        text: What was measured, with numbers, and what to do.
         numbers: The same numbers, by name.
     """
 
@@ -198,37 +200,42 @@ class Finding:
         return f"{self.lead}: {self.text}" if self.lead else self.text
 
     @property
+    def sentence(self) -> str:
+        """The message with its severity."""
+        return f"{self.severity}: {self.message}"
+
+    @property
     def rank(self) -> int:
         """0 for an alarm, more for what is less urgent."""
         return ("alarm", "warning", "note").index(self.severity)
 
 
-@dataclass(frozen=True, slots=True)
-class RewardResult:
-    """What was found of one reward.
+@dataclass(frozen=True, slots=True, repr=False)
+class RewardResult(ShownAsTable):
+    """The results of one reward.
 
     Args:
-        name: What it is called.
+        name: Its name.
         source: The spec as it was given.
-        spec: The spec, every nested one written out; None where the reward was made in Python.
-        fingerprint: Of its settings, weights and rendering; empty where the reward was made in Python.
-        rendering: A sample as the model is given it, empty where the reward is no model.
-        manifest: What the models' manifests say of their training, by their path in the spec.
-        samples: The number of samples that it scored.
-        abstained: The number of samples that it gave no reward.
-        pairs: The number of pairs of which it scored both.
+        spec: The spec with all nested specs; None if the reward was made in Python.
+        fingerprint: Of its settings, weights and rendering; empty if the reward was made in Python.
+        rendering: A sample as the model sees it, empty if the reward is not a model.
+        manifest: The training entries of the models' manifests, by their path in the spec.
+        samples: The number of samples.
+        abstained: The number of samples without a reward.
+        pairs: The number of pairs with rewards for both samples.
         figures: The figures, by name, in the order in which they are shown; see `rm_plugins.evaluation.figures.FIGURES`.
-        findings: What the reader should know first, the worst first.
+        findings: What the reader should know first, the most severe first.
         sections: The data's sections.
         by_length: Accuracy by difference in length, ascending.
         distribution: None where there are no pairs.
-        calibration: How win probabilities compare with what happens; ascending, empty bins left out.
-        length_scatter: None where lengths or rewards are all the same.
-        formats: How the reward takes to features of format.
-        members: None where it has no members.
-        best_of_n: None where the data has no lists whose goodness is known.
-        mistakes: The pairs that are wrong by most, worst first.
-        suite: What the benchmark's own rule makes of it.
+        calibration: Predicted win probabilities and how often they come true, in ascending bins without empty ones.
+        length_scatter: None if all lengths or all rewards are the same.
+        formats: The reward's preference for features of format.
+        members: None without members.
+        best_of_n: None if the data has no lists with known quality.
+        mistakes: The pairs with the largest errors, largest first.
+        suite: The result by the benchmark's own rule.
     """
 
     name: str
@@ -253,22 +260,30 @@ class RewardResult:
     mistakes: tuple[JudgedPair, ...] = ()
     suite: SuiteResult | None = None
 
+    def _table(self) -> ResultTable:
+        caption = f"{self.name}: {self.samples:,} samples, {self.pairs:,} pairs"
+        notes = [finding.sentence for finding in self.findings]
+        return ResultTable(caption, ("Figure", "Value"), figure_rows([self.figures]), notes)
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+    def _columns(self) -> dict[str, list[object]]:
+        return estimate_columns("figure", self.figures)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(ShownAsTable):
     """How reward b differs from reward a on the pairs that both scored.
 
     Args:
-        a: The name of the one.
-        b: The name of the other.
+        a: The name of reward a.
+        b: The name of reward b.
         pairs: The number of those pairs.
         accuracy: The accuracy of b minus that of a.
-        p_value: Of the two-sided sign-flip test over prompts: how likely such a difference is if the two are equally good.
-        only_a: The number of pairs that a alone has right.
-        only_b: The number that b alone has right.
+        p_value: Of the two-sided sign-flip test over prompts: the probability of such a difference if both are equally good.
+        only_a: The number of pairs on which only a is right.
+        only_b: The number on which only b is right.
         sections: By section, the same accuracy difference.
-        won: Pairs that b has right and a has wrong, the clearest first: by both rewards' differences in units of their spread.
-        lost: Pairs that a has right and b has wrong, likewise.
+        won: Pairs on which only b is right, the clearest first: by both rewards' differences in units of their spread.
+        lost: Pairs on which only a is right, likewise.
     """
 
     a: str
@@ -284,20 +299,34 @@ class Difference:
 
     @property
     def outcome(self) -> Literal["better", "worse", "unclear"]:
-        """What b is beside a, as far as the p-value tells."""
-        if not (math.isfinite(self.p_value) and self.p_value < SIGNIFICANT) or not self.accuracy.value:
-            return "unclear"
-        return "better" if self.accuracy.value > 0 else "worse"
+        """Whether b is better or worse than a, by the p-value."""
+        if self.p_value < SIGNIFICANT and self.accuracy.value:  # NaN is not smaller
+            return "better" if self.accuracy.value > 0 else "worse"
+        return "unclear"
+
+    @property
+    def sentence(self) -> str:
+        """The outcome with its numbers."""
+        said = {"better": "is better than", "worse": "is worse than", "unclear": "does not clearly differ from"}[self.outcome]
+        points = f"{100 * self.accuracy.value:+.1f} points of accuracy"
+        return f"{self.b} {said} {self.a}: {points}, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
+
+    def _table(self) -> ResultTable:
+        rows = [(name, f"{part:+.1%}") for name, part in {"all": self.accuracy, **self.sections}.items()]
+        return ResultTable(self.sentence, ("Section", "Difference in accuracy"), rows)
+
+    def _columns(self) -> dict[str, list[object]]:
+        return estimate_columns("section", {"all": self.accuracy, **self.sections})
 
     def with_pairs(self, complete: Callable[[JudgedPair], JudgedPair]) -> Difference:
-        """The same with other pairs to show."""
+        """The same difference with each shown pair replaced by `complete`."""
         won, lost = (tuple(replace(flip, pair=complete(flip.pair)) for flip in flips) for flips in (self.won, self.lost))
         return replace(self, won=won, lost=lost)
 
 
 @dataclass(frozen=True, slots=True)
 class FlippedPair:
-    """A pair that one of two rewards has right and the other wrong, as b sees it and with the rewards of a.
+    """A pair on which only one of two rewards is right, with the rewards of both.
 
     Args:
         pair: The pair with the rewards of b.
@@ -310,15 +339,15 @@ class FlippedPair:
     rejected_reward_a: float
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(ShownAsTable):
     """Several rewards on the same data.
 
     Args:
         created: When, in ISO 8601 and UTC.
         versions: Of the packages that matter.
-        settings: What the evaluation itself was set to: how often the length control is fitted again, seed, bins.
-        data: What was evaluated on.
+        settings: The settings of the evaluation: resamples of the length control, seed, bins.
+        data: The data.
         rewards: The rewards, in the order in which they were given.
         differences: Each further reward against the first.
     """
@@ -330,8 +359,26 @@ class Evaluation:
     rewards: tuple[RewardResult, ...]
     differences: tuple[Difference, ...] = ()
 
+    def _table(self) -> ResultTable:
+        data = self.data
+        notes = [difference.sentence for difference in self.differences]
+        notes += [f"{reward.name}: {finding.sentence}" for reward in self.rewards for finding in reward.findings]
+        return ResultTable(
+            f"{data.suite or data.source or 'Evaluation'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts",
+            ("Figure", *(reward.name for reward in self.rewards)),
+            figure_rows([reward.figures for reward in self.rewards]),
+            notes,
+        )
+
+    def _columns(self) -> dict[str, list[object]]:
+        parts = [(reward.name, estimate_columns("figure", reward.figures)) for reward in self.rewards]
+        columns: dict[str, list[object]] = {"reward": [name for name, part in parts for _ in part["figure"]]}
+        return columns | {
+            name: [value for _, part in parts for value in part[name]] for name in ("figure", "value", "low", "high")
+        }
+
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON has it: null for what could not be computed."""
+        """All results as JSON values: null for what could not be computed."""
         return {"format": "rm-plugins evaluation", "version": 1, **as_json(self)}
 
     def to_json(self) -> str:
@@ -340,7 +387,7 @@ class Evaluation:
 
 
 def as_json(value: Any) -> Any:
-    """Results, mappings and lists as JSON has them: null for numbers that are not finite."""
+    """Results, mappings and lists as JSON values: null for numbers that are not finite."""
     if isinstance(value, Finding):
         value = {name: getattr(value, name) for name in ("kind", "severity", "message", "numbers")}
     if is_dataclass(value):

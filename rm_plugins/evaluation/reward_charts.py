@@ -1,4 +1,4 @@
-"""What the charts of one reward show: pure functions of its scores and of what is known of the rows."""
+"""The data of one reward's charts: pure functions of its scores and of the judged rows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _LENGTH_BINS = 8
 _REWARD_BINS = 40
 _POINTS = 600
 _CURVE_POINTS = 60
+_SAME = 1e-6
+"""Rewards that differ by less than this share of their size are drawn as one value."""
 
 
 def section_results(rows: JudgedRows, scored: ScoredPairs) -> tuple[SectionResult, ...]:
@@ -68,7 +70,7 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
     """Rewards against lengths, and the curve through all of them; None where either is all the same."""
     known = np.flatnonzero(~np.isnan(values))
     lengths, rewards = rows.lengths[known], values[known]
-    if len(known) < 3 or np.ptp(lengths) == 0 or np.ptp(rewards) == 0:
+    if len(known) < 3 or np.ptp(lengths) == 0 or np.ptp(rewards) <= _SAME * np.abs(rewards).max():
         return None
     curve = length_curve(rewards, lengths)
     order = np.argsort(lengths, kind="stable")
@@ -79,7 +81,7 @@ def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> Length
 
 
 def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, ...]:
-    """How the reward takes to each feature of format in which pairs differ."""
+    """The reward's preference for each feature of format in which pairs differ."""
     differences = (rows.features[scored.pairs[:, 0]] - rows.features[scored.pairs[:, 1]]).astype(np.float64)
     return tuple(
         feature_bias(name, scored.delta, column, scored.cluster)
@@ -89,7 +91,7 @@ def format_biases(rows: JudgedRows, scored: ScoredPairs) -> tuple[FeatureBias, .
 
 
 def member_comparison(rows: JudgedRows, values: FloatArray, members: Mapping[str, FloatArray]) -> Members | None:
-    """How the members of an ensemble compare on the pairs that all of them scored; None where there are no two."""
+    """How the members of an ensemble compare on the pairs that all of them scored; None with fewer than two members."""
     if len(members) < 2:
         return None
     each = np.stack(list(members.values()))
@@ -126,8 +128,11 @@ def best_of_n_of_lists(rows: JudgedRows, values: FloatArray) -> BestOfN | None:
 
 
 def _edges(values: FloatArray) -> FloatArray:
+    low, high = float(values.min()), float(values.max())
+    size = max(abs(low), abs(high))
+    room = max(0.5, 0.1 * size) if high - low <= _SAME * size else 0.0  # else 40 bins would show rounding
     try:
-        edges = np.histogram_bin_edges(values, _REWARD_BINS)
-    except ValueError:  # rewards that differ by their rounding alone, or fill all that a float can be
+        edges = np.histogram_bin_edges(values, _REWARD_BINS, (low - room, high + room))
+    except ValueError:  # rewards that fill all that a float can be
         edges = np.array([values.min(), values.max()])
     return np.asarray(edges, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The figures of one reward: pure functions of its scores and of what is known of the rows."""
+"""The figures of one reward: pure functions of its scores and of the judged rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluating rewards: rows are scored, and the scores become everything that a report shows."""
+"""Evaluating rewards: rows are scored, and the scores become the results that a report shows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.plain_values import plain_row
+from rm_plugins.data.presets import proposed_mapping
 from rm_plugins.data.rows import preference_samples
 from rm_plugins.data.score_columns import COLUMN_SPEC, column_scores, columns_called, has_scores
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
+from rm_plugins.data.written_mapping import mapping_of
 from rm_plugins.errors import DataError
 from rm_plugins.evaluation.differences import reward_difference
 from rm_plugins.evaluation.findings import findings
@@ -44,9 +47,9 @@ from rm_plugins.statistics.metrics import calibration_curve
 from rm_plugins.suites import Suite, SuiteItem, SuiteResult
 
 RESAMPLES = 100
-"""How often the length control is fitted again for its interval, if nothing else is said."""
+"""The default number of refits of the length control for its interval."""
 SHOWN = 20
-"""How many mistakes, and flipped pairs of each sort, are shown."""
+"""How many mistakes, and flipped pairs of each kind, are shown."""
 _PACKAGES = ("rm-plugins", "torch", "transformers", "numpy", "scipy")
 
 
@@ -54,6 +57,7 @@ def evaluate(
     rewards: Provider | Mapping[str, Provider],
     rows: Iterable[Mapping[str, Any]],
     *,
+    mapping: RowMapping | str | None = None,
     suite: Suite | str | None = None,
     section: str | None = None,
     by: str | None = None,
@@ -64,25 +68,29 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score judged rows with one or several rewards, and say how good these are.
+    """Score judged rows with one or several rewards, and measure how good the rewards are.
+
+    All rows are checked before the first one is scored.
 
     Args:
-        rewards: A reward, or several by name; ``column:score`` for the scores that the rows have already (`columns_called`).
+        rewards: A reward, or several by name; ``column:score`` for scores that the rows already have (`columns_called`).
         rows: Rows in the formats of `rm_plugins.data.judgements`, such as a `datasets.Dataset`; with a suite, the rows of its dataset. They
-            are gone through several times: what can be gone through once is kept in memory.
-        suite: A benchmark, or its name, whose own rule is applied too.
+            are read several times. An iterator is kept in memory.
+        mapping: How the columns of the rows become those that we read: a `RowMapping`, or text as ``--map`` takes it, such as ``"arena"``.
+        suite: A benchmark or its name. Its own rule is applied too.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The attribute that rated samples are compared by; the mean of all by default.
-        cluster: What intervals and tests take for independent: rows with different prompts, or each ``row``. Of transcripts, what a row's
-            begin with in common is the prompt. Where all rows have the same prompt or none, each row is independent.
-        source: What the data is called in reports.
+        cluster: The unit that intervals and tests take as independent: rows with different prompts, or each ``row``. Of transcripts, the
+            common beginning of a row's answers is the prompt. Where all rows have the same prompt or none, each row is independent.
+        source: The name of the data in reports.
         batch_size: Rows scored at a time.
-        resamples: How often prompts are drawn again, and the length control fitted, for the interval of the accuracy without length.
-        seed: Of what is drawn.
+        resamples: How often prompts are resampled, and the length control fitted, for the interval of the accuracy without length.
+        seed: Of the resampling.
         progress: Called with the number of rows after each batch of each reward.
 
     Raises:
         DataError: A row is in no format, or there is none.
+        SpecError: The mapping is none.
         UnknownNameError: There is no suite of that name.
         ScoringError: A reward failed.
     """
@@ -98,11 +106,14 @@ def evaluate(
     if isinstance(rows, Iterator):
         rows = list(rows)
 
+    mapped = mapping_of([mapping]) if isinstance(mapping, str) else mapping
+
     def again() -> Iterator[Mapping[str, Any]]:
-        plain = map(plain_row, rows)
+        plain = map(plain_row if mapped is None else mapped, rows)
         return plain if benchmark is None else benchmark.checked_rows(plain)
 
     run = EvaluationRun(again, RowCollector(section=section, by=by, cluster=cluster, recorded=recorded), benchmark)
+    run.check_rows(source, "" if mapped is not None else " In Python: evaluate(..., mapping={!r}).")
     for name, reward in named.items():
         if isinstance(reward, str):
             run.add(None, run.recorded(reward.removeprefix(COLUMN_SPEC)), name=name, source=reward)
@@ -127,12 +138,12 @@ def evaluate_pairs(
         progress: Called with the number of pairs after each batch.
 
     Raises:
-        DataError: A row is no preference pair, or there is no row.
+        DataError: A row is not a preference pair, or there are no rows.
         ScoringError: The provider failed.
     """
     values, _ = scores_of(_scored(provider, rows, _pair_samples, batch_size, progress))
     if not len(values):
-        raise DataError("There is no row to evaluate.")
+        raise DataError("There are no rows to evaluate.")
     return pair_metrics(values[0::2], values[1::2])
 
 
@@ -158,12 +169,12 @@ def _scored(
 
 
 class EvaluationRun:
-    """An evaluation in the making: takes one reward after the other with the rows that it scored, and evaluates them all.
+    """An evaluation in progress: `add` takes the rewards one after the other with the rows they scored, and `evaluation` evaluates them.
 
     Args:
-        again: Goes through the rows, for the texts that are shown.
-        collector: Takes the rows of the first reward.
-        suite: The benchmark that the rows are of.
+        again: Reads the rows from the beginning.
+        collector: Collects the rows of the first reward.
+        suite: The benchmark of the rows.
     """
 
     def __init__(
@@ -176,15 +187,36 @@ class EvaluationRun:
         self._sample: Sample | None = None
         self._conversations = 0
 
+    def check_rows(self, source: str = "", hint: str = "") -> None:
+        """Read all rows and judge them, before a model is loaded or a row is scored.
+
+        Args:
+            source: The name of the data.
+            hint: What to add to the error where a known mapping fits the row; the mapping takes the place of ``{}``.
+
+        Raises:
+            DataError: There is no row, one has no format, or one lacks the section's column or the attribute that was asked for.
+        """
+        number = 0
+        for number, row in enumerate(self._again(), start=1):
+            try:
+                self.samples(row, f"row {number}")
+            except DataError as error:
+                if not hint or not (proposed := proposed_mapping(row)):
+                    raise
+                raise DataError(f"{error}{hint.format(proposed)}") from error
+        if not number:
+            raise DataError(f"There are no rows to evaluate{f' in {source}' if source else ''}.")
+
     def samples(self, row: Mapping[str, Any], where: str) -> tuple[Sample, ...]:
         """The samples of a row; raises what `RowCollector.judged` raises."""
         return self._collector.judged(row, where).samples
 
     def recorded(self, column: str) -> Iterator[ScoredRow]:
-        """The rows with the scores that they have already, which are called `column`.
+        """The rows with the scores that they already have in `column`.
 
         Raises:
-            DataError: No row has any, or they are no numbers.
+            DataError: No row has any, or they are not numbers.
         """
         known = number = 0
         for number, row in enumerate(self._again(), start=1):
@@ -197,9 +229,9 @@ class EvaluationRun:
     def add(
         self, provider: Provider | None, rows: Iterable[ScoredRow], *, name: str, source: str = "", identity: str = ""
     ) -> None:
-        """Take a reward with all rows in their order; the other arguments are as in `reward_facts`.
+        """Add a reward with all rows in their order; the other arguments are as in `reward_facts`.
 
-        Of rewards with equal names, `evaluation` makes distinct ones.
+        `evaluation` makes equal names distinct.
         """
         values, members = scores_of(rows if self._rewards else self._collected(rows))
         facts = reward_facts(provider, name=name, source=source, sample=self._sample, identity=identity)
@@ -217,21 +249,21 @@ class EvaluationRun:
     def evaluation(
         self, *, source: str = "", split: str = "", shown: int = SHOWN, resamples: int = RESAMPLES, seed: int = 0
     ) -> Evaluation:
-        """What the scored rows say of the rewards; nothing is scored here.
+        """Evaluate the scored rows; nothing is scored here.
 
         Args:
-            source: What the data is called.
+            source: The name of the data.
             split: The split of the dataset.
-            shown: How many mistakes, and flipped pairs of each sort, are shown.
+            shown: How many mistakes, and flipped pairs of each kind, are shown.
             resamples: As in `evaluate`.
-            seed: Of what is drawn at random.
+            seed: Of the random draws.
 
         Raises:
             DataError: There is no row.
         """
         rows, suite = self._collector.collected(), self._suite
         if not len(rows.cluster):
-            raise DataError(f"There is no row to evaluate{f' in {source}' if source else ''}.")
+            raise DataError(f"There are no rows to evaluate{f' in {source}' if source else ''}.")
         settings = {"resamples": resamples, "seed": seed}
         summary = replace(_summary(rows, source, split, suite), conversations=self._conversations)
         show = ShownPairs(rows)
@@ -316,7 +348,9 @@ def _suite_result(suite: Suite, rows: JudgedRows, values: FloatArray) -> SuiteRe
     for row, samples in enumerate(rows.samples()):
         gold = rows.gold[samples]
         if np.isnan(gold).any() and row not in of_pairs:
-            raise DataError(f"row {row + 1}: a sample has no label; {suite.name} needs to know of each whether it is right.")
+            raise DataError(
+                f"row {row + 1}: a sample has no label; {suite.name} needs a label for each sample, whether it is right."
+            )
         labels = np.array([1.0, 0.0]) if np.isnan(gold).any() else gold
         items.append(SuiteItem(rows.ids[row], rows.section_of(row), values[samples], labels, rows.compared.get(row, ())))
     return suite.checked_result(items)

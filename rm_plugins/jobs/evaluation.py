@@ -90,6 +90,7 @@ def evaluated(
         recorded = [spec for spec in specs if spec.startswith(COLUMN_SPEC)]
         collector = RowCollector(section=section, by=by, cluster=cluster, recorded=recorded)
         run = EvaluationRun(source.rows, collector, benchmark)
+        run.check_rows(source.name)  # before a model is loaded
         try:
             for spec in specs:
                 if spec in recorded:

@@ -1,4 +1,4 @@
-"""Pages that show what was measured: HTML files that need nothing beside them."""
+"""Report pages, each a single HTML file."""
 
 from rm_plugins.reports.comparison_page import comparison_page
 from rm_plugins.reports.evaluation_page import evaluation_page

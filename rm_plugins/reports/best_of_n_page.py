@@ -1,4 +1,4 @@
-"""The curve of ``rm-plugins rank --curve``: what the best of n completions is worth, drawn, as a page and as data."""
+"""The best-of-n curve of ``rm-plugins rank --curve``: as a drawing, as a page and as data."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from html import escape
 from typing import Any
 
 from rm_plugins.evaluation.results import SIGNIFICANT, as_json
-from rm_plugins.reports.charts import COLOURS, drawing, svg
+from rm_plugins.reports.charts import COLOURS, draw_band, drawing, fit_values, svg
 from rm_plugins.reports.page import page, table
 from rm_plugins.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)
 class BestOfNCurve:
-    """The mean rewards of the best of n completions, where one reward, the proxy, says which is the best.
+    """The mean rewards of the best of n completions, where one reward, the proxy, chooses the best.
 
     Args:
         proxy: The reward that chooses.
-        gold: What the chosen ones are judged by: another reward's spec or a column; empty where there is nothing.
+        gold: The reward that judges the chosen ones: another spec or a column; empty for none.
         source: The file or dataset.
-        policy: What wrote the completions, empty where they were in the source.
-        prompts: The number of prompts that have the largest n of completions with all scores.
-        left_out: The number of those that have fewer, which count for no n.
+        policy: The model that generated the completions; empty if they were in the source.
+        prompts: The number of prompts with at least the largest n of scored completions.
+        left_out: The number of prompts with fewer, which are left out for every n.
         n: Numbers of completions, ascending.
         kl: An upper bound on the divergence of best-of-n from the policy, in nats: log n - (n - 1) / n.
-        proxy_mean: The proxy's own mean, with the interval of prompts that are drawn again.
-        gold_mean: The gold mean, likewise; empty where there is no gold.
-        gold_best: The gold mean if gold itself chose; empty where there is no gold.
-        fall: By how much the last gold mean lies below the highest one, with its interval; None where there is no gold.
-        fall_p_value: How likely a fall as deep is where there is none; 1 where there is no gold.
+        proxy_mean: The proxy's own mean, with its interval over prompts.
+        gold_mean: The gold mean, likewise; empty without gold.
+        gold_best: The gold mean if gold itself chose; empty without gold.
+        fall: The highest gold mean minus the last one, with its interval; None without gold.
+        fall_p_value: The probability of such a fall by chance; 1 without gold.
     """
 
     proxy: str
@@ -56,20 +56,20 @@ class BestOfNCurve:
 
     @property
     def title(self) -> str:
-        """What the curve is of."""
+        """The title of the page and of the drawing."""
         judged = f", judged by {self.gold}" if self.gold else ""
         return f"Best of n by {self.proxy}{judged}"
 
     @property
     def warning(self) -> str:
-        """What to say where gold surely falls again while the proxy goes on rising; empty where it does not."""
+        """The warning if gold falls significantly while the proxy rises; empty if it does not."""
         if self.fall is None or self.fall_p_value >= SIGNIFICANT:
             return ""
         peak = max(range(len(self.n)), key=lambda place: self.gold_mean[place].value)
         top, last = self.gold_mean[peak], self.gold_mean[-1]
         return (
-            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, by "
-            f"{self.fall:.4g}, while the proxy rises: to choose among more completions exploits the proxy."
+            f"Gold is highest at n = {self.n[peak]:,} ({top.value:.4g}) and falls to {last.value:.4g} at n = {self.n[-1]:,}, a fall of "
+            f"{self.fall:.4g}, while the proxy rises: choosing among more completions exploits the proxy."
         )
 
 
@@ -86,58 +86,67 @@ def best_of_n_table(curve: BestOfNCurve) -> tuple[tuple[str, ...], list[tuple[st
 
 
 def proxy_curve_svg(curve: BestOfNCurve) -> str:
-    """The curve: gold, its ceiling and the proxy, each reward with an axis of its own, n spaced by the square root of the KL bound.
+    """The curve: gold, its best possible value and the proxy, each reward on its own axis; n is spaced by the square root of the KL bound.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     places = [math.sqrt(kl) for kl in curve.kl]
-    with drawing(6.4, 3.6) as (figure, axes):
+    with drawing(height=3.2) as (figure, axes):
         axes.set_xticks(places, [f"{n:,}" for n in curve.n])
         axes.set_xlabel("n, spaced by the square root of the KL bound")
         if curve.gold_mean:
-            _line(axes, places, curve.gold_mean, COLOURS[0], "gold")
+            _line(axes, places, curve.gold_mean, 0, "gold")
             axes.plot(places, curve.gold_best, color=COLOURS[5], linestyle=":", label="best possible gold")
+            fit_values(axes, [*_ends(curve.gold_mean), *curve.gold_best])
             _label(axes, "gold", COLOURS[0])
             beside = axes.twinx()
             beside.spines[["top"]].set_visible(False)
         else:
             beside = axes
-        _line(beside, places, curve.proxy_mean, COLOURS[1], "proxy", "--" if curve.gold_mean else "-")
+        _line(beside, places, curve.proxy_mean, 1, "proxy")
+        fit_values(beside, _ends(curve.proxy_mean))
         _label(beside, "proxy", COLOURS[1])
-        handles = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
-        axes.legend(handles=handles, frameon=False, loc="best", labelcolor="linecolor")
+        lines = [line for part in dict.fromkeys((axes, beside)) for line in part.get_lines()]
+        handles = [line for line in lines if not line.get_label().startswith("_")]
+        figure.legend(handles=handles, frameon=False, loc="outside upper left", ncols=3, labelcolor="linecolor", fontsize=9)
         return svg(figure, curve.title)
 
 
 def best_of_n_page(curve: BestOfNCurve) -> str:
-    """The whole page, which needs nothing beside it.
+    """The whole page, in a single file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    counted = f"{curve.prompts:,} prompts with at least {curve.n[-1]:,} scored completions"
+    counted = f"{_counted(curve.prompts, 'prompt')} with at least {_counted(curve.n[-1], 'scored completion')}"
     left_out = f"; {curve.left_out:,} with fewer are left out" if curve.left_out else ""
-    written = f", written by {curve.policy}" if curve.policy else ""
+    written = f", generated by {curve.policy}" if curve.policy else ""
     warning = f'<div class="warning">{escape(curve.warning)}</div>' if curve.warning else ""
-    body = f"""<p>{escape(f"Of {curve.source}: {counted}{written}{left_out}.")}</p>
+    body = f"""<p>{escape(f"{curve.source}: {counted}{written}{left_out}.")}</p>
 {warning}
 <figure>{proxy_curve_svg(curve)}</figure>
-{table("The same in numbers", *best_of_n_table(curve))}
-<p>The proxy chooses the best of n completions, for which every way to draw n of a prompt's completions counts. The bands and
-brackets are 95% intervals, for which whole prompts are drawn again. The KL bound says how far best-of-n is from the policy at
-most.</p>"""
+{table("Numbers", *best_of_n_table(curve))}
+<p>The proxy chooses the best of n completions; the means are over all subsets of n completions of a prompt. Bands and brackets are 95%
+intervals over prompts. The KL bound is an upper bound on the divergence of best-of-n from the policy.</p>"""
     return page(curve.title, body)
 
 
+def _counted(size: int, noun: str) -> str:
+    return f"{size:,} {noun}{'' if size == 1 else 's'}"
+
+
 def _label(axes: Any, name: str, colour: str) -> None:
-    """Give an axis the colour of its line, so that nobody reads one line off the other's axis."""
+    """Give an axis the colour of its line, so that it is clear which axis belongs to which line."""
     axes.set_ylabel(name, color=colour)
     axes.tick_params(axis="y", colors=colour)
 
 
-def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], colour: str, label: str, style: str = "-") -> None:
-    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker="o", markersize=3)
-    axes.fill_between(
-        places, [mean.low for mean in means], [mean.high for mean in means], color=colour, alpha=0.15, linewidth=0
-    )
+def _line(axes: Any, places: Sequence[float], means: Sequence[Estimate], place: int, label: str) -> None:
+    colour, style, marker = COLOURS[place], ("-", "--")[place], ("o", "s")[place]
+    axes.plot(places, [mean.value for mean in means], style, color=colour, label=label, marker=marker, markersize=4)
+    draw_band(axes, places, [mean.low for mean in means], [mean.high for mean in means], colour=colour, place=place)
+
+
+def _ends(means: Sequence[Estimate]) -> list[float]:
+    return [end for mean in means for end in (mean.value, mean.low, mean.high)]

@@ -1,4 +1,4 @@
-"""The page of a comparison of two rewards: which is better, where, and on which pairs."""
+"""The page that compares two rewards: which is better, in which sections, and on which pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rm_plugins.reports.suite_tables import suite_tables
 
 
 def comparison_page(evaluation: Evaluation) -> str:
-    """The whole page, which needs no script and nothing beside it.
+    """The whole page: one file, without a script.
 
     Args:
         evaluation: Of exactly two rewards, with the difference of the second from the first.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rm_plugins.evaluation.results import Distribution, LengthScatter
-from rm_plugins.reports.charts import INK, chart_text, drawing, svg
+from rm_plugins.reports.charts import INK, LINES, chart_text, draw_band, drawing, fit_values, svg
 from rm_plugins.reports.numbers import MINUS, count
 from rm_plugins.reports.reward_styles import RewardStyle
 from rm_plugins.statistics.best_of_n import BestOfN
@@ -21,6 +21,7 @@ _FARTHEST = 1e300
 """Beyond, matplotlib does not find ticks."""
 _SAME_ZERO = 0.01
 """Dashed lines nearer than this would cover each other."""
+_LEAST_SPAN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def dots_svg(
         axes.grid(visible=False, axis="y")
         _ticks(axes.xaxis, _points if in_points else _percent, 6)
         axes.margins(x=0.06)
+        _widen(axes)
         axes.set_xlabel(axis_label)
         return svg(figure, label)
 
@@ -126,6 +128,7 @@ def scatter_svg(scatter: LengthScatter, style: RewardStyle) -> str:
     with drawing() as (figure, axes):
         axes.plot(scatter.lengths, scatter.rewards, "o", color=style.colour, markersize=2.8, markeredgewidth=0, alpha=0.45)
         axes.plot(scatter.curve_lengths, scatter.curve, color=INK, linewidth=2)
+        fit_values(axes, [*scatter.rewards, *scatter.curve])
         _ticks(axes.xaxis, count, 5)
         _ticks(axes.yaxis, None, 5)
         axes.set_xlabel("length in characters")
@@ -138,12 +141,23 @@ def best_of_n_svg(curves: Sequence[tuple[BestOfN, RewardStyle]]) -> str:
     with drawing(height=3.0) as (figure, axes):
         for ceiling in dict.fromkeys((curve.kl, curve.best) for curve, _ in curves):
             axes.plot(np.sqrt(ceiling[0]), ceiling[1], color=INK, linewidth=1.2, alpha=0.7, linestyle=(0, (4, 3)))
-        for curve, style in curves:
+        for place, (curve, style) in enumerate(curves):
             x = np.sqrt(curve.kl)
             low, high = ([getattr(mean, side) for mean in curve.mean] for side in ("low", "high"))
-            axes.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0)
+            draw_band(axes, x.tolist(), low, high, colour=style.colour, place=place)
             values = [mean.value for mean in curve.mean]
-            axes.plot(x, values, color=style.colour, marker=style.marker, markersize=5.5, markeredgewidth=0, linewidth=1.8)
+            line = LINES[place % len(LINES)]
+            axes.plot(
+                x,
+                values,
+                color=style.colour,
+                linestyle=line,
+                marker=style.marker,
+                markersize=5.5,
+                markeredgewidth=0,
+                linewidth=1.8,
+            )
+        fit_values(axes, [value for curve, _ in curves for mean in curve.mean for value in (mean.value, mean.low, mean.high)])
         places = {n: math.sqrt(kl) for curve, _ in curves for n, kl in zip(curve.n, curve.kl, strict=True)}
         axes.set_xticks(list(places.values()), list(map(count, places)))
         _ticks(axes.yaxis, None, 6)
@@ -152,13 +166,20 @@ def best_of_n_svg(curves: Sequence[tuple[BestOfN, RewardStyle]]) -> str:
         return svg(figure, "Gold reward of the best of n completions")
 
 
+def _widen(axes: Any) -> None:
+    """Show at least 20 percentage points of an axis of shares: dots that are all in one place would be on an axis of nothing."""
+    low, high = axes.get_xlim()
+    if (missing := _LEAST_SPAN - (high - low)) > 0:
+        axes.set_xlim(low - missing / 2, high + missing / 2)
+
+
 def can_be_drawn(*columns: Sequence[float]) -> bool:
     """Whether a chart can have axes for these values: not where they are among the largest floats."""
     return all(abs(value) <= _FARTHEST for column in columns for value in column)
 
 
 def _ticks(axis: Any, form: Callable[[float], str] | None, most: int) -> None:
-    """At most so many round ticks, which do not touch each other on a phone; of what is counted, whole ones."""
+    """At most `most` round ticks, so that labels do not touch on a phone; whole numbers for counts."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=form is count))

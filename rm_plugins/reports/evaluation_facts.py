@@ -1,4 +1,4 @@
-"""What was evaluated: all that someone needs who wants to have the same numbers again."""
+"""What was evaluated: everything that is needed to get the same numbers again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_plugins.evaluation.results import Evaluation, RewardResult
 from rm_plugins.reports.numbers import count, number, share
-from rm_plugins.reports.page import text, unfolding
+from rm_plugins.reports.page import preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, styled
 
 
@@ -20,11 +20,11 @@ def evaluated_facts(evaluation: Evaluation) -> str:
     facts["Rows by format"] = ", ".join(f"{name}: {count(rows)}" for name, rows in data.formats.items())
     facts["Ratings and labels"] = ", ".join(data.attributes)
     if data.pairs:
-        facts["The longer answer is the better"] = share(data.longer_chosen)
+        facts["The longer answer is better"] = share(data.longer_chosen)
         facts["Mean length of better answers"] = f"{count(data.length_chosen)} characters"
         facts["Mean length of worse answers"] = f"{count(data.length_rejected)} characters"
     made = {
-        "Made": evaluation.created,
+        "Created": evaluation.created,
         **{name: _said(value) for name, value in evaluation.settings.items()},
         **evaluation.versions,
     }
@@ -48,10 +48,12 @@ def _reward(reward: RewardResult, style: RewardStyle, *, is_open: bool) -> str:
     if reward.spec is not None:
         parts.append(_block("Spec", _json(reward.spec)))
     if reward.manifest:
-        parts.append(_block("What the manifests say of the training", _json(reward.manifest)))
+        parts.append(_block("Training, from the manifests", _json(reward.manifest)))
     if reward.rendering:
-        parts.append(_block("A sample as the model is given it", reward.rendering))
-    return unfolding(style.html, "\n".join(parts), is_open=is_open)
+        parts.append(_block("A sample as the model sees it", reward.rendering))
+    about = reward.source if reward.source != reward.name else ""
+    shown = ", ".join(part for part in (about, f"fingerprint {reward.fingerprint}" if reward.fingerprint else "") if part)
+    return unfolding(style.html + preview(shown), "\n".join(parts), is_open=is_open)
 
 
 def _list(facts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: what was found of one reward or of several, the verdict first."""
+"""The page of an evaluation of one or several rewards, with the findings first."""
 
 from __future__ import annotations
 
@@ -18,57 +18,64 @@ from rm_plugins.reports.verdicts import evaluated_line, figures_table, summary_t
 CHARTS: Mapping[str, str] = MappingProxyType(
     {
         "summary": (
-            "Below a figure is its 95% interval, and the last row is what a reward reaches that looks at length alone; "
-            "“best” stands only where the comparisons show that no other reward is as accurate."
+            "Below each figure is its 95% interval; the last row is the accuracy of always choosing the longer answer, and "
+            "“best” marks a reward that the comparisons show to be more accurate than all others."
         ),
-        "suite": "The benchmark's own score, by its own rule, and the sections that it is made of.",
-        "figures": "Every figure, with its 95% interval below it where it has one; an arrow points to where a reward gets better.",
+        "suite": "The benchmark's own score by its own rule, and its sections.",
+        "figures": (
+            "Every figure, with its 95% interval below it if it has one; an arrow shows the direction in which a reward gets "
+            "better."
+        ),
         "sections": (
-            "A dot is a reward's accuracy in a section and its line the 95% interval; the dashed line is chance (half of the pairs of "
-            "all sections that are no ties: ties are wrong), and the bar across the row is what the longer answer reaches."
+            "A dot is a reward's accuracy in a section, and its line is the 95% interval; the dashed line is chance (half of "
+            "the pairs without a tie, since ties are wrong), and the bar across the row is the accuracy of always choosing "
+            "the longer answer."
         ),
         "by_length": (
-            "From pairs whose better answer is much shorter (top) to pairs whose better answer is much longer (bottom): "
-            "dots that move to the right on the way down show a reward that pays for length, and the dashed line is chance "
-            "(half of the pairs that are no ties: ties are wrong)."
+            "The better answer is much shorter in the top row and much longer in the bottom row; dots that move right on the "
+            "way down show a reward that prefers long answers, dots that move left one that prefers short answers, and the "
+            "dashed line is chance (half of the pairs without a tie, since ties are wrong)."
         ),
         "distribution": (
-            "The less the rewards of better answers (area) and of worse answers (line) overlap, the better they are told apart."
+            "The less the rewards of better answers (area) and of worse answers (line) overlap, the better the reward "
+            "separates them."
         ),
         "calibration": (
-            "On the diagonal, win probabilities come true as often as they say; a curve flatter than it belongs to a "
-            "reward that is too sure, and the grey bars show how many pairs are behind each point."
+            "On the diagonal, win probabilities come true as often as they say; a curve flatter than it means that the reward"
+            " is too sure, a steeper one that it is too careful, and the grey bars show the number of pairs at each point."
         ),
         "length": (
-            "Each point is an answer; the line is the reward that its length alone predicts, flat where length does not matter."
+            "Each point is an answer; the line is the reward that its length alone predicts, and it is flat if length does "
+            "not matter."
         ),
         "formats": (
-            "How often a reward prefers the answer with more of a feature; far to the right of the bar, which is how "
-            "often that answer is the better, the reward pays for format, and so it does where its accuracy (small) is much "
-            "higher if the better answer has more of the feature than if it has less."
+            "How often a reward prefers the answer with more of a feature, beside how often that answer is better (the bar); "
+            "far to the right of the bar, the reward pays for format, far to the left it penalizes format, and the small "
+            "numbers are its accuracies where the better answer has more and less of the feature."
         ),
         "members": (
-            "How often two members prefer the same answer, darker where more often; members that agree always add nothing "
-            "to each other, and where they do not agree the reward is less sure."
+            "How often two members prefer the same answer, darker if more often; members that always agree add nothing to "
+            "each other, and the reward is less reliable on pairs on which they disagree."
         ),
         "best_of_n": (
-            "What the best of n answers is worth when this reward picks it, with the 95% interval as a band; a curve that "
-            "falls again shows a reward that is over-optimised, and the dashed line is the best that there is."
+            "The mean gold reward of the best of n answers when this reward chooses, with its 95% interval as a band; a curve"
+            " that falls again shows over-optimization, and the dashed line is the best possible choice."
         ),
         "comparisons": (
-            "The accuracy of one reward minus that of another on the same pairs with the 95% interval; p is how likely "
-            "such a difference is if both are equally good, and below 0.05 it is called one."
+            "The accuracy of one reward minus that of another on the same pairs, with its 95% interval; p is the probability "
+            "of such a difference if both rewards are equally good, and we call p < 0.05 significant."
         ),
         "comparisons_by_section": (
-            "Right of the dashed line, a reward is more accurate in a section than the first; left of it, less."
+            "To the right of the dashed line a reward is more accurate in a section than the first one, to the left less "
+            "accurate."
         ),
-        "won": "The pairs that the second reward has right and the first has wrong, the clearest first.",
-        "lost": "The pairs that the first reward has right and the second has wrong, the clearest first.",
-        "mistakes": "The pairs that a reward has wrong by most, with their texts; often it is the label that is wrong.",
-        "evaluated": "All that is needed to have the same numbers again.",
+        "won": "Pairs on which the second reward is right and the first is wrong, the clearest first.",
+        "lost": "Pairs on which the first reward is right and the second is wrong, the clearest first.",
+        "mistakes": "The pairs with the largest errors, with their texts; often the label is wrong.",
+        "evaluated": "Everything that is needed to get the same numbers again.",
     }
 )
-"""How each chart and table is read, by its name; the names are the ids of the page's sections."""
+"""How to read each chart and table, by the id of its section of the page."""
 
 _Part = Callable[[Evaluation], str]
 _SECTIONS: tuple[tuple[str, str, _Part], ...] = (
@@ -91,11 +98,11 @@ _THIRDS = ("length", "distribution", "calibration")  # of the width, where one r
 
 
 def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
-    """The whole page, which needs no script and nothing beside it.
+    """The whole page: one file, without a script.
 
     Args:
-        evaluation: What was found; every number of the page is in its JSON.
-        title: What the page is about; by default rewards, on the data where it has a name.
+        evaluation: The results. Every number of the page is in their JSON.
+        title: The title of the page; by default "Rewards on" and the name of the data.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -119,13 +126,13 @@ def evaluation_page(evaluation: Evaluation, title: str | None = None) -> str:
 
 
 def _data_name(evaluation: Evaluation) -> str:
-    """What the data is called, if anything: a benchmark or a dataset by its name, a file without its folder."""
+    """The name of the data, if it has one: of a benchmark or a dataset its name, of a file the name without the folder."""
     data = evaluation.data
     return data.suite or (PurePath(data.source).name if is_data_file(data.source) else data.source)
 
 
 def first_screen(evaluation: Evaluation) -> str:
-    """What was evaluated, the verdict on each reward, and the rewards side by side."""
+    """The data, the findings on each reward, and the rewards side by side."""
     screen = [evaluated_line(evaluation), verdicts(evaluation)]
     side_by_side = summary_table(evaluation)
     if side_by_side:
@@ -137,7 +144,7 @@ def section(name: str, heading: str, content: str, *, is_third: bool = False) ->
     """A section of the page.
 
     Args:
-        name: Its id, and the key of how it is read in `CHARTS`.
+        name: Its id and its key in `CHARTS`.
         heading: As text.
         content: As HTML.
         is_third: Whether it stands beside others where there is room.

@@ -16,14 +16,14 @@ from rm_plugins.reports.evaluation_charts import (
     scatter_svg,
 )
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share, signed
-from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, legend, named, side_by_side, styled
 from rm_plugins.reports.verdicts import outcome_html, with_interval
 from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
 from rm_plugins.statistics.intervals import Estimate
 
-_TOO_LARGE = "<p>Its rewards are too large to be drawn.</p>"
+_TOO_LARGE = "<p>These rewards are too large for a chart.</p>"
 
 
 def by_section(evaluation: Evaluation) -> str:
@@ -79,7 +79,8 @@ def calibrations(evaluation: Evaluation) -> str:
                 for part in reward.calibration
             ]
             numbers = cells("Calibration", ["Win probability", "Entries", "Mean", "Comes true"], lines)
-            charts.append((style, calibration_svg(reward.calibration, style), unfolding("Numbers", numbers)))
+            named_columns = preview("Win probability, entries, mean, comes true")
+            charts.append((style, calibration_svg(reward.calibration, style), unfolding(f"Numbers{named_columns}", numbers)))
     return _charts(charts)
 
 
@@ -93,7 +94,7 @@ def length_scatters(evaluation: Evaluation) -> str:
 
 
 def formats(evaluation: Evaluation) -> str:
-    """What rewards prefer, beside what people do, for each feature of format."""
+    """What rewards prefer and what the labels prefer, for each feature of format."""
     shown = [(reward, style) for reward, style in styled(evaluation) if reward.formats]
     rows, lines = [], []
     for name, biases in side_by_side([{bias.feature: bias for bias in reward.formats} for reward, _ in shown]).items():
@@ -136,7 +137,7 @@ def best_of_n_parts(evaluation: Evaluation) -> str:
         prompts = ", ".join(dict.fromkeys(count(curve.prompts) for curve, _ in curves))
         said = f"<p>Gold reward: {named(gold)}. Prompts: {prompts}.</p>"
         values = [curve.best for curve, _ in curves] + [[mean.low, mean.high] for curve, _ in curves for mean in curve.mean]
-        chart = best_of_n_svg(curves) if can_be_drawn(*values) else "<p>The gold rewards are too large to be drawn.</p>"
+        chart = best_of_n_svg(curves) if can_be_drawn(*values) else "<p>These gold rewards are too large for a chart.</p>"
         parts.append(said + _beside(legend(styles), chart, numbers))
     return "\n".join(parts)
 
@@ -159,7 +160,7 @@ def comparisons(evaluation: Evaluation) -> str:
             ]
         )
     heads = ["Comparison", "Points of accuracy", "p", '<span class="words">Outcome</span>']
-    heads += ["It alone is right", "The other alone is right", "Pairs"]
+    heads += ["Only it is right", "Only the other is right", "Pairs"]
     return cells("Comparisons of rewards", heads, lines) if lines else ""
 
 
@@ -180,7 +181,7 @@ def differences_by_section(evaluation: Evaluation) -> str:
 
 
 def _chance(reward: RewardResult) -> float:
-    """How often a reward is right by chance: in half of the pairs whose rewards differ, since ties are wrong."""
+    """The accuracy of chance: half of the pairs with different rewards, since ties are wrong."""
     ties = reward.figures.get("ties")
     return 0.5 if ties is None or not math.isfinite(ties.value) else (1 - ties.value) / 2
 
@@ -236,7 +237,7 @@ def _dots(
     in_points: bool = False,
     kind: str = "names",
 ) -> str:
-    """A chart of dots of all rewards beside a table of the same numbers; empty where there is no row."""
+    """A chart of dots of all rewards next to a table of the same numbers; empty without rows."""
     if not rows:
         return ""
     styles, zeros = [style for _, style in shown], [zero(reward) for reward, _ in shown]

@@ -1,4 +1,4 @@
-"""How a page writes numbers; what is not finite is a dash, since JSON has no number for it either."""
+"""How a page writes numbers. Numbers that are not finite are a dash."""
 
 from __future__ import annotations
 

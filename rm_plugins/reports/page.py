@@ -1,4 +1,4 @@
-"""What all pages of reports are made of: HTML that needs nothing beside it."""
+"""The parts of all report pages: HTML in a single file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.resources import files
 from rm_plugins.files import in_utf8
 
 _SHOWN = 1_500  # characters of a text
+_PREVIEWED = 160  # characters of folded content
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 
 
@@ -18,9 +19,9 @@ def page(title: str, body: str, *styles: str) -> str:
     """A whole page.
 
     Args:
-        title: What it is about, as text.
-        body: What it holds, as HTML.
-        styles: The names of style sheets here, beside that of all pages.
+        title: As text.
+        body: As HTML.
+        styles: Names of further style sheets in this folder.
     """
     css = "".join(f"\n{files(__package__).joinpath(name).read_text(encoding='utf-8')}" for name in ("page.css", *styles))
     whole = f"""<!doctype html>
@@ -42,7 +43,7 @@ def page(title: str, body: str, *styles: str) -> str:
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts under a heading; nothing where it has no row."""
+    """A table of texts under a heading; empty without rows."""
     if not rows:
         return ""
     shown = cells(title, list(map(text, heads)), [list(map(text, row)) for row in rows])
@@ -53,7 +54,7 @@ def cells(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, ki
     """A table of HTML that scrolls in its own box, by keyboard too. The first cell of each row is what the row is about.
 
     Args:
-        label: What it shows, as text, for those who do not see it.
+        label: A description for screen readers, as text.
         heads: Of the columns.
         rows: Their cells.
         kind: A class of its own in the style.
@@ -70,7 +71,7 @@ def cells(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, ki
 
 
 def unfolding(summary: str, content: str, *, kind: str = "", is_open: bool = False) -> str:
-    """HTML that is shown where the reader asks for it, and on paper.
+    """HTML that opens on a click, and is always open in print.
 
     Args:
         summary: What it is, as HTML.
@@ -80,6 +81,14 @@ def unfolding(summary: str, content: str, *, kind: str = "", is_open: bool = Fal
     """
     said = (f' class="{kind}"' if kind else "") + (" open" if is_open else "")
     return f"<details{said}><summary>{summary}</summary>\n{content}\n</details>"
+
+
+def preview(value: str) -> str:
+    """The beginning of folded content, as HTML for its summary: one line, which disappears when it opens."""
+    line = " ".join(value[: 4 * _PREVIEWED].split())
+    if len(line) > _PREVIEWED:
+        line = f"{line[:_PREVIEWED].rpartition(' ')[0] or line[:_PREVIEWED]}…"
+    return f'<span class="preview" dir="auto">{text(line)}</span>' if line else ""
 
 
 def text(value: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rm_plugins.evaluation.results import Evaluation, FlippedPair, JudgedPair
 from rm_plugins.reports.numbers import count, number
-from rm_plugins.reports.page import text, unfolding
+from rm_plugins.reports.page import preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 
 _TEXTS = 500_000
@@ -18,7 +18,10 @@ def worst_mistakes(evaluation: Evaluation) -> str:
     shown = [(reward, style) for reward, style in styled(evaluation) if reward.mistakes]
     return "\n".join(
         unfolding(
-            style.html, _fitting(map(_mistake, reward.mistakes), _TEXTS // len(shown)), kind="mistakes", is_open=len(shown) == 1
+            style.html + preview(_first_words(reward.mistakes[0])),
+            _fitting(map(_mistake, reward.mistakes), _TEXTS // len(shown)),
+            kind="mistakes",
+            is_open=len(shown) == 1,
         )
         for reward, style in shown
     )
@@ -30,7 +33,7 @@ def flipped_pairs(pairs: Sequence[FlippedPair], a: RewardStyle, b: RewardStyle) 
 
 
 def _fitting(pairs: Iterable[str], room: int) -> str:
-    """As many pairs as there is room for, one at least, and how many there are besides."""
+    """As many pairs as there is room for, at least one, and the number of the others."""
     shown: list[str] = []
     left_out = 0
     for pair in pairs:
@@ -47,14 +50,18 @@ def _fitting(pairs: Iterable[str], room: int) -> str:
 def _mistake(pair: JudgedPair) -> str:
     summary = f"{_place(pair)} <span>better {number(pair.chosen_reward)}, worse {number(pair.rejected_reward)}</span>"
     better, worse = (f"reward {number(value)}" for value in (pair.chosen_reward, pair.rejected_reward))
-    return unfolding(summary, _texts(pair, better, worse), kind="pair")
+    return unfolding(summary + preview(_first_words(pair)), _texts(pair, better, worse), kind="pair")
 
 
 def _flipped(flip: FlippedPair, a: RewardStyle, b: RewardStyle) -> str:
     pair = flip.pair
     better = f"{a.html} {number(flip.chosen_reward_a)}, {b.html} {number(pair.chosen_reward)}"
     worse = f"{a.html} {number(flip.rejected_reward_a)}, {b.html} {number(pair.rejected_reward)}"
-    return unfolding(_place(pair), _texts(pair, better, worse), kind="pair")
+    return unfolding(_place(pair) + preview(_first_words(pair)), _texts(pair, better, worse), kind="pair")
+
+
+def _first_words(pair: JudgedPair) -> str:
+    return pair.prompt or pair.chosen
 
 
 def _place(pair: JudgedPair) -> str:

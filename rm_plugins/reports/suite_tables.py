@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rm_plugins.evaluation.results import Evaluation
 from rm_plugins.reports.numbers import count, number
-from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, side_by_side, styled
 from rm_plugins.suites import SuiteResult
 
@@ -60,7 +60,8 @@ def _parts(scored: list[tuple[SuiteResult, RewardStyle]]) -> str:
         for (section, part), values in scores.items()
     ]
     heads = ["Part", '<span class="words">Section</span>', *(style.html for _, style in scored)]
-    return unfolding("The parts of the sections", cells("Parts of the sections", heads, rows, kind="names"))
+    names = preview(", ".join(dict.fromkeys(part for _, part in scores)))
+    return unfolding(f"The parts of the sections{names}", cells("Parts of the sections", heads, rows, kind="names"))
 
 
 def _numbers(values: Iterable[float | None]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Curves over the steps of a training, as SVG that stands in a page."""
+"""Curves over the steps of a training, as SVG inside a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rm_plugins.reports.charts import COLOURS, drawing, svg
+from rm_plugins.reports.charts import COLOURS, LINES, drawing, fit_values, svg
 from rm_plugins.scores import FloatArray
 from rm_plugins.training.journal_summary import Curve
 
@@ -25,7 +25,9 @@ def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, mark
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    with drawing() as (figure, axis):
+    with drawing(height=2.8) as (figure, axis):
+        from matplotlib.ticker import MaxNLocator
+
         for place, ((name, curve), colour) in enumerate(zip(curves.items(), _cycled(len(curves)), strict=True)):
             mean = _running_mean(curve.values)
             if spread is not None and place == 0 and list(spread.steps) == list(curve.steps):
@@ -34,9 +36,18 @@ def curves_svg(curves: Mapping[str, Curve], *, spread: Curve | None = None, mark
             if len(curves) == 1:
                 axis.plot(curve.steps, curve.values, color=colour, alpha=0.35, linewidth=0.8)
             marker = "o" if len(curve.steps) == 1 else None
-            axis.plot(curve.steps, mean, marker=marker, color=colour, linewidth=1.2 if place else 2, label=name)
+            style = LINES[place % len(LINES)]
+            axis.plot(
+                curve.steps, mean, marker=marker, color=colour, linestyle=style, linewidth=1.4 if place else 2, label=name
+            )
         for step in marks:
             axis.axvline(step, color=COLOURS[4], linewidth=1, linestyle=(0, (2, 2)))
+        fit_values(axis, [value for curve in curves.values() for value in curve.values.tolist()])
+        steps = {int(step) for curve in curves.values() for step in curve.steps}
+        if len(steps) == 1:
+            axis.set_xlim(min(steps) - 1, max(steps) + 1)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_xlabel("step")
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
         return svg(figure)

@@ -1,4 +1,4 @@
-"""The page that ``rm-plugins report`` writes: HTML that needs nothing beside it."""
+"""The page that ``rm-plugins report`` writes, in a single file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from rm_plugins.reports.page import page, shown_text, table
+from rm_plugins.reports.page import page, preview, shown_text, table, unfolding
 from rm_plugins.reports.training_charts import curves_svg
 from rm_plugins.samples import text_of
 from rm_plugins.training.exploitation import Evidence
 from rm_plugins.training.journal import JournalSample
 from rm_plugins.training.journal_summary import Curve, JournalSummary, RewardSummary
 from rm_plugins.training.phrases import Phrase
+from rm_plugins.training.reward_history import LEAST_STEPS
 
 FIGURES = {
     "reward": "Reward",
-    "reward_std": "Its standard deviation",
+    "reward_std": "Standard deviation of the reward",
     "disagreement": "Members' spread",
     "rank_disagreement": "Rank disagreement",
     "length": "Length (characters)",
@@ -25,7 +26,7 @@ FIGURES = {
     "kl": "KL divergence",
     "completion_tokens": "Length (tokens)",
 }
-"""Figures in the order in which they are shown, and what they are called."""
+"""The titles of figures, in the order in which they are shown."""
 
 _LEAST_SHARE = 0.05  # of a phrase in the table
 
@@ -44,7 +45,7 @@ def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
     curves = {**trainer, **{name: curve for name, curve in summary.curves.items() if name != "kl"}}
     parts = [
         f"<h2>{escape(summary.reward)}</h2>",
-        f"<p>{summary.steps:,} steps, {summary.samples:,} samples. The curves are over the steps; a dashed line is a warning.</p>",
+        f"<p>{_counted(summary.steps, 'step')}, {_counted(summary.samples, 'sample')}. A vertical dashed line marks a warning.</p>",
         _warnings(summary),
         '<div class="charts">',
         *_charts(curves, summary.members, [evidence.step for evidence in summary.evidence]),
@@ -52,22 +53,28 @@ def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
         _changes(summary),
         _phrases(summary.phrases),
         _samples("Highest rewards", summary.best, open_first=True),
-        _samples("Most disagreement among the members", summary.disputed),
+        _samples("Largest disagreement of the members", summary.disputed),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def _warnings(summary: RewardSummary) -> str:
+    if not summary.evidence and summary.compared < LEAST_STEPS:
+        return (
+            f"<p>Too few steps to look for signs that the policy exploits this reward: {_counted(summary.steps, 'step')}; "
+            f"{2 * LEAST_STEPS} are needed.</p>"
+        )
     if not summary.evidence:
         return (
-            f"<p>No sign that the policy exploits this reward, in {summary.compared} steps compared with the first as many.</p>"
+            f"<p>No sign that the policy exploits this reward: the last {summary.compared} steps were compared with the first "
+            f"{summary.compared}.</p>"
         )
     return "\n".join(map(_warning, summary.evidence))
 
 
 def _warning(evidence: Evidence) -> str:
     examples = "".join(f"<pre>{shown_text(example)}</pre>" for example in evidence.examples)
-    shown = f"<details><summary>Examples</summary>{examples}</details>" if examples else ""
+    shown = unfolding(f"Examples{preview(evidence.examples[0])}", examples) if examples else ""
     return f'<div class="warning"><b>Step {evidence.step}.</b> {escape(evidence.message)}{shown}</div>'
 
 
@@ -92,7 +99,7 @@ def _changes(summary: RewardSummary) -> str:
         if name in summary.early and name in summary.recent
     ]
     count = summary.compared
-    return table("First and last", ["mean over the", f"first {count} steps", f"last {count} steps"], rows)
+    return table("First and last steps", ["mean over", f"first {count} steps", f"last {count} steps"], rows)
 
 
 def _phrases(phrases: Sequence[Phrase]) -> str:
@@ -118,7 +125,11 @@ def _sample(row: JournalSample, *, is_open: bool) -> str:
     if not math.isnan(spread):
         facts.insert(1, f"spread {_number(spread)}")
     texts = f'<pre class="prompt">{shown_text(text_of(row.sample.prompt))}</pre><pre>{shown_text(text_of(row.sample.completion))}</pre>'
-    return f"<details{' open' if is_open else ''}><summary>{escape(', '.join(facts))}</summary>{texts}</details>"
+    return unfolding(escape(", ".join(facts)) + preview(text_of(row.sample.completion)), texts, is_open=is_open)
+
+
+def _counted(size: int, noun: str) -> str:
+    return f"{size:,} {noun}{'' if size == 1 else 's'}"
 
 
 def _number(value: float) -> str:

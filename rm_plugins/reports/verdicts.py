@@ -1,4 +1,4 @@
-"""What a reader of an evaluation sees first: what was found of each reward, and the rewards side by side."""
+"""The top of an evaluation's page: the findings on each reward, and the rewards side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rm_plugins.evaluation.figures import Figure, figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
 from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
-from rm_plugins.reports.page import cells, text, unfolding
+from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
 
@@ -39,7 +39,7 @@ def verdicts(evaluation: Evaluation) -> str:
 
 
 def summary_table(evaluation: Evaluation) -> str:
-    """The key figures of the rewards, a row each, and what the longer answer would reach."""
+    """The key figures, one row per reward, and the accuracy of always choosing the longer answer."""
     shown = styled(evaluation)
     names = _key_figures(evaluation.rewards)
     against = {difference.b: difference for difference in evaluation.differences if difference.a == evaluation.rewards[0].name}
@@ -64,7 +64,7 @@ def summary_table(evaluation: Evaluation) -> str:
 
 
 def figures_table(evaluation: Evaluation) -> str:
-    """All figures of all rewards, and how each is read."""
+    """All figures of all rewards, and how to read them."""
     shown = styled(evaluation)
     figures = _named_figures(evaluation)
     rows = [
@@ -80,14 +80,14 @@ def figures_table(evaluation: Evaluation) -> str:
 
 
 def _named_figures(evaluation: Evaluation) -> dict[str, Figure]:
-    """The figures that any reward has; of a plug-in's, nothing is known but the name."""
+    """The figures that any reward has. A figure of a plug-in has no title or meaning."""
     known = figures_of(evaluation.data.attributes)
     names = dict.fromkeys(name for reward in evaluation.rewards for name in reward.figures)
     return {name: known.get(name, Figure(name, "")) for name in names}
 
 
 def _title(figure: Figure) -> str:
-    """What a figure is called, as HTML, with an arrow to where it gets better."""
+    """The title of a figure as HTML, with an arrow for the direction in which it gets better."""
     arrow = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}.get(figure.better)
     if arrow is None:
         return named(figure.title)
@@ -128,8 +128,8 @@ def _finding(finding: Finding, *, is_folded: bool) -> str:
     if not finding.lead:
         return f'<p class="{kind}">{badge}{text(finding.text)}</p>'
     if is_folded:
-        content = f"<p>{text(finding.text[:1].upper() + finding.text[1:])}</p>"
-        return unfolding(f"{badge}<b>{text(finding.lead)}</b>", content, kind=kind)
+        whole = finding.text[:1].upper() + finding.text[1:]
+        return unfolding(f"{badge}<b>{text(finding.lead)}</b>{preview(whole)}", f"<p>{text(whole)}</p>", kind=kind)
     return f'<p class="{kind}">{badge}<b>{text(finding.lead)}:</b> {text(finding.text)}</p>'
 
 

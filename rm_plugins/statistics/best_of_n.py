@@ -1,4 +1,4 @@
-"""Best-of-n: what a completion is worth that a reward picks out of n, from completions that are scored already."""
+"""Best-of-n: the quality of the completion that a reward picks out of n, from completions that are already scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rm_plugins.statistics.intervals import Estimate, mean_estimate
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """The gold reward of the best of n completions by this reward, beside the divergence that choosing costs.
+    """The gold reward of the best of n completions by this reward, and the divergence that the choice costs.
 
     Args:
         gold: What is known of the completions: ``label``, ``score``, the mean of several ratings, or another reward's name.

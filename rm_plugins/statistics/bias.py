@@ -1,4 +1,4 @@
-"""What a reward likes that is not quality: length and formatting."""
+"""How much a reward depends on length and formatting rather than quality."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_SAMPLES = 10
 _INTERPOLATED = 0.01
 """Lengths nearer than this share of their usual range are interpolated between."""
 _SAME = 0.01
-"""Of the rewards' standard deviation: what is left of a reward that is a function of length."""
+"""The largest rest, as a share of the standard deviation, of a reward that is a function of length."""
 
 _FENCED = re.compile(r"^[ \t]*(?:(`{3,})[^`\n]*|(~{3,})[^\n]*)$(?s:.*?)(?:^[ \t]*(?:\1`*|\2~*)[ \t]*$|\Z)", re.MULTILINE)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
@@ -36,18 +36,20 @@ _BOLD = re.compile(r"\*\*(?=\S)[^*\n]++(?<=\S)\*\*|(?<!\w)__(?=\S)[^_\n]++(?<=\S
 
 @dataclass(frozen=True, slots=True)
 class FeatureBias:
-    """How a reward goes with one feature of the answers, such as the number of their list items.
+    """How a reward relates to one feature of the answers, such as the number of their list items.
 
     Args:
         feature: The feature's name.
         pairs: The number of pairs whose answers differ in it.
         preferred: The share of them in which the reward prefers the answer with more of it.
-        chosen: The share of them in which the label does; where it is lower, the reward likes the feature more than people do.
+        chosen: The share of them in which the label does. If `preferred` is higher, the reward likes the feature more than people do; if
+            it is lower, less.
         correlation: Of the differences in reward and in the feature over all pairs, each entered both ways round: the sum of
             their products / sqrt(the product of the sums of their squares).
         accuracy_more: How often the reward is right where the better answer has more of it; None where this never is so, or where no
             intervals were asked for.
-        accuracy_less: How often where it has less. Far below, the reward pays for the feature.
+        accuracy_less: The same where the better answer has less. Far below `accuracy_more`, the reward pays for the feature; far above, it
+            penalizes the feature.
     """
 
     feature: str
@@ -60,7 +62,7 @@ class FeatureBias:
 
 
 def feature_bias(feature: str, delta: ArrayLike, difference: ArrayLike, clusters: ArrayLike | None = None) -> FeatureBias:
-    """How a reward's preferences and the labels go with a feature of the answers.
+    """How a reward's preferences and the labels relate to a feature of the answers.
 
     Args:
         feature: The feature's name.
@@ -112,12 +114,12 @@ def longer_preference(delta: ArrayLike, longer: ArrayLike) -> float:
 
 
 def longer_share(longer: FloatArray) -> float:
-    """Of pairs of two lengths, the share whose winner is the longer; NaN where there is none."""
+    """The share of pairs with different lengths whose winner is the longer; NaN if there are none."""
     return longer_preference(np.ones_like(longer), longer)
 
 
 def format_features(text: str) -> tuple[int, ...]:
-    """How much there is in a text of what is known to sway rewards and judges, in the order of `FORMAT_FEATURES`.
+    """Counts in a text of features that are known to bias rewards and judges, in the order of `FORMAT_FEATURES`.
 
     | feature | |
     |---|---|
@@ -127,7 +129,7 @@ def format_features(text: str) -> tuple[int, ...]:
     | ``bold`` | ``**parts**`` and ``__parts__`` of a line |
     | ``code_blocks`` | between fences, of which the last may be missing |
 
-    What is in code, a block of it or a part of a line in backticks, is neither list nor heading nor bold.
+    Lists, headings and bold text inside code (a block, or a part of a line in backticks) do not count.
 
     Source: the style control of Chatbot Arena (Li, Angelopoulos and Chiang 2024) has length, lists, headings and bold; Liu et
     al. 2024, arXiv 2410.16184 (RM-Bench) vary length and Markdown.
@@ -147,7 +149,7 @@ def format_features(text: str) -> tuple[int, ...]:
 
 
 def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
-    """The mean reward of samples that are about as long, at each sample's length, float64 [N]: what a reward gives for length.
+    """The mean reward of samples of similar length, at each sample's length, float64 [N]: the part of a reward that length explains.
 
     It is LOWESS: at each length a line through the nearest samples, the nearer ones with more weight. The nearest are 30% of all,
     which is the setting of the paper's code for AlpacaEval. (Its setting for RewardBench, all samples, is close to one straight
@@ -155,8 +157,7 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
     better; 30 at least; and more where they would all be of one length. The line is fitted once, without iterations that give
     outliers less weight: of a reward of 0 and 1, the rarer value would be an outlier.
 
-    Rewards that are far out count as the last value that is not, see `_tamed`: one of -10,000 among rewards around 0 would have a
-    valley of its own.
+    Outliers are moved to the end of the usual range, see `_tamed`: a reward of -10,000 among rewards around 0 would bend the curve.
 
     Args:
         rewards: float [N].
@@ -180,7 +181,7 @@ def length_curve(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
 
 
 def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
-    """Rewards without what they give for length, float64 [N]: reward - `length_curve` + mean reward. See `length_split`.
+    """Rewards without the part that length explains, float64 [N]: reward - `length_curve` + mean reward. See `length_split`.
 
     >>> lengths = np.arange(100)
     >>> np.unique(length_corrected(np.sqrt(lengths), lengths)).round(2).tolist()
@@ -190,13 +191,12 @@ def length_corrected(rewards: ArrayLike, lengths: ArrayLike) -> FloatArray:
 
 
 def length_split(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """What rewards give for length, and the rewards without it (reward - curve + mean reward), each float64 [N].
+    """The part of rewards that length explains, and the rewards without it (reward - curve + mean reward), each float64 [N].
 
-    The curve is `length_curve`. A reward that is nothing but a function of length is its own curve, and has the mean reward everywhere
-    without it, so that all pairs tie, instead of the small remains of a curve that is never exact, which would still tell lengths
-    apart. It is one if a function that rises all along, falls all along, or turns once misses it by less than a hundredth of the
-    standard deviation of the rewards, those that are far out moved nearer as for the curve. Steps are such functions. Of other rewards
-    with a steep step in length, some of the step remains close to it.
+    The curve is `length_curve`. A reward that is a function of length only is its own curve: without it, all rewards are the mean and all
+    pairs tie. (A fitted curve is never exact, and its small errors would still order the lengths.) A reward counts as a function of length
+    if a function that rises, falls, or turns once misses it by less than 1% of the standard deviation of the rewards, after outliers are
+    moved as for the curve. Steps are such functions. For other rewards with a steep step in length, a part of the step remains near it.
 
     Args:
         rewards: float [N].
@@ -213,7 +213,7 @@ def length_split(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, Fl
         return nothing, nothing
     tamed = _tamed(rewards)
     exponent = _exponent(tamed)
-    with np.errstate(over="ignore"):  # what is far out may be infinitely far in this unit
+    with np.errstate(over="ignore"):  # outliers may be infinite in this unit
         scaled, tamed = np.ldexp(rewards, -exponent), np.ldexp(tamed, -exponent)
     mean = tamed.mean()
     if len(rewards) >= LEAST_SAMPLES and _is_function_of(tamed, lengths):
@@ -223,11 +223,11 @@ def length_split(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, Fl
 
 
 def _tamed(rewards: FloatArray) -> FloatArray:
-    """Rewards with those that are far out moved to where far out begins.
+    """Rewards with outliers moved to the end of the usual range.
 
-    The usual ones are all but two, and 0.5%, at either end. Far out is what is farther from them than they are from each other,
-    which in a normal distribution are eight standard deviations. Where the usual ones are all the same, as of a verifier that
-    hardly ever finds an error, nothing is.
+    The usual rewards are all but two, and 0.5%, at either end. An outlier is farther from them than they are from each other (in a normal
+    distribution, eight standard deviations). If all usual rewards are equal, as for a verifier that hardly ever finds an error, nothing
+    is an outlier.
     """
     if len(rewards) < LEAST_SAMPLES:
         return rewards

@@ -1,7 +1,7 @@
-"""How sure a metric is: intervals and tests that know that answers to the same prompt are no independent samples.
+"""Intervals and tests for metrics whose samples are not independent.
 
-Several pairs of one prompt, or one completion in several pairs, are right or wrong together, and an interval over single pairs would be
-too narrow. What is taken for independent here is always a whole prompt (a cluster) with all that it has.
+Several pairs of one prompt, or one completion in several pairs, tend to be right or wrong together, so an interval over single pairs would
+be too narrow. The unit that counts as independent here is always a whole prompt (a cluster) with everything that belongs to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often a reward would be right if length did not matter: by what length predicts of the rewards, or by length itself."""
+"""The accuracy of a reward if length did not matter: by the part of the rewards that length predicts, or by length itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rm_plugins.statistics.bias import length_curve, length_split
 from rm_plugins.statistics.intervals import Estimate, cluster_error, logit_estimate, share_estimate
 
 _FEW_VALUES = 20
-"""Of rewards with as many values or fewer, a curve that is subtracted would order the equal ones."""
+"""No curve is subtracted from rewards with this many values or fewer: it would order equal ones."""
 _ADDED = 0.25
 """Pairs of each outcome, where length speaks for the winner and where it speaks for the loser: without them, a reward that is always
 right, or that length decides alone, would have an infinite logit."""
@@ -22,7 +22,7 @@ _STEPS = 50
 
 
 def accuracy_at_equal_length(delta: ArrayLike, longer: ArrayLike, clusters: ArrayLike) -> Estimate:
-    """How often a reward prefers the winner where both answers are equally long, by a logistic curve; a tie counts half.
+    """How often a reward prefers the winner if both answers are equally long, by a logistic curve; a tie counts half.
 
     The outcomes of M pairs (1 for the winner, 1/2 for a tie, 0 for the loser) are fitted by sigmoid(a + b * tanh(longer / s)), where s
     is the standard deviation of the differences in length, taken both ways round; the result is sigmoid(a).
@@ -33,7 +33,7 @@ def accuracy_at_equal_length(delta: ArrayLike, longer: ArrayLike, clusters: Arra
         clusters: The number of each pair's cluster, any integers, [M].
 
     Returns:
-        With the interval of the logit a, by cluster; NaN where there is no pair or a difference is NaN.
+        With the interval of the logit a, by cluster; NaN if there are no pairs or a difference is NaN.
 
     Source: the length-controlled win rates of AlpacaEval (Dubois et al. 2024, arXiv 2404.04475); Liang and Zeger 1986 for clusters.
 
@@ -58,26 +58,28 @@ def accuracy_without_length(
     refits: int = 100,
     seed: int = 0,
 ) -> Estimate:
-    """How often the winner's reward is strictly higher when what length predicts of the rewards is taken out.
+    """How often the winner's reward is strictly higher after the part of the rewards that length predicts is removed.
 
-    Pairs with equal rewards stay ties, and count as wrong, as in every accuracy. In the others, the winner is preferred if its reward
-    is higher without a LOWESS curve of reward by length (see `length_split`), which is fitted at equal standing: what goes with length
-    because winners are longer stays with the rewards. Where they are equal without it, as of a reward that is length alone, the pair
-    counts half. Of rewards with 20 values or fewer the rewards themselves decide, since no part of a step moves a pair to the other
-    side. What length still decides is found by a logistic curve of these outcomes by the difference that length predicts, and the
-    result is read where it predicts none: sigmoid(a) of sigmoid(a + b * x), times the share of pairs that are no ties.
+    Pairs with equal rewards stay ties, and count as wrong, as in every accuracy. For the others:
+
+    1. A LOWESS curve of reward by length is subtracted (see `length_split`). It is fitted together with the standing of the answers, so
+       that a reward is not penalized because winners are longer.
+    2. The winner is preferred if its remaining reward is higher. Equal remaining rewards, as of a reward of length alone, count half.
+       For rewards with 20 values or fewer, the rewards themselves decide.
+    3. A logistic curve sigmoid(a + b * x) of these outcomes by the predicted difference x removes the remaining effect of length. The
+       result is sigmoid(a) times the share of pairs without a tie.
 
     Args:
         rewards: float [N].
         lengths: [N], such as characters.
         pairs: int [M, 2], the samples of winner and loser.
         sample_clusters: The number of each sample's cluster, any integers, [N]. Samples of a pair are of one cluster.
-        refits: How often clusters are drawn with replacement, and everything is fitted again, for the standard error of the result's
-            logit; none for no interval.
+        refits: How often clusters are resampled and everything is fitted again, for the standard error of the result's logit; 0 for no
+            interval.
         seed: The same seed gives the same interval.
 
     Returns:
-        NaN where there is no pair or something is not finite.
+        NaN if there are no pairs or something is not finite.
 
     Source: Huang et al. 2024, arXiv 2409.17407, for the curve; Robinson 1988 for equal standing; Efron 1979 for the standard error.
     """
@@ -94,7 +96,7 @@ def accuracy_without_length(
     decides = np.sign(rewards[winner] - rewards[loser]) if len(np.unique(rewards)) <= _FEW_VALUES else None
 
     def fitted(times: NDArray[np.intp]) -> tuple[float, float]:
-        """The logit and what is added to its error, with each cluster as often as `times` says."""
+        """The logit and the addition to its error, with each cluster repeated `times` times."""
         repeated = np.repeat(np.arange(len(rewards)), times[cluster])
         curve, left = np.zeros((2, len(rewards)))
         curve[repeated], left[repeated] = _split(rewards[repeated], lengths[repeated], standing[repeated])
@@ -115,7 +117,7 @@ def accuracy_without_length(
 
 
 def _split(rewards: FloatArray, lengths: FloatArray, standing: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """`length_split`, where what goes with length since winners are longer, or shorter, stays with the rewards.
+    """`length_split` that keeps the part of the rewards that depends on length only because winners are longer or shorter.
 
     The model is reward = curve(length) + d * standing + the rest, with a standing from -1 for losers to 1 for winners.
 

@@ -133,7 +133,7 @@ def agreement(deltas: ArrayLike) -> FloatArray:
         deltas: float [K, M], for each of K members the winner's reward minus the loser's of M pairs.
 
     Returns:
-        NaN for every couple with a member that has a NaN, and everywhere where there is no pair.
+        NaN for every two members of which one has a NaN, and everywhere if there are no pairs.
 
     >>> agreement([[1.0, 2.0], [3.0, -1.0]]).tolist()
     [[1.0, 0.5], [0.5, 1.0]]

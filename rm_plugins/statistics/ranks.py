@@ -34,7 +34,7 @@ def ranks_in_groups(scores: FloatArray, groups: Iterable[Sequence[int]]) -> Floa
         groups: The rows of each group.
 
     Returns:
-        NaN where there is no score, or no other in the group to be compared with.
+        NaN where there is no score, or no other score in the group.
 
     >>> ranks_in_groups(np.array([3.0, 1.0, 3.0, 7.0]), [[0, 1, 2], [3]]).tolist()
     [0.75, 0.0, 0.75, nan]

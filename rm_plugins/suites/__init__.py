@@ -1,4 +1,4 @@
-"""Benchmarks of rewards, one a file, each with its own scoring rule."""
+"""Benchmarks of rewards, one per file, each with its own scoring rule."""
 
 from __future__ import annotations
 

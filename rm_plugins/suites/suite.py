@@ -1,4 +1,4 @@
-"""What a benchmark of rewards is."""
+"""Benchmarks of rewards: their rows, their rules and their results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.provider import Component
+from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.scores import FloatArray
 
 
@@ -91,17 +92,17 @@ class SuiteTable:
     values: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SuiteResult:
-    """What a benchmark's own rule makes of a reward.
+@dataclass(frozen=True, slots=True, repr=False)
+class SuiteResult(ShownAsTable):
+    """The result of a reward by a benchmark's own rule.
 
-    Part of a benchmark gives sections only, so that no number looks like the benchmark's that is not: the score is NaN as soon as
-    a section that has a weight in it has no rows.
+    Part of a benchmark has section scores only: the score is NaN if a section with a weight has no rows, so that the score of a part is
+    never mistaken for the benchmark's.
 
     Args:
         name: The benchmark.
-        rule: How it scores, in a sentence or two.
-        score: Its score, by which rewards are ranked; NaN where a section is missing that it is made of.
+        rule: How it scores, in one or two sentences.
+        score: Its score, by which rewards are ranked; NaN if a section of the score is missing.
         sections: Its sections.
         figures: Further figures that it reports, by name.
         tables: Further tables.
@@ -116,18 +117,38 @@ class SuiteResult:
     tables: tuple[SuiteTable, ...] = ()
     abstained: int = 0
 
+    def _table(self) -> ResultTable:
+        rows = [
+            ("Score", f"{self.score:.3g}", "", ""),
+            *((part.name, f"{part.score:.3g}", f"{part.items:,}", f"{part.weight:.3g}") for part in self.sections),
+            *((name, f"{value:.3g}", "", "") for name, value in self.figures.items()),
+        ]
+        notes = [self.rule]
+        if self.abstained:
+            notes.append(f"{self.abstained:,} rows have a sample without a reward and count as wrong.")
+        return ResultTable(self.name, ("Section", "Score", "Rows", "Weight"), rows, notes)
+
+    def _columns(self) -> dict[str, list[object]]:
+        parts = self.sections
+        return {
+            "section": ["all", *(part.name for part in parts)],
+            "score": [self.score, *(part.score for part in parts)],
+            "rows": [sum(part.items for part in parts), *(part.items for part in parts)],
+            "weight": [1.0, *(part.weight for part in parts)],
+        }
+
 
 class Suite(Component):
-    """A benchmark of rewards: where its rows are, what they say, and its own scoring rule."""
+    """A benchmark of rewards: where its rows are, how to read them, and its scoring rule."""
 
     kind: ClassVar[str] = "suite"
 
     source: ClassVar[str | tuple[str, ...]]
-    """Its dataset on the hub; several where it is made of several."""
+    """Its dataset on the hub, or several."""
     split: ClassVar[str] = "test"
     """The split of that dataset."""
     rule: ClassVar[str]
-    """How it scores, in a sentence or two."""
+    """How it scores, in one or two sentences."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -184,7 +205,7 @@ class Suite(Component):
             raise
         except Exception as error:  # somebody else's suite may raise anything at all
             raise DataError(
-                f"The suite {self.name!r} could not read the row behind its row {count}: {type(error).__name__}: {error}. Is the data "
+                f"The suite {self.name!r} could not read the raw row after its row {count}: {type(error).__name__}: {error}. Is the data "
                 f"of that benchmark ({self.source})?"
             ) from error
 

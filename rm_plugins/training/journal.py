@@ -134,10 +134,10 @@ class Journal:
         Args:
             step: The last step that is done, 0 for none.
             rank: The number of this process.
-            processes: How many there are; the first one also deletes what those wrote that are no more.
+            processes: The number of processes. The first one also deletes the files of processes that no longer exist.
 
         Raises:
-            DataError: There is a journal of this process here, or of one that is no more, and no step is done.
+            DataError: No step is done, and the folder already has a journal.
             OutputError: The folder cannot be written.
         """
         check_output(self.folder, is_folder=True)
@@ -189,13 +189,13 @@ class Journal:
         self._figures.add(row, size=16 * len(figures))
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the rows in memory."""
         self._samples.flush()
         self._figures.flush()
 
 
 class _Series:
-    """Numbered files of one schema; the last is written anew, with what was added to it, until it is full."""
+    """Numbered files of one schema. The last file is rewritten with new rows until it is full."""
 
     def __init__(self, folder: Path, name: str, schema: Any, max_mb: float) -> None:
         self.folder = folder
@@ -218,7 +218,7 @@ class _Series:
                 table = parquet.read_table(file)
             except (OSError, arrow.ArrowInvalid) as error:
                 raise DataError(
-                    f"The journal's file {str(file)!r} cannot be read: {error}. Delete it to go on without what it holds."
+                    f"The journal's file {str(file)!r} cannot be read: {error}. Delete the file to continue without its rows."
                 ) from error
             kept = table.filter(compute.field("step") <= step)
             if kept.num_rows == 0:
@@ -297,8 +297,8 @@ def read_journal(folder: Path | str, *, rank: int | None = None) -> Iterator[Jou
     files = {kind: sorted(folder.glob(f"{kind}-rank{ranks}-*.parquet")) for kind in ("figures", "samples")}
     if not any(files.values()):
         raise DataError(
-            f"There is no journal in {str(folder)!r}: no file samples-rank*.parquet. RewardWatch(..., journal=FOLDER) writes one; what "
-            "it holds is written at checkpoints and at the end of the training."
+            f"There is no journal in {str(folder)!r}: no file samples-rank*.parquet. RewardWatch(..., journal=FOLDER) writes "
+            "one, at checkpoints and at the end of the training."
         )
     return _steps(files)
 

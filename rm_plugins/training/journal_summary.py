@@ -1,4 +1,4 @@
-"""What a journal says of each reward, taken together for a report."""
+"""The summary of a journal, for a report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class RewardSummary:
-    """What a journal says of one reward.
+    """The summary of one reward.
 
     Args:
         reward: Its name.
@@ -47,7 +47,7 @@ class RewardSummary:
         evidence: The signs of exploitation, in the order of the steps.
         phrases: What the best-scored recent completions have in common.
         best: The completions with the highest rewards, best first.
-        disputed: The completions that the members disagree on most; empty where there are no members.
+        disputed: The completions that the members disagree on most; empty without members.
     """
 
     reward: str
@@ -66,7 +66,7 @@ class RewardSummary:
 
 @dataclass(frozen=True, slots=True)
 class JournalSummary:
-    """What a journal says.
+    """The summary of a journal.
 
     Args:
         rewards: Of each reward.
@@ -78,11 +78,11 @@ class JournalSummary:
 
 
 def summarize(steps: Iterable[JournalStep], *, window: int = 50) -> JournalSummary:
-    """Go through a journal once; only what is shown is held.
+    """Read a journal once; only what a report shows is kept in memory.
 
     Args:
         steps: The steps, in their order.
-        window: How many steps are compared with as many.
+        window: How many last steps are compared with the same number of first steps.
 
     Raises:
         DataError: A file cannot be read, or `window` is too small.

@@ -99,20 +99,23 @@ def common_phrases(
 
 
 def _phrase(text: str, top: Sequence[ScoredText], rest: Sequence[ScoredText], early: Sequence[ScoredText]) -> Phrase:
-    share, before = _share(text, top), _share(text, early)
+    share, before, others = _share(text, top), _share(text, early), _share(text, rest)
     prompts = {one.prompt for one in top if f" {text} " in one.words}
     taken_over = (
         min(len(top), len(early)) >= _LEAST_TEXTS
         and share >= max(LEAST_SHARE, TIMES_EARLY * before)
         and len(prompts) >= min(_LEAST_PROMPTS, len({one.prompt for one in top}))
         and _z(share, len(top), before, len(early)) >= _SIGNIFICANT
+        and (not rest or _z(others, len(rest), share, len(top)) < _SIGNIFICANT)  # else the reward avoids the phrase
     )
-    return Phrase(text, share, _share(text, rest), before, taken_over)
+    return Phrase(text, share, others, before, taken_over)
 
 
 def _z(share: float, n: int, before: float, m: int) -> float:
-    """How far apart two shares are, of n and m texts, in standard errors of what they are together."""
+    """The z of the difference of two shares, of n and m texts, with their pooled standard error; 0 where both are 0 or both are 1."""
     pooled = (share * n + before * m) / (n + m)
+    if pooled in (0, 1):
+        return 0.0
     return (share - before) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
 
 

@@ -1,4 +1,4 @@
-"""What a training has shown of one reward: figures of each step, and the evidence in them."""
+"""The history of one reward in a training: the figures of each step, and the evidence in them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rm_plugins.training.exploitation import (
 from rm_plugins.training.journal import JournalStep
 from rm_plugins.training.phrases import ScoredText
 
-_LEAST_STEPS = 12
-"""The fewest steps to compare with as many; no test could be significant with less."""
+LEAST_STEPS = 12
+"""The least number of steps on each side of a comparison. With fewer, no test can be significant."""
 _GROWN = 1.5
-"""By how much a sign must have grown to be worth another warning."""
+"""The growth of an effect that makes another warning."""
 
 _TESTS: tuple[Callable[[str, Sequence[WatchedStep], Sequence[WatchedStep]], Evidence | None], ...] = (
     disagreement_rises,
@@ -40,15 +40,15 @@ class RewardHistory:
 
     Args:
         reward: The reward's name.
-        window: How many steps to compare with as many; in shorter trainings, the halves are compared.
+        window: How many last steps to compare with the same number of first steps; in shorter trainings, the halves are compared.
 
     Raises:
         DataError: `window` is too small to tell anything.
     """
 
     def __init__(self, reward: str, window: int = 50) -> None:
-        if window < _LEAST_STEPS:
-            raise DataError(f"window={window} steps are too few to compare: {_LEAST_STEPS} or more are allowed, 50 are usual.")
+        if window < LEAST_STEPS:
+            raise DataError(f"window={window} steps are too few to compare: {LEAST_STEPS} or more are allowed, 50 is usual.")
         self.reward = reward
         self.window = window
         self.count = 0
@@ -70,7 +70,7 @@ class RewardHistory:
         return list(islice(self._last, len(self._last) - len(self.early), None))
 
     def add(self, step: WatchedStep) -> list[Evidence]:
-        """Take in a step; returns the evidence in it that is new.
+        """Add a step; returns new evidence.
 
         The tests are made at every fifth of a window. A sign is reported again a window later, if it is half as large again.
         """
@@ -78,7 +78,7 @@ class RewardHistory:
         if len(self._first) < self.window:
             self._first.append(step)
         self._last.append(step)
-        if self.count % (self.window // 5) or len(self.early) < _LEAST_STEPS:
+        if self.count % (self.window // 5) or len(self.early) < LEAST_STEPS:
             return []
         early, recent = self.early, self.recent
         news = [evidence for test in _TESTS if (evidence := test(self.reward, early, recent)) and self._is_news(evidence)]
@@ -139,7 +139,7 @@ def step_figures(scores: Scores, lengths: Sequence[int], prompts: Sequence[str])
 def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Sequence[str]) -> tuple[float, int]:
     """Pearson's correlation of reward and length among completions of the same prompt, and its degrees of freedom.
 
-    Each prompt's mean is taken away from both, so that long answers to prompts with high rewards are no correlation. Completions
+    Each prompt's mean is subtracted from both, so that long answers to prompts with high rewards do not count. Completions
     without a prompt have none in common. Where no prompt has two completions, it is the correlation over all.
 
     Args:
@@ -164,7 +164,7 @@ def length_correlation(rewards: FloatArray, lengths: Sequence[int], prompts: Seq
     columns = []
     for values in (rewards, np.asarray(lengths, dtype=np.float64)):
         centred = np.concatenate([values[rows] - values[rows].mean() for rows in several])
-        if np.abs(centred).max() <= 1e-9 * np.abs(values[scored]).max():  # rounding is no variation
+        if np.abs(centred).max() <= 1e-9 * np.abs(values[scored]).max():  # it is only rounding
             return math.nan, 0
         columns.append(centred)
     return pearson(*columns), freedom

@@ -1,4 +1,4 @@
-"""What a reward has learned while scoring: taken from all its parts, and given back to them."""
+"""The state that a reward learns while scoring: collected from all its parts, and restored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rm_plugins.provider import Provider, Transform, transforms_of
 
 
 def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:
-    """What a provider, all that it is made of, and their transforms have learned, as JSON has it.
+    """The state of a provider, its parts and their transforms, as JSON values.
 
     Returns:
         Path in the spec to state, of those that learn. The provider itself has the path ``""``.
@@ -19,7 +19,7 @@ def reward_state(provider: Provider) -> dict[str, dict[str, Any]]:
 
 
 def restore_reward_state(provider: Provider, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Have a reward go on from what `reward_state` returned.
+    """Restore what `reward_state` returned.
 
     Args:
         provider: The reward, made of the same spec.
@@ -30,19 +30,19 @@ def restore_reward_state(provider: Provider, state: Mapping[str, Mapping[str, An
     """
     parts = dict(_parts(provider))
     gone, new = state.keys() - parts.keys(), {path for path in parts.keys() - state.keys() if parts[path].state()}
-    problems = [f"what learned is there no more: {path or 'the reward itself'}" for path in state if path in gone]
-    problems += [f"what learns has no state: {path or 'the reward itself'}" for path in parts if path in new]
+    problems = [f"a part with saved state is missing: {path or 'the reward itself'}" for path in state if path in gone]
+    problems += [f"a part that learns has no saved state: {path or 'the reward itself'}" for path in parts if path in new]
     for path, learned in () if problems else state.items():
         try:
             parts[path].load_state(learned)
         except DataError as error:
             problems.append(f"{path}: {error}")
         if not parts[path].state():
-            problems.append(f"what learned does so no more: {path or 'the reward itself'}")
+            problems.append(f"a part with saved state no longer learns: {path or 'the reward itself'}")
     if problems:
         raise DataError(
-            f"The reward {provider.label!r} is not the one whose state was kept ({'; '.join(problems)}). Use the spec that the state "
-            "is of, or begin without it."
+            f"The reward {provider.label!r} does not match the saved state ({'; '.join(problems)}). Use the spec that the state was "
+            "saved with, or start without the state."
         )
 
 

@@ -87,7 +87,7 @@ class RewardInTraining:
         if any(other.key == self.key and other._kept is training.kept for other in self._in_training):
             name = self.key.removeprefix(_PREFIX)
             raise SpecError(
-                f"Two rewards of this training are called {name!r}, and would share their metrics and what they learn. Give one "
+                f"Two rewards of this training are called {name!r}, and would share their metrics and their state. Give one "
                 "another name: reward_func(SPEC, name=...), or `label` in its spec."
             )
 
@@ -96,12 +96,12 @@ class RewardInTraining:
             try:
                 restore_reward_state(self.provider, learned)
             except DataError as error:
-                raise DataError(f"{error} It is the entry {self.key!r} of {training.kept_in}.") from error
+                raise DataError(f"{error} The state is the entry {self.key!r} of {training.kept_in}.") from error
         elif training.step > 0 and reward_state(self.provider):
             warnings.warn(
-                f"The training goes on from step {training.step}, and its checkpoint has nothing of what the reward "
-                f"{self.provider.label!r} had learned (no entry {self.key!r} of {training.kept_in}): its running statistics begin "
-                "anew. Give the reward the name that it had, if that has changed.",
+                f"The training resumes at step {training.step}, but its checkpoint has no state of the reward {self.provider.label!r} (no "
+                f"entry {self.key!r} in {training.kept_in}). Its running statistics start again. If the reward had another name before, "
+                "give it that name.",
                 stacklevel=4,
             )
 

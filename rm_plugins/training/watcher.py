@@ -25,21 +25,21 @@ class Watched(Protocol):
 
     provider: Provider
     watchers: list[Callable[[Sequence[Sample], Scores, Any], None]]
-    """Called after every batch that was scored in this process, with what stands for the training."""
+    """Called after every batch that this process scored, with the object that identifies the training."""
 
 
 class RewardWatcher:
-    """Measures what rewards score in each step of a training, looks for signs of exploitation, and keeps a journal.
+    """Measures the rewards in each step of a training, looks for signs of exploitation, and writes a journal.
 
-    Each process journals its own samples. Evidence is looked for in the first process, among its own.
+    Each process writes its own samples. The first process looks for evidence in its own samples.
 
     Args:
         rewards: The rewards; their names are their ``__name__``, or else their providers' labels.
         journal: The folder of the journal; None for none.
-        window: How many steps are compared with as many at the beginning; a step is one in which something was scored.
+        window: How many last steps are compared with the same number of first steps. Only steps with scores count.
         samples_per_step: How many samples of a step and reward are kept, for the journal and to find phrases in: all if there are
             no more, else the best, the worst, and random ones.
-        max_journal_mb: The most that the samples of one process may take on the disk, in MB; the oldest but the first are deleted.
+        max_journal_mb: The limit on the disk space of one process's samples, in MB. The oldest are deleted, except the first file.
 
     Raises:
         SpecError: There is no reward, one cannot be watched, or two have the same name.
@@ -57,7 +57,7 @@ class RewardWatcher:
         if not rewards:
             raise SpecError(f"{type(self).__name__} needs the rewards to watch, such as rm_plugins_trl.reward_func(SPEC).")
         if samples_per_step < 4:
-            raise DataError(f"samples_per_step={samples_per_step} is too few to know a step by: 4 or more are allowed.")
+            raise DataError(f"samples_per_step={samples_per_step} is too few: 4 or more are allowed.")
         self.rewards: dict[str, Watched] = {}
         for reward in rewards:
             if not hasattr(reward, "watchers"):
@@ -90,7 +90,7 @@ class RewardWatcher:
         """Listen to the rewards, from the beginning or after a step from which the training is resumed.
 
         Args:
-            training: What stands for the training where batches are scored; those of another one are not listened to.
+            training: Identifies the training; batches of another training are ignored.
             step: The last step that is done, 0 for none.
             rank: The number of this process.
             processes: How many there are.
@@ -124,7 +124,7 @@ class RewardWatcher:
             batches.clear()
 
     def end_step(self, step: int) -> list[Evidence]:
-        """Take in what was scored in a step; returns the evidence in it that is new."""
+        """Process the scores of a step; returns new evidence."""
         evidence: list[Evidence] = []
         for name, batches in self._batches.items():
             if not batches:
@@ -169,19 +169,19 @@ class RewardWatcher:
         try:
             steps = read_journal(journal.folder, rank=journal.rank)
         except DataError:
-            logger.warning("The journal %s has nothing of the steps before: what they showed is forgotten.", journal.folder)
+            logger.warning("The journal %s has no earlier steps. The comparison starts again.", journal.folder)
             return
         for step in watched_steps(steps):
             for name in step.keys() & self.histories.keys():
                 self.histories[name].add(step[name])
 
     def _in_journal(self, act: Callable[..., None], *arguments: Any) -> None:
-        # A disk that is full is no reason to lose a training.
+        # A full disk must not end the training.
         if self.journal is not None:
             try:
                 act(self.journal, *arguments)
             except OSError as error:
-                logger.error("The journal %s ends here, for it cannot be written: %s", self.journal.folder, error)
+                logger.error("The journal %s cannot be written and ends here: %s", self.journal.folder, error)
                 self.journal = None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from rm_plugins.evaluation import findings
@@ -197,3 +198,42 @@ def test_the_documentation_says_how_every_figure_and_chart_is_read() -> None:
         assert sentence.count(". ") == 0
     for kind in re.findall(r'Finding\("(\w+)"', Path(findings.__file__).read_text(encoding="utf-8")):
         assert f"| `{kind}` |" in page
+
+
+class TestWhatIsHidden:
+    """Readers see that there is more: to the right of a table, and in a closed row."""
+
+    def test_a_table_that_scrolls_has_a_shadow_at_its_side_until_its_end(self, look: Callable[..., Page]) -> None:
+        page = look("three", 360)
+        table = page.locator(".table").first
+        assert table.evaluate("box => box.scrollWidth > box.clientWidth")
+        styles = table.evaluate("box => [getComputedStyle(box).backgroundImage, getComputedStyle(box).backgroundAttachment]")
+        assert styles[0].count("linear-gradient") == 2 and styles[1] == "local, scroll"
+        table.focus()
+        before = darkest_at_the_edge(page)
+        page.keyboard.press("End")
+        page.keyboard.press("ArrowRight")
+        table.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+        assert table.evaluate("box => box.scrollLeft > 0 && box === document.activeElement")
+        assert before > 15 and darkest_at_the_edge(page) < 3, "the shadow is there, and goes at the end"
+
+    def test_a_closed_row_shows_the_beginning_of_what_is_in_it(self, look: Callable[..., Page]) -> None:
+        page = look("three")
+        row = page.locator("#mistakes details.mistakes").first
+        assert row.locator("> summary > .preview").inner_text().strip()
+        row.locator("> summary").click()
+        pair = row.locator("details.pair").first
+        shown = pair.locator("summary .preview").inner_text()
+        assert shown.removesuffix("…") in " ".join(pair.locator("pre").first.text_content().split())  # type: ignore[union-attr]
+        pair.locator("summary").click()
+        assert not pair.locator("summary .preview").is_visible()
+
+
+def darkest_at_the_edge(page: Page) -> float:
+    """How much darker than the page the right edge of the first table is, from 0 to 255."""
+    import io
+
+    from PIL import Image
+
+    shot = np.asarray(Image.open(io.BytesIO(page.locator(".table").first.screenshot())).convert("L"))
+    return 255 - float(shot[5:15, -6:-3].mean())

@@ -243,3 +243,35 @@ class TestFiles:
             assert not re.search(
                 r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", path.read_text(encoding="utf-8")
             )
+
+
+class TestShortcut:
+    """The keys that score are those of the machine in front of the reader."""
+
+    def test_a_phone_has_no_keys_to_press(self, open_desk: Callable[..., Desk]) -> None:
+        assert open_desk().open().page.locator(".shortcut").is_visible()
+        phone = open_desk(has_touch=True, is_mobile=True, viewport={"width": 360, "height": 740}).open()
+        assert not phone.page.locator(".shortcut").is_visible()
+
+    @pytest.mark.parametrize(("platform", "key"), [("MacIntel", "Cmd"), ("Linux x86_64", "Ctrl"), ("Win32", "Ctrl")])
+    def test_a_mac_has_cmd(self, open_desk: Callable[..., Desk], platform: str, key: str) -> None:
+        desk = open_desk()
+        desk.page.add_init_script(
+            f"Object.defineProperty(navigator, 'platform', {{get: () => '{platform}'}});"
+            "Object.defineProperty(navigator, 'userAgentData', {get: () => undefined});"
+        )
+        desk.open()
+        assert desk.texts(".shortcut kbd") == [key, "Enter"]
+
+    def test_a_table_that_scrolls_has_a_shadow_and_takes_the_focus(self, open_desk: Callable[..., Desk]) -> None:
+        desk = open_desk(viewport={"width": 360, "height": 740}).open(says=ENSEMBLE).score("blue", "no")
+        table = desk.page.locator(".scrolled")
+        assert table.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
+        assert table.evaluate("box => getComputedStyle(box).backgroundAttachment") == "local, scroll"
+
+    def test_the_text_that_is_folded_shows_its_beginning(self, desk: Desk) -> None:
+        desk.open(says=ENSEMBLE).score("blue", "no")
+        desk.look()
+        assert desk.texts(".row:first-child .saw .saw-text summary, .row:first-child .view details summary") == [
+            "The text <s>blue</s>"
+        ]

@@ -317,5 +317,5 @@ def test_what_a_suite_raises_becomes_an_error_that_names_it() -> None:
             for row in raw:
                 yield {"section": "capitals", "prompt": "Q", "chosen": row["capital"], "rejected": "?"}
 
-    with pytest.raises(DataError, match="The suite 'capitals' could not read the row behind its row 1: KeyError: 'capital'"):
+    with pytest.raises(DataError, match="The suite 'capitals' could not read the raw row after its row 1: KeyError: 'capital'"):
         list(Careless().checked_rows([{"capital": "Rome."}, {"country": "Italy"}]))

@@ -272,7 +272,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path: Path, caplo
         calls.step(helpful, [rm.Sample("p", "c")], rm.Scores(np.ones(1)))
         calls.watch.on_save(*calls.arguments)
         assert calls.step(helpful, [rm.Sample("p", "c")], rm.Scores(np.ones(1)))["watch/helpful/reward"] == 1
-    assert "ends here, for it cannot be written" in caplog.text
+    assert "cannot be written and ends here" in caplog.text
 
 
 def test_other_processes_only_write(tmp_path: Path) -> None:

@@ -169,9 +169,7 @@ def training() -> Iterator[TrainerState]:
 class TestResuming:
     def test_a_checkpoint_without_what_was_learned(self, training: TrainerState) -> None:
         training.stateful_callbacks["rm_plugins/other"] = {}
-        with pytest.warns(
-            UserWarning, match=r"from step 4, .* nothing of what the reward 'length' had learned .*'rm_plugins/mine'"
-        ):
+        with pytest.warns(UserWarning, match=r"at step 4, .* no state of the reward 'length' .*'rm_plugins/mine'"):
             learning()(["Q"], ["A"], trainer_state=training)
 
     def test_what_learns_nothing_leaves_nothing_behind(self, training: TrainerState) -> None:
@@ -181,7 +179,8 @@ class TestResuming:
     def test_a_checkpoint_of_another_reward(self, training: TrainerState) -> None:
         training.stateful_callbacks["rm_plugins/mine"] = {"members[0].transform": {"count": 3}}
         with pytest.raises(
-            DataError, match=r"no more: members\[0\]\.transform; what learns has no state: transform.*'rm_plugins/mine'"
+            DataError,
+            match=r"is missing: members\[0\]\.transform; a part that learns has no saved state: transform.*'rm_plugins/mine'",
         ):
             learning()(["Q"], ["A"], trainer_state=training)
 
@@ -224,7 +223,7 @@ class TestState:
             restore_reward_state(self.tree(running=False), reward_state(self.tree()))
         state = {"transform": reward_state(learning().provider)["transform"]}
         fixed = rm.load({"provider": "function", "function": length, "transform": {"name": "zscore", "mean": 0.0, "std": 1.0}})
-        with pytest.raises(DataError, match=r"what learned does so no more: transform"):
+        with pytest.raises(DataError, match=r"a part with saved state no longer learns: transform"):
             restore_reward_state(fixed, state)
 
     def test_a_provider_keeps_a_state_of_its_own(self) -> None:

@@ -257,6 +257,8 @@ find("copy").addEventListener("click", async () => {
   }
 });
 
+if (/Mac|iP(hone|ad|od)/.test(navigator.userAgentData?.platform ?? navigator.platform)) find("modifier").textContent = "Cmd";
+
 for (let place = 0; place < AT_FIRST; place++) addCompletion();
 showKind();
 find("key-fact").hidden = !key.get();

@@ -1,9 +1,10 @@
 // What the models really saw: the rendered text and its tokens, a tab for each way in which the text was rendered.
 
-import { count, element } from "./dom.js";
+import { beginning, count, element } from "./dom.js";
 import { pieces } from "./pieces.js";
 
 const SHOWN_AT_ONCE = 2000; // tokens
+const PREVIEWED = 80; // characters of a text that is folded
 const INVISIBLE = /([\s\p{Cc}\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff])/u;
 const SIGNS = { " ": "·", "\n": "↵", "\t": "→", "\u00a0": "⍽" };
 const SPECIAL =
@@ -49,8 +50,14 @@ function view(rendering) {
   const legend = element("p", { className: "aside" }, "· space, ↵ line break, → tab, � part of a character, ");
   legend.append(element("strong", { className: "token special" }, "special token"));
   const plain = element("pre", { className: "plain", dir: "auto", translate: false }, text);
-  const asText = element("details", {}, element("summary", {}, truncated ? "The text before it was cut" : "The text"), plain);
+  const asText = element("details", {}, asTextSummary(truncated, text), plain);
   return element("div", { className: "view" }, facts, tokenList(tokens, ids ?? []), legend, asText);
+}
+
+function asTextSummary(truncated, text) {
+  const start = beginning(text.trim().replaceAll(/\s+/g, " "), PREVIEWED);
+  const title = truncated ? "The text before it was cut " : "The text ";
+  return element("summary", {}, title, element("span", { className: "aside preview", dir: "auto", translate: false }, start));
 }
 
 function tokenList(tokens, ids) {
