@@ -24,7 +24,7 @@ class TestBest:
             "Wrote 1 completions of 1 prompts to in.ranked.jsonl. 1 prompts are left out: 1 have no completion that"
             in told.stderr
         )
-        assert "The reward abstained on 2 completions, which are never written." in told.stderr
+        assert "The reward abstained on 2 completions, which are not written." in told.stderr
 
     def test_several_of_a_prompt_but_no_text_twice(self, rank: Any) -> None:
         rank("rules:length", write(listed("Q", "a", "ccc", "ccc", "bb")), "--format", "best", "--best", "2")
@@ -135,8 +135,8 @@ class TestFirstN:
         (["--min-score", "1"], "--min-score goes with --format best or --format pairs, not with --format ranked."),
         (["--format", "best", "--max-margin", "1"], "--max-margin goes with --format pairs, not with --format best."),
         (["--pairs", "all", "--min-margin", "2", "--max-margin", "1"], "No margin is at least 2"),
-        (["--temperature", "0.5"], "--temperature says how completions are written; it needs --generate MODEL."),
-        (["--generate", "m"], "--generate needs to know how many completions of a prompt to write: --n N."),
+        (["--temperature", "0.5"], "--temperature is about writing completions; it needs --generate MODEL."),
+        (["--generate", "m"], "--generate needs the number of completions for each prompt: --n N."),
         (["--generate", "m", "--n", "2", "--temperature", "0"], "0.0 is not in the range"),
         (["--generate", "m", "--n", "2", "--keep-completions", "kept.csv"], "--keep-completions writes .jsonl"),
         (
@@ -153,7 +153,7 @@ class TestFirstN:
             ["--curve", "in.ranked.jsonl.rows.json", "-o", "in.ranked.csv"],
             "-o writes .jsonl, .json, .ndjson, .parquet; 'in.ranked.csv'",
         ),
-        (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is no JSON"),
+        (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is not valid JSON"),
         (["--generate", "m", "--n", "2", "--engine-options", "[1]"], "--engine-options must be a JSON mapping"),
         (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which knows nothing of"),
         (["--curve", "curve.png"], "--curve writes .html, .json, .svg; 'curve.png' ends in none of these."),
@@ -211,7 +211,7 @@ class TestInterrupted:
         Path("stop").unlink()
         told = rank("rules:late", source, *curve)
         assert "in.ranked.jsonl will be replaced: a run with --overwrite was interrupted." in told.stderr
-        assert "Going on behind 1 rows" in told.stderr
+        assert "Resuming after 1 rows" in told.stderr
         assert [row["completions"] for row in read()] == [["aaa", "b"], ["fail", "c"]]
         assert json.loads(Path("curve.json").read_text(encoding="utf-8"))["prompts"] == 2
         assert "in.ranked.jsonl exists already" in rank("rules:late", source, *curve, code=1).output
@@ -242,7 +242,7 @@ class TestInterrupted:
             rank("rules:length", source, "--curve", "curve.json", code=1)
         assert not Path("in.ranked.jsonl").exists() and not Path("curve.json").exists()
         told = rank("rules:length", source, "--curve", "curve.json")
-        assert "Going on behind 2 rows that were scored before." in told.stderr
+        assert "Resuming after 2 rows scored." in told.stderr
         assert [path.name for path in Path().iterdir() if "curve" in path.name] == ["curve.json"]
 
 
