@@ -154,7 +154,12 @@ def test_an_interrupted_run_resumes(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("rm-plugins sc", "score"), ("rm-plugins score --ba", "--batch-size"), ("rm-plugins data ch", "check"), ("rm-plugins tr", "train")],
+    [
+        ("rm-plugins sc", "score"),
+        ("rm-plugins score --ba", "--batch-size"),
+        ("rm-plugins data ch", "check"),
+        ("rm-plugins tr", "train"),
+    ],
 )
 def test_completion(words: str, expected: str, folder: Path) -> None:
     settings = {"_RM_PLUGINS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -115,7 +115,9 @@ class TestList:
 
 
 class TestQuietAndVerbose:
-    def score(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str, spec: str = "constant.yaml") -> click.testing.Result:
+    def score(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str, spec: str = "constant.yaml"
+    ) -> click.testing.Result:
         monkeypatch.chdir(folder)
         Path("constant.yaml").write_text("{provider: constant, value: 1.0}", encoding="utf-8")
         Path("in.jsonl").write_text('{"prompt": "Q", "completion": "a"}\n', encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,8 @@ def command(
         check_output(out)
         if would_replace(out) and not overwrite:
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
-    rows = enumerate(islice(read_rows(file, split, mapping=mapping), limit), start=1)
+    most = None if limit is None else min(limit, sys.maxsize)
+    rows = enumerate(islice(read_rows(file, split, mapping=mapping), most), start=1)
     samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]
     if not samples:
         raise DataError(f"{file} has no row to calibrate with.")

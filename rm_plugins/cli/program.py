@@ -69,8 +69,13 @@ class _Program(click.Group):
             except MemoryError as error:
                 raise _told(ctx, "There is not enough memory. Try a smaller --batch-size, or a smaller model.") from error
             except Exception as error:
+                if isinstance(error, (RuntimeError, ValueError)) and any(sign in str(error) for sign in _OF_PATHS):
+                    raise _told(ctx, f"The system refuses a path that {ctx.invoked_subcommand} was given: {error}.") from error
                 raise _told(ctx, f"{_UNEXPECTED} {type(error).__name__}: {error}{_where(error)}{_advice(ctx)}") from error
 
+
+_OF_PATHS = ("embedded null", "has an empty name", "Symlink loop")
+"""What Python says, not as an `OSError`, of paths that no system has."""
 
 _UNEXPECTED = "Unexpected error, probably a fault in rm-plugins or in a plug-in:"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import click
 from rm_plugins.cli.command import INTERRUPTED, Command
 from rm_plugins.cli.printed import echo, say
 from rm_plugins.cli.silence import silenced_libraries
-from rm_plugins.errors import MissingDependencyError, RmPluginsError, nearest_name
+from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError, nearest_name
 from rm_plugins.files import check_output
 from rm_plugins_trl.reward_training.train_options import GROUPS, LAUNCHER, OF_LAUNCHER
 
@@ -150,7 +151,8 @@ def _check_config(arguments: Sequence[str]) -> None:
 
 def _refuse(message: str) -> None:
     """The error of the parser, without the usage of all options, which is hundreds of lines."""
-    raise click.UsageError(f"{message[:1].upper()}{message[1:]}. `rm-plugins train --help-all` describes the options.")
+    told = re.sub(r"^argument (--\w+)[^:]*: ", r"\1: ", message)
+    raise click.UsageError(f"{told}. `rm-plugins train --help-all` describes the options.")
 
 
 def _parser() -> Any:
@@ -232,6 +234,9 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
     check_output(Path(args.output_dir), is_folder=True)
     _check_installed(args, model)
     train_dataset, eval_dataset = training_data(script, args, mixture)
+    for name, dataset in ((script.dataset_name, train_dataset), (script.eval_dataset_name, eval_dataset)):
+        if getattr(dataset, "num_rows", None) == 0:
+            raise DataError(f"{name or 'The dataset'} has no rows.")
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
