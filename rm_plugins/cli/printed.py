@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def set_verbose(ctx: click.Context) -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        ctx.find_root().call_on_close(lambda logger=logger, before=before: _restore(logger, handler, *before))
+        ctx.find_root().call_on_close(partial(_restore, logger, handler, *before))
 
 
 def _restore(logger: logging.Logger, handler: logging.Handler, level: int, propagates: bool) -> None:

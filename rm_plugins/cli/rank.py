@@ -305,7 +305,7 @@ def _shaped(
     if form == "best":
         return best_rows(prompts, options["best"] or 1, rule, left_out)
     if form == "pairs":
-        return pair_rows(prompts, options["pairs"] or PAIRS[0], rule, options["seed"], left_out)
+        return pair_rows(prompts, options["pairs"] or "best-worst", rule, options["seed"], left_out)
     return ranked_rows(prompts, options["best"])
 
 

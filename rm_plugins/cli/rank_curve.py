@@ -84,7 +84,7 @@ def print_curve(curve: BestOfNCurve, *, to_stderr: bool = False) -> None:
     heads, rows = best_of_n_table(curve)
     printed = Table(box=None, pad_edge=False)
     for head in heads:
-        printed.add_column(head, justify="right")
+        printed.add_column("\n".join(_plain(head).rsplit(" ", 1)), justify="right", no_wrap=True)
     for row in rows:
         printed.add_row(*map(_plain, row))
     Console(highlight=False, stderr=to_stderr).print(printed)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rm_plugins.cli import rank_curve
+from rm_plugins.cli import rank_options
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.jobs import generation as generation_job
 from rm_plugins.reports.best_of_n_page import BestOfNCurve
@@ -119,7 +119,7 @@ class TestFirstN:
         assert "fewer" not in told.stderr
         told = rank("rules:length", "in.jsonl", "--n", "4", "--overwrite")
         assert [len(row["completions"]) for row in read()] == [3, 3]
-        assert "2 of 2 prompts have fewer than 4 completions: all that they have are used" in told.stderr
+        assert "2 of 2 prompts have fewer than 4 completions: all of them are used" in told.stderr
         assert left_behind() == []
 
     def test_half_a_pair_cannot_be_taken(self, rank: Any) -> None:
@@ -151,11 +151,11 @@ class TestFirstN:
         (["-o", "out.json", "--curve", "out.json"], "the output and --curve are the same file"),
         (
             ["--curve", "in.ranked.jsonl.rows.json", "-o", "in.ranked.csv"],
-            "-o writes .jsonl, .json, .ndjson, .parquet; 'in.ranked.csv'",
+            "-o writes .jsonl, .json, .ndjson, .parquet, or - for standard output; 'in.ranked.csv'",
         ),
         (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is not valid JSON"),
         (["--generate", "m", "--n", "2", "--engine-options", "[1]"], "--engine-options must be a JSON mapping"),
-        (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which knows nothing of"),
+        (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which has no values for"),
         (["--curve", "curve.png"], "--curve writes .html, .json, .svg; 'curve.png' ends in none of these."),
     ],
 )
@@ -174,14 +174,14 @@ def test_a_curve_that_cannot_be_written_is_told_before_scoring(rank: Any, monkey
     source = write(listed("Q", "a", "bb"))
     Path("curve.json").touch()
     assert "curve.json exists already" in rank("rules:fails", source, "--curve", "curve.json", code=1).output
-    monkeypatch.setattr(rank_curve, "find_spec", lambda name: None)
+    monkeypatch.setattr(rank_options, "find_spec", lambda name: None)
     assert "pip install 'rm-plugins[report]'" in rank("rules:fails", source, "--curve", "curve.svg", code=1).output
 
 
 def test_a_file_on_the_way_is_no_source(rank: Any) -> None:
     source = write(listed("Q", "a"), path="out.jsonl.rows.jsonl")
     told = rank("rules:length", source, "-o", "out.jsonl", code=2)
-    assert "FILE is 'out.jsonl.rows.jsonl', where something is kept while out.jsonl is made." in " ".join(told.output.split())
+    assert "FILE is 'out.jsonl.rows.jsonl', a temporary file of the output out.jsonl." in " ".join(told.output.split())
     assert read(source) == [listed("Q", "a")]
 
 
@@ -247,7 +247,7 @@ class TestInterrupted:
 
 
 def test_help_has_its_options_in_groups(rank: Any) -> None:
-    printed = rank("--help").output
+    printed = rank("--help-all").output
     headings = [line.removesuffix(":") for line in printed.splitlines() if re.fullmatch(r"[A-Z][\w ]*:", line)]
     assert headings == ["Output", "Completions", "Best of n", "Options"]
     order = [printed.index(flag) for flag in ("--format", "--pairs", "--generate MODEL", "--seed", "--gold", "--batch-size")]

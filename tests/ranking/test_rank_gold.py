@@ -42,10 +42,10 @@ class TestGold:
         assert (last["low"], last["high"]) == pytest.approx((3.5 - 1.5 * 12.7062, 3.5 + 1.5 * 12.7062), abs=1e-3)
         assert read()[0]["gold_scores"] == [2.0, 3.0, 1.0, 0.0]
         printed = [re.split(r"\s{2,}", line.strip()) for line in told.stdout.splitlines()]
-        assert printed[0] == ["n", "KL bound (nats)", "proxy mean [95%]", "gold mean [95%]", "best possible gold"]
-        assert [row[0] for row in printed[1:4]] == ["1", "2", "4"]
-        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
-        assert "2 prompts with 4 scored completions or more; 1 have fewer and are left out." in told.stdout
+        assert printed[0] == ["n", "KL bound", "proxy mean", "gold mean", "best possible"]
+        assert [row[0] for row in printed[2:5]] == ["1", "2", "4"]
+        assert printed[4] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
+        assert "2 prompts with at least 4 scored completions; 1 have fewer and are left out." in told.stdout
 
     def test_the_first_n_have_the_first_values_of_the_column(self, rank: Any) -> None:
         rank("rules:length", write(*self.ROWS), "--gold", "good", "--n", "2", "--curve", "curve.json")
