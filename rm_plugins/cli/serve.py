@@ -180,7 +180,7 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except (OSError, ValueError) as error:  # the latter for what cannot be the name of a host
+    except (OSError, TypeError, ValueError) as error:  # the latter two for what cannot be the name of a host
         listening.close()
         raise click.ClickException(f"Cannot listen on {host}, port {port}: {getattr(error, 'strerror', error)}.") from error
     listening.set_inheritable(True)

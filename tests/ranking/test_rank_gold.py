@@ -42,7 +42,7 @@ class TestGold:
         assert (last["low"], last["high"]) == pytest.approx((3.5 - 1.5 * 12.7062, 3.5 + 1.5 * 12.7062), abs=1e-3)
         assert read()[0]["gold_scores"] == [2.0, 3.0, 1.0, 0.0]
         printed = [re.split(r"\s{2,}", line.strip()) for line in told.stdout.splitlines()]
-        assert printed[0] == ["n", "KL bound", "proxy mean", "gold mean", "best possible"]
+        assert printed[0] == ["KL bound", "proxy mean", "gold mean", "best possible"]
         assert [row[0] for row in printed[2:5]] == ["1", "2", "4"]
         assert printed[4] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
         assert "2 prompts with at least 4 scored completions; 1 have fewer and are left out." in told.stdout

@@ -58,7 +58,7 @@ def test_a_misspelt_flag_is_not_handed_to_the_launcher() -> None:
 
 
 def test_help_has_trls_flags_and_ours() -> None:
-    printed = run_program("rm_plugins", "train", "--help")
+    printed = run_program("rm_plugins", "train", "--help-all")
     for flag in ("--learning_rate", "--dataset_name", "--use_peft", "--loss", "--overlong", "--eval_dataset_name"):
         assert flag in printed
 
