@@ -53,7 +53,7 @@ def write_data(file: Path) -> None:
             for line in lines:
                 echo(line, nl=False)
         return
-    stream = click.get_binary_stream("stdout")
+    stream: Any = click.get_binary_stream("stdout")
     with file.open("rb") as content:
         shutil.copyfileobj(content, stream)
     stream.flush()
