@@ -43,7 +43,12 @@ __all__ = [
     "UnsupportedError",
     "as_one_error",
     "did_you_mean",
+    "nearest_name",
 ]
+
+_CLOSE = 0.75
+"""The least similarity of `difflib` at which a name is proposed in place of another."""
+_SHORTEST_START = 3
 
 
 class RmPluginsError(Exception):
@@ -165,6 +170,20 @@ def as_one_error(errors: Mapping[int, RmPluginsError]) -> RmPluginsError:
     return raised
 
 
+def nearest_name(name: str, allowed: Iterable[str]) -> str | None:
+    """The name that was probably meant: one that differs by a slip of the fingers, or the only one that continues `name`.
+
+    >>> nearest_name("max_lenght", ["model", "max_length"]), nearest_name("eval", ["evaluate", "serve"])
+    ('max_length', 'evaluate')
+    >>> nearest_name("banana", ["data", "rank"])
+    """
+    choices = sorted(allowed)
+    if nearest := get_close_matches(name, choices, n=1, cutoff=_CLOSE):
+        return nearest[0]
+    continued = [choice for choice in choices if choice.startswith(name)] if len(name) >= _SHORTEST_START else []
+    return continued[0] if len(continued) == 1 else None
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the nearest match, if any, and everything that is allowed.
 
@@ -176,6 +195,6 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     choices = sorted(allowed)
     if not choices:
         return "No value is allowed here."
-    nearest = get_close_matches(name, choices, n=1)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    nearest = nearest_name(name, choices)
+    hint = f"Did you mean {nearest!r}? " if nearest else ""
     return f"{hint}Allowed: {', '.join(choices)}."

@@ -120,7 +120,9 @@ class TestTheCommand:
     def test_where_the_output_goes(self, folder: Path) -> None:
         Path("specs").mkdir()
         Path("specs/reward.yaml").write_text(yaml.safe_dump(function("length")))
-        assert "Wrote specs/reward.calibrated.yaml." in run("specs/reward.yaml", "rows.jsonl")
+        assert "Wrote specs/reward.calibrated.yaml; use it in place of specs/reward.yaml." in run(
+            "specs/reward.yaml", "rows.jsonl"
+        )
         assert Path("specs/reward.calibrated.yaml").read_text().startswith("# Calibrated by rm-plugins")
         assert "exists already" in refused("specs/reward.yaml", "rows.jsonl")
         run("specs/reward.yaml", "rows.jsonl", "--overwrite")

@@ -133,7 +133,7 @@ class TestScore:
         monkeypatch.setenv("RULES_HEALED", "1")
         found = run("score", "rules:dies_late", "in.jsonl", "--batch-size", "1")
         assert found.exit_code == 0
-        assert "Going on behind 3 rows" in found.output
+        assert "Resuming after 3 rows" in found.output
         assert sum(rules.calls) == 1
         assert [row["score"] for row in read("in.scored.jsonl")] == [1.0, 2.0, 3.0, 6.0]
 
@@ -178,7 +178,7 @@ class TestScore:
         Path("list.jsonl").write_text("[1]\n", encoding="utf-8")
         assert "list.jsonl, item 1 is int" in run("score", "rules:length", "list.jsonl").output
         assert "There is no file 'none.jsonl'" in run("score", "rules:length", "none.jsonl").output
-        assert "needs an output file" in run("score", "rules:length", "-", input="").output
+        assert "Where should the output go?" in run("score", "rules:length", "-", input="").output
 
     def test_an_empty_file(self, run: Any) -> None:
         assert run("score", "rules:length", write("in.jsonl", [])).exit_code == 0
@@ -205,7 +205,7 @@ def test_an_interrupted_replacement_is_gone_on_with(run: Any) -> None:
     assert "out of memory" in told.output
     assert [row["score"] for row in read("out.jsonl")] == [1.0, 2.0, 6.0]  # nothing is lost before there is better
     again = run("score", "rules:dies_late", "in.jsonl", "-o", "out.jsonl", "--batch-size", "2")
-    assert "Going on behind 2 rows" in again.output
+    assert "Resuming after 2 rows" in again.output
 
 
 class TestRank:
@@ -245,7 +245,7 @@ class TestList:
         assert {row["kind"] for row in found["registered"]} == {"loss"}
         assert losses["bradley-terry"]["doc"].startswith("Bradley-Terry")
         assert all(row["formula"] for row in losses.values())
-        assert losses["hinge"]["formula"] in run("list", "losses").output
+        assert losses["hinge"]["formula"] in run("list", "hinge").output
         assert found["broken"] == []
 
     def test_an_unknown_kind(self, run: Any) -> None:

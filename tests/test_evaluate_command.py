@@ -157,9 +157,9 @@ class TestEvaluate:
         write("in.jsonl", [{"prompt": "Q", "completion": "a"}])
         assert "row 1: there is nothing judged" in run("evaluate", "rules:length", "in.jsonl").output
         assert "There are no rows to evaluate in none.jsonl" in run("evaluate", "rules:length", write("none.jsonl", [])).output
-        assert "Both a SPEC and DATA are needed" in run("evaluate", "rules:length").output
+        assert "Give a SPEC and DATA" in run("evaluate", "rules:length").output
         assert (
-            "--card writes into the folder of a model, and 'rules:length' is none"
+            "--card writes into a model folder, and 'rules:length' is not one"
             in run("evaluate", "rules:length", "in.jsonl", "--card").output
         )
 
@@ -198,7 +198,7 @@ class TestGoingOn:
         calls().clear()
         found = run("evaluate", "rules:length", "rules:digit", "in.jsonl", "--batch-size", "50", "--json")
         assert found.exit_code == 0, found.output
-        assert "Going on behind 40 rows that were scored before." in found.stderr
+        assert "Resuming after 40 rows scored." in found.stderr
         assert calls() == [50, 30]
         assert [one["figures"]["accuracy"]["value"] for one in json.loads(found.stdout)["rewards"]] == [0.75, 1.0]
         assert kept() == []
@@ -286,6 +286,6 @@ class TestDiff:
     def test_what_cannot_be_compared(self, run: Any) -> None:
         rows = [{"prompt": "Q", "chosen": "abstain", "rejected": "1"}]
         assert (
-            "There is no pair in in.jsonl of which both rewards scored both answers"
+            "Nothing can be compared: in.jsonl has no pair whose two answers were scored by both rewards"
             in run("diff", "rules:length", "rules:digit", write("in.jsonl", [{**rows[0], "chosen": "1 abstain"}])).output
         )

@@ -104,7 +104,7 @@ def test_a_folder_is_called_as_it_was_given(spec: str) -> None:
 def test_a_spec_without_models(spec: str) -> None:
     result = run("verify", "builtins:len")
     assert result.exit_code == 1
-    assert "builtins:len holds no trained model, so that there is nothing to verify." in result.output
+    assert "builtins:len has no trained model, so there is nothing to verify." in result.output
 
 
 def test_loading_checks_again_after_it(spec: str) -> None:

@@ -9,26 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
-from rich.table import Column, Table
 
+from rm_plugins.cli.command import Command
 from rm_plugins.cli.job_options import map_option, progress_bar
 from rm_plugins.cli.printed import Console, echo
-from rm_plugins.data.check import DataCheck
-from rm_plugins.data.check_report import DataReport, Problem
-from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import is_data_file, read_rows
 
 if TYPE_CHECKING:
+    from rm_plugins.data.check_report import DataReport, Problem
+    from rm_plugins.data.mapping import RowMapping
     from rm_plugins.rendering.render import Renderer
 
 
 @click.group("data")
 def command() -> None:
-    """Look at data to train on."""
+    """Check training data."""
 
 
-@command.command("check")
+@command.command("check", cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--split",
@@ -36,18 +33,16 @@ def command() -> None:
     default=["train"],
     show_default=True,
     multiple=True,
-    help="A split, where FILE is the name of a dataset; may be given several times.",
+    help="A split, if FILE is a dataset. May be repeated.",
 )
 @click.option(
-    "--tokenizer", help="A model folder or hub id: count lengths in its tokens, as training does, and not in characters."
+    "--tokenizer", help="A model folder or hub id: count lengths in its tokens, as training does, instead of in characters."
 )
-@click.option(
-    "--max-length", type=click.IntRange(min=1), help="The longest row that is not too long; by default the model's own limit."
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run the tokenizer's own code, if it has some.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Warn of longer rows; by default the limit of the model.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the tokenizer's own Python code.")
 @map_option
-@click.option("--strict", is_flag=True, help="Fail on warnings too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.pass_context
 def check(
     context: click.Context,
@@ -60,11 +55,14 @@ def check(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Check the rows of each FILE: formats, lengths, repetitions, leaks from one FILE to the next, and what cannot be read.
+    """Check the rows of each FILE: formats, lengths, duplicates, rows that two FILEs share, and what cannot be read.
 
-    FILE is what `rm-plugins score` takes. Exits with 1 if a row is malformed or there is
-    nothing to train on, and with --strict if there is anything to warn of.
+    FILE is as for `rm-plugins score`. Exits with 1 if a row is malformed or there is nothing to train on; with --strict, also on
+    warnings.
     """
+    from rm_plugins.data.check import DataCheck
+    from rm_plugins.data.row_files import read_rows
+
     parts = list(_parts(files, splits))
     if tokenizer is None:
         data_check = DataCheck(max_length=max_length, compares_sources=len(parts) > 1)
@@ -95,6 +93,8 @@ def check(
 
 def _parts(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """What to call each thing that is read, its source, and its split."""
+    from rm_plugins.data.row_files import is_data_file
+
     for source in files:
         if len(splits) == 1 or is_data_file(source) or (Path(source) / "state.json").is_file():
             yield source, source, splits[0]
@@ -111,7 +111,7 @@ def _renderer(tokenizer: str, max_length: int | None, *, trust_remote_code: bool
     from rm_plugins.rendering.rendering import Rendering
 
     origin: dict[str, Any] = {"code_setting": "--trust-remote-code", "trust_remote_code": trust_remote_code}
-    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that holds one.", **origin)
+    loaded = load_tokenizer([tokenizer], repr(tokenizer), advice="Name a folder or hub id that has one.", **origin)
     config = load_config(tokenizer, **origin)
     if max_length is None:
         return Renderer(loaded, Rendering.default(loaded, position_limit(config)))
@@ -122,6 +122,9 @@ def _renderer(tokenizer: str, max_length: int | None, *, trust_remote_code: bool
 
 
 def _print(report: DataReport) -> None:
+    from rich.markup import escape
+    from rich.table import Column, Table
+
     console = Console()
     counted = (Column(heading, justify="right") for heading in ("rows", "samples", "pairs", "ties"))
     sources = Table(Column("", overflow="fold"), *counted, "format", box=None, pad_edge=False)
@@ -142,13 +145,13 @@ def _print(report: DataReport) -> None:
         quantiles = ", ".join(f"{name} {length:,}" for name, length in report.lengths.items())
         echo(f"\nLengths in {report.unit}: {quantiles}")
     if (bias := report.length_bias) is not None:
-        equal = f"; {bias.equal:,} more are of equal length" if bias.equal else ""
+        equal = f"; {bias.equal:,} more have equal lengths" if bias.equal else ""
         share = f"{bias.longer_wins:.1%} of {bias.pairs:,} pairs (standard error {bias.standard_error:.1%})"
-        echo(f"The longer one wins {share}{equal}")
+        echo(f"The longer answer wins {share}{equal}")
     echo()
     for problem in report.problems:
         echo(_problem_lines(problem))
-    verdict = "It can be trained on." if report.is_trainable else "It cannot be trained on."
+    verdict = "The data can be trained on." if report.is_trainable else "The data cannot be trained on."
     echo(verdict if report.problems else "No problems.")
 
 

@@ -7,33 +7,42 @@ from typing import Any, Literal
 
 import click
 
-from rm_plugins.cli.evaluation_options import check_data, evaluation_options
+from rm_plugins.cli.command import Command
+from rm_plugins.cli.evaluation_options import (
+    ADVANCED_OPTIONS,
+    check_data,
+    evaluation_options,
+    how_to_resume_evaluation,
+    json_options,
+    output_and_json,
+)
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
-from rm_plugins.cli.evaluation_tables import print_difference, print_flips
 from rm_plugins.cli.job_options import ConsoleProgress
 from rm_plugins.cli.printed import echo
 from rm_plugins.errors import DataError
-from rm_plugins.evaluation.run import SHOWN
-from rm_plugins.jobs.evaluation import evaluated
-from rm_plugins.reports import comparison_page
+
+_GROUPS = {
+    "Output": ("show", "output", "as_json", "report", "fail_if"),
+    "Data": ("suite", "split", "mapping", "limit"),
+    "Scoring": ("scores", "overwrite"),
+}
 
 
-@click.command("diff")
+@click.command("diff", cls=Command, groups=_GROUPS, advanced=ADVANCED_OPTIONS, resuming=how_to_resume_evaluation)
 @click.argument("a")
 @click.argument("b")
 @click.argument("data")
 @click.option(
-    "--show", type=click.IntRange(min=0), default=5, show_default=True, help="How many flipped pairs of each sort are printed."
+    "--show", type=click.IntRange(min=0), default=5, show_default=True, help="How many flipped pairs of each kind to print."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON in place of words.")
+@json_options
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write a page with the differences and the flipped pairs (.html)."
 )
 @click.option(
     "--fail-if",
     type=click.Choice(["worse", "not-better"]),
-    help="Exit with 1 where B is worse than A, or is not better, at p < 0.05.",
+    help="Exit with 1 if B is worse than A, or is not better, at p < 0.05.",
 )
 @evaluation_options
 def command(
@@ -47,18 +56,22 @@ def command(
     fail_if: Literal["worse", "not-better"] | None,
     **options: Any,
 ) -> None:
-    """Say whether the reward B is better than the reward A on DATA, where, and on which pairs they differ.
+    """Compare the rewards A and B on DATA: is B better, in which sections, and on which pairs do they disagree?
 
-    A and B are specs; DATA is what `rm-plugins evaluate` takes. Both score all of DATA; an interrupted run goes on where it
-    stopped, and with --scores what `evaluate` has scored is not scored again.
+    A and B are specs; DATA is as for `rm-plugins evaluate`. Both score all of DATA. An interrupted run resumes where it stopped, and
+    with --scores it reuses what `rm-plugins evaluate` has scored.
     """
+    from rm_plugins.cli.evaluation_tables import print_difference, print_flips
+    from rm_plugins.evaluation.run import SHOWN
+    from rm_plugins.jobs.evaluation import evaluated
+    from rm_plugins.reports import comparison_page
+
     check_data(data, options["suite"])
+    output, as_json = output_and_json(output, as_json)
     check_outputs(output, report)
     with evaluated([a, b], data, shown=max(show, SHOWN), progress=ConsoleProgress(), **options) as evaluation:
         if not evaluation.differences:
-            raise DataError(
-                f"There is no pair in {data} of which both rewards scored both answers, so that nothing can be compared."
-            )
+            raise DataError(f"Nothing can be compared: {data} has no pair whose two answers were scored by both rewards.")
         (difference,) = evaluation.differences
         write_outputs([(output, evaluation.to_json), (report, lambda: comparison_page(evaluation))])
     if as_json:

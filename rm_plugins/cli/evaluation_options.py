@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rm_plugins.cli.job_options import batch_size_option, map_option
-from rm_plugins.evaluation.run import RESAMPLES
-from rm_plugins.jobs.evaluation import HUB
+from rm_plugins.cli.printed import STANDARD_OUTPUT
+
+ADVANCED_OPTIONS = ("section", "by", "cluster", "batch_size", "resamples", "seed")
+"""Those that only ``--help-all`` shows."""
+
+RESAMPLES = 100
+"""As in `rm_plugins.evaluation.run`, whose import takes seconds."""
+
+HUB = "hub"
+"""As in `rm_plugins.jobs.evaluation`."""
+
+
+def json_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``-o`` and ``--json``; ``-o -`` is the latter."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print all results as JSON instead of tables."),
+        click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all results as JSON; - is --json."),
+    ):
+        command = option(command)
+    return command
+
+
+def output_and_json(output: Path | None, as_json: bool) -> tuple[Path | None, bool]:
+    """The file for the JSON, and whether it is printed; ``-o -`` has it printed."""
+    return (None, True) if str(output) == STANDARD_OUTPUT else (output, as_json)
 
 
 def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a command that evaluates rewards, which are those of `rm_plugins.jobs.evaluation.evaluated`."""
     for option in reversed(
         (
-            click.option("--suite", metavar="NAME", help="The benchmark that DATA is of, whose own rule is applied too."),
-            click.option("--split", help="The split, where DATA is a dataset; train, or the benchmark's own, by default."),
-            click.option(
-                "--section", metavar="COLUMN", help="The column that names sections; `section` or `subset` by default."
-            ),
-            click.option(
-                "--by", metavar="RATING", help="The one rating that answers are compared by; the mean of all by default."
-            ),
+            click.option("--suite", metavar="NAME", help="The benchmark that DATA is from; adds its own score."),
+            click.option("--split", help="The split, if DATA is a dataset; by default train, or the benchmark's own."),
+            click.option("--section", metavar="COLUMN", help="The column of sections; by default `section` or `subset`."),
+            click.option("--by", metavar="RATING", help="Compare answers by this rating only; by default by the mean of all."),
             click.option(
                 "--cluster",
                 type=click.Choice(["prompt", "row"]),
                 default="prompt",
                 show_default=True,
-                help="What the intervals take for independent: rows with different prompts, or each row.",
+                help="The unit of resampling for intervals: all rows of a prompt together, or each row.",
             ),
             map_option,
-            click.option("--limit", type=click.IntRange(min=1), help="Evaluate the first N rows only."),
+            click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N rows."),
             click.option(
                 "--scores",
                 type=click.Path(path_type=Path, file_okay=False),
-                help="Keep the scores in this folder, where another evaluation finds them.",
+                help="Keep the scores in this folder, so that later evaluations reuse them.",
             ),
             click.option(
                 "--overwrite",
                 is_flag=True,
-                help="Score anew what was scored before; needed where a function's code, or a server's model, has changed.",
+                help="Score everything again; needed if the code of a function, or the model of a server, has changed.",
             ),
             batch_size_option,
             click.option(
@@ -49,9 +69,9 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.IntRange(min=1),
                 default=RESAMPLES,
                 show_default=True,
-                help="How often prompts are drawn again for the interval of the accuracy without length.",
+                help="Bootstrap samples for the interval of the accuracy without length.",
             ),
-            click.option("--seed", default=0, show_default=True, help="Of what is drawn at random."),
+            click.option("--seed", default=0, show_default=True, help="Seed of everything random."),
         )
     ):
         command = option(command)
@@ -59,10 +79,16 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_data(data: str, suite: str | None) -> None:
-    """Refuse the dataset of a benchmark where none is named.
+    """Refuse the dataset of a benchmark if none is named.
 
     Raises:
         UsageError: The message says what to do.
     """
     if data == HUB and suite is None:
         raise click.UsageError("DATA is `hub`, the dataset of a benchmark: name the benchmark with --suite.")
+
+
+def how_to_resume_evaluation(parameters: Mapping[str, Any]) -> str:
+    """What to do after an evaluation was interrupted."""
+    without = " without --overwrite" if parameters.get("overwrite") else ""
+    return f"Run the same command again{without}: it resumes after the last batch that was scored."

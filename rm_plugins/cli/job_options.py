@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from rm_plugins.cli.printed import Console, echo
-from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import is_data_file, without_data_ending
-from rm_plugins.data.written_mapping import mapping_of
+from rm_plugins.cli.printed import STANDARD_OUTPUT, Console, is_quiet, say, write_data
+from rm_plugins.errors import MissingDependencyError
 from rm_plugins.jobs.progress import JobProgress
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from rm_plugins.data.mapping import RowMapping
+
 _WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
-_RESUMED = {"scoring": "rows that were scored before", "generating": "prompts whose completions were written before"}
+_RESUMED = {"scoring": "rows scored", "generating": "prompts whose completions were written"}
 
 
 def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
@@ -31,13 +29,18 @@ def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
 
     Raises:
         click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
+        MissingDependencyError: Parquet is to be written, and pyarrow is not installed.
     """
+    from rm_plugins.data.row_files import is_data_file, without_data_ending
+
     if out is not None:
         if Path(out).suffix not in _WRITTEN:
-            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}; {out!r} ends in none of these.")
+            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}, or - for standard output; {out!r} is none of these.")
+        if Path(out).suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise MissingDependencyError("Parquet needs the package pyarrow: pip install pyarrow, or write .jsonl.")
         return Path(out)
     if source == "-":
-        raise click.UsageError("Reading standard input needs an output file: -o FILE.")
+        raise click.UsageError("Where should the output go? -o FILE, or -o - for standard output.")
     path = Path(source)
     if is_data_file(source):
         return path.with_name(f"{without_data_ending(path.name)}.{ending}.jsonl")
@@ -45,8 +48,35 @@ def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
     return Path(f"{name}@{split}.{ending}.jsonl")
 
 
+@contextmanager
+def rows_output(source: str, split: str, out: str | None, ending: str) -> Iterator[Path]:
+    """Lend the file that a job writes: that of `output_path`, or for ``-`` a temporary one that goes to standard output at the end."""
+    if out != STANDARD_OUTPUT:
+        yield output_path(source, split, out, ending)
+        return
+    with tempfile.TemporaryDirectory(prefix="rm-plugins-") as folder:
+        file = Path(folder) / f"{ending}.jsonl"
+        yield file
+        write_data(file)
+
+
+def shown_output(out: Path, given: str | None) -> str:
+    """What a message calls the output."""
+    return "standard output" if given == STANDARD_OUTPUT else str(out)
+
+
+def how_to_resume(parameters: Mapping[str, Any]) -> str:
+    """What to do after a scoring job was interrupted."""
+    if parameters.get("output") == STANDARD_OUTPUT:
+        return "Nothing is kept with -o -; write to a file to be able to resume."
+    without = " without --overwrite" if parameters.get("overwrite") else ""
+    return f"Run the same command again{without}: it resumes after the last batch that was scored."
+
+
 def _mapping(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> RowMapping | None:
-    return mapping_of(texts)
+    from rm_plugins.data.written_mapping import mapping_of
+
+    return mapping_of(texts) if texts else None
 
 
 map_option = click.option(
@@ -56,7 +86,7 @@ map_option = click.option(
     metavar="PRESET|OLD=NEW|FILE.yaml",
     multiple=True,
     callback=_mapping,
-    help="How its columns become those that rows are read by: a published shape such as arena, one column, or YAML. May be repeated.",
+    help="Rename or convert columns: a known format such as arena, OLD=NEW, or a YAML file. May be repeated.",
 )
 
 batch_size_option = click.option(
@@ -64,37 +94,37 @@ batch_size_option = click.option(
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Samples scored at a time, and kept if interrupted.",
+    help="Samples scored, and saved for a resume, at a time.",
 )
 
 
 def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a command that is a scoring job."""
     for option in (
-        click.option("--overwrite", is_flag=True, help="Replace the output, and begin an interrupted one anew."),
+        click.option("--overwrite", is_flag=True, help="Replace the output, and score everything again."),
         batch_size_option,
         map_option,
-        click.option("--split", default="train", show_default=True, help="The split, where FILE is the name of a dataset."),
+        click.option("--split", default="train", show_default=True, help="The split, if FILE is a dataset."),
     ):
         command = option(command)
     return command
 
 
 class ConsoleProgress(JobProgress):
-    """Says on standard error how far a job is, with a bar where that is a terminal."""
+    """Shows on standard error how far a job is, with a bar if that is a terminal."""
 
     def __init__(self) -> None:
-        self._bar = progress_bar()
-        self._task = TaskID(0)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
         self._work = ""
 
     def resume(self, work: str, done: int) -> None:
         """Say what an earlier run has left."""
-        echo(f"Going on behind {done} {_RESUMED[work]}.", err=True)
+        say(f"Resuming after {done} {_RESUMED[work]}.")
 
     def note(self, message: str) -> None:
         """Print it."""
-        echo(message, err=True)
+        say(message)
 
     def begin(self, work: str, done: int, total: Callable[[], int | None]) -> None:
         """Show the bar."""
@@ -105,15 +135,19 @@ class ConsoleProgress(JobProgress):
 
     def advance(self, count: int, throughput: str = "") -> None:
         """Move the bar."""
-        self._bar.update(self._task, advance=count, description=f"{self._work} {throughput}".strip())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, description=f"{self._work} {throughput}".strip())
 
     def end(self) -> None:
         """Leave the bar as it is."""
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def progress_bar() -> Progress:
-    """A progress bar on standard error, which disappears where that is no terminal."""
+    """A progress bar on standard error, which shows nothing with ``-q`` or if that is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -122,5 +156,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=is_quiet() or not console.is_terminal,
     )

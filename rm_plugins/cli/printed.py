@@ -1,11 +1,19 @@
-"""Everything that a command prints goes through here: names, texts and answers come from outside, and a terminal obeys what they hold."""
+"""Everything that a command prints goes through here.
+
+Names, texts and answers come from outside and may contain control characters, which a terminal would obey; they are escaped. Data goes
+to standard output, everything else to standard error.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +21,12 @@ import rich.console
 from rich.segment import Segment
 
 from rm_plugins.printable import printable
+
+_QUIET, _VERBOSE, _SILENCED = "rm_plugins.quiet", "rm_plugins.verbose", "rm_plugins.silenced"
+_OUR_LOGGERS = ("rm_plugins", "rm_plugins_trl")
+
+STANDARD_OUTPUT = "-"
+"""The name of standard output as an output file."""
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -24,6 +38,81 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
         nl: Whether the line ends.
     """
     click.echo(printable(text), err=err, nl=nl)
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, unless the user asked for quiet: progress, and what was written where."""
+    if not is_quiet():
+        echo(text, err=True)
+
+
+def write_data(file: Path) -> None:
+    """Copy a file to standard output, byte for byte unless that is a terminal."""
+    if sys.stdout.isatty():
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                echo(line, nl=False)
+        return
+    stream: Any = click.get_binary_stream("stdout")
+    with file.open("rb") as content:
+        shutil.copyfileobj(content, stream)
+    stream.flush()
+
+
+# --- Quiet and verbose ----------------------------------------------------------------------------------------------------
+
+
+def set_quiet(ctx: click.Context) -> None:
+    """Print results and errors only."""
+    ctx.meta[_QUIET] = True
+
+
+def set_verbose(ctx: click.Context) -> None:
+    """Print tracebacks, our own log from the level INFO on, and what other libraries print."""
+    if ctx.meta.setdefault(_VERBOSE, False):
+        return
+    ctx.meta[_VERBOSE] = True
+    if _SILENCED in ctx.meta:
+        ctx.meta[_SILENCED].close()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    for name in _OUR_LOGGERS:
+        logger = logging.getLogger(name)
+        before = logger.level, logger.propagate
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        ctx.find_root().call_on_close(partial(_restore, logger, handler, *before))
+
+
+def _restore(logger: logging.Logger, handler: logging.Handler, level: int, propagates: bool) -> None:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagates
+
+
+def is_quiet() -> bool:
+    """Whether the command was given ``-q``."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and bool(ctx.meta.get(_QUIET))
+
+
+def is_verbose(ctx: click.Context) -> bool:
+    """Whether the command was given ``-v``."""
+    return bool(ctx.meta.get(_VERBOSE))
+
+
+@contextmanager
+def until_verbose(ctx: click.Context, silenced: ExitStack) -> Iterator[None]:
+    """Keep what silences other libraries until the block ends or ``-v`` is met."""
+    ctx.meta[_SILENCED] = silenced
+    with silenced:
+        if is_verbose(ctx):
+            silenced.close()
+        yield
+
+
+# --- What is printable ----------------------------------------------------------------------------------------------------
 
 
 class Console(rich.console.Console):

@@ -8,35 +8,32 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import rm_plugins as rm
-from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.cli.printed import echo
-from rm_plugins.cli.rank_curve import best_of_n_curve, check_curve_file, curve_text, print_curve
-from rm_plugins.cli.rank_options import OF_GENERATE, GroupedCommand, check_files, check_options, engine_options, gold_column
-from rm_plugins.data.row_files import write_rows
-from rm_plugins.data.score_columns import column_scores
-from rm_plugins.data.scored_rows import ScoredRow
+from rm_plugins.cli.command import Command
+from rm_plugins.cli.job_options import ConsoleProgress, how_to_resume, rows_output, scoring_options, shown_output
+from rm_plugins.cli.printed import STANDARD_OUTPUT, say
+from rm_plugins.cli.rank_options import (
+    ENGINES,
+    OF_GENERATE,
+    PAIRS,
+    check_curve_file,
+    check_files,
+    check_options,
+    engine_options,
+    gold_column,
+)
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import in_utf8, replacing, would_replace
-from rm_plugins.generation import ENGINES, Sampling, default_engine
-from rm_plugins.identity import fingerprint
-from rm_plugins.jobs.generation import GenerationJob
-from rm_plugins.jobs.kept_rows import KeptRows
-from rm_plugins.jobs.ranking import (
-    PAIRS,
-    Rule,
-    ScoredPrompt,
-    best_rows,
-    first_completions,
-    pair_rows,
-    ranked_rows,
-    scored_prompts,
-)
-from rm_plugins.jobs.scored_rows import RowScoring, RowSource
+
+if TYPE_CHECKING:
+    from rm_plugins.data.scored_rows import ScoredRow
+    from rm_plugins.jobs.generation import GenerationJob
+    from rm_plugins.jobs.ranking import ScoredPrompt
+    from rm_plugins.jobs.scored_rows import RowSource
 
 _SHAPING = ("form", "best", "pairs", "min_score", "min_margin", "max_margin", "finished_only")
 _GROUPS = {
@@ -44,53 +41,87 @@ _GROUPS = {
     "Completions": ("n", "generate", *OF_GENERATE, "seed"),
     "Best of n": ("gold", "curve"),
 }
+_ADVANCED = (
+    "top_p",
+    "generation_batch_size",
+    "engine",
+    "engine_options",
+    "keep_completions",
+    "max_margin",
+    "finished_only",
+    "batch_size",
+    "seed",
+)
 
 
-@click.command("rank", cls=GroupedCommand, groups=_GROUPS)
+@click.command("rank", cls=Command, groups=_GROUPS, advanced=_ADVANCED, resuming=how_to_resume)
 @click.argument("spec")
 @click.argument("file")
-@click.option("-o", "--output", help="Where to write (.jsonl or .parquet); FILE.ranked.jsonl by default.")
+@click.option("-o", "--output", help="Output (.jsonl or .parquet), - for standard output; by default FILE.ranked.jsonl.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["ranked", "best", "pairs"]),
-    help="ranked: all completions of a prompt in order, the default; best: a completion a row, for SFT; pairs: for DPO.",
+    help="ranked (default): all completions in order; best: one per row, for SFT; pairs: preference pairs, for DPO.",
 )
-@click.option("--best", type=click.IntRange(min=1), help="Keep only the N best completions of a prompt.")
-@click.option("--pairs", type=click.Choice(PAIRS), help="What makes a pair; best-worst by default. Means --format pairs.")
-@click.option("--min-score", type=float, help="The least score of a best or chosen completion.")
-@click.option("--min-margin", type=float, help="By how much a best one must beat its prompt's mean, a chosen one the rejected.")
-@click.option("--max-margin", type=float, help="By how much a chosen one may beat the rejected one.")
-@click.option("--finished-only", is_flag=True, help="Leave aside what the limit on tokens cut off.")
-@click.option("--n", type=click.IntRange(min=1), help="Take the first N completions of a prompt, or have N written.")
-@click.option("--generate", metavar="MODEL", help="Have this policy (a folder or hub id) write them.")
+@click.option("--best", type=click.IntRange(min=1), help="Keep only the N best completions of each prompt.")
+@click.option("--pairs", type=click.Choice(PAIRS), help="How pairs are formed; implies --format pairs. By default best-worst.")
+@click.option("--min-score", type=float, help="Minimum score of a best or chosen completion.")
 @click.option(
-    "--engine", type=click.Choice(ENGINES), help="What runs it: vllm by default where it and a GPU are, else transformers."
+    "--min-margin", type=float, help="Minimum lead: of a best one over the prompt's mean, of a chosen one over the rejected."
+)
+@click.option("--max-margin", type=float, help="Maximum lead of a chosen completion over the rejected one.")
+@click.option("--finished-only", is_flag=True, help="Leave out completions that the token limit cut off.")
+@click.option("--n", type=click.IntRange(min=1), help="Use the first N completions of each prompt, or generate N.")
+@click.option("--generate", metavar="MODEL", help="Generate the completions with this policy (a folder or hub id).")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), help="The generation engine; vllm if available with a GPU, else transformers."
 )
 @click.option("--temperature", type=click.FloatRange(0, 2, min_open=True), default=1.0, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--generation-batch-size", type=click.IntRange(min=1), help="Completions written at a time.")
-@click.option("--engine-options", metavar="JSON", help="Settings with which the engine loads MODEL, such as its dtype.")
-@click.option("--keep-completions", metavar="FILE", help="Keep what it wrote (.jsonl).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of completions and of random pairs.")
-@click.option("--gold", metavar="SPEC|COLUMN", help="Judge the best of n by another reward, or by a column of FILE.")
-@click.option("--curve", metavar="FILE", help="Write the curve of the best of n (.html, .json or .svg).")
+@click.option("--generation-batch-size", type=click.IntRange(min=1), help="Completions generated at a time.")
+@click.option("--engine-options", metavar="JSON", help='Settings for loading MODEL, such as {"dtype": "bfloat16"}.')
+@click.option("--keep-completions", metavar="FILE", help="Keep the generated completions (.jsonl).")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of generation and of random pairs."
+)
+@click.option("--gold", metavar="SPEC|COLUMN", help="Compare with another reward, or with a column of FILE, over n.")
+@click.option("--curve", metavar="FILE", help="Write the best-of-n curve (.html, .json or .svg).")
 @scoring_options
 @click.pass_context
 def command(
     context: click.Context, /, spec: str, file: str, split: str, batch_size: int, overwrite: bool, **options: Any
 ) -> None:
-    """Order the completions of each prompt in FILE by SPEC, best first.
+    """Order the completions of each prompt in FILE by the scores of SPEC, best first.
 
-    A prompt's completions are a list (`completions`), or those of all rows with this prompt; or a policy writes them (--generate).
-    A row of the output has `prompt`, `completions` and `scores` in the new order, and `order`, their places in the input; with
-    --best 1 it has `completion` and `score`. Completions on which the reward abstained come last. An interrupted run goes on
-    where it stopped.
+    The completions of a prompt are its list `completions`, those of all rows with the same prompt, or what a policy generates
+    (--generate). Each output row has `prompt`, `completions` and `scores`, best first, and `order`, their positions in the input;
+    with --best 1, `completion` and `score`. Completions on which the reward abstained come last. An interrupted run resumes where
+    it stopped.
     """
+    with rows_output(file, split, options["output"], "ranked") as out:
+        _rank(context, out, spec, file, split, batch_size, overwrite, options)
+
+
+def _rank(
+    context: click.Context,
+    out: Path,
+    spec: str,
+    file: str,
+    split: str,
+    batch_size: int,
+    overwrite: bool,
+    options: dict[str, Any],
+) -> None:
+    from rm_plugins.data.row_files import write_rows
+    from rm_plugins.data.score_columns import column_scores
+    from rm_plugins.jobs.kept_rows import KeptRows
+    from rm_plugins.jobs.ranking import scored_prompts
+    from rm_plugins.jobs.scored_rows import RowSource
+
     form = options["form"] or ("pairs" if options["pairs"] else "ranked")
     check_options(context, form, options)
-    out = output_path(file, split, options["output"], "ranked")
     curve_file = check_curve_file(options["curve"])
     check_files(file, out, _on_the_way(out, options), options)
     given = RowSource.of(file, split, options["mapping"])
@@ -108,7 +139,7 @@ def command(
             _try(gold)
         except RmPluginsError as error:
             raise DataError(
-                f"--gold {gold!r} is no column of the first rows, and as a spec it cannot be loaded: {error}"
+                f"--gold {gold!r} is not a column of the first rows, and cannot be loaded as a spec: {error}"
             ) from error
     if overwrite:
         for old in (kept, kept_gold, rows):
@@ -126,6 +157,8 @@ def command(
     _tell_of_few(prompts, options["n"])
     curve = no_curve = None
     if gold is not None or curve_file is not None:
+        from rm_plugins.cli.rank_curve import best_of_n_curve, curve_text, print_curve
+
         policy = options["generate"] or ""
         try:
             curve = best_of_n_curve(prompts, options["n"], proxy=spec, gold=gold or "", source=file, policy=policy)
@@ -133,25 +166,26 @@ def command(
             no_curve = error
     left_out: Counter[str] = Counter()
     with ExitStack() as stack:
-        if curve is not None and curve_file is not None:  # which takes its place behind the rows: both are written, or neither
+        if curve is not None and curve_file is not None:  # it is put in place after the rows: both are written, or neither
             temporary = stack.enter_context(replacing(curve_file))
             temporary.write_text(in_utf8(curve_text(curve, curve_file.suffix)), encoding="utf-8")
         count = write_rows(_shaped(prompts, form, options, left_out), out)
-    _tell(count, prompts, form, out, left_out)
+    name = shown_output(out, options["output"])
+    _tell(count, prompts, form, name, left_out)
     if curve is not None:
-        print_curve(curve)
+        print_curve(curve, to_stderr=options["output"] == STANDARD_OUTPUT)
         if curve_file is not None:
-            echo(f"Wrote the curve to {curve_file}.", err=True)
-    rows.clear_first()  # what says that an interrupted run is to be gone on with goes last
+            say(f"Wrote the curve to {curve_file}.")
+    rows.clear_first()  # the files that mark an interrupted run are deleted last
     for old in (kept_gold, kept):
         old.discard()
     rows.clear()
     if no_curve is not None:
-        raise DataError(f"{out} is written, but there is no curve: {no_curve}") from no_curve
+        raise DataError(f"The rows are written to {name}, but there is no curve: {no_curve}") from no_curve
 
 
 class _Rows:
-    """The file whose rows are scored: the source itself, the first completions of its prompts, or what a policy writes."""
+    """The file whose rows are scored: the source itself, the first completions of its prompts, or generated completions."""
 
     def __init__(self, source: RowSource, out: Path, overwrite: bool, options: dict[str, Any]) -> None:
         self._source, self._options = source, options
@@ -159,6 +193,9 @@ class _Rows:
         self._first, completions = _on_the_way(out, options)
         self._generation: GenerationJob | None = None
         if options["generate"] is not None:
+            from rm_plugins.generation import Sampling, default_engine
+            from rm_plugins.jobs.generation import GenerationJob
+
             names = ("n", "temperature", "top_p", "max_new_tokens", "seed")
             self._generation = GenerationJob(
                 options["generate"],
@@ -172,16 +209,20 @@ class _Rows:
 
     @property
     def is_begun(self) -> bool:
-        """Whether an earlier run has left completions to go on with."""
+        """Whether an earlier run has left completions."""
         return self._generation is not None and self._generation.is_begun
 
     @property
     def are_to_be_generated(self) -> bool:
-        """Whether hours of generating lie ahead."""
+        """Whether completions are still to be generated, which may take hours."""
         return self._generation is not None and (self._overwrite or not self._generation.file.is_finished)
 
     def prepare(self, column: str | None) -> RowSource:
-        """Make it, unless that was done before. `column` has one value a completion."""
+        """Make the file unless an earlier run did; `column` has one value per completion."""
+        from rm_plugins.data.row_files import write_rows
+        from rm_plugins.jobs.ranking import first_completions
+        from rm_plugins.jobs.scored_rows import RowSource
+
         if self._generation is not None:
             self._generation.run(self._options["generation_batch_size"], ConsoleProgress())
             return RowSource.of(str(self._generation.file.out), self._source.split)
@@ -202,7 +243,7 @@ class _Rows:
         self._first.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Delete what was generated, or leave it to the user who asked for it."""
+        """Delete what was generated, unless the user wants to keep it."""
         if self._generation is None:
             return
         if self._options["keep_completions"]:
@@ -212,7 +253,7 @@ class _Rows:
 
 
 def _on_the_way(out: Path, options: dict[str, Any]) -> tuple[Path, Path]:
-    """The files of the first completions, and of the completions that a policy writes."""
+    """The files of the first completions, and of the generated ones."""
     keep = options["keep_completions"]
     return out.with_name(f"{out.name}.rows.jsonl"), Path(keep) if keep else out.with_name(f"{out.name}.completions.jsonl")
 
@@ -221,23 +262,24 @@ def _check_free(out: Path, curve_file: Path | None, begun: bool) -> None:
     """Refuse to replace files, unless an interrupted run with ``--overwrite`` was to replace them."""
     if would_replace(out):
         if begun:
-            echo(f"{out} will be replaced: a run with --overwrite was interrupted.", err=True)
+            say(f"{out} will be replaced: a run with --overwrite was interrupted.")
             return
         raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
     if curve_file is not None and would_replace(curve_file):
-        raise DataError(
-            f"{curve_file} exists already. Name another file for --curve, delete it, or begin anew with --overwrite."
-        )
+        raise DataError(f"{curve_file} exists already. Name another file for --curve, or replace it with --overwrite.")
 
 
 def _try(spec: str) -> None:
-    """Load a reward before hours of other work, and give back what it holds."""
+    """Load a reward before hours of other work, so that an error shows now, and free its memory."""
     rm.load(spec).close()
     _free_memory()
 
 
 def _scored(spec: str, source: RowSource, part: Path, batch_size: int) -> list[ScoredRow]:
-    """The rows with the scores of a reward, which is gone from memory before the next one is loaded."""
+    """The rows with the scores of a reward, whose memory is freed before the next one is loaded."""
+    from rm_plugins.identity import fingerprint
+    from rm_plugins.jobs.scored_rows import RowScoring
+
     provider = rm.load(spec)
     try:
         identity = {"spec": spec, "fingerprint": fingerprint(provider)}
@@ -257,31 +299,30 @@ def _free_memory() -> None:
 def _shaped(
     prompts: list[ScoredPrompt], form: str, options: dict[str, Any], left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
+    from rm_plugins.jobs.ranking import Rule, best_rows, pair_rows, ranked_rows
+
     rule = Rule(*(options[name] for name in ("min_score", "min_margin", "max_margin", "finished_only")))
     if form == "best":
         return best_rows(prompts, options["best"] or 1, rule, left_out)
     if form == "pairs":
-        return pair_rows(prompts, options["pairs"] or PAIRS[0], rule, options["seed"], left_out)
+        return pair_rows(prompts, options["pairs"] or "best-worst", rule, options["seed"], left_out)
     return ranked_rows(prompts, options["best"])
 
 
-def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: Path, left_out: Counter[str]) -> None:
+def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: str, left_out: Counter[str]) -> None:
     if form == "ranked":
-        echo(f"Wrote {count} prompts to {out}.", err=True)
+        say(f"Wrote {count} prompts to {out}.")
         return
     what = {"best": "completions", "pairs": "pairs"}[form]
     reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
     dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
-    echo(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}", err=True)
+    say(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}")
     abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
-        echo(f"The reward abstained on {abstained} completions, which are never written.", err=True)
+        say(f"The reward abstained on {abstained} completions, which are not written.")
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
     few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
     if few:
-        echo(
-            f"{few} of {len(prompts)} prompts have fewer than {n} completions: all that they have are used, but for a curve.",
-            err=True,
-        )
+        say(f"{few} of {len(prompts)} prompts have fewer than {n} completions: all of them are used, except in a curve.")

@@ -5,36 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
-import click
 import numpy as np
 from rich.table import Table
 
 from rm_plugins.cli.printed import Console, echo
-from rm_plugins.errors import DataError, MissingDependencyError
+from rm_plugins.errors import DataError
 from rm_plugins.jobs.ranking import ScoredPrompt
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics import best_of_n as statistics
 from rm_plugins.statistics.intervals import Estimate, paired_test
 
-_ENDINGS = (".html", ".json", ".svg")
-
 
 def best_of_n_curve(
     prompts: Sequence[ScoredPrompt], n: int | None, *, proxy: str, gold: str = "", source: str = "", policy: str = ""
 ) -> BestOfNCurve:
-    """What the best of 1, 2, 4 and so on up to `n` completions is worth.
+    """The mean rewards of the best of 1, 2, 4, ... up to `n` completions.
 
     Args:
         prompts: Scored prompts, with gold rewards if `gold` names any.
         n: The largest number; by default the one that most prompts have.
-        proxy: What the reward is called that chooses.
-        gold: What the other one is called; empty where there is none.
-        source: Where the prompts are from.
-        policy: What wrote the completions.
+        proxy: The name of the reward that chooses.
+        gold: The name of the other reward; empty if there is none.
+        source: The file of the prompts.
+        policy: The model that wrote the completions.
 
     Raises:
         DataError: No prompt has so many completions with all scores.
@@ -70,33 +65,13 @@ def best_of_n_curve(
 
 
 def _fall(by_gold: FloatArray) -> tuple[Estimate, float]:
-    """By how much gold, [P, C], falls from its highest mean to the last one, and how likely a fall as deep is by chance.
+    """By how much gold, [P, C], falls from its highest mean to the last one, with the p-value of a paired test over prompts.
 
-    The same prompts are compared with themselves. That the highest of several means is looked at counts: the p-value is that of
-    one of as many tests (Bonferroni).
+    The p-value is corrected for choosing the highest of several means (Bonferroni).
     """
     peak = int(np.argmax(by_gold.mean(axis=0)))
     test = paired_test(by_gold[:, -1], by_gold[:, peak], range(len(by_gold)))
     return test.difference, min(1.0, test.p_value * max(1, by_gold.shape[1] - 1))
-
-
-def check_curve_file(name: str | None) -> Path | None:
-    """The file that a curve goes to, before anything is done for it.
-
-    Raises:
-        UsageError: Its ending is not known.
-        MissingDependencyError: matplotlib is needed and absent.
-    """
-    if name is None:
-        return None
-    path = Path(name)
-    if path.suffix not in _ENDINGS:
-        raise click.UsageError(f"--curve writes {', '.join(_ENDINGS)}; {name!r} ends in none of these.")
-    if path.suffix != ".json" and find_spec("matplotlib") is None:
-        raise MissingDependencyError(
-            "The curve as a drawing needs matplotlib: pip install 'rm-plugins[report]', or write it as .json."
-        )
-    return path
 
 
 def curve_text(curve: BestOfNCurve, ending: str) -> str:
@@ -104,19 +79,19 @@ def curve_text(curve: BestOfNCurve, ending: str) -> str:
     return {".html": best_of_n_page, ".json": BestOfNCurve.to_json, ".svg": _svg_file}[ending](curve)
 
 
-def print_curve(curve: BestOfNCurve) -> None:
-    """Print the table on standard output."""
+def print_curve(curve: BestOfNCurve, *, to_stderr: bool = False) -> None:
+    """Print the table, on standard output unless the rows go there."""
     heads, rows = best_of_n_table(curve)
     printed = Table(box=None, pad_edge=False)
     for head in heads:
-        printed.add_column(head, justify="right")
+        printed.add_column("\n".join(_plain(head).rsplit(" ", 1)), justify="right", no_wrap=True)
     for row in rows:
         printed.add_row(*map(_plain, row))
-    Console(highlight=False, width=100).print(printed)
+    Console(highlight=False, stderr=to_stderr).print(printed)
     left_out = f"; {curve.left_out:,} have fewer and are left out" if curve.left_out else ""
-    echo(f"{curve.prompts:,} prompts with {curve.n[-1]:,} scored completions or more{left_out}.")
+    echo(f"{curve.prompts:,} prompts with at least {curve.n[-1]:,} scored completions{left_out}.", err=to_stderr)
     if curve.warning:
-        echo(curve.warning)
+        echo(curve.warning, err=to_stderr)
 
 
 def _plain(cell: str) -> str:

@@ -1,18 +1,29 @@
-"""The options of ``rank``: how ``--help`` shows them, and which go together."""
+"""The options of ``rank``: which go together, and what they name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from rm_plugins.errors import MissingDependencyError
 from rm_plugins.files import check_output
-from rm_plugins.jobs.scored_rows import RowSource
+
+if TYPE_CHECKING:
+    from rm_plugins.jobs.scored_rows import RowSource
+
+PAIRS = ("best-worst", "best-random", "all")
+"""As in `rm_plugins.jobs.ranking`, whose import takes longer than a help should."""
+ENGINES = ("transformers", "vllm")
+"""As in `rm_plugins.generation`."""
+
+_CURVE_ENDINGS = (".html", ".json", ".svg")
 
 _LOOKED_AT = 1_000
 """The rows in which a column is looked for."""
@@ -39,28 +50,6 @@ _FORMS = {
 """Options that shape the output, and the formats that they belong to."""
 
 
-class GroupedCommand(click.Command):
-    """A command whose help has its options under headings.
-
-    Args:
-        groups: Headings, each with the names of its parameters; what is in none comes last, as ``Options``.
-    """
-
-    def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]], **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self._groups = groups
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under their headings."""
-        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        records = {option.name: record for option in options if (record := option.get_help_record(ctx)) is not None}
-        for title, names in self._groups.items():
-            with formatter.section(title):
-                formatter.write_dl([records.pop(name) for name in names])
-        with formatter.section("Options"):
-            formatter.write_dl(list(records.values()))
-
-
 def check_options(context: click.Context, form: str, options: Mapping[str, Any]) -> None:
     """Refuse options that do not go together.
 
@@ -79,9 +68,9 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
             raise click.UsageError(f"{_flag(name)} goes with {allowed}, not with --format {form}.")
     if options["generate"] is None:
         if astray := [name for name in OF_GENERATE if name in given]:
-            raise click.UsageError(f"{_flag(astray[0])} says how completions are written; it needs --generate MODEL.")
+            raise click.UsageError(f"{_flag(astray[0])} is about writing completions; it needs --generate MODEL.")
     elif options["n"] is None:
-        raise click.UsageError("--generate needs to know how many completions of a prompt to write: --n N.")
+        raise click.UsageError("--generate needs the number of completions for each prompt: --n N.")
     keep = options["keep_completions"]
     if keep is not None and not keep.endswith(".jsonl"):
         raise click.UsageError(f"--keep-completions writes .jsonl; {keep!r} does not end in it.")
@@ -113,7 +102,7 @@ def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mappi
     for path in on_the_way:
         other = places.get(path.resolve(), "--keep-completions")
         if other != "--keep-completions":
-            raise click.UsageError(f"{other} is {str(path)!r}, where something is kept while {out} is made. Name another file.")
+            raise click.UsageError(f"{other} is {str(path)!r}, a temporary file of the output {out}. Name another file.")
     for path in (*written.values(), *on_the_way):
         check_output(path)
 
@@ -122,12 +111,14 @@ def engine_options(written: str | None) -> dict[str, Any]:
     """The value of ``--engine-options``.
 
     Raises:
-        UsageError: It is no JSON mapping.
+        UsageError: It is not a JSON mapping.
     """
     try:
         options = json.loads(written or "{}")
     except json.JSONDecodeError as error:
-        raise click.UsageError(f'--engine-options is no JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.') from error
+        raise click.UsageError(
+            f'--engine-options is not valid JSON: {error}. Write it as \'{{"dtype": "bfloat16"}}\'.'
+        ) from error
     if not isinstance(options, dict):
         raise click.UsageError(f"--engine-options must be a JSON mapping of names to values, not {written}.")
     return options
@@ -144,9 +135,28 @@ def gold_column(gold: str | None, source: RowSource, generate: str | None) -> st
         return None
     if generate is not None:
         raise click.UsageError(
-            f"--gold {gold} is a column of {source.name}, which knows nothing of the completions that --generate writes. Name a spec."
+            f"--gold {gold} is a column of {source.name}, which has no values for the completions that --generate writes. Give a spec."
         )
     return gold
+
+
+def check_curve_file(name: str | None) -> Path | None:
+    """The file of the curve, checked before anything is computed.
+
+    Raises:
+        UsageError: Its ending is unknown.
+        MissingDependencyError: matplotlib is needed and absent.
+    """
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix not in _CURVE_ENDINGS:
+        raise click.UsageError(f"--curve writes {', '.join(_CURVE_ENDINGS)}; {name!r} ends in none of these.")
+    if path.suffix != ".json" and find_spec("matplotlib") is None:
+        raise MissingDependencyError(
+            "Drawing the curve needs matplotlib: pip install 'rm-plugins[report]', or write --curve FILE.json."
+        )
+    return path
 
 
 def _flag(name: str) -> str:

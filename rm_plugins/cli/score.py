@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from rm_plugins.cli.job_options import ConsoleProgress, output_path, scoring_options
-from rm_plugins.cli.printed import echo
-from rm_plugins.data.mapping import RowMapping
-from rm_plugins.jobs.scored_rows import ScoringJob
+from rm_plugins.cli.command import Command
+from rm_plugins.cli.job_options import ConsoleProgress, how_to_resume, rows_output, scoring_options, shown_output
+from rm_plugins.cli.printed import say
+
+if TYPE_CHECKING:
+    from rm_plugins.data.mapping import RowMapping
 
 
-@click.command("score")
+@click.command("score", cls=Command, resuming=how_to_resume)
 @click.argument("spec")
 @click.argument("file")
-@click.option("-o", "--output", help="Where to write (.jsonl or .parquet); FILE.scored.jsonl by default.")
+@click.option("-o", "--output", help="Output (.jsonl or .parquet), - for standard output; by default FILE.scored.jsonl.")
 @click.option(
     "--column",
     default="score",
     show_default=True,
-    help="What the new columns are called: NAME, NAMEs, or chosen_NAME and rejected_NAME.",
+    help="Name of the new columns: NAME, NAMEs, or chosen_NAME and rejected_NAME.",
 )
 @scoring_options
 def command(
@@ -35,15 +39,17 @@ def command(
 
     FILE is JSON Lines, JSON, CSV, TSV, Parquet or Arrow, a folder of these, the name of a dataset, or - for standard input. Its rows
     have `prompt` with `completion` or `completions`, `chosen` and `rejected`, or `messages`. The output has the same rows with
-    `score`, `scores`, or `chosen_score` and `rejected_score`; null where the reward abstained. A row that has such a column
-    already is refused: --column names another. An interrupted run goes on where it stopped.
+    `score`, `scores`, or `chosen_score` and `rejected_score`; null means that the reward abstained. A row that already has such a
+    column is an error: choose another name with --column. An interrupted run resumes where it stopped.
     """
-    out = output_path(file, split, output, "scored")
-    job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column)
-    count = job.write(batch_size, ConsoleProgress())
-    counts = job.provider.counts
+    from rm_plugins.jobs.scored_rows import ScoringJob
+
+    with rows_output(file, split, output, "scored") as out:
+        job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column)
+        count = job.write(batch_size, ConsoleProgress())
+        counts = job.provider.counts
     speed = f" ({job.throughput})" if job.throughput else ""
-    echo(
-        f"Wrote {count} rows to {out}: {counts['samples']} samples scored now{speed}, {counts['abstained']} abstained.",
-        err=True,
+    say(
+        f"Wrote {count} rows to {shown_output(out, output)}: {counts['samples']} samples scored now{speed}, "
+        f"{counts['abstained']} abstained."
     )

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
-from rich.tree import Tree
 
 import rm_plugins as rm
+from rm_plugins.cli.command import Command
 from rm_plugins.cli.printed import Console, echo
-from rm_plugins.identity import shown_spec
-from rm_plugins.models.trained_reward import TrainedReward
-from rm_plugins.provider import Aggregate, Provider, Transform
 from rm_plugins.redaction import redacted
-from rm_plugins.spec import SHARED_KEYS
-from rm_plugins.transforms import Chain
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from rm_plugins.models.trained_reward import TrainedReward
+    from rm_plugins.provider import Aggregate, Provider, Transform
 
 
-@click.command("show")
+@click.command("show", cls=Command)
 @click.argument("spec")
-@click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON, everything nested in it written out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON, with nested files written into it.")
 def command(spec: str, as_json: bool) -> None:
-    """Load SPEC and show what it is made of.
+    """Load SPEC and show what it consists of: a tree of its providers with their settings, and facts about each model."""
+    from rm_plugins.identity import shown_spec
 
-    A tree of its providers, each with its key in the spec, what it was set to, and of a model some facts.
-    """
     provider = rm.load(spec)
     if as_json:
         echo(json.dumps(shown_spec(provider), indent=2, ensure_ascii=False, default=str))
@@ -37,12 +36,15 @@ def command(spec: str, as_json: bool) -> None:
 
 
 def tree(provider: Provider, key: str = "") -> Tree:
-    """A provider and all that it is made of, to print with rich.
+    """A provider and everything inside it, to print with rich.
 
     Args:
         provider: The provider.
-        key: What to call its place.
+        key: Its key in the spec.
     """
+    from rich.text import Text
+    from rich.tree import Tree
+
     heading = Text(f"{key}: " if key else "", style="bold", overflow="fold")
     heading.append(provider.name, style="bold cyan")
     if provider.label != provider.name:
@@ -55,7 +57,11 @@ def tree(provider: Provider, key: str = "") -> Tree:
 
 
 def _settings(provider: Provider) -> dict[str, str]:
-    """What a provider itself was set to, without what its children show."""
+    """The settings of a provider, without those of its children."""
+    from rm_plugins.identity import shown_spec
+    from rm_plugins.provider import Aggregate, Transform
+    from rm_plugins.spec import SHARED_KEYS
+
     nested = {re.split(r"[.\[]", path)[0] for path in provider.children}
     spec = shown_spec(provider) or {"spec": "none, made in Python"}
     settings = {key: _text(value) for key, value in spec.items() if key not in (*SHARED_KEYS, *nested)}
@@ -87,6 +93,8 @@ def _facts(model: TrainedReward) -> dict[str, str]:
 
 
 def _component(value: Aggregate | Transform) -> str:
+    from rm_plugins.transforms import Chain
+
     if isinstance(value, Chain):
         return ", then ".join(map(_component, value.transforms))
     arguments = ", ".join(f"{key}: {_text(argument)}" for key, argument in (value.spec or {}).items() if key != "name")

@@ -1,4 +1,4 @@
-"""One line for every request: what it was, what became of it, and how long that took; no prompt and no key."""
+"""The access log: a line for each request with its outcome and duration, without prompts and keys; successful probes are left out."""
 
 from __future__ import annotations
 
@@ -22,10 +22,21 @@ current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default
 """The fields of the line of the request that runs here, for those who serve it to add to."""
 
 
+_PROBES = frozenset({"health", "healthz", "live", "livez", "metrics", "ping", "ready", "readyz"})
+"""Parts of the paths that balancers and Prometheus ask for every few seconds."""
+
+
 def log_request(fields: Fields) -> None:
-    """Write the line of a request that has ended."""
+    """Write the line of a request that has ended, unless it is a probe that succeeded."""
+    if _is_quiet_probe(fields):
+        return
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", " ".join(f"{name}={_shown(value)}" for name, value in fields.items()), extra={"fields": fields})
+
+
+def _is_quiet_probe(fields: Fields) -> bool:
+    is_probe = fields.get("method") in ("GET", "HEAD") and not _PROBES.isdisjoint(str(fields.get("path", "")).split("/"))
+    return is_probe and int(fields.get("status") or 0) < 400
 
 
 def _shown(value: Any) -> str:

@@ -52,7 +52,7 @@ class TestCommand:
             "good.jsonl 2 4 2 0 preference",
             "",
             "Lengths in characters: shortest 2, 5% 2, 25% 2, median 2, 75% 3, 95% 4, 99% 4, longest 4",
-            "The longer one wins 50.0% of 2 pairs (standard error 35.4%)",
+            "The longer answer wins 50.0% of 2 pairs (standard error 35.4%)",
             "",
             "No problems.",
         ]
@@ -62,7 +62,7 @@ class TestCommand:
         found = run("twice.jsonl")
         assert found.exit_code == 0
         assert "warning: 1 row equal to an earlier row\n  twice.jsonl, row 3: as row 1: 'p' → 'aaa'\n" in found.output
-        assert found.output.endswith("It can be trained on.\n")
+        assert found.output.endswith("The data can be trained on.\n")
         assert run("twice.jsonl", "--strict").exit_code == 1
         assert run(write("good.jsonl", GOOD), "--strict").exit_code == 0
 
@@ -76,7 +76,7 @@ class TestCommand:
         assert "\n  bad.jsonl, row 3: bad.jsonl, line 4 is list" in found.output
         assert "\n  bad.jsonl, row 4: there is nothing judged" in found.output
         assert "warning: 1 row equal to an earlier row\n  bad.jsonl, row 5: as row 2" in found.output
-        assert found.output.endswith("It cannot be trained on.\n")
+        assert found.output.endswith("The data cannot be trained on.\n")
         assert "no row has a comparison" in run(write("empty.jsonl", [])).output
 
     def test_json(self, run: Any) -> None:

@@ -200,7 +200,7 @@ class TestProgram:
     def test_what_is_wrong_is_said_and_nothing_written(self, run: Any) -> None:
         for arguments, message in {
             ("a",): "Error: Averaging takes two models or more, not 1.",
-            ("a", "b", "--weights", "1,x"): "'1,x' is no list of numbers such as 1,1,2.",
+            ("a", "b", "--weights", "1,x"): "'1,x' is not a list of numbers such as 1,1,2.",
             ("a", "b", "--weights", "1"): "Error: weights: there must be one for each of the 2 models",
             ("a", "b", "--data", "absent.jsonl"): "Error: There is no file 'absent.jsonl'.",
             ("a", "absent"): "absent",

@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_what_was_scored_to_the_next_run(run: Run, command: s
     assert before == 18
     again = run(*arguments)
     assert again.exit_code == 0, again.output
-    assert "Going on behind 9 rows" in again.output or "Going on behind 6 rows" in again.output
+    assert "Resuming after 9 rows" in again.output or "Going on behind 6 rows" in again.output
     assert scored() - before < 2 * len(ROWS) * len(rewards)
 
 

@@ -90,7 +90,7 @@ def test_what_learns_while_scoring_goes_on_from_what_it_had_learned(
     killed(monkeypatch, job, *arguments, "out.jsonl", appends=appends)
     told = job(*arguments, "out.jsonl")
     assert told.exit_code == 0, told.output
-    assert f"Going on behind {(5 if spec == 'ranked.yaml' else 4) * appends} rows" in told.output
+    assert f"Resuming after {(5 if spec == 'ranked.yaml' else 4) * appends} rows" in told.output
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert [name for name in os.listdir() if ".part" in name] == []
 
@@ -104,7 +104,7 @@ def test_an_evaluation_goes_on_from_what_was_learned(job: Run, monkeypatch: pyte
     killed(monkeypatch, job, *arguments, "out.json", appends=2)
     told = job(*arguments, "out.json")
     assert told.exit_code == 0, told.output
-    assert "Going on behind 8 rows" in told.output
+    assert "Resuming after 8 rows" in told.output
     ours, whole = (json.loads(Path(name).read_text()) for name in ("out.json", "whole.json"))
     assert ours["rewards"] == whole["rewards"]
 

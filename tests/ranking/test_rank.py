@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rm_plugins.cli import rank_curve
+from rm_plugins.cli import rank_options
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.jobs import generation as generation_job
 from rm_plugins.reports.best_of_n_page import BestOfNCurve
@@ -24,7 +24,7 @@ class TestBest:
             "Wrote 1 completions of 1 prompts to in.ranked.jsonl. 1 prompts are left out: 1 have no completion that"
             in told.stderr
         )
-        assert "The reward abstained on 2 completions, which are never written." in told.stderr
+        assert "The reward abstained on 2 completions, which are not written." in told.stderr
 
     def test_several_of_a_prompt_but_no_text_twice(self, rank: Any) -> None:
         rank("rules:length", write(listed("Q", "a", "ccc", "ccc", "bb")), "--format", "best", "--best", "2")
@@ -119,7 +119,7 @@ class TestFirstN:
         assert "fewer" not in told.stderr
         told = rank("rules:length", "in.jsonl", "--n", "4", "--overwrite")
         assert [len(row["completions"]) for row in read()] == [3, 3]
-        assert "2 of 2 prompts have fewer than 4 completions: all that they have are used" in told.stderr
+        assert "2 of 2 prompts have fewer than 4 completions: all of them are used" in told.stderr
         assert left_behind() == []
 
     def test_half_a_pair_cannot_be_taken(self, rank: Any) -> None:
@@ -135,8 +135,8 @@ class TestFirstN:
         (["--min-score", "1"], "--min-score goes with --format best or --format pairs, not with --format ranked."),
         (["--format", "best", "--max-margin", "1"], "--max-margin goes with --format pairs, not with --format best."),
         (["--pairs", "all", "--min-margin", "2", "--max-margin", "1"], "No margin is at least 2"),
-        (["--temperature", "0.5"], "--temperature says how completions are written; it needs --generate MODEL."),
-        (["--generate", "m"], "--generate needs to know how many completions of a prompt to write: --n N."),
+        (["--temperature", "0.5"], "--temperature is about writing completions; it needs --generate MODEL."),
+        (["--generate", "m"], "--generate needs the number of completions for each prompt: --n N."),
         (["--generate", "m", "--n", "2", "--temperature", "0"], "0.0 is not in the range"),
         (["--generate", "m", "--n", "2", "--keep-completions", "kept.csv"], "--keep-completions writes .jsonl"),
         (
@@ -151,11 +151,11 @@ class TestFirstN:
         (["-o", "out.json", "--curve", "out.json"], "the output and --curve are the same file"),
         (
             ["--curve", "in.ranked.jsonl.rows.json", "-o", "in.ranked.csv"],
-            "-o writes .jsonl, .json, .ndjson, .parquet; 'in.ranked.csv'",
+            "-o writes .jsonl, .json, .ndjson, .parquet, or - for standard output; 'in.ranked.csv'",
         ),
-        (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is no JSON"),
+        (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is not valid JSON"),
         (["--generate", "m", "--n", "2", "--engine-options", "[1]"], "--engine-options must be a JSON mapping"),
-        (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which knows nothing of"),
+        (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which has no values for"),
         (["--curve", "curve.png"], "--curve writes .html, .json, .svg; 'curve.png' ends in none of these."),
     ],
 )
@@ -174,14 +174,14 @@ def test_a_curve_that_cannot_be_written_is_told_before_scoring(rank: Any, monkey
     source = write(listed("Q", "a", "bb"))
     Path("curve.json").touch()
     assert "curve.json exists already" in rank("rules:fails", source, "--curve", "curve.json", code=1).output
-    monkeypatch.setattr(rank_curve, "find_spec", lambda name: None)
+    monkeypatch.setattr(rank_options, "find_spec", lambda name: None)
     assert "pip install 'rm-plugins[report]'" in rank("rules:fails", source, "--curve", "curve.svg", code=1).output
 
 
 def test_a_file_on_the_way_is_no_source(rank: Any) -> None:
     source = write(listed("Q", "a"), path="out.jsonl.rows.jsonl")
     told = rank("rules:length", source, "-o", "out.jsonl", code=2)
-    assert "FILE is 'out.jsonl.rows.jsonl', where something is kept while out.jsonl is made." in " ".join(told.output.split())
+    assert "FILE is 'out.jsonl.rows.jsonl', a temporary file of the output out.jsonl." in " ".join(told.output.split())
     assert read(source) == [listed("Q", "a")]
 
 
@@ -211,7 +211,7 @@ class TestInterrupted:
         Path("stop").unlink()
         told = rank("rules:late", source, *curve)
         assert "in.ranked.jsonl will be replaced: a run with --overwrite was interrupted." in told.stderr
-        assert "Going on behind 1 rows" in told.stderr
+        assert "Resuming after 1 rows" in told.stderr
         assert [row["completions"] for row in read()] == [["aaa", "b"], ["fail", "c"]]
         assert json.loads(Path("curve.json").read_text(encoding="utf-8"))["prompts"] == 2
         assert "in.ranked.jsonl exists already" in rank("rules:late", source, *curve, code=1).output
@@ -242,12 +242,12 @@ class TestInterrupted:
             rank("rules:length", source, "--curve", "curve.json", code=1)
         assert not Path("in.ranked.jsonl").exists() and not Path("curve.json").exists()
         told = rank("rules:length", source, "--curve", "curve.json")
-        assert "Going on behind 2 rows that were scored before." in told.stderr
+        assert "Resuming after 2 rows scored." in told.stderr
         assert [path.name for path in Path().iterdir() if "curve" in path.name] == ["curve.json"]
 
 
 def test_help_has_its_options_in_groups(rank: Any) -> None:
-    printed = rank("--help").output
+    printed = rank("--help-all").output
     headings = [line.removesuffix(":") for line in printed.splitlines() if re.fullmatch(r"[A-Z][\w ]*:", line)]
     assert headings == ["Output", "Completions", "Best of n", "Options"]
     order = [printed.index(flag) for flag in ("--format", "--pairs", "--generate MODEL", "--seed", "--gold", "--batch-size")]

@@ -42,10 +42,10 @@ class TestGold:
         assert (last["low"], last["high"]) == pytest.approx((3.5 - 1.5 * 12.7062, 3.5 + 1.5 * 12.7062), abs=1e-3)
         assert read()[0]["gold_scores"] == [2.0, 3.0, 1.0, 0.0]
         printed = [re.split(r"\s{2,}", line.strip()) for line in told.stdout.splitlines()]
-        assert printed[0] == ["n", "KL bound (nats)", "proxy mean [95%]", "gold mean [95%]", "best possible gold"]
-        assert [row[0] for row in printed[1:4]] == ["1", "2", "4"]
-        assert printed[3] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
-        assert "2 prompts with 4 scored completions or more; 1 have fewer and are left out." in told.stdout
+        assert printed[0] == ["KL bound", "proxy mean", "gold mean", "best possible"]
+        assert [row[0] for row in printed[2:5]] == ["1", "2", "4"]
+        assert printed[4] == ["4", "0.636", "4 [4, 4]", "3.5 [-15.56, 22.56]", "4"]
+        assert "2 prompts with at least 4 scored completions; 1 have fewer and are left out." in told.stdout
 
     def test_the_first_n_have_the_first_values_of_the_column(self, rank: Any) -> None:
         rank("rules:length", write(*self.ROWS), "--gold", "good", "--n", "2", "--curve", "curve.json")
@@ -71,7 +71,7 @@ class TestGold:
         Path("rules.py").write_text(RULES.replace('raise RuntimeError("out of memory")', "return vowels(samples)"))
         sys.modules.pop("rules")
         told = rank("rules:length", source, "--gold", "rules:fails")
-        assert "Going on behind 3 rows that were scored before." in told.stderr
+        assert "Resuming after 3 rows scored." in told.stderr
         assert left_behind() == []
 
     def test_the_proxy_alone_has_a_curve(self, rank: Any) -> None:
@@ -132,7 +132,7 @@ class TestGold:
                 "row 2: the column 'good' has [1]; as a reward it must have a number, true or false for each of the 2",
             ),
             ("name", "row 1: the column 'name' has ['x', 'y']"),
-            ("goood", "--gold 'goood' is no column of the first rows, and as a spec it cannot be loaded: "),
+            ("goood", "--gold 'goood' is not a column of the first rows, and cannot be loaded as a spec: "),
             ("endless", "row 2: the column 'endless' has [1, inf]; a reward must be finite, or null where it is unknown."),
             ("huge", "row 2: the column 'huge' has [1, 100000"),
         ],
@@ -165,7 +165,7 @@ class TestGold:
     ) -> None:
         source = write(listed("Q", "a", "bb", good=[None, 1]), listed("R", "a", good=[1]))
         told = rank(spec, source, "--gold", "good", "--curve", "curve.json", *settings, code=1)
-        assert f"in.ranked.jsonl is written, but there is no curve: {message}" in told.output
+        assert f"The rows are written to in.ranked.jsonl, but there is no curve: {message}" in told.output
         assert len(read()) == 2 and not Path("curve.json").exists()
         assert left_behind() == []
 
@@ -186,7 +186,7 @@ class TestGold:
 
     def test_a_misspelt_gold_is_told_before_the_proxy_scores(self, rank: Any) -> None:
         told = rank("rules:fails", write(*self.ROWS), "--gold", "rules:vowel", code=1)
-        assert "--gold 'rules:vowel' is no column of the first rows, and as a spec it cannot be loaded" in told.output
+        assert "--gold 'rules:vowel' is not a column of the first rows, and cannot be loaded as a spec" in told.output
 
     def test_no_two_rewards_are_in_memory(self, rank: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded: list[tuple[Any, weakref.ref[rm.Provider]]] = []

@@ -321,7 +321,7 @@ class TestBeforeItStarts:
         assert "'value'" in self.run("constant", "--port", "0")
 
     def test_an_open_server_that_others_reach_is_warned_of(self) -> None:
-        assert "Everybody who reaches 0.0.0.0 may use this server" in self.run("constant", "--port", "0", "--host", "0.0.0.0")
+        assert "Anyone who can reach 0.0.0.0 can use this server" in self.run("constant", "--port", "0", "--host", "0.0.0.0")
 
     def test_a_package_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in sys.modules if name.startswith("rm_plugins.server.")]:
@@ -331,4 +331,4 @@ class TestBeforeItStarts:
         for name in ("process", "request_log"):
             monkeypatch.delattr(rm_plugins.server, name, raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
-        assert "the server needs the package uvicorn: pip install 'rm-plugins[serve]'" in self.run("constant", "--port", "0")
+        assert "The server needs the package uvicorn: pip install 'rm-plugins[serve]'" in self.run("constant", "--port", "0")

@@ -54,11 +54,11 @@ def test_yaml_configuration(tiny_decoder: Any, tmp_path: Path) -> None:
 def test_a_misspelt_flag_is_not_handed_to_the_launcher() -> None:
     found = CliRunner().invoke(main, ["train", "--output_dir", "rm", "--lerning_rate", "1e-5"])
     assert found.exit_code == 2
-    assert "There is no argument --lerning_rate. Did you mean --learning_rate?" in found.output
+    assert "There is no option --lerning_rate. Did you mean --learning_rate?" in found.output
 
 
 def test_help_has_trls_flags_and_ours() -> None:
-    printed = run_program("rm_plugins", "train", "--help")
+    printed = run_program("rm_plugins", "train", "--help-all")
     for flag in ("--learning_rate", "--dataset_name", "--use_peft", "--loss", "--overlong", "--eval_dataset_name"):
         assert flag in printed
 

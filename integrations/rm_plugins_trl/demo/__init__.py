@@ -1,3 +1,3 @@
-"""The whole road on a desk: a world with a known reward, a reward model of it, and a policy trained on that model."""
+"""A complete example on a laptop: data with a known reward, a reward model, and a policy trained against it."""
 
 __all__: list[str] = []

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
+from rm_plugins.cli.command import Command
+from rm_plugins.cli.printed import Console, echo, is_quiet
+from rm_plugins.errors import MissingDependencyError
 
-@click.command("demo")
+
+@click.command("demo", cls=Command, resuming="Start over with --overwrite.")
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("rm-plugins-demo"),
     show_default=True,
-    help="Where everything is written.",
+    help="The output folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier run wrote into the output folder.")
 @click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Steps of GRPO.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the world, the models and the sampling.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the models and the sampling.")
 @click.option(
     "--dataset",
-    help="Your own preference data instead of the generated world: a JSON Lines or Parquet file, or the name of a dataset, with "
-    "prompt, chosen and rejected. Its true reward is not known, so the learned one is shown alone.",
+    help="Your own preference data instead of the generated one: a JSON Lines or Parquet file, or the name of a dataset, with prompt, "
+    "chosen and rejected. Its true reward is unknown, so only the learned one is shown.",
 )
-@click.option("--pairs", type=click.IntRange(min=2), default=2_000, show_default=True, help="Pairs read of --dataset at most.")
 @click.option(
-    "--model", help="The folder or id of the model the reward is trained from, instead of a tiny one made on the spot."
+    "--pairs", type=click.IntRange(min=2), default=2_000, show_default=True, help="Use at most this many pairs of --dataset."
 )
-@click.option("--policy", help="The folder or id of the policy, instead of a tiny one; it is used as it is, without a warm-up.")
+@click.option("--model", help="Folder or hub id of the model to train the reward from; by default a tiny model is created.")
+@click.option("--policy", help="Folder or hub id of the policy, used without warm-up; by default a tiny policy is created.")
 def demo(
     output_dir: Path,
     overwrite: bool,
@@ -38,12 +43,26 @@ def demo(
     model: str | None,
     policy: str | None,
 ) -> None:
-    """Train a reward model and a policy against it, and show the true reward rising.
+    """Train a reward model and a policy against it, and show how the true reward rises.
 
-    By default everything is made on the spot, offline, in a few minutes on two cores: a world of requests and answers in which
-    the true (gold) reward is known, noisy preferences, a small reward model trained on them, and GRPO on a small policy with
-    that reward. Models and data of your own take the place of any part.
+    By default everything is generated offline, in a few minutes on two cores: requests and answers whose true (gold) reward is known,
+    noisy preferences, a small reward model trained on them, and a small policy trained with GRPO against that reward model. You can
+    replace the data and both models with your own.
     """
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("The picture of the rewards needs matplotlib: pip install 'rm-plugins[demo]'.")
     from rm_plugins_trl.demo.run import run_demo
 
-    run_demo(output_dir, overwrite=overwrite, steps=steps, seed=seed, dataset=dataset, pairs=pairs, model=model, policy=policy)
+    path = run_demo(
+        output_dir,
+        overwrite=overwrite,
+        steps=steps,
+        seed=seed,
+        dataset=dataset,
+        pairs=pairs,
+        model=model,
+        policy=policy,
+        console=Console(quiet=is_quiet()),
+    )
+    if is_quiet():
+        echo(str(path))

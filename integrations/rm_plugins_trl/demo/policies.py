@@ -1,4 +1,4 @@
-"""Policies: a tiny one made on the spot, one that is loaded, and what they write."""
+"""Policies: creating a tiny one, loading another, and sampling from it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-_NO_SETTING = "a trainer's own setting; the demonstration has none"
+NO_SETTING = "a setting that the demonstration lacks"
 LARGEST_VOCABULARY = 2_048
 POSITIONS = 1_024
 HIDDEN_SIZE = 64
-# At transformers' own 0.02, attention in so narrow a model starts too weak to learn within minutes to copy from the prompt.
+# With transformers' default of 0.02, attention in such a narrow model takes too long to learn to copy from the prompt.
 INITIAL_SPREAD = 0.08
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of the texts, with padding and EOS tokens and a plain chat template; it knows every text."""
+    """A byte-level BPE tokenizer trained on the texts, with padding and EOS tokens and a plain chat template; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,7 +78,7 @@ def make_language_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2F
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: for models this small several only wait for each other, for minutes on a busy machine."""
+    """Compute on one thread: for models this small, several threads are slower, by minutes on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -89,10 +89,10 @@ def one_thread() -> Iterator[None]:
 
 def load_policy(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model and its tokenizer, from a folder or a model id."""
-    tokenizer = load_tokenizer([source], f"the policy {source!r}", code_setting=_NO_SETTING)
+    tokenizer = load_tokenizer([source], f"the policy {source!r}", code_setting=NO_SETTING)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return load_language_model(source, code_setting=_NO_SETTING), tokenizer
+    return load_language_model(source, code_setting=NO_SETTING), tokenizer
 
 
 def sampled_completions(
@@ -103,7 +103,7 @@ def sampled_completions(
     seed: int,
     batch_size: int = 64,
 ) -> list[str]:
-    """One completion for each prompt, drawn as GRPO draws them: at temperature 1 from the whole distribution."""
+    """One completion for each prompt, sampled as GRPO does: at temperature 1 from the whole distribution."""
     set_seed(seed)
     model.eval()
     completions: list[str] = []

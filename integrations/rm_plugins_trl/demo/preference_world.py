@@ -1,4 +1,4 @@
-"""Somebody's own preference data as a world in which the true reward is not known."""
+"""Your own preference data in place of the generated world; its true reward is unknown."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rm_plugins.errors import DataError
 from rm_plugins_trl.demo.world import Row, World
 
 LONGEST_PROMPT = 2_000
-"""In characters, counted as JSON; sampling for longer prompts takes too long for a demonstration."""
+"""In characters of JSON; sampling for longer prompts takes too long for a demonstration."""
 HELD_OUT_SHARE = 0.1
 
 
 def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
-    """A world made of preference pairs: their prompts, and both answers of each pair as demonstrations.
+    """A world of preference pairs: their prompts, and both answers of each pair as demonstrations.
 
     A tenth of the prompts, chosen by the seed, is held out with its pairs. The first `pairs` of a JSON Lines or Parquet file are read,
     or of the split ``train`` of a dataset.
 
     Raises:
-        DataError: A row is no preference pair, has no prompt, or there are fewer than two usable prompts.
+        DataError: A row is not a preference pair, lacks a prompt, or there are fewer than two usable prompts.
     """
     by_prompt: dict[str, list[Row]] = {}
     for number, row in enumerate(islice(read_rows(source), pairs), start=1):
@@ -38,7 +38,7 @@ def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
     if len(by_prompt) < 2:
         raise DataError(
             f"{source} has {len(by_prompt)} different prompts of at most {LONGEST_PROMPT:,} characters; at least 2 are needed, "
-            "one to learn from and one to measure on."
+            "one for training and one for measuring."
         )
     groups = list(by_prompt.values())
     random.Random(seed).shuffle(groups)
@@ -54,7 +54,7 @@ def read_world(source: str, *, pairs: int, seed: int = 0) -> World:
 def _plain_row(row: Row) -> Row:
     chosen, rejected = preference_samples(row)
     if not chosen.prompt:
-        raise DataError("there is no prompt, and a policy cannot be trained without prompts.")
+        raise DataError("there is no prompt, which training a policy needs.")
     return {"prompt": _plain(chosen.prompt), "chosen": _plain(chosen.completion), "rejected": _plain(rejected.completion)}
 
 

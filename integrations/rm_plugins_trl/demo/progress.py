@@ -1,4 +1,4 @@
-"""What a reader sees while the demonstration runs: one line for each stage, and the step that a trainer is at."""
+"""What the demonstration prints while it runs: a line for each stage, and the current step of a trainer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rm_plugins.cli.printed import Console
 
 
 class Stage(TrainerCallback):
-    """One stage, which is also the trainer callback that shows its steps: in one line of a terminal, elsewhere each quarter.
+    """One stage, and the trainer callback that shows its steps: in one line of a terminal, elsewhere at each quarter.
 
-    `metrics` are the trainer's own names of the metrics that are shown, by the names that they have there.
+    `metrics` maps the names that are shown to the trainer's own names.
     """
 
     def __init__(self, status: Status, metrics: Mapping[str, str]) -> None:
@@ -29,7 +29,7 @@ class Stage(TrainerCallback):
         self._shown = ""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take the metrics that are shown from the trainer's log."""
+        """Remember the shown metrics of the trainer's log."""
         values = {shown: float(logs[name]) for shown, name in self._metrics.items() if name in logs} if logs else {}
         self._shown = "".join(f", {name} {value:.2f}" for name, value in values.items()) or self._shown
 
@@ -43,7 +43,7 @@ class Stage(TrainerCallback):
 
 
 class Stages:
-    """Numbers the stages, of which there will be `total`, and times them."""
+    """Numbers the `total` stages and measures their time."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.seconds: dict[str, float] = {}
@@ -52,7 +52,7 @@ class Stages:
 
     @contextmanager
     def stage(self, title: str, doing: str, **metrics: str) -> Iterator[Stage]:
-        """Print what is being done, then its `Stage.result` with the time it took; `metrics` are those of `Stage`."""
+        """Print what is being done, then its `Stage.result` and its time; `metrics` are those of `Stage`."""
         start = time.perf_counter()
         number = len(self.seconds) + 1
         self._console.print(f"[bold]\\[{number}/{self._total}] {title}[/bold]: {doing}", highlight=False, soft_wrap=True)
@@ -65,7 +65,7 @@ class Stages:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the progress bars of the libraries, and warnings about names that TRL itself still uses; all others show."""
+    """Silence the progress bars of the libraries, and warnings about names that TRL itself still uses."""
     datasets_had_bars, transformers_had_bars = (
         not datasets.are_progress_bars_disabled(),
         transformers_logging.is_progress_bar_enabled(),

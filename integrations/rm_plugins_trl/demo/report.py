@@ -18,8 +18,8 @@ from rm_plugins.scores import FloatArray
 
 SMOOTHING_STEPS = 10
 TITLES = {
-    "gold": "Gold reward: the true one, which nothing was trained on",
-    "learned": "Learned reward: the reward model's, which the policy is trained on",
+    "gold": "Gold reward: the true one, used for measuring only",
+    "learned": "Learned reward: that of the reward model, which the policy is trained against",
 }
 COLOURS = {"gold": "#b8860b", "learned": "#2a6f97"}
 
@@ -31,7 +31,7 @@ class Measure:
     Args:
         completions: One for each prompt, [N].
         learned: The reward model's scores, float64 [N].
-        gold: The true rewards, float64 [N]; None where they are not known.
+        gold: The true rewards, float64 [N]; None if they are unknown.
     """
 
     completions: list[str]
@@ -52,7 +52,7 @@ class Measure:
 
 
 def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: Measure, path: Path) -> None:
-    """Draw the means of the rewards at GRPO's steps, with the policy before and after on held-out prompts, as a PNG file.
+    """Draw the mean rewards at each step of GRPO, and those of the policy before and after on held-out prompts, as a PNG file.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -85,12 +85,12 @@ def draw_curves(curves: Sequence[Mapping[str, float]], before: Measure, after: M
 
 
 def _smoothed(values: FloatArray) -> FloatArray:
-    """The mean of the last steps, at each step."""
+    """The moving average over the last steps, at each step."""
     return np.array([values[max(0, end - SMOOTHING_STEPS) : end].mean() for end in range(1, len(values) + 1)])
 
 
 def summary(folder: Path, name: str, prompts: Sequence[Any], before: Measure, after: Measure, held_out: PairMetrics) -> str:
-    """The summary, in Markdown; `name` is what ``rm_plugins.yaml`` in the folder calls the reward."""
+    """The summary, in Markdown; `name` is the name of the reward in the folder's ``rm_plugins.yaml``."""
     rows = []
     for key, title in (("gold", "gold (true) reward"), ("learned", "learned reward")):
         if getattr(before, key) is not None:
@@ -107,18 +107,18 @@ def summary(folder: Path, name: str, prompts: Sequence[Any], before: Measure, af
 |---|---|---|
 {table}
 
-Means and standard errors. On held-out pairs, whose labels are noisy too, the reward model has {held_out}.
+Means and standard errors. The reward model on held-out pairs, whose labels are noisy too: {held_out}.
 
-What the policy writes:
+Completions of the policy:
 
 {examples}
 
 Written to `{folder}`:
 
-- `data/`: the preference pairs, the prompts, and what was held out
-- `reward-model/`: the reward, with `reward_manifest.json`; `rm_plugins.yaml` calls it `{name}`
-- `policy-before/` (if it was made here) and `policy-after/`
-- `completions.jsonl`: what the policy wrote before and after, for the commands below
+- `data/`: the preference pairs and prompts, for training and held out
+- `reward-model/`: the reward, with `reward_manifest.json`; its name in `rm_plugins.yaml` is `{name}`
+- `policy-before/` (if it was created here) and `policy-after/`
+- `completions.jsonl`: completions of the policy before and after, for the commands below
 - `curves.png`, `curves.json`: the rewards at every step
 
 Use the reward:

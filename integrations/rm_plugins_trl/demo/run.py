@@ -17,10 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rm_plugins as rm
 from rm_plugins.cli.printed import Console
 from rm_plugins.data.row_files import write_rows
-from rm_plugins.errors import DataError, ManifestError
+from rm_plugins.errors import DataError, ManifestError, ModelError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
 from rm_plugins.files import check_output, write_atomically
-from rm_plugins_trl.demo.policies import load_policy, make_language_model, make_tokenizer, one_thread, sampled_completions
+from rm_plugins.models.model_folder import load_config
+from rm_plugins_trl.demo.policies import (
+    NO_SETTING,
+    load_policy,
+    make_language_model,
+    make_tokenizer,
+    one_thread,
+    sampled_completions,
+)
 from rm_plugins_trl.demo.preference_world import read_world
 from rm_plugins_trl.demo.progress import Stages, quiet_libraries
 from rm_plugins_trl.demo.report import Measure, draw_curves, summary
@@ -29,7 +37,7 @@ from rm_plugins_trl.demo.world import Row, World, gold, make_world
 from rm_plugins_trl.reward_function import reward_func
 
 REWARD_NAME = "demo_reward"
-"""What ``rm_plugins.yaml`` in the output folder calls the trained reward."""
+"""The name of the trained reward in ``rm_plugins.yaml`` of the output folder."""
 GOLD = "rm_plugins_trl.demo.world:gold_reward"
 COMPLETION_TOKENS = 48
 MEASURED_PROMPTS = 192
@@ -50,19 +58,23 @@ def run_demo(
     world: World | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Train a reward model and a policy against it, measure both, and write everything down.
+    """Train a reward model and a policy against it, measure both, and write a report.
 
-    The arguments are the options of ``rm-plugins demo``, and in tests a `world` that was made before, and the console.
+    The arguments are the options of ``rm-plugins demo``; tests also pass a `world` and the console.
 
     Returns:
         The path of the summary.
 
     Raises:
         OutputError: The output folder cannot be written.
-        DataError: It is not empty, or a row of `dataset` is no preference pair with a prompt.
-        ManifestError: The trained model does not score as it did when it was trained.
+        DataError: The output folder is not empty, or a row of `dataset` is not a preference pair with a prompt.
+        ModelError: `model` or `policy` cannot be loaded.
+        ManifestError: The trained model does not give the scores that it gave in training.
     """
     console = console or Console()
+    for source in filter(None, (model, policy)):
+        if load_config(source, code_setting=NO_SETTING) is None:  # said now, not after the first training
+            raise ModelError(f"{source} is not a model folder or hub id: it has no config.json.")
     _prepare(output_dir, overwrite)
     needs_tiny = model is None or policy is None
     stages = Stages(console, 4 + needs_tiny)
@@ -77,9 +89,7 @@ def run_demo(
 
         tiny = Path(scratch) / "language-model" if policy is not None else output_dir / "policy-before"
         if needs_tiny:
-            with stages.stage(
-                "Language model", "a tiny one learns to write as the answers do, good and bad", loss="loss"
-            ) as stage:
+            with stages.stage("Language model", "a tiny one learns to imitate the answers, good and bad", loss="loss") as stage:
                 tokenizer = make_tokenizer(_texts(world.demonstrations))
                 language_model = make_language_model(tokenizer, seed)
                 start_policy(language_model, tokenizer, world.demonstrations, stage, seed)
@@ -87,16 +97,18 @@ def run_demo(
                 stage.result = f"{language_model.num_parameters():,} parameters"
 
         reward_folder = output_dir / "reward-model"
-        with stages.stage("Reward model", "learns from the noisy pairs", accuracy="accuracy", loss="loss") as stage:
+        with stages.stage("Reward model", "is trained on the noisy pairs", accuracy="accuracy", loss="loss") as stage:
             recipe = TINY if model is None else WHOLE
             train_reward_model(model or str(tiny), world.pairs, world.held_out_pairs, reward_folder, recipe, stage, seed)
             names = {REWARD_NAME: "./reward-model", **({"gold": GOLD} if world.has_gold else {})}
             write_atomically(output_dir / "rm_plugins.yaml", yaml.safe_dump(names, sort_keys=False))
             rewards = rm.load(reward_folder)
             if problems := rewards.verify():  # type: ignore[attr-defined]  # it is a SequenceClassifier
-                raise ManifestError(f"The trained reward does not score as it did in training: {'; '.join(problems)}.")
+                raise ManifestError(
+                    f"The trained reward does not give the scores that it gave in training: {'; '.join(problems)}."
+                )
             held_out = evaluate_pairs(rewards, world.held_out_pairs)
-            stage.result = f"held out: {held_out}; verified, and named {REWARD_NAME}"
+            stage.result = f"held out: {held_out}; verified, and registered as {REWARD_NAME}"
 
         learner, tokenizer = load_policy(policy or str(tiny))
         before = _measured(learner, tokenizer, world, rewards, seed)
@@ -119,7 +131,7 @@ def run_demo(
             _save_model(learner, tokenizer, output_dir / "policy-after")
             stage.result = f"{steps} steps"
 
-        with stages.stage("Report", "the policy before and after, on prompts that no training saw") as stage:
+        with stages.stage("Report", "the policy before and after GRPO, on held-out prompts") as stage:
             after = _measured(learner, tokenizer, world, rewards, seed)
             path = _report(output_dir, world, curves, before, after, held_out, stages.seconds)
             stage.result = f"written to {output_dir}"

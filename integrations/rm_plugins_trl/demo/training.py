@@ -21,16 +21,16 @@ from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
 
 GENERATIONS = 8
-"""Completions of one prompt that GRPO compares with each other."""
+"""Completions of each prompt in GRPO."""
 LONGEST_ROW = 512
 """In tokens, for training on given texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What differs between a model made on the spot and one that somebody trained before.
+    """The settings that differ between a tiny new model and a pretrained one.
 
-    `completions` are those of a step of GRPO; `checkpointing` computes activations twice to save memory.
+    `completions` is the number per step of GRPO; `checkpointing` recomputes activations to save memory.
     """
 
     reward_learning_rate: float
@@ -46,7 +46,7 @@ WHOLE = Recipe(reward_learning_rate=2e-5, policy_learning_rate=5e-6, completions
 def start_policy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Row], stage: Stage, seed: int
 ) -> None:
-    """Teach a model made on the spot to write as the demonstrations do, good and bad ones alike."""
+    """Train a new model to imitate the demonstrations, good and bad ones alike."""
     with TemporaryDirectory() as scratch:
         args = SFTConfig(
             **_shared(scratch, seed, TINY),
@@ -67,7 +67,7 @@ def start_policy(
 def train_reward_model(
     start: str, pairs: Sequence[Row], held_out_pairs: Sequence[Row], folder: Path, recipe: Recipe, stage: Stage, seed: int
 ) -> None:
-    """Train a reward model on preference pairs and save it, with its manifest; held-out pairs give its score statistics."""
+    """Train a reward model on preference pairs and save it with its manifest; the score statistics are of the held-out pairs."""
     with TemporaryDirectory() as scratch:
         args = RewardConfig(
             **_shared(scratch, seed, recipe),
@@ -106,10 +106,10 @@ def optimize_policy(
 ) -> list[dict[str, float]]:
     """Train a policy with GRPO against the first of the rewards; further ones are only measured.
 
-    The weight of the KL divergence, GRPO's beta, keeps the policy from text that only fools the reward model.
+    The weight of the KL divergence, GRPO's beta, keeps the policy close to the start, where the reward model is accurate.
 
     Returns:
-        One mapping a step: ``step``, ``kl``, and the mean of every reward over the step's completions, by its name.
+        One mapping per step: ``step``, ``kl``, and the mean of every reward over the step's completions, by its name.
     """
     with TemporaryDirectory() as scratch:
         args = GRPOConfig(

@@ -3,48 +3,156 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rm_plugins.data.row_files import is_data_file
+from rm_plugins.cli.command import INTERRUPTED, Command
+from rm_plugins.cli.printed import echo, say
+from rm_plugins.cli.silence import silenced_libraries
+from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError, nearest_name
 from rm_plugins.files import check_output
+from rm_plugins_trl.reward_training.train_options import GROUPS, LAUNCHER, OF_LAUNCHER
 
 _MODULE = "rm_plugins_trl.reward_training.train"
+_OF_CLICK = ("-h", "--help", "--help-all", "-q", "--quiet", "-v", "--verbose")
+_TRACKERS = {
+    "comet_ml": "comet_ml",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""The package of each tracker."""
 
 
-@click.command(
-    "train",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
-)
+class _Train(Command):
+    """Takes options as TRL writes them, and shows the common ones in its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ours = [argument for argument in args if argument in _OF_CLICK]
+        return super().parse_args(ctx, [*ours, "--", *(argument for argument in args if argument not in _OF_CLICK)])
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "--model_name_or_path MODEL --dataset_name DATA [OPTIONS]")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, options in {**GROUPS, LAUNCHER: OF_LAUNCHER}.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (
+                            f"{option.flag} {option.metavar}".strip(),
+                            f"{option.help}{f' [{option.default}]' * bool(option.default)}",
+                        )
+                        for option in options
+                    ],
+                    col_max=34,
+                )
+        formatter.write_paragraph()
+        formatter.write_text(
+            "-q prints results and errors only; -v prints tracebacks; --help-all shows all options, ours before TRL's."
+        )
+
+
+def _show_all_options(ctx: click.Context, _: click.Parameter, is_given: bool) -> None:
+    if not is_given or ctx.resilient_parsing:
+        return
+    from rm_plugins_trl.reward_training.reward_config import RewardConfig
+    from rm_plugins_trl.reward_training.train_data import TrainScriptArguments
+
+    ours = {*vars(RewardConfig)["__annotations__"], *vars(TrainScriptArguments)["__annotations__"]}
+    actions = [action for action in _parser()._actions if action.option_strings and action.dest != "help"]
+    formatter = ctx.make_formatter()
+    for title, is_ours in (("Options of rm-plugins", True), ("Options of TRL and transformers", False)):
+        with formatter.section(title):
+            formatter.write_dl([_described(action) for action in actions if (action.dest in ours) == is_ours], col_max=34)
+    formatter.write_paragraph()
+    formatter.write_text("`accelerate launch --help` shows the options that start several processes.")
+    echo(formatter.getvalue().strip())
+    ctx.exit()
+
+
+def _described(action: Any) -> tuple[str, str]:
+    """An option of argparse, and its help with its default."""
+    text = " ".join((action.help or "").replace("%%", "%").split()).replace("(default: %(default)s)", "").strip()
+    default = "" if action.default in (None, "", "==SUPPRESS==") else f" [{action.default}]"
+    values = "|".join(map(str, action.choices)) if action.choices and len(action.choices) < 6 else ""
+    return f"{action.option_strings[0]} {values}".strip(), f"{text}{default}"
+
+
+def _how_to_resume(parameters: Mapping[str, Any]) -> str:
+    arguments = list(parameters.get("arguments", ()))
+    folder = next((value for name, value in pairwise(arguments) if name == "--output_dir"), None)
+    again = "run the same command again with --resume_from_checkpoint true"
+    if folder is None:
+        return f"If checkpoints were saved in the output folder, {again}."
+    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        return f"There is no checkpoint in {folder} yet, so the training begins anew; --save_steps N saves more often."
+    return f"The last checkpoint is {checkpoints[-1]}: {again}."
+
+
+@click.command("train", cls=_Train, resuming=_how_to_resume)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all_options)
 def train(arguments: tuple[str, ...]) -> None:
     """Train a reward model on pairs, rankings, ratings or labels.
 
-    Takes the flags of `trl reward` and its --config FILE.yaml, plus those of RewardConfig (--loss, --regularizers, --members and
-    so on) and --eval_dataset_name; --dataset_name may be a file or folder of rows, which --map maps and `rm-plugins data check` looks at.
-    --resume_from_checkpoint true goes on where a training was stopped. Arguments of `accelerate launch` (--num_processes 2,
-    --accelerate_config fsdp2) start it on several processes.
+    Takes the options of `trl reward`, and those of rm-plugins. `rm-plugins data check` checks the data before a training.
     """
     run(arguments)
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and train, under ``accelerate launch`` if they ask for it."""
+    _check_config(arguments)
     parser = _parser()
-    *_, from_config, from_line = parser.parse_args_and_config(
-        list(arguments), return_remaining_strings=True, separate_remaining_strings=True
-    )
-    if from_config or from_line:
-        _launch([*from_config, *from_line], _without(list(arguments), from_line))
+    try:
+        *_, from_config, from_line = parser.parse_args_and_config(
+            list(arguments), return_remaining_strings=True, separate_remaining_strings=True
+        )
+        parsed = () if from_config or from_line else parser.parse_args_and_config(list(arguments))
+    except RmPluginsError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # of the dataclasses, about values that do not fit together
+        raise click.UsageError(str(error)) from error
+    if parsed:
+        _train(*parsed)
     else:
-        _train(*parser.parse_args_and_config(list(arguments)))
+        _launch([*from_config, *from_line], _without(list(arguments), from_line))
+
+
+def _check_config(arguments: Sequence[str]) -> None:
+    """Refuse a configuration file that is not there, or not a YAML mapping.
+
+    Raises:
+        SpecError: It cannot be read.
+        UsageError: ``--config`` has no value.
+    """
+    if "--config" not in arguments:
+        return
+    place = list(arguments).index("--config") + 1
+    if place == len(arguments):
+        raise click.UsageError("--config needs a file: --config FILE.yaml.")
+    from rm_plugins.written_settings import read_settings
+
+    read_settings(Path(arguments[place]))
+
+
+def _refuse(message: str) -> None:
+    """The error of the parser, without the usage of all options, which is hundreds of lines."""
+    told = re.sub(r"^argument (--\w+)[^:]*: ", r"\1: ", message)
+    raise click.UsageError(f"{told}. `rm-plugins train --help-all` describes the options.")
 
 
 def _parser() -> Any:
@@ -53,7 +161,9 @@ def _parser() -> Any:
     from rm_plugins_trl.reward_training.reward_config import RewardConfig
     from rm_plugins_trl.reward_training.train_data import TrainScriptArguments
 
-    return TrlParser((TrainScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig), prog="rm-plugins train")
+    parser = TrlParser((TrainScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig), prog="rm-plugins train")
+    parser.error = _refuse
+    return parser
 
 
 def _launch(launcher: list[str], own: list[str]) -> None:
@@ -67,18 +177,38 @@ def _launch(launcher: list[str], own: list[str]) -> None:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in (*known, "--accelerate_config"):
             own_names = [option for action in _parser()._actions for option in action.option_strings]
-            nearest = [f"Did you mean {option}?" for option in get_close_matches(name, [*own_names, *known], n=1)]
-            listed = "`rm-plugins train --help` lists ours, `accelerate launch --help` the others."
-            raise click.UsageError(f"There is no argument {name}. {(nearest or [listed])[0]}")
+            nearest = nearest_name(name, [*own_names, *known])
+            listed = "`rm-plugins train --help-all` lists ours, `accelerate launch --help` the others."
+            raise click.UsageError(f"There is no option {name}. {f'Did you mean {nearest}?' if nearest else listed}")
+        if not name.startswith("-") and argument == launcher[0]:
+            raise click.UsageError(f"{argument!r} is not an option. `rm-plugins train --help` shows the options.")
     options = launch_command_parser().parse_args([*resolve_accelerate_config_argument(launcher), "--module", _MODULE, *own])
     if options.cpu and (options.num_processes or 1) > 1 and options.mpirun_hostfile is None:
         # Without MPI, accelerate's launcher starts one process on a CPU however many it is asked for.
         from torch.distributed.run import main
 
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        main(["--standalone", "--nproc_per_node", str(options.num_processes), "--module", _MODULE, *own])
+        with _failures_of_processes():
+            main(["--standalone", "--nproc_per_node", str(options.num_processes), "--module", _MODULE, *own])
     else:
-        launch_command(options)
+        with _failures_of_processes():
+            launch_command(options)
+
+
+@contextmanager
+def _failures_of_processes() -> Iterator[None]:
+    """Raise what launchers say of failed processes, which have printed their own errors, as one line."""
+    from subprocess import CalledProcessError
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        yield
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    except (ChildFailedError, CalledProcessError) as error:
+        raise click.ClickException("The training failed; the errors of its processes are above.") from error
 
 
 def _without(arguments: list[str], taken: list[str]) -> list[str]:
@@ -97,9 +227,16 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
 
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
     from rm_plugins_trl.reward_training.train_data import training_data
+    from rm_plugins_trl.reward_training.training_output import TrainingOutput
 
+    if not model.model_name_or_path:
+        raise click.UsageError("Name the model to train: --model_name_or_path MODEL.")
     check_output(Path(args.output_dir), is_folder=True)
+    _check_installed(args, model)
     train_dataset, eval_dataset = training_data(script, args, mixture)
+    for name, dataset in ((script.dataset_name, train_dataset), (script.eval_dataset_name, eval_dataset)):
+        if getattr(dataset, "num_rows", None) == 0:
+            raise DataError(f"{name or 'The dataset'} has no rows.")
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -114,14 +251,26 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    output = TrainingOutput().attach(trainer)
+    if args.dataloader_num_workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each forked worker warns of it
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    finally:
+        output.close()
     if "eval_accuracy" in trainer.last_metrics:
         trainer.accelerator.print(f"Accuracy on the evaluation data: {trainer.last_metrics['eval_accuracy']:.4f}")
     if args.save_strategy == "no":
         trainer.save_model()  # the trainer has not
     dataset_name = script.dataset_name if _is_hub_id(script.dataset_name) else None
     trainer.create_model_card(dataset_name=dataset_name)
-    trainer.accelerator.print(f"Saved to {args.output_dir}; `rm-plugins verify {args.output_dir}` checks it.")
+    if trainer.accelerator.is_main_process:
+        say(
+            f"Saved the reward model to {args.output_dir}.\n"
+            f"  rm-plugins verify {args.output_dir}          checks that it loads and gives the recorded scores\n"
+            f"  rm-plugins evaluate {args.output_dir} DATA   measures it on judged answers\n"
+            f"  rm-plugins serve {args.output_dir}           serves it over HTTP"
+        )
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     if trainer.accelerator.num_processes > 1:
@@ -131,10 +280,42 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         time.sleep(1)
 
 
+def _check_installed(args: Any, model: Any) -> None:
+    """Say which packages the options need and do not have, before data and model are loaded.
+
+    Raises:
+        MissingDependencyError: One is not installed.
+    """
+    needed = {"peft": ("peft", "pip install 'rm-plugins[peft]'")} if model.use_peft else {}
+    if model.load_in_4bit or model.load_in_8bit:
+        needed["bitsandbytes"] = ("quantization", "pip install bitsandbytes")
+    trackers = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
+    for tracker in trackers:
+        if tracker in _TRACKERS:
+            needed[_TRACKERS[tracker]] = (f"--report_to {tracker}", f"pip install {_TRACKERS[tracker]}")
+    for package, (what, how) in needed.items():
+        if find_spec(package) is None:
+            raise MissingDependencyError(f"{what} needs the package {package}: {how}.")
+
+
 def _is_hub_id(name: str | None) -> bool:
     """Whether a model card may name this dataset: a local path means nothing to others."""
+    from rm_plugins.data.row_files import is_data_file
+
     return name is not None and not is_data_file(name) and not os.path.exists(name)
 
 
+def _run_as_one_of_several() -> None:
+    """What each process of a launcher does: a failure is a message and an exit code, and the launcher ends the others."""
+    with silenced_libraries():
+        try:
+            run(sys.argv[1:])
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except (RmPluginsError, click.ClickException, OSError) as error:
+            echo(f"Error: {error}", err=True)
+            sys.exit(1)
+
+
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    _run_as_one_of_several()

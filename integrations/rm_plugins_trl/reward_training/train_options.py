@@ -1,0 +1,56 @@
+"""The options of ``rm-plugins train`` that most trainings use, written down so that ``--help`` needs no import of TRL."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TrainOption(NamedTuple):
+    """An option as ``--help`` shows it; `default` is empty where there is none, or where the help says it."""
+
+    flag: str
+    metavar: str
+    help: str
+    default: str = ""
+
+
+GROUPS: dict[str, tuple[TrainOption, ...]] = {
+    "Model and data": (
+        TrainOption("--model_name_or_path", "MODEL", "Folder or hub id of the model to train."),
+        TrainOption("--dataset_name", "FILE|DATASET", "Training data: a file or folder of rows, or a dataset."),
+        TrainOption("--eval_dataset_name", "FILE|DATASET", "Evaluation data."),
+        TrainOption("--map", "PRESET|OLD=NEW", "Rename or convert columns, as `rm-plugins score` does."),
+        TrainOption("--output_dir", "FOLDER", "Where the model and checkpoints are saved."),
+        TrainOption("--config", "FILE.yaml", "Read options from a file; those of the command line win."),
+    ),
+    "Reward": (
+        TrainOption("--loss", "NAME|JSON", "`rm-plugins list losses` shows them.", "bradley-terry"),
+        TrainOption("--regularizers", "JSON", 'Terms added to the loss, such as {"centering": 0.01}.'),
+        TrainOption("--members", "N", "Score heads of a shared-trunk ensemble.", "1"),
+        TrainOption("--max_length", "TOKENS", "The longest text.", "1024"),
+        TrainOption("--overlong", "drop|truncate", "What happens to longer texts.", "drop"),
+    ),
+    "Training": (
+        TrainOption("--learning_rate", "NUMBER", "By default, depends on the model's size."),
+        TrainOption("--num_train_epochs", "NUMBER", "By default, depends on the model's size."),
+        TrainOption("--per_device_train_batch_size", "N", "By default, depends on the model's size."),
+        TrainOption("--gradient_accumulation_steps", "N", "Batches per step.", "1"),
+        TrainOption("--max_steps", "N", "Stop after N steps; -1 for whole epochs.", "-1"),
+        TrainOption("--use_peft", "", "Train a LoRA adapter; see --lora_r, --lora_alpha."),
+        TrainOption("--seed", "N", "Seed of everything random.", "42"),
+    ),
+    "Evaluation and checkpoints": (
+        TrainOption("--eval_strategy", "no|steps|epoch", "When to evaluate during training.", "no"),
+        TrainOption("--logging_steps", "N", "Steps between two lines of the table.", "10"),
+        TrainOption("--save_steps", "N", "Steps between two checkpoints.", "500"),
+        TrainOption("--resume_from_checkpoint", "true", "Resume from the last checkpoint of --output_dir."),
+        TrainOption("--report_to", "TRACKER", "Such as wandb or tensorboard.", "none"),
+    ),
+}
+
+LAUNCHER = "Several processes"
+OF_LAUNCHER = (
+    TrainOption("--num_processes", "N", "One for each GPU; as in `accelerate launch`."),
+    TrainOption("--accelerate_config", "NAME|FILE", "Such as fsdp2 or zero3; as in TRL."),
+)
+"""Those that start several processes; `accelerate launch` has more."""

@@ -1,0 +1,93 @@
+"""What a training prints: a table of metrics and, on a terminal, a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from rm_plugins.cli.job_options import progress_bar
+from rm_plugins.cli.printed import echo, is_quiet
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_COLUMNS = {
+    "loss": ("loss", ".4f"),
+    "accuracy": ("accuracy", ".1%"),
+    "margin": ("margin", ".4g"),
+    "mean_reward": ("reward", ".4g"),
+    "std_reward": ("std", ".4g"),
+    "learning_rate": ("learning rate", ".2g"),
+}
+"""The metrics that are shown, each with its heading and format."""
+_WIDTH = {"step": 10, "epoch": 6, "loss": 8, "accuracy": 9, "margin": 10, "reward": 10, "std": 10, "learning rate": 14}
+_EVALUATION = "eval_"
+
+
+class TrainingOutput(TrainerCallback):
+    """Prints a line for each entry of a trainer's log, and shows a bar where standard error is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._has_header = False
+
+    def attach(self, trainer: Any) -> TrainingOutput:
+        """Take the place of what a trainer prints by itself; returns itself."""
+        for printer in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printer)
+        trainer.add_callback(self)
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        if state.is_world_process_zero and not args.disable_tqdm:
+            self._bar = progress_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print a line of training metrics, or of an evaluation."""
+        if logs is None or not state.is_world_process_zero or is_quiet():
+            return
+        is_evaluation = any(name.startswith(_EVALUATION) for name in logs)
+        if not is_evaluation and "loss" not in logs:  # the summary of times at the end
+            return
+        prefix = _EVALUATION if is_evaluation else ""
+        cells = {"step": f"eval {state.global_step}" if is_evaluation else str(state.global_step)}
+        cells["epoch"] = f"{float(logs['epoch']):.2f}" if "epoch" in logs else ""
+        for name, (heading, form) in _COLUMNS.items():
+            value = logs.get(f"{prefix}{name}")
+            cells[heading] = "" if value is None else format(float(value), form)
+        if not self._has_header:
+            self._has_header = True
+            self._print(_line({name: name for name in _WIDTH}))
+        self._print(_line(cells))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the bar, also where the training failed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None and not self._bar.disable and sys.stdout.isatty():
+            self._bar.console.print(line, markup=False, highlight=False)  # above the bar, on the same terminal
+        else:
+            echo(line)
+
+
+def _line(cells: Mapping[str, str]) -> str:
+    return "".join(f"{cells[name]:>{width}}" for name, width in _WIDTH.items())
