@@ -32,6 +32,25 @@ _TABLES = (".parquet", ".arrow", ".feather")
 _COMPRESSED = (".gz", ".zst")
 _DATA_ENDINGS = (*(f"{rows}{packed}" for rows in _ROWS for packed in ("", *_COMPRESSED)), *_TABLES)
 
+_OTHER_FILES = (
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".xlsx",
+    ".xls",
+    ".xml",
+    ".html",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".zst",
+    ".db",
+    ".pkl",
+    ".pt",
+)
+"""Endings of files that rows are not read from, so that a name with one is not taken for a dataset's."""
+
 _OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
 """What `rm-plugins score` and `rank` write beside their input, which is no data of the folder."""
 
@@ -229,21 +248,67 @@ def _resolved(resolve: Callable[[str, str], list[str]], pattern: str, folder: st
 
 
 def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    rows = load_rows(source, split, streaming=True)
+    try:
+        for row in rows:
+            yield {name: without_nan(value) for name, value in row.items()}
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        raise _unreadable(source, split, None, error) from error
+
+
+def load_rows(source: str, split: str, *, config: str | None = None, streaming: bool = False) -> Any:
+    """A split of a dataset: of one that `datasets` saved in a folder, or of one that it loads by its name.
+
+    Args:
+        source: The folder or name.
+        split: The split.
+        config: The dataset's configuration.
+        streaming: Whether rows are read as they are needed.
+
+    Raises:
+        DataError: There is no such dataset, configuration or split.
+    """
+    _check_name(source)
     from datasets import load_dataset, load_from_disk
 
     try:
         if (Path(source) / "state.json").is_file():
-            rows = load_from_disk(source)
-        elif (Path(source) / "dataset_dict.json").is_file():
-            rows = load_from_disk(source)[split]
-        else:
-            rows = load_dataset(source, split=split, streaming=True)
-        for row in rows:
-            yield {name: without_nan(value) for name, value in row.items()}
-    except Exception as error:  # whatever the hub, the disk or a loading script raises, also while its rows are read
+            return load_from_disk(source)
+        if (Path(source) / "dataset_dict.json").is_file():
+            splits = load_from_disk(source)
+            if split not in splits:
+                raise ValueError(f"It has the splits {', '.join(splits)}.")
+            return splits[split]
+        return load_dataset(source, name=config, split=split, streaming=streaming)
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        raise _unreadable(source, split, config, error) from error
+
+
+def _check_name(source: str) -> None:
+    """Refuse what can only be meant as a file or folder and is not one that rows are read from."""
+    path = Path(source)
+    endings = ", ".join(_ROWS + _TABLES)
+    if path.is_file():
         raise DataError(
-            f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be read: {error}"
-        ) from error
+            f"{source!r} is not a file of rows: its name must end in {endings}, of which text may be compressed (.gz, .zst). Write plain "
+            "text as JSON Lines, one row per line."
+        )
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _OTHER_FILES
+    if looks_like_path and not path.exists():
+        raise DataError(f"There is no file or folder {source!r} (files of rows end in {endings}). Check the path.")
+
+
+def _unreadable(source: str, split: str, config: str | None, error: Exception) -> DataError:
+    """The error for a dataset that cannot be loaded, with what `datasets` says about it."""
+    what = f"the split {split!r}" + ("" if config is None else f" of the configuration {config!r}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if Path(source).is_dir():
+        return DataError(f"From the folder {source!r}, {what} cannot be read: {reason}")
+    hint = " HF_HUB_OFFLINE is set, so only datasets that were downloaded before can be used." if "Offline" in reason else ""
+    return DataError(
+        f"{source!r} is not a file or folder here, and {what} of the dataset of that name cannot be loaded: {reason}{hint} A name has the "
+        "form OWNER/NAME."
+    )
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------------

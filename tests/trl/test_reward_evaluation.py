@@ -333,7 +333,7 @@ class TestModelCard:
         trainer.train()
         text = (tmp_path / "rm" / "README.md").read_text(encoding="utf-8")
         accuracy = figures(evaluation.last["first"])["accuracy"]
-        for part in ("# Model Card for rm", "## Reward\n", "## Evaluation on held.jsonl\n", "## Evaluation on second\n"):
+        for part in ("\n# rm\n", "## Reward\n", "## Evaluation on held.jsonl\n", "## Evaluation on second\n"):
             assert text.count(part) == 1
         assert text.index("## Reward") < text.index("## Evaluation on held.jsonl") < text.index("## Training procedure")
         assert f"| Accuracy | {accuracy:.1%} |" in text

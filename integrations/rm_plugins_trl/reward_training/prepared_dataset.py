@@ -71,9 +71,9 @@ def prepared_dataset(
         reports: Whether this process logs.
 
     Raises:
-        DataError: A row is in none of the formats, or every row is too long.
+        DataError: There is no row, a row is in none of the formats, or every row is too long.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))  # which a stream may not know
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # which a stream may not know
     name, limit = tokenization.name, tokenization.renderer.rendering.max_length
     settings: dict[str, Any] = {"batched": True, "with_indices": True}
     make: Tokenization | TrlTokenization | None = tokenization
@@ -84,6 +84,8 @@ def prepared_dataset(
     else:
         settings |= {"features": features(tokenization.own), "remove_columns": columns}
     of_length = ["chosen_ids", "rejected_ids"] if make is None else ["longest"]
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise DataError(f"The {name} dataset has no rows. Check the file, its split and its filters.")
     if not isinstance(dataset, Dataset):
         stream = dataset if make is None else dataset.map(make, **settings)
         if limit is None or tokenization.truncate:

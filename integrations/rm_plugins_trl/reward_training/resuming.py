@@ -77,13 +77,18 @@ def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> P
                 "whole one."
             )
         return Path(asked)
-    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
-    for _, path in sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True):
+    for _, path in checkpoints_in(output_dir):
         if not (problem := _problem(path)):
             return path
         logger.warning("%s was not saved to its end and is passed over: %s.", path, problem)
     logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
     return None
+
+
+def checkpoints_in(output_dir: Path) -> list[tuple[int, Path]]:
+    """The steps and folders of the checkpoints in a folder, the last step first, whole or not."""
+    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
+    return sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True)
 
 
 def _problem(checkpoint: Path) -> str:

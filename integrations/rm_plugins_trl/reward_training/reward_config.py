@@ -12,6 +12,7 @@ from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss
 from rm_plugins_trl.configs import bf16_by_default, with_help
 from rm_plugins_trl.reward_training.presets import Preset
+from rm_plugins_trl.reward_training.quiet import without_noise
 
 _TRL_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_train_epochs": 3.0, "warmup_steps": 0}
 """What a preset sets, with the values that TRL's own trainer takes where the configuration is handed to that."""
@@ -55,6 +56,9 @@ class RewardConfig(TrlRewardConfig):
         resume_changed: Whether a training goes on from a checkpoint that was made with another base model, other data, another loss
             or rendering, which is otherwise refused. The manifest records what changed.
         merge_adapter: Whether the final model of a LoRA training is saved as a whole model instead of an adapter.
+        preset: Whether learning rate, rows per device, epochs and warm-up that are not given come from the preset of the model's kind and
+            size (``auto``), or are TRL's defaults: 1e-4, 8, 3 and no warm-up (``none``).
+        overwrite_output_dir: Whether training may overwrite a finished model or checkpoints in ``output_dir``.
 
     Raises:
         SpecError: A JSON value cannot be read, or settings contradict each other.
@@ -80,6 +84,8 @@ class RewardConfig(TrlRewardConfig):
     early_stopping_patience: int | None = None
     resume_changed: bool = False
     merge_adapter: bool = False
+    preset: Literal["auto", "none"] = "auto"
+    overwrite_output_dir: bool = False
 
     def __post_init__(self) -> None:
         given: bool | None = vars(self)["bf16"]
@@ -91,6 +97,8 @@ class RewardConfig(TrlRewardConfig):
         self.weight_column = self.weight_column or None
         if self.read not in ("before-padding", "last"):
             raise SpecError(f"read must be 'before-padding' or 'last', not {self.read!r}.")
+        if self.preset not in ("auto", "none"):
+            raise SpecError(f"preset must be 'auto' or 'none', not {self.preset!r}.")
         if self.members < 1 or (self.bootstrap and self.members == 1):
             raise SpecError(f"members must be at least 1, and at least 2 for a bootstrap, not {self.members}.")
         if self.early_stopping_patience is not None:
@@ -104,8 +112,9 @@ class RewardConfig(TrlRewardConfig):
             setattr(self, name, _TRL_DEFAULTS[name])
         if getattr(self, "warmup_ratio", None):
             unset = [name for name in unset if name != "warmup_steps"]
-        super().__post_init__()
-        self.unset = tuple(unset)
+        with without_noise():
+            super().__post_init__()
+        self.unset = () if self.preset == "none" else tuple(unset)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what is set is not the preset's any more."""
@@ -113,6 +122,22 @@ class RewardConfig(TrlRewardConfig):
         set_now = "warmup_steps" if name == "warmup_ratio" else name
         if set_now in vars(self).get("unset", ()):
             self.unset = tuple(one for one in self.unset if one != set_now)
+
+    def take_preset(self, preset: Preset) -> tuple[str | None, str]:
+        """Take a preset's values for what was not given.
+
+        Returns:
+            What was taken, as the manifest records it, None if nothing; and a line about it for the user.
+        """
+        taken = self.apply_preset(preset)
+        values = {name: getattr(self, name) for name in preset.settings()}
+        if getattr(self, "warmup_ratio", None) and "warmup_steps" not in taken:
+            values = {**values, "warmup_ratio": self.warmup_ratio}
+            values.pop("warmup_steps", None)
+        given = ", ".join(f"{name} {value:g}" for name, value in values.items() if name not in taken)
+        record = f"{preset.name}: {', '.join(f'{name} {value:g}' for name, value in taken.items())}"
+        notice = f"Preset {record}{f' (given: {given})' if given else ''}. Set preset='none' for TRL's defaults."
+        return (record if taken else None), notice
 
     def apply_preset(self, preset: Preset) -> dict[str, Any]:
         """Take a preset's values for what was not given; returns them."""

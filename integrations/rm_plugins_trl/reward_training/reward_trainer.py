@@ -5,30 +5,34 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import TrainingError
-from rm_plugins.losses import Loss, Regularizer, RewardBatch
-from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
+from rm_plugins.losses import Regularizer, RewardBatch
+from rm_plugins.losses.loss import needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.adapters import check_adapter
+from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.positions import position_limit
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Rendering
-from rm_plugins.spec import component
 from rm_plugins_trl.configs import own_copy
+from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_config, size_and_kind, source_of
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
+from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -41,6 +45,7 @@ from rm_plugins_trl.reward_training.prepared_dataset import (
     unformatted,
 )
 from rm_plugins_trl.reward_training.presets import preset
+from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.reward_training.resuming import (
     changed_since,
     checkpoint_to_resume,
@@ -69,10 +74,10 @@ from rm_plugins_trl.reward_training.score_head import (
     head_layer,
     load_classifier,
     name_outputs,
-    parameter_count,
     trained_heads,
     trains_head,
 )
+from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
 from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
@@ -139,22 +144,23 @@ class RewardTrainer(OpenRewardTrainer):
         kwargs = dict(_SIGNATURE.bind(self, model, args, *arguments, **more).arguments)
         for name in ("self", "model", "args"):
             kwargs.pop(name, None)
-        name = model if isinstance(model, str) else model.config.name_or_path
+        name = source_of(model)
         if args is None:
             args = RewardConfig(f"{Path(name).name}-Reward")
         settings = args = own_copy(args)
         args.accelerator_config = copy.copy(args.accelerator_config)
+        if isinstance(model, str):
+            model_config(model, args)  # which refuses a path that leads nowhere
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
-        chosen = component("loss", settings.loss)
-        loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
+        loss = chosen_loss(settings.loss)
         self._own_needs = own_needs(loss)
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
         self.loss_facts = loss_facts(loss)
         self.losses = [copy.deepcopy(loss) for _ in range(settings.members)]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
-            term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
+            term: (weight, chosen_regularizer(term)) for term, weight in settings.regularizer_weights.items()
         }
         self._settings = settings
         data = kwargs["train_dataset"] = unformatted(kwargs.get("train_dataset"))
@@ -171,9 +177,9 @@ class RewardTrainer(OpenRewardTrainer):
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
             has_adapter = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
-            sized = preset(parameter_count(model, args), adapter=has_adapter)
-            taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(sized).items())
-            self.preset = f"{sized.name}: {taken}"
+            parameters, is_encoder = size_and_kind(model, args)
+            sized = preset(parameters, adapter=has_adapter, encoder=is_encoder)
+            self.preset, self._preset_notice = args.take_preset(sized)
         self._reward_log = RewardLog(self.heads, self.attributes)
         self._evaluated_at: int | None = None
         self._metric_prefix = "eval"
@@ -181,27 +187,28 @@ class RewardTrainer(OpenRewardTrainer):
         self.last_metrics: dict[str, float] = {}
         self.resumed: list[dict[str, Any]] = []
         self._diverged = 0
+        self._last_rewards = torch.zeros(0)
         self._made_with: dict[str, Any] | None = None
         # TRL and peft change these, and what is handed over stays as it is.
-        peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
+        peft_config, tokenizer = (
+            copy.deepcopy(kwargs.get("peft_config")),
+            base_tokenizer(kwargs.get("processing_class"), model, args),
+        )
         for adapter in [peft_config, *getattr(model, "peft_config", {}).values()]:
             if hasattr(adapter, "peft_type"):
                 check_adapter(adapter, "The adapter")
         if peft_config is not None and hasattr(peft_config, "task_type"):
             # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
             peft_config.task_type = "SEQ_CLS"
-        model_settings, revision = args.model_init_kwargs, None
+        model_settings = args.model_init_kwargs
         if isinstance(model, str):
-            revision = (args.model_init_kwargs or {}).get("revision")
             model, untrained = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
             if peft_config is not None and (beside := untrained - {*HEADS}):  # such as the pooler of an encoder
                 peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *beside})
             args.model_init_kwargs = None  # they are in the model now
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
         kwargs |= {"peft_config": peft_config, "processing_class": tokenizer}
         check_outputs(model, self.heads)
-        self._model_config = model.config
+        self._model_config, self._known_tokens = model.config, partial(embedded_tokens, model)
         if settings.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(settings.early_stopping_patience)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]
@@ -211,7 +218,8 @@ class RewardTrainer(OpenRewardTrainer):
             kwargs["data_collator"] = Collator(loss.mean_over, self._own_needs, counts_tokens)
             args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
             args.accelerator_config.dispatch_batches = False  # accelerate can cut tensors only
-        super().__init__(model, args, **kwargs)
+        with without_noise(disable_bars=args.disable_tqdm):
+            super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
         locate_base(self.model)
         self.base_digest = weights_digest(self._plain_model())
@@ -231,7 +239,7 @@ class RewardTrainer(OpenRewardTrainer):
             if self.args.should_log:
                 logger.warning("%s", self._batches.notice)
         if self.preset is not None and self.args.should_log:
-            logger.warning("Preset %s, because nothing else was given.", self.preset)
+            logger.warning("%s", self._preset_notice)
         if hasattr(self.model, "peft_config") and not trains_head(self.model):
             logger.warning(
                 "The adapter does not train the score head, which therefore stays as it was initialized. Make the adapter with "
@@ -260,6 +268,7 @@ class RewardTrainer(OpenRewardTrainer):
             own=self._own_needs,
             rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
             weight=self._settings.weight_column,
+            known_tokens=self._known_tokens() or math.inf,  # 0 where the weights are spread over processes
         )
         tokenized = prepared_dataset(
             dataset,
@@ -303,6 +312,7 @@ class RewardTrainer(OpenRewardTrainer):
         check_batch(batch, self.losses[0])
         shares: list[BatchFacts] = all_gathered(facts)
         whole = BatchFacts.joined(shares)
+        self._last_rewards = batch.rewards.detach()
         loss = self._loss(mode, batch, whole.numbers)
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
@@ -336,10 +346,10 @@ class RewardTrainer(OpenRewardTrainer):
                 repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
                 part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
             if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties only has no pair to take the mean over
-                total = total + loss(part) / len(self.losses)
+                total = total + value_of("loss", loss, part) / len(self.losses)
             reward = replace(part, rewards=(part.rewards @ weights)[:, None])
             for name, (weight, regularizer) in self.regularizers.items():
-                term = regularizer(reward)
+                term = value_of("regularizer", regularizer, reward)
                 total = total + weight * term / len(self.losses)
                 self._reward_log.add_term(mode, name, term.item())
         return total
@@ -361,9 +371,14 @@ class RewardTrainer(OpenRewardTrainer):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._diverged = 0 if torch.isfinite(loss).all() else self._diverged + 1
         if self._diverged > (_SCALED_STEPS if self.args.fp16 else 0):
+            cause = (
+                "The rewards of the batch are finite"
+                if torch.isfinite(self._last_rewards).all()
+                else "The model's rewards are not finite either"
+            )
             raise TrainingError(
-                f"The loss is {float(loss.mean())} in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}), and was a "
-                f"number before. {how_to_go_on(self.args.output_dir)}"
+                f"The loss {described(self.losses[0])} is {float(loss.mean())} in step {self.state.global_step + 1} (epoch "
+                f"{self.state.epoch or 0:.2f}). {cause}. {how_to_go_on(self.args.output_dir)}"
             )
         return loss
 
@@ -398,7 +413,8 @@ class RewardTrainer(OpenRewardTrainer):
         self._reward_log.start_evaluation()
         before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            with without_noise():
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         finally:
             self._metric_prefix = before
         self.last_metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
@@ -428,7 +444,9 @@ class RewardTrainer(OpenRewardTrainer):
             changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
-        result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        warn_of_overwriting(self.args, resumes=checkpoint is not None)
+        with without_noise(disable_bars=self.args.disable_tqdm):
+            result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         for name, long in self.overlong.items():
             if long and name not in self.rows:
                 logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)
@@ -454,7 +472,7 @@ class RewardTrainer(OpenRewardTrainer):
         """
         check_weights(self.model, self.state.global_step, self.args.output_dir)
         with nullcontext() if checkpoint else self._deployed():
-            with pickled_by_name(self.args):
+            with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
                 super().save(folder, checkpoint=checkpoint)
             if self.renderer is not None and self.args.should_save:
                 source = "eval" if self._reward_log.rewards["eval"] else "train"

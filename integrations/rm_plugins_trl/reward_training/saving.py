@@ -137,10 +137,10 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
 
 def how_to_go_on(output_dir: str) -> str:
     """What to do about a training that has diverged."""
-    return (
-        f"The checkpoints in {output_dir} are from before it. Go on from the last one with a smaller learning rate, or begin again with "
-        "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1."
-    )
+    remedy = "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1"
+    if any(Path(output_dir).glob("checkpoint-*")):
+        return f"The checkpoints in {output_dir} are from before it. Resume from the last one, or start again, with {remedy}."
+    return f"Nothing was saved. Start again with {remedy}."
 
 
 def locate_base(model: PreTrainedModel) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.model_folder import CONFIG_NAME, load_config, reason_in_short
+from rm_plugins.models.model_folder import reason_in_short
 from rm_plugins.models.own_weights import own_weights
+from rm_plugins_trl.reward_training.base_model import model_config, trusts_code
+from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
 if TYPE_CHECKING:
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-HEADS = ("score", "classifier")
+logger = logging.getLogger(__name__)
 
-_CODE_SETTING = "RewardConfig(trust_remote_code=True), or --trust_remote_code on the command line"
-"""What lets the code run that is in the checkpoint to train."""
+HEADS = ("score", "classifier")
 
 
 def load_classifier(
@@ -50,44 +51,29 @@ def load_classifier(
     if len(heads) > 1:
         settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
     missing: list[str] = []
+    resized: list[str] = []
 
     class Classifier:
         @staticmethod
         def from_pretrained(source: str, **settings: Any) -> PreTrainedModel:
             loaded, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **settings)
             missing.extend(info["missing_keys"])
+            resized.extend(str(key[0]) for key in info["mismatched_keys"])
             return loaded
 
-    load_config(
-        source, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=settings["trust_remote_code"]
-    )
+    model_config(source, args)
     set_seed(args.seed)  # the new head is random
-    with suppress_seqcls_warning():
+    with suppress_seqcls_warning(), without_noise(disable_bars=args.disable_tqdm):
         try:
             model = create_model_from_path(source, Classifier, **settings)
         except OSError as error:
             raise ModelError(f"{source!r} cannot be loaded: {reason_in_short(error)}") from error
+    if random := sorted({*missing, *resized} - {key for key in (*missing, *resized) if key.split(".")[0] in HEADS}):
+        logger.warning(
+            "%d weights beside the score head are not in the checkpoint %s in this shape and start at random: %s%s.",
+            *(len(random), source, ", ".join(random[:5]), ", ..." if len(random) > 5 else ""),
+        )
     return own_weights(model), frozenset(module_of(model, key) for key in missing)
-
-
-def trusts_code(args: Any) -> bool:
-    """Whether code in the checkpoint that is trained may run. Without an answer, transformers would ask for one on standard input."""
-    given = (args.model_init_kwargs or {}).get("trust_remote_code")
-    return bool(args.trust_remote_code if given is None else given)
-
-
-def parameter_count(model: Any, args: Any) -> int:
-    """The number of a model's parameters; those of a path or hub id are counted without loading them."""
-    if not isinstance(model, str):
-        return int(model.num_parameters())
-    settings = dict(args.model_init_kwargs or {})
-    code = trusts_code(args)
-    config = load_config(model, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=code)
-    if config is None:
-        raise ModelError(f"{model!r} has no {CONFIG_NAME}, so that it is no model to train.")
-    with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
-    return int(empty.num_parameters())
 
 
 def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members: int) -> tuple[Heads, dict[str, float] | None]:

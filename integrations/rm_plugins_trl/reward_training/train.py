@@ -7,13 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import click
 
 from rm_plugins.data.row_files import is_data_file
-from rm_plugins.files import check_output
 
 _MODULE = "rm_plugins_trl.reward_training.train"
 
@@ -44,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     if from_config or from_line:
         _launch([*from_config, *from_line], _without(list(arguments), from_line))
     else:
-        _train(*parser.parse_args_and_config(list(arguments)))
+        _train(arguments, *parser.parse_args_and_config(list(arguments)))
 
 
 def _parser() -> Any:
@@ -92,13 +90,15 @@ def _without(arguments: list[str], taken: list[str]) -> list[str]:
     return kept
 
 
-def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
-    from trl import get_peft_config, get_quantization_config
-
+def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture: Any) -> None:
+    from rm_plugins_trl.reward_training.adapters import adapter_and_quantization
+    from rm_plugins_trl.reward_training.base_model import check_model_named
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
+    from rm_plugins_trl.reward_training.started_folder import check_folder
     from rm_plugins_trl.reward_training.train_data import training_data
 
-    check_output(Path(args.output_dir), is_folder=True)
+    check_model_named(model.model_name_or_path)
+    check_folder(args, arguments)
     train_dataset, eval_dataset = training_data(script, args, mixture)
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -111,8 +111,7 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        **adapter_and_quantization(model),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if "eval_accuracy" in trainer.last_metrics:

@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from trl import ScriptArguments, get_dataset
 
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import is_data_file, mapped_rows, read_rows
+from rm_plugins.data.row_files import is_data_file, load_rows, mapped_rows, read_rows
 from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError
 from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
+
+_SPLITS = ("train", "test", "validation")
+"""The names of whole splits, one of which is always said: of a file, they mean the file."""
 
 
 @dataclass
@@ -55,7 +58,11 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     evaluation = None if script.eval_dataset_name is None else loaded(script.eval_dataset_name, test)
     if mixture.datasets:
         mapping = mapping_of(script.map or ())
-        splits = {name: _mapped(split, mapping, f"the mixture's {name} split") for name, split in get_dataset(mixture).items()}
+        splits = {name: _mapped(split, mapping, f"the mixture's {name} split") for name, split in _mixed(mixture).items()}
+        if train not in splits:
+            raise DataError(
+                f"The mixture has no split {train!r}; it has {', '.join(splits)}. Set dataset_train_split to one of them."
+            )
         training, held_out = splits[train], splits.get(test)
     elif script.dataset_name:
         training = loaded(script.dataset_name, train)
@@ -96,12 +103,34 @@ def reward_dataset(
     """
     mapping = mapping_of([map] if isinstance(map, str) else map)
     rows: Callable[[], Iterator[Mapping[str, Any]]]
+    if is_data_file(source):
+        _check_has_no_parts(source, split, config)
     if is_data_file(source) or (Path(source).is_dir() and config is None):
         rows = partial(read_rows, source, split, mapping=mapping)
     else:
-        dataset: Dataset | IterableDataset = load_dataset(source, name=config, split=split, streaming=streaming)
+        dataset: Dataset | IterableDataset = load_rows(source, split, config=config, streaming=streaming)
         return _mapped(dataset, mapping or mapping_beside(source), source)
     return stored_stream(rows) if streaming else stored_rows(rows())
+
+
+def _mixed(mixture: Any) -> Any:
+    try:
+        return get_dataset(mixture)
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        names = ", ".join(str(getattr(one, "path", one)) for one in mixture.datasets)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"The datasets of the mixture ({names}) cannot be loaded: {reason}") from error
+
+
+def _check_has_no_parts(source: str, split: str, config: str | None) -> None:
+    """Refuse a split or configuration of a single file, whose rows would all be read whatever it says."""
+    if config is not None:
+        raise DataError(f"{source!r} is a file and has no configurations. Leave out dataset_config ({config!r}).")
+    if split not in _SPLITS:
+        raise DataError(
+            f"{source!r} is a file and has no splits, so {split!r} would take all of its rows. Put the rows to use into a file of their "
+            "own, or name a folder whose files are called after their splits (train.jsonl, test.jsonl)."
+        )
 
 
 def _mapped(dataset: Any, mapping: RowMapping | None, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -18,11 +19,12 @@ from rm_plugins.data.judgements import Judgement, attribute_names, judgement, nu
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError, ModelError, SpecError
 from rm_plugins.losses import Need
 from rm_plugins.losses.loss import Item
 from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
 from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 
 _STRUCTURE = {
@@ -125,10 +127,12 @@ def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, .
     Of a stream, whose rows come later, the first one is looked at. Whether prompts are repeated is seen in the first rows.
 
     Raises:
-        DataError: A row is in none of the formats.
+        DataError: There is no row, or one is in none of the formats.
     """
     first = next(iter(dataset), None)
-    if first is None or is_tokenized(first):
+    if first is None:
+        raise DataError("The train dataset has no rows. Check the file, its split and its filters.")
+    if is_tokenized(first):
         return (), []
     weighed = weight is not None and _row(first).get(weight) is not None
     warnings = [_WEIGHED.format(weight)] if weighed else []
@@ -166,6 +170,7 @@ class Tokenization:
         own: The needs that the loss brings.
         rated_once: Whether a row with attributes beyond these is refused, because they were taken from the first row of a stream.
         weight: The column with the weight that a row has in the loss; None for none.
+        known_tokens: How many token ids, from 0 on, the model has embeddings of.
     """
 
     renderer: Renderer
@@ -177,12 +182,14 @@ class Tokenization:
     own: tuple[Need, ...] = ()
     rated_once: bool = False
     weight: str | None = "weight"
+    known_tokens: float = math.inf
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of a batch of rows.
 
         Raises:
             DataError: A row is in none of the formats; the message names it.
+            ModelError: The tokenizer makes a token id that the model does not know.
         """
         has_ids = is_tokenized_by_trl(columns)
         judgements: list[Judgement] = []
@@ -213,6 +220,7 @@ class Tokenization:
             samples = [sample for judged in judgements for sample in judged.samples]
             ids = self.renderer.untruncated_ids(samples)
             starts = self.renderer.completion_starts(samples, ids)
+        self._refuse_unknown(ids)
         limit = self.renderer.rendering.max_length
         longest = [len(row) for row in ids]
         if self.truncate and limit is not None:
@@ -234,6 +242,18 @@ class Tokenization:
             **needed,
             "section": sections,
         }
+
+    def _refuse_unknown(self, rows: Sequence[Sequence[int]]) -> None:
+        """Refuse token ids that the model has no embedding of, before they end the training in the middle of a step."""
+        highest = max((max(ids_and_types(row)[0] if has_types(row) else row) for row in rows if row), default=0)
+        if highest >= self.known_tokens:
+            tokenizer = self.renderer.tokenizer
+            raise ModelError(
+                f"The model has embeddings of {self.known_tokens} tokens, and the tokenizer ({len(tokenizer)} tokens) gives a text of "
+                f"the {self.name} dataset the token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}). It is another model's "
+                "tokenizer, or has tokens that were added without model.resize_token_embeddings(len(tokenizer)). Use the model's own "
+                "tokenizer, or resize the embeddings."
+            )
 
     def _weighed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row with its weight where a judgement looks for it."""
