@@ -170,12 +170,17 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
     >>> did_you_mean("max_lenght", ["model", "max_length"])
     "Did you mean 'max_length'? Allowed: max_length, model."
+    >>> did_you_mean("dpo", ["ipo", "bradley-terry"])
+    'Allowed: bradley-terry, ipo.'
     >>> did_you_mean("x", [])
     'Nothing is allowed here.'
     """
     choices = sorted(allowed)
     if not choices:
         return "Nothing is allowed here."
-    nearest = get_close_matches(name, choices, n=1)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    known = {choice.lower(): choice for choice in choices}
+    nearest = get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    if not nearest and len(name) > 2:  # a part of a name, such as bradley
+        nearest = [choice for choice in known if choice.startswith(name.lower())][:1]
+    hint = f"Did you mean {known[nearest[0]]!r}? " if nearest else ""
     return f"{hint}Allowed: {', '.join(choices)}."

@@ -52,7 +52,7 @@ _OTHER_FILES = (
 """Endings of files that rows are not read from, so that a name with one is not taken for a dataset's."""
 
 _OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
-"""What `rm-plugins score` and `rank` write beside their input, which is no data of the folder."""
+"""What `rm-plugins score` and `rank` write beside their input, which is not data of the folder."""
 
 _Refuse: TypeAlias = Callable[[DataError], None]
 
@@ -81,18 +81,18 @@ def read_rows(
     """The rows of a file, of the files of a folder, of standard input (``-``), or of a dataset.
 
     A file is JSON Lines, a JSON array, CSV or TSV with a header, all of which may be compressed (``.gz``, ``.zst``); Parquet or
-    Arrow. Text is UTF-8. NaN is null. Of CSV and TSV every value is text and an empty one is null, but in columns that rows are
-    read by and that are no text, such as ``scores`` or ``tie``; a list of messages is one everywhere. A folder is read as
+    Arrow. Text is UTF-8. NaN is null. In CSV and TSV every value is text and an empty one is null, except in columns that
+    hold numbers, such as ``scores`` or ``tie``; a list of messages is read as one everywhere. A folder is read as
     `datasets.load_dataset` does: the names of files say which split they are of.
 
     Args:
         source: A path, ``-``, or the name or folder of a dataset for `datasets.load_dataset`.
         split: The split of a dataset or folder; unused for files.
         mapping: Makes rows of our formats of those in the file; by default what ``FILE.map.yaml`` says, where there is one.
-        on_bad_line: Called with the error for what is no row, which is then left out; by default it is raised.
+        on_bad_line: Called with the error for a line that is not a row, which is then left out; by default the error is raised.
 
     Raises:
-        DataError: There is no such file, it cannot be read, or a line is no row; the message names file and line.
+        DataError: There is no such file, it cannot be read, or a line is not a row; the message names file and line.
     """
     if mapping is None:
         mapping = mapping_beside(source)
@@ -116,13 +116,13 @@ def mapped_rows(
     """Rows as a mapping makes them.
 
     Args:
-        read: Gives the rows, and hands what is no row to its argument.
+        read: Gives the rows, and calls its argument with an error for what is not a row.
         name: What an error calls where they come from.
         mapping: Makes rows of our formats of them; None leaves them as they are.
         on_bad_line: As in `read_rows`, also for rows that cannot be mapped.
 
     Raises:
-        DataError: Something is no row, or cannot be mapped, and there is no `on_bad_line`.
+        DataError: A line is not a row, or a row cannot be mapped, and there is no `on_bad_line`.
     """
     bad = 0
 
@@ -171,7 +171,7 @@ def _read_errors(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are not UTF-8, not Parquet
         raise DataError(f"{name} cannot be read: {error}") from error
 
 
@@ -208,7 +208,7 @@ def _text_of(file: Any, stack: ExitStack) -> IO[str]:
 
 
 def _folder_files(source: str, split: str) -> list[Path] | None:
-    """The data files of a folder that are of a split, in the order of their names; None where it is a dataset's own folder."""
+    """The data files of a split in a folder, in the order of their names; None if `datasets` saved the folder."""
     folder = Path(source)
     saved_by_datasets = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     card = folder / "README.md"
@@ -235,7 +235,7 @@ def _folder_files(source: str, split: str) -> list[Path] | None:
             walked = os.walk(os.path.abspath(source), followlinks=True)
             inside = {os.path.join(place, file) for place, _, files in walked for file in files if is_data_file(file)}
             if left := sorted(inside - {file for files in splits.values() for file in files}):
-                logger.warning("Of the folder %s, %s is in no split and is not read.", source, ", ".join(left))
+                logger.warning("In the folder %s, %s belongs to no split and is not read.", source, ", ".join(left))
             return [Path(file) for file in splits[split]]
     raise DataError(f"The folder {source!r} has no data file ({', '.join(_DATA_ENDINGS)}).")
 

@@ -274,9 +274,9 @@ class TestTranscripts:
         assert chosen.completion == [{"role": "assistant", "content": "good"}]
 
     def test_one_side_that_is_none_is_refused(self) -> None:
-        with pytest.raises(DataError, match="'rejected' is no conversation"):
+        with pytest.raises(DataError, match="'rejected' is not a conversation"):
             PRESETS["hh-rlhf"]({"chosen": transcript("good"), "rejected": "bad"})
-        with pytest.raises(DataError, match="an empty line before each"):
+        with pytest.raises(DataError, match="each after an empty line"):
             turns_of_transcript("Human: q\nAssistant: a", "chosen")
         windows = turns_of_transcript(transcript("good").replace("\n", "\r\n"), "chosen")
         assert [turn["content"] for turn in windows] == ["Q", "Why?", "Go on.", "good"]
@@ -347,7 +347,7 @@ class TestWritten:
         (folder / "train.map.yaml").rename(tmp_path / "data.map.yaml")
         assert [mapped["prompt"] for mapped in read_rows(str(folder))] == ["Q"]
         list(read_rows(str(folder), mapping=RowMapping(rename={"question": "prompt"})))
-        assert "data.map.yaml is not read, for another mapping was given" in caplog.text
+        assert "data.map.yaml is not read, because another mapping was given" in caplog.text
 
     def test_a_row_that_cannot_be_mapped_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.jsonl"

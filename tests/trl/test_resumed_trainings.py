@@ -178,7 +178,7 @@ def test_a_checkpoint_with_a_harmed_file_is_passed_over(
         return  # a checkpoint of the weights alone is one
     assert checkpoint_to_resume(True, again[1]) == good
     assert "checkpoint-6 was not saved to its end and is passed over" in caplog.text
-    with pytest.raises(DataError, match="no checkpoint to go on from"):
+    with pytest.raises(DataError, match="not a checkpoint to resume from"):
         checkpoint_to_resume(again[1] / "checkpoint-6", again[1])
 
 

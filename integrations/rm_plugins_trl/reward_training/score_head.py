@@ -1,4 +1,4 @@
-"""The layer that gives a classifier's outputs: loaded with as many as a loss trains, and cut down to those that are deployed."""
+"""The layer of a classifier's outputs: loaded with as many as the loss trains, and reduced to those that are deployed."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, and its modules that are not in the checkpoint.
 
-    It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
+    It has the outputs that the loss trains. A head of another size, as in a trained reward model, is replaced by a new one.
 
     Raises:
-        ModelError: The quantization is given twice, or the model cannot be loaded or has code that may not run.
+        ModelError: The quantization is given twice, or the model cannot be loaded, or its code may not run.
     """
     settings = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
@@ -82,11 +82,13 @@ def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members:
     `attributes` are what the data is rated on; `reward` is the weight of each as the user has set it, or None for the loss's own.
 
     Raises:
-        SpecError: A weight is given to what is no attribute, or the loss cannot be trained on the attributes.
+        SpecError: A weight names something that is not an attribute, or the loss cannot be trained on the attributes.
     """
     heads = loss.heads(attributes)
     if reward is not None and (unknown := reward.keys() - {*attributes}):
-        raise SpecError(f"reward: {', '.join(sorted(unknown))} is no attribute of the data, which has {', '.join(attributes)}.")
+        raise SpecError(
+            f"reward: {', '.join(sorted(unknown))} is not an attribute of the data, which has {', '.join(attributes)}."
+        )
     weights = heads.weights
     if attributes and heads.names == attributes:
         if reward is not None:
@@ -96,7 +98,7 @@ def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members:
 
 
 def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
-    """Check that a model that was handed over has the outputs that the loss trains.
+    """Check that a given model has the outputs that the loss trains.
 
     Raises:
         ModelError: It has another number.
@@ -104,7 +106,7 @@ def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
     if model.config.num_labels != len(heads):
         raise ModelError(
             f"The model has num_labels={model.config.num_labels}, and the loss trains {len(heads)} outputs "
-            f"({', '.join(heads.labels)}). Load it with num_labels={len(heads)}, or hand over its path."
+            f"({', '.join(heads.labels)}). Load it with num_labels={len(heads)}, or give its path."
         )
 
 
@@ -123,7 +125,7 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
 
 
 def name_outputs(model: PreTrainedModel, heads: Heads) -> None:
-    """Have a model's configuration say what its outputs are."""
+    """Write the names of a model's outputs into its configuration."""
     model.config.num_labels = len(heads)
     if len(heads) > 1:
         model.config.update(_labels(heads))
@@ -136,9 +138,9 @@ def _labels(heads: Heads) -> dict[str, Any]:
 
 @contextmanager
 def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
-    """Within it, a model has only some of its outputs; gives these.
+    """Within it, a model has only some of its outputs, which are returned.
 
-    `kept` are the numbers of a member's outputs to keep.
+    `kept` are the positions of a member's outputs to keep.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.

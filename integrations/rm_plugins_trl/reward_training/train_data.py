@@ -1,4 +1,4 @@
-"""Datasets to train on: files and published datasets, and the data arguments of ``rm-plugins train``."""
+"""Datasets to train on: files and published datasets; and the data arguments of ``rm-plugins train``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class TrainScriptArguments(ScriptArguments):
     map: list[str] | None = field(
         default=None,
         metadata={
-            "help": "How the columns of the datasets become those that rows are read by: the name of a published shape, OLD=NEW, or a "
+            "help": "Maps the columns of the datasets to those that rows are read by: the name of a published format, OLD=NEW, or a "
             "YAML file."
         },
     )
 
 
 def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
-    """The training and the evaluation dataset; the latter is None where nothing asks for one.
+    """The training and the evaluation dataset, or None if no evaluation is asked for.
 
     Raises:
         DataError: No dataset is named, or a split is missing.
@@ -72,7 +72,8 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
         raise DataError("Name the training data: --dataset_name NAME_OR_FILE, or `datasets:` in the configuration file.")
     if evaluates and evaluation is None and held_out is None:
         raise DataError(
-            f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on: --eval_dataset_name."
+            f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on. "
+            "Name it: --eval_dataset_name NAME_OR_FILE."
         )
     return training, held_out if evaluates and evaluation is None else evaluation
 
@@ -87,19 +88,19 @@ def reward_dataset(
 ) -> Dataset | IterableDataset:
     """The rows of files or of a dataset as `RewardTrainer` trains on them, exactly as ``rm-plugins data check`` reads them.
 
-    The rows of a file are kept as JSON, in one column. `datasets.load_dataset` would give every row the keys of all others, nulls in
-    tool calls too, and refuse columns whose type changes.
+    The rows of a file are kept as JSON in one column. `datasets.load_dataset` would give every row the keys of all
+    others, with nulls even in tool calls, and refuse columns whose type changes.
 
     Args:
         source: A file or folder (`rm_plugins.data.row_files.read_rows`), or the name of a dataset.
         split: The split of a dataset or folder.
-        map: How its columns become those that rows are read by: as ``--map`` of the command line.
+        map: Maps its columns to those that rows are read by: as ``--map`` on the command line.
         config: The dataset's configuration.
-        streaming: Whether rows are read as they are needed.
+        streaming: Whether rows are read only when needed.
 
     Raises:
         DataError: It cannot be read, or a row cannot be mapped.
-        SpecError: `map` is no mapping.
+        SpecError: `map` is not a mapping.
     """
     mapping = mapping_of([map] if isinstance(map, str) else map)
     rows: Callable[[], Iterator[Mapping[str, Any]]]
