@@ -1,4 +1,4 @@
-"""Which learning rate suits a model of a kind and size: real models trained by `RewardTrainer` with several, everything else as the preset has it.
+"""Which learning rate suits a kind and size of model: real models trained with several, everything else as the preset has it.
 
 Run it with ``make bench-presets``; it writes a section of ``docs/training.md``. Finished trainings are kept in a file, so an interrupted
 run resumes. Needs the real models and data that the tests use.
@@ -185,7 +185,8 @@ def section(settings: Iterable[Setting], results: Iterable[Mapping[str, Any]]) -
             for rate, mean, seeds in rows
         ]
         parts.append(
-            f"### {title}\n\nAt most {setting.max_length} tokens per text; {setting.held_out} pairs held out, standard error {error:.3f}.\n\n"
+            f"### {title}\n\nAt most {setting.max_length} tokens per text; {setting.held_out} pairs held out, standard error {error:.3f}."
+            "\n\n"
             f"{table(('learning rate', 'accuracy', 'of each seed', 'seeds'), shown)}"
         )
     if missing:
@@ -197,9 +198,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-INTRODUCTION = f"""`python -m {MODULE}` (`make bench-presets`) trains real models with several learning rates, one epoch each, with everything
-else as the preset has it: {PRESET}. The table shows the accuracy on held-out pairs; the best rate is in bold. Differences of less than
-about three standard errors mean nothing."""
+INTRODUCTION = f"""Made by `make bench-presets` (`python -m {MODULE}`): real models are trained with several learning rates for one
+epoch, with everything else as the preset has it ({PRESET}). A seed draws the head's first weights and the order of the rows. The best
+mean accuracy on held-out pairs is bold; differences of less than about three standard errors mean nothing."""
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ class TestWinner:
         given = (1, True, "1.0", "true", 0, False, 0.0, "0.0")
         assert [mapping(pair(winner=winner))["chosen"] for winner in given] == ["A"] * 4 + ["B"] * 4
         assert mapping(pair(winner="A"))["tie"] is True
-        with pytest.raises(DataError, match="one of 1, 0, a is understood"):
+        with pytest.raises(DataError, match="one of 1, 0, a is allowed for the answers"):
             mapping(pair(winner="b"))  # which would be, without verdicts
         written = mapping_of(["{answers: [response_0, response_1], winner: w, verdicts: {1.0: a, 0.0: b}}"])
         assert written is not None
@@ -173,7 +173,7 @@ class TestPresets:
         assert proposed_mapping(row) == ""
 
     def test_the_error_of_a_row_proposes_it(self) -> None:
-        with pytest.raises(DataError, match="--map 'arena' makes such rows"):
+        with pytest.raises(DataError, match="Map its columns with --map 'arena'"):
             judgement(RAW["arena"])
 
 
@@ -305,7 +305,7 @@ class TestWritten:
             ("areena", "Did you mean 'arena'?"),
             ("{answers: [a, b]}", "and the `winner` or the `scores`"),
             ("{winner: x}", "needs `answers`"),
-            ("{rename: [", "is no YAML"),
+            ("{rename: [", "is not readable YAML"),
             ("{renam: {a: b}}", "has 'renam'. Did you mean 'rename'?"),
             ("{preset: nix}", "names the preset 'nix'"),
             ("none.yaml", "cannot be read"),

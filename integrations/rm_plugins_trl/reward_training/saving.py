@@ -74,7 +74,7 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
 
 @contextmanager
 def pickled_by_name(args: Any) -> Iterator[None]:
-    """Within it, a trainer's arguments can be pickled for a checkpoint: a loss that cannot be, such as a closure, is replaced by its name."""
+    """Within it, a trainer's arguments can be pickled for a checkpoint: a loss that cannot, such as a closure, is replaced by its name."""
     loss = getattr(args, "loss", None)
     try:
         pickle.dumps(loss)
