@@ -128,8 +128,8 @@ class RewardFunction:
             self._warned = True
             warnings.warn(
                 f"The reward {self.__name__!r} abstained on {int(scores.abstained.sum())} of {len(samples)} samples, and this "
-                "trainer adds an abstention as 0 (Online DPO does). A reward that always gives a number, and "
-                "`on_error: {fallback: SPEC}` for failures, keep made-up ones out.",
+                "trainer adds an abstention as 0 (Online DPO does). Use a reward that always gives a number, and "
+                "`on_error: {fallback: SPEC}` for failures.",
                 stacklevel=2,
             )
         return values_to_json(scores.values)

@@ -190,7 +190,10 @@ def section(settings: Iterable[Setting], results: Iterable[Mapping[str, Any]]) -
             f"{table(('learning rate', 'accuracy', 'of each seed', 'seeds'), shown)}"
         )
     if missing:
-        parts.append(f"Not measured yet, though the command would: {'; '.join(missing)}.")
+        parts.append(
+            "The command also measures these settings, which have no result here yet:\n\n"
+            + "\n".join(f"- {one}" for one in missing)
+        )
     return "\n\n".join(parts)
 
 
@@ -199,8 +202,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 INTRODUCTION = f"""Made by `make bench-presets` (`python -m {MODULE}`): real models are trained with several learning rates for one
-epoch, with everything else as the preset has it ({PRESET}). A seed draws the head's first weights and the order of the rows. The best
-mean accuracy on held-out pairs is bold; differences of less than about three standard errors mean nothing."""
+epoch, with everything else as the preset has it ({PRESET}).
+A seed draws the head's first weights and the order of the rows. The best mean accuracy on held-out pairs is bold; differences of less
+than about three standard errors mean nothing."""
 
 
 def main() -> None:

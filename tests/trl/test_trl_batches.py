@@ -87,7 +87,7 @@ def test_a_subclass_comes_out_as_of_trls(
     for theirs, ours in zip(*found, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5) if not isinstance(ours, list) else True
         np.testing.assert_allclose(np.asarray(ours, float), np.asarray(theirs, float), atol=1e-5)
-    told = [record.getMessage() for record in caplog.records if "Batches are TRL's" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "TRL's batches are used" in record.getMessage()]
     assert len(told) == 1
     assert make(RewardTrainer).__name__ in told[0]
 
