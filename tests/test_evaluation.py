@@ -145,7 +145,7 @@ class TestFigures:
         found = only(evaluate(reward(float), rows, by="true", resamples=50))
         assert value(found, "accuracy") == 1.0
         assert value(found, "correlation/kind") == -1.0
-        with pytest.raises(DataError, match="row 1: the reward weighs 'tru', which is no attribute here"):
+        with pytest.raises(DataError, match="row 1: the reward weighs 'tru', which is not an attribute of this row"):
             evaluate(reward(float), rows, by="tru")
 
     def test_rewards_that_differ_by_their_rounding_or_fill_a_float_have_a_distribution(self) -> None:

@@ -1,6 +1,7 @@
 """rm-plugins in TRL's trainers: the only package here that imports trl, and only when a name is used."""
 
 from importlib import import_module
+from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ __all__ = [
     "reward_dataset",
     "reward_func",
 ]
+
+# peft imports bitsandbytes, which on a CPU logs that it lacks a kernel for 4 bits, whether or not anything has 4 bits.
+getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "Failed to load CPU gemm" not in record.getMessage())
 
 _HOMES = {
     "PPOConfig": "ppo",

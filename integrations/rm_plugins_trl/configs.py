@@ -1,4 +1,4 @@
-"""What our trainers and configurations do with arguments: a copy of them, the precision to start with, the help on a command line."""
+"""Arguments of our trainers and configurations: a copy to change, the default precision, the help on a command line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Config = TypeVar("Config")
 
 
 def own_copy(args: Config) -> Config:
-    """A trainer's arguments to change: trainers set fields of theirs, and keys of the mappings in them.
+    """A copy of a trainer's arguments, in which the trainer may set fields and keys of mappings.
 
-    What a process has one of, such as its distributed state, is not copied.
+    What exists once per process, such as its distributed state, is not copied.
     """
     own = copy.copy(args)
     vars(own).update({name: copy.deepcopy(value) for name, value in vars(args).items() if isinstance(value, (dict, list))})
@@ -25,9 +25,9 @@ def own_copy(args: Config) -> Config:
 
 
 def bf16_by_default(fp16: bool) -> bool:
-    """Whether to train in bf16 when the user said nothing: where an accelerator has it, and fp16 was not asked for.
+    """Whether to train in bf16 if the user did not say: if the accelerator supports it, and fp16 was not asked for.
 
-    TRL's own configurations always say yes, and are then refused on a machine without one.
+    TRL's own configurations always do, which fails on a machine without an accelerator.
     """
     return not fp16 and bool(is_torch_bf16_gpu_available())
 

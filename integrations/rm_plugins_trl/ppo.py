@@ -111,8 +111,8 @@ class PPOTrainer(TrlPPOTrainer):
         train_dataset: Rows with ``prompt``, or with ``input_ids``. Without them everything but `train` works.
         value_model: The value model, by default a sequence classifier whose backbone is a copy of the policy's.
         data_collator: Pads ``input_ids`` on the left, from rows that have them.
-        eval_dataset: Rows of the same kind, to sample completions of; a stream is read whole. Of several datasets by name, which
-            TRL takes but cannot sample of, one row of each in turn.
+        eval_dataset: Rows of the same kind, to sample completions for; a stream is read whole. Of several datasets by name, which
+            TRL takes but cannot sample from, one row of each in turn.
         optimizers: The optimizer and the learning rate scheduler; None for those of `args`.
         callbacks: Callbacks beside TRL's own.
         peft_config: The adapter that the policy is trained with.
@@ -203,7 +203,7 @@ class PPOTrainer(TrlPPOTrainer):
         if len(self.dataloader) == 0:
             raise DataError(
                 f"train_dataset has {len(self.train_dataset)} rows, and one batch takes {self.args.batch_size} "
-                "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO leaves out what does not fill a batch, "
+                "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO drops an incomplete batch, "
                 "so nothing is left: give more rows or make the batch smaller."
             )
         super().train()
@@ -241,8 +241,8 @@ class PPOTrainer(TrlPPOTrainer):
 class _Prompts(Dataset[dict[str, Any]]):
     """The rows of a dataset, each with the policy's token ids of its prompt and its number.
 
-    Tokenizing happens as rows are read, since generation takes far longer, and leaves the rows as they are, which a new
-    column of an Arrow table would not.
+    Rows are tokenized when they are read, because generation takes far longer, and stay unchanged; a new column of an Arrow table
+    would change them.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -253,7 +253,7 @@ class _Prompts(Dataset[dict[str, Any]]):
         self.rows = rows
         self.tokenizer = tokenizer
         self.name = name
-        self[0]  # what is wrong with all rows shows before training
+        self[0]  # an error in every row shows before training
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -262,11 +262,11 @@ class _Prompts(Dataset[dict[str, Any]]):
         row = self.rows[number]
         ids = self._given_ids(row) or self._tokenized(self.prompt(number), number)
         if not ids:
-            raise DataError(f"Row {number} of {self.name} has a prompt without a single token, which a policy cannot continue.")
+            raise DataError(f"Row {number} of {self.name} has a prompt without a token, which a policy cannot continue.")
         return {**row, "input_ids": ids, _ROW: number}
 
     def prompt(self, number: int) -> rm.Sample:
-        """What the reward sees of a row besides the completion."""
+        """The row as the reward sees it, without a completion."""
         row = self.rows[number]
         if row.get("prompt") is None and (ids := self._given_ids(row)):
             row = {**row, "prompt": decoded_texts([ids], self.tokenizer)[0]}
@@ -293,7 +293,7 @@ class _Prompts(Dataset[dict[str, Any]]):
 
 
 class _PromptsInTurn(Dataset[dict[str, Any]]):
-    """The prompts of several datasets, one of each in turn, so that a batch has some of all."""
+    """The prompts of several datasets, one of each in turn, so that each batch has prompts of all."""
 
     def __init__(self, datasets: Sequence[_Prompts]) -> None:
         self.datasets = datasets
@@ -307,13 +307,13 @@ class _PromptsInTurn(Dataset[dict[str, Any]]):
         return {**self.datasets[place][row], _ROW: number}
 
     def prompt(self, number: int) -> rm.Sample:
-        """What the reward sees of a row besides the completion."""
+        """The row as the reward sees it, without a completion."""
         row, place = self.places[number]
         return self.datasets[place].prompt(row)
 
 
 def _eval_prompts(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> _Prompts | _PromptsInTurn | None:
-    """The prompts to sample completions of; None where there are no rows, of which TRL samples nothing either."""
+    """The prompts to sample completions for; None if there are no rows, as TRL then samples nothing."""
     named = {f"[{name!r}]": rows for name, rows in dataset.items()} if isinstance(dataset, Mapping) else {"": dataset}
     known = {name: list(rows) if isinstance(rows, IterableDataset) else rows for name, rows in named.items()}
     prompts = [
@@ -326,7 +326,7 @@ def _eval_prompts(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> _Prompts 
 
 @dataclass(frozen=True, slots=True)
 class _Collator:
-    """Pads token ids on the left, or lets somebody else's collator do it, and keeps the rows' numbers."""
+    """Pads token ids on the left, or calls the given collator, and keeps the rows' numbers."""
 
     pad_token_id: int
     collate: Callable[[list[dict[str, Any]]], Any] | None
@@ -345,7 +345,7 @@ class _Collator:
 class _AnnouncedBatches:
     """A data loader that tells the reward model which prompts it hands out, as it hands them out.
 
-    Nothing before it could: accelerate's loaders collate one batch ahead. All else that is asked of it, the loader answers.
+    Nothing earlier could do so: accelerate's loaders collate one batch ahead. Other attributes are those of the loader.
     """
 
     loader: Any
@@ -365,7 +365,7 @@ class _AnnouncedBatches:
             try:
                 yield batch
             finally:
-                # Completions are sampled for evaluation between two training batches, and leave none behind.
+                # Completions for evaluation are sampled between two training batches, and must not stay.
                 if self.reward_model.rollout is rollout:
                     self.reward_model.rollout = None
 

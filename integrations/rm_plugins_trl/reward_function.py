@@ -36,8 +36,8 @@ def reward_func(spec: Spec, *, name: str | None = None) -> RewardFunction:
     """A reward for ``reward_funcs`` of TRL's GRPO, RLOO and Online DPO trainers.
 
     Args:
-        spec: Anything that `rm_plugins.load` takes; it is loaded now, so that what is wrong shows before training.
-        name: What the trainer calls it in its metrics, ``rewards/NAME/mean``; the provider's own label by default. Two
+        spec: Anything that `rm_plugins.load` takes; it is loaded at once, so that errors show before training.
+        name: Its name in the trainer's metrics, ``rewards/NAME/mean``; the provider's own label by default. Two
             rewards of one trainer need two names.
 
     Raises:
@@ -58,7 +58,7 @@ class RewardFunction:
     """
 
     watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
-    """Called after every batch that was scored in this process, with the trainer's state if there is one; no part of a copy."""
+    """Called after every batch that was scored in this process, with the trainer's state if there is one; not part of a copy."""
 
     def __init__(self, spec: Spec, name: str | None = None) -> None:
         self.spec = spec
@@ -80,22 +80,21 @@ class RewardFunction:
     ) -> list[float | None]:
         """Score one batch of a trainer.
 
-        A function of the user's, wherever it is in the reward, gets all of this by name as TRL would hand it over, of the rows that
-        it scores.
+        A user's function, wherever it is in the reward, gets all of this by name as from TRL, for the rows that it scores.
 
         Args:
             prompts: Text or message lists, [N].
             completions: Text or message lists, [N].
             log_extra: TRL's hook for columns of the completions table: gets every detail of the scores.
             log_metric: TRL's hook for scalars: gets every detail's mean, the share of abstentions, and the provider's own `metrics`.
-            trainer_state: How far the training is, and what its checkpoints keep.
-            others: What else there is. Lists with one item per row become `Sample.columns`, the trainer's ``environments`` left aside.
+            trainer_state: The trainer's state: its progress, and what its checkpoints keep.
+            others: Further arguments. Lists with one item per row become `Sample.columns`, except the trainer's ``environments``.
 
         Returns:
             One reward per sample, None where the provider abstains.
 
         Raises:
-            DataError: A list that is no trainer's or the completions differ in number from the prompts, or the training is resumed from
+            DataError: A list or the completions differ in number from the prompts, or the training is resumed from
                 a checkpoint of another reward.
             SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
@@ -129,8 +128,8 @@ class RewardFunction:
             self._warned = True
             warnings.warn(
                 f"The reward {self.__name__!r} abstained on {int(scores.abstained.sum())} of {len(samples)} samples, and this "
-                "trainer adds an abstention as 0 (Online DPO does). A reward that always gives a number, and "
-                "`on_error: {fallback: SPEC}` for failures, keep made-up ones out.",
+                "trainer adds an abstention as 0 (Online DPO does). Use a reward that always gives a number, and "
+                "`on_error: {fallback: SPEC}` for failures.",
                 stacklevel=2,
             )
         return values_to_json(scores.values)
@@ -154,8 +153,8 @@ class RewardFunction:
         self.__init__(state["spec"], state["name"])  # type: ignore[misc]  # load the spec in this process
         if fingerprint(self.provider) != state["fingerprint"]:
             raise ModelError(
-                f"The reward {self.__name__!r} is another one than what was pickled: what its spec names has changed since it was loaded, "
-                "and the two would give different scores under one name. Load it anew in both processes."
+                f"The reward {self.__name__!r} differs from the pickled one: a file that its spec names has changed since it was loaded, "
+                "so the two would give different scores under one name. Load it again in both processes."
             )
         restore_reward_state(self.provider, state["learned"])
 
@@ -164,7 +163,7 @@ class RewardFunction:
 
 
 def training_of(state: TrainerState | None) -> Training | None:
-    """A training as rewards see it: what they learn is kept beside the states of the trainer's callbacks."""
+    """A training as rewards see it: what they learn is kept with the states of the trainer's callbacks."""
     if state is None:
         return None
     kept_in = "`stateful_callbacks` in trainer_state.json"
@@ -183,7 +182,7 @@ def detail_metric(detail: str) -> str:
 
 
 def _shared_details(scores: rm.Scores) -> Mapping[str, FloatArray]:
-    """The details of a batch, those that only other processes have as NaN: what not all log makes TRL's gathering wait for ever."""
+    """The details of a batch, with NaN for those that only other processes have: TRL would wait forever for what not all log."""
     gathered = all_gathered(list(scores.columns))
     if len(gathered) == 1:
         return scores.columns
@@ -200,7 +199,7 @@ def _ignore(name: str, value: Any) -> None:
 
 
 def _split(size: int, others: Mapping[str, Any], *, by_trainer: bool) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
-    """The keyword arguments that have an item per row, and those of the whole batch."""
+    """The keyword arguments with one item per row, and those for the whole batch."""
     by_row: dict[str, Sequence[Any]] = {}
     whole: dict[str, Any] = {}
     for name, values in others.items():
@@ -208,7 +207,7 @@ def _split(size: int, others: Mapping[str, Any], *, by_trainer: bool) -> tuple[d
             whole[name] = values
         elif len(values) == size:
             by_row[name] = values
-        elif by_trainer:  # it repeats every column to the rows, so that any other list of its is no column
+        elif by_trainer:  # it repeats every column for the rows, so any other list is not a column
             whole[name] = values
         else:
             raise _wrong_length(name, values, size)

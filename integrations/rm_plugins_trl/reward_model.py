@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from rm_plugins_trl.reward_function import Spec
 
 _POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
-"""Columns that say what the policy sees; all others are facts about the row, which its reward may use."""
+"""Columns that the policy sees; the reward may use all others."""
 
 
 @dataclass
 class Rollout:
-    """A batch of prompts that a trainer is about to complete and to have scored, in order and perhaps in chunks.
+    """A batch of prompts that a trainer will complete and score, in order and possibly in chunks.
 
     Args:
         prompt_ids: int64 [B, context], padded on the left.
@@ -52,7 +52,7 @@ class Rollout:
             ids: int64 [b, length], the next `b` rows: their prompts and completions.
 
         Raises:
-            ScoringError: They are not the rows that were announced.
+            ScoringError: They are not the announced rows.
         """
         rows = slice(self.taken, self.taken + len(ids))
         announced = self.prompt_ids[rows].to(ids.device)
@@ -70,13 +70,13 @@ class Rollout:
 class RewardModel(nn.Module):
     """Any provider as a reward model whose ``get_reward`` TRL's PPO, Nash-MD and XPO can call (TRL up to 1.13).
 
-    These trainers hand a reward model nothing but the policy's token ids. The true prompt and the row's columns come from
-    `PPOTrainer`, which says what rows it hands out, or from `prompts`. The completion is what the policy wrote up to its first
-    padding token, decoded without special tokens, as GRPO does; under a conversational prompt it is one assistant message.
-    With neither source, the whole decoded text is the completion of an empty prompt.
+    These trainers give a reward model only the policy's token ids. The true prompt and the row's columns come from
+    `PPOTrainer`, which announces its rows, or from `prompts`. The completion is the policy's text up to its first
+    padding token, decoded without special tokens, as in GRPO; under a conversational prompt it is one assistant message.
+    Without either, the whole decoded text is the completion of an empty prompt.
 
-    It has no parameters, is its own backbone, and repeats a row's reward along the sequence, so that it does not matter which
-    position is read.
+    It has no parameters, is its own backbone, and repeats a row's reward along the sequence, so any position may be
+    read.
 
     Args:
         spec: Anything that `rm_plugins.load` takes.
@@ -92,7 +92,7 @@ class RewardModel(nn.Module):
     base_model_prefix = "backbone"
     watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
     """Called after every batch that was scored in this process, with the trainer's state if there is one, but not for a trainer's
-    evaluation; no part of a copy."""
+    evaluation; not part of a copy."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class RewardModel(nn.Module):
 
     @property
     def backbone(self) -> RewardModel:
-        """What TRL calls for the hidden states."""
+        """The module that TRL calls for the hidden states."""
         return self
 
     def forward(
@@ -126,7 +126,7 @@ class RewardModel(nn.Module):
 
         Args:
             input_ids: int64 [B, L], prompts padded on the left, then completions padded on the right.
-            attention_mask: bool or int64 [B, L], 0 at padding tokens, whatever id stands there.
+            attention_mask: bool or int64 [B, L], 0 at padding tokens, whatever their id.
             unused: What else TRL passes to a backbone.
 
         Returns:
@@ -283,7 +283,7 @@ class _KnownPrompts:
 
 
 def _online_prompt_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids that the online trainers' ``training_step`` makes of a row's prompt; they truncate nothing."""
+    """The token ids that the online trainers' ``training_step`` makes of a row's prompt, without truncation."""
     text = maybe_apply_chat_template(dict(row), tokenizer)["prompt"]
     ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     begins = tokenizer.bos_token_id is None or ids[:1] == [tokenizer.bos_token_id]

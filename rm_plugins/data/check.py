@@ -1,4 +1,4 @@
-"""Looking at the rows of a dataset, one by one."""
+"""Checks the rows of a dataset one by one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ERRORS = {"malformed": "that cannot be trained on"}
 _WARNINGS = {
     "contradiction": "with the texts of an earlier row and another judgement",
     "identical-pair": "whose winner and loser are the same text",
-    "equal-ids": f"whose winner and loser have equal token ids, for they differ in what is not rendered, {CAUSE}",
+    "equal-ids": f"whose winner and loser have equal token ids: they differ only in what is not rendered, {CAUSE}",
     "duplicate": "equal to an earlier row",
     "repeated-completion": "with one completion twice",
     "leaked-sample": "with a prompt and completion that are in an earlier file too",
@@ -48,24 +48,24 @@ _WARNINGS = {
     "overlong": "longer than {limit}",
     "empty-completion": "with an empty completion",
     "empty-prompt": "with an empty prompt",
-    "ignored-verdict": "with a column that looks like a verdict and is not read, beside 'chosen' and 'rejected'",
-    "repeated-prompt": "whose completions begin with their prompt, which is rendered twice; --map split-prompt takes it off",
+    "ignored-verdict": "with 'chosen' and 'rejected' and another column that looks like a verdict and is not read",
+    "repeated-prompt": "whose completions begin with their prompt, so it is rendered twice; --map split-prompt removes it",
     "transcript": "whose texts are whole conversations ('\\n\\nHuman: '), which --map hh-rlhf splits into messages",
-    "no-prompt": "without a prompt, whose completions are judged by themselves",
+    "no-prompt": "without a prompt, so completions are judged without their question",
     "mixed-formats": "of another format than the first row",
-    "mixed-texts": "of text where the first has messages, or the other way round",
+    "mixed-texts": "of text where the first row has messages, or vice versa",
 }
 
 
 class DataCheck:
-    """Looks at the rows of one or more files or datasets.
+    """Checks the rows of one or more files or datasets.
 
     Args:
         lengths: Gives the length of each of many samples, and raises for one that cannot be rendered.
-        token_ids: Gives the token ids of each in place of `lengths`, which are then their numbers, and pairs are compared.
-        unit: What it counts in.
-        max_length: What is too long; None for nothing.
-        compares_sources: Whether to look for what is in several sources, for which every prompt and sample is remembered.
+        token_ids: Gives the token ids of each sample, instead of `lengths`: lengths are then in tokens, and pairs are compared.
+        unit: The unit of lengths.
+        max_length: The longest allowed length; None for no limit.
+        compares_sources: Whether to look for rows that occur in several sources; every prompt and sample is then remembered.
 
     >>> check = DataCheck()
     >>> check.begin("pairs.jsonl")
@@ -105,13 +105,13 @@ class DataCheck:
         self._samples: dict[bytes, int] = {}
 
     def begin(self, source: str) -> None:
-        """Say that the rows that follow are those of another file or dataset."""
+        """Start another file or dataset, to which the following rows belong."""
         self._flush()
         self._sources.append(SourceCounts(source))
         self._rows.clear()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Look at a row."""
+        """Check a row."""
         self._sources[-1].rows += 1
         number = self._sources[-1].rows
         row = plain_row(row)
@@ -134,12 +134,12 @@ class DataCheck:
             self._flush()
 
     def refuse(self, error: DataError) -> None:
-        """Count a line that is no row."""
+        """Count a line that is not a row."""
         self._sources[-1].rows += 1
         self._note("malformed", self._sources[-1].rows, str(error), "")
 
     def report(self) -> DataReport:
-        """What the rows so far have shown."""
+        """The report on the rows so far."""
         self._flush()
         return DataReport(
             sources=tuple(self._sources),
@@ -152,7 +152,7 @@ class DataCheck:
         )
 
     def _flush(self) -> None:
-        """Measure the samples that wait, all at once, and take their rows in."""
+        """Measure the waiting samples in one batch, and check their rows."""
         waiting, self._waiting, self._waiting_samples = self._waiting, [], 0
         try:
             measured = self._measured([sample for row in waiting for sample in row.judged.samples])
@@ -171,7 +171,7 @@ class DataCheck:
             self._take(row, list(islice(remaining, len(row.judged.samples))))
 
     def _measured(self, samples: Sequence[Sample]) -> list[tuple[int, Sequence[int]]]:
-        """The length of each sample, and its token ids; none where these are not known."""
+        """The length of each sample, and its token ids; none if these are not known."""
         if self._token_ids is None:
             return [(length, ()) for length in self._lengths_of(samples)]
         return [(len(ids), ids) for ids in self._token_ids(samples)]
@@ -273,7 +273,7 @@ class _Waiting:
 
 
 class _LengthBiasSums:
-    """Of each prompt, w pairs that the longer one wins of n pairs of different lengths; a row without prompt is one of its own."""
+    """Counts per prompt: n pairs of different lengths, of which the longer answer wins w. A row without a prompt is a group of its own."""
 
     def __init__(self) -> None:
         self.equal = 0
@@ -298,7 +298,7 @@ class _LengthBiasSums:
         if not self.by_row:
             return None
         clusters = Counter(self.by_prompt.values()) + self.without_prompt
-        if clusters.total() == 1:  # of one prompt, every row is taken for independent
+        if clusters.total() == 1:  # with a single prompt, rows count as independent
             clusters = self.by_row
         n = sum(count * of for (_, of), count in clusters.items())
         share = sum(count * won for (won, _), count in clusters.items()) / n
@@ -308,7 +308,7 @@ class _LengthBiasSums:
 
 
 def _quantiles(lengths: Counter[int]) -> dict[str, int]:
-    """The smallest length that at least a share of all lengths do not exceed, by the share's name."""
+    """The quantiles of the lengths, by name: the smallest length that at least that share of lengths does not exceed."""
     total = lengths.total()
     remaining, quantiles = list(_QUANTILES.items()), {}
     seen = 0

@@ -1,4 +1,4 @@
-"""What a check of a dataset finds."""
+"""The report of a check of a dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Example:
 
     Args:
         source: The file or dataset that the row is in.
-        row: Its number there, from 1; a line that is no row counts as one.
+        row: Its number there, from 1; a line that is not a row counts too.
         text: What is wrong, with an excerpt.
     """
 
@@ -29,10 +29,10 @@ class Problem:
 
     Args:
         kind: Its name, in kebab case.
-        is_error: Whether training would fail; otherwise it would be worse than it could be.
-        count: The number of rows; 0 where it is not about single rows.
-        description: What is said of the rows: "N rows" and this.
-        examples: The first of them, at most three; of malformed rows, the first with each fault.
+        is_error: Whether training would fail; otherwise it would only be worse.
+        count: The number of rows; 0 if the problem is not about single rows.
+        description: The sentence about the rows, after "N rows".
+        examples: The first rows, at most three; for malformed rows, the first with each fault.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class SourceCounts:
         rows: The rows, malformed ones included.
         samples: The texts to score in the other rows.
         pairs: Comparisons with a winner.
-        ties: Comparisons without.
+        ties: Comparisons without a winner.
         formats: Number of rows, by format.
     """
 
@@ -69,10 +69,10 @@ class AttributeSummary:
 
     Args:
         rated: The number of samples with a rating.
-        missing: The number of samples without, in rows that have the attribute.
-        mean: Of the ratings; None where there are none.
-        lowest: The lowest rating, likewise.
-        highest: The highest rating, likewise.
+        missing: The number of samples without a rating, in rows that have the attribute.
+        mean: The mean rating; None if there are none.
+        lowest: The lowest rating; None if there are none.
+        highest: The highest rating; None if there are none.
     """
 
     rated: int = 0
@@ -82,7 +82,7 @@ class AttributeSummary:
     highest: float | None = None
 
     def add(self, rating: float | None) -> None:
-        """Take in one sample's rating."""
+        """Add one sample's rating."""
         if rating is None:
             self.missing += 1
             return
@@ -100,9 +100,9 @@ class LengthBias:
 
     Args:
         pairs: The number of pairs of different lengths.
-        longer_wins: The share of them that the longer one wins.
-        standard_error: Of this share, with the pairs of one prompt taken together, since they are not independent.
-        equal: The number of further pairs, left out, of equal length.
+        longer_wins: The share of these pairs in which the longer sample wins.
+        standard_error: The standard error of this share, with the pairs of one prompt as one cluster.
+        equal: The number of pairs of equal length, which are left out.
     """
 
     pairs: int
@@ -113,13 +113,13 @@ class LengthBias:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What a `DataCheck` found.
+    """The result of a `DataCheck`.
 
     Args:
         sources: What each file or dataset holds.
         attributes: The ratings and labels, by attribute.
         unit: What lengths are counted in.
-        max_length: The limit that rows were held against; None for none.
+        max_length: The limit for rows; None for no limit.
         lengths: Quantiles of the lengths of samples, prompt and completion together; empty where there are none.
         length_bias: How often the longer sample wins; None where no pair has different lengths.
         problems: What is wrong, errors first.

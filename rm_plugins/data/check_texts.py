@@ -1,4 +1,4 @@
-"""What is looked at and remembered of the texts in a row: whether they are empty, their lengths, digests and excerpts."""
+"""What a check computes from the texts of a row: whether they are empty, their lengths, digests and excerpts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rm_plugins.data.judgements import Judgement
 from rm_plugins.samples import Message, Sample, message_text
 
 VERDICT_BITS = 64
-"""How many bits of a digest tell how a row is judged."""
+"""The number of bits of a digest that encode the row's judgement."""
 
 _EXCERPT = 48
 _LOOKED_AT = 8 * _EXCERPT  # of a text that may be long, to find as much that is no white space
@@ -25,7 +25,7 @@ def _texts(part: str | Sequence[Message]) -> list[str]:
 
 
 def is_blank(part: str | Sequence[Message]) -> bool:
-    """Whether a prompt or completion says nothing and calls no tool."""
+    """Whether a prompt or completion has no text and calls no tool."""
     called = not isinstance(part, str) and any(message.get("tool_calls") for message in part)
     return not called and not any(text.strip() for text in _texts(part))
 
@@ -38,7 +38,7 @@ def one_line(text: str) -> str:
 
 
 def excerpt(sample: Sample) -> str:
-    """What a person finds the row again by."""
+    """An excerpt by which a person can find the row."""
     return " → ".join(repr(one_line(" ".join(_texts(part)))) for part in (sample.prompt, sample.completion) if part)
 
 

@@ -1,14 +1,14 @@
-"""Pairs that are equal once they are rendered, though their texts may differ."""
+"""Pairs that are equal after rendering, even if their texts differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 CAUSE = (
-    "such as an answer's reasoning, which many chat templates leave out. Set a template that keeps it, or its switch in a column "
+    "such as an answer's reasoning, which many chat templates leave out. Use a template that keeps it, set its switch in a column "
     "chat_template_kwargs"
 )
-"""How texts that differ come to be rendered alike, and what to do."""
+"""Why different texts can be rendered alike, and what to do."""
 
 
 def equal_pairs(token_ids: Sequence[Sequence[int]], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Dataset rows as judgements: the texts of a row, and what is known of how good they are."""
+"""Dataset rows as judgements: the texts of a row, and which of them are better."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     A row has one of these formats; ``prompt`` is text or messages, and may be absent:
 
-    - preference: ``chosen`` and ``rejected``, whatever is beside them; optionally ``tie`` (true: equally good) and ``margin``;
+    - preference: ``chosen`` and ``rejected``, whatever other columns there are; optionally ``tie`` (true: equally good) and ``margin``;
     - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
     - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
       or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
@@ -86,8 +86,8 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     - labelled: ``completions`` and ``labels``, or ``completion`` and ``label``: true (1) for good, false (0) for bad. Two
       samples with one label do not tie, because a label says good or bad and not how good.
 
-    ``messages`` may stand for prompt and completion, and ``weight`` may stand in any row. Null columns are absent columns. Values may
-    be what `plain_value` takes, and a column of one value may have it in a list of one.
+    ``messages`` may replace prompt and completion, and any row may have a ``weight``. A null column counts as absent. Values may be
+    anything that `plain_value` takes, and a single value may be given as a list of one.
 
     Ratings compare samples by the weighted mean of their attributes; an attribute on which the row rates no sample does not count.
     A sample whose rating on an attribute of that mean is missing is not compared, and has no rank.
@@ -150,7 +150,7 @@ def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:
         raise _unjudged(row, listed, alone)
     if len(given) > 1:
         raise DataError(
-            f"there are both {given[0]!r} and {given[1]!r}; a row's samples are judged by one. Drop or rename the other."
+            f"there are both {given[0]!r} and {given[1]!r}; a row's samples are judged by one column. Drop or rename the other."
         )
     return columns[given[0]], given[0]
 
@@ -167,11 +167,13 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
                 return DataError(f"there is {name!r}, which needs a list of 'completions'; the row has a single one.")
     absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
     preset = proposed_mapping(row)
-    hint = f" It looks like published rows that --map '{preset}' makes such rows of." if preset else ""
+    hint = (
+        f"Map its columns with --map '{preset}'." if preset else "Rename columns with --map OLD=NEW, such as --map good=chosen."
+    )
     return DataError(
         f"there is {'nothing judged' if len(absent) != 1 else f'no {absent[0]!r}'}; the row has the columns "
         f"{', '.join(map(repr, row)) or 'none'}. A row to train on has 'chosen' and 'rejected'; 'completions' with 'ranks', "
-        f"'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'.{hint}"
+        f"'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'. {hint}"
     )
 
 
@@ -185,7 +187,7 @@ def _preference(row: Mapping[str, Any], weight: float) -> Judgement:
         raise _refused(row["margin"], _NUMBER, "margin")
     if tie is not None and _flag(tie, "tie"):
         if margin:
-            raise DataError(f"'tie' is true and 'margin' is {margin!r}; of two equally good samples neither wins by a margin.")
+            raise DataError(f"'tie' is true and 'margin' is {margin!r}; equally good samples have no margin.")
         return Judgement("preference", samples, ties=((0, 1),), ranks=(0.0, 0.0), weight=weight)
     margins = None if margin is None else (margin,)
     return Judgement("preference", samples, ((0, 1),), ranks=(0.0, 1.0), margins=margins, weight=weight)
@@ -219,7 +221,7 @@ def _larger_first(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _flags(verdict: Any, column: str, count: int | None) -> list[float | None]:
-    """The label of each sample; `count` is None where the row has a single completion."""
+    """The label of each sample; `count` is None if the row has a single completion."""
     if count is None:
         return [_flag(verdict, column)]
     labels = enumerate(_one_each(verdict, count, column))
@@ -241,7 +243,7 @@ def _ratings(
 
 
 def _rating_columns(verdict: Any, column: str, count: int | None) -> dict[str, Sequence[float | None]]:
-    """The ratings on each attribute, one a sample; `count` is None where the row has a single completion."""
+    """The ratings on each attribute, one per sample; `count` is None if the row has a single completion."""
     if count is None:
         if column == "score":
             return {"score": [_number(verdict, _NUMBER, column)]}
@@ -321,7 +323,7 @@ def _refused(value: Any, allowed: str, *path: str | int) -> DataError:
 
 
 def _only(value: Any) -> Any:
-    """The one value of a column, which may stand in a list, as TRL's data collator takes a margin."""
+    """The single value of a column, which may be in a list, as TRL's data collator takes a margin."""
     return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 

@@ -1,4 +1,4 @@
-"""How the columns of a published file become those that rows are read by: one mapping for every command, and in Python."""
+"""Maps the columns of a published file to those that rows are read by: one mapping for every command and for Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
 _COMPARED = re.compile(r"(\w+) ?(>+|<+|=+) ?(\w+)")
 _CALLED = "(model|response|answer|assistant|output|option|candidate|completion|conversation|chatbot|system|summary|text|reply)"
 _DECIDED = ("chosen", "rejected", "tie", "margin", "confidence")
-"""Columns that a mapping of answers decides on, so that a file's own would contradict it."""
+"""Columns that a mapping of answers sets; the file's own would contradict it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,19 @@ class RowMapping:
     Columns that it does not name stay as they are. A path such as ``question.full_text`` names what is inside of a column.
 
     Args:
-        rename: What is read by another name: the column of the file, and the name that rows are read by.
-        prompt: Columns that together are the prompt, one paragraph each; empty ones are left out, and one with a question mark behind its
-            name (``input?``) may be absent.
+        rename: Columns to rename: the column of the file, and the name that rows are read by.
+        prompt: Columns that together are the prompt, one paragraph each; empty ones are left out. A column whose name ends in ``?``
+            (``input?``) may be absent.
         answers: The columns of answer A and answer B; the better one becomes ``chosen``, the other ``rejected``.
-        winner: The column that says which is better; or several, one an annotator; or one for each of ``a``, ``b`` and ``tie``, of which
-            one is true. Without it, `scores` do.
-        verdicts: What each value of `winner` means: ``a``, ``b`` or ``tie``. Without it, a value names a column of `answers` or what tells
-            it from the other one (``model_a``, ``A`` and ``response_a``; 1 and ``output_1``), compares them (``A>B``), or says tie.
+        winner: The column that says which is better; or several, one per annotator; or one for each of ``a``, ``b`` and ``tie``, of which
+            one is true. Without it, `scores` decide.
+        verdicts: What each value of `winner` means: ``a``, ``b`` or ``tie``. Without it, a value names a column of `answers` or the
+            part in which it differs from the other (``model_a``, ``A`` and ``response_a``; 1 and ``output_1``), compares them (``A>B``), or
+            says tie.
         scale: What a number as `winner` means: a ``choice``, as in `verdicts`; ``probability``, how probable it is that A is
             better; or ``signed``, the margin by which B is better, negative where A is.
         scores: The columns with the scores of A and of B, which become ``chosen_score`` and ``rejected_score``.
-        items: The column with a list of mappings, one an answer, or several columns with one each.
+        items: The column with a list of mappings, one per answer, or several columns with one mapping each.
         item: What the answers are called in `items`, and the column that they become: ``completions``, and ``ranks``, ``scores`` or
             ``labels``.
         transcripts: Whether texts are whole conversations (``\\n\\nHuman: ...\\n\\nAssistant: ...``), to be split into messages.
@@ -95,7 +96,7 @@ class RowMapping:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was made with, without what is empty, as JSON has it."""
+        """Its settings as JSON, without empty ones."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         settings: dict[str, Any] = json.loads(
             json.dumps({name: value for name, value in given.items() if value and value != "choice"})
@@ -104,7 +105,7 @@ class RowMapping:
 
     @property
     def _read(self) -> frozenset[str]:
-        """The columns that it makes others of."""
+        """The columns that it reads."""
         parts = (name.removesuffix("?") for name in self.prompt)
         return frozenset([*self.rename, *parts, *self.answers, *self.scores, *_names(self.items), *_names(self.winner)])
 
@@ -118,14 +119,14 @@ class RowMapping:
         """The row in one of our formats.
 
         Raises:
-            DataError: It lacks a column, or a verdict is none that the mapping knows.
+            DataError: It lacks a column, or has a verdict that the mapping does not know.
         """
         row = plain_row(row)
         made = {new: _at(row, old) for old, new in self.rename.items()}
         if self.prompt:
             made["prompt"] = "\n\n".join(part for name in self.prompt if (part := _text(row, name)))
             if not made["prompt"]:
-                raise DataError(f"the prompt is empty: {', '.join(map(repr, self.prompt))} say nothing.")
+                raise DataError(f"the prompt is empty: {', '.join(map(repr, self.prompt))} are empty.")
         if self.answers:
             made |= self._compared(row)
         if self.items:
@@ -146,7 +147,7 @@ class RowMapping:
                 raise DataError(f"there is {name!r}, which the mapping of answers decides on. Map it to another name.")
         votes = [vote for vote in self._votes(row) if vote is not None]
         if not votes:
-            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} say nothing: all are null.")
+            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} give no verdict: all are null.")
         vote = math.fsum(votes) / len(votes)
         sides = (0, 1) if vote >= 0 else (1, 0)
         made = {name: _at(row, self.answers[side]) for name, side in zip(("chosen", "rejected"), sides, strict=True)}
@@ -164,7 +165,7 @@ class RowMapping:
         return made
 
     def _votes(self, row: Mapping[str, Any]) -> Iterable[float | None]:
-        """What each annotator says: 1 for A, -1 for B, 0 for a tie; or by how much A is better."""
+        """Each annotator's vote: 1 for A, -1 for B, 0 for a tie; or by how much A is better."""
         if isinstance(self.winner, Mapping):
             flags = {verdict: _is_true(_at(row, column)) for verdict, column in self.winner.items()}
             if sum(flags.values()) != 1:
@@ -188,7 +189,7 @@ class RowMapping:
             if (verdict := {_plain(known): verdict for known, verdict in self.verdicts.items()}.get(text)) is not None:
                 return _VOTES[verdict]
         elif self.scale == "choice":
-            said_yes_or_no = str(value).strip().lower() in ("true", "false")  # of which answer, nobody knows
+            said_yes_or_no = str(value).strip().lower() in ("true", "false")  # which does not say of which answer
             if not said_yes_or_no and (vote := self._choice(text)) is not None:
                 return vote
         elif self.scale == "signed":
@@ -200,12 +201,12 @@ class RowMapping:
             if 0 <= (number := _number(value)) <= 1:
                 return 2 * number - 1
         raise DataError(
-            f"{column!r} is {value!r:.80}; {allowed} is understood of the answers {', '.join(map(repr, self.answers))}. Say what it "
+            f"{column!r} is {value!r:.80}; {allowed} is allowed for the answers {', '.join(map(repr, self.answers))}. Say what it "
             f"means: verdicts: {{{text or repr(value):.40}: a}}, with a, b or tie for each value; or scale: signed, or probability."
         )
 
     def _choice(self, text: str) -> float | None:
-        """What a verdict in words says; None for what is not understood."""
+        """The vote of a verdict in words; None if it is not understood."""
         side = self._side(text)
         if side is not None:
             return side
@@ -216,7 +217,7 @@ class RowMapping:
         return 0.0 if _TIES.fullmatch(text) else None
 
     def _side(self, text: str) -> float | None:
-        """1 for what names answer A, -1 for answer B: the column, what tells it from the other one, or that after a word for an answer."""
+        """1 for a name of answer A, -1 for answer B: the column, the part in which it differs, or that part after a word for an answer."""
         names = [name.lower() for name in self.answers]
         ends = [_end(name, other) for name, other in (names, names[::-1])]
         text = text.strip("[]")
@@ -225,10 +226,10 @@ class RowMapping:
         return None if matches[0] == matches[1] else 1.0 if matches[0] else -1.0
 
     def _listed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A list of answers with what is known of each, as columns."""
+        """A list of answers, and what the data says about each, as columns."""
         items = _at(row, self.items) if isinstance(self.items, str) else [_at(row, name) for name in self.items]
         if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-            raise DataError(f"{self.items!r} must be a list of mappings, one an answer, not {items!r:.80}.")
+            raise DataError(f"{self.items!r} must be a list of mappings, one per answer, not {items!r:.80}.")
         return {new: [_at(item, old) for item in items] for old, new in self.item.items()}
 
 
@@ -269,7 +270,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A verdict as text: 1, 1.0, "1.0" and true are the same, and so are upper and lower case."""
+    """A verdict as text: 1, 1.0, "1.0" and true are equal, as are upper and lower case."""
     text = str(int(value) if isinstance(value, bool) else value).strip().lower()
     if _NUMBER.fullmatch(text):
         whole, _, fraction = text.lstrip("+").partition(".")

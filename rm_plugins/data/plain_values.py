@@ -1,4 +1,4 @@
-"""Values of rows as plain Python, whatever format their dataset gives them in."""
+"""Values of rows as plain Python, whatever the format of their dataset."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def plain_value(value: Any) -> Any:
-    """A value with lists, numbers and text in place of the arrays, tensors and scalars of numpy and torch in it, however deep.
+    """A value in which arrays, tensors and scalars of numpy and torch, at any depth, are replaced by lists, numbers and text.
 
-    NaN in an array, a tensor or a numpy scalar is null, for datasets have no other null there. What is plain is returned as it is.
+    NaN in an array, a tensor or a numpy scalar becomes null, because datasets have no other null there. Plain values stay.
 
     Args:
         value: A value as `datasets.Dataset.with_format` gives it ("numpy", "torch", "pandas"), or any other.
@@ -44,7 +44,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with every value as `plain_value` has it; the row itself where all are plain.
+    """A row with every value as `plain_value` has it; the row itself if all are plain.
 
     A pandas table of one row, which is what iterating over a dataset in that format gives, is that row.
     """

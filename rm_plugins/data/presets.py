@@ -1,4 +1,4 @@
-"""The shapes in which judged data is published: mappings by name, and which one fits a row."""
+"""The formats in which judged data is published: mappings by name, and which of them fits a row."""
 
 from __future__ import annotations
 
@@ -64,14 +64,27 @@ _PROMPTS = ("prompt", "question", "instruction", "input", "query", "history", "c
 _ANSWER = re.compile(
     r"\w*(response|answer|output|completion|conversation|text|summary|reply|candidate)\w*(a|0|1)", re.IGNORECASE
 )
+_PAIRED = (
+    *(
+        ("chosen", "rejected"),
+        ("accepted", "rejected"),
+        ("preferred", "dispreferred"),
+        ("preferred", "rejected"),
+        ("better", "worse"),
+    ),
+    *(("good", "bad"), ("positive", "negative"), ("pos", "neg"), ("winner", "loser"), ("winning", "losing"), ("win", "lose")),
+)
+"""What a better and a worse answer are called in data whose columns are called otherwise."""
 _OTHER = {"a": "b", "A": "B", "0": "1", "1": "2"}
 
 
 def proposed_mapping(row: Mapping[str, Any]) -> str:
-    """What to give to ``--map`` for a row in a published shape; empty where none is known.
+    """What to give to ``--map`` for a row in another shape; empty if no mapping is known for it.
 
     >>> proposed_mapping({"question": "2+2?", "response_a": "4", "response_b": "5", "winner": "model_a"})
     '{answers: [response_a, response_b], winner: winner, rename: {question: prompt}}'
+    >>> proposed_mapping({"question": "2+2?", "good": "4", "bad": "5"})
+    '{rename: {good: chosen, bad: rejected, question: prompt}}'
     """
     present = [name for name, value in row.items() if value is not None]
     fitting = [
@@ -81,6 +94,10 @@ def proposed_mapping(row: Mapping[str, Any]) -> str:
         return max(fitting, key=lambda name: len(PRESETS[name].columns))
     if is_transcript(row.get("chosen")) and is_transcript(row.get("rejected")) and row.get("prompt") is None:
         return "hh-rlhf"
+    if pair := _called_otherwise(row):
+        prompts = [column for column in _PROMPTS if column in present]
+        better = {pair[0]: "chosen", pair[1]: "rejected"}
+        return _written({"rename": better | ({prompts[0]: "prompt"} if prompts and prompts != ["prompt"] else {})})
     winner = next((name for name in present if _VERDICTS.fullmatch(name)), None)
     for name in present if winner is not None else ():
         end = name[-1]
@@ -97,6 +114,22 @@ def proposed_mapping(row: Mapping[str, Any]) -> str:
     return ""
 
 
+def _called_otherwise(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The columns of a better and a worse answer that are not called ``chosen`` and ``rejected``; None where there are none."""
+    texts = {name.lower(): name for name, value in row.items() if isinstance(value, (str, list)) and value}
+    if texts.keys() & {"completions", "completion"}:
+        return None
+    for better, worse in _PAIRED:
+        for form in ("{}", "{}_response", "response_{}", "{}_answer", "answer_{}", "{}_completion", "{}_text", "text_{}"):
+            if {form.format(better), form.format(worse)} <= texts.keys() and (form, better, worse) != (
+                "{}",
+                "chosen",
+                "rejected",
+            ):
+                return texts[form.format(better)], texts[form.format(worse)]
+    return None
+
+
 def _written(value: Any) -> str:
     """A mapping's settings as YAML in braces."""
     if isinstance(value, dict):
@@ -105,7 +138,7 @@ def _written(value: Any) -> str:
 
 
 def _judges(preset: RowMapping, row: Mapping[str, Any]) -> bool:
-    """Whether the preset makes a judged row of this one, and leaves nothing that looks like another part of the prompt, or a verdict."""
+    """Whether the preset turns this row into a judged one, without leaving a column that looks like a part of the prompt or a verdict."""
     try:
         made = {name: value for name, value in preset(row).items() if value is not None}
     except DataError:
@@ -118,7 +151,7 @@ def _judges(preset: RowMapping, row: Mapping[str, Any]) -> bool:
 
 
 def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:
-    """The columns of a preference row that look as if they said which answer is better, and are not read.
+    """The columns of a preference row that seem to say which answer is better, but are not read.
 
     >>> ignored_verdicts({"chosen": "4", "rejected": "5", "winner": "model_b", "tie": False})
     ['winner']
@@ -130,10 +163,10 @@ def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:
 
 
 def warning_of_ignored(columns: Sequence[str]) -> str:
-    """What to say of columns that `ignored_verdicts` names."""
+    """The warning about columns that `ignored_verdicts` names."""
     names = ", ".join(map(repr, columns))
     return (
         f"{names} look{'s' if len(columns) == 1 else ''} like a verdict and {'is' if len(columns) == 1 else 'are'} not read: in rows "
-        "with 'chosen' and 'rejected', 'chosen' is the better one, and other completions are not looked at. Of answers A and B, a "
-        "mapping makes such rows (--map)."
+        "with 'chosen' and 'rejected', 'chosen' is the better answer, and other completions are ignored. If the column judges answers "
+        "A and B, make such rows with a mapping (--map)."
     )

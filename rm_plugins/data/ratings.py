@@ -1,4 +1,4 @@
-"""Ratings on several attributes, and what samples are compared by."""
+"""Ratings on several attributes, and the number by which samples are compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _DIGITS = 9
 
 
 def weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mapping[str, float] | None) -> list[float | None]:
-    """What samples are compared by, [n], None where a rating that counts is missing.
+    """The number by which each sample is compared, [n]; None if a rating that counts is missing.
 
     Args:
         ratings: Those of the n samples on each attribute, by its name.
         reward: The weight of each attribute; equal weights for all on which a sample is rated by default.
 
     Raises:
-        DataError: `reward` weighs what is no attribute, or nothing at all.
+        DataError: `reward` names something that is not an attribute, or has no weight other than 0.
     """
     if reward is None:
         rated = [name for name, values in ratings.items() if any(value is not None for value in values)]
@@ -27,7 +27,7 @@ def weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mappin
         weights = {name: weight for name, weight in reward.items() if weight}
     for name in weights:
         if name not in ratings:
-            raise DataError(f"the reward weighs {name!r}, which is no attribute here. {did_you_mean(name, ratings)}")
+            raise DataError(f"the reward weighs {name!r}, which is not an attribute of this row. {did_you_mean(name, ratings)}")
     total = math.fsum(map(abs, weights.values()))
     if not 0 < total < math.inf:
         raise DataError(
@@ -44,7 +44,7 @@ def weighted_means(ratings: Mapping[str, Sequence[float | None]], reward: Mappin
 def mean_ratings(ratings: Sequence[Sequence[float | None]], shares: Sequence[float] = ()) -> list[float]:
     """The mean of each sample's ratings on several attributes, [n]; NaN where one is missing.
 
-    Ratings are often thirds that were cut off somewhere: means that agree in nine digits, beside the largest rating, are equal.
+    Ratings are often rounded thirds, so means count as equal if they agree to nine digits relative to the largest rating.
 
     Args:
         ratings: Those of the n samples, for each attribute.

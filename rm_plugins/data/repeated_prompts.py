@@ -11,7 +11,7 @@ from rm_plugins.samples import Message, message_text
 
 _PAIR = ("chosen", "rejected")
 _SUSPICIOUS = 0.5
-"""The share of rows from which on texts that begin with their prompt are no coincidence."""
+"""If at least this share of rows begins with the prompt, it is not a coincidence."""
 
 
 @dataclass(slots=True)
@@ -20,8 +20,8 @@ class RepeatedPrompts:
 
     Args:
         rows: The rows that have a prompt, N.
-        texts: The rows all of whose completions are texts that begin with their prompt, as a text may by coincidence.
-        conversations: The rows all of whose completions are conversations that begin with the prompt's turns, as no answer does.
+        texts: The rows all of whose completions are texts that begin with their prompt, which may be a coincidence.
+        conversations: The rows all of whose completions are conversations that begin with the prompt's turns, which is never a coincidence.
 
     >>> counted = RepeatedPrompts()
     >>> counted.add({"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"}), counted.is_suspicious
@@ -51,10 +51,10 @@ class RepeatedPrompts:
 
     @property
     def warning(self) -> str:
-        """What to tell the user; empty where nothing is suspicious."""
+        """The warning for the user; empty if nothing is suspicious."""
         return (
-            f"{self.texts + self.conversations} of {self.rows} rows with a prompt have completions that begin with it, so that it is "
-            "rendered twice. The mapping split-prompt takes it off (--map split-prompt). Where answers only begin with the same words, "
+            f"{self.texts + self.conversations} of {self.rows} rows with a prompt have completions that begin with it, so it is "
+            "rendered twice. --map split-prompt removes it. If answers only happen to begin with the same words, "
             "leave them as they are."
             if self.is_suspicious
             else ""
@@ -62,7 +62,7 @@ class RepeatedPrompts:
 
 
 def split_prompt(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with its prompt taken off the beginning of every completion; the row itself where not all begin with it.
+    """The row with its prompt removed from the beginning of every completion; the row itself if not all begin with it.
 
     Where the prompt is text and the completions are conversations, the turns that hold it become the prompt.
 

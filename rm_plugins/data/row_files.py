@@ -32,8 +32,27 @@ _TABLES = (".parquet", ".arrow", ".feather")
 _COMPRESSED = (".gz", ".zst")
 _DATA_ENDINGS = (*(f"{rows}{packed}" for rows in _ROWS for packed in ("", *_COMPRESSED)), *_TABLES)
 
+_OTHER_FILES = (
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".xlsx",
+    ".xls",
+    ".xml",
+    ".html",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".zst",
+    ".db",
+    ".pkl",
+    ".pt",
+)
+"""Endings of files that rows are not read from, so that a name with one is not taken for a dataset's."""
+
 _OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
-"""What `rm-plugins score` and `rank` write beside their input, which is no data of the folder."""
+"""What `rm-plugins score` and `rank` write beside their input, which is not data of the folder."""
 
 _Refuse: TypeAlias = Callable[[DataError], None]
 
@@ -62,18 +81,18 @@ def read_rows(
     """The rows of a file, of the files of a folder, of standard input (``-``), or of a dataset.
 
     A file is JSON Lines, a JSON array, CSV or TSV with a header, all of which may be compressed (``.gz``, ``.zst``); Parquet or
-    Arrow. Text is UTF-8. NaN is null. Of CSV and TSV every value is text and an empty one is null, but in columns that rows are
-    read by and that are no text, such as ``scores`` or ``tie``; a list of messages is one everywhere. A folder is read as
+    Arrow. Text is UTF-8. NaN is null. In CSV and TSV every value is text and an empty one is null, except in columns that
+    hold numbers, such as ``scores`` or ``tie``; a list of messages is read as one everywhere. A folder is read as
     `datasets.load_dataset` does: the names of files say which split they are of.
 
     Args:
         source: A path, ``-``, or the name or folder of a dataset for `datasets.load_dataset`.
         split: The split of a dataset or folder; unused for files.
         mapping: Makes rows of our formats of those in the file; by default what ``FILE.map.yaml`` says, where there is one.
-        on_bad_line: Called with the error for what is no row, which is then left out; by default it is raised.
+        on_bad_line: Called with the error for a line that is not a row, which is then left out; by default the error is raised.
 
     Raises:
-        DataError: There is no such file, it cannot be read, or a line is no row; the message names file and line.
+        DataError: There is no such file, it cannot be read, or a line is not a row; the message names file and line.
     """
     if mapping is None:
         mapping = mapping_beside(source)
@@ -97,13 +116,13 @@ def mapped_rows(
     """Rows as a mapping makes them.
 
     Args:
-        read: Gives the rows, and hands what is no row to its argument.
+        read: Gives the rows, and calls its argument with an error for what is not a row.
         name: What an error calls where they come from.
         mapping: Makes rows of our formats of them; None leaves them as they are.
         on_bad_line: As in `read_rows`, also for rows that cannot be mapped.
 
     Raises:
-        DataError: Something is no row, or cannot be mapped, and there is no `on_bad_line`.
+        DataError: A line is not a row, or a row cannot be mapped, and there is no `on_bad_line`.
     """
     bad = 0
 
@@ -152,7 +171,7 @@ def _read_errors(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are no UTF-8, no Parquet
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a cut-off archive, bytes that are not UTF-8, not Parquet
         raise DataError(f"{name} cannot be read: {error}") from error
 
 
@@ -189,7 +208,7 @@ def _text_of(file: Any, stack: ExitStack) -> IO[str]:
 
 
 def _folder_files(source: str, split: str) -> list[Path] | None:
-    """The data files of a folder that are of a split, in the order of their names; None where it is a dataset's own folder."""
+    """The data files of a split in a folder, in the order of their names; None if `datasets` saved the folder."""
     folder = Path(source)
     saved_by_datasets = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     card = folder / "README.md"
@@ -216,7 +235,7 @@ def _folder_files(source: str, split: str) -> list[Path] | None:
             walked = os.walk(os.path.abspath(source), followlinks=True)
             inside = {os.path.join(place, file) for place, _, files in walked for file in files if is_data_file(file)}
             if left := sorted(inside - {file for files in splits.values() for file in files}):
-                logger.warning("Of the folder %s, %s is in no split and is not read.", source, ", ".join(left))
+                logger.warning("In the folder %s, %s belongs to no split and is not read.", source, ", ".join(left))
             return [Path(file) for file in splits[split]]
     raise DataError(f"The folder {source!r} has no data file ({', '.join(_DATA_ENDINGS)}).")
 
@@ -229,21 +248,67 @@ def _resolved(resolve: Callable[[str, str], list[str]], pattern: str, folder: st
 
 
 def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+    rows = load_rows(source, split, streaming=True)
+    try:
+        for row in rows:
+            yield {name: without_nan(value) for name, value in row.items()}
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        raise _unreadable(source, split, None, error) from error
+
+
+def load_rows(source: str, split: str, *, config: str | None = None, streaming: bool = False) -> Any:
+    """A split of a dataset: of one that `datasets` saved in a folder, or of one that it loads by its name.
+
+    Args:
+        source: The folder or name.
+        split: The split.
+        config: The dataset's configuration.
+        streaming: Whether rows are read as they are needed.
+
+    Raises:
+        DataError: There is no such dataset, configuration or split.
+    """
+    _check_name(source)
     from datasets import load_dataset, load_from_disk
 
     try:
         if (Path(source) / "state.json").is_file():
-            rows = load_from_disk(source)
-        elif (Path(source) / "dataset_dict.json").is_file():
-            rows = load_from_disk(source)[split]
-        else:
-            rows = load_dataset(source, split=split, streaming=True)
-        for row in rows:
-            yield {name: without_nan(value) for name, value in row.items()}
-    except Exception as error:  # whatever the hub, the disk or a loading script raises, also while its rows are read
+            return load_from_disk(source)
+        if (Path(source) / "dataset_dict.json").is_file():
+            splits = load_from_disk(source)
+            if split not in splits:
+                raise ValueError(f"It has the splits {', '.join(splits)}.")
+            return splits[split]
+        return load_dataset(source, name=config, split=split, streaming=streaming)
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        raise _unreadable(source, split, config, error) from error
+
+
+def _check_name(source: str) -> None:
+    """Refuse what can only be meant as a file or folder and is not one that rows are read from."""
+    path = Path(source)
+    endings = ", ".join(_ROWS + _TABLES)
+    if path.is_file():
         raise DataError(
-            f"{source!r} is no data file ({', '.join(_DATA_ENDINGS)}) and no dataset with a split {split!r} could be read: {error}"
-        ) from error
+            f"{source!r} is not a file of rows: its name must end in {endings}, of which text may be compressed (.gz, .zst). Write plain "
+            "text as JSON Lines, one row per line."
+        )
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _OTHER_FILES
+    if looks_like_path and not path.exists():
+        raise DataError(f"There is no file or folder {source!r} (files of rows end in {endings}). Check the path.")
+
+
+def _unreadable(source: str, split: str, config: str | None, error: Exception) -> DataError:
+    """The error for a dataset that cannot be loaded, with what `datasets` says about it."""
+    what = f"the split {split!r}" + ("" if config is None else f" of the configuration {config!r}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if Path(source).is_dir():
+        return DataError(f"From the folder {source!r}, {what} cannot be read: {reason}")
+    hint = " HF_HUB_OFFLINE is set, so only datasets that were downloaded before can be used." if "Offline" in reason else ""
+    return DataError(
+        f"{source!r} is not a file or folder here, and {what} of the dataset of that name cannot be loaded: {reason}{hint} A name has the "
+        "form OWNER/NAME."
+    )
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ _OF_VALUES = {
     "tie",
     *PROMPT_COLUMNS,
 }
-"""The columns that rows are read by and that are no text: in a CSV file, where everything is text, they are JSON."""
+"""The columns that do not hold text: in a CSV file, where everything is text, they are read as JSON."""
 
 _MESSAGES = re.compile(r"""\s*\[\s*\{.*["']role["']""", re.DOTALL)
 _READ_AT_ONCE = 1024
@@ -38,10 +38,10 @@ _READ_AT_ONCE = 1024
 
 
 def json_rows(lines: IO[str], source: str) -> Iterator[dict[str, Any] | DataError]:
-    """The rows of JSON Lines or of a JSON array, in one line or many; an error in the place of what is none.
+    """The rows of JSON Lines or of a JSON array, in one line or many; an error in place of what is not a row.
 
     Raises:
-        DataError: An array does not end, or is no JSON.
+        DataError: An array does not end, or is not JSON.
     """
     is_first = True
     for number, line in enumerate(lines, start=1):
@@ -59,7 +59,7 @@ def _json_array(text: str, source: str) -> Iterator[dict[str, Any] | DataError]:
     try:
         rows = _parsed(text)
     except ValueError as error:
-        raise DataError(f"{source} begins with [ and is no JSON array: {error}.") from error
+        raise DataError(f"{source} begins with [ but is not a JSON array: {error}.") from error
     for number, row in enumerate(rows, start=1):
         yield row if isinstance(row, dict) else _no_mapping(row, f"{source}, item {number}")
 
@@ -68,7 +68,9 @@ def _row_or_error(line: str, where: str) -> dict[str, Any] | DataError:
     try:
         row = _parsed(line)
     except ValueError as error:
-        return DataError(f"{where} is no JSON: {error}. The file must be JSON Lines, one row a line, or one array of rows.")
+        return DataError(
+            f"{where} is not valid JSON: {error}. The file must be JSON Lines, one row per line, or one array of rows."
+        )
     return row if isinstance(row, dict) else _no_mapping(row, where)
 
 
@@ -91,7 +93,7 @@ def _without_repetition(items: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(items)
     if len(values) < len(items):
         names = [name for name, _ in items]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return values
 
 
@@ -99,10 +101,10 @@ def _without_repetition(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any] | DataError]:
-    """The rows below a header, of ``.csv`` or ``.tsv``; an error in the place of one with another number of values.
+    """The rows below a header, of ``.csv`` or ``.tsv``; an error in place of a row with another number of values.
 
     Raises:
-        DataError: It is no CSV, or two columns have one name.
+        DataError: It is not CSV, or two columns have the same name.
     """
     csv.field_size_limit(2**31 - 1)
     lines = _tsv_lines(text) if ending == ".tsv" else csv.reader(text, strict=True)
@@ -112,7 +114,7 @@ def csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any]
         try:
             values = next(lines, None)
         except csv.Error as error:
-            raise DataError(f"{source} is no CSV: {error}, after line {getattr(lines, 'line_num', '?')}.") from error
+            raise DataError(f"{source} is not valid CSV: {error}, after line {getattr(lines, 'line_num', '?')}.") from error
         if values is None:
             return
         if not values:
@@ -125,7 +127,9 @@ def csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any]
         elif len(values) != len(header):
             what = f"there are {len(values)} values and the header has {len(header)} columns"
             hint = "a line break in a value" if ending == ".tsv" else "a comma or quote in a value"
-            yield DataError(f"{source}, row {number - 1}: {what}: {values[0]!r:.80}. Is it {hint}? JSON Lines has neither.")
+            yield DataError(
+                f"{source}, row {number - 1}: {what}: {values[0]!r:.80}. Is it {hint}? JSON Lines has no such problem."
+            )
         else:
             try:
                 yield {name: _csv_value(name, value) for name, value in zip(header, values, strict=True)}
@@ -134,7 +138,7 @@ def csv_rows(text: IO[str], source: str, ending: str) -> Iterator[dict[str, Any]
 
 
 def _tsv_lines(text: Iterable[str]) -> Iterator[list[str]]:
-    """The values of each line. A quote is a quote, but around a whole value that has doubled ones only, as CSV writes them."""
+    """The values of each line. Quotes are kept, except around a whole value whose inner quotes are all doubled, as in CSV."""
     for line in text:
         values = []
         for value in line.rstrip("\r\n").split("\t"):
@@ -155,9 +159,7 @@ def _csv_value(column: str, value: str) -> Any:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             messages = _parsed(value) if '"role"' in value else ast.literal_eval(value)  # as Python prints a list
         if not isinstance(messages, list):
-            raise DataError(
-                f"{column!r} looks like a list of messages and is none that can be read: {value!r:.80}. Write it as JSON."
-            )
+            raise DataError(f"{column!r} looks like a list of messages but cannot be read: {value!r:.80}. Write it as JSON.")
         if all(isinstance(turn, dict) and "role" in turn for turn in messages):
             return messages
     return value
@@ -170,7 +172,7 @@ def table_rows(file: IO[bytes], ending: str) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet (``.parquet``) or Arrow file; NaN is null.
 
     Raises:
-        DataError: Two columns have one name.
+        DataError: Two columns have the same name.
     """
     import pyarrow as arrow
 
@@ -197,7 +199,7 @@ def table_rows(file: IO[bytes], ending: str) -> Iterator[dict[str, Any]]:
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null for every NaN in it, however deep."""
+    """The value with null in place of every NaN in it, at any depth."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, list):

@@ -33,9 +33,9 @@ class RowSamples:
 
 
 def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
-    """What is to be scored in a row of any of TRL's formats, with or without what is known of how good its samples are.
+    """The samples to score in a row of any of TRL's formats, judged or not.
 
-    ``chosen`` and ``rejected``; or what `completion_samples` takes. Null columns are absent columns.
+    ``chosen`` and ``rejected``; or what `completion_samples` takes. A null column counts as absent.
 
     Args:
         row: Columns by name.
@@ -58,7 +58,7 @@ def row_samples(row: Mapping[str, Any], where: str = "row") -> RowSamples:
 def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
     """The chosen and the rejected sample of a preference row, in TRL's standard or conversational format.
 
-    Without ``prompt``, the messages that both conversations begin with are the prompt; of text, all is the completion.
+    Without ``prompt``, the messages that both conversations begin with are the prompt; a text is all completion.
 
     Raises:
         DataError: A column is missing, or is not text or messages.
@@ -79,7 +79,7 @@ def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
     """The samples of a row that has ``completions``, a ``completion`` or ``messages``; ``prompt`` may be absent or null.
 
     Without ``prompt``, the messages that all `completions` begin with are the prompt, and so are the messages before the last
-    turns of the assistant in a single conversation; of text, all is the completion.
+    turns of the assistant in a single conversation; a text is all completion.
 
     Raises:
         DataError: The row has none of these, or both of the first two; or a part of it is not text or messages.
@@ -107,7 +107,7 @@ def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
 
 
 def _shared_prompt(conversations: Sequence[Any]) -> tuple[str | list[Message], Sequence[Any]]:
-    """The messages that all conversations begin with, and what is left of each; nothing of texts."""
+    """The messages that all conversations begin with, and the rest of each; for texts, nothing is common."""
     if not all(isinstance(turns, Sequence) and not isinstance(turns, str) for turns in conversations):
         return "", conversations
     first, *others = conversations
@@ -124,5 +124,5 @@ def _from_conversation(messages: Sequence[Message], columns: Mapping[str, Any]) 
     while start > 0 and turns[start - 1]["role"] == "assistant":
         start -= 1
     if start == len(turns):
-        raise DataError("'messages' must end with a turn of the assistant, which is what is scored.")
+        raise DataError("'messages' must end with a turn of the assistant, which is scored.")
     return Sample(turns[:start], turns[start:], columns)

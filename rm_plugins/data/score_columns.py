@@ -1,4 +1,4 @@
-"""Scores that rows have already: those of a published file, or what ``rm-plugins score`` wrote."""
+"""Scores in the columns of rows: of a published file, or written by ``rm-plugins score``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rm_plugins.errors import DataError
 
 COLUMN_SPEC = "column:"
-"""How a spec begins that is no reward to run but the scores in a column."""
+"""The prefix of a spec that names a column of scores instead of a reward to run."""
 
 
 def columns_called(name: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> 
         where: What an error message calls the row.
 
     Raises:
-        DataError: There is not one number a completion, or one is infinite.
+        DataError: There is not one number per completion, or one is infinite.
 
     >>> column_scores({"chosen": "4", "rejected": "5", "chosen_score": 2, "rejected_score": None}, "score", 2, "row 1")
     [2.0, None]
@@ -54,13 +54,13 @@ def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> 
 def _scores_of(row: Mapping[str, Any], name: str) -> tuple[str, Any]:
     """The column of a row's scores, and what it holds; None where there is none.
 
-    In a row with ``chosen`` and ``rejected`` it is not known which of a list is whose.
+    In a row with ``chosen`` and ``rejected``, a list does not say which score is whose.
     """
     one, several, *pair = columns_called(name)
     if row.get("chosen") is not None and row.get("rejected") is not None:
         if (listed := next((column for column in (one, several) if isinstance(row.get(column), list)), None)) is not None:
             raise DataError(
-                f"{listed!r} is a list beside 'chosen' and 'rejected'; their scores must be in {' and '.join(map(repr, pair))}."
+                f"{listed!r} is a list, and the row has 'chosen' and 'rejected'; put their scores into {' and '.join(map(repr, pair))}."
             )
         return " and ".join(pair), [row.get(side) for side in pair]
     return next(((column, row[column]) for column in (one, several) if row.get(column) is not None), (one, None))
@@ -72,7 +72,7 @@ def has_scores(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """NaN for null, None for what is no number; text is one where it was read from CSV."""
+    """NaN for null, None for what is not a number; numbers in text are read, as CSV has them."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return float(value.lower() == "true")
     try:

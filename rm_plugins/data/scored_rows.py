@@ -14,7 +14,7 @@ from rm_plugins.scores import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A row, the scores of its samples, and their details (`Scores.columns`: name to one value a sample); None is an abstention."""
+    """A row, the scores of its samples, and their details (`Scores.columns`: name to one value a sample); None means abstained."""
 
     row: Mapping[str, Any]
     scores: list[float | None]
@@ -37,10 +37,10 @@ def scored_batches(
         provider: The reward.
         rows: Columns by name.
         samples_of: The samples of a row; its second argument is what an error calls the row.
-        size: How large a batch is; one ends with the row that reaches it.
+        size: The size of a batch, which ends with the row that reaches it.
         unit: What `size` counts.
         first: The number of the first row.
-        whole_prompts: Whether a batch goes on for as long as rows have the same prompt, for rewards that compare completions.
+        whole_prompts: Whether a batch is extended to whole prompts, for rewards that compare completions.
 
     Raises:
         ScoringError: The provider failed.

@@ -1,4 +1,4 @@
-"""Mappings as they are written: a preset, ``OLD=NEW``, YAML, or a file of YAML beside the data."""
+"""The ways to write a mapping: a preset, ``OLD=NEW``, YAML, or a file of YAML beside the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def mapping_of(texts: Iterable[str]) -> RowMapping | None:
-    """The mapping that a user has written; None of nothing.
+    """The mapping that a user has written; None if nothing was.
 
     Args:
         texts: Each is the name of a preset, ``OLD=NEW``, a YAML file, or YAML in braces; a later one adds to earlier ones.
@@ -42,7 +42,7 @@ def mapping_of(texts: Iterable[str]) -> RowMapping | None:
             given = {"rename": {old: new}}
         else:
             raise SpecError(
-                f"--map {text!r} is not OLD=NEW, such as is_correct=labels, no YAML file, and no preset. {did_you_mean(text, PRESETS)}"
+                f"--map {text!r} is neither OLD=NEW (as is_correct=labels), a YAML file nor a preset. {did_you_mean(text, PRESETS)}"
             )
         for name, value in _checked(given).items():
             settings[name] = {**settings.get(name, {}), **value} if isinstance(value, Mapping) and name != "winner" else value
@@ -72,7 +72,7 @@ def _from_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         given = parsed_yaml(text, where)
     except SpecError as error:
-        raise SpecError(f"The mapping {where:.200} is no YAML that is read: {error}") from error
+        raise SpecError(f"The mapping {where:.200} is not readable YAML: {error}") from error
     known = {field.name: field for field in dataclasses.fields(RowMapping)}
     if not isinstance(given, dict):
         raise SpecError(f"The mapping {where} must be a mapping of {', '.join(known)}, not {given!r:.80}.")
@@ -86,7 +86,7 @@ def _from_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def mapping_beside(source: str) -> RowMapping | None:
-    """What ``NAME.map.yaml`` beside a file ``NAME.jsonl`` or a folder ``NAME`` says; None where there is none.
+    """The mapping in ``NAME.map.yaml`` next to a file ``NAME.jsonl`` or a folder ``NAME``; None if there is none.
 
     Raises:
         SpecError: It is no mapping.
@@ -97,9 +97,9 @@ def mapping_beside(source: str) -> RowMapping | None:
 
 @lru_cache
 def tell_of_unread_mapping(source: str) -> None:
-    """Say that what lies beside the data is not read, because another mapping was given."""
+    """Log that the mapping next to the data is not read, because another one was given."""
     if (path := _beside(source)) is not None:
-        logger.warning("%s is not read, for another mapping was given.", path)
+        logger.warning("%s is not read, because another mapping was given.", path)
 
 
 def _beside(source: str) -> Path | None:

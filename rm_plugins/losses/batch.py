@@ -1,4 +1,4 @@
-"""What a loss sees: the rewards of a batch, and what is known of them."""
+"""The input of a loss: the rewards of a batch, and what the data says about them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
-    """The rewards of N rows (texts that the model scored) and what is known of them.
+    """The rewards of N rows (texts that the model scored) and what the data says about them.
 
-    Preference pairs, rankings, ratings and unpaired labels all become this, so that one trainer serves every loss. With several
+    Preference pairs, rankings, ratings and unpaired labels are all converted to this, so that one trainer serves every loss. With several
     processes it holds the rows of all of them; with a shared-trunk ensemble a loss is given one member's outputs at a time.
 
     Args:
-        rewards: float [N, heads], what the model said of each row.
+        rewards: float [N, heads], the model's outputs for each row.
         pairs: int64 [M, 2], the rows of winner and loser of each comparison; [0, 2] where the data has none.
         groups: int64 [N], rows of one group answer one prompt.
         lengths: int64 [N], tokens of each row's completion.
         ties: int64 [T, 2], rows that were judged equally good; None where the data has no ties.
-        ranks: float [N], 0 for the best of a group, and the larger the worse, NaN where unknown; None where the data has no order.
+        ranks: float [N], 0 for the best of a group and larger for worse rows, NaN where unknown; None if the data has no order.
         labels: float [N, attributes], ratings or 0 and 1, NaN where missing; None where the data has none.
         weights: float [N], the weight of each row; a pair has its winner's, a group its first row's. None for 1.
         margins: float [M], by how much the winner should win; None where the data has no margins.
@@ -54,8 +54,8 @@ class RewardBatch:
         Args:
             rewards: [N, heads].
             pairs: [M, 2].
-            others: The other tensors by name; what is no field of a batch is one of its `extras`. By default, all rows are one group and
-                every length is 1.
+            others: The other tensors by name; names that are not fields of a batch become its `extras`. By default, all rows
+                are one group and every length is 1.
         """
         import torch
 

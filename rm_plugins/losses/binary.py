@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Binary(Loss):
-    """Binary cross-entropy: the reward is the logit of an answer's being good, one for each attribute.
+    """Binary cross-entropy: the reward is the logit of the probability that an answer is good, one per attribute.
 
     Formula: −y·log σ(r) − (1 − y)·log σ(−r)
 
@@ -42,7 +42,7 @@ class Binary(Loss):
     mean_over = "labels"
 
     def heads(self, attributes: Sequence[str]) -> Heads:
-        """An output for each attribute, all of the same weight."""
+        """One output per attribute, with equal weights."""
         return attribute_heads(self.name, attributes)
 
     def __call__(self, batch: RewardBatch) -> Tensor:
@@ -52,7 +52,7 @@ class Binary(Loss):
 
 
 class Bco(Loss):
-    """Binary classifier optimization: good answers above the mean reward of all answers so far, bad ones below.
+    """Binary classifier optimization: moves good answers above the running mean of all rewards, and bad ones below.
 
     Formula: −y·log σ(r − δ) − (1 − y)·log σ(δ − r), δ the running mean of r
 
@@ -104,7 +104,7 @@ class Bco(Loss):
         return {"mean": self._mean, "count": self._count}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` gave."""
         self._mean, self._count = float(state["mean"]), int(state["count"])
 
     def _join(self, rewards: Tensor) -> None:

@@ -27,7 +27,7 @@ class BradleyTerry(Loss):
     | ``weights`` | [N] | optional, a pair has its winner's |
 
     Args:
-        label_smoothing: ε, how probable it is that a pair is the wrong way round, at least 0 and below 0.5.
+        label_smoothing: ε, the probability that winner and loser of a pair are swapped, at least 0 and below 0.5.
 
     Raises:
         SpecError: ``label_smoothing`` is outside these bounds.
@@ -57,7 +57,7 @@ class BradleyTerry(Loss):
 
 
 class Robust(Loss):
-    """Noise-corrected Bradley-Terry: unbiased where a known part of the pairs is the wrong way round.
+    """Noise-corrected Bradley-Terry: unbiased if a known share of the pairs has winner and loser swapped.
 
     Its expectation over such labels is the Bradley-Terry loss on clean ones. It is unbounded below (it falls forever as the
     winner pulls away), so the rewards must be bounded by something else, such as the regularizer ``score-l2``.
@@ -71,7 +71,7 @@ class Robust(Loss):
     | ``weights`` | [N] | optional, a pair has its winner's |
 
     Args:
-        epsilon: ε, how probable it is that a pair is the wrong way round, at least 0 and below 0.5.
+        epsilon: ε, the probability that winner and loser of a pair are swapped, at least 0 and below 0.5.
 
     Raises:
         SpecError: ``epsilon`` is outside these bounds.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Grm(Loss):
-    """GRM: Bradley-Terry, while the language-model head that the model keeps goes on predicting the winners' tokens.
+    """GRM: Bradley-Terry plus the language-modelling loss on the winners, with the model's own language-model head.
 
     Formula: −(1 − α)·log σ(Δ − m) − α·log p(winner)
 

@@ -1,4 +1,4 @@
-"""What losses on labels share: the labels beside the outputs that predict them, and an output for each attribute."""
+"""What losses on labels share: the labels beside the outputs that predict them, and one output per attribute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def attribute_heads(loss: str, attributes: Sequence[str], weights: Mapping[str, float] | None = None) -> Heads:
-    """An output for each attribute.
+    """One output per attribute.
 
     Args:
         loss: The loss's name, for messages.
@@ -51,7 +51,7 @@ def check_one_attribute(loss: str, attributes: Sequence[str]) -> None:
 def labels_beside(batch: RewardBatch, loss: str) -> tuple[Tensor, Tensor]:
     """The labels in the shape of the rewards, 0 where missing; and bool of that shape, which are present.
 
-    One column of labels is for every output; several are for an output each.
+    A single column of labels applies to every output; several columns apply to one output each.
 
     Raises:
         DataError: There are no labels, or not as many as there are outputs.

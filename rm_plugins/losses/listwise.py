@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class KWise(Loss):
-    """Bradley-Terry on all pairs of a prompt's answers, with which a prompt counts once however many answers it has.
+    """Bradley-Terry on all pairs of a prompt's answers, averaged per prompt, so each prompt counts once.
 
     Formula: mean over a group's pairs of −log σ(Δ)
 
@@ -52,7 +52,7 @@ class KWise(Loss):
 
 
 class PlackettLuce(Loss):
-    """Plackett-Luce (ListMLE): the best answer is drawn by a softmax over all, the next one by one over those left, and so on.
+    """Plackett-Luce (ListMLE): the best answer is drawn from a softmax over all answers, the next from one over the rest, and so on.
 
     Formula: Σ_k [log Σ_{j ≥ k} exp r_(j) − r_(k)], where r_(k) is the reward of the k-th best answer
 
@@ -106,7 +106,7 @@ class PlackettLuce(Loss):
 
 
 class ListNet(Loss):
-    """ListNet: the softmax of the rewards of a prompt's answers is drawn to that of their labels, or of their ranks.
+    """ListNet: fits the softmax of the rewards of a prompt's answers to the softmax of their labels or ranks.
 
     Formula: −Σ_i p_i·log softmax(r)_i, with p = softmax(y/τ)
 
@@ -119,12 +119,12 @@ class ListNet(Loss):
     | ``weights`` | [N] | optional, a group has its first row's |
 
     Args:
-        target: Where y is taken from. Ratings have both; ranks forget by how much one is better than the next.
-        temperature: τ of the labels or ranks; the smaller, the more of p is on the best answer.
+        target: Where y comes from. Ratings give both; ranks do not keep by how much one answer is better than the next.
+        temperature: τ of the labels or ranks; the smaller, the more p concentrates on the best answer.
 
     Raises:
         SpecError: ``temperature`` is not positive and finite; with labels, the data does not have exactly one attribute.
-        DataError: When called: the batch has no ranks or not one label a row.
+        DataError: When called: the batch has no ranks or not one label per row.
 
     Source: ListNet, Cao et al. 2007; ``ListNetLoss`` of sentence-transformers.
 
@@ -164,12 +164,12 @@ class ListNet(Loss):
             ranks, present = _ranks(batch, groups, self.name)
             return -ranks, present
         if batch.labels is None or batch.labels.shape[1] != 1:
-            raise DataError("The loss 'listnet' with target='labels' needs exactly one label a row.")
+            raise DataError("The loss 'listnet' with target='labels' needs exactly one label per row.")
         return _known(batch.labels[:, 0], groups)
 
 
 class InfoNce(Loss):
-    """InfoNCE: the best answer of a prompt against all the others, as a classification.
+    """InfoNCE: classifies which of a prompt's answers is the best.
 
     Formula: −log softmax(r/τ)_best
 

@@ -43,9 +43,9 @@ class Loss(_Term):
     """
 
     needs: ClassVar[frozenset[NeedName | Need]] = frozenset({"pairs"})
-    """What the data must have, by name, or as a `Need` of the loss's own; a dataset without is refused."""
+    """What the data must have, by name, or as a `Need` of the loss's own; a dataset without it is refused."""
     mean_over: ClassVar[Item] = "pairs"
-    """What the loss is a mean over, which is how the trainer weighs batches of different sizes."""
+    """What the loss is a mean over; the trainer weighs batches of different sizes by it."""
 
     def heads(self, attributes: Sequence[str]) -> Heads:
         """The outputs that the loss trains, given the names of the data's attributes.
@@ -64,7 +64,7 @@ class Loss(_Term):
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` gave."""
 
 
 class FunctionLoss(Loss):
@@ -103,7 +103,7 @@ def needs_of(loss: Loss) -> tuple[Need, ...]:
             if need not in BATCH_NEEDS:
                 raise SpecError(
                     f"The loss {type(loss).__name__} needs {need!r}, which is unknown. {did_you_mean(need, BATCH_NEEDS)} "
-                    "What is not among these is an `rm_plugins.losses.Need`."
+                    "For anything else, give an `rm_plugins.losses.Need`."
                 )
             need = BATCH_NEEDS[need]
         needs.append(need)
@@ -111,7 +111,7 @@ def needs_of(loss: Loss) -> tuple[Need, ...]:
 
 
 def own_needs(loss: Loss) -> tuple[Need, ...]:
-    """The needs that a loss brings, which reach it in ``batch.extras``.
+    """The needs that a loss declares, which reach it in ``batch.extras``.
 
     Raises:
         SpecError: One has the name of a field of `RewardBatch`, two have the same name, or a name is unknown.

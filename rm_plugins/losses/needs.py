@@ -30,10 +30,10 @@ class Need:
 
     Args:
         name: The dataset's column, and the name in ``batch.extras``.
-        each: What has a number. One of a dataset row (``judgement``) stands at each of its texts in the batch.
-        missing: The number of those that have none, in a batch in which others have one.
-        complete: Whether a dataset is refused in which some have none; otherwise one is refused in which all have none.
-        comes_of: Where data has it, a sentence for the error of a dataset without.
+        each: The items that have a number. The number of a dataset row (``judgement``) is repeated for each of its texts in the batch.
+        missing: The number for items without one, in a batch where others have one.
+        complete: Whether a dataset is refused if any item lacks a number; otherwise only if all do.
+        comes_of: A sentence for the error message: where in the data the numbers come from.
 
     >>> confidence = Need("confidence", each="pair")
     >>> row = {"prompt": "2+2?", "chosen": "4", "rejected": "5", "confidence": 0.9}
@@ -49,11 +49,11 @@ class Need:
     comes_of: str = ""
 
     dtype: ClassVar[Literal["float32", "int32"]] = "float32"
-    """The numbers' type in a tokenized dataset."""
+    """The type of the numbers in a tokenized dataset."""
     depth: ClassVar[int] = 1
-    """How deep a tokenized dataset's column nests them: 0 for a number, 1 for a list, 2 for a list of lists."""
+    """How deeply the column of a tokenized dataset nests the numbers: 0 for a number, 1 for a list, 2 for a list of lists."""
     from_data: ClassVar[bool] = True
-    """Whether they are read from the dataset; others are made of the token ids, by `collate`, or of the model."""
+    """Whether the numbers are read from the dataset; otherwise `collate` makes them from the token ids, or the model does."""
 
     @property
     def column(self) -> str:
@@ -129,14 +129,14 @@ def joined(
     device: torch.device,
     shifts: Sequence[int] | None = None,
 ) -> Tensor | None:
-    """Tensors one after another; None where all are None.
+    """The tensors, concatenated; None if all are None.
 
     Args:
         values: The tensors.
         sizes: The length of each, also of those that are None.
         missing: What fills those that are None while others are not.
         device: Where the result is put.
-        shifts: What is added to each; None for nothing.
+        shifts: What is added to the values of each tensor; None for nothing.
     """
     import torch
 
@@ -156,7 +156,7 @@ def joined(
 
 
 class _Judged(Need):
-    """What the judgement of a row says."""
+    """A value of the row's judgement."""
 
     def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
         return list(getattr(judgement, self.name) or ())
@@ -252,21 +252,23 @@ class _OfModel(Need):
 _PAIRS = _Comparisons(
     "pairs",
     "pair",
-    comes_of="Pairs come of 'chosen' and 'rejected', or of 'completions' with 'ranks', 'scores', 'best' or 'labels' that differ.",
+    comes_of="Pairs come from 'chosen' and 'rejected', or from 'completions' with 'ranks', 'scores', 'best' or 'labels' that differ.",
 )
 _TIES = _Comparisons(
     "ties",
     "tie",
-    comes_of="Ties come of 'chosen' and 'rejected' with 'tie', or of 'completions' with equal 'ranks' or 'scores'.",
+    comes_of="Ties come from 'chosen' and 'rejected' with 'tie', or from 'completions' with equal 'ranks' or 'scores'.",
 )
-_RANKS = _Judged("ranks", comes_of="Ranks come of 'completions' with 'ranks' or 'scores', or of preference pairs.")
-_LABELS = _Labels("labels", comes_of="Labels are 'score', 'scores', 'label' or 'labels' beside 'completion' or 'completions'.")
+_RANKS = _Judged("ranks", comes_of="Ranks come from 'completions' with 'ranks' or 'scores', or from preference pairs.")
+_LABELS = _Labels(
+    "labels", comes_of="Labels come from 'score', 'scores', 'label' or 'labels' with 'completion' or 'completions'."
+)
 _MARGINS = _Judged(
     "margins",
     "pair",
     missing=0.0,
     complete=True,
-    comes_of="Margins are a column 'margin' beside 'chosen' and 'rejected'.",
+    comes_of="Margins come from a column 'margin' with 'chosen' and 'rejected'.",
 )
 
 BATCH_NEEDS: Mapping[str, Need] = {

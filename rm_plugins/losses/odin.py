@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Odin(Loss):
-    """ODIN: two outputs share the preference, one is made to follow length and the other not; only the other is deployed.
+    """ODIN: two outputs explain the preference together. One is made to follow length, the other not to; only the other is deployed.
 
     Formula: −log σ(Δ_Q + Δ_L) + λ_L·[1 − ρ(n, r_L) + |ρ(n, r_Q)|] + λ_O·|cos(w_Q, w_L)|
 
@@ -28,7 +28,7 @@ class Odin(Loss):
     | ``head`` | [2, hidden] | w, the weights that give the two outputs |
     | ``weights`` | [N] | optional, a pair has its winner's; correlations are not weighted |
 
-    Only its first term is a mean over pairs. A correlation depends on which rows share a batch, so gradient accumulation over
+    Only the first term is a mean over pairs. A correlation depends on which rows share a batch, so gradient accumulation over
     small batches is not the same as one large batch.
 
     Args:

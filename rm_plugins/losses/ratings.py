@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Regression(Loss):
-    """Regression: an output for each attribute, drawn to its rating.
+    """Regression: one output per attribute, fitted to its rating.
 
     Formula: mse: (r − y)²; huber: ½(r − y)² where |r − y| ≤ δ, else δ·(|r − y| − δ/2)
 
@@ -28,7 +28,7 @@ class Regression(Loss):
     | ``weights`` | [N] | optional, the weight of each row |
 
     Args:
-        kind: ``mse``, or ``huber``, to which single ratings that are far off matter less.
+        kind: ``mse``, or ``huber``, which is less sensitive to outliers.
         delta: δ of ``huber``, in units of the ratings.
         weights: The weight of each attribute in the reward; None for equal ones that sum to 1. They do not change the loss.
 
@@ -60,7 +60,7 @@ class Regression(Loss):
         self.weights = weights
 
     def heads(self, attributes: Sequence[str]) -> Heads:
-        """An output for each attribute."""
+        """One output per attribute."""
         return attribute_heads(self.name, attributes, self.weights)
 
     def __call__(self, batch: RewardBatch) -> Tensor:
@@ -113,7 +113,7 @@ class Quantile(Loss):
         self.levels = tuple(number / (quantiles + 1) for number in range(1, quantiles + 1))
 
     def heads(self, attributes: Sequence[str]) -> Heads:
-        """An output for each quantile, all of the same weight."""
+        """One output per quantile, with equal weights."""
         check_one_attribute(self.name, attributes)
         return Heads(tuple(f"q{level:.4g}" for level in self.levels), (1 / len(self.levels),) * len(self.levels))
 

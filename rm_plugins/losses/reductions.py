@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_finite(loss: str, *, least: float | None = None, **arguments: float) -> None:
-    """Refuse arguments of a loss that are not finite, or below `least`; without it, they must be positive.
+    """Refuse arguments of a loss that are not finite or are below `least`; without `least`, they must be positive.
 
     Raises:
         SpecError: One is out of bounds.
@@ -55,7 +55,7 @@ def required_margins(batch: RewardBatch, loss: str) -> Tensor:
     """float [M, 1], the margin of each pair.
 
     Raises:
-        DataError: The data has none, which the loss of this name needs.
+        DataError: The data has no margins, which the loss of this name needs.
     """
     if batch.margins is None:
         raise DataError(f"The loss {loss!r} needs the pairs' margins: give the data a column `margin`.")
@@ -124,7 +124,7 @@ def pearson(values: Tensor, other: Tensor) -> Tensor:
 
 
 def _centred(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns less their means, their norms (1 where constant), and which are constant but for rounding."""
+    """Columns minus their means, their norms (1 if constant), and which columns are constant up to rounding."""
     import torch
 
     deviations = values - values.mean(dim=0)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Centering(Regularizer):
-    """Draws rewards to mean zero; a usual weight is 0.01.
+    """Keeps the mean of the rewards near zero; a usual weight is 0.01.
 
     Formula: (r_winner + r_loser)², mean over pairs
 
@@ -66,7 +66,7 @@ class LengthCorrelation(Regularizer):
 
 
 class LogBarrier(Regularizer):
-    """Keeps rewards between two bounds, near which its cost grows steeply; a usual weight is 0.02.
+    """Keeps rewards between two bounds, near which the cost grows steeply; a usual weight is 0.02.
 
     Formula: −log(b − r) − log(r − a), mean over rows, with r first clamped to [a + ε, b − ε]
 
@@ -74,16 +74,16 @@ class LogBarrier(Regularizer):
     |---|---|---|
     | ``rewards`` | [N, heads] | |
 
-    Where a reward is clamped there is no gradient, so nothing draws back one that is out of bounds already: a model whose
+    A clamped reward has no gradient, so a reward that is already out of bounds is not pulled back: a model whose
     rewards start outside wants ``score-l2`` or ``centering`` as well.
 
     Args:
         lower: a, the lower bound.
         upper: b, the upper bound.
-        epsilon: ε, how near to a bound the cost stops growing.
+        epsilon: ε, the distance from a bound at which the cost stops growing.
 
     Raises:
-        SpecError: The bounds are not in order, or ε is not between 0 and half of what lies between them.
+        SpecError: The bounds are not in order, or ε is not between 0 and half their distance.
 
     Source: InternLM2, arXiv 2403.17297; xtuner, whose default weight of 0.01 is for the sum of a pair's two rows, not their mean.
 

@@ -16,7 +16,7 @@ _TAIL = -20.0  # where the series of log Φ is exact to 1e-9
 
 
 class Thurstone(Loss):
-    """Thurstone's case V: both rewards are seen with Gaussian noise, and the larger one wins.
+    """Thurstone's case V: Gaussian noise is added to both rewards, and the larger sum wins.
 
     Formula: −log Φ(Δ / (√2·σ))
 
@@ -26,7 +26,7 @@ class Thurstone(Loss):
     | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
     | ``weights`` | [N] | optional, a pair has its winner's |
 
-    A pair that is wrong by Δ costs about Δ²/(4σ²), where Bradley-Terry's cost is linear.
+    A pair that is wrong by Δ costs about Δ²/(4σ²); Bradley-Terry's cost is linear in Δ.
 
     Args:
         sigma: σ, the standard deviation of the noise of one reward.

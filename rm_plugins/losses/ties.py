@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RaoKupper(Loss):
-    """Rao-Kupper: a comparison is a tie where the difference lies within a threshold of perception.
+    """Rao-Kupper: a comparison is a tie if the perceived difference is below a threshold.
 
     Formula: win: −log σ(Δ − log ν); tie: −log[(ν² − 1)·σ(Δ − log ν)·σ(−Δ − log ν)]
 
@@ -65,7 +65,7 @@ class RaoKupper(Loss):
 
 
 class Davidson(Loss):
-    """Davidson: a tie is as probable as the geometric mean of either winning, times a constant.
+    """Davidson: the probability of a tie is proportional to the geometric mean of the two winning probabilities.
 
     Formula: win: log(1 + e^−Δ + ν·e^(−Δ/2)); tie: log(e^(Δ/2) + e^(−Δ/2) + ν) − log ν
 
@@ -104,7 +104,7 @@ class Davidson(Loss):
 
         delta, tied, weights = _comparisons(batch, impossible=self.nu == 0, hint="davidson with nu=0")
         tie = torch.full_like(delta, math.log(self.nu) if self.nu else -math.inf)
-        # Every outcome's logarithm, less that of the one that came out, which keeps differences small.
+        # Relative to the logarithm of the actual outcome, which keeps the differences small.
         outcome = torch.where(tied[:, None], tie, delta / 2)
         return mean_over_items(
             torch.stack([delta / 2 - outcome, -delta / 2 - outcome, tie - outcome]).logsumexp(dim=0), weights
@@ -112,7 +112,7 @@ class Davidson(Loss):
 
 
 class Confidence(Need):
-    """How probable it is that the winner of a pair is the better one, such as the share of annotators who said so: 0 to 1."""
+    """The probability, from 0 to 1, that the winner of a pair is better, such as the share of annotators who preferred it."""
 
     def read(self, row: Mapping[str, Any], judgement: Judgement) -> Any:
         """As of every need.
@@ -128,7 +128,7 @@ class Confidence(Need):
 
 
 class SoftBradleyTerry(Loss):
-    """Bradley-Terry with labels that say how sure the judgement is: the cross-entropy with the confidence of each pair.
+    """Bradley-Terry with soft labels: the cross-entropy with the confidence of each pair.
 
     Formula: c·ℓ(Δ) + (1 − c)·ℓ(−Δ), with ℓ(x) = −log σ(x)
 
@@ -161,7 +161,7 @@ class SoftBradleyTerry(Loss):
 
 
 def _comparisons(batch: RewardBatch, *, impossible: bool, hint: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of pairs and then ties: the differences [M + T, heads], bool [M + T] of what is a tie, and the weights [M + T].
+    """For the pairs, then the ties: the differences [M + T, heads], whether each is a tie (bool [M + T]), and the weights [M + T].
 
     Raises:
         DataError: There are ties, though they are impossible.

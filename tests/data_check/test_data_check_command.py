@@ -72,7 +72,9 @@ class TestCommand:
         )
         found = run("bad.jsonl")
         assert found.exit_code == 1
-        assert "error: 3 rows that cannot be trained on\n  bad.jsonl, row 1: bad.jsonl, line 1 is no JSON" in found.output
+        assert (
+            "error: 3 rows that cannot be trained on\n  bad.jsonl, row 1: bad.jsonl, line 1 is not valid JSON" in found.output
+        )
         assert "\n  bad.jsonl, row 3: bad.jsonl, line 4 is list" in found.output
         assert "\n  bad.jsonl, row 4: there is nothing judged" in found.output
         assert "warning: 1 row equal to an earlier row\n  bad.jsonl, row 5: as row 2" in found.output

@@ -251,7 +251,7 @@ class TestRatings:
     @pytest.mark.parametrize(
         ("reward", "message"),
         [
-            ({"helpfull": 1}, "the reward weighs 'helpfull', which is no attribute here. Did you mean 'helpful'?"),
+            ({"helpfull": 1}, "the reward weighs 'helpfull', which is not an attribute of this row. Did you mean 'helpful'?"),
             ({"helpful": 0}, "finite numbers are allowed, at least one of them not 0"),
             ({}, "finite numbers are allowed, at least one of them not 0"),
             ({"helpful": NAN}, "finite numbers are allowed"),

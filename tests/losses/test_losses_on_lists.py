@@ -128,7 +128,7 @@ class TestListNet:
         assert loss_of({"name": "listnet"}).heads(["helpful", "correct"]).names == ("reward",)
         with pytest.raises(SpecError, match="exactly one attribute, and the data has helpful, correct"):
             by_labels.heads(["helpful", "correct"])
-        with pytest.raises(DataError, match="exactly one label a row"):
+        with pytest.raises(DataError, match="exactly one label per row"):
             by_labels(lists([2, 0, 1, 0, 1, 0]))
 
 

@@ -95,7 +95,7 @@ class TestWinner:
         given = (1, True, "1.0", "true", 0, False, 0.0, "0.0")
         assert [mapping(pair(winner=winner))["chosen"] for winner in given] == ["A"] * 4 + ["B"] * 4
         assert mapping(pair(winner="A"))["tie"] is True
-        with pytest.raises(DataError, match="one of 1, 0, a is understood"):
+        with pytest.raises(DataError, match="one of 1, 0, a is allowed for the answers"):
             mapping(pair(winner="b"))  # which would be, without verdicts
         written = mapping_of(["{answers: [response_0, response_1], winner: w, verdicts: {1.0: a, 0.0: b}}"])
         assert written is not None
@@ -173,7 +173,7 @@ class TestPresets:
         assert proposed_mapping(row) == ""
 
     def test_the_error_of_a_row_proposes_it(self) -> None:
-        with pytest.raises(DataError, match="--map 'arena' makes such rows"):
+        with pytest.raises(DataError, match="Map its columns with --map 'arena'"):
             judgement(RAW["arena"])
 
 
@@ -274,9 +274,9 @@ class TestTranscripts:
         assert chosen.completion == [{"role": "assistant", "content": "good"}]
 
     def test_one_side_that_is_none_is_refused(self) -> None:
-        with pytest.raises(DataError, match="'rejected' is no conversation"):
+        with pytest.raises(DataError, match="'rejected' is not a conversation"):
             PRESETS["hh-rlhf"]({"chosen": transcript("good"), "rejected": "bad"})
-        with pytest.raises(DataError, match="an empty line before each"):
+        with pytest.raises(DataError, match="each after an empty line"):
             turns_of_transcript("Human: q\nAssistant: a", "chosen")
         windows = turns_of_transcript(transcript("good").replace("\n", "\r\n"), "chosen")
         assert [turn["content"] for turn in windows] == ["Q", "Why?", "Go on.", "good"]
@@ -305,7 +305,7 @@ class TestWritten:
             ("areena", "Did you mean 'arena'?"),
             ("{answers: [a, b]}", "and the `winner` or the `scores`"),
             ("{winner: x}", "needs `answers`"),
-            ("{rename: [", "is no YAML"),
+            ("{rename: [", "is not readable YAML"),
             ("{renam: {a: b}}", "has 'renam'. Did you mean 'rename'?"),
             ("{preset: nix}", "names the preset 'nix'"),
             ("none.yaml", "cannot be read"),
@@ -347,7 +347,7 @@ class TestWritten:
         (folder / "train.map.yaml").rename(tmp_path / "data.map.yaml")
         assert [mapped["prompt"] for mapped in read_rows(str(folder))] == ["Q"]
         list(read_rows(str(folder), mapping=RowMapping(rename={"question": "prompt"})))
-        assert "data.map.yaml is not read, for another mapping was given" in caplog.text
+        assert "data.map.yaml is not read, because another mapping was given" in caplog.text
 
     def test_a_row_that_cannot_be_mapped_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.jsonl"

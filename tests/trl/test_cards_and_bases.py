@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import rm_plugins as rm
 from rm_plugins.errors import ModelError
 from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
+from rm_plugins_trl.reward_training import model_card
 from tests.conftest import MakeFolder
 from tests.trl.conftest import TRL_WARNINGS
 
@@ -57,9 +59,9 @@ class TestCard:
     @pytest.mark.parametrize("adapter", [False, True])
     def test_of_a_local_base(self, base: str, adapter: bool) -> None:
         text = card_of(trained(base, "out/Colours-Reward", adapter=adapter))
-        assert "# Model Card for Colours-Reward\n" in text
-        assert "a fine-tuned version of `tiny-base`, a local model." in text
-        assert 'pipeline(model="Colours-Reward"' in text
+        assert "\n# Colours-Reward\n" in text
+        assert "A reward model, fine-tuned from the local model `tiny-base`. It scores" in text
+        assert 'pipeline("text-classification", model="Colours-Reward")' in text
         assert 'rm.load("Colours-Reward")' in text
         metadata: Any = ModelCard(text).data
         assert (metadata.model_name, metadata.base_model) == ("Colours-Reward", None)
@@ -67,22 +69,54 @@ class TestCard:
     def test_of_the_working_directory_as_output(self, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "Here").mkdir()
         monkeypatch.chdir(tmp_path / "Here")
-        assert "# Model Card for Here\n" in card_of(trained("../work/tiny-base", "."))
+        assert "\n# Here\n" in card_of(trained("../work/tiny-base", "."))
 
     def test_of_a_hub_base_that_is_pushed(self, base: str) -> None:
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
         model.config._name_or_path = "somebody/tiny"
         text = card_of(trained(model, "out", hub_model_id="somebody/Colours"))
-        assert "# Model Card for Colours\n" in text
+        assert "\n# Colours\n" in text
         assert "[somebody/tiny](https://huggingface.co/somebody/tiny)" in text
-        assert 'pipeline(model="somebody/Colours"' in text
+        assert 'pipeline("text-classification", model="somebody/Colours")' in text
 
     def test_of_a_model_made_in_python(self, base: str) -> None:
         size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = Qwen2Config(vocab_size=400, num_key_value_heads=1, num_labels=1, **size)
         text = card_of(trained(Qwen2ForSequenceClassification(config), "out"), model_name="Mine")
-        assert "# Model Card for Mine\n" in text
-        assert "a fine-tuned version of a model that was made in Python." in text
+        assert "\n# Mine\n" in text
+        assert "A reward model, trained from a model that was made in Python. It scores" in text
+
+    def test_its_code_runs_and_nothing_in_it_is_empty(
+        self, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = card_of(trained(base, "out/Colours-Reward"))
+        monkeypatch.chdir("out")
+        names: dict[str, Any] = {}
+        capsys.readouterr()
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(block, names)
+        rewards = re.findall(r"-?\d+\.\d+", capsys.readouterr().out)
+        assert len(names["reward_funcs"]) == 1
+        assert len(rewards) == 2
+        assert not re.search(r"\n#+ [^\n]*\n\s*(\n#+ |$)", text.replace("# Python", ""))
+        assert "\n\n\n" not in text
+        assert "licence" not in text.partition("\n---\n")[0]
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            ("", "trained from a model that was made in Python"),
+            ("/tmp/tmpab12cd34", "fine-tuned from a local model"),
+            ("/data/checkpoint-500", "fine-tuned from a local model"),
+            (
+                "/hub/models--somebody--tiny/snapshots/0123",
+                "fine-tuned from [somebody/tiny](https://huggingface.co/somebody/tiny)",
+            ),
+            ("somebody/tiny", "fine-tuned from [somebody/tiny](https://huggingface.co/somebody/tiny)"),
+        ],
+    )
+    def test_no_base_by_a_name_that_means_nothing_to_others(self, source: str, said: str) -> None:
+        assert model_card._origin(source) == said
 
 
 class TestBase:

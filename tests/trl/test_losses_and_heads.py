@@ -157,7 +157,7 @@ class TestNeeds:
         ("loss", "rows", "message"),
         [
             ("regression", PAIRS, "exactly|needs labels"),
-            ("bradley-terry", LABELLED, "needs pairs, and the train dataset has none. Pairs come of"),
+            ("bradley-terry", LABELLED, "needs pairs, and the train dataset has none. Pairs come from"),
             ("k-wise", LABELLED, "needs pairs"),
             ("plackett-luce", LABELLED, "needs ranks"),
             ("scaled", RANKED, "needs margins, and the train dataset has none"),
@@ -182,7 +182,7 @@ class TestNeeds:
 
     def test_ties_that_nothing_is_learnt_of(self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         trained(tiny_decoder(), tmp_path, TIES, max_steps=1)
-        assert "has 4 ties, of which the loss 'bradley-terry' learns nothing" in caplog.text
+        assert "has 4 ties, which the loss 'bradley-terry' ignores" in caplog.text
         caplog.clear()
         trained(tiny_decoder(), tmp_path, TIES, max_steps=1, loss="davidson")
         assert "ties" not in caplog.text
@@ -211,7 +211,7 @@ class TestHeads:
         assert heads == {"names": ["true", "brief"], "weights": [1.0, -0.5], "members": 1}
 
     def test_a_reward_of_unknown_attributes(self, tiny_decoder: Any, tmp_path: Path) -> None:
-        with pytest.raises(SpecError, match="reward: kind is no attribute of the data, which has true, brief"):
+        with pytest.raises(SpecError, match="reward: kind is not an attribute of the data, which has true, brief"):
             trained(tiny_decoder(), tmp_path, ATTRIBUTES, loss="regression", reward={"kind": 1.0})
 
     def test_attributes_in_another_order(self, tiny_decoder: Any, tmp_path: Path) -> None:

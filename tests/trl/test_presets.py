@@ -56,6 +56,11 @@ class TestSizes:
             full.warmup_steps,
         )
 
+    @pytest.mark.parametrize(("parameters", "name"), [(99_999_999, "encoder <100M"), (100_000_000, "<1B")])
+    def test_small_encoders_have_their_own(self, parameters: int, name: str) -> None:
+        assert preset(parameters, adapter=False, encoder=True).name == name
+        assert preset(parameters, adapter=False).name == "<1B"
+
     @pytest.mark.parametrize("parameters", [0, -1])
     def test_a_model_without_parameters(self, parameters: int) -> None:
         with pytest.raises(SpecError, match=f"not {parameters}. Count them before the weights are sharded"):

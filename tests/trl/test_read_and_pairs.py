@@ -89,7 +89,7 @@ class TestRefused:
             uses_trl_batches = True
 
         args = RewardConfig(str(tmp_path), report_to="none", **settings)
-        with pytest.raises(SpecError, match="not what TRL's batches are made for"):
+        with pytest.raises(SpecError, match="do not work with TRL's batches"):
             Subclass(model=str(tiny_encoder(pairs=True)), args=args, train_dataset=Dataset.from_list(PAIRS))
 
     def test_another_word(self, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TestWhatChanged:
         trainer = trainer_of(*again)
         trainer.train(resume_from_checkpoint=True)
         assert trainer.state.global_step == 8
-        assert "Going on from" not in caplog.text
+        assert "Resuming from" not in caplog.text
         assert "resumed" not in Manifest.read(again[1] / "reward_manifest.json").training
 
     @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ class TestWhatChanged:
     @pytest.mark.parametrize(
         ("settings", "told"),
         [
-            ({"learning_rate": 5e-4}, "learning_rate was 0.001 and is 0.0005 now. The checkpoint's stands"),
-            ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 2 and is 4 now"),
-            ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2 now"),
-            ({"seed": 3}, "seed was 42 and is 3 now"),
-            ({"num_train_epochs": 3}, "num_train_epochs was 2 and is 3 now"),
-            ({"warmup_steps": 5}, "warmup_steps was 0 and is 5 now"),
+            ({"learning_rate": 5e-4}, "learning_rate was 0.001 and is now 0.0005. The checkpoint's value is used"),
+            ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 2 and is now 4"),
+            ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is now 2"),
+            ({"seed": 3}, "seed was 42 and is now 3"),
+            ({"num_train_epochs": 3}, "num_train_epochs was 2 and is now 3"),
+            ({"warmup_steps": 5}, "warmup_steps was 0 and is now 5"),
         ],
     )
     def test_another_way_to_train_is_said_and_recorded(
@@ -126,13 +126,13 @@ class TestWhatChanged:
 
     def test_it_may_be_asked_for(self, again: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
         trainer_of(*again, loss="hinge", resume_changed=True).train(resume_from_checkpoint=True)
-        assert "Going on from checkpoint-6, loss was" in caplog.text
+        assert "Resuming from checkpoint-6: loss was" in caplog.text
         assert "loss" in Manifest.read(again[1] / "reward_manifest.json").training["resumed"][0]["changed"]
 
     def test_an_older_checkpoint_is_taken_as_it_is(self, again: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
         (again[1] / "checkpoint-6" / "made_with.json").unlink()
         trainer_of(*again, loss="hinge").train(resume_from_checkpoint=True)
-        assert "does not say what it was made with" in caplog.text
+        assert "has no record of what it was made with" in caplog.text
 
     def test_the_base_of_an_adapter(self, tiny_decoder: Any, tmp_path: Path) -> None:
         """Whose weights are in no checkpoint."""
@@ -177,8 +177,8 @@ def test_a_checkpoint_with_a_harmed_file_is_passed_over(
     if harm is Path.unlink and name in ("optimizer.pt", "scheduler.pt", "reward_manifest.json"):
         return  # a checkpoint of the weights alone is one
     assert checkpoint_to_resume(True, again[1]) == good
-    assert "checkpoint-6 was not saved to its end and is passed over" in caplog.text
-    with pytest.raises(DataError, match="no checkpoint to go on from"):
+    assert "checkpoint-6 was not saved completely and is skipped" in caplog.text
+    with pytest.raises(DataError, match="not a checkpoint to resume from"):
         checkpoint_to_resume(again[1] / "checkpoint-6", again[1])
 
 
@@ -192,7 +192,9 @@ class TestDivergence:
             return loss * torch.nan if len(calls) == 5 else loss
 
         trainer = trainer_of(tiny_decoder(), tmp_path, loss=breaking)
-        with pytest.raises(TrainingError, match=rf"The loss is nan in step 5 \(epoch 1.00\).*{tmp_path}.*learning rate"):
+        with pytest.raises(
+            TrainingError, match=rf"The loss 'breaking' .* is nan in step 5 \(epoch 1.00\).*{tmp_path}.*learning_rate"
+        ):
             trainer.train()
         assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
         assert not (tmp_path / "model.safetensors").exists()

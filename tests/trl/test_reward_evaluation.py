@@ -263,7 +263,7 @@ def test_a_failed_evaluation_is_an_error_in_the_log_and_no_figure(
     evaluation = RewardEvaluation({"bad": bad, "good": ROWS}, resamples=20)
     trainer = trainer_of(tiny_decoder(chat_template=template), tmp_path, evaluation)
     trainer.train()
-    assert "Step 4: the evaluation on bad failed, and has no figures" in caplog.text
+    assert "Step 4: the evaluation on bad failed, so it has no figures" in caplog.text
     assert evaluation.evaluations["bad"] == []
     assert not any(name.startswith("eval_bad/") for entry in trainer.state.log_history for name in entry)
     assert logged(trainer, "eval_good/accuracy")
@@ -281,7 +281,7 @@ def test_another_trainer_is_told(tiny_decoder: Any, tmp_path: Path) -> None:
     trainer = TrlRewardTrainer(
         model, arguments, train_dataset=Dataset.from_list(ROWS[:4]), callbacks=[RewardEvaluation(ROWS, every="end")]
     )
-    with pytest.raises(UnsupportedError, match=r"rm_plugins_trl\.RewardTrainer .* no callback for other trainers"):
+    with pytest.raises(UnsupportedError, match=r"rm_plugins_trl\.RewardTrainer .* not a callback for other trainers"):
         trainer.train()
 
 
@@ -333,7 +333,7 @@ class TestModelCard:
         trainer.train()
         text = (tmp_path / "rm" / "README.md").read_text(encoding="utf-8")
         accuracy = figures(evaluation.last["first"])["accuracy"]
-        for part in ("# Model Card for rm", "## Reward\n", "## Evaluation on held.jsonl\n", "## Evaluation on second\n"):
+        for part in ("\n# rm\n", "## Reward\n", "## Evaluation on held.jsonl\n", "## Evaluation on second\n"):
             assert text.count(part) == 1
         assert text.index("## Reward") < text.index("## Evaluation on held.jsonl") < text.index("## Training procedure")
         assert f"| Accuracy | {accuracy:.1%} |" in text

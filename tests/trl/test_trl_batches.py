@@ -87,7 +87,7 @@ def test_a_subclass_comes_out_as_of_trls(
     for theirs, ours in zip(*found, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5) if not isinstance(ours, list) else True
         np.testing.assert_allclose(np.asarray(ours, float), np.asarray(theirs, float), atol=1e-5)
-    told = [record.getMessage() for record in caplog.records if "Batches are TRL's" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "TRL's batches are used" in record.getMessage()]
     assert len(told) == 1
     assert make(RewardTrainer).__name__ in told[0]
 
@@ -180,20 +180,21 @@ class TestOurs:
         args = RewardConfig(str(tmp_path), **{**QUIET, "max_steps": 1})
         losses_of(Counting(str(tiny_decoder()), args, train_dataset=Dataset.from_list(ranked)))
         assert Counting.rows_seen == 6
-        with pytest.raises(SpecError, match=r"hold preference pairs and nothing else.*Noting"):
+        with pytest.raises(SpecError, match=r"hold only preference pairs.*Noting"):
             RewardTrainer(str(tiny_decoder()), args, data_collator=Noting(), train_dataset=Dataset.from_list(ranked))
 
     def test_what_the_batches_do_not_carry_is_refused(self, tiny_decoder: Any, tmp_path: Path) -> None:
         data = Dataset.from_list(PAIRS)
         with pytest.raises(
-            SpecError, match="needs ranks, which TRL's batches do not carry, and Watching has its own compute_loss"
+            SpecError,
+            match="needs ranks, which TRL's batches do not have, and they are used because Watching has its own compute_loss",
         ):
             self.Watching(str(tiny_decoder()), RewardConfig(str(tmp_path), **QUIET, loss="listnet"), train_dataset=data)
         with pytest.raises(SpecError, match="bootstrap=True"):
             settings = RewardConfig(str(tmp_path), **QUIET, members=2, bootstrap=True)
             self.Watching(str(tiny_decoder()), settings, train_dataset=data)
         tie = Dataset.from_list([{**row, "tie": False} for row in PAIRS] + [{**PAIRS[0], "margin": None, "tie": True}])
-        with pytest.raises(DataError, match="Row 8 of the train dataset is no preference pair with a winner"):
+        with pytest.raises(DataError, match="Row 8 of the train dataset is not a preference pair with a winner"):
             self.Watching(str(tiny_decoder()), RewardConfig(str(tmp_path), **QUIET), train_dataset=tie)
 
     def test_long_rows_are_counted(self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a batch beside what a loss sees."""
+"""Facts about a batch that a loss does not see."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
-    """What a log says of a batch, and what its mean is over.
+    """What a log needs to know about a batch, and the number of items of its mean.
 
     Args:
         numbers: The dataset row of each judgement.
         sections: Its section.
         characters: The length of each text's answer.
-        items: What the loss is a mean over, counted.
-        tokens: Those of all texts.
+        items: The number of items that the loss is a mean over.
+        tokens: The tokens of all texts.
     """
 
     numbers: Sequence[int]

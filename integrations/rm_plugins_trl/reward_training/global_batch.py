@@ -13,15 +13,15 @@ from rm_plugins.processes import all_gathered
 
 
 def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence[Need] = ()) -> RewardBatch:
-    """The rows of all processes in the order of their numbers, of which only this one's carry gradients.
+    """The rows of all processes in their order; only those of this process have gradients.
 
-    A loss of it is the loss of the whole batch in every process, also where it is no mean over items, such as a correlation.
+    Every process computes the loss of the whole batch, so it is right even if it is not a mean over items, such as a correlation.
 
     Args:
         own: This process's rows; each process has its own, in any number.
         processes: The number of processes.
         process: The number of this one.
-        needs: Those that the loss brings.
+        needs: The needs that the loss declares.
     """
     if processes == 1:
         return own
@@ -35,7 +35,7 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     return RewardBatch(
         rewards=joined([share.rewards for share in shares], rows, torch.nan, device),  # type: ignore[arg-type]
         groups=joined([share.groups for share in shares], rows, 0, device, group_offsets),  # type: ignore[arg-type]
-        # Every process computes the whole gradient of what it has in common with the others.
+        # Every process computes the whole gradient of what all processes share.
         head=None if own.head is None else own.head / processes + own.head.detach() * (1 - 1 / processes),
         extras={name: values for name, values in extras.items() if values is not None},
         **{name: need.gather(shares, device) for name, need in BATCH_NEEDS.items()},  # type: ignore[arg-type]

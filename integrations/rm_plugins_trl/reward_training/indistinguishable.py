@@ -1,4 +1,4 @@
-"""What a trainer says of pairs that are equal to the model."""
+"""Counts pairs that are equal to the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 5
 def count_equal_pairs(tokenized: Dataset, name: str, *, reports: bool) -> int:
     """The number of pairs whose winner and loser have equal token ids, which is logged with the first rows if `reports`.
 
-    They stay in the data: a loss of rewards that are always equal has no gradient, but its mean is over them too.
+    They stay in the data: their loss has no gradient, but the mean includes it.
 
     Args:
         tokenized: The columns of `rm_plugins_trl.reward_training.training_rows.features`.
@@ -30,7 +30,7 @@ def count_equal_pairs(tokenized: Dataset, name: str, *, reports: bool) -> int:
         first = ", ".join(map(str, rows[:_SHOWN].tolist())) + (", ..." if len(rows) > _SHOWN else "")
         logger.warning(
             "%d pairs of the %s dataset have a winner and a loser with equal token ids (row%s %s). Their texts are equal, or differ in "
-            "what is not rendered, %s, or leave these rows out. They stay in the training and teach nothing, and no model can be "
+            "what is not rendered, %s, or leave these rows out. They stay in the training without effect, and no model can be "
             "right about them.",
             *(equal, name, "s" if len(rows) > 1 else "", first, CAUSE),
         )

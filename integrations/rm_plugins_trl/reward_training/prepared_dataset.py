@@ -1,4 +1,4 @@
-"""A dataset as a trainer needs it: tokenized, short enough, and with what the loss looks at."""
+"""A dataset as a trainer needs it: tokenized, short enough, and with the columns that the loss needs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def unformatted(dataset: Any) -> Any:
-    """A dataset whose values are Python's own, with the column names of today.
+    """A dataset with plain Python values and current column names.
 
-    ``with_format`` makes tensors, arrays or tables of them. ``chosen_input_ids`` and ``rejected_input_ids`` are what TRL once called
-    the token ids of a pair.
+    ``with_format`` would give tensors, arrays or tables. ``chosen_input_ids`` and ``rejected_input_ids`` are TRL's former names of the
+    token ids of a pair.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         return dataset
@@ -37,7 +37,7 @@ def unformatted(dataset: Any) -> Any:
     old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
     if columns >= old.keys() and not is_tokenized_by_trl(columns):
         warnings.warn(
-            "The columns `chosen_input_ids` and `rejected_input_ids` are called `chosen_ids` and `rejected_ids` today; rename them.",
+            "The columns `chosen_input_ids` and `rejected_input_ids` are now called `chosen_ids` and `rejected_ids`; rename them.",
             FutureWarning,
             stacklevel=2,
         )
@@ -55,25 +55,25 @@ def prepared_dataset(
     num_proc: int | None = None,
     reports: bool = True,
 ) -> Dataset | IterableDataset:
-    """A dataset as batches are made of it, without rows that are too long.
+    """A dataset from which batches are made, without rows that are too long.
 
-    How many rows have a text that is too long is put into `overlong` by the dataset's name, and logged if `reports`. Those of a
-    stream, whose number is not known before it ends, are counted as they pass. What is tokenized already is not tokenized again.
+    The number of rows with a text that is too long is put into `overlong` by the dataset's name, and logged if `reports`. In a stream they
+    are counted as they pass. A tokenized dataset is not tokenized again.
 
     Args:
         dataset: What `unformatted` gave.
-        tokenization: What makes the token ids; its renderer says how many a text may have.
+        tokenization: Makes the token ids; its renderer knows how many a text may have.
         overlong: Counts by the dataset's name.
         for_trl: Whether to add TRL's columns to the dataset's own, in place of those of
             `rm_plugins_trl.reward_training.training_rows.features`.
-        usual_length: The most tokens that the tokenizer or the model is said to be for; longer texts are warned of.
+        usual_length: The most tokens for which the tokenizer or the model is meant; a warning counts longer texts.
         num_proc: The processes that tokenize.
         reports: Whether this process logs.
 
     Raises:
-        DataError: A row is in none of the formats, or every row is too long.
+        DataError: There is no row, a row is in none of the formats, or every row is too long.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))  # which a stream may not know
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # which a stream may not know
     name, limit = tokenization.name, tokenization.renderer.rendering.max_length
     settings: dict[str, Any] = {"batched": True, "with_indices": True}
     make: Tokenization | TrlTokenization | None = tokenization
@@ -84,6 +84,8 @@ def prepared_dataset(
     else:
         settings |= {"features": features(tokenization.own), "remove_columns": columns}
     of_length = ["chosen_ids", "rejected_ids"] if make is None else ["longest"]
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise DataError(f"The {name} dataset has no rows. Check the file, its split and its filters.")
     if not isinstance(dataset, Dataset):
         stream = dataset if make is None else dataset.map(make, **settings)
         if limit is None or tokenization.truncate:
@@ -118,15 +120,15 @@ def prepared_dataset(
     unusual = 0 if usual_length is None else int(((lengths > usual_length) & (lengths <= (limit or np.inf))).sum())
     if unusual and reports:
         logger.warning(
-            "%d of %d rows of the %s dataset are longer than the %d tokens that the tokenizer or the model says it is for, and are trained "
-            "on as max_length allows.",
+            "%d of %d rows of the %s dataset are longer than the %d tokens for which the tokenizer or the model is meant; "
+            "max_length allows them, so they are used.",
             *(unusual, total, name, usual_length),
         )
     return tokenized
 
 
 def _lengths(dataset: Dataset, columns: list[str]) -> NDArray[np.int64]:
-    """The largest of a row's columns, [N]: of a number itself, of a list its length."""
+    """The largest value of a row's columns, [N]: a number itself, or the length of a list."""
     parts = [np.zeros(0, np.int64)]
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         sizes = [compute.list_value_length(table[name]) if name != "longest" else table[name] for name in columns]
@@ -135,12 +137,12 @@ def _lengths(dataset: Dataset, columns: list[str]) -> NDArray[np.int64]:
 
 
 def _longest(*texts: Any) -> int:
-    """The length of the longest text; of one that is a number already, that."""
+    """The length of the longest text; a number is a length already."""
     return max(text if isinstance(text, int) else len(text) for text in texts)
 
 
 def _counts(dataset: Dataset, columns: set[str]) -> dict[str, int]:
-    """How many values the lists of each column hold; 0 for a column that is not there, the rows for one without lists."""
+    """The number of values in the lists of each column; 0 for an absent column, the number of rows for one without lists."""
     counts: dict[str, int] = dict.fromkeys(columns, 0)
     lists = [column for column in columns if isinstance(dataset.features.get(column), List)]
     counts |= {column: len(dataset) for column in columns & set(dataset.column_names) - set(lists)}
@@ -151,7 +153,7 @@ def _counts(dataset: Dataset, columns: set[str]) -> dict[str, int]:
 
 
 def _items(dataset: Dataset, counts: Mapping[str, int], need: Need) -> tuple[int, str]:
-    """How many of a dataset should have what is needed, and what these are called."""
+    """The number of items of a dataset that should have what is needed, and their name."""
     match need.each:
         case "pair" | "tie":
             return counts[f"{need.each}s"], f"{need.each}s"
@@ -162,10 +164,10 @@ def _items(dataset: Dataset, counts: Mapping[str, int], need: Need) -> tuple[int
 
 
 def check_needs(dataset: Dataset, loss: Loss, name: str, *, reports: bool = True) -> None:
-    """Refuse a dataset without what the loss needs, and say what the loss does not look at.
+    """Refuse a dataset that lacks what the loss needs, and log what the loss ignores.
 
     Raises:
-        DataError: The dataset has nothing of it, or only some have what all must have.
+        DataError: The dataset lacks it, or only some items have what all must have.
     """
     needs = [need for need in needs_of(loss) if need.from_data]
     counts = _counts(dataset, {"pairs", "ties", *(need.column for need in needs)})
@@ -179,20 +181,22 @@ def check_needs(dataset: Dataset, loss: Loss, name: str, *, reports: bool = True
             raise DataError(f"The loss {_name(loss)!r} needs {need.name}, and {missing}.")
     if counts["ties"] and loss.mean_over == "pairs" and reports:
         logger.warning(
-            "The %s dataset has %d ties, of which the loss %r learns nothing; 'rao-kupper' and 'davidson' do.",
+            "The %s dataset has %d ties, which the loss %r ignores; 'rao-kupper' and 'davidson' use them.",
             *(name, counts["ties"], _name(loss)),
         )
 
 
 def check_batch(batch: RewardBatch, loss: Loss) -> None:
-    """Refuse a batch without what the loss needs, which a stream shows only when it comes.
+    """Refuse a batch that lacks what the loss needs, which a stream shows only batch by batch.
 
     Raises:
         DataError: It is missing.
     """
     for need in needs_of(loss):
         if need.of(batch) is None:
-            raise DataError(f"The loss {_name(loss)!r} needs {need.name}, and a batch of the data has none.{_comes_of(need)}")
+            raise DataError(
+                f"The loss {_name(loss)!r} needs {need.name}, and a batch of the data has no such values.{_comes_of(need)}"
+            )
 
 
 def _name(loss: Any) -> str:

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which ones are whole, what they were made with, and what losses remember."""
+"""Resuming from a checkpoint: which ones are whole, what they were made with, and what losses remember."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _SAMPLED = 4_096  # elements of a weight that its digest is over
 _ROWS_AT_A_TIME = 10_000
 
 _ONCE_UNSAID = {"read": "before-padding", "pair": False, "convention": "trl"}
-"""What renderings were before they said it."""
+"""The values of renderings from before these fields existed."""
 _WHAT = ("base_model", "outputs", "loss", "regularizers", "rendering", "train_data")
-"""What a model is trained on and towards; a checkpoint of another training is not gone on from."""
+"""What is trained, on what and towards what; if one differs, the checkpoint is of another training."""
 
 _OF_THE_CHECKPOINT = ("learning_rate", "weight_decay", "optim")
-"""What the optimizer's state has, so that an argument changes nothing."""
+"""What the optimizer's state contains, so a changed argument has no effect."""
 
 _HOW = (
     *_OF_THE_CHECKPOINT,
@@ -50,40 +50,45 @@ _HOW = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "bf16", "fp16"),
     *("neftune_noise_alpha", "members", "bootstrap", "overlong", "weight_column", "disable_dropout"),
 )
-"""How it is trained; what changed is said and recorded."""
+"""How it is trained; changes are logged and recorded."""
 
 
 # --- Which checkpoints are whole ------------------------------------------------------------------------------------------
 
 
 def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
-    """The checkpoint that is asked for: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
+    """The requested checkpoint: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
 
-    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. Its trainer writes the
-    state last, so a checkpoint without a readable one is not whole; nor is one with a file that is cut or changed.
+    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. The trainer writes its state
+    last, so a checkpoint without a readable state is not whole; nor is one with a file that is cut or changed.
 
     Returns:
-        None where none is asked for, or none is there.
+        None if none is requested or there is none.
 
     Raises:
-        DataError: The folder is not a checkpoint, or was not saved to its end.
+        DataError: The folder is not a checkpoint, or was not saved completely.
     """
     if str(asked).lower() != "true":
         if not isinstance(asked, (str, Path)):
             return None
         if problem := _problem(Path(asked)):
             raise DataError(
-                f"{asked} is no checkpoint to go on from: {problem}. Name another, or let resume_from_checkpoint=True find the last "
-                "whole one."
+                f"{asked} is not a checkpoint to resume from: {problem}. Name another, or let resume_from_checkpoint=True find the "
+                "last whole one."
             )
         return Path(asked)
-    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
-    for _, path in sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True):
+    for _, path in checkpoints_in(output_dir):
         if not (problem := _problem(path)):
             return path
-        logger.warning("%s was not saved to its end and is passed over: %s.", path, problem)
+        logger.warning("%s was not saved completely and is skipped: %s.", path, problem)
     logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
     return None
+
+
+def checkpoints_in(output_dir: Path) -> list[tuple[int, Path]]:
+    """The steps and folders of the checkpoints in a folder, the last step first, whole or not."""
+    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
+    return sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True)
 
 
 def _problem(checkpoint: Path) -> str:
@@ -115,7 +120,7 @@ def _problem(checkpoint: Path) -> str:
 
 
 def made_with(trainer: Any) -> dict[str, Any]:
-    """What decides the numbers of a `RewardTrainer`'s training, as JSON."""
+    """What determines the results of a `RewardTrainer`'s training, as JSON."""
     args = trainer.args
     settings = {name: getattr(args, name) for name in _HOW if hasattr(args, name)}
     facts = {
@@ -137,22 +142,22 @@ def save_made_with(now: Mapping[str, Any], checkpoint: Path) -> None:
 
 
 def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) -> dict[str, Any]:
-    """What changed of a training since a checkpoint of it, which is said: each name with its values then and now.
+    """The changes of a training since its checkpoint, which are logged: each name with its values then and now.
 
-    A checkpoint that does not say what it was made with is taken as it is.
+    A checkpoint without a record of what it was made with is accepted.
 
     Args:
-        now: What `made_with` gives for the trainer that is to go on.
+        now: What `made_with` gives for the trainer that resumes.
         checkpoint: The checkpoint's folder.
         allowed: Whether it may be of another base model, other data, another loss or rendering.
 
     Raises:
-        DataError: It is, and may not be.
+        DataError: It is of another training, which is not allowed.
     """
     try:
         then: Mapping[str, Any] = json.loads((checkpoint / _MADE_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        logger.warning("%s does not say what it was made with, so that it is not compared with this training.", checkpoint)
+        logger.warning("%s has no record of what it was made with, so it is not compared with this training.", checkpoint)
         return {}
     if isinstance(then.get("rendering"), dict):
         then = {**then, "rendering": {**_ONCE_UNSAID, **then["rendering"]}}
@@ -162,12 +167,14 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
         if not allowed:
             raise DataError(
                 f"{checkpoint} is of another training ({differences}). Start this one in another output_dir, or without "
-                "resume_from_checkpoint; RewardConfig(resume_changed=True) goes on nevertheless, and the manifest says so."
+                "resume_from_checkpoint. RewardConfig(resume_changed=True) resumes nevertheless, and the manifest records it."
             )
     for name, (before, after) in changed.items():
-        stands = " The checkpoint's stands, because it is in the optimizer's state." if name in _OF_THE_CHECKPOINT else ""
+        stands = (
+            " The checkpoint's value is used, because it is in the optimizer's state." if name in _OF_THE_CHECKPOINT else ""
+        )
         logger.warning(
-            "Going on from %s, %s was %s and is %s now.%s", checkpoint.name, name, _shown(before), _shown(after), stands
+            "Resuming from %s: %s was %s and is now %s.%s", checkpoint.name, name, _shown(before), _shown(after), stands
         )
     return changed
 
@@ -177,13 +184,13 @@ def _shown(value: Any) -> str:
 
 
 def loss_facts(loss: Loss) -> list[Any]:
-    """What a loss is before it has learned anything: its name, formula and plain arguments."""
+    """What identifies a loss before training: its name, formula and plain arguments."""
     plain = {name: value for name, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
     return [str(getattr(loss, "name", type(loss).__name__)), loss.formula, plain]
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A SHA-256 over names, shapes and evenly spread elements of a model's weights, but those of its head, which begins at random."""
+    """A SHA-256 over names, shapes and evenly spread elements of a model's weights, without its head, which starts at random."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if name.partition(".")[0] in HEADS or any(f".{head}." in name for head in HEADS) or "lora_" in name:
@@ -196,7 +203,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def data_digest(dataset: Any) -> str | None:
-    """A SHA-256 over the values of a dataset; None for a stream, which shows them only as they pass."""
+    """A SHA-256 over the values of a dataset; None for a stream, whose values are not known in advance."""
     if not isinstance(dataset, Dataset):
         return None
     digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
@@ -207,7 +214,7 @@ def data_digest(dataset: Any) -> str | None:
 
 
 def _add_values(digest: Any, values: Any) -> None:
-    """Add an Arrow array's values, however they lie in memory."""
+    """Add an Arrow array's values, whatever their memory layout."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         digest.update(
@@ -224,14 +231,14 @@ def _add_values(digest: Any, values: Any) -> None:
 
 
 def save_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
-    """Write what losses remember, if they do, into a checkpoint's folder."""
+    """Write the state of losses, if they have one, into a checkpoint's folder."""
     states = [dict(loss.state()) for loss in losses]
     if any(states):
         write_atomically(checkpoint / _LOSS_STATE, json.dumps(states))
 
 
 def load_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
-    """Have losses go on from what `save_loss_states` wrote."""
+    """Restore the states that `save_loss_states` wrote."""
     path = checkpoint / _LOSS_STATE
     if path.is_file():
         for loss, state in zip(losses, json.loads(path.read_text(encoding="utf-8")), strict=True):

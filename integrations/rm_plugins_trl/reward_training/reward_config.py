@@ -12,49 +12,53 @@ from rm_plugins.errors import SpecError
 from rm_plugins.losses import Loss
 from rm_plugins_trl.configs import bf16_by_default, with_help
 from rm_plugins_trl.reward_training.presets import Preset
+from rm_plugins_trl.reward_training.quiet import without_noise
 
 _TRL_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 8, "num_train_epochs": 3.0, "warmup_steps": 0}
-"""What a preset sets, with the values that TRL's own trainer takes where the configuration is handed to that."""
+"""What a preset sets, with TRL's own values, which apply without a preset and in TRL's trainer."""
 
 
 @with_help
 @dataclass
 class RewardConfig(TrlRewardConfig):
-    """TRL's ``RewardConfig`` with the loss, what the model's outputs are, how rows are batched, and what is watched.
+    """TRL's ``RewardConfig`` plus the loss, the model's outputs, how rows are batched, and what is monitored.
 
-    What a preset sets comes from that of the model's size (`rm_plugins_trl.reward_training.presets`) unless it is given. Unlike
-    TRL's, it starts on a machine without an accelerator: ``bf16`` is on by default only where there is one with it. The help on a
-    command line is what is said here.
+    Hyperparameters that are not given come from the preset for the model's kind and size (`rm_plugins_trl.reward_training.presets`). Unlike
+    TRL's, it works on a machine without an accelerator: ``bf16`` is on by default only if an accelerator supports it. These descriptions
+    are also the help on the command line.
 
     Args:
         learning_rate: The initial learning rate; the preset's if unset.
-        per_device_train_batch_size: Dataset rows of a step on each device; the preset's if unset.
+        per_device_train_batch_size: Dataset rows per step on each device; the preset's if unset.
         num_train_epochs: Passes over the training data; the preset's if unset.
         warmup_steps: Steps of warm-up, or a share of all steps if below 1; the preset's if unset.
-        loss: The name of a registered loss, a mapping ``{"name": NAME, ...}`` with its arguments (JSON on a command line), or
-            a `rm_plugins.losses.Loss`.
-        regularizers: Name to weight of the terms added to the loss (JSON on a command line).
+        loss: The name of a registered loss, ``module:Name`` of your own, a mapping ``{"name": NAME, ...}`` with its arguments (JSON on a
+            command line), or a `rm_plugins.losses.Loss`.
+        regularizers: The terms added to the loss: name to weight (JSON on a command line).
             ``center_rewards_coefficient`` is the same as ``{"centering": ...}``.
-        overlong: What happens to a dataset row with a text of more than ``max_length`` tokens: ``drop`` it, as TRL does, or
-            ``truncate`` the text on the left. Both are counted and reported.
-        read: The token of a row at which a decoder is scored, where its padding token is the EOS token that closes a text:
-            ``before-padding`` as TRL and transformers have it, ``last`` as OpenRLHF and vLLM have it. The manifest says it.
-        pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
-            else as one text, as TRL does.
-        attributes: The attributes that ratings are given on, in the order of the model's outputs; those of the first row if unset.
-        reward: The weight of each attribute in the reward, by which rated completions are compared (JSON on a command line);
+        overlong: What to do with a dataset row that has a text of more than ``max_length`` tokens: ``drop`` it, as TRL does, or
+            ``truncate`` the text on the left. The rows are counted and reported.
+        read: The token of a row at which a decoder is scored, if its padding token is the EOS token that ends a text:
+            ``before-padding`` as in TRL and transformers, ``last`` as in OpenRLHF and vLLM. The manifest records it.
+        pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as for cross-encoders;
+            otherwise as one text, as in TRL.
+        attributes: The attributes of ratings, in the order of the model's outputs; those of the first row if unset.
+        reward: The weight of each attribute in the reward, which also compares rated completions (JSON on a command line);
             equal weights if unset.
-        members: The members of a shared-trunk ensemble: as many score heads, initialized differently, on one backbone.
+        members: The number of members of an ensemble: score heads, initialized differently, on one backbone.
         bootstrap: Whether each member sees its own Poisson bootstrap of the dataset's rows.
-        section_column: The column with the section that a row belongs to, for accuracies by section.
-        weight_column: The column with the weight that a row has in the loss; None, or an empty name, for none.
-        max_batch_tokens: Tokens that run through the model at a time; by default what suits the device.
-        share_prompts: Whether rows of a batch share the computation of what they begin with, where the model allows.
-        early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) before training stops,
-            with the best model loaded.
-        resume_changed: Whether a training goes on from a checkpoint that was made with another base model, other data, another loss
-            or rendering, which is otherwise refused. The manifest records what changed.
-        merge_adapter: Whether the final model of a LoRA training is saved as a whole model instead of an adapter.
+        section_column: The column with the section of a row, for accuracies by section.
+        weight_column: The column with the weight of a row in the loss; None or an empty name for no weights.
+        max_batch_tokens: Tokens that the model computes at a time; by default a number that suits the device.
+        share_prompts: Whether rows of a batch share the computation of common prefixes, if the model allows it.
+        early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) after which training stops
+            and loads the best model.
+        resume_changed: Whether to resume from a checkpoint that was made with another base model, other data, another loss
+            or rendering, which is otherwise refused. The manifest records the changes.
+        merge_adapter: Whether to save the final model of a LoRA training as a whole model instead of an adapter.
+        preset: Whether learning rate, rows per device, epochs and warm-up that are not given come from the preset of the model's kind and
+            size (``auto``), or are TRL's defaults: 1e-4, 8, 3 and no warm-up (``none``).
+        overwrite_output_dir: Whether training may overwrite a finished model or checkpoints in ``output_dir``.
 
     Raises:
         SpecError: A JSON value cannot be read, or settings contradict each other.
@@ -80,6 +84,8 @@ class RewardConfig(TrlRewardConfig):
     early_stopping_patience: int | None = None
     resume_changed: bool = False
     merge_adapter: bool = False
+    preset: Literal["auto", "none"] = "auto"
+    overwrite_output_dir: bool = False
 
     def __post_init__(self) -> None:
         given: bool | None = vars(self)["bf16"]
@@ -91,6 +97,8 @@ class RewardConfig(TrlRewardConfig):
         self.weight_column = self.weight_column or None
         if self.read not in ("before-padding", "last"):
             raise SpecError(f"read must be 'before-padding' or 'last', not {self.read!r}.")
+        if self.preset not in ("auto", "none"):
+            raise SpecError(f"preset must be 'auto' or 'none', not {self.preset!r}.")
         if self.members < 1 or (self.bootstrap and self.members == 1):
             raise SpecError(f"members must be at least 1, and at least 2 for a bootstrap, not {self.members}.")
         if self.early_stopping_patience is not None:
@@ -104,15 +112,32 @@ class RewardConfig(TrlRewardConfig):
             setattr(self, name, _TRL_DEFAULTS[name])
         if getattr(self, "warmup_ratio", None):
             unset = [name for name in unset if name != "warmup_steps"]
-        super().__post_init__()
-        self.unset = tuple(unset)
+        with without_noise():
+            super().__post_init__()
+        self.unset = () if self.preset == "none" else tuple(unset)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; what is set is not the preset's any more."""
+        """Set an attribute, which then counts as given and is not set by the preset."""
         super().__setattr__(name, value)
         set_now = "warmup_steps" if name == "warmup_ratio" else name
         if set_now in vars(self).get("unset", ()):
             self.unset = tuple(one for one in self.unset if one != set_now)
+
+    def take_preset(self, preset: Preset) -> tuple[str | None, str]:
+        """Take a preset's values for what was not given.
+
+        Returns:
+            What was taken, as the manifest records it, None if nothing; and a line about it for the user.
+        """
+        taken = self.apply_preset(preset)
+        values = {name: getattr(self, name) for name in preset.settings()}
+        if getattr(self, "warmup_ratio", None) and "warmup_steps" not in taken:
+            values = {**values, "warmup_ratio": self.warmup_ratio}
+            values.pop("warmup_steps", None)
+        given = ", ".join(f"{name} {value:g}" for name, value in values.items() if name not in taken)
+        record = f"{preset.name}: {', '.join(f'{name} {value:g}' for name, value in taken.items())}"
+        notice = f"Preset {record}{f' (given: {given})' if given else ''}. Set preset='none' for TRL's defaults."
+        return (record if taken else None), notice
 
     def apply_preset(self, preset: Preset) -> dict[str, Any]:
         """Take a preset's values for what was not given; returns them."""
@@ -130,7 +155,7 @@ class RewardConfig(TrlRewardConfig):
         """Name to weight, TRL's ``center_rewards_coefficient`` included.
 
         Raises:
-            SpecError: Centering was given twice, or a weight is no number.
+            SpecError: Centering was given twice, or a weight is not a number.
         """
         weights: dict[str, Any] = dict(self.regularizers or {})  # type: ignore[arg-type]  # text was read before
         if self.center_rewards_coefficient is not None:
@@ -154,7 +179,7 @@ def _from_json(name: str, text: str) -> dict[str, Any]:
     try:
         mapping = json.loads(text)
     except json.JSONDecodeError as error:
-        raise SpecError(f"{name}: {text!r} is no JSON: {error}.") from error
+        raise SpecError(f"{name}: {text!r} is not valid JSON: {error}.") from error
     if not isinstance(mapping, dict):
         raise SpecError(f"{name}: {text!r} must be a JSON mapping.")
     return mapping

@@ -38,36 +38,36 @@ class RewardEvaluation(TrainerCallback):
     """Evaluates the model that `RewardTrainer` trains, as ``rm-plugins evaluate`` does it with the saved model.
 
     Every evaluation is logged with the trainer's own, as ``eval_NAME/FIGURE``: the figures of `rm_plugins.evaluation.figures`, ``accuracy``
-    of each section as ``eval_NAME/accuracy/SECTION``, and a benchmark's own ``score`` and ``score/SECTION``. What an evaluation finds
-    that needs a look is warned of. The model is scored where it is, in its own precision and without autocast; the training goes on
-    as if nothing had been evaluated. Several processes score a share each, and all know the result.
+    of each section as ``eval_NAME/accuracy/SECTION``, and a benchmark's own ``score`` and ``score/SECTION``. Findings that need
+    attention are logged as warnings. The model scores in place, in its own precision and without autocast; training continues as if
+    nothing had been evaluated. Each of several processes scores a share, and all get the result.
 
-    The final model is evaluated in any case, and the last evaluations become a part of its model card.
+    The final model is always evaluated, and the last evaluations become part of its model card.
 
-    An evaluation that fails is an error in the log, and logs no figure; the training goes on.
+    If an evaluation fails, an error is logged in place of its figures; training continues.
 
     Args:
         data: The rows, or several by name: a data file, the name of a dataset, or rows in the formats of `rm_plugins.data.judgements`.
-        suites: Benchmarks by the name of their data, whose own rule is applied too. Where `data` has not that name, the benchmark's own
+        suites: Benchmarks by the name of their data, whose own rule is applied too. If `data` lacks that name, the benchmark's own
             dataset is loaded.
         every: ``evaluate`` for whenever the trainer evaluates, a number of steps, or ``end`` for the final model only.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The rating that rated samples are compared by; the mean of all by default.
-        cluster: What the intervals take for independent: rows with different prompts, or each ``row``.
+        cluster: The unit of resampling for the intervals: a prompt, or each ``row``.
         split: The split of datasets that are given by name; a benchmark's own, or else ``test``, by default.
         report: A folder for a page with the last evaluation of each data, ``NAME.html``.
         batch_size: Rows scored at a time.
-        resamples: How often prompts are drawn again for the interval of the accuracy without length.
-        seed: Of what is drawn.
+        resamples: The number of resamples of prompts for the interval of the accuracy without length.
+        seed: The seed of the resampling.
 
     Attributes:
         evaluations: By the name of the data, the step and the result of each evaluation so far.
 
     Raises:
-        DataError: Data cannot be read, or has no row or one in no format.
+        DataError: Data cannot be read, has no rows, or has a row in none of the formats.
         SpecError: There is no data, a name or `every` is wrong.
         UnknownNameError: There is no benchmark of that name.
-        MissingDependencyError: There is to be a report, and matplotlib is not installed.
+        MissingDependencyError: A report is asked for, and matplotlib is not installed.
 
     >>> rows = [{"prompt": "Name a colour.", "chosen": " Blue.", "rejected": " Two."}]
     >>> RewardEvaluation({"colours": rows}, every="end").evaluations
@@ -100,7 +100,7 @@ class RewardEvaluation(TrainerCallback):
         if report is not None:
             from rm_plugins.reports.charts import drawing
 
-            with drawing():  # now, and not at the first evaluation, it shows where matplotlib is missing
+            with drawing():  # a missing matplotlib shows now, not at the first evaluation
                 pass
         columns = {"section": section, "by": by, "cluster": cluster}
         self._data = [
@@ -115,29 +115,29 @@ class RewardEvaluation(TrainerCallback):
 
     @property
     def last(self) -> dict[str, Evaluation]:
-        """The last evaluation on each data that there is one on, by name."""
+        """The last evaluation on each data, by name."""
         return {name: evaluations[-1][1] for name, evaluations in self.evaluations.items() if evaluations}
 
     def attach(self, trainer: Any) -> None:
-        """Say whose model it is; `RewardTrainer` does so with those of its callbacks."""
+        """Set the trainer whose model is evaluated; `RewardTrainer` does so for its callbacks."""
         self._trainer = trainer
 
     # --- What the trainer calls -------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See whether this trainer's model can be evaluated."""
+        """Check whether this trainer's model can be evaluated."""
         trainer = self._trainer_of_rewards()
         self._evaluated_at = None
         if is_sharded(trainer) and state.is_world_process_zero:
             names = ", ".join(self.evaluations)
             logger.warning(
-                "The model's weights are sharded (FSDP or DeepSpeed), so it cannot be evaluated on %s while it trains. Evaluate the "
+                "The model's weights are sharded (FSDP or DeepSpeed), so it cannot be evaluated on %s during training. Evaluate the "
                 "saved model with `rm-plugins evaluate`.",
                 names,
             )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Evaluate, and add the figures to what the trainer chooses the best model by."""
+        """Evaluate, and add the figures to the metrics by which the trainer chooses the best model."""
         if self.every != "evaluate" or metrics is None:
             return
         trainer = self._trainer_of_rewards()
@@ -147,7 +147,7 @@ class RewardEvaluation(TrainerCallback):
         metrics.update(self._evaluate(trainer))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate every so many steps."""
+        """Evaluate every `every` steps."""
         if isinstance(self.every, int) and state.global_step % self.every == 0:
             self._evaluate(self._trainer_of_rewards())
 
@@ -164,9 +164,10 @@ class RewardEvaluation(TrainerCallback):
     def _trainer_of_rewards(self) -> Any:
         if self._trainer is None:
             raise UnsupportedError(
-                "RewardEvaluation evaluates the model that rm_plugins_trl.RewardTrainer trains, and is no callback for other trainers. A "
+                "RewardEvaluation evaluates the model that rm_plugins_trl.RewardTrainer trains, and is not a callback for other trainers. "
+                "A "
                 "model of TRL's own RewardTrainer is evaluated after the training, with `rm-plugins evaluate FOLDER DATA`; and so is the "
-                "reward of a policy's training, which stays as it is."
+                "reward of a policy's training, which does not change."
             )
         return self._trainer
 
@@ -180,24 +181,24 @@ class RewardEvaluation(TrainerCallback):
             try:
                 evaluation = data.evaluate(reward, self._settings)
             except Exception as error:
-                # Whatever it is: the training has gone on for hours perhaps, and the model is not saved yet.
+                # Any error: training may have taken hours, and the model is not saved yet.
                 if trainer.is_world_process_zero():
-                    logger.error("Step %d: the evaluation on %s failed, and has no figures: %s", step, data.name, error)
+                    logger.error("Step %d: the evaluation on %s failed, so it has no figures: %s", step, data.name, error)
                 continue
             if trainer.is_world_process_zero():
                 self._tell(step, data.name, evaluation)
             self.evaluations[data.name].append((step, evaluation))
             figures |= _figures(data.name, evaluation)
         if figures:
-            # TRL's and our own log would take what was measured of the training since the last one for a part of this.
-            due = trainer.control.should_log  # which every log takes for done
+            # TRL's and our own log would add the training metrics since the last log entry to this one.
+            due = trainer.control.should_log  # which every log resets
             Trainer.log(trainer, dict(figures))
             trainer.control.should_log = due
         self._evaluated_at = step
         return figures
 
     def _tell(self, step: int, name: str, evaluation: Evaluation) -> None:
-        """Warn of what was not found the time before, and write the page."""
+        """Warn of new findings, and write the page."""
         before = self.last.get(name)
         known = set() if before is None else {finding.kind for finding in before.rewards[0].findings}
         for finding in evaluation.rewards[0].findings:
@@ -216,10 +217,10 @@ class RewardEvaluation(TrainerCallback):
 def attached_evaluations(trainer: Any) -> list[RewardEvaluation]:
     """The evaluations among a trainer's callbacks, which it is attached to.
 
-    They come before all others, so that early stopping sees their figures whatever order the callbacks were given in.
+    They come before all others, so that early stopping sees their figures whatever the order of the callbacks.
 
     Raises:
-        SpecError: The data of two has one name, under which both would log.
+        SpecError: Two have data of the same name, under which both would log.
     """
     evaluations = [callback for callback in callbacks_of(trainer) if isinstance(callback, RewardEvaluation)]
     names = [name for evaluation in evaluations for name in evaluation.evaluations]
@@ -235,7 +236,7 @@ def attached_evaluations(trainer: Any) -> list[RewardEvaluation]:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Rows to evaluate on, which can be gone through again and again."""
+    """Rows to evaluate on, which can be read repeatedly."""
 
     name: str
     rows: Iterable[Mapping[str, Any]]
@@ -255,14 +256,14 @@ class _SharedScoring(ModelInMemory):
 
     def __init__(self, trainer: Any) -> None:
         if trainer.renderer is None:
-            raise UnsupportedError("The trainer was given no dataset, so that it has not settled how text becomes token ids.")
+            raise UnsupportedError("The trainer has no dataset, so it does not know yet how text becomes token ids.")
         self._process, self._processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
         forward = trainer.batch_forward
         label = Path(trainer.args.output_dir).name
         super().__init__(forward.model, trainer.renderer, trainer.heads, label=label, max_batch_tokens=forward.max_tokens)
 
     def check_rows(self, data: _Data) -> None:
-        """See that all processes have as many rows, for one that has more would wait for the others for ever."""
+        """Check that all processes have the same number of rows; one with more would wait forever for the others."""
         counts = all_gathered(len(data.rows))  # type: ignore[arg-type]
         if len(set(counts)) > 1:
             raise DataError(
@@ -278,7 +279,7 @@ class _SharedScoring(ModelInMemory):
         try:
             if own:
                 part = super().score_batch([samples[row] for row in own]).scattered(own, len(samples))
-        except Exception as error:  # the other processes wait, and have to know
+        except Exception as error:  # the other processes wait for an answer
             problem = f"Process {self._process}: {error}"
         shares = all_gathered((part, problem))
         problems = [problem for _, problem in shares if problem is not None]
@@ -288,9 +289,9 @@ class _SharedScoring(ModelInMemory):
 
 
 def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, columns: Mapping[str, Any]) -> _Data:
-    """The rows, of which each was looked at, for a training to fail at its beginning and not at its first evaluation."""
+    """The rows, all checked, so that a training fails at its start and not at its first evaluation."""
     if not name:
-        raise SpecError("Data needs a name, which its figures are logged under.")
+        raise SpecError("Data needs a name, under which its figures are logged.")
     used = ""
     given: Iterable[Mapping[str, Any]]
     if isinstance(rows, (str, Path)):
@@ -316,7 +317,7 @@ def _read(name: str, rows: Rows | None, suite: Suite | None, split: str | None, 
 
 
 def _name_of(rows: Rows) -> str:
-    """What data that was given without a name is called: a file's name without its ending, or a dataset's."""
+    """The name of data that was given without one: a file's name without its ending, or a dataset's."""
     if not isinstance(rows, (str, Path)):
         return "data"
     return Path(rows).name.partition(".")[0] or "data"

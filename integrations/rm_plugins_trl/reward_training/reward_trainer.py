@@ -1,34 +1,38 @@
-"""TRL's RewardTrainer for every loss and format of data, whose models score the same everywhere afterwards."""
+"""TRL's RewardTrainer for every loss and data format, whose models give the same scores everywhere."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.errors import TrainingError
-from rm_plugins.losses import Loss, Regularizer, RewardBatch
-from rm_plugins.losses.loss import FunctionLoss, needs_of, own_needs
+from rm_plugins.losses import Regularizer, RewardBatch
+from rm_plugins.losses.loss import needs_of, own_needs
 from rm_plugins.losses.needs import BATCH_NEEDS
 from rm_plugins.models.adapters import check_adapter
+from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.models.manifest import ScoreStatistics
 from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.positions import position_limit
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Rendering
-from rm_plugins.spec import component
 from rm_plugins_trl.configs import own_copy
+from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_config, size_and_kind, source_of
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
+from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -41,6 +45,7 @@ from rm_plugins_trl.reward_training.prepared_dataset import (
     unformatted,
 )
 from rm_plugins_trl.reward_training.presets import preset
+from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.reward_training.resuming import (
     changed_since,
     checkpoint_to_resume,
@@ -69,10 +74,10 @@ from rm_plugins_trl.reward_training.score_head import (
     head_layer,
     load_classifier,
     name_outputs,
-    parameter_count,
     trained_heads,
     trains_head,
 )
+from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
 from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
@@ -83,7 +88,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SCALED_STEPS = 20
-"""So many steps in a row may have no finite loss where it is scaled for fp16, while the scale is looked for."""
+"""So many steps in a row may have a loss that is not finite with fp16, while its scale is adjusted."""
 
 _SIGNATURE = inspect.signature(OpenRewardTrainer.__init__)
 
@@ -91,36 +96,36 @@ _SIGNATURE = inspect.signature(OpenRewardTrainer.__init__)
 class RewardTrainer(OpenRewardTrainer):
     """Trains a reward model on judged texts, for every encoder and decoder that classifies sequences.
 
-    It takes the arguments of TRL's ``RewardTrainer`` and differs in this:
+    It takes the arguments of TRL's ``RewardTrainer``, with these differences:
 
     - data may be preference pairs, rankings, ratings, best-of lists or labelled texts (`rm_plugins.data.judgements`);
     - the loss and its regularizers are looked up by name (``RewardConfig(loss=..., regularizers=...)``), the model has the
       outputs that the loss trains, and each process computes the loss of the whole batch of all processes;
     - samples are rendered and tokenized by the same code that scores them later, so tokenizers without EOS or without a chat
       template train too;
-    - rows run without padding where the model allows, and share the computation of what they begin with. Where a subclass overrides
-      what reads a batch, or a ``data_collator`` is handed over, batches are TRL's (`uses_trl_batches`);
+    - rows run without padding if the model allows it, and share the computation of common prefixes. If a subclass overrides a method that
+      reads a batch, or a ``data_collator`` is given, batches are TRL's (`uses_trl_batches`);
     - rows longer than ``max_length`` are counted in `overlong` and reported;
-    - what is not given comes from the preset of the model's size;
-    - the final model is saved into ``output_dir`` (unless ``save_strategy="no"``), with ``reward_manifest.json`` beside it and
+    - hyperparameters that are not given come from the preset for the model's kind and size;
+    - the final model is saved into ``output_dir`` (unless ``save_strategy="no"``), together with ``reward_manifest.json`` and
       with ``problem_type="regression"``, which makes ``pipeline("text-classification")`` return the raw reward.
 
     Args:
         model: A model id, a folder, or a sequence classifier with the outputs that the loss trains.
         args: The arguments; TRL's own `RewardConfig` gives the default loss.
-        arguments: Everything else that TRL's trainer takes, in its order. A model that is handed over is trained, and its
-            configuration says so; all else that is handed over stays as it is.
+        arguments: Everything else that TRL's trainer takes, in its order. A model object is trained in place, and its
+            configuration changes; all other arguments stay unchanged.
         more: The same by name.
 
     Attributes:
-        heads: What the model's outputs are.
-        rows: The dataset rows that are left, by dataset.
+        heads: The model's outputs.
+        rows: The number of rows used, by dataset.
         overlong: The dataset rows with a text longer than ``max_length``, by dataset.
-        equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; of a stream they are not counted.
-        preset: What the preset of the model's size has set; None if it set nothing.
+        equal_pairs: The pairs whose winner and loser have equal token ids, by dataset; not counted in streams.
+        preset: What the preset has set; None if it set nothing.
         loss_facts: The loss's name, formula and arguments.
-        base_digest: A digest of the weights that the training begins with.
-        resumed: The checkpoints that the training went on from, each with what changed since.
+        base_digest: A digest of the weights at the start of training.
+        resumed: The checkpoints that the training resumed from, each with the changes since.
         last_metrics: The metrics of the last evaluation.
         trained_on: Whether the training data is text or conversations; None where it is both, or tokenized already.
 
@@ -134,28 +139,29 @@ class RewardTrainer(OpenRewardTrainer):
     model: Any
 
     uses_trl_batches: ClassVar[bool | None] = None
-    """Whether batches are TRL's, padded and of pairs; None decides by whether a subclass, or what is handed over, reads them."""
+    """Whether batches are TRL's, padded and of pairs; None decides by whether a subclass or an argument reads them."""
 
     def __init__(self, model: Any, args: Any = None, *arguments: Any, **more: Any) -> None:
         kwargs = dict(_SIGNATURE.bind(self, model, args, *arguments, **more).arguments)
         for name in ("self", "model", "args"):
             kwargs.pop(name, None)
-        name = model if isinstance(model, str) else model.config.name_or_path
+        name = source_of(model)
         if args is None:
             args = RewardConfig(f"{Path(name).name}-Reward")
         settings = args = own_copy(args)
         args.accelerator_config = copy.copy(args.accelerator_config)
+        if isinstance(model, str):
+            model_config(model, args)  # which refuses a path that leads nowhere
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
-        chosen = component("loss", settings.loss)
-        loss = chosen if isinstance(chosen, Loss) else FunctionLoss(chosen)
+        loss = chosen_loss(settings.loss)
         self._own_needs = own_needs(loss)
         self._needs_logprobs = BATCH_NEEDS["logprobs"] in needs_of(loss)
         self.loss_facts = loss_facts(loss)
         self.losses = [copy.deepcopy(loss) for _ in range(settings.members)]
         self.regularizers: dict[str, tuple[float, Callable[[RewardBatch], torch.Tensor] | Regularizer]] = {
-            term: (weight, component("regularizer", term)) for term, weight in settings.regularizer_weights.items()
+            term: (weight, chosen_regularizer(term)) for term, weight in settings.regularizer_weights.items()
         }
         self._settings = settings
         data = kwargs["train_dataset"] = unformatted(kwargs.get("train_dataset"))
@@ -173,9 +179,9 @@ class RewardTrainer(OpenRewardTrainer):
         self.preset: str | None = None
         if isinstance(args, RewardConfig) and args.unset:
             has_adapter = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
-            sized = preset(parameter_count(model, args), adapter=has_adapter)
-            taken = ", ".join(f"{key} {value:g}" for key, value in args.apply_preset(sized).items())
-            self.preset = f"{sized.name}: {taken}"
+            parameters, is_encoder = size_and_kind(model, args)
+            sized = preset(parameters, adapter=has_adapter, encoder=is_encoder)
+            self.preset, self._preset_notice = args.take_preset(sized)
         self._reward_log = RewardLog(self.heads, self.attributes)
         self._evaluated_at: int | None = None
         self._metric_prefix = "eval"
@@ -183,37 +189,39 @@ class RewardTrainer(OpenRewardTrainer):
         self.last_metrics: dict[str, float] = {}
         self.resumed: list[dict[str, Any]] = []
         self._diverged = 0
+        self._last_rewards = torch.zeros(0)
         self._made_with: dict[str, Any] | None = None
-        # TRL and peft change these, and what is handed over stays as it is.
-        peft_config, tokenizer = (copy.deepcopy(kwargs.get(name)) for name in ("peft_config", "processing_class"))
+        # TRL and peft change these; the caller's objects stay unchanged.
+        peft_config, tokenizer = (
+            copy.deepcopy(kwargs.get("peft_config")),
+            base_tokenizer(kwargs.get("processing_class"), model, args),
+        )
         for adapter in [peft_config, *getattr(model, "peft_config", {}).values()]:
             if hasattr(adapter, "peft_type"):
                 check_adapter(adapter, "The adapter")
         if peft_config is not None and hasattr(peft_config, "task_type"):
-            # peft then trains and saves the score head, whatever the model calls it; without, it would score at random when loaded.
+            # peft then trains and saves the score head, whatever its name; otherwise a loaded adapter would score at random.
             peft_config.task_type = "SEQ_CLS"
-        model_settings, revision = args.model_init_kwargs, None
+        model_settings = args.model_init_kwargs
         if isinstance(model, str):
-            revision = (args.model_init_kwargs or {}).get("revision")
             model, untrained = load_classifier(model, args, self.heads, kwargs.pop("quantization_config", None))
             if peft_config is not None and (beside := untrained - {*HEADS}):  # such as the pooler of an encoder
                 peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *beside})
             args.model_init_kwargs = None  # they are in the model now
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
         kwargs |= {"peft_config": peft_config, "processing_class": tokenizer}
         check_outputs(model, self.heads)
-        self._model_config = model.config
+        self._model_config, self._known_tokens = model.config, partial(embedded_tokens, model)
         if settings.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(settings.early_stopping_patience)
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), stopping]
-        model.config.num_labels = 1  # TRL refuses any other number, for the sake of its own loss
+        model.config.num_labels = 1  # TRL refuses any other number, because of its own loss
         if self._batches is None:
             counts_tokens = args.include_num_input_tokens_seen not in (False, "no")
             kwargs["data_collator"] = Collator(loss.mean_over, self._own_needs, counts_tokens)
-            args.remove_unused_columns = False  # by the arguments of the model; our collator takes what it needs
+            args.remove_unused_columns = False  # our collator takes the columns that it needs
             args.accelerator_config.dispatch_batches = False  # accelerate can cut tensors only
-        super().__init__(model, args, **kwargs)
+        with without_noise(disable_bars=args.disable_tqdm):
+            super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
         locate_base(self.model)
         self.base_digest = weights_digest(self._plain_model())
@@ -233,11 +241,11 @@ class RewardTrainer(OpenRewardTrainer):
             if self.args.should_log:
                 logger.warning("%s", self._batches.notice)
         if self.preset is not None and self.args.should_log:
-            logger.warning("Preset %s, because nothing else was given.", self.preset)
+            logger.warning("%s", self._preset_notice)
         if hasattr(self.model, "peft_config") and not trains_head(self.model):
             logger.warning(
-                "The adapter does not train the score head, which therefore stays as it was initialized. Make the adapter with "
-                "modules_to_save=['score'] (or 'classifier'), or hand its peft_config to the trainer."
+                "The adapter does not train the score head, which stays at its random initialization. Create the adapter with "
+                "modules_to_save=['score'] (or 'classifier'), or give its peft_config to the trainer."
             )
 
     # --- Data -------------------------------------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ class RewardTrainer(OpenRewardTrainer):
     def prepare_dataset(
         self, dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
     ) -> Dataset | IterableDataset:
-        """Render and tokenize a dataset, and drop or truncate what is too long."""
+        """Render and tokenize a dataset, and drop or truncate rows that are too long."""
         if self.renderer is None:
             rendering = Rendering.up_to(args.max_length, tokenizer, self._model_config)
             read, pair = self._settings.read, self._settings.pair
@@ -262,6 +270,7 @@ class RewardTrainer(OpenRewardTrainer):
             own=self._own_needs,
             rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
             weight=self._settings.weight_column,
+            known_tokens=self._known_tokens() or math.inf,  # 0 where the weights are spread over processes
         )
         tokenized = prepared_dataset(
             dataset,
@@ -305,6 +314,7 @@ class RewardTrainer(OpenRewardTrainer):
         check_batch(batch, self.losses[0])
         shares: list[BatchFacts] = all_gathered(facts)
         whole = BatchFacts.joined(shares)
+        self._last_rewards = batch.rewards.detach()
         loss = self._loss(mode, batch, whole.numbers)
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
@@ -318,7 +328,7 @@ class RewardTrainer(OpenRewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """What the model says of the rows of one of our batches."""
+        """The model's outputs for the rows of one of our batches."""
         starts = None
         if self._needs_logprobs:
             winners = set(inputs["pairs"][:, 0].tolist())
@@ -337,17 +347,17 @@ class RewardTrainer(OpenRewardTrainer):
                 drawn = bootstrap_repeats(self.args.seed, member, numbers)
                 repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
                 part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
-            if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties only has no pair to take the mean over
-                total = total + loss(part) / len(self.losses)
+            if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties has no pairs to average over
+                total = total + value_of("loss", loss, part) / len(self.losses)
             reward = replace(part, rewards=(part.rewards @ weights)[:, None])
             for name, (weight, regularizer) in self.regularizers.items():
-                term = regularizer(reward)
+                term = value_of("regularizer", regularizer, reward)
                 total = total + weight * term / len(self.losses)
                 self._reward_log.add_term(mode, name, term.item())
         return total
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
-        """The batches that are accumulated, and how many items the loss is a mean over in them, of all processes."""
+        """The accumulated batches, and the number of items that the loss is a mean over in them, over all processes."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self._batches is not None:
             return batches, items
@@ -357,31 +367,36 @@ class RewardTrainer(OpenRewardTrainer):
         """TRL's step, in which the model attends to packed rows.
 
         Raises:
-            TrainingError: The loss is no number, in half precision with a scaled loss only where it stays so.
+            TrainingError: The loss is not finite; with fp16, whose loss is scaled, only if it stays so.
         """
         with self.batch_forward.attention():
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._diverged = 0 if torch.isfinite(loss).all() else self._diverged + 1
         if self._diverged > (_SCALED_STEPS if self.args.fp16 else 0):
+            cause = (
+                "The rewards of the batch are finite"
+                if torch.isfinite(self._last_rewards).all()
+                else "The model's rewards are not finite either"
+            )
             raise TrainingError(
-                f"The loss is {float(loss.mean())} in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}), and was a "
-                f"number before. {how_to_go_on(self.args.output_dir)}"
+                f"The loss {described(self.losses[0])} is {float(loss.mean())} in step {self.state.global_step + 1} (epoch "
+                f"{self.state.epoch or 0:.2f}). {cause}. {how_to_go_on(self.args.output_dir)}"
             )
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-        """The loss and the outputs, of preference pairs the chosen ones first."""
+        """The loss and the outputs; for preference pairs, the chosen ones first."""
         loss, outputs, labels = super().prediction_step(model, inputs, *args, **kwargs)
         return loss, outputs if self._batches is not None else chosen_first(outputs, inputs["groups"]), labels
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Six for each token and parameter, as transformers counts them; shared beginnings count as often as they occur."""
+        """Six per token and parameter, as transformers counts; shared prefixes count each time they occur."""
         if self._batches is not None:
             return int(super().floating_point_ops(inputs))
         return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, with what the rewards were like since the last one."""
+        """TRL's log, with the statistics of the rewards since the last one."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else f"{self._metric_prefix}_"
         if f"{prefix}loss" in logs and mode == "eval" and (loss := self._reward_log.evaluated_loss()) is not None:
@@ -390,17 +405,18 @@ class RewardTrainer(OpenRewardTrainer):
         if metrics:
             metrics["num_tokens"] = self._trained_tokens
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        if prefix not in ("", "eval_"):  # TRL calls its own by one name, whichever of several datasets they are of
+        if prefix not in ("", "eval_"):  # TRL uses the same names for all datasets
             logs.update({f"eval_{name}": metrics[name] for name in TRL_METRICS if name in metrics})
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as TRL does; the rewards seen become the score statistics of the manifest."""
+        """Evaluate as TRL does; the rewards give the score statistics of the manifest."""
         attached_evaluations(self)
         self._reward_log.start_evaluation()
         before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            with without_noise():
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         finally:
             self._metric_prefix = before
         self.last_metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
@@ -408,20 +424,20 @@ class RewardTrainer(OpenRewardTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict as TRL does; the dataset may have any of the formats, and may be tokenized already."""
+        """Predict as TRL does; the dataset may have any of the formats or be tokenized."""
         return super().predict(self.prepared(test_dataset, "test"), *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as TRL does, then evaluate, and save the final model into ``output_dir`` unless ``save_strategy`` is ``no``.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder, or True (or ``"true"``) for the last one in ``output_dir``, which one
-                that was not saved to its end is not; where there is none, training starts from the beginning.
+            resume_from_checkpoint: A checkpoint's folder, or True (or ``"true"``) for the last one in ``output_dir``, which skips
+                incomplete ones; if there is none, training starts from the beginning.
             kwargs: What TRL's ``train`` takes.
 
         Raises:
-            DataError: The checkpoint was not saved to its end, or is of another training.
-            TrainingError: The loss or a weight is no number any more; the last good checkpoint is kept.
+            DataError: The checkpoint was not saved completely, or is of another training.
+            TrainingError: The loss or a weight is not finite; the last good checkpoint is kept.
         """
         evaluations = attached_evaluations(self)
         self._made_with = None
@@ -430,14 +446,16 @@ class RewardTrainer(OpenRewardTrainer):
             changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
-        result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        warn_of_overwriting(self.args, resumes=checkpoint is not None)
+        with without_noise(disable_bars=self.args.disable_tqdm):
+            result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         for name, long in self.overlong.items():
             if long and name not in self.rows:
                 logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)
         if self.eval_dataset is not None and (self._evaluated_at != self.state.global_step or self.args.load_best_model_at_end):
             summary = self.state.log_history[-1:]
             self.evaluate()
-            for entry in summary:  # which scripts take for the last one
+            for entry in summary:  # which scripts expect to be the last one
                 self.state.log_history.remove(entry)
                 self.state.log_history.append(entry)
         if self.args.save_strategy != "no":
@@ -449,20 +467,20 @@ class RewardTrainer(OpenRewardTrainer):
     # --- Saving -----------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, *, checkpoint: bool) -> None:
-        """Save the model: a checkpoint's with all outputs, any other with those that are deployed.
+        """Save the model: with all outputs in a checkpoint, otherwise with those that are deployed.
 
         Raises:
-            TrainingError: A weight is no number.
+            TrainingError: A weight is not finite.
         """
         check_weights(self.model, self.state.global_step, self.args.output_dir)
         with nullcontext() if checkpoint else self._deployed():
-            with pickled_by_name(self.args):
+            with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
                 super().save(folder, checkpoint=checkpoint)
             if self.renderer is not None and self.args.should_save:
                 source = "eval" if self._reward_log.rewards["eval"] else "train"
                 write_trained_manifest(
                     folder,
-                    # The weights of a sharded model are not all here, and so cannot score the golden samples.
+                    # A sharded model's weights are not all in this process, so it cannot score the golden samples.
                     None if is_sharded(self) else self._plain_model(),
                     self.renderer,
                     heads=self.heads,
@@ -470,19 +488,19 @@ class RewardTrainer(OpenRewardTrainer):
                     training=training_facts(self),
                     trained_on=self.trained_on,
                 )
-        if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is what is pushed to the hub
+        if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
             save_made_with(self._what_decides(), folder)
 
     def _what_decides(self) -> dict[str, Any]:
-        """What the checkpoints of a training are made with, looked at once: it reads all training data."""
+        """What the checkpoints of a training are made with; computed once, because it reads all training data."""
         if self._made_with is None:
             self._made_with = made_with(self)
         return self._made_with
 
     @contextmanager
     def _deployed(self) -> Iterator[None]:
-        """Within it, the model is the one that is deployed: merged with its adapter if asked for, without outputs for training."""
+        """Within it, the model is the deployed one: merged with its adapter if asked for, and without outputs that only training needs."""
         trained, heads = self.model, self.heads
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
@@ -497,10 +515,10 @@ class RewardTrainer(OpenRewardTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card, with how the reward was trained, how to use it, and the results of a `RewardEvaluation`.
+        """TRL's model card, completed: how to use the reward, how it was trained, and the results of a `RewardEvaluation`.
 
         Args:
-            model_name: What the card calls the model; by default the last part of the hub id or of the folder's path.
+            model_name: The name of the model in the card; by default the last part of the hub id or of the folder's path.
             args: As TRL's trainer takes them.
             kwargs: Likewise.
         """

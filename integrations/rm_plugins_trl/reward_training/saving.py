@@ -1,4 +1,4 @@
-"""What a training of a reward writes beside the model."""
+"""What a training of a reward writes next to the model."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def write_trained_manifest(
     training: dict[str, Any],
     trained_on: SampleFormat | None = None,
 ) -> None:
-    """Write the manifest of the model that was just saved into `folder`, if one was: of sharded weights, none may be.
+    """Write the manifest of the model that was just saved into `folder`, if one was saved: with sharded weights, perhaps none was.
 
-    The model in memory gives golden scores; it is None where it cannot score by itself.
+    `model` gives the golden scores; None if it cannot score in this process.
     """
     files = file_digests(folder)
     if not files:
@@ -70,13 +70,13 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
         return [], "it is quantized while it trains, and scores differently when its base model is loaded unquantized."
     try:
         return golden_scores(model, renderer, heads), ""
-    except RuntimeError as error:  # a training is not lost because of what verifies it
+    except RuntimeError as error:  # a failure here must not lose the training
         return [], f"it cannot score in its own precision ({error})."
 
 
 @contextmanager
 def pickled_by_name(args: Any) -> Iterator[None]:
-    """Within it, a trainer's arguments can be pickled, as every checkpoint does: a loss that cannot be, such as a closure, is its name."""
+    """Within it, a trainer's arguments can be pickled for a checkpoint: a loss that cannot, such as a closure, is replaced by its name."""
     loss = getattr(args, "loss", None)
     try:
         pickle.dumps(loss)
@@ -90,7 +90,7 @@ def pickled_by_name(args: Any) -> Iterator[None]:
 
 
 def training_facts(trainer: Any) -> dict[str, Any]:
-    """What the manifest and the model card say of the training of a `RewardTrainer`."""
+    """What the manifest and the model card record about the training of a `RewardTrainer`."""
     quantization = getattr(trainer.model.config, "quantization_config", None)
     quantized = {} if quantization is None else {"quantization": quantization.quant_method.value}
     return {
@@ -114,18 +114,18 @@ def training_facts(trainer: Any) -> dict[str, Any]:
 
 
 def _learning_rate(trainer: Any) -> float:
-    """The highest learning rate: the scheduler's, which a checkpoint that is gone on from has brought."""
+    """The highest learning rate: the scheduler's, which comes from the checkpoint when a training is resumed."""
     rates = getattr(getattr(trainer, "lr_scheduler", None), "base_lrs", None)
     return float(rates[0] if rates else trainer.args.learning_rate)
 
 
 def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
-    """Refuse to save a model with a weight that is no number.
+    """Refuse to save a model with a weight that is NaN or infinite.
 
     Args:
         model: The model.
         step: The step after which it is saved.
-        checkpoints: Where the last good one is.
+        checkpoints: The folder of the checkpoints.
 
     Raises:
         TrainingError: A trained weight is NaN or infinite.
@@ -138,18 +138,18 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
 
 
 def how_to_go_on(output_dir: str) -> str:
-    """What to do about a training that has diverged."""
-    return (
-        f"The checkpoints in {output_dir} are from before it. Go on from the last one with a smaller learning rate, or begin again with "
-        "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1."
-    )
+    """What to do after a training has diverged."""
+    remedy = "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1"
+    if any(Path(output_dir).glob("checkpoint-*")):
+        return f"The checkpoints in {output_dir} are from before it. Resume from the last one, or start again, with {remedy}."
+    return f"Nothing was saved. Start again with {remedy}."
 
 
 def locate_base(model: PreTrainedModel) -> None:
-    """Have an adapter's configuration name a local base model by its whole path, which is right in every working directory.
+    """Make an adapter's configuration name a local base model by its absolute path, which is valid in every working directory.
 
     Args:
-        model: A model with adapters, or any other, to which nothing happens.
+        model: The model; without adapters, nothing happens.
     """
     for config in getattr(model, "peft_config", {}).values():
         if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():

@@ -1,20 +1,22 @@
-"""The layer that gives a classifier's outputs: loaded with as many as a loss trains, and cut down to those that are deployed."""
+"""The layer of a classifier's outputs: loaded with as many as the loss trains, and reduced to those that are deployed."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
-from rm_plugins.models.model_folder import CONFIG_NAME, load_config, reason_in_short
+from rm_plugins.models.model_folder import reason_in_short
 from rm_plugins.models.own_weights import own_weights
+from rm_plugins_trl.reward_training.base_model import model_config, trusts_code
+from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.trl_internals import create_model_from_path, suppress_seqcls_warning
 
 if TYPE_CHECKING:
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
 
     from rm_plugins.losses import Loss
 
-HEADS = ("score", "classifier")
+logger = logging.getLogger(__name__)
 
-_CODE_SETTING = "RewardConfig(trust_remote_code=True), or --trust_remote_code on the command line"
-"""What lets the code run that is in the checkpoint to train."""
+HEADS = ("score", "classifier")
 
 
 def load_classifier(
@@ -33,10 +34,10 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A sequence classifier from a path or hub id, as TRL's RewardTrainer loads it, and its modules that are not in the checkpoint.
 
-    It has the outputs that a loss trains. A head of another size, which a trained reward model may have, makes room for a new one.
+    It has the outputs that the loss trains. A head of another size, as in a trained reward model, is replaced by a new one.
 
     Raises:
-        ModelError: The quantization is given twice, or the model cannot be loaded or has code that may not run.
+        ModelError: The quantization is given twice, or the model cannot be loaded, or its code may not run.
     """
     settings = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
@@ -50,44 +51,29 @@ def load_classifier(
     if len(heads) > 1:
         settings |= {**_labels(heads), "ignore_mismatched_sizes": True}
     missing: list[str] = []
+    resized: list[str] = []
 
     class Classifier:
         @staticmethod
         def from_pretrained(source: str, **settings: Any) -> PreTrainedModel:
             loaded, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **settings)
             missing.extend(info["missing_keys"])
+            resized.extend(str(key[0]) for key in info["mismatched_keys"])
             return loaded
 
-    load_config(
-        source, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=settings["trust_remote_code"]
-    )
+    model_config(source, args)
     set_seed(args.seed)  # the new head is random
-    with suppress_seqcls_warning():
+    with suppress_seqcls_warning(), without_noise(disable_bars=args.disable_tqdm):
         try:
             model = create_model_from_path(source, Classifier, **settings)
         except OSError as error:
             raise ModelError(f"{source!r} cannot be loaded: {reason_in_short(error)}") from error
+    if random := sorted({*missing, *resized} - {key for key in (*missing, *resized) if key.split(".")[0] in HEADS}):
+        logger.warning(
+            "%d weights beside the score head are not in the checkpoint %s in this shape and start at random: %s%s.",
+            *(len(random), source, ", ".join(random[:5]), ", ..." if len(random) > 5 else ""),
+        )
     return own_weights(model), frozenset(module_of(model, key) for key in missing)
-
-
-def trusts_code(args: Any) -> bool:
-    """Whether code in the checkpoint that is trained may run. Without an answer, transformers would ask for one on standard input."""
-    given = (args.model_init_kwargs or {}).get("trust_remote_code")
-    return bool(args.trust_remote_code if given is None else given)
-
-
-def parameter_count(model: Any, args: Any) -> int:
-    """The number of a model's parameters; those of a path or hub id are counted without loading them."""
-    if not isinstance(model, str):
-        return int(model.num_parameters())
-    settings = dict(args.model_init_kwargs or {})
-    code = trusts_code(args)
-    config = load_config(model, code_setting=_CODE_SETTING, revision=settings.get("revision"), trust_remote_code=code)
-    if config is None:
-        raise ModelError(f"{model!r} has no {CONFIG_NAME}, so that it is no model to train.")
-    with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=code)
-    return int(empty.num_parameters())
 
 
 def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members: int) -> tuple[Heads, dict[str, float] | None]:
@@ -96,11 +82,13 @@ def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members:
     `attributes` are what the data is rated on; `reward` is the weight of each as the user has set it, or None for the loss's own.
 
     Raises:
-        SpecError: A weight is given to what is no attribute, or the loss cannot be trained on the attributes.
+        SpecError: A weight names something that is not an attribute, or the loss cannot be trained on the attributes.
     """
     heads = loss.heads(attributes)
     if reward is not None and (unknown := reward.keys() - {*attributes}):
-        raise SpecError(f"reward: {', '.join(sorted(unknown))} is no attribute of the data, which has {', '.join(attributes)}.")
+        raise SpecError(
+            f"reward: {', '.join(sorted(unknown))} is not an attribute of the data, which has {', '.join(attributes)}."
+        )
     weights = heads.weights
     if attributes and heads.names == attributes:
         if reward is not None:
@@ -110,7 +98,7 @@ def trained_heads(loss: Loss, attributes: tuple[str, ...], reward: Any, members:
 
 
 def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
-    """Check that a model that was handed over has the outputs that the loss trains.
+    """Check that a given model has the outputs that the loss trains.
 
     Raises:
         ModelError: It has another number.
@@ -118,7 +106,7 @@ def check_outputs(model: PreTrainedModel, heads: Heads) -> None:
     if model.config.num_labels != len(heads):
         raise ModelError(
             f"The model has num_labels={model.config.num_labels}, and the loss trains {len(heads)} outputs "
-            f"({', '.join(heads.labels)}). Load it with num_labels={len(heads)}, or hand over its path."
+            f"({', '.join(heads.labels)}). Load it with num_labels={len(heads)}, or give its path."
         )
 
 
@@ -137,7 +125,7 @@ def head_layer(model: PreTrainedModel) -> nn.Linear | None:
 
 
 def name_outputs(model: PreTrainedModel, heads: Heads) -> None:
-    """Have a model's configuration say what its outputs are."""
+    """Write the names of a model's outputs into its configuration."""
     model.config.num_labels = len(heads)
     if len(heads) > 1:
         model.config.update(_labels(heads))
@@ -150,9 +138,9 @@ def _labels(heads: Heads) -> dict[str, Any]:
 
 @contextmanager
 def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
-    """Within it, a model has only some of its outputs; gives these.
+    """Within it, a model has only some of its outputs, which are returned.
 
-    `kept` are the numbers of a member's outputs to keep.
+    `kept` are the positions of a member's outputs to keep.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.

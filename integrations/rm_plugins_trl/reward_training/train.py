@@ -19,7 +19,6 @@ from rm_plugins.cli.command import INTERRUPTED, Command
 from rm_plugins.cli.printed import echo, say
 from rm_plugins.cli.silence import silenced_libraries
 from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError, nearest_name
-from rm_plugins.files import check_output
 from rm_plugins_trl.reward_training.train_options import GROUPS, LAUNCHER, OF_LAUNCHER
 
 _MODULE = "rm_plugins_trl.reward_training.train"
@@ -127,7 +126,7 @@ def run(arguments: Sequence[str]) -> None:
     except (ValueError, TypeError, ImportError) as error:  # of the dataclasses, about values that do not fit together
         raise click.UsageError(str(error)) from error
     if parsed:
-        _train(*parsed)
+        _train(arguments, *parsed)
     else:
         _launch([*from_config, *from_line], _without(list(arguments), from_line))
 
@@ -222,17 +221,18 @@ def _without(arguments: list[str], taken: list[str]) -> list[str]:
     return kept
 
 
-def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
-    from trl import get_peft_config, get_quantization_config
-
+def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture: Any) -> None:
+    from rm_plugins_trl.reward_training.adapters import adapter_and_quantization
+    from rm_plugins_trl.reward_training.base_model import check_model_named
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
+    from rm_plugins_trl.reward_training.started_folder import check_folder
     from rm_plugins_trl.reward_training.train_data import training_data
     from rm_plugins_trl.reward_training.training_output import TrainingOutput
 
-    if not model.model_name_or_path:
-        raise click.UsageError("Name the model to train: --model_name_or_path MODEL.")
-    check_output(Path(args.output_dir), is_folder=True)
-    _check_installed(args, model)
+    check_model_named(model.model_name_or_path)
+    check_folder(args, arguments)
+    _check_trackers(args)
+    adapter = adapter_and_quantization(model)
     train_dataset, eval_dataset = training_data(script, args, mixture)
     for name, dataset in ((script.dataset_name, train_dataset), (script.eval_dataset_name, eval_dataset)):
         if getattr(dataset, "num_rows", None) == 0:
@@ -248,8 +248,7 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        **adapter,
     )
     output = TrainingOutput().attach(trainer)
     if args.dataloader_num_workers:
@@ -280,22 +279,17 @@ def _train(script: Any, args: Any, model: Any, mixture: Any) -> None:
         time.sleep(1)
 
 
-def _check_installed(args: Any, model: Any) -> None:
-    """Say which packages the options need and do not have, before data and model are loaded.
+def _check_trackers(args: Any) -> None:
+    """Refuse a tracker without its package, before data and model are loaded.
 
     Raises:
         MissingDependencyError: One is not installed.
     """
-    needed = {"peft": ("peft", "pip install 'rm-plugins[peft]'")} if model.use_peft else {}
-    if model.load_in_4bit or model.load_in_8bit:
-        needed["bitsandbytes"] = ("quantization", "pip install bitsandbytes")
     trackers = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
     for tracker in trackers:
-        if tracker in _TRACKERS:
-            needed[_TRACKERS[tracker]] = (f"--report_to {tracker}", f"pip install {_TRACKERS[tracker]}")
-    for package, (what, how) in needed.items():
-        if find_spec(package) is None:
-            raise MissingDependencyError(f"{what} needs the package {package}: {how}.")
+        package = _TRACKERS.get(tracker)
+        if package is not None and find_spec(package) is None:
+            raise MissingDependencyError(f"--report_to {tracker} needs the package {package}: pip install {package}.")
 
 
 def _is_hub_id(name: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Datasets to train on: files and published datasets, and the data arguments of ``rm-plugins train``."""
+"""Datasets to train on: files and published datasets; and the data arguments of ``rm-plugins train``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from trl import ScriptArguments, get_dataset
 
 from rm_plugins.data.mapping import RowMapping
-from rm_plugins.data.row_files import is_data_file, mapped_rows, read_rows
+from rm_plugins.data.row_files import is_data_file, load_rows, mapped_rows, read_rows
 from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError
 from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
+
+_SPLITS = ("train", "test", "validation")
+"""The names of whole splits, one of which is always said: of a file, they mean the file."""
 
 
 @dataclass
@@ -32,14 +35,14 @@ class TrainScriptArguments(ScriptArguments):
     map: list[str] | None = field(
         default=None,
         metadata={
-            "help": "How the columns of the datasets become those that rows are read by: the name of a published shape, OLD=NEW, or a "
+            "help": "Maps the columns of the datasets to those that rows are read by: the name of a published format, OLD=NEW, or a "
             "YAML file."
         },
     )
 
 
 def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
-    """The training and the evaluation dataset; the latter is None where nothing asks for one.
+    """The training and the evaluation dataset, or None if no evaluation is asked for.
 
     Raises:
         DataError: No dataset is named, or a split is missing.
@@ -55,7 +58,11 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
     evaluation = None if script.eval_dataset_name is None else loaded(script.eval_dataset_name, test)
     if mixture.datasets:
         mapping = mapping_of(script.map or ())
-        splits = {name: _mapped(split, mapping, f"the mixture's {name} split") for name, split in get_dataset(mixture).items()}
+        splits = {name: _mapped(split, mapping, f"the mixture's {name} split") for name, split in _mixed(mixture).items()}
+        if train not in splits:
+            raise DataError(
+                f"The mixture has no split {train!r}; it has {', '.join(splits)}. Set dataset_train_split to one of them."
+            )
         training, held_out = splits[train], splits.get(test)
     elif script.dataset_name:
         training = loaded(script.dataset_name, train)
@@ -65,7 +72,8 @@ def training_data(script: Any, args: Any, mixture: Any) -> tuple[Any, Any]:
         raise DataError("Name the training data: --dataset_name NAME_OR_FILE, or `datasets:` in the configuration file.")
     if evaluates and evaluation is None and held_out is None:
         raise DataError(
-            f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on: --eval_dataset_name."
+            f"eval_strategy is {args.eval_strategy.value!r}, but there is nothing to evaluate on. "
+            "Name it: --eval_dataset_name NAME_OR_FILE."
         )
     return training, held_out if evaluates and evaluation is None else evaluation
 
@@ -80,28 +88,50 @@ def reward_dataset(
 ) -> Dataset | IterableDataset:
     """The rows of files or of a dataset as `RewardTrainer` trains on them, exactly as ``rm-plugins data check`` reads them.
 
-    The rows of a file are kept as JSON, in one column. `datasets.load_dataset` would give every row the keys of all others, nulls in
-    tool calls too, and refuse columns whose type changes.
+    The rows of a file are kept as JSON in one column. `datasets.load_dataset` would give every row the keys of all
+    others, with nulls even in tool calls, and refuse columns whose type changes.
 
     Args:
         source: A file or folder (`rm_plugins.data.row_files.read_rows`), or the name of a dataset.
         split: The split of a dataset or folder.
-        map: How its columns become those that rows are read by: as ``--map`` of the command line.
+        map: Maps its columns to those that rows are read by: as ``--map`` on the command line.
         config: The dataset's configuration.
-        streaming: Whether rows are read as they are needed.
+        streaming: Whether rows are read only when needed.
 
     Raises:
         DataError: It cannot be read, or a row cannot be mapped.
-        SpecError: `map` is no mapping.
+        SpecError: `map` is not a mapping.
     """
     mapping = mapping_of([map] if isinstance(map, str) else map)
     rows: Callable[[], Iterator[Mapping[str, Any]]]
+    if is_data_file(source):
+        _check_has_no_parts(source, split, config)
     if is_data_file(source) or (Path(source).is_dir() and config is None):
         rows = partial(read_rows, source, split, mapping=mapping)
     else:
-        dataset: Dataset | IterableDataset = load_dataset(source, name=config, split=split, streaming=streaming)
+        dataset: Dataset | IterableDataset = load_rows(source, split, config=config, streaming=streaming)
         return _mapped(dataset, mapping or mapping_beside(source), source)
     return stored_stream(rows) if streaming else stored_rows(rows())
+
+
+def _mixed(mixture: Any) -> Any:
+    try:
+        return get_dataset(mixture)
+    except Exception as error:  # whatever the hub, the disk or a loading script raises
+        names = ", ".join(str(getattr(one, "path", one)) for one in mixture.datasets)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"The datasets of the mixture ({names}) cannot be loaded: {reason}") from error
+
+
+def _check_has_no_parts(source: str, split: str, config: str | None) -> None:
+    """Refuse a split or configuration of a single file, whose rows would all be read whatever it says."""
+    if config is not None:
+        raise DataError(f"{source!r} is a file and has no configurations. Leave out dataset_config ({config!r}).")
+    if split not in _SPLITS:
+        raise DataError(
+            f"{source!r} is a file and has no splits, so {split!r} would take all of its rows. Put the rows to use into a file of their "
+            "own, or name a folder whose files are called after their splits (train.jsonl, test.jsonl)."
+        )
 
 
 def _mapped(dataset: Any, mapping: RowMapping | None, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -18,12 +19,13 @@ from rm_plugins.data.judgements import Judgement, attribute_names, judgement, nu
 from rm_plugins.data.presets import ignored_verdicts, warning_of_ignored
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
 from rm_plugins.data.row_files import json_line
-from rm_plugins.errors import DataError, SpecError
+from rm_plugins.errors import DataError, ModelError, SpecError
 from rm_plugins.losses import Need
 from rm_plugins.losses.loss import Item
 from rm_plugins.losses.needs import BATCH_NEEDS, DATA_NEEDS
 from rm_plugins.models.manifest import SampleFormat, common_format
 from rm_plugins.rendering.render import Renderer
+from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
 
 _STRUCTURE = {
@@ -38,11 +40,11 @@ _STRUCTURE = {
     "characters": List(Value("int32")),
     "section": Value("string"),
 }
-_OF_BATCHES = ("sections", "items")  # what a batch has of other names
+_OF_BATCHES = ("sections", "items")  # further names in a batch
 
 
 def features(own: Sequence[Need] = ()) -> Features:
-    """The columns of a tokenized dataset; an empty list stands for what a row does not have.
+    """The columns of a tokenized dataset; an empty list means that a row has none.
 
     ``chosen_ids`` and ``rejected_ids`` are those of TRL's trainer, of preference rows, and ``rows`` has the texts of all others.
     ``length`` is of all texts of a row together, ``longest`` of its longest one before truncation, both in tokens; ``equal_pairs``
@@ -50,16 +52,16 @@ def features(own: Sequence[Need] = ()) -> Features:
     is tokenized already.
 
     Args:
-        own: The needs that a loss brings.
+        own: The needs that a loss declares.
 
     Raises:
-        SpecError: One has the name of another column.
+        SpecError: A need has the name of another column.
     """
     columns: dict[str, Any] = dict(_STRUCTURE)
     for need in (*DATA_NEEDS, *(need for need in own if need.from_data)):
         if need.column in columns or need.column in _OF_BATCHES:
             raise SpecError(
-                f"The loss needs {need.name!r}, the name of another column of a tokenized dataset. Call it something else."
+                f"The loss needs {need.name!r}, which is the name of another column of a tokenized dataset. Rename it."
             )
         feature: Any = Value(need.dtype)
         for _ in range(need.depth):
@@ -72,16 +74,18 @@ COLUMNS = tuple(features())
 _ROW_JSON = "row_json"
 _LOOKED_AT = 1_000
 _RATED = {"score", "scores", "label", "labels"}
-_WEIGHED = "The loss weighs each row by the column {!r}; RewardConfig(weight_column=...) names another one, or None for none."
+_WEIGHED = (
+    "The loss weighs each row by its column {!r}. RewardConfig(weight_column=...) names another column, or None for no weights."
+)
 
 
 def is_tokenized(columns: Iterable[str]) -> bool:
-    """Whether a dataset has been tokenized already, by us."""
+    """Whether we have already tokenized a dataset."""
     return set(COLUMNS) <= set(columns)
 
 
 def is_tokenized_by_trl(columns: Iterable[str]) -> bool:
-    """Whether a dataset has been tokenized already, by TRL's trainer or as that takes it."""
+    """Whether a dataset is already tokenized as TRL's trainer does."""
     return {"chosen_ids", "rejected_ids"} <= set(columns)
 
 
@@ -99,7 +103,7 @@ def texts_of(example: Mapping[str, Any]) -> list[Any]:
 def stored_rows(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     """Rows as a dataset of one column, their JSON.
 
-    A dataset with a column for each key would make all rows have the keys and the types of the first ones.
+    With a column for each key, all rows would get the keys and the types of the first ones.
     """
     return Dataset.from_dict(
         {_ROW_JSON: [json_line(row) for row in rows]}, features=Features({_ROW_JSON: Value("large_string")})
@@ -107,7 +111,7 @@ def stored_rows(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 
 
 def stored_stream(rows: Callable[[], Iterator[Mapping[str, Any]]]) -> IterableDataset:
-    """`stored_rows` of rows that are read as they are needed."""
+    """`stored_rows` for rows that are read when needed."""
     return IterableDataset.from_generator(
         lambda: ({_ROW_JSON: json_line(row)} for row in rows()), features=Features({_ROW_JSON: Value("large_string")})
     )
@@ -119,17 +123,19 @@ def _row(columns: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, ...], list[str]]:
-    """What the rows of a training dataset are rated on, and warnings of its columns and prompts.
+    """The attributes on which the rows of a training dataset are rated, and warnings about its columns and prompts.
 
     `weight` is the column with the weight of a row in the loss.
 
-    Of a stream, whose rows come later, the first one is looked at. Whether prompts are repeated is seen in the first rows.
+    Of a stream, only the first row is read. Repeated prompts are looked for in the first rows.
 
     Raises:
-        DataError: A row is in none of the formats.
+        DataError: There is no row, or one is in none of the formats.
     """
     first = next(iter(dataset), None)
-    if first is None or is_tokenized(first):
+    if first is None:
+        raise DataError("The train dataset has no rows. Check the file, its split and its filters.")
+    if is_tokenized(first):
         return (), []
     weighed = weight is not None and _row(first).get(weight) is not None
     warnings = [_WEIGHED.format(weight)] if weighed else []
@@ -175,15 +181,16 @@ class Tokenization:
     """Turns dataset rows into the columns of `features`; pickled into the processes of ``Dataset.map``.
 
     Args:
-        renderer: What makes token ids of samples.
-        name: What an error calls the dataset.
+        renderer: Makes the token ids of samples.
+        name: The name of the dataset in errors.
         attributes: The attributes that samples are rated on, in the order of the labels.
         reward: The weight of each attribute in the reward, by which rated samples are compared; None for equal ones.
         section: The column with the section that a row belongs to; None for none.
         truncate: Whether rows longer than the rendering's ``max_length`` are truncated.
-        own: The needs that the loss brings.
-        rated_once: Whether a row with attributes beyond these is refused, because they were taken from the first row of a stream.
-        weight: The column with the weight that a row has in the loss; None for none.
+        own: The needs that the loss declares.
+        rated_once: Whether to refuse a row with further attributes, because these were taken from the first row of a stream.
+        weight: The column with the weight of a row in the loss; None for no weights.
+        known_tokens: How many token ids, from 0 on, the model has embeddings of.
     """
 
     renderer: Renderer
@@ -195,12 +202,14 @@ class Tokenization:
     own: tuple[Need, ...] = ()
     rated_once: bool = False
     weight: str | None = "weight"
+    known_tokens: float = math.inf
 
     def __call__(self, columns: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of a batch of rows.
 
         Raises:
             DataError: A row is in none of the formats; the message names it.
+            ModelError: The tokenizer makes a token id that the model does not know.
         """
         has_ids = is_tokenized_by_trl(columns)
         judgements: list[Judgement] = []
@@ -213,7 +222,7 @@ class Tokenization:
                 judged = _tokenized_judgement(row) if has_ids else judgement(row, self.attributes, self.reward)
                 if self.rated_once and (others := [name for name in attribute_names(row) if name not in self.attributes]):
                     raise DataError(
-                        f"it is rated on {others[0]!r}, which the first row of the stream is not. Name all that rows are rated on: "
+                        f"it is rated on {others[0]!r}, unlike the first row of the stream. Name all attributes: "
                         "RewardConfig(attributes=[...])."
                     )
                 for need in needs:
@@ -231,6 +240,7 @@ class Tokenization:
             samples = [sample for judged in judgements for sample in judged.samples]
             ids = self.renderer.untruncated_ids(samples)
             starts = self.renderer.completion_starts(samples, ids)
+        self._refuse_unknown(ids)
         limit = self.renderer.rendering.max_length
         longest = [len(row) for row in ids]
         if self.truncate and limit is not None:
@@ -253,15 +263,27 @@ class Tokenization:
             "section": sections,
         }
 
+    def _refuse_unknown(self, rows: Sequence[Sequence[int]]) -> None:
+        """Refuse token ids that the model has no embedding of, before they end the training in the middle of a step."""
+        highest = max((max(ids_and_types(row)[0] if has_types(row) else row) for row in rows if row), default=0)
+        if highest >= self.known_tokens:
+            tokenizer = self.renderer.tokenizer
+            raise ModelError(
+                f"The model has embeddings of {self.known_tokens} tokens, and the tokenizer ({len(tokenizer)} tokens) gives a text of "
+                f"the {self.name} dataset the token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}). It is another model's "
+                "tokenizer, or has tokens that were added without model.resize_token_embeddings(len(tokenizer)). Use the model's own "
+                "tokenizer, or resize the embeddings."
+            )
+
     def _weighed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row with its weight where a judgement looks for it."""
+        """The row with its weight in the column that a judgement reads."""
         if self.weight == "weight":
             return row
         return {**row, "weight": None if self.weight is None else row.get(self.weight)}
 
 
 def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement:
-    """What a preference row says that TRL has tokenized."""
+    """The judgement of a preference row that is already tokenized."""
     margin = numbers_of(row, "margin", 1)
     nothing = Sample("", "")
     return Judgement(
@@ -276,12 +298,12 @@ def _tokenized_judgement(row: Mapping[str, Any]) -> Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Batches of tokenized rows, with everything that a loss may ask for.
+    """Makes batches of tokenized rows, with everything that a loss may need.
 
     Args:
         item: What the loss is a mean over; ``items`` of a batch is their number.
-        own: The needs that the loss brings.
-        counts_tokens: Whether a batch has what transformers counts the tokens of.
+        own: The needs that the loss declares.
+        counts_tokens: Whether a batch has the ``input_ids`` by which transformers counts tokens.
     """
 
     item: Item
@@ -324,5 +346,5 @@ class Collator:
 
 
 def bootstrap_repeats(seed: int, member: int, numbers: Sequence[int]) -> list[int]:
-    """How often each dataset row is in a member's sample: Poisson with mean 1, the same whenever the row comes."""
+    """How often each dataset row is in a member's sample: Poisson with mean 1, the same in every epoch."""
     return [int(np.random.Generator(np.random.Philox(key=[seed, (member << 40) + number])).poisson()) for number in numbers]

@@ -16,30 +16,30 @@ from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.training_rows import Tokenization, is_pair
 
 TRL_METRICS = ("num_tokens", "min_reward", "mean_reward", "max_reward", "accuracy", "margin")
-"""What TRL's trainer logs of rewards."""
+"""The metrics that TRL's trainer logs."""
 
 _READ_BATCHES = ("compute_loss", "prediction_step", "training_step", "_prepare_dataset", "_set_signature_columns_if_needed")
-"""The methods whose overrides see a batch, or what it is made of."""
+"""Overrides of these methods see a batch, or what it is made of."""
 
 _CARRIED = ("pairs", "margins")
-"""What of a loss's needs TRL's batches carry."""
+"""The needs of a loss that TRL's batches fulfil."""
 
 
 def trl_batches(trainer: Any, ours: Any, args: Any, data_collator: Any, data: Any, loss: Loss) -> TrlBatches | None:
-    """What makes sense of TRL's batches, where something of a trainer reads them; None where batches are ours.
+    """The reader of TRL's batches, if something in a trainer needs them; None if batches are ours.
 
-    A subclass that trains on other data than pairs can only have been written for our batches, and gets them.
+    A subclass that trains on other data than pairs was written for our batches, and gets them.
 
     Args:
         trainer: The trainer's class.
         ours: The class that it may be a subclass of.
         args: The trainer's arguments.
-        data_collator: What the trainer was given as that.
+        data_collator: The data collator that was given.
         data: The training dataset.
-        loss: What is trained.
+        loss: The loss.
 
     Raises:
-        SpecError: They are asked for, and the data or the loss needs more than they carry.
+        SpecError: TRL's batches are needed, but do not hold what the data or the loss needs.
     """
     overridden = [name for name in _READ_BATCHES if getattr(trainer, name) is not getattr(ours, name)]
     if overridden:
@@ -56,24 +56,28 @@ def trl_batches(trainer: Any, ours: Any, args: Any, data_collator: Any, data: An
     if first is not None and not is_pair(first):
         if overridden and not trainer.uses_trl_batches:
             return None
-        raise SpecError(f"TRL's batches hold preference pairs and nothing else, and {reader}. The data has other rows.")
+        raise SpecError(
+            f"TRL's batches hold only preference pairs, and they are used because {reader}. The data has other rows."
+        )
     if beyond := [need.name for need in needs_of(loss) if need.name not in _CARRIED]:
-        raise SpecError(f"The loss needs {', '.join(beyond)}, which TRL's batches do not carry, and {reader}.")
+        raise SpecError(
+            f"The loss needs {', '.join(beyond)}, which TRL's batches do not have, and they are used because {reader}."
+        )
     if getattr(args, "pair", False) or getattr(args, "read", "") == "last":
-        raise SpecError(f"pair=True and read='last' are not what TRL's batches are made for, and {reader}.")
+        raise SpecError(f"pair=True and read='last' do not work with TRL's batches, which are used because {reader}.")
     if getattr(args, "bootstrap", False):
         raise SpecError(
-            f"bootstrap=True needs to know which rows are in a batch, which TRL's batches do not say, and {reader}."
+            f"bootstrap=True needs the numbers of a batch's rows, which TRL's batches do not have, and they are used because {reader}."
         )
     return TrlBatches(reader, args.process_index, args.world_size)
 
 
 @dataclass(slots=True)
 class TrlBatches:
-    """Makes sense of TRL's batches: of 2B rows, the chosen ones first.
+    """Reads TRL's batches: 2B rows, the chosen ones first.
 
     Args:
-        reader: What reads them, in words.
+        reader: Why they are used, in words.
         process: The number of this process.
         processes: The number of processes.
     """
@@ -85,14 +89,14 @@ class TrlBatches:
 
     @property
     def notice(self) -> str:
-        """What a user is told."""
+        """The message for the user."""
         return (
-            f"Batches are TRL's, because {self.reader}: rows are padded, prompts run once for each answer, and the length of a text is "
-            "that of its whole row. It is slower; a loss of its own (RewardConfig(loss=...)) needs no subclass."
+            f"TRL's batches are used because {self.reader}: rows are padded, a prompt is computed once per answer, and the length of a "
+            "text is that of its whole row. This is slower. To train with your own loss, RewardConfig(loss=...) needs no subclass."
         )
 
     def judged(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """What `rm_plugins.losses.RewardBatch` says of a batch.
+        """The fields of `rm_plugins.losses.RewardBatch` for a batch.
 
         Args:
             inputs: ``attention_mask``, int [2B, T], and ``margin``, float [B], where the data has margins.
@@ -109,7 +113,7 @@ class TrlBatches:
         return known
 
     def facts(self, inputs: Mapping[str, Any]) -> BatchFacts:
-        """What is known of a batch beside; its rows have new numbers, because the batch does not say which they are."""
+        """The other facts about a batch; its rows get new numbers, because the batch does not have their own."""
         mask = inputs["attention_mask"]
         count = len(mask) // 2
         numbers = [number * self.processes + self.process for number in range(self._seen, self._seen + count)]
@@ -133,14 +137,14 @@ class TrlTokenization:
         """The columns of a batch of rows.
 
         Raises:
-            DataError: A row is no preference pair; the message names it.
+            DataError: A row is not a preference pair; the message names it.
         """
         rows = self.tokenization(columns, numbers)
         for number, pairs in zip(numbers, rows["pairs"], strict=True):
             if [*map(tuple, pairs)] != [(0, 1)]:
                 raise DataError(
-                    f"Row {number} of the {self.tokenization.name} dataset is no preference pair with a winner, and TRL's batches hold "
-                    "nothing else. Leave it out, or make the subclass a loss of its own: RewardConfig(loss=...)."
+                    f"Row {number} of the {self.tokenization.name} dataset is not a preference pair with a winner, and TRL's batches hold "
+                    "nothing else. Leave it out, or write a loss instead of the subclass: RewardConfig(loss=...)."
                 )
         made = {name: rows[name] for name in ("chosen_ids", "rejected_ids", "longest")}
         if "margin" in columns:

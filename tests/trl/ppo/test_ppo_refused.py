@@ -55,7 +55,7 @@ def test_a_policy_with_code_of_its_own_is_refused(
     [
         ([{"question": "a"}], DataError, r"Row 0 of train_dataset has no 'prompt'.*'question'"),
         ([], DataError, "train_dataset is empty"),
-        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt without a single token"),
+        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt without a token"),
         ([{"prompt": 3}], DataError, "Row 0 of train_dataset: .*text or a list of messages"),
         ({"train": []}, UnsupportedError, "one dataset of known length"),
         (iter(()), UnsupportedError, "one dataset of known length"),
