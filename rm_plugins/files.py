@@ -93,7 +93,7 @@ def check_kept(path: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` is a pipe, a device such as a terminal, or an open file such as ``/dev/stdout``; none of these is ever replaced."""
+    """Whether `path` is a pipe, a device such as a terminal, or an open file such as ``/dev/stdout``. These are never replaced."""
     step = path
     for _ in range(40):  # the number of links that the system follows
         folder = os.path.realpath(step.parent)

@@ -328,7 +328,7 @@ def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
         f"a reward that abstains on all {len(rows)} rows is counted as abstaining on {nothing.abstained}"
     )
     assert nothing.score == worst.score, (
-        f"a reward that always abstains has the score {nothing.score}; it must be that of always wrong, {worst.score}"
+        f"a reward that always abstains has the score {nothing.score}; it must equal the score of one that is always wrong, {worst.score}"
     )
     return perfect
 

@@ -122,17 +122,17 @@ def _check_yaml(text: str, where: str) -> None:
     open_parts: list[tuple[str | None, int]] = []
     entries = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        begun = entries
+        entries_before = entries
         if isinstance(event, yaml.AliasEvent):
             entries += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.NodeEvent):
             entries += 1
         if isinstance(event, yaml.CollectionStartEvent):
-            open_parts.append((event.anchor, begun))
+            open_parts.append((event.anchor, entries_before))
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, begun = open_parts.pop()
+            anchor, entries_before = open_parts.pop()
             if anchor is not None:
-                sizes[anchor] = entries - begun
+                sizes[anchor] = entries - entries_before
         problem = ""
         if entries > MOST_ENTRIES:
             problem = f"more than {MOST_ENTRIES:,} entries (counting repetitions by aliases)"

@@ -149,7 +149,7 @@ def test_outputs_are_binary_where_that_is_asked_for(
         (sentences(texts_as_bytes(TEXTS), [3], datatype="FP16"), "FP16 is not supported"),
         (sentences(bytes(11), [1, 3], name="input_ids", datatype="INT32"), "need 12 bytes; got 11"),
         (sentences(bytes(16), [1, 3], name="input_ids", datatype="INT32"), "need 12 bytes; got 16"),
-        (sentences(bytes(12), [1, 3], name="input_ids", datatype="FP32"), "INT64 or INT32 is right"),
+        (sentences(bytes(12), [1, 3], name="input_ids", datatype="FP32"), "INT64 or INT32 is needed"),
         (sentences(bytes(4004), [1, 1001], name="input_ids", datatype="INT32"), "more than 1,000 elements"),
     ],
 )

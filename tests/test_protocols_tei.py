@@ -71,7 +71,7 @@ def test_one_of_several_classes_must_be_named() -> None:
         Conversation(TEI(label="great"), app).prepared()
     server = Conversation(TEI(), FakeTEI()).prepared()
     answer = Response(200, b'[[{"score": 2, "label": "good"}, {"score": 1, "label": "bad"}]]')
-    with pytest.raises(UnsupportedError, match="`label` does not say which one is the reward"):
+    with pytest.raises(UnsupportedError, match="`label` must choose one as the reward"):
         TEI().answer(answer, ITEMS[:1], server, "1")
     with pytest.raises(UnsupportedError, match="not exactly one for 'great'"):
         TEI(label="great").answer(answer, ITEMS[:1], server, "1")

@@ -188,7 +188,7 @@ def test_an_unknown_version_is_seen_to_give_logits(told: Mapping[str, Any] | Non
 @pytest.mark.parametrize("version", ["0.9.2", "0.10.2"])
 @pytest.mark.parametrize("endpoint", ["classify", "score"])
 def test_an_unknown_version_that_ignores_the_field_is_refused(version: str, endpoint: Endpoint) -> None:
-    with pytest.raises(UnsupportedError, match="unclear whether .* returns logits or sigmoids"):
+    with pytest.raises(UnsupportedError, match=r"unclear whether .* returns logits or sigmoids"):
         Conversation(VLLM(endpoint=endpoint), FakeVLLM(version, told=None)).prepared()
 
 
@@ -274,7 +274,7 @@ def test_the_logits_of_sigmoids_are_taken_where_the_spec_says_so(version: str) -
     app = FakeVLLM(version, precision=32, broken_head=lambda value: 0.3 * value + 1)
     assert values(VLLM(activation="sigmoid"), app) == pytest.approx(LOGITS, abs=1e-5)
     assert len(app.bodies) == 1
-    with pytest.raises(UnsupportedError, match="several outputs, whose activation is not a sigmoid"):
+    with pytest.raises(UnsupportedError, match="several outputs, so its activation is not a sigmoid"):
         values(VLLM(activation="sigmoid", label=0), FakeVLLM(version, outputs=head(2)))
     with pytest.raises(UnsupportedError, match="a probability was expected"):
         values(VLLM(activation="sigmoid"), FakeVLLM(version, problem_type="regression"))

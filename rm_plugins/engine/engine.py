@@ -237,7 +237,7 @@ class ScoringEngine:
                     yield ends, self._whole_batch(batch, rows, inputs)
                     continue
                 cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=bool(stage.continuations))
-                with self._state.kept():
+                with self._state.restored():
                     hidden = self._backbone(input_ids=inputs["input_ids"], **cache.arguments(self._backbone)).last_hidden_state
                 if stage.continuations:
                     caches.append(cache)
@@ -281,7 +281,7 @@ class ScoringEngine:
         return torch.cat(outputs)
 
     def _whole_rows(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._state.kept():
+        with self._state.restored():
             if not self.is_decoder:
                 logits: torch.Tensor = self._whole(**inputs).logits
                 return logits

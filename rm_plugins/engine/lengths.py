@@ -15,10 +15,10 @@ _OF_LENGTHS = re.compile(r"position|window|chunk|block|length|seq|context|span|b
 
 
 class LengthClasses:
-    """Classes of row lengths: a check of one row is taken to hold for all rows of its class.
+    """Classes of row lengths: a check of one row is assumed to hold for all rows of its class.
 
-    Classes end at the powers of two and at every length in the model's configuration: a window, a block, or the number of positions it
-    was trained on, beyond which the frequencies of rotary embeddings may change.
+    Classes end at the powers of two and at every length in the model's configuration, such as a window or a block. The number of positions
+    it was trained on is one of them: beyond it, the frequencies of rotary embeddings may change.
 
     Args:
         config: The model's configuration.

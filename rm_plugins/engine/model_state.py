@@ -35,7 +35,7 @@ class ModelState:
             _reset_frequencies(module)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """Restore the model's state when the block ends."""
         before = [
             (module, dict(module._buffers), {name: value.clone() for name, value in _small(module)}, _attributes(module))

@@ -26,7 +26,7 @@ class Costs:
     """The costs of a plan in addition to computing tokens, in units of computing one token.
 
     Args:
-        launch: The cost of one micro-batch, whatever its size.
+        launch: The cost of one micro-batch of any size.
         read: The cost of reading one cached token for one row.
     """
 

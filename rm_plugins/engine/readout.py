@@ -30,7 +30,7 @@ class LastToken:
     """Reads a row at its last token that is not the padding token; if there is no padding token, at its last token.
 
     This is transformers' rule for a single row, which a batch must not change: with ``pad == eos`` it is the token before the closing
-    EOS, on whichever side rows are padded. A row that consists of padding tokens only is read at its first token.
+    EOS, regardless of the padding side. A row that consists of padding tokens only is read at its first token.
 
     Args:
         pad_token_id: The padding token, if there is one.

@@ -1,7 +1,7 @@
 """The private names of transformers that the engine uses, each in one place.
 
 Checked against the source of transformers 4.57.6 and 5.23.0. A release may change them without notice;
-``tests/test_transformers_internals.py`` then says which one broke.
+``tests/test_transformers_internals.py`` then shows the broken name.
 """
 
 from __future__ import annotations

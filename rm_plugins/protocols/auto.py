@@ -44,7 +44,7 @@ class Auto(Protocol):
         """The facts that the detected protocol prepares.
 
         Raises:
-            UnsupportedError: None of the candidates recognizes the server, or it requires a key.
+            UnsupportedError: No candidate recognizes the server, or it requires a key.
             ScoringError: The server does not answer.
         """
         answers: dict[str, Response] = {}
@@ -66,9 +66,9 @@ class Auto(Protocol):
             if description is not None:
                 logger.info("detected %s; using the protocol %r", description, candidate.name)
                 return await candidate.prepare(ask)
-        asked = ", ".join(f"{path} ({response.status})" for path, response in answers.items())
+        requests = ", ".join(f"{path} ({response.status})" for path, response in answers.items())
         raise UnsupportedError(
-            f"No protocol recognizes this server by its answers to GET {asked or 'nothing'}. Check the URL, or name the protocol with "
+            f"No protocol recognizes this server by its answers to GET {requests or 'nothing'}. Check the URL, or name the protocol with "
             f"`protocol: NAME`, one of {', '.join(candidate.name for candidate in self.candidates)}."
         )
 

@@ -102,7 +102,7 @@ class OpenInference(Protocol):
         return ServerFacts(self, what, 1 if batch == 1 else None, facts)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """One tensor of texts, [B, 1], or [B] if the model's metadata says so."""
+        """One tensor of texts, [B, 1], or [B] according to the model's metadata."""
         facts = server.facts
         tensor = {
             "name": facts.get("input") or self.input or _INPUT,
@@ -214,7 +214,7 @@ def _tensor(
     """The input or output of a model to use, from its metadata; None if the metadata does not list any.
 
     Raises:
-        UnsupportedError: None has the name or a fitting datatype, or several do.
+        UnsupportedError: No tensor has the name or a fitting datatype, or several do.
     """
     listed = metadata.get(f"{side}s")
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, Mapping) for entry in listed):

@@ -21,7 +21,7 @@ class OpenRLHF(Protocol):
         labels: The column to send as ``labels``, for servers that compare with a reference; none by default.
         reads: Which token of a decoder's row the served model reads. ``serve_rm`` of OpenRLHF reads the ``last`` one (checked on 0.11.2,
             also with ``pad == eos``: ``openrlhf/models/model.py``); compatible servers that run a model of transformers mostly read
-            ``before-padding``. The server does not tell which.
+            ``before-padding``. The server gives no information about it.
     """
 
     name: ClassVar[str] = "openrlhf"

@@ -206,13 +206,13 @@ Failure: TypeAlias = Literal["retry", "overload", "too-large", "rejected", "refu
 - ``overload``: the server is overloaded; send fewer requests at a time, and later.
 - ``too-large``: the request must be split.
 - ``rejected``: an item is at fault; a request with several items is split to find it.
-- ``refused``: the request is wrong whatever its items (key, model, path), so later ones would fail too.
+- ``refused``: the request is wrong regardless of its items (key, model, path), so later ones would fail too.
 """
 
 
 Reads: TypeAlias = Literal["last", "before-padding", "unknown"]
-"""Which token of a decoder's row a served model reads: ``last``, the very last one; ``before-padding``, the last one that is not the
-padding token; ``unknown``, one of these two. They differ if a row ends with the padding token, for example if that is EOS."""
+"""Which token of a decoder's row a served model reads: the very last one (``last``), the last one that is not the padding token
+(``before-padding``), or one of these two (``unknown``). They differ if a row ends with the padding token, for example if that is EOS."""
 
 
 class Protocol(Component):

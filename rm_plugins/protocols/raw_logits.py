@@ -11,12 +11,17 @@ import numpy as np
 from rm_plugins.errors import AnswerError, UnsupportedError
 
 Verdict: TypeAlias = Literal["raw", "equal", "sigmoid", "activated", "half", "unrelated"]
-"""The result of a comparison. ``raw``: the raw answers are logits. ``equal``: raw and activated answers are equal, so either may be
-logits. ``unrelated``: they do not match.
+"""The result of a comparison.
 
-If an exact comparison is requested and the answers match only roughly: ``sigmoid``, the activated answers are probabilities, whose logits
-are right; ``activated``, the model has no activation, and the activated answers are right; ``half``, all are in half precision, which
-allows no exact comparison.
+- ``raw``: the raw answers are logits.
+- ``equal``: raw and activated answers are equal, so either may be logits.
+- ``unrelated``: they do not match.
+
+An exact comparison of answers that match only roughly has one of these results:
+
+- ``sigmoid``: the activated answers are probabilities, and their logits are right.
+- ``activated``: the model has no activation, and the activated answers are right.
+- ``half``: all answers are in half precision, so an exact comparison is impossible.
 """
 
 Outputs: TypeAlias = Sequence[Sequence[float]]

@@ -37,7 +37,7 @@ class SGLang(Protocol):
     configuration names an activation (``sbert_ce_default_activation_function``) are activated.
 
     The server's ``/v1/classify`` is not used: it applies a softmax over the model's outputs, which is always 1.0 for a single output.
-    Neither is ``/v1/embeddings``, which gives the same numbers as ``/classify`` with less information.
+    ``/v1/embeddings`` is not used either: it gives the same numbers as ``/classify`` with less information.
 
     Args:
         label: Which of a model's several outputs is the reward, counted from 0. Required if there are several.

@@ -153,7 +153,7 @@ class TEI(Protocol):
         labels = [str(entry.get("label")) for entry in classes]
         if self.label is None and len(classes) > 1:
             raise UnsupportedError(
-                f"item {row} has scores for {', '.join(labels)}, and `label` does not say which one is the reward. {_NAME_ONE}"
+                f"item {row} has scores for {', '.join(labels)}; `label` must choose one as the reward. {_NAME_ONE}"
             )
         if self.label is not None and labels.count(self.label) != 1:
             raise UnsupportedError(f"item {row} has scores for {', '.join(labels)}, but not exactly one for {self.label!r}")
@@ -163,7 +163,7 @@ class TEI(Protocol):
     def _check_label(self, labels: Sequence[str], description: str) -> None:
         if self.label is None and len(labels) > 1:
             raise UnsupportedError(
-                f"{description} has the classes {', '.join(labels)}, and `label` does not say which one is the reward. {_NAME_ONE}."
+                f"{description} has the classes {', '.join(labels)}; `label` must choose one as the reward. {_NAME_ONE}."
             )
         if self.label is not None and labels.count(self.label) != 1:
             raise UnsupportedError(

@@ -85,7 +85,7 @@ def output_of_label(outputs: Sequence[Output], label: int | None, what: str, rem
         UnsupportedError: There is no such output, and later answers will not have one either.
     """
     if label is None and len(outputs) > 1:
-        raise UnsupportedError(f"{what} has {len(outputs)} outputs, and `label` does not say which one is the reward{remedy}")
+        raise UnsupportedError(f"{what} has {len(outputs)} outputs; `label` must choose one as the reward{remedy}")
     if (label or 0) >= len(outputs):
         raise UnsupportedError(f"{what} has {len(outputs)} outputs, so there is no label {label}; labels are counted from 0")
     return outputs[label or 0]

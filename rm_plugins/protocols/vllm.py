@@ -49,13 +49,13 @@ class VLLM(Protocol):
     """The endpoints of ``vllm serve MODEL --runner pooling --convert classify``, from vLLM 0.10.1 to 0.33.0.
 
     By default, vLLM returns the sigmoid of the reward. The logit is requested with the field that the server's version has for it; a
-    version ignores a field that it does not know, and returns sigmoids with status 200. If the version is unknown, or is one that loses
-    part of some encoders' heads when the activation is off (0.14 to 0.30), a few texts are first scored both ways to check that the logits
-    match the sigmoids. If an encoder's do not, logits are computed from the sigmoids: they are accurate to 1e-4 up to a reward of 7.4,
+    version ignores a field that it does not know, and returns sigmoids with status 200. With the activation off, versions 0.14 to 0.30 lose
+    part of some encoders' heads. For these and for unknown versions, a few texts are first scored both ways to check that the logits match
+    the sigmoids. If an encoder's do not, logits are computed from the sigmoids: they are accurate to 1e-4 up to a reward of 7.4,
     beyond which an item fails.
 
     Token ids are sent if there are any. Nothing is truncated: a row that is too long is an error. Pairs with token types are sent to
-    ``/score``, whatever the endpoint. There vLLM drops an empty second text (checked on 0.32.0), so such a pair is refused unless the
+    ``/score`` for every endpoint. There vLLM drops an empty second text (checked on 0.32.0), so such a pair is refused unless the
     model's tokenizer is known to add no special tokens, in which case the result is the same.
 
     Args:
@@ -168,7 +168,7 @@ class VLLM(Protocol):
         outputs = self._outputs(response, len(items), self._endpoint(items), request_id)
         if server.facts["logit"] and any(len(row_outputs) > 1 for row_outputs in outputs):
             raise UnsupportedError(
-                "the model has several outputs, whose activation is not a sigmoid; leave `activation: sigmoid` out"
+                "the model has several outputs, so its activation is not a sigmoid; leave `activation: sigmoid` out"
             )
         chosen = [
             output_of_label(row_outputs, self.label, f"data[{row}]", _NAME_ONE) for row, row_outputs in enumerate(outputs)
@@ -225,8 +225,8 @@ class VLLM(Protocol):
         first = ".".join(map(str, USE_ACTIVATION_FIELD if self.endpoint == "pooling" else ACTIVATION_FIELD))
         raise UnsupportedError(
             f"{description} cannot return logits at /{self.endpoint}: it always applies the model's activation, usually a sigmoid. Upgrade "
-            f"it to {first} or later; or compute logits from the sigmoids, `protocol: {{name: vllm, activation: sigmoid}}`; or, if the "
-            "model has no activation (`problem_type: regression` in its configuration), take the server's outputs, `activation: server`."
+            f"it to {first} or later, or compute logits from the sigmoids, `protocol: {{name: vllm, activation: sigmoid}}`. If the model "
+            "has no activation (`problem_type: regression` in its configuration), take the server's outputs, `activation: server`."
         )
 
     def _input(self, items: Sequence[Item], server: ServerFacts) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class ScoringCall:
             UnsupportedError: The server cannot give rewards.
             ScoringError: The server refuses all requests, or different models answer; the samples are not at fault.
         """
-        begun = monotonic()
+        started_at = monotonic()
         try:
             async with self._fleet.in_use():
                 try:
@@ -92,7 +92,7 @@ class ScoringCall:
         finally:
             self._tally.update(self._fleet.tally)
             self._fleet.tally.clear()
-            self._log_troubles(monotonic() - begun)
+            self._log_troubles(monotonic() - started_at)
         return [self._outcomes[row] for row in range(len(self._samples))]
 
     def _give_up_the_rest(self) -> None:
@@ -264,7 +264,7 @@ class ScoringCall:
     # --- One request ------------------------------------------------------------------------------------------------------
 
     async def _answered_in_time(self, rows: Sequence[int], request_id: str, turn: Turn) -> dict[int, Outcome]:
-        """The outcomes, from whichever answers first: the request, or a second one that is sent if the first takes too long."""
+        """The outcomes, from the first answer, of the request or of a second one that is sent if the first takes too long."""
         if self._settings.hedge_after is None:
             return await self._answered(rows, request_id, turn)
         first = asyncio.ensure_future(self._answered(rows, request_id, turn))

@@ -74,11 +74,11 @@ class Connections:
                 redirect, or there is more than one.
         """
         request = _request(url, method, body, headers, min(timeout, CONNECT_TIMEOUT))
-        begun = False
+        has_begun = False
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._transport.handle_async_request(request)
-                begun = True
+                has_begun = True
                 try:
                     content = await _content(answer, most)
                     await _check_end(request, answer)
@@ -91,7 +91,7 @@ class Connections:
             raise
         except Exception as error:  # from the client and its dependencies, whose errors it does not always translate
             await self._transport.drop(url)
-            raise _failure_of(error, begun) from None
+            raise _failure_of(error, has_begun) from None
         if 300 <= answer.status_code < 400:
             target = answer.headers.get("location", "an unknown address")
             raise RequestFailure(
@@ -223,8 +223,8 @@ def _proxy(url: str) -> httpcore2.Proxy:
     return httpcore2.Proxy(address, auth=auth)
 
 
-def _failure_of(error: Exception, begun: bool) -> RequestFailure:
-    """Translate an error of the HTTP client; `begun` tells whether the server had begun to answer."""
+def _failure_of(error: Exception, has_begun: bool) -> RequestFailure:
+    """Translate an error of the HTTP client; `has_begun` is true if the server had begun to answer."""
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
         return RequestFailure(
             "refused",
@@ -235,7 +235,7 @@ def _failure_of(error: Exception, begun: bool) -> RequestFailure:
         return RequestFailure("bad-answer", f"the answer is not valid HTTP ({_described(error)})")
     if not isinstance(error, httpx2.TransportError):
         return RequestFailure("bad-answer", f"the answer cannot be read ({_described(error)})")
-    if begun:
+    if has_begun:
         return RequestFailure("bad-answer", f"the answer ended early ({_described(error)})")
     if isinstance(error, (httpx2.LocalProtocolError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
         return RequestFailure("retry", f"the request could not be sent ({_described(error)})")

@@ -108,10 +108,10 @@ class Fleet:
             self._calls -= 1
             if not self._calls:
                 self._key = None
-                asked = list(self._asked.values())
-                for task in asked:
+                tasks = list(self._asked.values())
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*asked, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Release the connections, and forget the key."""
@@ -316,8 +316,8 @@ class Fleet:
     ) -> RequestFailure:
         """The failure that an answer with an error status means, for a request with this number of items."""
         is_absent = response.status in (404, 405, 501)
-        asked = f" to {request.method} {request.path}" if is_absent else ""
-        reason = f"it answered {response.status}{asked}: {protocol.message(response)}"
+        target = f" to {request.method} {request.path}" if is_absent else ""
+        reason = f"it answered {response.status}{target}: {protocol.message(response)}"
         if response.status in (401, 403):
             reason = f"{reason}. {self.settings.key_hint}"
         if is_absent:

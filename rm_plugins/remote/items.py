@@ -51,8 +51,8 @@ _CUT_CONVERSATION = (
 class SendableSamples:
     """Samples, and the forms in which a server can be sent them.
 
-    The forms depend on the server: which text has the token ids of a sample depends on whether the server's tokenizer adds special tokens,
-    and where a row must end depends on the token that the server reads.
+    The forms depend on the server. The text that has the token ids of a sample depends on the special tokens that the server's tokenizer
+    adds, and the end of a row depends on the token that the server reads.
 
     Args:
         samples: The samples, [N].

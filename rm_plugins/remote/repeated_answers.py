@@ -21,11 +21,11 @@ class RepeatedAnswers:
 
     def is_doubtful(self, request: bytes, answer: bytes) -> bool:
         """Whether the identical answer was given to another request and is not accepted for several; otherwise remembers it."""
-        asked, answered = _digest(request), _digest(answer)
-        if self._requests.get(answered, asked) not in (asked, None):
+        request_digest, answer_digest = _digest(request), _digest(answer)
+        if self._requests.get(answer_digest, request_digest) not in (request_digest, None):
             return True
-        self._requests.setdefault(answered, asked)
-        self._requests.move_to_end(answered)
+        self._requests.setdefault(answer_digest, request_digest)
+        self._requests.move_to_end(answer_digest)
         if len(self._requests) > _KEPT:
             self._requests.popitem(last=False)
         return False

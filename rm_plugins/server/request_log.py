@@ -1,4 +1,4 @@
-"""One line for every request: what it was, what became of it, and how long that took; no prompt and no key."""
+"""The log: one line per request with its path, outcome and duration, but without prompts and keys."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _MOST_A_MINUTE = 20
 _MOST_CHARACTERS = 8_000
 
 current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default=None)
-"""The fields of the line of the request that runs here, for those who serve it to add to."""
+"""The fields of the current request's log line; code that serves the request adds to them."""
 
 
 def log_request(fields: Fields) -> None:
-    """Write the line of a request that has ended."""
+    """Write the log line of a request that has ended."""
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", " ".join(f"{name}={_shown(value)}" for name, value in fields.items()), extra={"fields": fields})
 
 
 def _shown(value: Any) -> str:
-    """A value in one word: what a client sent must not look like another line, or another field."""
+    """A value as one word, so that text from a client cannot look like another line or field."""
     text = str(value)
     return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
 def configure_logging(form: Literal["json", "text"]) -> None:
-    """Have everything logged to standard error, a line of JSON or of text each."""
+    """Log everything to standard error, as lines of JSON or of text."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if form == "json" else _TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(Repeated())
@@ -43,9 +43,9 @@ def configure_logging(form: Literal["json", "text"]) -> None:
 
 
 class Repeated(logging.Filter):
-    """Lets through as many records of one place in the code as may come in a minute, and says how many did not.
+    """Limits the records from one place in the code per minute, and reports how many were left out.
 
-    The lines of requests pass: they are short, and there is one for each.
+    The lines of requests are not limited: they are short, and each request has only one.
     """
 
     def __init__(self, most: int = _MOST_A_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,7 @@ class Repeated(logging.Filter):
         since, number = self._counts.get(place, (minute, 0))
         if since != minute:
             if number > self._most:
-                record.msg = f"{record.getMessage()} [{number - self._most} records like this were left out]"
+                record.msg = f"{record.getMessage()} [{number - self._most} more records like this were left out]"
                 record.args = ()
             number = 0
         self._counts[place] = (minute, number + 1)
@@ -71,7 +71,7 @@ class Repeated(logging.Filter):
 
 
 def shortened(text: str) -> str:
-    """A text of a record, with its middle left out where it is too long."""
+    """A text of a record, with its middle left out if it is too long."""
     if len(text) <= _MOST_CHARACTERS:
         return text
     half = _MOST_CHARACTERS // 2

@@ -197,7 +197,8 @@ class TestLora:
     def test_another_base(self, adapters: list[str], tiny_decoder: MakeFolder, tmp_path: Path) -> None:
         other = str(save_adapter(tiny_decoder(), tmp_path / "other", 5))
         with pytest.raises(
-            SpecError, match=r"^adapters\[3\]: .*other is an adapter of .*adapter-0 \(adapters\[0\]\) of .*one base model"
+            SpecError,
+            match=r"^adapters\[3\]: .*other is an adapter of .*adapter-0 \(adapters\[0\]\) is one of .*same base model",
         ):
             lora([*adapters, other])
 
@@ -217,7 +218,7 @@ class TestLora:
         rendering = {**manifest.model_dump()["rendering"], "max_length": 12}
         manifest.model_copy(update={"rendering": type(manifest.rendering)(**rendering)}).write(Path(adapters[1]))
         with pytest.raises(
-            SpecError, match=r"^adapters\[1\]: .*has max_length=12, and .*512; give them one with the key `max_length`"
+            SpecError, match=r"^adapters\[1\]: .*has max_length=12, but .*512; set one for all with the key `max_length`"
         ):
             lora(adapters)
         assert lora(adapters, max_length=12, verify=False).renderer.rendering.max_length == 12
@@ -226,7 +227,7 @@ class TestLora:
         make_tokenizer(chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}").save_pretrained(
             adapters[2]
         )
-        with pytest.raises(SpecError, match=r"^adapters\[2\]: .*makes other token ids than that of .*key `tokenizer`"):
+        with pytest.raises(SpecError, match=r"^adapters\[2\]: .*gives other token ids than that of .*key `tokenizer`"):
             lora(adapters)
         assert lora(adapters, tokenizer=adapters[0]).score(SAMPLES).abstained.sum() == 0
 
@@ -244,7 +245,7 @@ class TestLora:
         near(members(scores, 2), [values(adapter, head={0: 1.0, 1: 2.0}) for adapter in adapters])
 
     def test_what_is_no_adapter(self, base: Path, adapters: list[str]) -> None:
-        with pytest.raises(SpecError, match=r"^adapters\[1\]: .* is no LoRA adapter"):
+        with pytest.raises(SpecError, match=r"^adapters\[1\]: .* is not a LoRA adapter"):
             lora([adapters[0], str(base)])
         with pytest.raises(SpecError, match=r"^adapters: there must be two or more"):
             lora(adapters[:1])

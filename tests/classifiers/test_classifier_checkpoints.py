@@ -78,7 +78,7 @@ class TestAdapters:
     def test_without_any_head(self, language_model: Path, tmp_path: Path) -> None:
         self.adapter(language_model, tmp_path / "adapter")
         with pytest.raises(
-            ModelError, match=r"is an adapter of .*language-model.*neither holds a trained score head.*score\.weight"
+            ModelError, match=r"is an adapter of .*language-model.*both lack a trained score head.*score\.weight"
         ):
             rm.load(tmp_path / "adapter")
 
@@ -145,12 +145,12 @@ class TestRefused:
     def test_a_language_model(self, tmp_path: Path) -> None:
         save_language_model(tmp_path, make_tokenizer())
         with pytest.raises(
-            ModelError, match=r"no trained reward model: its checkpoint \(Qwen2ForCausalLM\).*score\.weight.*random"
+            ModelError, match=r"not a trained reward model: its checkpoint \(Qwen2ForCausalLM\).*score\.weight.*random"
         ):
             rm.load(tmp_path)
 
     def test_an_encoder_without_a_head(self, minilm_path: Path) -> None:
-        with pytest.raises(ModelError, match=r"no trained reward model.*classifier\.bias, classifier\.weight"):
+        with pytest.raises(ModelError, match=r"not a trained reward model.*classifier\.bias, classifier\.weight"):
             rm.load(minilm_path)
 
     def test_a_folder_without_a_tokenizer(self, tiny_decoder: MakeFolder, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ class TestManifest:
         folder, other = tiny_decoder(), tiny_decoder(adds_bos=True)
         with_manifest(folder)
         with pytest.raises(
-            ManifestError, match=r"golden\[\d\]\.token_ids: the tokenizer or the rendering makes other token ids"
+            ManifestError, match=r"golden\[\d\]\.token_ids: the tokenizer or the rendering gives other token ids"
         ):
             rm.load(folder, tokenizer=str(other))
 

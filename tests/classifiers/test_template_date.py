@@ -100,7 +100,7 @@ def test_loading_compares_a_sample_that_meets_the_template(tiny_decoder: MakeFol
     rm.load(str(folder))
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(f"Be kind.{template}")
-    with pytest.raises(ManifestError, match="the tokenizer or the rendering makes other token ids"):
+    with pytest.raises(ManifestError, match="the tokenizer or the rendering gives other token ids"):
         rm.load(str(folder))
 
 

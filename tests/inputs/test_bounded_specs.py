@@ -100,7 +100,7 @@ def test_what_is_no_file_is_not_read(make: Callable[[Path], Path], tmp_path: Pat
     with soon(), pytest.raises(SpecError, match=f"{kind}(,| and) not a file"):
         rm.load({"provider": "json-schema", "schema": str(json)})
     if make is a_folder:
-        with pytest.raises(ModelError, match="no model folder"):
+        with pytest.raises(ModelError, match="not a model folder"):
             rm.load(str(yaml))
     else:
         with soon(), pytest.raises(SpecError, match=f"{kind}(,| and) not a file"):

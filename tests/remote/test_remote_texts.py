@@ -68,7 +68,10 @@ def test_a_server_that_cuts_by_itself_is_sent_no_conversation_that_is_cut_here(t
     with remote(Swift(), swift(), **settings) as (provider, _):
         scores = provider.attempt(chats[1:])
     assert "renders conversations itself" in str(scores.errors[0])
-    with remote(Swift(), swift(prompt_tokens=99), **settings) as (provider, _), pytest.raises(ScoringError, match="has 99 tokens"):
+    with (
+        remote(Swift(), swift(prompt_tokens=99), **settings) as (provider, _),
+        pytest.raises(ScoringError, match="has 99 tokens"),
+    ):
         provider.score(chats[:1])
 
 
