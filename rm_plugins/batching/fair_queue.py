@@ -39,9 +39,9 @@ class Line(Generic[AnyJob]):
 class FairQueue(Generic[AnyJob]):
     """Jobs by client, taken by deficit round robin (Shreedhar and Varghese, 1995).
 
-    Clients take turns in a circle. At each turn, a client gets the credit `quantum` (in the unit of sizes), and its jobs leave the queue in order
-    until the credit is used up. Unused credit is kept while the client has jobs. So all waiting clients get the same amount of
-    work done, regardless of the number and size of their jobs.
+    Clients take turns in a circle. At each turn, a client gets the credit `quantum` (in the unit of sizes), and its jobs leave the queue in
+    order until the credit is used up. Unused credit is kept while the client has jobs. So all waiting clients get the same amount of work
+    done, regardless of the number and size of their jobs.
     """
 
     def __init__(self, quantum: int) -> None:

@@ -75,8 +75,8 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
             f"{source} is not a model folder: it has neither config.json nor {_ADAPTER_CONFIG}. Name a model folder."
         )
     arguments, device = _arguments(settings)
-    base = _base_of(source, settings.revision)
     with _loading(source):
+        base = _base_of(source, settings.revision)
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
         model = own_weights(model.to(device).eval())
     return _beside(model, source, base, settings)
@@ -93,7 +93,10 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
         SpecError: An entry is not an adapter, or has another base model or number of labels than the first.
         ModelError: As for `load_checkpoint`.
     """
-    bases = [_base_of(source, None) for source in adapters]
+    bases: list[str | None] = []
+    for source in adapters:
+        with _loading(source):
+            bases.append(_base_of(source, None))
     shapes: list[_Shapes] = []
     for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
         where = f"adapters[{place}]"
@@ -105,7 +108,8 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 "model. Combine models with different base models with an `ensemble`.",
                 key=where,
             )
-        shapes.append(_adapter_weights(source, None))
+        with _loading(source):
+            shapes.append(_adapter_weights(source, None))
         labels, first = _head_labels(shapes[-1]), _head_labels(shapes[0])
         if labels != first:
             raise SpecError(

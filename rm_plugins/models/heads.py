@@ -37,7 +37,10 @@ class Heads:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.weights) or self.members < 1:
-            raise SpecError(f"Heads need different names with one weight each and at least one member, not {self}.")
+            raise SpecError(
+                "Heads need distinct names with one weight each and at least one member; got the names "
+                f"{', '.join(self.names) or 'none'}, {len(self.weights)} weights and {self.members} members."
+            )
 
     def __len__(self) -> int:
         return len(self.names) * self.members

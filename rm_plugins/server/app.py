@@ -115,7 +115,8 @@ def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter,
         return dialect, dialect.router(scorer), _errors_of(dialect)
     except Exception as error:
         raise PluginError(
-            f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}"
+            f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}. "
+            "Update or uninstall the plug-in."
         ) from error
 
 

@@ -63,7 +63,7 @@ class Repeated(logging.Filter):
         since, number = self._counts.get(place, (minute, 0))
         if since != minute:
             if number > self._most:
-                record.msg = f"{record.getMessage()} [{number - self._most} more records like this were left out]"
+                record.msg = f"{record.getMessage()} [{number - self._most} records like this were left out]"
                 record.args = ()
             number = 0
         self._counts[place] = (minute, number + 1)

@@ -256,3 +256,9 @@ class TestLora:
         save_file({name: tensor for name, tensor in tensors.items() if "layers.0" not in name}, path, {"format": "pt"})
         with pytest.raises(ModelError, match=r"adapter-1 has no weights for .*layers\.0.*lora"):
             lora(adapters)
+
+    def test_an_adapter_with_a_broken_file(self, adapters: list[str]) -> None:
+        path = Path(adapters[1]) / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(ModelError, match=r"adapter-1 cannot be loaded: SafetensorError"):
+            lora(adapters)

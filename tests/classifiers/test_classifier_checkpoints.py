@@ -190,7 +190,7 @@ class TestRefused:
         folder = tiny_decoder()
         name = "model.layers.1.mlp.up_proj.weight"
         rewrite(folder, lambda tensors: tensors[name].__setitem__((0, 0), float("nan")))
-        with pytest.raises(ScoringError, match=f"non-finite score for 8 of 8 samples.*broken: {name} holds NaN") as caught:
+        with pytest.raises(ScoringError, match=f"non-finite score for 8 of 8 samples.*broken: {name} contains NaN") as caught:
             rm.load(folder).score(SAMPLES)
         assert caught.value.rows == frozenset(range(8))
         assert rm.load(folder, on_error="abstain").score(SAMPLES).abstained.all()
@@ -255,7 +255,7 @@ class TestManifest:
         with_manifest(folder)
         rewrite(folder, lambda tensors: tensors["score.weight"].mul_(1.01))
         with pytest.raises(
-            ManifestError, match=r"does not match the model: golden\[\d\]\.score: .* was written, .* is computed"
+            ManifestError, match=r"does not match the model: golden\[\d\]\.score: .* was recorded, .* is computed"
         ):
             rm.load(folder)
         provider = classifier(rm.load(folder, verify=False))

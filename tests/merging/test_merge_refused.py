@@ -50,7 +50,7 @@ class TestWhatCannotBeAveraged:
                 r"differs in its configuration: the shape of \S+q_proj.weight is \(64, 32\), not \(32, 32\); .*; and \d+ more",
             ),
             ({"num_labels": 2}, "differs in its configuration: "),
-            ({"chat_template": None}, "differs in its tokenizer: the chat template is another"),
+            ({"chat_template": None}, "differs in its tokenizer: the chat template differs"),
             ({"pad": "<|end|>"}, "differs in its configuration: pad_token_id is 1, not 0"),
             ({"adds_bos": True}, "differs in its "),
         ],
@@ -78,7 +78,7 @@ class TestWhatCannotBeAveraged:
 
     def test_broken_weights(self, members: list[Path], tmp_path: Path) -> None:
         rewrite(members[1], lambda tensors: tensors["score.weight"][0, :1].fill_(torch.nan))
-        self.refused("has broken weights: score.weight holds NaN", members[0], members[1], tmp_path)
+        self.refused("has broken weights: score.weight contains NaN", members[0], members[1], tmp_path)
 
     def test_a_model_that_is_none(self, members: list[Path], tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

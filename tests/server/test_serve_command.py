@@ -168,7 +168,7 @@ def test_a_signal_has_the_reward_loaded_again(start: Start, tmp_path: Path) -> N
         assert first["fingerprint"] == ServedReward.load(str(spec)).fingerprint  # as in any other process
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         process.send(signal.SIGHUP)
-        process.said("Another reward scores")
+        process.said("The reward has changed: ")
         second = score(client, "x").json()
         assert [found["rewards"][0]["reward"] for found in (first, second)] == [1.0, 2.0]
         spec.write_text("{provider: constant}", encoding="utf-8")
@@ -192,7 +192,7 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
         assert "rm_plugins_samples_total 12.0" in client.get("/metrics").text
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
-        process.said("Another reward scores", times=2)
+        process.said("The reward has changed: ", times=2)
         assert {score(client, "x").json()["rewards"][0]["reward"] for _ in range(12)} == {2.0}
         os.kill(process.workers()[0], signal.SIGKILL)
         process.said("it is replaced in")
