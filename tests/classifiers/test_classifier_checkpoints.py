@@ -100,7 +100,7 @@ class TestAdapters:
     def test_over_a_base_without_the_pooler(self, masked_language_model: Path, tmp_path: Path) -> None:
         self.encoder_adapter(masked_language_model, tmp_path / "adapter", "classifier")
         with pytest.raises(
-            ModelError, match=r"neither has weights for bert\.pooler.*random.*modules_to_save=\['classifier', 'pooler'\]"
+            ModelError, match=r"both lack weights for bert\.pooler.*random.*modules_to_save=\['classifier', 'pooler'\]"
         ):
             rm.load(tmp_path / "adapter")
 
@@ -110,7 +110,7 @@ class TestAdapters:
         expected = texts_alone(adapted, AutoTokenizer.from_pretrained(masked_language_model), ["a colour"])[:, 0]
         close(rewards.score([rm.Sample("", "a colour")]).values, expected)
         self.encoder_adapter(masked_language_model, tmp_path / "other", "classifier")
-        with pytest.raises(ModelError, match=r"other is an adapter .* neither has weights for bert\.pooler"):
+        with pytest.raises(ModelError, match=r"other is an adapter .* both lack weights for bert\.pooler"):
             rm.load({"provider": "lora-ensemble", "adapters": [str(tmp_path / "adapter"), str(tmp_path / "other")]})
 
     def test_whose_base_is_gone(self, base: Path, tmp_path: Path) -> None:

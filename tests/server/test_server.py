@@ -204,10 +204,10 @@ class TestWhatIsTaken:
         answer = simple.post("/v1/rewards", json={"samples": [sample, long]}).json()["rewards"]
         assert answer == [
             {"index": 0, "reward": 1.0},
-            {"index": 1, "reward": None, "error": "It has 1,001 characters; at most 1,000 are taken."},
+            {"index": 1, "reward": None, "error": "It has 1,001 characters; the limit is 1,000."},
         ]
         told = problem(simple.post("/v1/rewards", json={"samples": [long]}), 422, "invalid")
-        assert told == "item 0: It has 1,001 characters; at most 1,000 are taken."
+        assert told == "item 0: It has 1,001 characters; the limit is 1,000."
         whole = json.dumps({"samples": [{**sample, "prompt": "x" * 20_000}]}).encode()
         headers = {"content-type": "application/json"}
         told = problem(simple.post("/v1/rewards", content=whole, headers=headers), 413, "too-large")
@@ -226,14 +226,14 @@ class TestWhatIsTaken:
             (b"", "body: Field required"),
             (b"null", "body"),
             (b"[]", "body"),
-            (b"{", "no JSON"),
+            (b"{", "not valid JSON"),
             (b'{"samples": NaN}', "NaN is not a JSON number"),
             (b'{"samples": [{"prompt": "", "completion": "", "columns": {"a": -Infinity}}]}', "-Infinity is not a JSON number"),
             (b'{"samples": ' + b"9" * 5_000 + b"}", ""),
             (b"[" * 100_000, ""),
             (b'{"samples": ' + b'{"a": ' * 50_000, ""),
-            (b'{"samples": ["\xff\xfe"]}', "no UTF-8"),
-            (b'{"samples": [{"prompt": "", "completion": "\xed\xa0\x80"}]}', "no UTF-8"),
+            (b'{"samples": ["\xff\xfe"]}', "not valid UTF-8"),
+            (b'{"samples": [{"prompt": "", "completion": "\xed\xa0\x80"}]}', "not valid UTF-8"),
             (b'{"samples": [{"prompt": "", "completion": "\\ud83d"}]}', "surrogate"),
             (b'{"samples": [{"prompt": "", "completion": ""}], "\\udc00": 1}', "surrogate"),
             (b'{"samples": [{"prompt": "", "completion": "", "columns": {"\\uDEAD": 1}}]}', "surrogate"),
