@@ -294,7 +294,7 @@ def _check_facets(first: _Member, member: _Member) -> None:
 
 def _difference(name: str, wanted: object, value: object) -> str:
     if max(len(repr(wanted)), len(repr(value))) > _SHOWN_CHARACTERS:
-        return f"{name} differs"
+        return name
     return f"{name} is {value!r}, not {wanted!r}"
 
 

@@ -207,7 +207,7 @@ class TestLora:
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]))
         model.save_pretrained(tmp_path / "two")
-        with pytest.raises(SpecError, match=r"^adapters\[1\]: .*two has a head of 2 labels, and .* a head of 1 labels"):
+        with pytest.raises(SpecError, match=r"^adapters\[1\]: .*two has a head of 2 labels, but .* a head of 1 labels"):
             lora([adapters[0], str(tmp_path / "two")])
         bare = str(save_adapter(base, tmp_path / "bare", 3, modules_to_save=None))
         with pytest.raises(SpecError, match=r"^adapters\[1\]: .*bare has no head of its own"):
@@ -236,7 +236,7 @@ class TestLora:
         for adapter, weight in zip(adapters, (1.0, 0.5), strict=True):
             written(Path(adapter), heads=Heads(("true", "brief"), (1.0, weight)))
         with pytest.raises(
-            SpecError, match=r"^adapters\[1\]: .*reward of 1 \* true \+ 0\.5 \* brief, and .* of 1 \* true \+ 1 \* brief"
+            SpecError, match=r"^adapters\[1\]: .*reward as 1 \* true \+ 0\.5 \* brief, but .* as 1 \* true \+ 1 \* brief"
         ):
             lora(adapters)
         with pytest.raises(SpecError, match=r"^member_transforms\[0\]: zscore needs `mean`"):
