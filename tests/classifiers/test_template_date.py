@@ -60,7 +60,7 @@ def score(reward: Any) -> float:
 
 def test_it_is_said_aloud_and_kept_while_the_reward_is_loaded(folder: Path) -> None:
     today = date.today()
-    with pytest.warns(UserWarning, match=f"writes today's date, .* told {today.isoformat()}; set `template_date`"):
+    with pytest.warns(UserWarning, match=f"writes today's date, .* uses {today.isoformat()} now; set `template_date`"):
         reward = rm.load(str(folder))
     assert f"Today: {today:%d %b %Y}\n" in reward.render(SAMPLE)
 
