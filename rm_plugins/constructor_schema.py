@@ -1,4 +1,4 @@
-"""What a constructor's annotations say of the keys of a spec."""
+"""Which keys a spec may have, read from the annotations of a constructor."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 def announces(annotation: Any, *kinds: type) -> bool:
-    """Whether a value of this annotation is, or contains, something of one of the kinds."""
+    """Whether an annotation is, or contains, one of the given classes."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return issubclass(annotation, kinds)
     return any(announces(argument, *kinds) for argument in get_args(annotation))
 
 
 def held_by(holder: object, kind: type[Any]) -> dict[str, Any]:
-    """What an object was made with that is of a kind, by its path among the arguments: ``members[0]``, ``routes.math``.
+    """The instances of a class that an object was constructed with, by argument path: ``members[0]``, ``routes.math``.
 
-    These are the arguments of its constructor whose annotations announce the kind, where they are attributes of the same names.
+    Looks at the constructor's arguments whose annotations contain the class, and reads the attributes of the same names.
     """
     try:
         schema = schema_of(type(holder))  # type: ignore[arg-type]  # a class is hashable
-    except (PluginError, TypeError, ValueError):  # it is made in Python alone, for a spec could not make it
+    except (PluginError, TypeError, ValueError):  # no spec can build this class, only Python code
         return {}
     held: dict[str, Any] = {}
     for name, annotation in schema.items():
@@ -48,13 +48,14 @@ def held_by(holder: object, kind: type[Any]) -> dict[str, Any]:
 
 
 def takes_settings(settings: type[Any], *, without: Collection[str] = ()) -> Callable[[Constructor], Constructor]:
-    """Says of a constructor that its ``**settings`` are the fields of a dataclass, which it makes of them.
+    """Declare that the ``**settings`` of a constructor are the fields of a dataclass, which the constructor builds from them.
 
-    Its signature then has them as keyword arguments, after its own, with their defaults and types: for specs, `help` and documentation.
+    The signature then lists these fields as keyword arguments after its own, with their types and defaults: for specs, `help` and
+    the documentation.
 
     Args:
-        settings: The dataclass, whose fields are for keywords only.
-        without: Fields that it does not take.
+        settings: The dataclass; its fields must be keyword-only.
+        without: Fields that the constructor does not take.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(kw_only=True)
@@ -70,15 +71,15 @@ def takes_settings(settings: type[Any], *, without: Collection[str] = ()) -> Cal
 
     def decorate(constructor: Constructor) -> Constructor:
         own = inspect.signature(constructor)
-        kept = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
         hints = get_type_hints(settings, include_extras=True)
-        taken = {
+        fields = {
             name: parameter.replace(annotation=hints[name])
             for name, parameter in inspect.signature(settings).parameters.items()
             if name not in own.parameters and name not in without
         }
-        constructor.__signature__ = own.replace(parameters=[*kept, *taken.values()])  # type: ignore[attr-defined]
-        constructor.__annotations__ |= {name: hints[name] for name in taken}
+        constructor.__signature__ = own.replace(parameters=[*named, *fields.values()])  # type: ignore[attr-defined]
+        constructor.__annotations__ |= {name: hints[name] for name in fields}
         return constructor
 
     return decorate
@@ -93,14 +94,14 @@ def schema_of(cls: Callable[..., Any]) -> dict[str, Any]:
     except NameError as error:
         raise PluginError(
             f"{cls.__module__}.{cls.__qualname__} cannot be built from a spec: its constructor's annotations name "
-            f"{error.name!r}, which is not there when the program runs. Import it outside `if TYPE_CHECKING`."
+            f"{error.name!r}, which does not exist at run time. Import it outside `if TYPE_CHECKING`."
         ) from error
     return {name: hints.get(name, Any) for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
 
 
 @cache
 def validator_of(cls: Callable[..., Any]) -> TypeAdapter[Any]:
-    """What checks the keyword arguments of a constructor, strictly."""
+    """A strict validator for the keyword arguments of a constructor."""
     from pydantic import ConfigDict, TypeAdapter, with_config
 
     parameters = inspect.signature(cls).parameters

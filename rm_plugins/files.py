@@ -1,8 +1,9 @@
-"""The one way in which files are written: whole or not at all, and what stands for their contents.
+"""Atomic writing of files and folders, and digests of file contents. All output of this package is written through this module.
 
-What is written is made under a temporary name in the same folder, brought onto the disk, and renamed. Whatever kills the process on the
-way leaves the old file or the new one, and at most a temporary, ``.NAME.XXXXXXXX.rm-plugins``, which whoever next writes into that folder
-removes: its maker holds a lock on it for as long as it lives. Pipes and devices, which nothing can take the place of, are written to.
+A file is written under a temporary name in the same folder, synced to disk, and renamed. If the process is killed on the way, the old
+file or the new one remains, and at most a temporary file ``.NAME.XXXXXXXX.rm-plugins``. The next process that writes into the folder
+removes it: a temporary file is locked while its process lives, so an unlocked one is a leftover. Pipes and devices cannot be replaced
+and are written to directly.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ except ImportError:  # Windows, where temporaries of killed processes stay
 
 _ADVICE = "Name another place, or check the permissions and the free space of this one."
 _TEMPORARY = ".rm-plugins"
-"""How the names of temporaries end."""
+"""The suffix of temporary names."""
 _TEMPORARY_NAMES = re.compile(r"\..*\.[a-z0-9_]{8}\.rm-plugins(\.jsonl)?", re.DOTALL)
 _NAME_BYTES = 100
-"""How much of a file's name is in that of its temporary, which is not to be too long where the file's own is not."""
+"""Bytes of a file's name that its temporary name repeats, so that the temporary name is not too long."""
 _SET_ASIDE = "replaced"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _EXCHANGE = 2
@@ -42,7 +43,7 @@ _OPEN_FILES = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 
 @contextmanager
 def output_errors(path: Path, advice: str = _ADVICE) -> Iterator[None]:
-    """Raise what the system says against writing `path` as an `OutputError`, whose message ends with an advice."""
+    """Turn an `OSError` raised while writing `path` into an `OutputError` whose message ends with `advice`."""
     try:
         yield
     except OutputError:
@@ -52,10 +53,10 @@ def output_errors(path: Path, advice: str = _ADVICE) -> Iterator[None]:
 
 
 def check_output(path: Path, *, is_folder: bool = False) -> None:
-    """Refuse a place that cannot be written, before any work is done for it; the folder that it lies in is made.
+    """Check that `path` can be written, before any work is done for it; creates its parent folder.
 
     Raises:
-        OutputError: There is something of another kind, or the system does not let a file be made there.
+        OutputError: Something of another kind is at `path`, or the system does not allow writing there.
     """
     with output_errors(path):
         is_there = _mode(path) is not None or path.is_symlink()
@@ -72,28 +73,29 @@ def check_output(path: Path, *, is_folder: bool = False) -> None:
 
 
 def check_kept(path: Path) -> None:
-    """Refuse a file beside an output that is to be gone on with, where something else has taken its name.
+    """Check that the file beside an output from which a run would resume is a regular file of its own.
 
     Raises:
-        OutputError: It is a link, or has another name elsewhere, so that another file would be written, or it is no regular file.
+        OutputError: It is a link or has a second name, so that another file would be written, or it is not a regular file.
     """
     with output_errors(path):
         try:
-            found = path.lstat()
+            status = path.lstat()
         except FileNotFoundError:
             return
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFREG: "a file that has another name, too"}
-        kind = kinds.get(stat.S_IFMT(found.st_mode), "not a regular file")
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFREG: "a file with a second name (a hard link)"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise OutputError(
-            f"{path} is {kind}, where a file of an interrupted run would be. Move it away, or name another output."
+            f"{path} is {kind}, but the name is needed for the file that an interrupted run resumes from. Move it away, or name "
+            "another output."
         )
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` is a pipe, a terminal or another device, or an open file such as ``/dev/stdout``, all of which are never replaced."""
+    """Whether `path` is a pipe, a device such as a terminal, or an open file such as ``/dev/stdout``. These are never replaced."""
     step = path
-    for _ in range(40):  # as many links as the system follows
+    for _ in range(40):  # the number of links that the system follows
         folder = os.path.realpath(step.parent)
         if _OPEN_FILES.fullmatch(folder) and step.exists():
             return True
@@ -105,7 +107,7 @@ def is_stream(path: Path) -> bool:
 
 
 def would_replace(path: Path) -> bool:
-    """Whether there is something that writing `path` would replace."""
+    """Whether writing `path` would replace something."""
     return path.exists() and not is_stream(path)
 
 
@@ -114,22 +116,22 @@ def would_replace(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lend a temporary name beside `path`, which takes its place when the block ends and is gone if it fails.
+    """Yield a temporary file beside `path`; it replaces `path` when the block ends and is deleted if the block fails.
 
-    The new file has the owner and the permissions of the one that it replaces, else those that the umask leaves. A link at `path` is
-    replaced, and what it points to stays as it is. A pipe or device is given what was written when the block ends.
+    The new file has the owner and the permissions of the one that it replaces, or else those that the umask allows. A link at `path` is
+    replaced; its target is unchanged. If `path` is a pipe or device, the contents are copied to it when the block ends.
 
     Args:
-        path: The file to write; its folder is made if need be.
+        path: The file to write; its folder is created if it does not exist.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     with output_errors(path):
         if is_stream(path):
             with scratch_file("output-") as temporary:
                 yield temporary
-                _poured(temporary, path)
+                _copy_to_stream(temporary, path)
             return
         with _temporary_file(path) as temporary:
             yield temporary
@@ -141,13 +143,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Lend an empty folder, which takes the place of the folder `path` when the block ends and is gone if it fails.
+    """Yield an empty folder; it replaces the folder `path` when the block ends and is deleted if the block fails.
 
-    Where the system can, both change their places in one step. Elsewhere the old one is put back by whoever next writes beside it, if
-    the process is killed between the two. A link to a folder stays one.
+    Where the system supports it, the two folders are exchanged in one step. Elsewhere it takes two steps: if the process is killed
+    between them, the next process that writes into the parent folder restores the old folder. A link to a folder remains a link.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The folder cannot be written.
     """
     place = Path(os.path.realpath(path))
     with output_errors(path), scratch_folder(place.parent, place.name) as scratch:
@@ -162,12 +164,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a text file; returns its path.
+    """Write a text file atomically; returns its path.
 
-    Half a surrogate pair, which is no character, is written as JSON and Python escape it.
+    Lone surrogates, which UTF-8 cannot encode, are written as escapes (see `in_utf8`).
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_text(in_utf8(text), encoding="utf-8")
@@ -175,18 +177,23 @@ def write_atomically(path: Path, text: str) -> Path:
 
 
 def open_kept(path: Path, *, new: bool = False) -> int:
-    """A descriptor to read and write a file beside an output with, which is no link; `new` makes it, and fails where it is."""
+    """Open a file beside an output for reading and writing; returns its descriptor. Links are refused.
+
+    Args:
+        path: The file.
+        new: Create the file; fails if it exists.
+    """
     return os.open(path, os.O_RDWR | os.O_CLOEXEC | _NO_LINK | (os.O_CREAT | os.O_EXCL if new else 0), 0o666)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder onto the disk, where the system can."""
+    """Sync the entries of a folder to disk, where the system supports it."""
     with suppress(OSError):
         _sync(folder)
 
 
 def _mode(path: Path) -> int | None:
-    """What kind of file there is; None where there is none. Raises whatever else the system says, such as of a name that is too long."""
+    """The file mode of `path`; None if it does not exist. Other errors of the system, such as a name that is too long, are raised."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
@@ -194,7 +201,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _allow(new: Path, old: Path, usual: int) -> None:
-    """Give what is new the owner and permissions of what it replaces, or those that everything new has."""
+    """Give a new file or folder the owner and permissions of the one it replaces, or else the default permissions."""
     before = None if old.is_symlink() else old.stat() if old.exists() else None
     if before is None:
         umask = os.umask(0o077)
@@ -202,7 +209,7 @@ def _allow(new: Path, old: Path, usual: int) -> None:
         new.chmod(usual & ~umask)
         return
     if hasattr(os, "chown"):
-        with suppress(OSError):  # of root alone
+        with suppress(OSError):  # only root may change owners
             os.chown(new, before.st_uid, before.st_gid)
     new.chmod(stat.S_IMODE(before.st_mode))
 
@@ -215,8 +222,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _poured(source: Path, stream: Path) -> None:
-    """Write a file to a pipe or device; behind what is there already, where that is a file."""
+def _copy_to_stream(source: Path, stream: Path) -> None:
+    """Copy a file to a pipe or device; if the stream is an open file, append to it."""
     with source.open("rb") as file, open(os.open(stream, os.O_WRONLY | os.O_APPEND), "wb") as target:
         shutil.copyfileobj(file, target)
 
@@ -240,7 +247,7 @@ def _take_place(folder: Path, place: Path, set_aside: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Have two folders change their places in one step, by Linux's ``renameat2``."""
+    """Exchange two folders in one step, with Linux's ``renameat2``."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -253,7 +260,7 @@ def _exchange(first: Path, second: Path) -> None:
 
 @contextmanager
 def scratch_file(name: str, suffix: str = "") -> Iterator[Path]:
-    """An empty file of this process alone, in the system's folder for temporaries, which is gone when the block ends."""
+    """An empty file in the system's temporary folder, used by this process only and deleted when the block ends."""
     folder = Path(tempfile.gettempdir())
     with _temporary(folder, lambda: _made_file(folder, name, suffix)) as path:
         yield path
@@ -261,17 +268,17 @@ def scratch_file(name: str, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
-    """An empty folder of this process alone inside another one, which is gone when the block ends."""
+    """An empty folder inside another one, used by this process only and deleted when the block ends."""
     with _temporary(folder, lambda: _made_folder(folder, name)) as path:
         yield path
 
 
 @contextmanager
 def _temporary_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, in whose name it has its own."""
+    """An empty temporary file beside `path`, named after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # which says less than what it means
+    except FileExistsError:  # its message does not say that a parent is not a folder
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
     with _temporary(path.parent, lambda: _made_file(path.parent, path.name)) as temporary:
         yield temporary
@@ -279,9 +286,9 @@ def _temporary_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(folder: Path, make: Callable[[], Path]) -> Iterator[Path]:
-    """What `make` makes in a folder, held by a lock for as long as this process uses it."""
+    """The file or folder that `make` creates, locked while this process uses it and then deleted."""
     remove_leftovers(folder)
-    path, handle = _held(make)
+    path, handle = _locked(make)
     try:
         yield path
     finally:
@@ -303,8 +310,8 @@ def _short(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
 
 
-def _held(make: Callable[[], Path]) -> tuple[Path, int]:
-    """What `make` makes and a descriptor that holds the lock on it; made again where another process took it for a leftover."""
+def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+    """The file or folder that `make` creates, and the descriptor that locks it; repeated if another process removed it as a leftover."""
     while True:
         path = make()
         try:
@@ -320,23 +327,23 @@ def _held(make: Callable[[], Path]) -> tuple[Path, int]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporaries that processes which are no more have left in a folder; folders that they had set aside are put back."""
+    """Delete the temporary files that ended processes left in a folder, and restore folders that they had set aside."""
     if fcntl is None:
         return
     with suppress(OSError), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if _TEMPORARY_NAMES.fullmatch(entry.name)]
     for name in names:
         path = folder / name
-        with suppress(OSError):  # of another user, gone meanwhile, or held by its maker
+        with suppress(OSError):  # it belongs to another user, is already gone, or is locked by its process
             handle = os.open(path, os.O_RDONLY | _NO_LINK | os.O_NONBLOCK)
             try:
                 if os.fstat(handle).st_uid != os.geteuid():
                     continue
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 set_aside = path / _SET_ASIDE
-                for kept in set_aside.iterdir() if set_aside.is_dir() else ():
-                    if not (folder / kept.name).exists():
-                        os.replace(kept, folder / kept.name)
+                for replaced in set_aside.iterdir() if set_aside.is_dir() else ():
+                    if not (folder / replaced.name).exists():
+                        os.replace(replaced, folder / replaced.name)
                 _remove(path)
             finally:
                 os.close(handle)
@@ -353,7 +360,7 @@ def _remove(path: Path) -> None:
 
 
 def in_utf8(text: str) -> str:
-    r"""A text as it can be encoded: half a surrogate pair becomes its escape, which in JSON means the same.
+    r"""A text that UTF-8 can encode: a lone surrogate becomes its escape, which means the same in JSON.
 
     >>> in_utf8("\ud83d, 🙂")
     '\\ud83d, 🙂'
@@ -362,7 +369,7 @@ def in_utf8(text: str) -> str:
 
 
 def with_digests(value: Any) -> Any:
-    """A setting with the SHA-256 of files in place of their absolute paths, however deep they are in it."""
+    """A setting in which every absolute path of a file, at any depth, is replaced by the file's SHA-256."""
     if isinstance(value, Mapping):
         return {key: with_digests(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,6 @@
-"""The hooks through which everything is registered, rm-plugins' own parts included.
+"""The hooks through which everything is registered, including the built-in parts of rm-plugins.
 
-A plug-in is a module or object whose functions carry `hookimpl`, announced under the entry-point group ``rm_plugins``::
+A plug-in is a module or object whose functions are marked with `hookimpl`. Declare it under the entry-point group ``rm_plugins``::
 
     from rm_plugins import hookimpl
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class HookSpecs:
-    """Every hook, in one place. A class that is registered carries ``name: ClassVar[str]``, kebab-case."""
+    """Every hook. A registered class has a ``name: ClassVar[str]`` in kebab-case."""
 
     @hookspec
     def rm_register_providers(self) -> Sequence[type[Provider]]:  # type: ignore[empty-body]
@@ -45,30 +45,30 @@ class HookSpecs:
 
     @hookspec
     def rm_register_aggregates(self) -> Sequence[type[Aggregate]]:  # type: ignore[empty-body]
-        """Combinations of an ensemble's members: subclasses of `rm_plugins.Aggregate`, used as ``aggregate: NAME``."""
+        """Ways to combine the members of an ensemble: subclasses of `rm_plugins.Aggregate`, used as ``aggregate: NAME``."""
 
     @hookspec
     def rm_register_transforms(self) -> Sequence[type[Transform]]:  # type: ignore[empty-body]
-        """Reshapings of scores: subclasses of `rm_plugins.Transform`, used as ``transform: NAME``."""
+        """Transforms of scores: subclasses of `rm_plugins.Transform`, used as ``transform: NAME``."""
 
     @hookspec
     def rm_register_protocols(self) -> Sequence[type[Protocol]]:  # type: ignore[empty-body]
-        """Ways to speak to a remote scorer: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
+        """Protocols of remote scorers: subclasses of `rm_plugins.protocols.Protocol`, used as ``protocol: NAME``."""
 
     @hookspec
     def rm_register_suites(self) -> Sequence[type[Suite]]:  # type: ignore[empty-body]
-        """Benchmarks of rewards: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""
+        """Reward benchmarks: subclasses of `rm_plugins.suites.Suite`, used as ``rm-plugins evaluate --suite NAME``."""
 
     @hookspec
     def rm_register_dialects(self) -> Sequence[type[Dialect]]:  # type: ignore[empty-body]
-        """Endpoints that existing clients speak: subclasses of `rm_plugins.server.dialects.Dialect`, which ``rm-plugins serve`` has."""
+        """Endpoints of ``rm-plugins serve`` that existing clients can call: subclasses of `rm_plugins.server.dialects.Dialect`."""
 
     @hookspec
     def rm_register_commands(self) -> Sequence[click.Command]:  # type: ignore[empty-body]
-        """Commands of the ``rm-plugins`` program. Import what is heavy inside the command, not beside it."""
+        """Commands of the ``rm-plugins`` program. Import heavy modules inside the command's function, not at the top of its file."""
 
     @hookspec
     def rm_scored(self, provider: Provider, samples: Sequence[Sample], scores: Scores) -> None:
-        """Called after a provider that `rm_plugins.load` made has scored a batch. What it raises stops the scoring: it becomes a
+        """Called after a provider that `rm_plugins.load` made has scored a batch. An exception that it raises stops the scoring, as a
         `rm_plugins.errors.PluginError` that names the plug-in.
         """

@@ -1,4 +1,4 @@
-"""What several rewards are called where they stand side by side."""
+"""Distinct names for rewards that are shown side by side."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def distinct_labels(labels: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """Labels of which no two are equal: model folders of one name get as many folders before it as tell them apart, others a number.
+    """Make labels distinct: equal names of model folders get as many parent folders as needed, others a number.
 
     Args:
-        labels: What the rewards are called, [N].
-        sources: What each was loaded from, [N]; empty where this is not known.
+        labels: The labels of the rewards, [N].
+        sources: What each reward was loaded from, [N]; an empty string if this is not known.
 
     >>> distinct_labels(["checkpoint-500", "checkpoint-500", "f", "f"], ["a/checkpoint-500", "b/checkpoint-500", "m:f", "n:f"])
     ['a/checkpoint-500', 'b/checkpoint-500', 'f', 'f (2)']
@@ -31,7 +31,7 @@ def distinct_labels(labels: Sequence[str], sources: Sequence[str]) -> list[str]:
 
 
 def _same_end(path: Path, other: Path) -> int:
-    """How many of the last parts of two paths are the same."""
+    """The number of trailing parts that two paths have in common."""
     same = 0
     for one, another in zip(reversed(path.parts), reversed(other.parts), strict=False):
         if one != another:

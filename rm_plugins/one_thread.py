@@ -1,4 +1,4 @@
-"""What only one thread may do at a time."""
+"""A lock that can be pickled, copied and forked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class OneThread:
-    """Lets one thread in at a time, and that one as often as it asks.
+    """A re-entrant lock: one thread at a time may enter, and that thread may enter again.
 
-    A copy has nobody in it, nor has what another process makes of it, pickled or forked.
+    A copied, unpickled or forked lock starts unlocked.
 
     >>> alone = OneThread()
     >>> with alone, alone:
@@ -24,8 +24,8 @@ class OneThread:
         self._process = os.getpid()
 
     def __enter__(self) -> None:
-        if self._process != os.getpid():  # whoever was in it when the process forked is not here to leave
-            self.__init__()  # type: ignore[misc]  # as good as new
+        if self._process != os.getpid():  # the thread that held it when the process forked does not exist here
+            self.__init__()  # type: ignore[misc]  # start unlocked
         self._lock.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

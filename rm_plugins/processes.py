@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other."""
+"""Communication between the processes of one training run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Value = TypeVar("Value")
 
 
 def all_gathered(value: Value) -> list[Value]:
-    """The value of every process, in the order of their ranks; of this one alone where ``torch.distributed`` is not initialized.
+    """The value of every process, in the order of ranks; only this process's value if ``torch.distributed`` is not initialized.
 
-    All processes must call it equally often, in the same order.
+    All processes must make the same calls in the same order.
 
     Args:
         value: Anything that can be pickled.
     """
-    torch = sys.modules.get("torch")  # nothing is initialized where torch was never imported
+    torch = sys.modules.get("torch")  # if torch was never imported, nothing is initialized
     distributed = getattr(torch, "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return [value]

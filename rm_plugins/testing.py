@@ -1,4 +1,4 @@
-"""What the author of a plug-in runs in their own tests: contract checks, and a provider to compose with."""
+"""For the tests of a plug-in: contract checks of providers, losses, protocols and suites, and a provider with given scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["FixedProvider", "check_loss", "check_protocol", "check_provider", "c
 
 
 class FixedProvider(Provider):
-    """A provider that gives each completion the score it is told to.
+    """A provider whose scores are given by a function.
 
     Args:
         scores: A function of a sample; None abstains.
@@ -49,26 +49,26 @@ class FixedProvider(Provider):
         self.batches: list[int] = []
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
-        """Score, and remember the size of the batch in `batches`."""
+        """Score the samples and append the size of the batch to `batches`."""
         self.batches.append(len(samples))
         values = [self.scores(sample) for sample in samples]
         return Scores(np.array([np.nan if value is None else value for value in values], dtype=np.float64))
 
 
 def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: float = 1e-4, pickles: bool = True) -> Scores:
-    """Check what every consumer of a provider relies on.
+    """Check that a provider fulfils its contract: order, count, independence of the batch, threads, pickling.
 
     Args:
         provider: The provider.
         samples: At least two different samples that it can score.
-        tolerance: How far a sample's score may move between batches, relative to 1 + abs(score).
+        tolerance: How much a sample's score may differ between batches, relative to 1 + abs(score).
         pickles: Whether to check that it can be pickled, which spawned processes need.
 
     Returns:
         The scores of `samples`.
 
     Raises:
-        AssertionError: The provider breaks the contract; the message says which part.
+        AssertionError: The provider breaks the contract; the message says how.
     """
     assert len(samples) > 1, "check_provider needs at least two samples"
     assert isinstance(type(provider).name, str), "the class has no `name`"
@@ -90,16 +90,16 @@ def check_provider(provider: Provider, samples: Sequence[Sample], *, tolerance: 
     try:
         called = _from_threads(provider, samples)
     except RmPluginsError as error:
-        raise AssertionError(f"a call from several threads at once fails, and by itself it does not: {error}") from error
+        raise AssertionError(f"scoring from several threads at once fails, although it works from one: {error}") from error
     for numbers, values in called:
-        same(Scores(values), scores.rows(numbers), "calls from several threads at once get other scores")
+        same(Scores(values), scores.rows(numbers), "scoring from several threads at once gives other scores")
     if pickles:
-        same(pickle.loads(pickle.dumps(provider)).score(samples), scores, "the provider scores otherwise after pickling")
+        same(pickle.loads(pickle.dumps(provider)).score(samples), scores, "the provider gives other scores after pickling")
     return scores
 
 
 def _from_threads(provider: Provider, samples: Sequence[Sample]) -> list[tuple[list[int], FloatArray]]:
-    """Samples by number, and the scores that they got in one call, while other threads had others of them scored."""
+    """The numbers of the samples in each call and their scores, where several threads call at the same time."""
     size = len(samples)
     batches = [
         [*range(size)],
@@ -109,13 +109,13 @@ def _from_threads(provider: Provider, samples: Sequence[Sample]) -> list[tuple[l
     def scored(numbers: list[int]) -> tuple[list[int], FloatArray]:
         return numbers, provider.score([samples[number] for number in numbers]).values
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check-provider") as pool, _threads_in_quick_turn():
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="check-provider") as pool, _frequent_thread_switches():
         return list(pool.map(scored, batches))
 
 
 @contextmanager
-def _threads_in_quick_turn() -> Iterator[None]:
-    """Within it, threads take turns far more often, for what they do to each other to show."""
+def _frequent_thread_switches() -> Iterator[None]:
+    """Within it, threads switch far more often, so that races show."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -125,36 +125,36 @@ def _threads_in_quick_turn() -> Iterator[None]:
 
 
 def check_loss(loss: Loss, batch: RewardBatch) -> float:
-    """Check what a trainer relies on of a loss over pairs, or of one over anything else, given a batch of its kind.
+    """Check that a loss fulfils its contract: a finite scalar with the right gradient, also at extreme rewards.
 
     Args:
         loss: The loss.
-        batch: A batch with at least one item that the loss is a mean over, whose rewards are float64.
+        batch: A batch of the loss's kind with float64 rewards and at least one item of those that the loss averages over.
 
     Returns:
         The loss of the batch.
 
     Raises:
-        AssertionError: The loss breaks the contract; the message says which part.
-        torch.autograd.gradcheck.GradcheckError: Its gradient is not that of its value.
+        AssertionError: The loss breaks the contract; the message says how.
+        torch.autograd.gradcheck.GradcheckError: The gradient does not match the value.
     """
     import torch
 
     assert isinstance(type(loss).name, str), "the class has no `name`"
-    assert batch.rewards.dtype == torch.float64, "check_loss needs rewards in float64, for gradients to be compared"
+    assert batch.rewards.dtype == torch.float64, "check_loss needs float64 rewards, to compare gradients"
 
     def of(rewards: torch.Tensor) -> torch.Tensor:
         state = copy.deepcopy(loss.state())
         value = loss(replace(batch, rewards=rewards))
-        loss.load_state(state)  # what it remembers must not tell one evaluation from the next
+        loss.load_state(state)  # the loss's state must not change between evaluations
         return value
 
     rewards = batch.rewards.detach().clone().requires_grad_()
     value = of(rewards)
-    assert value.shape == (), f"the loss must be a scalar, not of the shape {tuple(value.shape)}"
+    assert value.shape == (), f"the loss must be a scalar; its shape is {tuple(value.shape)}"
     assert bool(value.isfinite()), f"the loss is {value.item()}"
-    assert value.requires_grad, "the loss does not depend on the rewards in a way that gradients follow"
-    if not loss.state():  # what is remembered of the rewards has no part in the gradient
+    assert value.requires_grad, "the loss has no gradient with respect to the rewards"
+    if not loss.state():  # a state computed from earlier rewards is not part of the gradient
         torch.autograd.gradcheck(of, (rewards,))
     for scale in (1e4, -1e4):
         far = (batch.rewards.detach() * (scale / batch.rewards.detach().abs().max())).requires_grad_()
@@ -166,49 +166,49 @@ def check_loss(loss: Loss, batch: RewardBatch) -> float:
 
 
 def check_protocol(protocol: Protocol, ask: Ask, items: Sequence[Item], *, tolerance: float = 1e-4) -> Answer:
-    """Check what the remote provider relies on of a protocol: order, count, and that no broken answer becomes a number.
+    """Check that a protocol fulfils its contract: order, count, and that a broken answer never becomes a score.
 
     Args:
         protocol: The protocol.
-        ask: Answers a request as a server does, or asks a real one.
+        ask: Answers a request as a server does, or sends it to a real server.
         items: At least two different items that the server can score, no more than it takes in one request.
-        tolerance: How far an item's score may move between requests, relative to 1 + abs(score).
+        tolerance: How much an item's score may differ between requests, relative to 1 + abs(score).
 
     Returns:
-        What the server says of `items`.
+        The server's answer for `items`.
 
     Raises:
-        AssertionError: The protocol breaks the contract; the message says which part.
+        AssertionError: The protocol breaks the contract; the message says how.
     """
     assert len(items) > 1, "check_protocol needs at least two items"
     assert isinstance(type(protocol).name, str), "the class has no `name`"
-    with asyncio.Runner() as runner:  # one loop for all, as connections belong to one
+    with asyncio.Runner() as runner:  # one loop for all requests, because a connection belongs to its loop
         return _checked(protocol, ask, items, tolerance, runner)
 
 
 def _checked(protocol: Protocol, ask: Ask, items: Sequence[Item], tolerance: float, runner: asyncio.Runner) -> Answer:
     server = runner.run(pickle.loads(pickle.dumps(protocol)).prepare(ask))
-    spoken = server.protocol
+    prepared = server.protocol
 
-    async def asked(batch: Sequence[Item]) -> Response:
-        return await ask(spoken.request(batch, server, "request"))
+    async def sent(batch: Sequence[Item]) -> Response:
+        return await ask(prepared.request(batch, server, "request"))
 
     def response(batch: Sequence[Item]) -> Response:
-        answered = runner.run(asked(batch))
-        assert 200 <= answered.status < 300, (
-            f"a request for {len(batch)} items was answered {answered.status}: {answered.body[:200]!r}"
+        received = runner.run(sent(batch))
+        assert 200 <= received.status < 300, (
+            f"a request for {len(batch)} items got status {received.status}: {received.body[:200]!r}"
         )
-        return answered
+        return received
 
     def answer(batch: Sequence[Item]) -> Answer:
-        return _aligned(spoken.answer(response(batch), batch, server, "request"), len(batch))
+        return _aligned(prepared.answer(response(batch), batch, server, "request"), len(batch))
 
     def same(again: Sequence[float | None], what: str) -> None:
         assert _near(again, values, tolerance), f"{what}: {list(again)} instead of {values}"
 
     singles = [answer([item]) for item in items]
     values = [single.values[0] for single in singles]
-    if not spoken.batches:
+    if not prepared.batches:
         for item in items:
             _check_broken(response([item]), [item], server)
         return _side_by_side(singles)
@@ -220,7 +220,7 @@ def _checked(protocol: Protocol, ask: Ask, items: Sequence[Item], tolerance: flo
 
 
 def _check_broken(response: Response, items: Sequence[Item], server: ServerFacts) -> None:
-    """Check that a protocol refuses a broken response, or gives the scores of the whole one where it reads nothing of what broke."""
+    """Check that a protocol refuses a broken response, or gives the right scores if it does not read the broken part."""
     expected = server.protocol.answer(response, items, server, "request").values
     for what, body in _broken(response.body, len(items)):
         try:
@@ -228,16 +228,18 @@ def _check_broken(response: Response, items: Sequence[Item], server: ServerFacts
         except (AnswerError, UnsupportedError):
             continue
         except Exception as error:
-            raise AssertionError(f"{what}: the protocol raised {type(error).__name__} ({error}), not AnswerError") from error
+            raise AssertionError(
+                f"{what}: the protocol raised {type(error).__name__} ({error}) instead of AnswerError"
+            ) from error
         assert len(answer.values) == len(items), f"{what}: the protocol gave {len(answer.values)} scores for {len(items)} items"
         changed = [row for row in range(len(items)) if not _near(answer.values[row : row + 1], expected[row : row + 1], 0.0)]
         assert all(answer.values[row] is None and row in answer.errors for row in changed), (
-            f"{what}: it became {list(answer.values)}"
+            f"{what}: the protocol gave the scores {list(answer.values)} instead of raising AnswerError"
         )
 
 
 def _broken(body: bytes, size: int) -> Iterator[tuple[str, bytes]]:
-    """What is broken in it, and the body of an answer."""
+    """Broken variants of an answer's body, each with a description of what is broken."""
     yield "the second half of the answer is missing", body[: len(body) // 2]
     yield "the answer is empty", b""
     yield "the answer is null", b"null"
@@ -248,14 +250,14 @@ def _broken(body: bytes, size: int) -> Iterator[tuple[str, bytes]]:
             holder = holder[step]
         if isinstance(value, list) and len(value) == size:
             holder[steps[-1]] = value[:-1]
-            yield f"{list(path)} has an entry less", json.dumps(whole["answer"]).encode()
+            yield f"{list(path)} lacks an entry", json.dumps(whole["answer"]).encode()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             holder[steps[-1]] = math.nan
             yield f"{list(path)} is NaN", json.dumps(whole["answer"]).encode()
 
 
 def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every value inside a JSON document, with the way to it."""
+    """Every value inside a JSON document, with its path."""
     yield path, value
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, part in inner:
@@ -266,7 +268,8 @@ def _aligned(answer: Answer, size: int) -> Answer:
     assert len(answer.values) == size, f"{len(answer.values)} scores for {size} items"
     for name, column in answer.details.items():
         assert len(column) == size, f"the detail {name!r} has {len(column)} entries for {size} items"
-    assert not answer.errors, f"items of the check must be ones that the server can score: {dict(answer.errors)}"
+    problems = "; ".join(f"item {row}: {error}" for row, error in answer.errors.items())
+    assert not answer.errors, f"check_protocol needs items that the server can score, but it refused some ({problems})"
     assert all(value is None or math.isfinite(value) for value in answer.values), (
         f"a score is not finite: {list(answer.values)}"
     )
@@ -287,23 +290,23 @@ def _side_by_side(singles: Sequence[Answer]) -> Answer:
 
 
 def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
-    """Check what an evaluation relies on of a benchmark: rows that can be judged, and a rule that tells rewards apart.
+    """Check that a benchmark fulfils its contract: rows with right and wrong samples, and a score that is higher for better rewards.
 
     Args:
         suite: The benchmark.
-        raw: Rows as its dataset has them, of every section that has a weight in its score.
+        raw: Rows in the format of its dataset, with rows of every section that counts towards the score.
 
     Returns:
-        What the benchmark says of a reward that has everything right.
+        The result of a reward that ranks everything correctly.
 
     Raises:
-        AssertionError: The benchmark breaks the contract; the message says which part.
+        AssertionError: The benchmark breaks the contract; the message says how.
     """
     rows = list(suite.checked_rows(iter(raw)))
-    assert rows, "it made no rows of the raw ones"
+    assert rows, "the suite made no rows from the raw ones"
     assert all("section" in row for row in rows), "a row has no `section`"
     labels = [_right_and_wrong(row) for row in rows]
-    assert all(len(set(row_labels.tolist())) == 2 for row_labels in labels), "a row has no right sample, or no wrong one"
+    assert all(len(set(row_labels.tolist())) == 2 for row_labels in labels), "a row has no right sample or no wrong sample"
 
     def result(score: Callable[[FloatArray], FloatArray]) -> SuiteResult:
         return suite.result(
@@ -314,16 +317,18 @@ def check_suite(suite: Suite, raw: Sequence[Mapping[str, Any]]) -> SuiteResult:
         )
 
     perfect, worst = result(lambda right: right), result(lambda right: -right)
-    assert math.isfinite(perfect.score), f"{perfect.score} is the score of a reward that has everything right, in all sections"
+    assert math.isfinite(perfect.score), f"a reward that is always right has the score {perfect.score}, which is not finite"
     assert perfect.score > worst.score, (
-        f"a reward that has everything wrong reaches {worst.score}, and {perfect.score} with all right"
+        f"a reward that is always wrong has the score {worst.score}, and one that is always right {perfect.score}"
     )
     weights = math.fsum(section.weight for section in perfect.sections)
-    assert abs(weights - 1) < 1e-6, f"the sections' weights add up to {weights}, not to 1"
+    assert abs(weights - 1) < 1e-6, f"the weights of the sections add up to {weights}, not to 1"
     nothing = result(lambda right: np.full(len(right), np.nan))
-    assert nothing.abstained == len(rows), f"{nothing.abstained} of {len(rows)} rows count as abstained, where all are"
+    assert nothing.abstained == len(rows), (
+        f"a reward that abstains on all {len(rows)} rows is counted as abstaining on {nothing.abstained}"
+    )
     assert nothing.score == worst.score, (
-        f"abstaining everywhere reaches {nothing.score}, and {worst.score} with everything wrong"
+        f"a reward that always abstains has the score {nothing.score}; it must equal the score of one that is always wrong, {worst.score}"
     )
     return perfect
 

@@ -1,4 +1,4 @@
-"""How far the training of a policy is, for rewards that change on the way."""
+"""How far the training of a policy has progressed, for rewards that change during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPTIONAL = ("start", "end")
 
 @contextmanager
 def training_progress(value: float) -> Iterator[None]:
-    """What is scored inside is scored at this point of the training: 0 is its beginning, 1 its end.
+    """Within it, samples are scored at this point of the training: 0 is its beginning, 1 its end.
 
     >>> with training_progress(0.25):
     ...     current_progress()
@@ -33,19 +33,19 @@ def training_progress(value: float) -> Iterator[None]:
 
 
 def current_progress() -> float | None:
-    """The point of the training that is being scored at; None outside training."""
+    """The current progress of the training, from 0 to 1; None outside training."""
     return _progress.get()
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A number that goes linearly from one value to another while the training progresses.
+    """A number that changes linearly from one value to another as the training progresses.
 
     Args:
         first: The value up to `start`.
         last: The value from `end` on, and outside training.
-        start: The progress, from 0 to 1, at which it begins to change.
-        end: The progress at which it has changed.
+        start: The progress, from 0 to 1, at which the change begins.
+        end: The progress at which the change is complete.
 
     >>> ramp = Schedule(first=0.0, last=2.0, end=0.5)
     >>> ramp.value()
@@ -65,7 +65,7 @@ class Schedule:
         """The schedule that ``{from: 0.0, to: 1.0, start: 0.0, end: 1.0}`` describes; the last two are optional.
 
         Raises:
-            SpecError: A key is unknown or missing, a value is no finite number, or `start` and `end` are not in their order.
+            SpecError: A key is unknown or missing, a value is not a finite number, or `start` is not before `end`.
         """
         allowed = (*_REQUIRED, *_OPTIONAL)
         for key, value in spec.items():
@@ -79,13 +79,13 @@ class Schedule:
         schedule = cls(spec["from"], spec["to"], spec.get("start", 0.0), spec.get("end", 1.0))
         if not 0 <= schedule.start < schedule.end <= 1:
             raise SpecError(
-                f"a schedule's `start` lies before its `end`, both from 0 (training begins) to 1 (it ends); not {schedule.start} "
-                f"and {schedule.end}."
+                "a schedule's `start` must lie before its `end`, both between 0 (the training begins) and 1 (it ends); got "
+                f"{schedule.start} and {schedule.end}."
             )
         return schedule
 
     def value(self) -> float:
-        """The number at the point of the training that is being scored at."""
+        """The number at the current progress of the training."""
         progress = current_progress()
         if progress is None:
             return self.last

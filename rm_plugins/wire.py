@@ -1,4 +1,4 @@
-"""Samples and scores as JSON: one form for files, manifests and the network."""
+"""Samples and scores as JSON, in the same form for files, manifests and the network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rm_plugins.samples import RenderedSample, Sample
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
-    """``{"prompt": ..., "completion": ..., "columns": {...}}``; columns only where there are any.
+    """``{"prompt": ..., "completion": ..., "columns": {...}}``; without ``columns`` if the sample has none.
 
-    What is rendered already is ``{"text": ..., "add_special_tokens": ...}`` or ``{"token_ids": [...]}``.
+    A rendered sample becomes ``{"text": ..., "add_special_tokens": ...}`` or ``{"token_ids": [...]}``.
 
     >>> sample_to_json(Sample("2+2?", "4"))
     {'prompt': '2+2?', 'completion': '4'}
@@ -37,7 +37,7 @@ def sample_from_json(value: Any) -> Sample:
         DataError: A key is missing or unknown, or a part is not text or messages.
     """
     if not isinstance(value, Mapping):
-        raise DataError(f"A sample is a mapping, not {value!r:.80}.")
+        raise DataError(f"A sample must be a mapping, not {value!r:.80}.")
     if set(value) == {"token_ids"} and isinstance(value["token_ids"], Sequence) and not isinstance(value["token_ids"], str):
         return RenderedSample.of(value["token_ids"])
     if {"text"} <= set(value) <= {"text", "add_special_tokens"} and isinstance(value["text"], str):
@@ -47,15 +47,18 @@ def sample_from_json(value: Any) -> Sample:
         return RenderedSample.of(value["text"], add_special_tokens=added)
     unknown = set(value) - {"prompt", "completion", "columns"}
     if unknown or not {"prompt", "completion"} <= set(value):
-        raise DataError(f"A sample has the keys 'prompt', 'completion' and optionally 'columns'; got {sorted(value)}.")
+        raise DataError(
+            "A sample must have the keys 'prompt' and 'completion', and may have 'columns'; got "
+            f"{', '.join(map(repr, sorted(value))) or 'none'}."
+        )
     columns = value.get("columns") or {}
     if not isinstance(columns, Mapping):
-        raise DataError(f"A sample's columns are a mapping, not {columns!r:.80}.")
+        raise DataError(f"The columns of a sample must be a mapping, not {columns!r:.80}.")
     return Sample(value["prompt"], value["completion"], columns)
 
 
 def values_to_json(values: Iterable[float]) -> list[float | None]:
-    """Scores as JSON has them: null where the provider abstained.
+    """Scores for JSON: null where the provider abstained.
 
     >>> values_to_json([0.5, math.nan])
     [0.5, None]

@@ -1,4 +1,4 @@
-"""What somebody has written into a file, as YAML, JSON or text: read within bounds, so that no file can take the memory or the time."""
+"""Reads YAML, JSON and text files that users wrote, within size limits, so that no file can exhaust memory or time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import yaml
 from rm_plugins.errors import SpecError
 
 MOST_BYTES = 2**20
-"""Of a YAML file or of a text."""
+"""The largest YAML or text file that is read."""
 MOST_JSON_BYTES = 16 * 2**20
-"""Of a JSON file, which takes less time and may be a schema."""
+"""The largest JSON file that is read; JSON parses faster than YAML, and the file may be a schema."""
 MOST_ENTRIES = 50_000
-"""Values in a spec, each as often as an alias repeats it."""
+"""The most values in a spec, counting each repetition by an alias."""
 MOST_LEVELS = 100
-"""Mappings and lists inside each other."""
+"""The deepest nesting of mappings and lists."""
 MOST_DIGITS = 1_000
-"""Characters of a number."""
+"""The most characters of a number."""
 
 _NUMBER_LIKE = re.compile(r"[-+.:_0-9a-fA-FoxX]*")
 _KINDS = {
@@ -36,10 +36,10 @@ _KINDS = {
 
 
 def other_kind(path: Path) -> str | None:
-    """What is at a path, if that is something else than a regular file; None where there is such a file, or nothing."""
+    """The kind of what is at a path, such as "a folder", if it is not a regular file; None for a regular file or nothing."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # nothing, or no name that a file can have
+    except (OSError, ValueError):  # it does not exist, or the name is invalid
         return None
     return next((kind for is_kind, kind in _KINDS.items() if is_kind(mode)), None)
 
@@ -49,18 +49,18 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
     Args:
         path: The file.
-        most: The most bytes that are read.
+        most: The largest size in bytes that is read.
 
     Raises:
-        SpecError: It is something else than a file, is too large, or cannot be read as UTF-8.
+        SpecError: It is not a regular file, is too large, or cannot be read as UTF-8.
     """
     if kind := other_kind(path):
-        raise SpecError(f"{path} is {kind} and not a file that could be read.")
+        raise SpecError(f"{path} is {kind}, not a file. Name a file.")
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
         if len(content) > most:
-            raise SpecError(f"{path} has more than {most:,} bytes, which is the most that is read of such a file.")
+            raise SpecError(f"{path} is too large: it has more than {most:,} bytes, the limit for such a file.")
         return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
@@ -70,10 +70,10 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_settings(path: Path) -> Any:
-    """What a YAML or JSON file holds.
+    """The contents of a YAML or JSON file.
 
     Raises:
-        SpecError: It cannot be read, or is beyond the bounds.
+        SpecError: It cannot be read, or exceeds a limit.
     """
     if path.suffix == ".json":
         return read_json(path)
@@ -81,7 +81,7 @@ def read_settings(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
         SpecError: It cannot be read.
@@ -91,78 +91,78 @@ def read_json(path: Path) -> Any:
     except (json.JSONDecodeError, RecursionError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise SpecError(f"{path} cannot be read: {reason}") from error
 
 
 def parsed_yaml(text: str, where: str) -> Any:
-    """What a YAML text says.
+    """The contents of a YAML text.
 
     Args:
         text: The text.
-        where: What messages call it.
+        where: The name of the text in error messages.
 
     Raises:
-        SpecError: It is no YAML, or is beyond the bounds.
+        SpecError: It is not valid YAML, or exceeds a limit.
     """
     if len(text) > MOST_BYTES:
-        raise SpecError(f"{where:.200} has {len(text):,} characters; {MOST_BYTES:,} are the most that are read.")
+        raise SpecError(f"{where:.200} is too large: it has {len(text):,} characters; the limit is {MOST_BYTES:,}.")
     try:
         _check_yaml(text, where)
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError is of a value, such as a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError is about a value, such as an impossible date
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{where:.200} cannot be read: {error}") from error
 
 
 def _check_yaml(text: str, where: str) -> None:
-    """Refuse what would become too much, before anything is made of it."""
-    sizes: dict[str | None, int] = {}  # of what has an anchor, in entries
+    """Check the limits on the parsed events, before any value is built."""
+    sizes: dict[str | None, int] = {}  # entries below each anchor
     open_parts: list[tuple[str | None, int]] = []
     entries = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        begun = entries
+        entries_before = entries
         if isinstance(event, yaml.AliasEvent):
             entries += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.NodeEvent):
             entries += 1
         if isinstance(event, yaml.CollectionStartEvent):
-            open_parts.append((event.anchor, begun))
+            open_parts.append((event.anchor, entries_before))
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, begun = open_parts.pop()
+            anchor, entries_before = open_parts.pop()
             if anchor is not None:
-                sizes[anchor] = entries - begun
+                sizes[anchor] = entries - entries_before
         problem = ""
         if entries > MOST_ENTRIES:
-            problem = f"more than {MOST_ENTRIES:,} entries, aliases written out"
+            problem = f"more than {MOST_ENTRIES:,} entries (counting repetitions by aliases)"
         elif len(open_parts) > MOST_LEVELS:
-            problem = f"more than {MOST_LEVELS} levels inside each other"
+            problem = f"more than {MOST_LEVELS} levels of nesting"
         elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > MOST_DIGITS:
             problem = f"a number of {len(event.value):,} digits" if _NUMBER_LIKE.fullmatch(event.value) else ""
         if problem:
             place = "" if event.start_mark is None else f", at line {event.start_mark.line + 1}"
-            raise SpecError(f"{where:.200} has {problem}{place}. That is more than is read.")
+            raise SpecError(f"{where:.200} has {problem}{place}. This exceeds the limit for such a file.")
 
 
 def beyond_bounds(value: object) -> tuple[list[Any], str] | None:
-    """Where a nested value is larger than a spec is, and how; None where it is nowhere.
+    """The first path at which a nested value exceeds a limit of specs, and how; None if no limit is exceeded.
 
     >>> beyond_bounds({"members": [{"n": 10**40}]})
     (['members', 0, 'n'], 'must be a number of at most 64 bits; got one of 133 bits')
     """
     for entries, (path, part) in enumerate(_walked(value)):
         if entries > MOST_ENTRIES:
-            return [], f"there are more than {MOST_ENTRIES:,} entries in it, each as often as it is repeated"
+            return [], f"has more than {MOST_ENTRIES:,} entries (counting repetitions)"
         if len(path) > MOST_LEVELS:
-            return path, f"it is nested more than {MOST_LEVELS} levels deep"
+            return path, f"is nested more than {MOST_LEVELS} levels deep"
         if isinstance(part, int) and part.bit_length() > 63:
             return path, f"must be a number of at most 64 bits; got one of {part.bit_length():,} bits"
     return None
 
 
 def _walked(value: object) -> Iterator[tuple[list[Any], object]]:
-    """A value and all that is in it, each with its path; what holds itself is not entered twice."""
+    """A value and everything inside it, each with its path; a value that contains itself is entered once."""
     pending: list[tuple[list[Any], object, frozenset[int]]] = [([], value, frozenset())]
     while pending:
         path, part, within = pending.pop()

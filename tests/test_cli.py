@@ -259,7 +259,7 @@ class TestVerify:
 
     def test_a_folder_that_is_no_model(self, run: Any) -> None:
         Path("empty").mkdir()
-        assert "is no model folder" in run("verify", "empty").output
+        assert "is not a model folder" in run("verify", "empty").output
 
 
 def test_help_lists_every_command(run: Any) -> None:

@@ -197,7 +197,7 @@ async def talk(socket: WebSocket) -> None: ...
         (lambda router: router.add_api_route("/score", nothing, methods=["POST"]), r"'vllm' and the dialect 'odd' both answer POST /score"),
         (lambda router: router.add_api_route("/lengths", nothing, methods=["POST"]), r"'lengths' and the dialect 'odd' both answer"),
         (lambda router: router.add_api_route("/health", nothing), r"The server itself and the dialect 'odd' both answer GET /health"),
-        (lambda router: router.add_api_websocket_route("/talk", talk), r"'odd' has .*; only routes of HTTP"),
+        (lambda router: router.add_api_websocket_route("/talk", talk), r"'odd' has .*; only HTTP routes"),
         (lambda router: 1 / 0, r"The dialect 'odd' of the plug-in 'theirs' cannot be served: ZeroDivisionError"),
     ],
 )  # fmt: skip

@@ -196,7 +196,7 @@ def test_outputs_in_forms_that_there_are_not_are_refused(client: httpx2.Client, 
 def test_a_reward_beyond_fp32_is_no_infinity() -> None:
     with served(FunctionProvider(function=huge)) as client:
         message = refused(client, SENTENCES)
-        assert "output 'rewards' of row 1 is 1e+300, which is beyond FP32" in message
+        assert "output 'rewards' of row 1 is 1e+300, which exceeds FP32" in message
         for asked in (
             {"parameters": {"datatype": "FP64"}},
             {"outputs": [{"name": "rewards", "parameters": {"datatype": "FP64"}}]},
@@ -280,7 +280,7 @@ def test_a_text_is_a_completion_for_a_reward_that_is_no_model_and_failures_are_n
         client.headers["Authorization"] = "Bearer open sesame"
         assert inferred(client, tensor("sentences", ["four"]))["outputs"][0]["data"] == [4]
         assert "token ids" in refused(client, integers("input_ids", ROWS))
-        assert "abstained from item 1" in refused(client, tensor("sentences", ["a", "abstains"]))
+        assert "abstained on item 1" in refused(client, tensor("sentences", ["a", "abstains"]))
         assert "secret" not in refused(client, tensor("sentences", ["fails"]), status=500)
 
 

@@ -119,7 +119,7 @@ def test_a_failure_is_no_number() -> None:
         serving(create_app(FunctionProvider(function=failing), Settings(model_name="tiny", api_keys=["open sesame"]))) as url,
         http.InferenceServerClient(urlsplit(url).netloc) as client,
     ):
-        with pytest.raises(triton.InferenceServerException, match=r"\[401\] this server asks for a key"):
+        with pytest.raises(triton.InferenceServerException, match=r"\[401\] this server requires a key"):
             client.infer("tiny", sentences(["a"]))
-        with pytest.raises(triton.InferenceServerException, match=r"\[400\] the reward abstained from item 0"):
+        with pytest.raises(triton.InferenceServerException, match=r"\[400\] the reward abstained on item 0"):
             client.infer("tiny", sentences(["a"]), headers={"Authorization": "Bearer open sesame"})

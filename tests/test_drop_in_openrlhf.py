@@ -84,7 +84,7 @@ def test_a_reward_that_is_no_model_is_told_of_prompts_and_labels() -> None:
         assert elsewhere["rewards"] == [1 + len(PROMPTS[0]), 1]
         refused = client.post("/get_reward", json={"query": QUERIES, "labels": ["4", None]})
         assert refused.status_code == 422
-        assert "abstained from item 1" in refused.json()["detail"]
+        assert "abstained on item 1" in refused.json()["detail"]
 
 
 def test_details_that_every_query_has_are_logged_by_the_trainer() -> None:

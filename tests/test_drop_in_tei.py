@@ -205,7 +205,7 @@ def test_a_text_is_a_completion_for_a_reward_that_is_no_model(of_function: httpx
 def test_what_has_no_reward_has_no_score(of_function: httpx2.Client) -> None:
     kind, message = refused(of_function, "/predict", {"inputs": [["a"], ["abstains"]]})
     assert kind == "Validation"
-    assert "abstained from item 1" in message
+    assert "abstained on item 1" in message
     kind, message = refused(of_function, "/predict", {"inputs": [["a"], ["unfit"]]})
     assert (kind, message) == ("Validation", "item 1 could not be scored: a sample is unfit")
     for path, body in (("/predict", {"inputs": "fails"}), ("/rerank", {"query": "a", "texts": ["fails"]})):

@@ -478,7 +478,7 @@ def test_a_text_is_a_completion_for_a_reward_that_is_no_model(of_function: httpx
 
 
 def test_an_abstention_is_no_number(of_function: httpx2.Client) -> None:
-    assert "abstained from item 1" in refused(of_function, "/classify", {"input": ["a", "abstains"]})
+    assert "abstained on item 1" in refused(of_function, "/classify", {"input": ["a", "abstains"]})
 
 
 def test_a_failure_is_no_number_and_tells_nothing_of_the_inside(of_function: httpx2.Client) -> None:

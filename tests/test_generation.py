@@ -160,13 +160,13 @@ class TestPrompts:
         for name in ("cache_dir", "download_dir"):  # which is vLLM's name
             prompts = PolicyPrompts("some/policy", 8, {**options, name: str(tmp_path / "hub"), "dtype": "float32"})
             assert prompts.tokens(PROMPTS[0], "row 1") == tokens(made, PROMPTS[0])
-            with pytest.raises(DataError, match="more than the 256 positions"):
+            with pytest.raises(DataError, match="exceeds the 256 positions"):
                 prompts.tokens({"prompt": "rain " * 300}, "row 1")
 
     def test_the_limit_of_vllm_is_a_limit(self, policy: str) -> None:
         row = {"prompt": "rain " * 20}
         assert len(PolicyPrompts(policy, 8).tokens(row, "row 1")) > 12
-        with pytest.raises(DataError, match="more than the 20 positions"):
+        with pytest.raises(DataError, match="exceeds the 20 positions"):
             PolicyPrompts(policy, 8, {"max_model_len": 20}).tokens(row, "row 1")
 
     @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ class TestPrompts:
             ({"question": "Hi"}, "prompt 3: there is no 'prompt'; the row has the columns 'question'"),
             ({"prompt": 7}, "prompt 3: "),
             ({"prompt": ""}, "prompt 3: the prompt is empty"),
-            ({"prompt": "rain " * 300}, "more than the 256 positions of the policy"),
+            ({"prompt": "rain " * 300}, "exceeds the 256 positions of the policy"),
             ({"prompt": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"closing": 1, "tokenize": 2}}, "refuses"),
             ({"prompt": [{"role": "user", "content": "Hi"}], "tools": "[{"}, "refuses the prompt: JSONDecodeError"),
-            ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "prompt 3: the prompt ends with a message of the assistant"),
+            ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "prompt 3: the prompt ends with an assistant message"),
         ],
     )
     def test_a_prompt_that_cannot_be_given(self, policy: str, row: dict[str, Any], message: str) -> None:
@@ -188,7 +188,7 @@ class TestPrompts:
     def test_a_tokenizer_without_a_chat_template(self, tmp_path: Path) -> None:
         made = generator(make_policy(tmp_path, chat_template=None, pad=None))
         with pytest.raises(
-            DataError, match=r"prompt 1: the prompt is a list of messages, and the tokenizer .* has no chat template"
+            DataError, match=r"prompt 1: the prompt is a list of messages, but the tokenizer .* has no chat template"
         ):
             made.complete([{"prompt": [{"role": "user", "content": "Hi"}]}])
         assert len(made.complete(PROMPTS)) == 3  # and texts need no token for padding
@@ -197,17 +197,17 @@ class TestPrompts:
 @pytest.mark.parametrize(
     ("setting", "allowed"),
     [
-        ({"n": 0}, "n=0; allowed are integers from 1 on"),
-        ({"n": 2.0}, "n=2.0; allowed are integers"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0; allowed are integers from 1 on"),
-        ({"seed": -1}, "seed=-1; allowed are integers from 0 on"),
-        ({"temperature": 0}, "temperature=0; allowed are numbers above 0, and 2 at most"),
+        ({"n": 0}, "n=0; it must be an integer of at least 1"),
+        ({"n": 2.0}, "n=2.0; it must be an integer"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0; it must be an integer of at least 1"),
+        ({"seed": -1}, "seed=-1; it must be an integer of at least 0"),
+        ({"temperature": 0}, "temperature=0; it must be a number above 0 and at most 2"),
         ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_p": 1.5}, "top_p=1.5; allowed are numbers above 0, and 1 at most"),
+        ({"top_p": 1.5}, "top_p=1.5; it must be a number above 0 and at most 1"),
     ],
 )
 def test_sampling_that_is_not_possible(setting: dict[str, Any], allowed: str) -> None:
-    with pytest.raises(DataError, match=f"Completions cannot be drawn with {re.escape(allowed)}"):
+    with pytest.raises(DataError, match=f"Completions cannot be sampled with {re.escape(allowed)}"):
         Sampling(**{"n": 1, **setting})
 
 

@@ -233,7 +233,7 @@ class TestCrossEncoder:
     def test_score_of_further_modules(self, bert: Path) -> None:
         (bert / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
         (bert / "modules.json").write_text('[{"type": "a.Transformer"}, {"type": "a.Dense"}]')
-        with pytest.raises(ModelError, match=r"modules of its own behind the model \(Transformer, Dense\)"):
+        with pytest.raises(ModelError, match=r"its own modules after the model \(Transformer, Dense\)"):
             rm.load(bert)
 
 
@@ -245,7 +245,7 @@ def test_head_of_llama_factory(tiny_decoder: MakeFolder, tmp_path: Path) -> None
     save_file({"v_head.summary.weight": head, "v_head.summary.bias": torch.zeros(1)}, folder / "value_head.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLM"]}))
-    with pytest.raises(ModelError, match=r"head is in value_head\.safetensors"):
+    with pytest.raises(ModelError, match=r"head in value_head\.safetensors"):
         rm.load(folder)
 
 
@@ -253,5 +253,5 @@ def test_what_else_the_number_depends_on_is_said(tiny_decoder: MakeFolder, tmp_p
     folder = Path(shutil.copytree(tiny_decoder(), tmp_path / "swift"))
     arguments = {"swift_version": "4.6.0", "task_type": "seq_cls", "system": "Judge this."}
     (folder / "args.json").write_text(json.dumps(arguments))
-    with pytest.warns(UserWarning, match="ms-swift put this system message before each conversation: 'Judge this.'"):
+    with pytest.warns(UserWarning, match="ms-swift adds this system message before each conversation: 'Judge this.'"):
         rm.load(folder)

@@ -163,14 +163,14 @@ class TestRefused:
         folder, other = tiny_encoder(pairs=True), tiny_encoder(pairs=True)
         model = BertForSequenceClassification(BertConfig.from_pretrained(folder, type_vocab_size=1))
         model.save_pretrained(folder)
-        with pytest.raises(ScoringError, match="knows 1 types of tokens"):
+        with pytest.raises(ScoringError, match="has 1 token types"):
             rm.load(folder, pair=True, tokenizer=str(other)).score(SAMPLES)
 
     @pytest.mark.parametrize("pair", [True, False])
     def test_token_ids_that_would_be_types(self, pair: bool, tiny_encoder: MakeFolder) -> None:
         provider = rm.load(tiny_encoder(pairs=True), pair=pair, on_error="abstain")
         scores = provider.score([RenderedSample.of([2, 5, TYPE_STEP + 5, 3]), RenderedSample.of([2, 5, 3])])
-        assert "is no token id" in str(scores.errors[0])
+        assert "is not a token id" in str(scores.errors[0])
         assert np.isfinite(scores.values[1])
 
 

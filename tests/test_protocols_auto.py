@@ -55,7 +55,7 @@ def length(sample: rm.Sample) -> float:
         (FakeVLLM("0.33.0"), VLLM, "vLLM 0.33.0 with reward"),
         (FakeSGLang(), SGLang, "SGLang"),
         (FakeTEI(), TEI, "TEI"),
-        (oip(), OpenInference, "'reward_model' by the Open Inference Protocol (python)"),
+        (oip(), OpenInference, "'reward_model' over the Open Inference Protocol (python)"),
         (openrlhf(), OpenRLHF, "openrlhf"),
         (swift(), Swift, "ms-swift with rm"),
     ],
@@ -68,7 +68,7 @@ def test_a_server_is_spoken_to_as_it_answers(
     server = talk.prepared()
     assert type(server.protocol) is protocol
     assert server.description.startswith(description)
-    assert caplog.messages[0].endswith(f"which is spoken to by the protocol {protocol.name!r}")
+    assert caplog.messages[0].endswith(f"using the protocol {protocol.name!r}")
 
 
 @pytest.mark.parametrize("app", [native(length), FakeVLLM(), FakeSGLang(), FakeTEI(), oip(), openrlhf()])
@@ -130,33 +130,33 @@ def test_an_unknown_server_has_its_answers_listed() -> None:
     with pytest.raises(UnsupportedError) as caught:
         Conversation(auto, judge(lambda question: choice("Yes"))).prepared()
     assert str(caught.value) == (
-        "No protocol knows this server; it was asked for /v1/info (404), /v1/models (200), /openapi.json (200). Check the URL, or "
-        "name the protocol, `protocol: NAME`: rm-plugins, swift, openrlhf."
+        "No protocol recognizes this server by its answers to GET /v1/info (404), /v1/models (200), /openapi.json (200). Check the URL, or "
+        "name the protocol with `protocol: NAME`, one of rm-plugins, swift, openrlhf."
     )
 
 
 def test_a_judge_is_never_guessed() -> None:
-    with pytest.raises(UnsupportedError, match="No protocol knows this server"):
+    with pytest.raises(UnsupportedError, match="No protocol recognizes this server"):
         Conversation(Auto(), judge(lambda question: choice("Yes"))).prepared()
 
 
 def test_a_server_that_asks_for_a_key_is_not_taken_for_another_one() -> None:
     app = native(length, key="secret")
     app.mount("/", openrlhf())
-    with pytest.raises(UnsupportedError, match="GET /v1/info answered 401: the server asks for a key"):
+    with pytest.raises(UnsupportedError, match="GET /v1/info answered 401: the server requires a key"):
         Conversation(Auto(), app).prepared()
 
 
 def test_a_server_that_is_not_ready_is_not_taken_for_another_one() -> None:
-    with pytest.raises(ScoringError, match="GET /v1/info answered 503: what the server is cannot be told before it is ready"):
+    with pytest.raises(ScoringError, match="GET /v1/info answered 503: the server is not ready"):
         Conversation(Auto(), native(length, status=503)).prepared()
 
 
 def test_auto_itself_is_never_spoken() -> None:
     server = ServerFacts(Auto(), "")
-    with pytest.raises(UnsupportedError, match="only chooses"):
+    with pytest.raises(UnsupportedError, match="only detects"):
         Auto().request(ITEMS, server, "r")
-    with pytest.raises(UnsupportedError, match="only chooses"):
+    with pytest.raises(UnsupportedError, match="only detects"):
         Auto().answer(Response(200, b"{}"), ITEMS, server, "r")
 
 
@@ -273,12 +273,12 @@ class Filling(Plain):
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Trusting(), "is NaN: it became"),
+        (Trusting(), "is NaN: the protocol gave the scores"),
         (Crashing(), "the answer is null: the protocol raised TypeError"),
-        (Zeroing(), "is NaN: it became"),
+        (Zeroing(), "is NaN: the protocol gave the scores"),
         (Backwards(), "do not follow the order|depends on what else"),
         (Forgetful(), "1 scores for 2 items"),
-        (Filling(), "the answer is null: it became"),
+        (Filling(), "the answer is null: the protocol gave the scores"),
     ],
 )
 def test_the_check_finds_what_breaks_the_contract(protocol: Protocol, message: str) -> None:
@@ -297,7 +297,7 @@ def test_the_check_finds_a_protocol_that_cannot_go_to_another_process() -> None:
 def test_the_check_needs_two_items_and_a_server_that_scores_them() -> None:
     with pytest.raises(AssertionError, match="at least two items"):
         check_protocol(Plain(), Conversation(Plain(), openrlhf()).ask, ITEMS[:1])
-    with pytest.raises(AssertionError, match="was answered 404"):
+    with pytest.raises(AssertionError, match="got status 404"):
         check_protocol(Plain(path="/other"), Conversation(Plain(), openrlhf()).ask, ITEMS)
 
 

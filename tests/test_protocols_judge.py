@@ -122,7 +122,9 @@ def test_a_rubric_comes_from_a_file_beside_the_spec(tmp_path: Path) -> None:
 
 def test_the_model_is_the_only_one_or_the_named_one() -> None:
     both = judge(lambda question: choice("Yes"), models=("small", "large"))
-    with pytest.raises(UnsupportedError, match=r"lists 'small', 'large'\. Say which .*\{name: openai-judge, model: NAME\}"):
+    with pytest.raises(
+        UnsupportedError, match=r"lists 'small', 'large'\. Name the model .*\{name: openai-judge, model: NAME\}"
+    ):
         Conversation(OpenAIJudge(), both).prepared()
     talk = Conversation(OpenAIJudge(model="large"), both)
     assert talk.answer([ITEM]).values == [1.0]
@@ -164,8 +166,10 @@ def test_a_variant_of_two_labels_is_neither() -> None:
 
 def test_labels_without_their_mass_are_no_grade() -> None:
     message = failure(choice(("Maybe", {"Maybe": 0.6, "Yes": 0.3, "No": 0.1}), "."))
-    assert message.startswith("the labels Yes, No together have the probability 0.4 in the judge's answer, less than 0.5")
-    assert message.endswith("it begins with 'Maybe.'")
+    assert message.startswith(
+        "the labels Yes, No have a total probability of 0.4 in the judge's answer, less than min_label_mass (0.5)"
+    )
+    assert message.endswith("the answer begins with 'Maybe.'")
     assert failure(choice("\u2026"))
 
 
@@ -190,12 +194,12 @@ def test_white_space_and_reasoning_come_before_the_answer(tokens: Any) -> None:
 def test_reasoning_that_the_server_took_out_of_the_content_is_passed_over() -> None:
     tokens = ("No", " or", " Yes", "?", "<final>", ("Yes", {"Yes": 0.8, "No": 0.2}), "<end>")
     assert graded(choice(*tokens, content="Yes", reasoning_content="No or Yes?")).values == pytest.approx([0.8])
-    assert "did not come to an answer" in failure(choice("No", " or", content="", reasoning_content="No or"))
+    assert "reasoning did not end within max_tokens" in failure(choice("No", " or", content="", reasoning_content="No or"))
 
 
 @pytest.mark.parametrize("tokens", [("<think>", "Yes", " or"), (), ("\n", " "), ("<think>", "</think>", "\n")])
 def test_an_answer_that_was_not_come_to_is_no_grade(tokens: Any) -> None:
-    assert "did not come to an answer within max_tokens" in failure(choice(*tokens, finish_reason="length"))
+    assert "reasoning did not end within max_tokens" in failure(choice(*tokens, finish_reason="length"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_an_answer_that_was_not_come_to_is_no_grade(tokens: Any) -> None:
 )
 def test_a_word_that_only_begins_like_a_label_is_no_grade(labels: dict[str, float], tokens: Any, word: str) -> None:
     message = failure(choice(*tokens), OpenAIJudge(labels=labels, rubric="{completion}"))
-    assert message == f"the judge answered '{word}', which only begins like a label"
+    assert message == f"the judge answered '{word}', which begins with a label but is not one"
 
 
 @pytest.mark.parametrize("tokens", [("Yes", ", it", " is"), ("Yes", "."), ("Yes", "\n"), ("Yes", "<|im_end|>")])
@@ -217,14 +221,14 @@ def test_what_follows_a_label_does_not_matter(tokens: Any) -> None:
 
 
 def test_a_server_without_logprobs_is_named_as_such() -> None:
-    with pytest.raises(UnsupportedError, match=r"the answer has no logprobs, .*`range: \[1, 10\]` in place of `labels`"):
+    with pytest.raises(UnsupportedError, match=r"the answer has no logprobs, .*`range: \[1, 10\]` instead of `labels`"):
         graded(choice("Yes", logprobs=False))
     with pytest.raises(UnsupportedError, match=r"no top_logprobs.*`range: \[1, 10\]`"):
         OpenAIJudge().scale.grade({"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.1}]}})
 
 
 def test_an_answer_of_nothing_is_no_grade_whether_it_has_logprobs_or_not() -> None:
-    assert failure(choice(content="", logprobs=False)) == "the judge answered nothing (stop)"
+    assert failure(choice(content="", logprobs=False)) == "the judge's answer is empty (finish_reason: stop)"
 
 
 @pytest.mark.parametrize(
@@ -282,14 +286,14 @@ def test_an_answer_without_a_score_is_no_grade(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["Score: 0", "Score: 11", "Score: -3", "Score: 10.5"])
 def test_a_score_out_of_range_is_no_grade(text: str) -> None:
-    assert "is not within 1 and 10" in failure(choice(text), RANGE)
+    assert "is not between 1 and 10" in failure(choice(text), RANGE)
 
 
 def test_a_pattern_finds_the_number_elsewhere() -> None:
     protocol = OpenAIJudge(range=[0, 100], pattern=r"\[\[(.+?)\]\]")
     assert graded(choice("[[20]] at first, [[85]] in the end"), protocol).values == [85.0]
-    assert failure(choice("[[many]]"), protocol) == "the judge's score 'many' is no number"
-    assert failure(choice("[[nan]]"), protocol) == "the judge's score 'nan' is no number"
+    assert failure(choice("[[many]]"), protocol) == "the judge's score 'many' is not a number"
+    assert failure(choice("[[nan]]"), protocol) == "the judge's score 'nan' is not a number"
 
 
 @pytest.mark.parametrize("text", ["<think>[[20]]</think>\nNo idea.", "<think>[[20]]"])
@@ -303,7 +307,9 @@ def test_an_answer_that_was_cut_off_is_no_grade() -> None:
 
 @pytest.mark.parametrize("protocol", [OpenAIJudge(), RANGE])
 def test_a_refusal_is_no_grade(protocol: OpenAIJudge) -> None:
-    assert failure(choice("Yes", refusal="I cannot judge this."), protocol) == "the judge refused: I cannot judge this."
+    assert (
+        failure(choice("Yes", refusal="I cannot judge this."), protocol) == "the judge refused to answer: I cannot judge this."
+    )
     assert "content filter" in failure(choice("Score: 5", finish_reason="content_filter"), protocol)
 
 
@@ -316,8 +322,8 @@ def test_a_refusal_is_no_grade(protocol: OpenAIJudge) -> None:
         ({"labels": {"Yes": 1.0, "No": 0.0}, "range": [1, 5]}, "labels: .* exclude each other"),
         ({"labels": {"Yes": 1.0}}, "labels: needs at least two texts"),
         ({"labels": {"Yes": 1.0, " No": 0.0}}, "labels: needs at least two texts without white space"),
-        ({"labels": {"Yes": 1.0, "No": float("inf")}}, "labels: 'No' must be worth a finite number"),
-        ({"labels": {"1": 1.0, "10": 10.0}}, "labels: '1' begins '10', .*or a number by 'range'"),
+        ({"labels": {"Yes": 1.0, "No": float("inf")}}, "labels: the value of 'No' must be a finite number"),
+        ({"labels": {"1": 1.0, "10": 10.0}}, "labels: '10' begins with '1', .*answer with a number"),
         ({"labels": {True: 1.0, False: 0.0}}, "valid string"),
         ({"min_label_mass": 0.0}, "min_label_mass: must be a probability above 0"),
         ({"top_logprobs": 21}, "top_logprobs: must be from 1 to 20"),
@@ -325,12 +331,12 @@ def test_a_refusal_is_no_grade(protocol: OpenAIJudge) -> None:
         ({"pattern": "(x)"}, "pattern: needs 'range'"),
         ({"range": [5, 1]}, r"range: must be the lowest and the highest number, .*not \[5, 1\]"),
         ({"range": [1]}, "range: must be the lowest"),
-        ({"range": [1, 5], "pattern": "("}, "pattern: '\\(' is no regular expression"),
+        ({"range": [1, 5], "pattern": "("}, "pattern: '\\(' is not a valid regular expression"),
         ({"range": [1, 5], "pattern": "x"}, "pattern: must have one group"),
-        ({"rubric": "Is it good?"}, r"rubric: the rubric has no \{completion\}"),
+        ({"rubric": "Is it good?"}, r"rubric: the rubric needs the placeholder \{completion\}"),
         ({"rubric": "{completion}", "rubric_file": "/dev/null"}, "rubric: .* exclude each other"),
-        ({"rubric_file": "/dev/null"}, r"rubric_file: the rubric has no \{completion\}"),
-        ({"rubric_file": "/"}, "rubric_file: the rubric cannot be read"),
+        ({"rubric_file": "/dev/null"}, r"rubric_file: the rubric needs the placeholder \{completion\}"),
+        ({"rubric_file": "/"}, "rubric_file: the rubric in / cannot be read"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(keys: dict[str, Any], message: str) -> None:

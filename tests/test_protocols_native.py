@@ -105,7 +105,7 @@ def test_columns_of_numpy_and_dates_are_sent_as_json_has_them() -> None:
 @pytest.mark.parametrize("value", [object(), b"bytes", {1: "a"}, {"a", "b"}, float("nan"), np.array([1.0, np.inf]), [object()]])
 def test_a_column_without_a_form_in_json_is_named(value: object) -> None:
     item = Item(rm.Sample("Q", "A", {"answer": 4, "image": value}))
-    with pytest.raises(DataError, match=r"the column 'image' holds .* which has no form in JSON\. List the columns"):
+    with pytest.raises(DataError, match=r"the column 'image' holds .* which JSON cannot represent\. List the columns"):
         body([item])
     assert body([item], ["answer"])["samples"][0]["columns"] == {"answer": 4}
 
@@ -133,7 +133,7 @@ def test_entries_in_another_order_are_put_right() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda found: found.update(id="request-2"), "the request 'request-2', not for 'request-1'; they were mixed up"),
+        (lambda found: found.update(id="request-2"), "the request 'request-2', not for 'request-1'; answers were mixed up"),
         (lambda found: found.pop("id"), "mixed up"),
         (lambda found: found["rewards"].pop(), "2 entries for 3 items"),
         (lambda found: found["rewards"].append({"index": 3, "reward": 1.0}), "4 entries for 3 items"),
@@ -163,12 +163,12 @@ def test_an_answer_of_another_form_is_refused(answer: bytes) -> None:
 def test_a_server_that_is_none_of_ours_is_told_apart() -> None:
     talk = Conversation(Native(), openrlhf())
     assert talk.detected() is None
-    with pytest.raises(UnsupportedError, match=r"answered 404 .* does not speak 'rm-plugins'.*`protocol: auto` finds out"):
+    with pytest.raises(UnsupportedError, match=r"answered 404 .* does not speak 'rm-plugins'.*`protocol: auto` detect it"):
         talk.prepared()
 
 
 def test_a_missing_key_is_said_to_be_that() -> None:
-    with pytest.raises(UnsupportedError, match=r"answered 401 \(this server asks for a key\): the server asks for a key"):
+    with pytest.raises(UnsupportedError, match=r"answered 401 \(this server asks for a key\): the server requires a key"):
         Conversation(Native(), native(length, key="secret")).prepared()
 
 

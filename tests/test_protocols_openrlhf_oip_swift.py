@@ -60,7 +60,9 @@ def test_openrlhf_is_sent_no_labels_and_no_prompts_that_are_messages() -> None:
 def test_openrlhf_needs_text_and_the_label_that_was_named() -> None:
     with pytest.raises(DataError, match="Name the model's tokenizer"):
         OpenRLHF().request([Item(CHAT)], ServerFacts(OpenRLHF(), ""), "r")
-    with pytest.raises(DataError, match="no column 'truth', which is sent as its label; it has answer"):
+    with pytest.raises(
+        DataError, match="no column 'truth', which the spec of the protocol names as `labels`; its columns are answer"
+    ):
         OpenRLHF(labels="truth").request(ITEMS, ServerFacts(OpenRLHF(), ""), "r")
 
 
@@ -95,7 +97,9 @@ def test_openrlhf_is_known_by_its_path() -> None:
 @pytest.mark.parametrize("protocol", [OpenRLHF(), OpenInference()])
 @pytest.mark.parametrize("empty", [Item(rm.Sample("", ""), ""), Item(rm.Sample("", ""), "", ())])
 def test_a_text_without_a_token_is_not_sent_to_servers_that_pad(protocol: Any, empty: Item) -> None:
-    with pytest.raises(DataError, match=r"The text is empty, and has no token.*the score of the padding.*Leave the sample out"):
+    with pytest.raises(
+        DataError, match=r"The text is empty, so it has no token.*the score of the padding.*Leave the sample out"
+    ):
         protocol.request([ITEMS[0], empty], ServerFacts(protocol, ""), "r")
 
 
@@ -155,7 +159,7 @@ def test_oip_is_known_by_what_the_server_calls_itself() -> None:
 def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
     assert Conversation(OpenInference(), oip()).prepared().max_items is None
     assert Conversation(OpenInference(), oip(batch=1)).prepared().max_items == 1
-    with pytest.raises(UnsupportedError, match="takes exactly 8 texts at a time"):
+    with pytest.raises(UnsupportedError, match="takes exactly 8 texts per request"):
         Conversation(OpenInference(), oip(batch=8)).prepared()
 
 
@@ -167,7 +171,7 @@ def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
             OpenInference(),
             oip(loaded=False),
             ScoringError,
-            "the model 'reward_model', if there is one of this name, is not ready",
+            "the model 'reward_model', if it exists, is not ready",
         ),
         (OpenInference(model="other"), oip(), UnsupportedError, "no model 'other'; it has 'reward_model'. .*model: NAME}`"),
         (OpenInference(model="other"), oip(lists="/v2/models"), UnsupportedError, "no model 'other'; it has 'reward_model'"),
@@ -175,7 +179,7 @@ def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
             OpenInference(model="other"),
             oip(lists=""),
             UnsupportedError,
-            "no model 'other' .*is not found.*, and does not list those that it has. .*model: NAME}`",
+            "no model 'other' .*is not found.*, and does not list its models. .*model: NAME}`",
         ),
         (OpenInference(), oip(lists="", loaded=False), ScoringError, "the model 'reward_model', .* is not ready"),
         (OpenInference(), oip(model="a", others=["b"]), UnsupportedError, "the models 'a', 'b'. .*model: NAME}`"),
@@ -185,9 +189,9 @@ def test_oip_scores_one_by_one_where_the_model_has_no_batches() -> None:
             UnsupportedError,
             r"no input 'text'; its inputs are 'sentences' \(BYTES\), 'tokens'",
         ),
-        (OpenInference(input="tokens"), oip(), UnsupportedError, "'tokens' .* is of 'INT64'; BYTES is needed"),
+        (OpenInference(input="tokens"), oip(), UnsupportedError, "'tokens' .* has the datatype 'INT64'; BYTES is needed"),
         (OpenInference(output="score"), oip(), UnsupportedError, "no output 'score'; its outputs are 'rewards' .*, 'exceeded'"),
-        (OpenInference(output="exceeded"), oip(), UnsupportedError, "is of 'BOOL'; FP32 or FP64 is needed"),
+        (OpenInference(output="exceeded"), oip(), UnsupportedError, "has the datatype 'BOOL'; FP32 or FP64 is needed"),
         (OpenInference(), openrlhf(), UnsupportedError, "does not speak the Open Inference Protocol"),
     ],
 )
@@ -203,11 +207,11 @@ def output(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ([], "has 0 outputs of FP32 or FP64 with one number for each of 3 items; it has none"),
-        ([output(name="a"), output(name="b")], "has 2 outputs of FP32 or FP64 .* it has 'a', 'b'. Name the reward"),
+        ([], "has 0 outputs of FP32 or FP64 with one number for each of 3 items; its outputs are none"),
+        ([output(name="a"), output(name="b")], "has 2 outputs of FP32 or FP64 .* its outputs are 'a', 'b'. Name the reward"),
         ([output(name="a", shape=[3, 2])], "has 0 outputs of FP32 or FP64"),
         ([output(), output()], "has 2 outputs called 'rewards'"),
-        ([output(datatype="INT32")], "is of 'INT32'; FP32 or FP64 was expected"),
+        ([output(datatype="INT32")], "has the datatype 'INT32'; FP32 or FP64 was expected"),
         ([output(shape=[1, 3])], r"has the shape \[1, 3\] for 3 items"),
         ([output(shape=[3, 2], data=[1.0] * 6)], r"has the shape \[3, 2\]"),
         ([output(data=[1.0, 2.0])], "the data of 'rewards' has 2 entries for 3 items"),
@@ -225,22 +229,22 @@ def test_oip_answers_that_are_no_rewards_are_refused(outputs: Any, message: str)
 def test_oip_reads_the_output_that_was_named_and_no_other() -> None:
     outputs = [output(name="a"), output(name="b", data=[4.0, 5.0, 6.0])]
     assert told({"outputs": outputs}, OpenInference(output="b")) == [4.0, 5.0, 6.0]
-    with pytest.raises(UnsupportedError, match="has 0 outputs called 'rewards'; it has 'a', 'b'"):
+    with pytest.raises(UnsupportedError, match="has 0 outputs called 'rewards'; its outputs are 'a', 'b'"):
         told({"outputs": outputs}, OpenInference(output="rewards"))
 
 
 @pytest.mark.parametrize(
     ("datatype", "data", "said", "length", "message"),
     [
-        ("FP32", bytes(8), 8, 0, "3 elements of FP32 are 12 bytes, and there are 8"),
-        ("FP32", bytes(24), 24, 0, "are 12 bytes, and there are 24"),
-        ("FP32", bytes(12), 13, 0, "and 12 bytes are left behind the JSON"),
-        ("FP32", bytes(12), 8, 0, "4 bytes behind the JSON belong to no tensor"),
-        ("FP32", bytes(12), -1, 0, "a number of bytes is right"),
-        ("FP32", bytes(12), None, 0, "12 bytes behind the JSON belong to no tensor"),
-        ("FP32", bytes(12), 12, 1000, "Inference-Header-Content-Length is .*, and the body has"),
-        ("FP32", bytes(12), 12, -5, "the answer is no JSON"),
-        ("FP16", bytes(6), 6, 0, "is of 'FP16'; FP32 or FP64 was expected"),
+        ("FP32", bytes(8), 8, 0, "3 elements of FP32 need 12 bytes; got 8"),
+        ("FP32", bytes(24), 24, 0, "need 12 bytes; got 24"),
+        ("FP32", bytes(12), 13, 0, "only 12 bytes are left after the JSON"),
+        ("FP32", bytes(12), 8, 0, "4 bytes after the JSON do not belong to any tensor"),
+        ("FP32", bytes(12), -1, 0, "it must be a number of bytes"),
+        ("FP32", bytes(12), None, 0, "12 bytes after the JSON do not belong to any tensor"),
+        ("FP32", bytes(12), 12, 1000, "Inference-Header-Content-Length is .*, but the body has"),
+        ("FP32", bytes(12), 12, -5, "the answer is not valid JSON"),
+        ("FP16", bytes(6), 6, 0, "has the datatype 'FP16'; FP32 or FP64 was expected"),
         ("FP32", b"\0\0\x80\x7f" * 3, 12, 0, "is inf"),
         ("FP64", b"\xff" * 24, 24, 0, "is nan"),
     ],
@@ -293,7 +297,7 @@ def test_swift_is_sent_a_conversation() -> None:
 
 def test_swift_is_sent_no_text_as_messages_unless_that_is_meant() -> None:
     app = swift()
-    with pytest.raises(DataError, match=r"another number than `rm.load` gives.*`protocol: {name: swift, texts: messages}`"):
+    with pytest.raises(DataError, match=r"another score than `rm.load` gives.*`protocol: {name: swift, texts: messages}`"):
         Conversation(Swift(), app).answer(ITEMS[:1])
     assert app.state.bodies == []
 
@@ -306,7 +310,8 @@ def test_swift_with_another_template_is_told_by_the_number_of_tokens(prompt_toke
         assert talk.answer([item]).values != [None]
     else:
         with pytest.raises(
-            UnsupportedError, match=r"made 123 tokens of a conversation that has 16 .*`--template_backend jinja`"
+            UnsupportedError,
+            match=r"has 123 tokens, but that of the `tokenizer` in the spec has 16.*`--template_backend jinja`",
         ):
             talk.answer([item])
     assert talk.answer([Item(CHAT)]).values != [None]  # nothing is rendered here to compare with
@@ -324,8 +329,8 @@ def test_swift_is_sent_nothing_rendered() -> None:
     [
         ("classifier", "its content 1 is a class: .*--num_labels 1 --problem_type regression"),
         ("multi-label", r"its content \[1\] is a class"),
-        ("generator", "'The answer is good.', a text: the server generates"),
-        ("calculator", "'42', a text: the server generates"),
+        ("generator", "the text 'The answer is good.': the server generates"),
+        ("calculator", "the text '42': the server generates"),
     ],
 )
 def test_swift_models_that_are_no_reward_models_are_told_apart(kind: Any, message: str) -> None:
@@ -353,7 +358,7 @@ def test_swift_answers_without_one_choice_are_refused(answer: Any) -> None:
 
 def test_swift_has_its_model_named_where_there_are_several() -> None:
     app = swift(models=("base", "adapter"))
-    with pytest.raises(UnsupportedError, match=r"lists 'base', 'adapter'. Say which .*\{name: swift, model: NAME\}"):
+    with pytest.raises(UnsupportedError, match=r"lists 'base', 'adapter'. Name the model .*\{name: swift, model: NAME\}"):
         Conversation(Swift(), app).prepared()
     Conversation(Swift(model="adapter", texts="messages"), app).answer(ITEMS[:1])
     assert app.state.bodies[0]["model"] == "adapter"

@@ -57,9 +57,9 @@ def test_what_has_its_special_tokens_goes_as_token_ids_alone() -> None:
     conversation = Conversation(SGLang(), FakeSGLang())
     with pytest.raises(DataError, match="Name the model's tokenizer"):
         conversation.answer([Item(RenderedSample.of("<s>hi", add_special_tokens=False), "<s>hi")])
-    with pytest.raises(DataError, match="Score them apart"):
+    with pytest.raises(DataError, match="Score them separately"):
         conversation.answer([ITEMS[0], WITH_IDS[1]])
-    with pytest.raises(DataError, match="that nothing here can render"):
+    with pytest.raises(DataError, match="there is no tokenizer to render it"):
         conversation.answer([Item(Sample([{"role": "user", "content": "hi"}], "4"))])
 
 
@@ -68,7 +68,7 @@ def test_one_of_several_outputs_must_be_named() -> None:
     with pytest.raises(UnsupportedError, match=r"has 3 outputs.*label: NUMBER"):
         Conversation(SGLang(), app).answer(ITEMS)
     assert list(Conversation(SGLang(label=1), app).answer(ITEMS).values) == pytest.approx([value - 1 for value in LOGITS])
-    with pytest.raises(UnsupportedError, match="none with the label 3"):
+    with pytest.raises(UnsupportedError, match="there is no label 3"):
         Conversation(SGLang(label=3), app).answer(ITEMS)
     with pytest.raises(SpecError, match="label: outputs are counted from 0"):
         SGLang(label=-1)
@@ -110,7 +110,7 @@ def test_a_server_that_truncates_without_a_word_is_found_out() -> None:
     conversation = Conversation(SGLang(), FakeSGLang(context_length=15, auto_truncate=True))
     answer = conversation.answer(WITH_IDS)
     assert answer.values[2] is None
-    assert answer.errors[2].startswith("it was truncated by the server to 15 of its 20 tokens")
+    assert answer.errors[2].startswith("the server truncated it to 15 of its 20 tokens")
     assert list(conversation.answer(WITH_IDS[:2]).values) == [logit(tokens(text, special=False)) for text in TEXTS[:2]]
 
 

@@ -67,13 +67,13 @@ def test_one_of_several_classes_must_be_named() -> None:
     app = FakeTEI(labels=CLASSES)
     with pytest.raises(UnsupportedError, match=r"has the classes bad, good, neither.*label: NAME"):
         Conversation(TEI(), app).prepared()
-    with pytest.raises(UnsupportedError, match="has no class 'great', or several"):
+    with pytest.raises(UnsupportedError, match="does not have exactly one class 'great'"):
         Conversation(TEI(label="great"), app).prepared()
     server = Conversation(TEI(), FakeTEI()).prepared()
     answer = Response(200, b'[[{"score": 2, "label": "good"}, {"score": 1, "label": "bad"}]]')
-    with pytest.raises(UnsupportedError, match="which is the reward was not said"):
+    with pytest.raises(UnsupportedError, match="`label` must choose one as the reward"):
         TEI().answer(answer, ITEMS[:1], server, "1")
-    with pytest.raises(UnsupportedError, match="not one for 'great'"):
+    with pytest.raises(UnsupportedError, match="not exactly one for 'great'"):
         TEI(label="great").answer(answer, ITEMS[:1], server, "1")
 
 
@@ -113,9 +113,9 @@ def test_a_reranked_sample_is_a_prompt_and_a_completion_of_text() -> None:
     for sample in (Sample([{"role": "user", "content": "hi"}], "4"), RenderedSample.of("hi")):
         with pytest.raises(DataError, match="use `endpoint: predict`"):
             conversation.answer([Item(sample, "hi")])
-    with pytest.raises(UnsupportedError, match="TEI does not rerank with"):
+    with pytest.raises(UnsupportedError, match="with which TEI does not rerank"):
         Conversation(TEI(endpoint="rerank"), FakeTEI(labels=CLASSES)).prepared()
-    with pytest.raises(SpecError, match="leave the label out"):
+    with pytest.raises(SpecError, match="leave `label` out"):
         TEI(endpoint="rerank", label="good")
 
 
@@ -139,7 +139,7 @@ def test_a_text_with_its_special_tokens_is_not_sent_for_them_to_double() -> None
     assert list(conversation.answer([Item(RenderedSample.of("hi"), "hi")]).values) == [logit(tokens("hi"))]
     with_ids = Item(Sample("", TEXTS[0]), TEXTS[0], tuple(tokens(TEXTS[0])))
     assert list(conversation.answer([with_ids]).values) == LOGITS[:1]
-    with pytest.raises(DataError, match="no text gives it the token ids"):
+    with pytest.raises(DataError, match="no text gives the token ids"):
         conversation.answer([Item(Sample("", "cut"), None, (5, 6))])
 
 
@@ -225,5 +225,5 @@ def test_tei_is_detected_and_nothing_that_resembles_it() -> None:
     assert Conversation(TEI(), FakeSGLang()).detected() is None
     assert Conversation(TEI(), RmPlugins()).detected() is None
     assert Conversation(TEI(), FakeTEI(key="secret")).detected() is None
-    with pytest.raises(UnsupportedError, match="the server asks for a key"):
+    with pytest.raises(UnsupportedError, match="the server requires a key"):
         Conversation(TEI(), FakeTEI(key="secret")).prepared()

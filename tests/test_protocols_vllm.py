@@ -125,7 +125,7 @@ def test_a_version_without_logits_is_refused_by_name(version: str, endpoint: End
     app = FakeVLLM("0.9.2", told={"version": version})
     with pytest.raises(
         UnsupportedError,
-        match=rf"vLLM {version} cannot be asked for logits .*Upgrade it to {first}.*activation: sigmoid.*activation: server",
+        match=rf"vLLM {version} cannot return logits .*Upgrade it to {first}.*activation: sigmoid.*activation: server",
     ):
         Conversation(VLLM(endpoint=endpoint), app).prepared()
     assert app.bodies == []
@@ -163,7 +163,7 @@ def test_a_version_that_takes_no_token_ids_is_sent_the_text_that_has_them(versio
     conversation.answer(WITH_IDS)
     assert conversation.requests[-1].body["input"] == TEXTS
     assert conversation.requests[-1].body["add_special_tokens"] is False
-    with pytest.raises(DataError, match="no text gives it the token ids"):
+    with pytest.raises(DataError, match="no text gives the token ids"):
         conversation.answer([Item(Sample("", "cut"), None, (5, 6))])
 
 
@@ -172,7 +172,7 @@ def test_a_rendered_text_gets_no_second_bos() -> None:
     plain = [Item(RenderedSample.of(TEXTS[0]), TEXTS[0])]
     assert values(VLLM(), FakeVLLM(), rendered) == pytest.approx([logit(tokens(TEXTS[0], special=False))])
     assert values(VLLM(), FakeVLLM(), plain) == pytest.approx([logit([BOS, *tokens(TEXTS[0], special=False)])])
-    with pytest.raises(DataError, match="Score them apart"):
+    with pytest.raises(DataError, match="Score them separately"):
         values(VLLM(), FakeVLLM(), [*rendered, *plain])
 
 
@@ -188,7 +188,7 @@ def test_an_unknown_version_is_seen_to_give_logits(told: Mapping[str, Any] | Non
 @pytest.mark.parametrize("version", ["0.9.2", "0.10.2"])
 @pytest.mark.parametrize("endpoint", ["classify", "score"])
 def test_an_unknown_version_that_ignores_the_field_is_refused(version: str, endpoint: Endpoint) -> None:
-    with pytest.raises(UnsupportedError, match="logits or sigmoids cannot be told"):
+    with pytest.raises(UnsupportedError, match=r"unclear whether .* returns logits or sigmoids"):
         Conversation(VLLM(endpoint=endpoint), FakeVLLM(version, told=None)).prepared()
 
 
@@ -198,7 +198,7 @@ def test_an_unknown_version_with_a_model_without_activation_gives_logits_where_n
 
 def test_equal_answers_that_could_be_sigmoids_are_refused() -> None:
     app = FakeVLLM("0.33.0", told=None, problem_type="regression", outputs=lambda ids: [0.5 + logit(ids) / 20])
-    with pytest.raises(UnsupportedError, match="cannot be told"):
+    with pytest.raises(UnsupportedError, match="It is unclear whether"):
         Conversation(VLLM(), app).prepared()
     known = FakeVLLM("0.20.0", problem_type="regression", outputs=lambda ids: [0.5 + logit(ids) / 20])
     assert values(VLLM(), known) == pytest.approx([0.5 + value / 20 for value in LOGITS])
@@ -208,7 +208,7 @@ def test_equal_answers_that_could_be_sigmoids_are_refused() -> None:
 @pytest.mark.parametrize("version", ["0.14.0", "0.30.0"])
 def test_logits_that_lack_most_of_the_head_are_refused(version: str, problem_type: str | None) -> None:
     app = FakeVLLM(version, broken_head=lambda value: 0.3 * value + 1, problem_type=problem_type)
-    with pytest.raises(UnsupportedError, match=r"not those that its probabilities are made of.*upgrade it to 0\.31"):
+    with pytest.raises(UnsupportedError, match=r"do not match its probabilities.*upgrade it to 0\.31"):
         Conversation(VLLM(), app).prepared()
 
 
@@ -244,7 +244,7 @@ def test_a_sigmoid_without_a_logit_is_an_error_of_its_item_alone() -> None:
     answer = Conversation(VLLM(), app).answer(ITEMS)
     assert answer.values[2] is None
     assert list(answer.errors) == [2]
-    assert "the probability of item 2 is 1.0, too near to 1" in answer.errors[2]
+    assert "the probability of item 2 is 1.0, too near 1" in answer.errors[2]
     assert "upgrade it to 0.31" in answer.errors[2]
     assert answer.values[:2] == pytest.approx([logit(tokens(text, closes=True)) for text in TEXTS[:2]], abs=1e-5)
 
@@ -274,7 +274,7 @@ def test_the_logits_of_sigmoids_are_taken_where_the_spec_says_so(version: str) -
     app = FakeVLLM(version, precision=32, broken_head=lambda value: 0.3 * value + 1)
     assert values(VLLM(activation="sigmoid"), app) == pytest.approx(LOGITS, abs=1e-5)
     assert len(app.bodies) == 1
-    with pytest.raises(UnsupportedError, match="several outputs, and of these no sigmoids"):
+    with pytest.raises(UnsupportedError, match="several outputs, so its activation is not a sigmoid"):
         values(VLLM(activation="sigmoid", label=0), FakeVLLM(version, outputs=head(2)))
     with pytest.raises(UnsupportedError, match="a probability was expected"):
         values(VLLM(activation="sigmoid"), FakeVLLM(version, problem_type="regression"))
@@ -282,7 +282,7 @@ def test_the_logits_of_sigmoids_are_taken_where_the_spec_says_so(version: str) -
 
 def test_half_precision_shows_nothing_of_a_head() -> None:
     app = FakeVLLM("0.30.0", broken_head=wrong, precision=16, closes=True)
-    with pytest.raises(UnsupportedError, match=r"cannot be told in half precision.*0\.31"):
+    with pytest.raises(UnsupportedError, match=r"In half precision, it cannot be checked.*0\.31"):
         Conversation(VLLM(), app).prepared()
 
 
@@ -364,7 +364,7 @@ def test_a_pair_whose_second_text_would_be_dropped_is_refused(endpoint: Endpoint
     conversation = Conversation(VLLM(endpoint=endpoint), FakeVLLM(closes=closes))
     for prompt in ("2+2?", ""):
         with pytest.raises(
-            DataError, match=r"vLLM drops an empty second text.*another number.*Leave the sample out.*`protocol: tei`"
+            DataError, match=r"vLLM drops an empty second text.*another score.*Leave the sample out.*`protocol: tei`"
         ):
             conversation.answer([Item(Sample(prompt, ""), pair=(prompt, ""))])
     if endpoint == "score":
@@ -385,9 +385,9 @@ def test_an_empty_second_text_is_sent_where_nothing_differs() -> None:
 def test_pairs_are_mixed_with_nothing_else_and_have_one_output() -> None:
     server = Conversation(VLLM(), FakeVLLM()).prepared()
     pair = Item(Sample("Q", "A"), pair=("Q", "A"))
-    with pytest.raises(DataError, match="Score them apart"):
+    with pytest.raises(DataError, match="Score them separately"):
         server.protocol.request([pair, ITEMS[0]], server, "1")
-    with pytest.raises(DataError, match="Leave the label out"):
+    with pytest.raises(DataError, match="Leave `label` out"):
         VLLM(label=1).request([pair], server, "1")
 
 
@@ -402,7 +402,7 @@ def test_pairs_are_text() -> None:
     app = FakeVLLM()
     with pytest.raises(DataError, match="is a conversation"):
         values(VLLM(endpoint="score"), app, [Item(Sample([{"role": "user", "content": "hi"}], "4"))])
-    with pytest.raises(DataError, match="rendered already"):
+    with pytest.raises(DataError, match="already rendered"):
         values(VLLM(endpoint="score"), app, [Item(RenderedSample.of("hi"), "hi")])
 
 
@@ -417,7 +417,7 @@ def test_one_of_several_classes_must_be_named(endpoint: Endpoint) -> None:
     with pytest.raises(UnsupportedError, match=r"has 3 outputs.*label: NUMBER"):
         values(VLLM(endpoint=endpoint), app)
     assert values(VLLM(endpoint=endpoint, label=2), app) == pytest.approx([value - 2 for value in LOGITS])
-    with pytest.raises(UnsupportedError, match="none with the label 3"):
+    with pytest.raises(UnsupportedError, match="there is no label 3"):
         values(VLLM(endpoint=endpoint, label=3), app)
 
 
@@ -451,10 +451,10 @@ def test_answers_are_put_in_order_and_counted(endpoint: Endpoint) -> None:
         (b'{"object": "list", "data": [{"index": 0, "probs": [NaN], "num_classes": 1}]}', r"probs\[0\] is nan"),
         (b'{"object": "list", "data": [{"index": 0, "probs": [null], "num_classes": 1}]}', r"probs\[0\] is None"),
         (b'{"object": "list", "data": [{"index": 0, "probs": [], "num_classes": 0}]}', r"probs is \[\]"),
-        (b'{"object": "list", "data": [{"index": 0, "probs": [1.5], "num_classes": 2}]}', "1 probs for num_classes 2"),
+        (b'{"object": "list", "data": [{"index": 0, "probs": [1.5], "num_classes": 2}]}', "1 probs, but num_classes is 2"),
         (b'{"object": "error", "message": "no"}', "object 'list'"),
         (b"[0.5]", "object 'list'"),
-        (b"<html>", "no JSON"),
+        (b"<html>", "not valid JSON"),
     ],
 )
 def test_what_is_no_number_is_no_reward(body: bytes, message: str) -> None:
@@ -532,5 +532,5 @@ def test_a_missing_key_takes_nothing_but_the_models_name() -> None:
 def test_labels_are_counted_from_0_and_have_no_use_for_pairs() -> None:
     with pytest.raises(SpecError, match="label: outputs are counted from 0"):
         VLLM(label=-1)
-    with pytest.raises(SpecError, match="leave the label out"):
+    with pytest.raises(SpecError, match="leave `label` out"):
         VLLM(endpoint="score", label=0)

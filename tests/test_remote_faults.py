@@ -174,8 +174,8 @@ class TestNotices:
         assert [record.message for record in caplog.records] == [
             "timeout at 0",
             "reset",
-            "timeout at 30 (29 more like it in the last 30 s)",
-            "timeout at 60 (29 more like it in the last 30 s)",
+            "timeout at 30 (29 more like this in the last 30 s)",
+            "timeout at 60 (29 more like this in the last 30 s)",
         ]
 
 
@@ -203,6 +203,6 @@ def test_a_thousand_scores_through_a_network_that_goes_wrong_are_all_right(
     assert found.counts["requests"] >= found.happened["requests"]  # one may be given up before it arrives
     assert found.counts["errors"] == 0
     # Each kind of trouble is told once, and the sum at the end; not each time.
-    assert "900 of 900 samples scored" in caplog.text
-    assert "no answer within 0.3 seconds; tried again" in caplog.text
+    assert "scored 900 of 900 samples" in caplog.text
+    assert "no answer within 0.3 seconds; retrying" in caplog.text
     assert len(caplog.records) < 15 < found.counts["retries"]

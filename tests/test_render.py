@@ -181,10 +181,10 @@ class TestDefault:
 
     def test_what_a_rendering_needs_the_tokenizer_must_have(self) -> None:
         tokenizer = make_tokenizer(chat_template=None)
-        with pytest.raises(ModelError, match="asks for the tokenizer's chat template, and the tokenizer has none"):
+        with pytest.raises(ModelError, match="needs the tokenizer's chat template, but the tokenizer has none"):
             renderer(tokenizer, chat_template="tokenizer")
         tokenizer.eos_token = None
-        with pytest.raises(ModelError, match="closes texts with the tokenizer's EOS token, and the tokenizer has none"):
+        with pytest.raises(ModelError, match="ends texts with the tokenizer's EOS token, but the tokenizer has none"):
             renderer(tokenizer, append_eos=True)
 
     @pytest.mark.parametrize("max_length", [0, -1])

@@ -178,7 +178,7 @@ class TestDamage:
         cache = ScoreCache(str(file), "a model")
         assert [unknown(cache)[0], unknown(cache)[0]] == [[0, 1, 2], [0, 1, 2]]
         assert [record.getMessage() for record in caplog.records] == [
-            f"The score cache {file} is damaged: entries whose checksum is wrong are computed anew."
+            f"The score cache {file} is damaged: entries with a wrong checksum are recomputed."
         ]
         cache.write(ROWS, OUTPUTS)
         assert unknown(ScoreCache(str(file), "a model"))[0] == []
@@ -197,7 +197,7 @@ class TestStepsAside:
         np.testing.assert_array_equal(outputs, OUTPUTS)
         (message,) = [record.getMessage() for record in caplog.records]
         assert reason in message
-        assert message.endswith("scores are computed, and kept in memory only.")
+        assert message.endswith("Scores are computed, and cached in memory only.")
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,7 @@ class TestWithoutEnoughMemory:
             scores, _ = engine.outputs(rows)
         close(scores, expected)
         assert engine.max_tokens == 125
-        assert "ran out of memory; scoring goes on with 125 tokens at a time" in caplog.text
+        assert "ran out of memory; scoring continues with 125 tokens at a time" in caplog.text
 
     def test_what_was_done_is_not_done_again(self) -> None:
         engine = ScoringEngine(make_model("bert"), 128)
@@ -299,7 +299,7 @@ class TestWithoutEnoughMemory:
     def test_a_row_that_never_fits(self) -> None:
         engine = ScoringEngine(make_model("bert"), 1_000)
         self.limit(engine, 50)
-        with pytest.raises(ScoringError, match=r"cpu has not enough memory left for one row or \d+ tokens at a time"):
+        with pytest.raises(ScoringError, match=r"cpu has too little free memory to score one row or \d+ tokens at a time"):
             engine.outputs([list(range(4, 100))])
 
 

@@ -1,3 +1,3 @@
-"""Scores the requests of many clients in batches. Knows no HTTP."""
+"""Scores the requests of many clients in batches, independently of HTTP."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Collects the requests of many clients into batches; knows nothing of HTTP, nor of rewards.
+"""Collects the requests of many clients into batches, independently of HTTP and rewards.
 
-While one batch is computed, what arrives waits and becomes the next: a server with little to do answers at once, and one with much
-to do fills its batches by itself. Only after a batch there is a short pause, so that clients that were just answered can ask again.
+Requests that arrive while a batch runs form the next batch. So an idle server answers immediately, and a busy one fills its batches. After
+a batch there is a short pause, so that clients that were just answered can send their next request.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 _TURNS_A_BATCH = 8
 _MOST_SECONDS_TO_WAIT = 60
-"""OpenAI's older clients take no longer time from a server, and ask again within seconds instead."""
+"""OpenAI's older clients ignore a longer wait and retry within seconds instead."""
 _UNMEASURED_SECONDS = 5.0
-"""To wait where no batch has ended yet, so that nothing is known of the speed."""
+"""The wait if no batch has ended yet, so that the speed is unknown."""
 _HALF_LIFE_SECONDS = 10.0
-"""Of batches, in what is known of the speed."""
+"""The half-life of the weight of a batch in the measured speed."""
 _MOST_BOOKED = 3
-"""How many times as long as what waits takes a refused request may be sent away, so that those who never come back keep nobody away."""
+"""The longest wait of a refused request, in drain times of the queue, so that clients that never retry do not delay others."""
 _MOST_CALLS = 64
 _LONGEST_PAUSE = 0.1
-"""Of the time that the batch before took."""
+"""The longest pause, as a share of the time of the previous batch."""
 _QUIET_SECONDS = 0.005
-"""Where so long nobody comes, the pause ends."""
+"""The pause ends if no request arrives for this long."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 
 
 class Overloaded(Exception):
-    """The queue is full; there should be room again in `retry_after` seconds."""
+    """The queue is full; there should be room after `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"retry in {retry_after} s")
@@ -48,20 +48,20 @@ class Overloaded(Exception):
 
 
 class _Speed:
-    """How much is done in a second, of late: what took longer counts for more."""
+    """The recent speed, as an average that is weighted by time."""
 
     def __init__(self) -> None:
         self._size = self._seconds = 0.0
 
     @property
     def rate(self) -> float:
-        """Size by second; 0 where nothing was seen."""
+        """Size per second; 0 if nothing was measured."""
         return self._size / self._seconds if self._seconds else 0.0
 
     def saw(self, size: int, seconds: float) -> None:
-        """Take notice of a batch."""
-        kept = 0.5 ** (seconds / _HALF_LIFE_SECONDS)
-        self._size, self._seconds = kept * self._size + size, kept * self._seconds + max(seconds, 1e-6)
+        """Record a batch."""
+        decay = 0.5 ** (seconds / _HALF_LIFE_SECONDS)
+        self._size, self._seconds = decay * self._size + size, decay * self._seconds + max(seconds, 1e-6)
 
 
 def _whole_seconds(seconds: float) -> int:
@@ -69,17 +69,17 @@ def _whole_seconds(seconds: float) -> int:
 
 
 class Stopped(Exception):
-    """Nothing is accepted any more."""
+    """The batcher no longer accepts requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[Result]):
-    """What became of a request.
+    """A finished request.
 
     Args:
-        result: What its batch made of it.
-        waited: Seconds in the queue.
-        took: Seconds that its batch took.
+        result: The result from its batch.
+        waited: The time in the queue, in seconds.
+        took: The time of its batch, in seconds.
     """
 
     result: Result
@@ -89,12 +89,12 @@ class Done(Generic[Result]):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Facts about a batch that has ended, for metrics.
+    """Facts about a finished batch, for metrics.
 
     Args:
-        items: Its samples.
-        fill: Its size as a share of the budget; above 1 where one request was larger.
-        seconds: What it took.
+        items: The number of samples.
+        fill: Its size as a share of the budget; above 1 if a single request was larger.
+        seconds: Its duration in seconds.
     """
 
     items: int
@@ -115,16 +115,16 @@ class _Job(Generic[Work, Result]):
 class Batcher(Generic[Work, Result]):
     """Runs the work of requests in threads, several requests at a time.
 
-    A request is never split over batches, so that one run answers all of it. All methods belong to one event loop.
+    A request is never split across batches, so that a single run answers it. All methods must be called on one event loop.
 
     Args:
-        run: Called in a thread with the works of a batch; returns a result for each, in order, an exception for one that failed.
-        budget: How much is run together, in the unit of the requests' sizes.
-        max_items: Most samples that wait.
-        max_size: Most that waits, in the unit of the sizes.
-        threads: Batches that run at once.
+        run: Called in a thread with the works of a batch; returns a result for each, in order, or an exception for a work that failed.
+        budget: The size of a batch, in the unit of the requests' sizes.
+        max_items: The most samples that wait.
+        max_size: The largest total size that waits.
+        threads: The number of batches that run concurrently.
         merges: Whether a batch may have several requests.
-        on_batch: Told of every batch that has ended.
+        on_batch: Called with every finished batch.
     """
 
     def __init__(
@@ -148,47 +148,47 @@ class Batcher(Generic[Work, Result]):
         self._running: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Future[Any]] = set()
         self._changed = asyncio.Event()
-        self._answered = self._arrived = 0  # requests of the last batch, and those that came since
+        self._answered = self._arrived = 0  # requests of the last batch, and those that arrived since
         self._pause_ends = 0.0
-        self._speed = _Speed()  # in one thread
-        self._booked_until = 0.0  # when those who were refused so far should have been answered
+        self._speed = _Speed()  # of one thread
+        self._booked_until = 0.0  # when the requests that were refused so far should be answered
         self._dispatcher: asyncio.Task[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.threads = 0
         self.shape(budget=budget, threads=threads, merges=merges)
 
     def shape(self, *, budget: int, threads: int, merges: bool) -> None:
-        """Form batches otherwise from the next one on; see the constructor's arguments."""
+        """Change how batches are formed, from the next one on; see the constructor's arguments."""
         self.budget = budget
         self.merges = merges
         self.queue.quantum = max(1, budget // _TURNS_A_BATCH)
         if threads != self.threads:
             if self._pool is not None:
-                self._pool.shutdown(wait=False)  # what runs there still ends there
-            # A model is best run by the same thread every time: each has its own workers and memory inside of torch.
+                self._pool.shutdown(wait=False)  # running batches finish in the old pool
+            # A model runs best in the same thread every time, because torch keeps workers and memory for each thread.
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rm-plugins-score")
             self.threads = threads
 
     def start(self) -> None:
-        """Begin to run what is submitted."""
+        """Start running submitted requests."""
         self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch())
 
     async def submit(self, work: Work, *, client: str, items: int, size: int) -> Done[Result]:
-        """Have a request run, in its client's turn. A call that is cancelled before that takes it back.
+        """Run a request in its client's turn. If the call is cancelled before that, the request is removed from the queue.
 
         Args:
-            work: What is run.
-            client: Who shares the server fairly with the others.
-            items: Its samples.
-            size: How much work it is, about.
+            work: The work to run.
+            client: The client; clients share the server fairly.
+            items: The number of samples.
+            size: The approximate amount of work.
 
         Raises:
-            Overloaded: Too much waits already.
-            Stopped: The batcher stops, or stopped before the request's turn.
+            Overloaded: The queue is full.
+            Stopped: The batcher is stopping, or stopped before the request's turn.
         """
         if self.is_stopping:
             raise Stopped
-        if self._dispatcher is None:  # an application inside of another one is not told of its beginning
+        if self._dispatcher is None:  # an application mounted in another one gets no startup event
             self.start()
         if self.queue and self._is_too_much(client, items, size):
             raise Overloaded(self._book(max(1, size)))
@@ -206,7 +206,7 @@ class Batcher(Generic[Work, Result]):
             self._accepted.discard(job)
 
     def _is_too_much(self, client: str, items: int, size: int) -> bool:
-        """Whether a client's request must not wait: there is no room, and it is this client who has filled its part of it."""
+        """Whether to refuse a client's request: the queue is full, and the client has used up its share of it."""
         queue = self.queue
         shares = queue.clients + (client not in queue)
         own = queue.waiting(client)
@@ -220,7 +220,7 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds in which half of what was accepted should be done."""
+        """The time, in whole seconds, after which half of the accepted work should be done."""
         return _whole_seconds(self._drain_seconds / 2)
 
     @property
@@ -229,10 +229,10 @@ class Batcher(Generic[Work, Result]):
         return accepted / self._speed.rate / self.threads if self._speed.rate else 2 * _UNMEASURED_SECONDS
 
     def _book(self, size: int) -> int:
-        """Whole seconds after which a refused request should find room: when half of what was accepted is done, and after those that
-        were refused before it.
+        """The time, in whole seconds, after which a refused request should find room: when half of the accepted work is done, and after
+        the requests that were refused before it.
 
-        So they come back one after another, as fast as they are answered, and neither all at once nor when there is nothing left to do.
+        So refused clients return one after another at the speed of the server, neither all at once nor when the queue is already empty.
         """
         now, drain = time.monotonic(), self._drain_seconds
         wait = min(max(drain / 2, self._booked_until - now), _MOST_BOOKED * drain)
@@ -240,11 +240,11 @@ class Batcher(Generic[Work, Result]):
         return _whole_seconds(wait)
 
     async def call(self, function: Callable[..., Value], *arguments: Any) -> Value:
-        """Run a function where batches run, for it to meet none of them there.
+        """Run a function in the threads of the batches, so that it does not run concurrently with a batch of the same thread.
 
         Raises:
-            Overloaded: Too many of these wait already.
-            Stopped: The batcher stops.
+            Overloaded: Too many such calls wait.
+            Stopped: The batcher is stopping.
         """
         if self.is_stopping:
             raise Stopped
@@ -257,31 +257,31 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def load(self) -> int:
-        """How many requests wait or are run."""
+        """The number of requests that wait or run."""
         return len(self._accepted) + len(self._calls)
 
     async def _in_thread(self, function: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def settled(self) -> None:
-        """Wait for the end of the batches that run now."""
+        """Wait until the batches that are currently running have ended."""
         if self._running:
             await asyncio.wait(set(self._running))
 
     async def drained(self) -> None:
-        """Wait until nothing of what was accepted is left, and nothing runs."""
+        """Wait until all accepted requests are finished and nothing runs."""
         while waiting := {job.answer for job in self._accepted} | self._calls | self._running:
             await asyncio.wait(waiting)
-            await asyncio.sleep(0)  # for those who waited for it to take notice
+            await asyncio.sleep(0)  # let their callers continue
 
     async def stop(self, seconds: float) -> bool:
-        """Accept no more, and finish what was accepted.
+        """Stop accepting requests, and finish the accepted ones.
 
         Args:
-            seconds: The most time for it; what has not begun then ends with `Stopped`.
+            seconds: The time limit; requests that have not started by then fail with `Stopped`.
 
         Returns:
-            Whether everything was finished.
+            Whether all requests were finished.
         """
         self.is_stopping = True
         try:
@@ -305,11 +305,11 @@ class Batcher(Generic[Work, Result]):
                 await self._changed.wait()
             await self._pause()
             jobs = self.queue.take(self.budget if self.merges else 0)
-            if jobs:  # they may have been taken back in the pause
+            if jobs:  # they may have been cancelled during the pause
                 self._running.add(asyncio.get_running_loop().create_task(self._run_batch(jobs)))
 
     async def _pause(self) -> None:
-        """Wait for those who were just answered, who often ask again at once: with them, the next batch is fuller."""
+        """Wait briefly for clients that were just answered: they often send another request at once, which fills the next batch."""
         while self.merges and self._arrived < self._answered and self.queue.size < self.budget:
             self._changed.clear()
             try:
@@ -322,7 +322,7 @@ class Batcher(Generic[Work, Result]):
         results: Sequence[Result | Exception]
         try:
             results = await self._in_thread(self._run, [job.work for job in jobs])
-        except Exception as error:  # a fault of `run` itself; the next batch may go well
+        except Exception as error:  # an error of `run` itself; the next batch may succeed
             logger.exception("A batch failed")
             results = [error] * len(jobs)
         took = time.monotonic() - started
@@ -333,7 +333,7 @@ class Batcher(Generic[Work, Result]):
         self._pause_ends = time.monotonic() + _LONGEST_PAUSE * took
         self._changed.set()
         for job, result in zip(jobs, results, strict=True):
-            if job.answer.done():  # nobody waits for it any more
+            if job.answer.done():  # the caller no longer waits for it
                 continue
             if isinstance(result, Exception):
                 job.answer.set_exception(result)

@@ -1,4 +1,4 @@
-"""A queue in which each client has its turn."""
+"""A queue in which clients take turns."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Job(Protocol):
-    """What waits."""
+    """A waiting job."""
 
     @property
     def client(self) -> str:
-        """Whose it is."""
+        """The client that submitted it."""
 
     @property
     def items(self) -> int:
-        """How many samples it has."""
+        """The number of samples."""
 
     @property
     def size(self) -> int:
-        """How much work it is, at least 1."""
+        """The amount of work, at least 1."""
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -28,7 +28,7 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 @dataclass(slots=True)
 class Line(Generic[AnyJob]):
-    """The jobs of a client that wait, and how many samples and how much work they are."""
+    """The waiting jobs of a client, with their total samples and size."""
 
     jobs: deque[AnyJob] = field(default_factory=deque)
     credit: int = 0
@@ -39,9 +39,9 @@ class Line(Generic[AnyJob]):
 class FairQueue(Generic[AnyJob]):
     """Jobs by client, taken by deficit round robin (Shreedhar and Varghese, 1995).
 
-    Clients stand in a circle. At each turn a client is given credit, and its jobs are taken in their order as long as the credit
-    pays for their sizes; what is left of it stays as long as the client has jobs. So all clients that wait get the same amount of
-    work done, however many jobs they send and however large these are. The credit of a turn, `quantum`, is in the unit of sizes.
+    Clients take turns in a circle. At each turn, a client gets the credit `quantum` (in the unit of sizes), and its jobs leave the queue in
+    order until the credit is used up. Unused credit is kept while the client has jobs. So all waiting clients get the same amount of work
+    done, regardless of the number and size of their jobs.
     """
 
     def __init__(self, quantum: int) -> None:
@@ -49,7 +49,7 @@ class FairQueue(Generic[AnyJob]):
         self.items = 0
         self.size = 0
         self._lines: OrderedDict[str, Line[AnyJob]] = OrderedDict()
-        self._has_credit = False  # whether the first client was given its credit in an earlier batch already
+        self._has_credit = False  # whether the first client already got its credit in an earlier batch
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -59,21 +59,21 @@ class FairQueue(Generic[AnyJob]):
 
     @property
     def clients(self) -> int:
-        """How many clients have jobs that wait."""
+        """The number of clients with waiting jobs."""
         return len(self._lines)
 
     def waiting(self, client: str) -> Line[AnyJob]:
-        """What waits of a client's."""
+        """The waiting jobs of a client."""
         return self._lines.get(client) or Line()
 
     def put(self, job: AnyJob) -> None:
-        """Add a job after those of its client."""
+        """Add a job after the other jobs of its client."""
         line = self._lines.setdefault(job.client, Line())
         line.jobs.append(job)
         self._count(line, job.items, job.size)
 
     def discard(self, job: AnyJob) -> bool:
-        """Take a job out; returns whether it was there."""
+        """Remove a job; returns whether it was in the queue."""
         line = self._lines.get(job.client)
         if line is None or job not in line.jobs:
             return False
@@ -84,7 +84,7 @@ class FairQueue(Generic[AnyJob]):
         return True
 
     def take(self, budget: int) -> list[AnyJob]:
-        """Take the jobs of the next batch: as many as fit in the budget, and the first one whatever its size."""
+        """Take the jobs of the next batch: as many as fit in the budget, but at least one, of any size."""
         batch: list[AnyJob] = []
         room = budget
         while self._lines:

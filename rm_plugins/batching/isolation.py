@@ -1,4 +1,4 @@
-"""Scores the samples of several requests together, so that what fails in one of them changes nothing in another."""
+"""Scores the samples of several requests together; a failure in one request does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def score_requests(
     merges: bool = True,
     by_row: bool = True,
 ) -> list[Scores]:
-    """Score each request's samples, all that have the same columns in one batch as long as failures say whose they are.
+    """Score the samples of each request, together as long as failures name their rows.
 
-    A failure that names its rows costs the others nothing. One that names none is found by halves: whose request it is about, then
-    which rows of that. What the provider's own `on_error` makes up for then is made up for in each request by itself.
+    A failure that names its rows does not affect other rows. A failure without rows is located by bisection: first the request, then its
+    rows. Then the provider's own `on_error` is applied to each request separately.
 
     Args:
         provider: The reward.
-        requests: The samples of each request, none of them empty.
-        names: What the log calls each request.
+        requests: The samples of each request, at least one per request.
+        names: The name of each request in the log.
         merges: Whether samples of several requests may be scored together.
-        by_row: Whether a request's rows may be scored apart from each other, which they may not where a score depends on the others.
+        by_row: Whether the rows of a request may be scored separately; not if a score depends on the other rows.
 
     Returns:
-        The scores of each request; the errors are those that the provider does not make into abstentions.
+        The scores of each request; the errors are those that the provider does not turn into abstentions.
     """
     scored: dict[int, Scores] = {}
     groups = [[*range(len(requests))]] if merges and requests else [[number] for number in range(len(requests))]
@@ -50,7 +50,7 @@ def score_requests(
             continue
         scores, is_named = _attempted(provider, [sample for number in group for sample in requests[number]])
         if not is_named:
-            logger.warning("%d requests were scored together and failed; halves of them are looked at.", len(group))
+            logger.warning("%d requests failed together; scoring them in halves to find the cause.", len(group))
             groups += _halves(group)
             continue
         start = 0
@@ -64,7 +64,7 @@ def score_requests(
 
 
 def _scored_rows(provider: Provider, samples: Sequence[Sample], *, by_row: bool) -> Scores:
-    """The scores of one request, of which some rows may fail."""
+    """The scores of one request, in which some rows may fail."""
     scores, is_named = _attempted(provider, samples)
     if is_named or not by_row or len(samples) == 1 or len(scores.errors) < len(samples):
         return scores
@@ -76,9 +76,9 @@ def _scored_rows(provider: Provider, samples: Sequence[Sample], *, by_row: bool)
 
 
 def _attempted(provider: Provider, samples: Sequence[Sample]) -> tuple[Scores, bool]:
-    """The scores with the errors that nothing makes up for, and whether all failures said which rows they are about.
+    """The scores with the errors that the provider does not handle, and whether all failures named their rows.
 
-    Whatever a reward raises, even what is meant to end a program, is a failure of it.
+    Any exception of a reward counts as a failure, even one that normally ends a program.
     """
     before = unnamed_failures_in(provider)
     try:
@@ -98,7 +98,7 @@ def _all_failed(error: BaseException, size: int) -> Scores:
 
 
 def _log(scores: Scores, name: str) -> None:
-    """Write one record for a request, however many of its samples failed: the first failure, and how many others there are."""
+    """Log one record for a request with failed samples: the first failure, and the number of different other ones."""
     if scores.errors:
         first = scores.errors[min(scores.errors)]
         others = len({str(error) for error in scores.errors.values()}) - 1

@@ -1,4 +1,4 @@
-"""The forward pass of a whole training batch, with gradients: rows of any lengths in, their scores out."""
+"""The forward pass of a whole training batch, with gradients, over rows of any lengths."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _OVER_BUDGET = 1.25
-"""A pack may have this many times the budget: what rows have in common counts once, and so little is not always shared."""
+"""A pack may exceed the budget by this factor, because short common beginnings are counted once but not always shared."""
 
 
 @dataclass
 class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """What the model says of N rows.
+    """The model's outputs for N rows.
 
     Args:
         logits: The head's outputs, float [N, num_labels].
-        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not asked for; None if for none.
+        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not requested; None if no row requested it.
     """
 
     logits: torch.Tensor | None = None
@@ -50,22 +50,21 @@ class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped
 class BatchForward:
     """Lets a sequence classifier take a whole batch in one call: ``model(rows=[[token ids], ...])``.
 
-    One call is what wrappers such as DDP count on, however many micro-batches it takes. Inside, a decoder whose attention can be
-    replaced runs over packed rows (`rm_plugins.engine.packing`): no padding, and what rows begin with in common once. Any other
-    model runs over length-sorted, padded micro-batches. Scores and gradients are those of the rows one by one.
+    Wrappers such as DDP require a single call, however many micro-batches it runs. A decoder whose attention can be replaced runs over
+    packed rows (`rm_plugins.engine.packing`): without padding, and with shared prefixes stored once. Any other model runs over
+    padded micro-batches sorted by length. Scores and gradients equal those of the rows computed one by one.
 
-    What a model does with a few rows is compared between these ways, where their lengths are new and again after ten calls, a
-    hundred and so on, in training and in evaluation. One that looks beyond a row, at the batch or at its length, as batch
-    normalization and NEFTune's noise do, has no scores of rows one by one. It then runs over all rows at once, padded to the
-    longest, as trainers usually do.
+    This is checked on a few rows: for every new class of row lengths, and again after 10, 100, ... calls, separately for training and
+    evaluation. If the results differ because the model depends on other rows or on the length of the batch (batch normalization, NEFTune's
+    noise), all rows run at once, padded to the longest, as trainers usually do.
 
     Args:
-        model: The classifier; its ``forward`` is replaced by this object, which passes on every other call.
-        max_tokens: The budget for the tokens of a micro-batch; by default what suits the model's device.
-        share_prefixes: Whether rows may share the computation of their beginnings.
-        language_model_head: Gives logits of the vocabulary [n, vocabulary] for hidden states [n, size].
-        readout: Where a decoder's head reads a row; if unset, at its last token as `read` says. A row that is read at several tokens
-            has as many rows of `BatchOutput.logits`, one after the other.
+        model: The classifier; its ``forward`` is replaced by this object, which passes every other call to the original.
+        max_tokens: The token budget of a micro-batch; by default chosen for the model's device.
+        share_prefixes: Whether rows may share the computation of common beginnings.
+        language_model_head: Maps hidden states [n, size] to vocabulary logits [n, vocabulary].
+        readout: The tokens of a row that a decoder's head scores; by default the last token as defined by `read`. A row that is scored at
+            several tokens has as many consecutive rows in `BatchOutput.logits`.
         read: Which token of a row is its last, as for `rm_plugins.engine.readout.LastToken.of`.
     """
 
@@ -98,7 +97,7 @@ class BatchForward:
         model.forward = self
 
     def attention(self) -> AbstractContextManager[None]:
-        """The context in which a batch is run and its gradients are computed."""
+        """The context in which a batch must run and its gradients must be computed."""
         return attention_as(self.model, PACKED) if self.packs else nullcontext()
 
     def __call__(
@@ -108,28 +107,28 @@ class BatchForward:
         completion_starts: Sequence[int | None] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The outputs of `rows`, or of whatever else the model's own ``forward`` takes.
+        """The outputs for `rows`, or those of the model's own ``forward`` if `rows` is None.
 
         Args:
             args: The model's own arguments.
-            rows: Token ids per row, [N] lists without padding, none of them empty.
-            completion_starts: The number of prompt tokens of each row whose completion's log-probability is asked for.
+            rows: Token ids per row, [N] non-empty lists without padding.
+            completion_starts: The number of prompt tokens of each row whose completion's log-probability is requested, else None.
             kwargs: The model's own arguments.
 
         Raises:
-            UnsupportedError: Log-probabilities are asked of a model that gives none.
+            UnsupportedError: Log-probabilities are requested from a model without a language-model head.
         """
         if rows is None:
             return self._forward(*args, **kwargs)
         if self.packs and max(map(len, rows)) > self._window:
             self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
         if self._frequencies is not None and not self.whole and max(map(len, rows)) > self._frequencies.beyond:
-            self.stop_splitting("the frequencies of its rotary positions follow the longest row")
+            self.stop_splitting("the frequencies of its rotary positions depend on the longest row")
         if self._is_due(rows):
             self._check(rows)
         starts = completion_starts if completion_starts is not None else [None] * len(rows)
         if completion_starts is not None and (self.language_model_head is None or not self._decoder):
-            raise UnsupportedError(f"{type(self.model).__name__} has no language-model head to give log-probabilities.")
+            raise UnsupportedError(f"{type(self.model).__name__} has no language-model head, so it gives no log-probabilities.")
         return self._run(rows, starts, packs=self.packs, whole=self.whole)
 
     def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool, whole: bool) -> BatchOutput:
@@ -139,7 +138,7 @@ class BatchForward:
             return BatchOutput(logits=_in_order(batches))
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
-        readout = self.readout or LastToken.of(self.model, self.read)  # a trainer may give the model another padding token
+        readout = self.readout or LastToken.of(self.model, self.read)  # read now: a trainer may change the padding token
         for group, hidden, places in self._packed(rows) if packs else self._hidden(rows, groups):
             reads = [
                 (row, tokens[position])
@@ -152,7 +151,7 @@ class BatchForward:
         return BatchOutput(logits=_in_order(logits), logprobs=_in_order(logprobs) if logprobs else None)
 
     def _packed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
-        """Rows by number, the hidden states of a micro-batch [tokens, size], and the places of the rows' tokens there."""
+        """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
         backbone = getattr(self.model, self.model.base_model_prefix)
         for group, packing in self._packs(rows):
             arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
@@ -161,7 +160,7 @@ class BatchForward:
             yield group, hidden, [packing.tokens_of(place) for place in range(len(group))]
 
     def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
-        """Rows that run together: neighbours in the order of their tokens, which have the most in common."""
+        """Rows that run together: neighbours in the order of their tokens, because these share the longest prefixes."""
         budget = self._budget()
         pack: list[int] = []
         tokens = 0
@@ -175,7 +174,7 @@ class BatchForward:
         yield from self._packings(rows, pack)
 
     def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
-        """The pack, or parts of it where not all that its rows have in common is shared, as with many turns of one dialogue."""
+        """The pack, or its halves if it is too long because not every common prefix is shared, as with many turns of one dialogue."""
         packing = Packing([rows[row] for row in pack], share_prefixes=self.share_prefixes, device=self.model.device)
         if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
             yield pack, packing
@@ -187,7 +186,7 @@ class BatchForward:
     def _hidden(
         self, rows: Sequence[Sequence[int]], groups: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
-        """The same as `_packed` from padded micro-batches."""
+        """The same as `_packed`, for padded micro-batches."""
         backbone = getattr(self.model, self.model.base_model_prefix)
         for group in groups:
             inputs = self._padded(rows, group)
@@ -206,7 +205,7 @@ class BatchForward:
 
     def _budget(self) -> int:
         if not self._decoder and not self._pads():
-            return 0  # without padding, an encoder can only be given one row at a time
+            return 0  # without a padding token, an encoder can only run one row at a time
         if self.max_tokens is None:
             self.max_tokens = default_max_tokens(self.model)
         return self.max_tokens
@@ -222,7 +221,7 @@ class BatchForward:
         hidden: torch.Tensor,
         places: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Mean log-probability of each row's tokens behind its start, float [rows of the group], NaN for rows without one."""
+        """Mean log-probability of each row's tokens from its start on, float [rows of the group], NaN for rows without a start."""
         assert self.language_model_head is not None
         means = []
         for row, tokens in zip(group, places, strict=True):
@@ -236,9 +235,9 @@ class BatchForward:
         return torch.stack(means)
 
     def _is_due(self, rows: Sequence[Sequence[int]]) -> bool:
-        """Whether the rows of this call are compared: where their lengths are new, and again later.
+        """Whether the rows of this call are checked: for new classes of lengths, and at calls 1, 10, 100, ...
 
-        What a model looks at may begin as zero.
+        Later checks are needed because a dependence between rows may have weights that start at zero.
         """
         training = self.model.training
         self._calls[training] += 1
@@ -250,15 +249,15 @@ class BatchForward:
 
     @torch.no_grad()
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
-        """Compare a few rows between the ways to run them; stop those that differ."""
+        """Compare a few rows between the ways to run them; disable the ways that give other scores."""
         by_length = sorted(rows, key=len)
-        # More than one, for it to show where a model mixes rows.
+        # Several rows, so that a model that mixes rows is noticed.
         few = sorted([by_length[0], by_length[-1], *rows[:2], rows[0][1:] or rows[0]], key=len)
         ends = [few[0], few[-1]]
         with undisturbed(self.model) as has_drawn:
             together, alone = self._logits(ends, whole=True), torch.cat([self._logits([row], whole=True) for row in ends])
             if has_drawn():
-                problem: str | None = "it draws random numbers beside its dropout, as NEFTune does"
+                problem: str | None = "it draws random numbers besides dropout, as NEFTune does"
             else:
                 problem = self._difference(together, alone)
             if problem is not None:
@@ -271,7 +270,7 @@ class BatchForward:
             return self._difference(self._logits(rows, packs=True), self._logits(rows))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whether a model takes another attention shows only when it is tried
+        except Exception as error:  # only a trial shows whether a model supports another attention
             return f"{type(error).__name__}: {error}"
 
     def _logits(self, rows: Sequence[Sequence[int]], *, packs: bool = False, whole: bool = False) -> torch.Tensor:
@@ -280,31 +279,32 @@ class BatchForward:
         return logits
 
     def _difference(self, logits: torch.Tensor, expected: torch.Tensor) -> str | None:
-        found, plain = (values.double().cpu().numpy() for values in (logits, expected))
-        return scores_differ(found, plain, exact=self._is_exact())
+        scores, plain = (values.double().cpu().numpy() for values in (logits, expected))
+        return scores_differ(scores, plain, exact=self._is_exact())
 
     def stop_packing(self, problem: str) -> None:
-        """Pad rows from now on, and warn of it.
+        """Pad rows from now on, with a warning.
 
         Args:
             problem: Why they cannot be packed.
         """
         self._stop_packing()
         self._warn(
-            f"cannot be trained on packed rows ({problem}), so they are padded instead: exact, but slower where prompts are shared."
+            f"cannot be trained on packed rows ({problem}), so rows are padded instead. Results stay exact; training is slower if prompts "
+            "are shared."
         )
 
     def stop_splitting(self, problem: str) -> None:
-        """Run all rows of a batch at once from now on, padded to the longest, and warn of it.
+        """Run all rows of a batch at once from now on, padded to the longest, with a warning.
 
         Args:
-            problem: What of a row depends on the others.
+            problem: How a row depends on the others.
         """
         self._stop_packing()
         self.whole = True
         self._warn(
-            f"looks at more than a row ({problem}), so the rows of a batch run at once and are padded to the longest, as in TRL's "
-            "trainer. A row's reward may depend on its batch."
+            f"does not compute each row independently ({problem}), so all rows of a batch run at once, padded to the longest, as in "
+            "TRL's trainer. A row's reward may depend on its batch."
         )
 
     def _stop_packing(self) -> None:
@@ -320,6 +320,6 @@ class BatchForward:
 
 
 def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
-    """Tensors of groups of rows as one, row by row."""
+    """Concatenate tensors of groups of rows, in the order of the row numbers."""
     order = np.argsort([row for group, _ in batches for row in group], kind="stable")
     return torch.cat([values for _, values in batches])[torch.from_numpy(order).to(batches[0][1].device)]

@@ -1,7 +1,7 @@
-"""Runs a sequence classifier over token ids: the one scoring loop of this code base.
+"""Runs a sequence classifier over token ids: the only scoring loop of this code base.
 
-Equal rows run once, what rows have in common at their beginnings runs once where that pays (`rm_plugins.engine.plan`), and
-everything else in length-sorted micro-batches under a token budget.
+Duplicate rows are computed once, shared prefixes are computed once where that is faster (`rm_plugins.engine.plan`), and the rest runs
+in micro-batches sorted by length, within a token budget.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ logger = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 2_048
 ACCELERATOR_BATCH_TOKENS = 16_384
 SMALLEST_BATCH_TOKENS = 64
-"""The budget is not halved below this."""
+"""The smallest token budget after halving."""
 
-# A forward pass takes a while to launch, in which an accelerator could compute many more tokens than a CPU.
+# In the time that it takes to launch a forward pass, an accelerator could compute many more tokens than a CPU.
 _CPU_COSTS = Costs(launch=64, read=0.02)
 _ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
 
@@ -54,15 +54,15 @@ IndexArray: TypeAlias = NDArray[np.intp]
 
 @dataclass(slots=True)
 class Work:
-    """What scoring a batch took, of all variants of a model together.
+    """The work of scoring a batch, summed over all variants of a model.
 
     Args:
-        rows: Rows that were asked for.
-        duplicates: Rows with the same token ids as another one, which were not computed.
+        rows: Requested rows.
+        duplicates: Rows with the same token ids as another row, which were not computed.
         cached: Rows whose scores came from the score cache.
         tokens: Tokens of all rows.
-        unique_tokens: Tokens that the model ran over, without padding: duplicates and shared beginnings count once.
-        padded_tokens: The same with padding.
+        unique_tokens: Tokens that the model computed, without padding: duplicates and shared beginnings count once.
+        padded_tokens: The same including padding.
         seconds: Wall time.
     """
 
@@ -75,7 +75,7 @@ class Work:
     seconds: float = 0.0
 
     def as_metadata(self) -> dict[str, float]:
-        """The fields by name, with ``tokens_per_second`` and ``duplicate_share``, both 0 where nothing was scored."""
+        """The fields by name, with ``tokens_per_second`` and ``duplicate_share`` (both 0 if nothing was scored)."""
         return {
             **asdict(self),
             "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
@@ -84,20 +84,20 @@ class Work:
 
 
 class ScoringEngine:
-    """A model with its token budget, which one thread at a time runs.
+    """Scores rows of token ids with one model; one thread at a time runs the model.
 
     Args:
         model: A ``*ForSequenceClassification`` model in evaluation mode.
-        max_tokens: The budget for the padded tokens of a micro-batch; by default what suits the model's device. Halved for
-            good when the device runs out of memory.
-        share_prefixes: Whether a decoder may compute what rows begin with only once.
+        max_tokens: The budget of padded tokens of a micro-batch; by default chosen for the model's device. Halved permanently when the
+            device runs out of memory.
+        share_prefixes: Whether a decoder may compute shared prefixes only once.
         compile: Whether whole rows run through ``torch.compile``.
-        cache: Where scores are kept for later calls.
-        variants: Functions that each turn the model into another one of its architecture, such as by activating an adapter.
-            Every row is scored by all of them, and their outputs stand side by side.
-        width: How many outputs one variant's head gives; the model's labels if unset.
-        readout: Where a decoder's head reads a row; at its last token if unset. A decoder may be read at several tokens of a row
-            if it is causal.
+        cache: Stores scores for later calls.
+        variants: Functions that each turn the model into a variant with the same architecture, such as by activating an adapter.
+            Every row is scored by all variants, and their outputs are placed side by side.
+        width: The number of outputs of one variant's head; by default the model's number of labels.
+        readout: The tokens of a row that a decoder's head scores; by default the last token. Several tokens of a row need a causal
+            decoder.
     """
 
     def __init__(
@@ -134,22 +134,22 @@ class ScoringEngine:
         self._costs = costs_of(model)
 
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
-        """The classification head's outputs, float64 [N, variants * width], in the rows' order, and what they took.
+        """The classification head's outputs, float64 [N, variants * width], in the order of the rows, and the work that was done.
 
         Args:
-            ids: Token ids per row, [N] lists without padding, none of them empty. One that is read at several tokens has as many
-                rows of outputs, one after the other.
+            ids: Token ids per row, [N] non-empty lists without padding. A row that is scored at several tokens has as many
+                consecutive rows of outputs.
 
         Raises:
-            ScoringError: The device has not enough memory even for the smallest micro-batch.
+            ScoringError: The device has too little memory even for the smallest micro-batch.
         """
-        # A variant is the whole model's state, and so is much of what is learned of it and of its device.
+        # Activating a variant changes the whole model, and the engine updates its own state: one thread at a time.
         with self._one_thread, torch.inference_mode():
             return self._outputs(ids)
 
     def _outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         started = time.perf_counter()
-        # What follows the token that the score is read at changes nothing in a causal model.
+        # In a causal model, tokens after the scored one do not affect the score.
         rows = [row[: position + 1] for row in ids for position in self.readout.positions(row)] if self._causal else ids
         width, variants = self._width, len(self._variants)
         outputs = np.full((len(rows), variants * width), np.nan)
@@ -169,7 +169,7 @@ class ScoringEngine:
         return outputs, work
 
     def _parts(self, pending: IndexArray, rows: Sequence[Sequence[int]]) -> list[IndexArray]:
-        """The pending rows, by what can run together."""
+        """The pending rows, grouped by what can run together."""
         if not self._apart and self._frequencies is None:
             return [pending]
         lengths = [len(rows[row]) for row in pending]
@@ -179,16 +179,16 @@ class ScoringEngine:
         return [pending[parts == part] for part in np.unique(parts)]
 
     def _is_long(self, length: int) -> bool:
-        """Whether a model's frequencies are others for a row than for short ones."""
+        """Whether the model's rotary frequencies for a row of this length differ from those for short rows."""
         return self._frequencies is not None and length > self._frequencies.beyond
 
     def _compute(self, pending: IndexArray, rows: Sequence[Sequence[int]], outputs: FloatArray, work: Work) -> IndexArray:
         """Fill in the outputs of the pending rows; returns those that are still pending.
 
-        Rows stay behind where the device ran out of memory, and all of them where sharing prefixes turned out not to work.
+        Rows remain pending if the device ran out of memory; all of them do if sharing prefixes turned out not to work.
         """
         subset = [rows[row] for row in pending]
-        is_long = any(self._is_long(len(row)) for row in subset)  # whose beginnings would have the frequencies of short ones
+        is_long = any(self._is_long(len(row)) for row in subset)  # their prefixes would get the frequencies of short rows
         plan = self._plan(subset, share_prefixes=self.shares_prefixes and not is_long)
         logits: list[tuple[list[int], torch.Tensor]] = []
         unknown = self._unchecked(plan, subset)
@@ -200,7 +200,7 @@ class ScoringEngine:
                 self._checked.update(unknown)
         except torch.OutOfMemoryError as error:
             self._halve_budget(error)
-        except Exception as error:  # whether a model takes a cache, and how, shows only when it is tried
+        except Exception as error:  # only a trial shows whether a model supports a cache, and how
             if not unknown:
                 raise
             problem = f"{type(error).__name__}: {error}"
@@ -214,16 +214,16 @@ class ScoringEngine:
         return pending[~finished]
 
     def _plan(self, rows: Sequence[Sequence[int]], *, share_prefixes: bool) -> Plan:
-        # Without padding, an encoder can only be given one row at a time; a decoder reads nothing behind a row's end.
+        # Without a padding token, an encoder can only run one row at a time; a decoder is not affected by tokens after a row's end.
         max_tokens = self.max_tokens if self.is_decoder or self._pad_token_id is not None else 0
         return plan_batches(rows, max_tokens, self._costs, share_prefixes=share_prefixes)
 
     def _run(
         self, stages: Sequence[Stage], rows: Sequence[Sequence[int]], before: CachedPrefixes | None, work: Work
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Run stages and all that continue them; gives the numbers of rows that end, with their outputs [n, width].
+        """Run stages and their continuations; yields the numbers of the completed rows with their outputs [n, width].
 
-        The outputs stay on the device, which need not wait for the next micro-batch to be prepared.
+        The outputs stay on the device, so that it does not wait while the next micro-batch is prepared.
         """
         for stage in stages:
             caches = []
@@ -237,7 +237,7 @@ class ScoringEngine:
                     yield ends, self._whole_batch(batch, rows, inputs)
                     continue
                 cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=bool(stage.continuations))
-                with self._state.kept():
+                with self._state.restored():
                     hidden = self._backbone(input_ids=inputs["input_ids"], **cache.arguments(self._backbone)).last_hidden_state
                 if stage.continuations:
                     caches.append(cache)
@@ -249,7 +249,7 @@ class ScoringEngine:
                 yield from self._run(stage.continuations, rows, prefixes, work)
 
     def _whole_batch(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The outputs of whole rows, [segments, width], which are those of each row by itself."""
+        """The outputs of whole rows, [segments, width], checked to equal those of each row computed alone."""
         if len(batch.segments) == 1:
             return self._whole_rows(batch, rows, inputs)
         lengths = [len(segment) for segment in batch.segments]
@@ -265,7 +265,7 @@ class ScoringEngine:
         if key not in self._checked:
             self._checked.add(key)
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
-            places = sorted({order[0], order[len(order) // 2]})  # padding and company show most in short rows
+            places = sorted({order[0], order[len(order) // 2]})  # short rows are most affected by padding and by other rows
             alone = self._one_by_one(MicroBatch(tuple(batch.segments[place] for place in places)), rows)
             problem = self._scores_differ(logits[places].double().cpu().numpy(), alone.double().cpu().numpy())
             if problem is not None:
@@ -281,17 +281,17 @@ class ScoringEngine:
         return torch.cat(outputs)
 
     def _whole_rows(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._state.kept():
+        with self._state.restored():
             if not self.is_decoder:
                 logits: torch.Tensor = self._whole(**inputs).logits
                 return logits
-            # A causal model does not look at the padding behind a row; without a mask, its attention is faster.
+            # A causal model does not see the padding after a row; without a mask, its attention is faster.
             arguments = {name: values for name, values in inputs.items() if not (self._causal and name == "attention_mask")}
             hidden = self._whole(**arguments, use_cache=False).last_hidden_state
         return self._scores(batch, rows, hidden)
 
     def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
-        """The head's outputs where each row ends, [segments, width]; `hidden` is [segments, longest, size]."""
+        """The head's outputs at the scored token of each row, [segments, width]; `hidden` is [segments, longest, size]."""
         at = [self.readout.positions(rows[segment.row])[-1] - segment.start for segment in batch.segments]
         logits: torch.Tensor = self.model.score(
             hidden[torch.arange(len(at), device=hidden.device), on_device(at, hidden.device)]
@@ -299,29 +299,29 @@ class ScoringEngine:
         return logits
 
     def _unchecked(self, plan: Plan, rows: Sequence[Sequence[int]]) -> dict[Hashable, list[int]]:
-        """The ways of sharing in a plan that have not been compared yet, each with the rows that are computed so.
+        """The ways of sharing prefixes in a plan that have not been checked yet, each with the rows that are computed that way.
 
-        A way is whether beginnings are padded, and the classes of lengths that a beginning and its row belong to.
+        A way consists of whether prefixes are padded, and of the length classes of a prefix and its row.
         """
-        found: dict[Hashable, list[int]] = {}
+        unchecked: dict[Hashable, list[int]] = {}
         pads = plan.pads_prefixes
         for segment in self._continued(plan):
             way = ("sharing", pads, *(self._classes.of(size) for size in (segment.start, len(rows[segment.row]))))
             if way not in self._checked:
-                found.setdefault(way, []).append(segment.row)
-        return found
+                unchecked.setdefault(way, []).append(segment.row)
+        return unchecked
 
     @staticmethod
     def _continued(plan: Plan) -> list[Segment]:
-        """The segments that end rows whose beginnings ran before."""
+        """The segments that end a row and continue a cached prefix."""
         return [segment for stage in plan.walk() if not stage.continuations for segment in stage.segments if segment.start]
 
     def _compared(self, plan: Plan, rows: Sequence[Sequence[int]], unknown: Mapping[Hashable, Sequence[int]]) -> list[int]:
-        """Rows of a plan that shares prefixes, to be run whole as well: about a micro-batch, and at least one computed in each way."""
+        """Rows of a plan with shared prefixes to check by also running them whole: about a micro-batch, at least one for each way."""
         fitting = [segment.row for segment in self._continued(plan)]
         fitting = [row for row in fitting if len(rows[row]) <= self.max_tokens]
         step = -(-sum(len(rows[row]) for row in fitting) // self.max_tokens)
-        # The rows of the shortest beginning have the most padding before their continuation.
+        # The rows with the shortest prefix have the most padding before their continuation.
         stages = [stage for stage in plan.walk() if stage.continuations]
         uneven = max(stages, key=lambda stage: len({segment.stop for segment in stage.segments}))
         shortest = min(uneven.segments, key=lambda segment: segment.stop)
@@ -329,7 +329,7 @@ class ScoringEngine:
         return sorted({*fitting[:: max(1, step)]}.union({shortest.row, *each} & {*fitting}))
 
     def _difference(self, chosen: Sequence[int], rows: Sequence[Sequence[int]], outputs: FloatArray) -> str | None:
-        """What is wrong with the outputs of rows that shared prefixes, seen by running the chosen ones whole."""
+        """How the outputs of rows with shared prefixes differ from those of the chosen rows run whole; None if they agree."""
         subset = [rows[row] for row in chosen]
         stages = self._plan(subset, share_prefixes=False).stages
         whole, _ = _scattered(self._run(stages, subset, None, Work()), len(subset), self._width)
@@ -339,17 +339,17 @@ class ScoringEngine:
         return scores_differ(scores, expected, exact=self.model.dtype in (torch.float32, torch.float64))
 
     def _stop_batching(self, problem: str, shortest: int, longest: int) -> None:
-        """Have rows of different classes of lengths run apart; where one class does not go together, its rows one by one."""
+        """Run rows of different length classes separately from now on; if rows of one class disagree, run that class one by one."""
         is_known = self._apart if shortest != longest else bool(self._alone)
         if shortest != longest:
             self._apart = True
         else:
             self._alone.add(longest)
         if not is_known:
-            how = "apart from rows of other lengths" if shortest != longest else "one by one"
+            how = "separately from rows of other lengths" if shortest != longest else "one by one"
             warnings.warn(
                 f"{type(self.model).__name__} ({self.model.name_or_path}) gives a row another score in a batch than alone ({problem}), "
-                f"so such rows run {how} from now on: right, but slower.",
+                f"so such rows run {how} from now on. Scores stay correct; scoring is slower.",
                 stacklevel=2,
             )
 
@@ -357,26 +357,26 @@ class ScoringEngine:
         self.shares_prefixes = False
         warnings.warn(
             f"{type(self.model).__name__} ({self.model.name_or_path}) does not give the same scores from cached prompts ({problem}), "
-            "so every row is computed whole from now on: exact, but slower where prompts are shared.",
+            "so every row is computed whole from now on. Scores stay exact; scoring is slower if prompts are shared.",
             stacklevel=2,
         )
 
     def _halve_budget(self, error: Exception) -> None:
         if self.max_tokens <= SMALLEST_BATCH_TOKENS:
             raise ScoringError(
-                f"The device {self.model.device} has not enough memory left for one row or {self.max_tokens} tokens at a time: "
-                f"{error}. Free memory there, or set a smaller dtype or max_length in the spec."
+                f"The device {self.model.device} has too little free memory to score one row or {self.max_tokens} tokens at a time: "
+                f"{error}. Free memory on it, or set a smaller dtype or max_length in the spec."
             ) from error
         self.max_tokens //= 2
-        logger.warning("%s ran out of memory; scoring goes on with %d tokens at a time.", self.model.device, self.max_tokens)
+        logger.warning("%s ran out of memory; scoring continues with %d tokens at a time.", self.model.device, self.max_tokens)
 
 
 def _as_it_is() -> None:
-    """The one variant of a model that has no others."""
+    """The only variant of a model without variants."""
 
 
 def _scattered(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, width: int) -> tuple[FloatArray, BoolArray]:
-    """Outputs by row, float64 [size, width], and which rows have any."""
+    """Outputs by row, float64 [size, width], and which rows have outputs."""
     outputs, done = np.full((size, width), np.nan), np.zeros(size, dtype=np.bool_)
     for numbers, logits in batches:
         outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
@@ -384,26 +384,26 @@ def _scattered(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, wid
 
 
 def scores_differ(scores: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
-    """How scores differ from those of a plainer computation; None where they agree as floating point allows.
+    """How scores differ from those of a simpler computation; None if they agree within the tolerance.
 
     Args:
-        scores: Of any shape.
-        expected: The same scores, computed plainly.
-        exact: Whether the model computes in float32 or more, for a tolerance of 1e-4 instead of 5e-2.
+        scores: Scores of any shape.
+        expected: The same scores from the simpler computation.
+        exact: Whether the model computes in float32 or better: then the tolerance is 1e-4 instead of 5e-2, relative to 1 + abs(score).
     """
     difference = np.abs(scores - expected)
     allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(expected))
-    wrong = ~(difference <= allowed) & np.isfinite(expected)  # a model that gives no number is somebody else's to report
+    wrong = ~(difference <= allowed) & np.isfinite(expected)  # non-finite scores are reported elsewhere
     return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
 
 
 def costs_of(model: PreTrainedModel) -> Costs:
-    """What computing costs on the model's device beside the tokens."""
+    """The costs of a plan on the model's device."""
     return _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
 
 
 def default_max_tokens(model: PreTrainedModel) -> int:
-    """The budget that suits the device: on an accelerator, activations take at most half of the memory that is free."""
+    """The token budget for the model's device: on CUDA, activations take at most half of the free memory."""
     if model.device.type != "cuda":
         return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
@@ -412,7 +412,7 @@ def default_max_tokens(model: PreTrainedModel) -> int:
 
 
 def activation_bytes(model: PreTrainedModel) -> int:
-    """The memory of one token's activations in a layer, in bytes, as it is taken to be for a budget."""
+    """The estimated memory of one token's activations in a layer, in bytes."""
     config = model.config.get_text_config()
     widths = 12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     return int(widths * model.dtype.itemsize)

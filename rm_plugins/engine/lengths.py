@@ -1,4 +1,4 @@
-"""Lengths at which a model may begin to compute differently."""
+"""Row lengths at which a model's computation may change."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _OF_LENGTHS = re.compile(r"position|window|chunk|block|length|seq|context|span|b
 
 
 class LengthClasses:
-    """Classes of lengths, within which what was seen of one row is taken to hold for the others.
+    """Classes of row lengths: a check of one row is assumed to hold for all rows of its class.
 
-    They end at the powers of two and at every length that the model's configuration names, such as the positions that it was
-    trained on, beyond which the frequencies of its rotary embeddings may change, a window or a block.
+    Classes end at the powers of two and at every length in the model's configuration, such as a window or a block. The number of positions
+    it was trained on is one of them: beyond it, the frequencies of rotary embeddings may change.
 
     Args:
         config: The model's configuration.
@@ -39,7 +39,7 @@ class LengthClasses:
 
 
 def _lengths(config: Mapping[str, Any], named: bool = False) -> Iterator[int]:
-    """The numbers whose key, or that of the mapping or list that they are in, is one of a length."""
+    """The integers whose key, or the key of a mapping or list around them, names a length."""
     for key, value in config.items():
         is_named = named or bool(_OF_LENGTHS.search(str(key)))
         for item in value if isinstance(value, (list, tuple)) else [value]:

@@ -1,4 +1,4 @@
-"""What a model keeps from one run to the next, which would make a score depend on what was scored before."""
+"""State that a model keeps between runs, which would make a score depend on earlier rows."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SMALL = 65_536
-"""Buffers of more elements are tables, which are replaced if they change, and not written over."""
+"""Buffers with more elements are tables: models replace these instead of writing into them."""
 
 _PLAIN = (int, float, bool, str, type(None), torch.Tensor)
 
 
 class ModelState:
-    """The buffers and plain attributes of a model's modules, put back after each run.
+    """Restores the buffers and plain attributes of a model's modules after each run.
 
-    Rotary embeddings with dynamic scaling keep the frequencies of the longest row that they have seen.
+    This is needed because rotary embeddings with dynamic scaling keep the frequencies of the longest row so far.
 
     Args:
-        model: The model, whose rotary embeddings begin anew.
+        model: The model; its rotary embeddings are reset.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        # The layers of torch itself keep nothing while they are evaluated.
+        # Layers of torch keep no state in evaluation mode.
         own = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
         self._modules = [module for module in own if module._buffers]
         for module in self._modules:
-            _begin_anew(module)
+            _reset_frequencies(module)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Within it, a model may run; afterwards it is as before."""
+    def restored(self) -> Iterator[None]:
+        """Restore the model's state when the block ends."""
         before = [
             (module, dict(module._buffers), {name: value.clone() for name, value in _small(module)}, _attributes(module))
             for module in self._modules
@@ -63,8 +63,8 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
 
 
-def _begin_anew(module: nn.Module) -> None:
-    """Give rotary embeddings the frequencies that they were made with, whatever they have seen."""
+def _reset_frequencies(module: nn.Module) -> None:
+    """Reset the frequencies of rotary embeddings to their initial values."""
     for name in [name for name in module._buffers if name.endswith("inv_freq") and not name.endswith("original_inv_freq")]:
         prefix = name.removesuffix("inv_freq")
         original = getattr(module, f"{prefix}original_inv_freq", None)

@@ -1,4 +1,4 @@
-"""A model is run by one thread at a time, whatever holds it."""
+"""One lock for each model, shared by everything that runs it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 from rm_plugins.one_thread import OneThread
 
-_of_models: WeakKeyDictionary[nn.Module, OneThread] = WeakKeyDictionary()
-_looking = threading.Lock()
+_locks: WeakKeyDictionary[nn.Module, OneThread] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
 
 
 def one_thread_of(model: nn.Module) -> OneThread:
-    """Lets one thread at a time run a model, switch its mode, or make it one of its variants.
+    """The lock of a model: hold it to run the model, switch its mode, or activate a variant.
 
     Args:
-        model: The model; all that hold the same one share what they get.
+        model: The model; every call with the same model returns the same lock.
     """
-    with _looking:
-        return _of_models.setdefault(model, OneThread())
+    with _locks_guard:
+        return _locks.setdefault(model, OneThread())

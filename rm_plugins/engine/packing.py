@@ -1,7 +1,7 @@
-"""Rows of different lengths as one sequence without padding, in which what they have in common at their beginnings stands once.
+"""Packs rows of different lengths into one sequence without padding, in which shared prefixes are stored once.
 
-Attention keeps the rows apart, so that a decoder computes the same as row by row, and its gradients are the same too. It runs
-as one of transformers' attention implementations, and is handed the `Packing` through the keyword arguments of the model.
+Attention keeps the rows apart, so that a decoder gives the same outputs and gradients as row by row. It is registered as one of
+transformers' attention implementations and receives the `Packing` through the keyword arguments of the model.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ PACKED = "rm_plugins_packed"
 """The name of the attention implementation."""
 
 _LARGEST_KERNEL_HEAD = 256
-"""The kernel for sequences of any length takes heads of at most this size, in multiples of 8."""
+"""The largest head size of the kernel for variable-length sequences, which also needs a multiple of 8."""
 
 _UNLIMITED = 2**40
-# A packed beginning costs no launch of its own; what reads it reads it again.
+# A packed prefix needs no launch of its own; every row that continues it reads it again.
 _COSTS = Costs(launch=8, read=0.02)
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Tokens ``start`` to ``stop`` of the sequence: a stretch of a row, which continues ``before``, the stretches above it."""
+    """Tokens ``start`` to ``stop`` of the sequence: a part of a row, which continues the spans in ``before``."""
 
     start: int
     stop: int
@@ -54,9 +54,9 @@ class Packing:
     """N rows as one sequence of T tokens.
 
     Args:
-        rows: Token ids per row, [N] lists, none of them empty.
-        share_prefixes: Whether what rows have in common at their beginnings stands only once.
-        device: Where the tensors are.
+        rows: Token ids per row, [N] non-empty lists.
+        share_prefixes: Whether shared prefixes are stored only once.
+        device: The device of the tensors.
 
     >>> packing = Packing([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]])
     >>> packing.ids.tolist(), packing.positions.tolist()
@@ -96,13 +96,13 @@ class Packing:
         self.positions = on_device([positions], device)
 
     def tokens_of(self, row: int) -> torch.Tensor:
-        """The places of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
+        """The positions of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
         span = self._last[row]
         return _places((*span.before, span))
 
     @cached_property
     def _masks(self) -> list[torch.Tensor | None]:
-        """What each span sees of the stretches above it and of itself, bool [tokens, tokens above + tokens]; None at a start."""
+        """The attention mask of each span over its prefix and itself, bool [tokens, prefix + tokens]; None for spans without a prefix."""
         masks: list[torch.Tensor | None] = []
         for span in self.spans:
             above = sum(map(len, span.before))
@@ -112,12 +112,12 @@ class Packing:
 
     @cached_property
     def _read(self) -> torch.Tensor:
-        """The places of the keys that the spans see, span by span."""
+        """The positions of the keys that the spans attend to, span by span."""
         return _places([part for span in self.spans for part in (*span.before, span)]).to(self.ids.device)
 
     @cached_property
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Where the spans' queries and keys begin, int32 [spans + 1] each, and the most of either in a span."""
+        """The offsets of the spans' queries and keys, int32 [spans + 1] each, and the largest number of either in a span."""
         queries = [len(span) for span in self.spans]
         keys = [len(span) + sum(map(len, span.before)) for span in self.spans]
         starts = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=self.ids.device) for sizes in (queries, keys)]
@@ -126,8 +126,8 @@ class Packing:
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropout: float
     ) -> torch.Tensor:
-        """Causal attention within rows, [1, heads, T, size]; `key` and `value` have as many heads or a divisor of them."""
-        if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys, but not values, in float32
+        """Causal attention within rows, [1, heads, T, size]; the number of heads of `key` and `value` divides that of `query`."""
+        if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32, but not values
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         kernel = _kernel(query) if not dropout and query.shape[-1] == value.shape[-1] else None
@@ -138,7 +138,7 @@ class Packing:
         for span, mask in zip(self.spans, self._masks, strict=True):
             spans = (*span.before, span)
             keys, values = (
-                torch.cat([states[:, :, seen.start : seen.stop] for seen in spans], 2)
+                torch.cat([states[:, :, part.start : part.stop] for part in spans], 2)
                 if span.before
                 else states[:, :, span.start : span.stop]
                 for states in (key, value)
@@ -153,7 +153,7 @@ class Packing:
     def _in_kernel(
         self, kernel: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
-        """The same in one call of `varlen_attn`, which aligns a span's queries with the last of its keys."""
+        """The same as `attention` in one call of `varlen_attn`, which aligns a span's queries with the last of its keys."""
         grouped = {}
         if key.shape[1] != query.shape[1]:
             if _takes_grouped_heads(kernel):
@@ -174,12 +174,12 @@ class Packing:
             window_size=(-1, 0),
             **grouped,
         )
-        assert isinstance(attended, torch.Tensor)  # it is a pair where more is asked for
+        assert isinstance(attended, torch.Tensor)  # it would be a pair if more outputs were requested
         return attended.transpose(0, 1)[None]
 
 
 def _kernel(query: torch.Tensor) -> Callable[..., Any] | None:
-    """torch's attention for sequences of any length; None where this torch has none that is causal, or it cannot take these queries."""
+    """torch's attention for variable-length sequences; None if this torch has no causal one or it does not support these queries."""
     size = query.shape[-1]
     if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16) or size % 8 or size > _LARGEST_KERNEL_HEAD:
         return None
@@ -194,7 +194,7 @@ def _kernel(query: torch.Tensor) -> Callable[..., Any] | None:
 
 @cache
 def _has_flash_attention(device: torch.device) -> bool:
-    """Whether a GPU is of the Ampere generation or newer, for which torch has flash attention."""
+    """Whether torch has flash attention for a GPU: Ampere or newer."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -204,7 +204,7 @@ def _arguments(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _takes_grouped_heads(kernel: Callable[..., Any]) -> bool:
-    """Whether fewer key heads than query heads may be given, which the kernel of torch 2.11 does not allow."""
+    """Whether the kernel allows fewer key heads than query heads; that of torch 2.11 does not."""
     return "enable_gqa" in _arguments(kernel)
 
 
@@ -229,11 +229,11 @@ def _attend(
     packing: Packing | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' signature of an attention implementation."""
+    """The packed attention, with the signature of transformers' attention implementations."""
     window = settings.get("sliding_window")
     special = [name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None]
     if packing is None:
-        reason = "does not hand its keyword arguments to its attention"
+        reason = "does not pass its keyword arguments to its attention"
     elif attention_mask is not None:
         reason = "has a mask of its own"
     elif special:
@@ -249,12 +249,12 @@ ALL_ATTENTION_FUNCTIONS.register(PACKED, _attend)
 
 
 def attends_packed(model: PreTrainedModel) -> bool:
-    """Whether a decoder takes its attention from outside, as packing needs, and mixes tokens in no other way."""
+    """Whether a decoder's attention can be replaced, as packing needs, and attention is the only way in which it mixes tokens."""
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return takes_attention(model) and {*layers} <= {"full_attention", "sliding_attention"}
 
 
 def attention_window(model: PreTrainedModel) -> float:
-    """The length of rows up to which every token sees all before it; not every layer hands its window to its attention."""
+    """The row length up to which every token sees all earlier ones. Needed because not every layer passes its window to its attention."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return math.inf if has_standard_cache(model) or window is None else window

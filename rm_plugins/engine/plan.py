@@ -1,4 +1,4 @@
-"""Which tokens run together, and which run once for many rows. Pure: token ids in, a `Plan` out."""
+"""Plans which tokens run together and which prefixes are computed once for several rows. Pure: token ids in, a `Plan` out."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONTEXT_FACTOR = 4
-"""The tokens that a stage caches, and those that a micro-batch reads and computes, are at most this many token budgets."""
+"""The limit, in token budgets, on the tokens that a stage caches and on those that a micro-batch reads and computes."""
 MAX_LEVELS = 16
-"""Prefixes within prefixes are shared up to this depth."""
+"""The largest depth of shared prefixes within shared prefixes."""
 MAX_PIECES = 128
-"""A row longer than the budget is cut into at most this many pieces."""
+"""The largest number of pieces of a row that exceeds the budget."""
 
 TokenArray: TypeAlias = NDArray[np.uintc]
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a plan costs beside computing tokens, in units of computing one token.
+    """The costs of a plan in addition to computing tokens, in units of computing one token.
 
     Args:
-        launch: One micro-batch, however little is in it.
-        read: One row's reading of one cached token.
+        launch: The cost of one micro-batch of any size.
+        read: The cost of reading one cached token for one row.
     """
 
     launch: float
@@ -36,13 +36,13 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The tokens ``start`` to ``stop`` of a row. What comes before them is cached by ``parent``.
+    """The tokens ``start`` to ``stop`` of a row. The tokens before them are cached by ``parent``.
 
     Args:
-        row: The row, by number.
-        start: Its first token here.
-        stop: The token behind its last one here.
-        parent: The segment of the stage before, by position, that this one continues; None at the start of a row.
+        row: The number of the row.
+        start: The position of the first token.
+        stop: The position after the last token.
+        parent: The position of the continued segment in the previous stage; None at the start of a row.
     """
 
     row: int
@@ -56,7 +56,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Segments that run together, padded to the longest of them."""
+    """Segments that run together, padded to the longest one."""
 
     segments: tuple[Segment, ...]
 
@@ -68,12 +68,12 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Micro-batches that run one after the other, and what continues them.
+    """Micro-batches that run one after the other, and the stages that continue them.
 
     Args:
-        batches: The micro-batches, longest first, so that the peak memory shows early.
-        continuations: The stages that continue the segments, which are counted through all micro-batches; empty where the segments
-            end their rows, which are scored here.
+        batches: The micro-batches, longest first, so that the memory peak comes early.
+        continuations: The stages that continue the segments of all micro-batches; empty if the segments end their rows, which are
+            then scored in this stage.
     """
 
     batches: tuple[MicroBatch, ...]
@@ -85,7 +85,7 @@ class Stage:
         return [segment for batch in self.batches for segment in batch.segments]
 
     def walk(self) -> Iterator[Stage]:
-        """This stage and all that continue it, each before its continuations."""
+        """This stage and its continuations at all depths, each stage before its continuations."""
         yield self
         for stage in self.continuations:
             yield from stage.walk()
@@ -96,8 +96,8 @@ class Plan:
     """How a batch of N rows is computed.
 
     Args:
-        stages: The stages that start rows; their continuations hang below them.
-        computed_as: The row that each row is computed as, [N]: itself, or the first one with the same tokens.
+        stages: The stages that start rows; each holds its continuations.
+        computed_as: The row whose result each row gets, [N]: itself, or the first row with the same tokens.
     """
 
     stages: tuple[Stage, ...]
@@ -105,7 +105,7 @@ class Plan:
 
     def walk(self) -> Iterator[Stage]:
         """Every stage, each before its continuations."""
-        return (below for stage in self.stages for below in stage.walk())
+        return (inner for stage in self.stages for inner in stage.walk())
 
     @property
     def batches(self) -> Iterator[MicroBatch]:
@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def pads_prefixes(self) -> bool:
-        """Whether rows of a stage continue beginnings of different lengths."""
+        """Whether a stage caches prefixes of different lengths, which are then padded."""
         return any(stage.continuations and len({segment.stop for segment in stage.segments}) > 1 for stage in self.walk())
 
     @property
@@ -139,13 +139,13 @@ class Plan:
 
 
 def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *, share_prefixes: bool) -> Plan:
-    """Plan the computation of every row, each once.
+    """Plan the computation of all rows, with duplicates computed once.
 
     Args:
-        rows: Token ids per row, [N] lists, none of them empty.
-        max_tokens: The budget for the padded tokens of a micro-batch. A longer row runs by itself: in pieces of the budget
-            that continue each other where prefixes can be cached, else whole.
-        costs: What decides where rows are split into micro-batches, and which beginnings are worth sharing.
+        rows: Token ids per row, [N] non-empty lists.
+        max_tokens: The budget of padded tokens of a micro-batch. A longer row runs alone: if prefixes can be cached, in consecutive
+            pieces of the budget, else whole.
+        costs: Decide where rows are split into micro-batches and which prefixes are worth sharing.
         share_prefixes: Whether the model can continue cached tokens.
 
     >>> plan = plan_batches([[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4]], 100, Costs(launch=1, read=0.01), share_prefixes=True)
@@ -156,7 +156,7 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
     [(0, 0, 3)]
     [(1, 3, 5), (0, 3, 4)]
     """
-    # Any order of the tokens' bytes puts rows with a common prefix beside each other.
+    # Sorting by the tokens' bytes, in any byte order, puts rows with a common prefix next to each other.
     keys = [array("I", row).tobytes() for row in rows]
     first: dict[bytes, int] = {}
     computed_as = [first.setdefault(key, row) for row, key in enumerate(keys)]
@@ -173,15 +173,14 @@ def plan_batches(rows: Sequence[Sequence[int]], max_tokens: int, costs: Costs, *
 def micro_batches(
     lengths: Sequence[int], max_tokens: int, launch: float = math.inf, contexts: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Rows grouped by length, so that a padded micro-batch holds at most `max_tokens` tokens.
+    """Group rows by length, so that a padded micro-batch holds at most `max_tokens` tokens.
 
-    Every row appears exactly once; a row longer than the budget runs alone. Longest first, so that the peak memory of a
-    call shows in its first micro-batch. A micro-batch ends early where filling it up would cost more padding than another
-    launch.
+    Every row appears exactly once; a row longer than the budget runs alone. The longest rows come first, so that the first micro-batch
+    has the peak memory. A micro-batch ends early if filling it up would cost more padding than another launch.
 
     Args:
         lengths: Tokens per row, [N].
-        max_tokens: The budget for rows x longest row of a micro-batch.
+        max_tokens: The largest product of rows and longest row in a micro-batch.
         launch: The cost of a micro-batch, in tokens.
         contexts: Cached tokens before each row, [N]; rows x (longest row + longest context) stays within
             `CONTEXT_FACTOR` budgets.
@@ -208,7 +207,7 @@ def micro_batches(
 
 
 def _stages(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Costs) -> tuple[Stage, ...]:
-    """Stages of nodes, each with the position of the segment that it continues: continued ones first, then the ends of rows."""
+    """The stages of nodes, each given with the position of the segment that it continues: prefixes first, then ends of rows."""
     inner = [(node, parent) for node, parent in nodes if node.children]
     ends = [(node, parent) for node, parent in nodes if not node.children]
     groups = micro_batches([node.stop for node, _ in inner], CONTEXT_FACTOR * max_tokens)
@@ -230,7 +229,7 @@ def _stage(nodes: Sequence[tuple[_Node, int | None]], max_tokens: int, costs: Co
 
 @dataclass(slots=True)
 class _Node:
-    """A stretch of tokens that the rows below have in common; without children, the end of one row."""
+    """Consecutive tokens that all rows below it share; a node without children is the end of one row."""
 
     row: int
     start: int
@@ -244,19 +243,19 @@ class _Node:
 
 
 def _prefix_tree(keys: Sequence[tuple[bytes, int]]) -> _Node:
-    """The prefix tree of different rows, given by their tokens as sorted bytes and their numbers.
+    """The prefix tree of distinct rows, given as sorted pairs of their tokens' bytes and their numbers.
 
-    A row's end is always a node of its own with at least one token, even where the whole row is another one's prefix.
+    The end of a row is always a separate node with at least one token, even if the whole row is a prefix of another.
     """
     tokens = [np.frombuffer(key, dtype=np.uintc) for key, _ in keys]
     root = _Node(-1, 0, 0)
-    path = [root]  # down to the end of the row before, every node ending later than the one above
+    path = [root]  # from the root to the end of the previous row; every node ends later than its parent
     for position, (_, row) in enumerate(keys):
         common = _common_prefix(tokens[position - 1], tokens[position]) if position else 0
         branch = root
         while path[-1].stop > common:
             branch = path.pop()
-        if path[-1].stop < common:  # the row leaves the one before inside of `branch`: what both share goes above it
+        if path[-1].stop < common:  # the row differs from the previous one inside `branch`: split off the part that both share
             path[-1].children[-1] = _Node(branch.row, path[-1].stop, common, [branch])
             path.append(path[-1].children[-1])
             branch.start = common
@@ -267,46 +266,47 @@ def _prefix_tree(keys: Sequence[tuple[bytes, int]]) -> _Node:
 
 
 def _common_prefix(one: TokenArray, other: TokenArray) -> int:
-    """Leading tokens that two rows share, short of the last token of either."""
+    """The number of leading tokens that two rows share, not counting the last token of either."""
     length = min(len(one), len(other)) - 1
     different = np.flatnonzero(one[:length] != other[:length])
     return int(different[0]) if len(different) else length
 
 
 def _worth_sharing(root: _Node, max_tokens: int, costs: Costs) -> _Node:
-    """Dissolve the nodes whose sharing costs more than it saves, which hands their tokens to the nodes below."""
+    """Dissolve the nodes that cost more than they save: their children compute the tokens themselves."""
     levels = [[root]]
     while below := [child for node in levels[-1] for child in node.children if child.children]:
         levels.append(below)
     for level in range(len(levels) - 1, 0, -1):
         for node in levels[level]:
-            _take_up_dissolved(node)
-            # Without the node, each of its children would compute its tokens; with it, they are read, and it reads others.
+            _replace_dissolved(node)
+            # Without the node, each child would compute its tokens; with it, the children read them, and the node reads its own prefix.
             saved = len(node) * (len(node.children) - 1) - costs.read * (len(node) * node.below + node.start)
             node.dissolved = saved <= 0 or level > MAX_LEVELS
-        kept = [node for node in levels[level] if not node.dissolved]
-        batches = micro_batches([len(node) for node in kept], max_tokens, costs.launch)
-        spent = sum(costs.launch + len(batch) * len(kept[batch[0]]) for batch in batches)
+        shared = [node for node in levels[level] if not node.dissolved]
+        batches = micro_batches([len(node) for node in shared], max_tokens, costs.launch)
+        spent = sum(costs.launch + len(batch) * len(shared[batch[0]]) for batch in batches)
         if any(not child.children for node in levels[level - 1] for child in node.children):
-            spent += costs.launch  # rows that end below run apart from those that end here
-        spent += sum(costs.read * (len(node) * node.below + node.start) for node in kept)
-        if spent >= sum(len(node) * len(node.children) for node in kept):
-            for node in kept:
+            spent += costs.launch  # rows that end deeper run separately from those that end at this level
+        spent += sum(costs.read * (len(node) * node.below + node.start) for node in shared)
+        if spent >= sum(len(node) * len(node.children) for node in shared):
+            for node in shared:
                 node.dissolved = True
-    _take_up_dissolved(root)
+    _replace_dissolved(root)
     for node in (node for level in levels for node in level if not node.dissolved):
         for child in node.children:
             child.start = node.stop
     return root
 
 
-def _take_up_dissolved(node: _Node) -> None:
-    node.children = [kept for child in node.children for kept in (child.children if child.dissolved else [child])]
+def _replace_dissolved(node: _Node) -> None:
+    """Replace the dissolved children of a node by their children."""
+    node.children = [inner for child in node.children for inner in (child.children if child.dissolved else [child])]
     node.below = sum(1 + child.below for child in node.children)
 
 
 def _in_pieces(node: _Node, max_tokens: int) -> _Node:
-    """The node as a chain of nodes within the budget, and so all below it."""
+    """The node split into a chain of nodes within the budget, and its descendants likewise."""
     children = [_in_pieces(child, max_tokens) for child in node.children]
     size = max(max_tokens, -(-len(node) // MAX_PIECES))
     for start in reversed(range(node.start, node.stop, size)):

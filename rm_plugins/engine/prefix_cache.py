@@ -1,4 +1,4 @@
-"""What a decoder has computed of rows' prefixes, kept as keys and values for the tokens that follow."""
+"""Caches the keys and values that a decoder has computed for prefixes of rows."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DECODERS = frozenset({"biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt"})
-"""Model types that read their score as transformers' generic decoder does, without being one."""
+"""Model types that compute their score like `GenericForSequenceClassification` without inheriting from it."""
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Whether a model scores the hidden state of a row's last token that is not padding, through its head `score`."""
+    """Whether a model scores the hidden state of a row's last non-padding token with its head `score`."""
     return isinstance(model, GenericForSequenceClassification) or model.config.model_type in _DECODERS
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Whether no token of a decoder sees those behind it."""
+    """Whether no token of a decoder attends to later tokens."""
     config = model.config.get_text_config()
     return getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", None)
 
 
 def has_standard_cache(model: PreTrainedModel) -> bool:
-    """Whether each layer of a decoder keeps the keys and values of all tokens: no sliding windows, no recurrent states."""
+    """Whether each layer of a decoder caches the keys and values of all tokens: no sliding windows, no recurrent states."""
     config = model.config.get_text_config()
-    if config.model_type == "mpt":  # its positions count the padding inside of a row
+    if config.model_type == "mpt":  # its positions count the padding inside a row
         return False
     if is_stateful(model) or "local" in getattr(config, "attention_layers", ()):
         return False
@@ -47,11 +47,11 @@ def has_standard_cache(model: PreTrainedModel) -> bool:
 
 
 class CachedPrefixes:
-    """Keys and values of the prefixes of rows, with holes where padding was.
+    """Keys and values of prefixes, including padding, which the mask marks.
 
     Args:
-        layers: The keys and the values, each [rows, heads, cached tokens, size], of every layer.
-        mask: int64 [rows, cached tokens], 0 in the holes.
+        layers: The keys and the values of every layer, each [rows, heads, cached tokens, size].
+        mask: int64 [rows, cached tokens], 0 for padding.
     """
 
     def __init__(self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor) -> None:
@@ -60,14 +60,14 @@ class CachedPrefixes:
 
     @classmethod
     def of(cls, caches: Sequence[PrefixCache]) -> CachedPrefixes:
-        """What micro-batches have cached, one after the other, padded to the longest."""
-        kept = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
+        """Concatenate the caches of micro-batches, padded to the longest."""
+        states = [[(layer.keys, layer.values) for layer in cache.layers] for cache in caches]
         if len(caches) == 1:
-            return cls(kept[0], caches[0].mask)
+            return cls(states[0], caches[0].mask)
         width = max(cache.mask.shape[1] for cache in caches)
         layers = [
             (_stacked([keys for keys, _ in layer], width), _stacked([values for _, values in layer], width))
-            for layer in zip(*kept, strict=True)
+            for layer in zip(*states, strict=True)
         ]
         return cls(layers, torch.cat([pad(cache.mask, (0, width - cache.mask.shape[1])) for cache in caches]))
 
@@ -77,12 +77,12 @@ def _stacked(states: Sequence[torch.Tensor], width: int) -> torch.Tensor:
 
 
 class PrefixCache:
-    """The cache that a micro-batch reads what came before it from, and that it is kept in itself.
+    """The cache of one micro-batch: provides the prefixes that its segments continue, and stores the segments themselves.
 
     Args:
         before: The prefixes that are continued; None at the start of the rows.
-        segments: The micro-batch's segments.
-        mask: int64 [segments, longest], 0 where a segment is padded.
+        segments: The segments of the micro-batch.
+        mask: int64 [segments, longest], 0 for padding.
         keep: Whether other micro-batches will continue this one.
     """
 
@@ -101,14 +101,14 @@ class PrefixCache:
 
     @property
     def layers(self) -> Sequence[Any]:
-        """transformers' layers, each with its `keys` and `values`, once the micro-batch has run."""
+        """transformers' cache layers with their `keys` and `values`, after the micro-batch has run."""
         layers: Sequence[Any] = self._cache.layers
         return layers
 
     def arguments(self, backbone: torch.nn.Module) -> dict[str, Any]:
-        """What a backbone's ``forward`` takes beside the token ids."""
+        """The arguments of a backbone's ``forward`` other than the token ids."""
         arguments: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
-        if self._holes:  # padding behind a row is hidden from it by causality, padding inside of it is not
+        if self._holes:  # causality hides padding after a row, but not padding inside it
             arguments["attention_mask"] = self.mask
         if "position_ids" in inspect.signature(backbone.forward).parameters:
             arguments["position_ids"] = self._positions
@@ -116,9 +116,9 @@ class PrefixCache:
 
 
 class _Continuation(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """A layer's keys and values of prefixes, handed to every row that continues one of them.
+    """A cache layer that passes the keys and values of prefixes to the rows that continue them.
 
-    Unlike transformers' own layers, it makes the rows' copies of a prefix only while their layer runs.
+    Unlike transformers' own layers, it copies a prefix for its rows only while the layer runs.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, keep: bool) -> None:

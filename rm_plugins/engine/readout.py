@@ -1,4 +1,4 @@
-"""Where a decoder's score head reads a row."""
+"""The tokens of a row that a decoder's score head reads."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 class Readout(Protocol):
-    """Chooses the tokens of a row whose hidden states the score head is given.
+    """Chooses the tokens of a row whose hidden states are passed to the score head.
 
-    An answer is scored at one token. A model of steps is scored at several, one for each step: a row then has as many outputs.
+    An answer is scored at one token. A process reward model scores several tokens, one per step: the row then has as many outputs.
     """
 
     def positions(self, ids: Sequence[int]) -> Sequence[int]:
-        """The tokens to read of a row without padding, ascending, one or more.
+        """The positions to read in a row without padding: one or more, ascending.
 
-        A row that is cut off after one of them must have the same positions up to there.
+        If the row is cut off after one of them, the positions up to there must stay the same.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class LastToken:
-    """Reads a row at its last token that is not the padding token; without a padding token, at its last.
+    """Reads a row at its last token that is not the padding token; if there is no padding token, at its last token.
 
-    This is transformers' rule for one row by itself, which a batch must not change: with ``pad == eos`` it is the token
-    before the closing EOS, whatever side the padding is on. A row of nothing but padding tokens is read at its first.
+    This is transformers' rule for a single row, which a batch must not change: with ``pad == eos`` it is the token before the closing
+    EOS, regardless of the padding side. A row that consists of padding tokens only is read at its first token.
 
     Args:
         pad_token_id: The padding token, if there is one.
@@ -43,11 +43,11 @@ class LastToken:
 
     @classmethod
     def of(cls, model: PreTrainedModel, read: Read = "before-padding") -> LastToken:
-        """The readout of a classifier as transformers has it; with ``last``, at a row's very last token, whatever it is."""
+        """The readout of transformers' classifiers; with ``read="last"``, always the very last token of a row."""
         return cls(model.config.get_text_config().pad_token_id if read == "before-padding" else None)
 
     def positions(self, ids: Sequence[int]) -> tuple[int]:
-        """The one token to read."""
+        """The position of the token to read."""
         if self.pad_token_id is None:
             return (len(ids) - 1,)
         for position in range(len(ids) - 1, -1, -1):

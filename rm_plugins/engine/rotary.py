@@ -1,4 +1,4 @@
-"""Rotary positions whose frequencies follow the longest row that runs."""
+"""Rotary position embeddings whose frequencies depend on the longest row that runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChangingFrequencies:
-    """From when on a model's frequencies change with the length of what runs.
+    """The row length at which a model's rotary frequencies change, and how.
 
     Args:
-        beyond: Rows of up to so many tokens all have the same frequencies.
-        by_length: Whether those of a longer row depend on its very length (dynamic scaling), and are not the same for all of them.
+        beyond: Rows of up to this many tokens all have the same frequencies.
+        by_length: Whether the frequencies of a longer row depend on its exact length (dynamic scaling) or are the same for all longer rows.
     """
 
     beyond: int
@@ -24,19 +24,19 @@ class ChangingFrequencies:
 
 
 def changing_frequencies(config: PretrainedConfig) -> ChangingFrequencies | None:
-    """How the frequencies of a model change; None for one whose frequencies stay.
+    """How the frequencies of a model change with the row length; None if they are constant.
 
-    Dynamic scaling and LongRoPE are read as in transformers' ``modeling_rope_utils``.
+    Dynamic scaling and LongRoPE are recognized as in transformers' ``modeling_rope_utils``.
     """
     text_config = config.get_text_config()
     given = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None)
     if not isinstance(given, Mapping):
         return None
     nested = [value for value in given.values() if isinstance(value, Mapping)]
-    found = [change for rope in nested or [given] if (change := _of_rope(rope, text_config)) is not None]
-    if not found:
+    changes = [change for rope in nested or [given] if (change := _of_rope(rope, text_config)) is not None]
+    if not changes:
         return None
-    return ChangingFrequencies(min(change.beyond for change in found), any(change.by_length for change in found))
+    return ChangingFrequencies(min(change.beyond for change in changes), any(change.by_length for change in changes))
 
 
 def _of_rope(rope: Mapping[str, Any], config: PretrainedConfig) -> ChangingFrequencies | None:

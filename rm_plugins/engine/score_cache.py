@@ -1,8 +1,8 @@
-"""Scores that were computed before, found again by what was scored and by what scored it.
+"""Caches scores by scorer and row.
 
-The key of a row is a digest of the scorer's fingerprint and of the row. A model's fingerprint is made of its weights, configuration
-and dtype, and its rows are token ids, which are all that rendering and truncation come to: another model, revision, dtype or
-rendering never meets these scores. Other scorers have a fingerprint and rows of their own.
+The key of an entry is a digest of the scorer's fingerprint and of the row. A model's fingerprint covers its weights, configuration and
+dtype; its rows are token ids, the result of rendering and truncation. Another model, revision, dtype or rendering therefore never gets
+these scores. Other scorers define their own fingerprint and rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MEMORY = "memory"
-"""In place of a file's name: the cache lives as long as the provider."""
+"""Given instead of a file name: the cache lives as long as the provider."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _ENTRIES_IN_MEMORY = 200_000
 _BUSY_SECONDS = 10.0
 _DIGEST_BYTES = 16
 _NOT_OF_THE_NAME = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
-"""Why a file cannot be written that is named rightly."""
+"""Reasons why a file cannot be written although its name is right."""
 _KEYS_A_QUERY = 500
 _TABLE = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, outputs BLOB NOT NULL) WITHOUT ROWID"
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version")
@@ -51,24 +51,24 @@ Result = TypeVar("Result")
 IndexArray: TypeAlias = NDArray[np.intp]
 
 Row: TypeAlias = bytes | Sequence[int]
-"""What is scored: token ids, or any bytes."""
+"""One scored row: token ids, or any bytes."""
 
 
 class ScoreCache:
-    """A scorer's outputs for a row, in memory, and in an SQLite file where one is named.
+    """Caches a scorer's outputs in memory and, if a file is named, in an SQLite file.
 
-    Several processes of one machine may share a file. The memory holds the 200,000 entries used last; the file keeps everything
-    until it is deleted, about 120 bytes a row. Every entry in it has a checksum, and one that does not fit is computed anew.
+    Several processes on one machine may share a file. The memory holds the 200,000 most recently used entries; the file keeps everything
+    until it is deleted, about 120 bytes per row. Every entry in the file has a checksum; an entry with a wrong one is recomputed.
 
-    Nothing depends on the file: where it is locked, damaged, full or cannot be written, it is left alone from then on, with one warning.
+    Scoring does not depend on the file: if it is locked, damaged, full or cannot be written, it is not used any more, after one warning.
 
     Args:
-        where: ``memory``, or the file's path, which is made where there is none.
-        fingerprint: What identifies the scorer, such as a model's `model_fingerprint`.
+        where: ``memory``, or the path of the file, which is created if it does not exist.
+        fingerprint: Identifies the scorer, such as a model's `model_fingerprint`.
 
     Raises:
-        OutputError: What the path names is no file, and none can be made there.
-        ScoringError: The file is no cache.
+        OutputError: The path is not a file, and no file can be created there.
+        ScoringError: The file is not a score cache.
     """
 
     def __init__(self, where: str, fingerprint: str) -> None:
@@ -81,11 +81,11 @@ class ScoreCache:
             self._prepare(self._file)
 
     def read(self, rows: Sequence[Row], outputs: FloatArray) -> IndexArray:
-        """Fill in the outputs of known rows; returns the numbers of the others.
+        """Fill in the outputs of cached rows; returns the numbers of the other rows.
 
         Args:
-            rows: What is scored, [N].
-            outputs: float64 [N, outputs], changed where a row is known.
+            rows: The rows to look up, [N].
+            outputs: float64 [N, outputs], overwritten for cached rows.
         """
         with self._one_thread:
             return self._read(self._keys(rows), outputs)
@@ -94,9 +94,9 @@ class ScoreCache:
         absent = list(dict.fromkeys(key for key in keys if key not in self._memory))
         nothing: list[tuple[bytes, object]] = []
         for key, stored in self._in_file(lambda connection: _stored(connection, absent), nothing):
-            kept = stored[:-_DIGEST_BYTES] if isinstance(stored, bytes) else b""
-            if stored == _with_digest(key, kept) and len(kept) == outputs[0].nbytes:
-                self._memory[key] = np.frombuffer(kept, dtype=np.float64)
+            content = stored[:-_DIGEST_BYTES] if isinstance(stored, bytes) else b""
+            if stored == _with_digest(key, content) and len(content) == outputs[0].nbytes:
+                self._memory[key] = np.frombuffer(content, dtype=np.float64)
             else:
                 self._warn_of_damage()
         unknown = []
@@ -111,11 +111,11 @@ class ScoreCache:
         return np.array(unknown, dtype=np.intp)
 
     def write(self, rows: Sequence[Row], outputs: FloatArray) -> None:
-        """Keep the outputs of rows.
+        """Store the outputs of rows.
 
         Args:
-            rows: What is scored, [N].
-            outputs: float64 [N, outputs]; rows that are not finite are not kept.
+            rows: The scored rows, [N].
+            outputs: float64 [N, outputs]; rows that are not finite are not stored.
         """
         fresh = {key: row.copy() for key, row in zip(self._keys(rows), outputs, strict=True) if np.isfinite(row).all()}
         with self._one_thread:
@@ -131,29 +131,29 @@ class ScoreCache:
         ]
 
     def _prepare(self, file: Path) -> None:
-        """Make the file, or see that it is a cache."""
+        """Create the file, or check that it is a cache."""
         try:
             check_output(file)
         except OutputError as error:
             if getattr(error.__cause__, "errno", None) not in _NOT_OF_THE_NAME:
                 raise
-            self._leave(error)
-        # Readers and a writer do not wait for each other.
+            self._stop_using_file(error)
+        # In WAL mode, readers and a writer do not wait for each other.
         self._in_file(lambda connection: connection.execute("PRAGMA journal_mode = WAL"), None, refuses=True)
 
     def _in_file(self, work: Callable[[sqlite3.Connection], Result], otherwise: Result, *, refuses: bool = False) -> Result:
-        """What work in the file gives, by a connection of this moment, which no fork and no thread can inherit.
+        """The result of `work` on a new connection to the file; connections are not reused, because forks and threads must not share them.
 
         Args:
-            work: Committed, or rolled back on an error.
-            otherwise: What it gives where there is no file, or it cannot be used any more.
-            refuses: Whether a file that is no database is an error.
+            work: What to do with the connection; committed, or rolled back on an error.
+            otherwise: The result if there is no file or it cannot be used any more.
+            refuses: Whether a file that is not a database is an error.
         """
         if self._file is None:
             return otherwise
         try:
             with closing(sqlite3.connect(str(self._file), timeout=_BUSY_SECONDS)) as connection, connection:
-                connection.execute(_TABLE)  # also where somebody has deleted the file meanwhile
+                connection.execute(_TABLE)  # each time, in case the file was deleted
                 return work(connection)
         except sqlite3.Error as error:
             if refuses and error.sqlite_errorname == "SQLITE_NOTADB":
@@ -161,19 +161,18 @@ class ScoreCache:
                     f"The score cache {self._file} cannot be used: {error}. Name another file in the spec, or delete this one if it is "
                     "meant to be a cache."
                 ) from error
-            self._leave(error)
+            self._stop_using_file(error)
         return otherwise
 
-    def _leave(self, error: Exception) -> None:
-        """Do without the file from now on."""
+    def _stop_using_file(self, error: Exception) -> None:
         logger.warning(
-            "The score cache %s cannot be used (%s): scores are computed, and kept in memory only.", self._file, error
+            "The score cache %s cannot be used (%s). Scores are computed, and cached in memory only.", self._file, error
         )
         self._file = None
 
     def _warn_of_damage(self) -> None:
         if not self._damaged:
-            logger.warning("The score cache %s is damaged: entries whose checksum is wrong are computed anew.", self._file)
+            logger.warning("The score cache %s is damaged: entries with a wrong checksum are recomputed.", self._file)
         self._damaged = True
 
     def _forget(self) -> None:
@@ -190,20 +189,20 @@ def _stored(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple
     return stored
 
 
-def _with_digest(key: bytes, kept: bytes) -> bytes:
-    """What is kept of a row, with a digest of both behind it."""
-    return kept + hashlib.blake2b(kept, key=key, digest_size=_DIGEST_BYTES).digest()
+def _with_digest(key: bytes, content: bytes) -> bytes:
+    """The stored form of a row's outputs: their bytes, followed by a digest of key and bytes."""
+    return content + hashlib.blake2b(content, key=key, digest_size=_DIGEST_BYTES).digest()
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """A SHA-256 over a model's weights, configuration and dtype, as hexadecimal text. Reads every weight once.
+    """The SHA-256 of a model's weights, configuration and dtype, in hexadecimal. Reads every weight once.
 
-    Of a model whose code came with its checkpoint, that code counts as well.
+    If the model's code came with its checkpoint, the code is included.
     """
     import torch
 
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    # What an adapter's weights are multiplied with is in no tensor.
+    # The scale of an adapter's weights is not in any tensor.
     scales = {
         name: scale for name, module in model.named_modules() if isinstance(scale := getattr(module, "scaling", None), dict)
     }
@@ -217,9 +216,9 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def _code_of_the_checkpoint(model: PreTrainedModel) -> list[str]:
-    """Digests of the files with the code of a model that is not transformers' own, as they lie beside each other."""
+    """Digests of the Python files in the folder of the model's code, if that code came with the checkpoint."""
     module = type(model).__module__
-    if not module.startswith("transformers_modules."):  # the package that transformers makes of checkpoints' code
+    if not module.startswith("transformers_modules."):  # the package in which transformers puts code from checkpoints
         return []
     file = inspect.getsourcefile(type(model))
     files = [] if file is None else sorted(Path(file).parent.glob("*.py"))

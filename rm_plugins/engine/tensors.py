@@ -13,14 +13,14 @@ from rm_plugins.rendering.token_types import TYPE_STEP
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """A model's ``input_ids`` and ``attention_mask``, and ``token_type_ids`` where a token has a type; int64 [rows, longest].
+    """A model's ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if any token has a type; int64 [rows, longest].
 
-    They are padded on the right.
+    Rows are padded on the right.
 
     Args:
-        rows: Token ids per row, with their types in them (`rm_plugins.rendering.token_types`).
-        pad_token_id: What stands behind shorter rows.
-        device: Where the tensors are made.
+        rows: Token ids per row, which include the token types (`rm_plugins.rendering.token_types`).
+        pad_token_id: The token that shorter rows are padded with.
+        device: The device of the tensors.
     """
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
@@ -35,9 +35,9 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.devic
 
 
 def on_device(values: NDArray[np.int64] | Sequence[Any], device: torch.device | str) -> torch.Tensor:
-    """Whole numbers of any shape as int64 on a device.
+    """Integers of any shape as an int64 tensor on a device.
 
-    A GPU is not waited for, so that it computes while the next micro-batch is prepared.
+    The copy to a GPU is asynchronous, so that it computes while the next micro-batch is prepared.
     """
     tensor = torch.from_numpy(np.asarray(values, dtype=np.int64))
     pinned = torch.device(device).type == "cuda"

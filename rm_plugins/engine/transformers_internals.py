@@ -1,7 +1,7 @@
-"""The private names of transformers that the engine relies on, each once, with what it is needed for.
+"""The private names of transformers that the engine uses, each in one place.
 
-Read in transformers 4.57.6 and 5.23.0. A release may change them without notice; ``tests/test_transformers_internals.py`` says
-which one broke.
+Checked against the source of transformers 4.57.6 and 5.23.0. A release may change them without notice;
+``tests/test_transformers_internals.py`` then shows the broken name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["attention_as", "is_stateful", "takes_attention"]
 
 @contextmanager
 def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Within it, a model attends by another implementation, also where checkpointed layers run again for their gradients."""
-    # `set_attn_implementation` would check and log each of the many switches, and cannot tell what was set before.
+    """Within it, a model uses another attention implementation, also when checkpointed layers are recomputed for gradients."""
+    # `set_attn_implementation` would check and log each of the many switches, and does not return the previous setting.
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = implementation
@@ -30,10 +30,10 @@ def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
 
 
 def takes_attention(model: PreTrainedModel) -> bool:
-    """Whether all layers of a model look their attention up by the name in its configuration."""
+    """Whether all layers of a model look up their attention by the name in the configuration."""
     return bool(getattr(model, "_supports_attention_backend", False))
 
 
 def is_stateful(model: PreTrainedModel) -> bool:
-    """Whether a model keeps a recurrent state of what it has read, which no mask can take tokens out of."""
+    """Whether a model keeps a recurrent state, from which a mask cannot remove tokens."""
     return bool(getattr(model, "_is_stateful", False))

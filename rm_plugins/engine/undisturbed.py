@@ -1,4 +1,4 @@
-"""Running a model to look at it, in the middle of its training."""
+"""Runs a model during its training without affecting the training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _OF_SINGLE_FEATURES = (nn.Dropout, nn.AlphaDropout)
-"""Dropout that draws for every feature by itself, so that it is the same however rows are laid out."""
+"""Dropout that is drawn for each feature independently, so that the layout of rows does not change its distribution."""
 
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
-    """Within it, a model runs in the mode that it is in without the dropout of single features; afterwards it is as it was.
+    """Within it, a model runs in its current mode without feature-wise dropout; afterwards its state is restored.
 
-    The generators of random numbers and the model's buffers, such as the running means of batch normalization, are put back.
+    The states of the random number generators and the model's buffers, such as running means of batch normalization, are restored.
 
     Yields:
-        A function that tells whether anything was drawn at random since.
+        A function that returns whether random numbers have been drawn since.
     """
     dropping = [(module, name, vars(module)[name]) for module in model.modules() for name in _rates(module)]
     buffers = [
@@ -38,7 +38,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
         setattr(module, name, 0.0)
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # of checkpointed layers
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # from checkpointed layers
             before = _random_state(device)
             yield lambda: not all(map(torch.equal, before, _random_state(device)))
     finally:
@@ -49,7 +49,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
 
 
 def _rates(module: nn.Module) -> list[str]:
-    """The attributes of a module that are rates of such dropout: of the layer itself, or of a function that it calls."""
+    """The attributes of a module that are rates of feature-wise dropout: of the layer itself, or of a function that it calls."""
     if type(module) in _OF_SINGLE_FEATURES:
         return ["p"]
     return [name for name, value in vars(module).items() if "drop" in name and _is_rate(value)]

@@ -1,4 +1,4 @@
-"""Completions that a policy writes for prompts, to be scored and ranked."""
+"""Generates completions with a policy, for scoring and ranking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENGINES = ("transformers", "vllm")
 
 
 def default_engine() -> str:
-    """``vllm`` if it is installed and there is a GPU of CUDA, else ``transformers``."""
+    """``vllm`` if it is installed and a CUDA GPU is available, else ``transformers``."""
     if find_spec("vllm") is None:
         return "transformers"
     import torch

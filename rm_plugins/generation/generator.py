@@ -1,4 +1,4 @@
-"""A policy that writes completions, whichever engine runs it: the same seed samples the same completions."""
+"""The interface of policies that write completions. With the same engine, the same seed samples the same completions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rm_plugins.generation.prompts import CODE_SETTING, PolicyPrompts
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn. A model's own sampling settings, such as a ``top_k``, do not count.
+    """The sampling settings. A model's own sampling settings, such as a ``top_k``, are ignored.
 
     Args:
-        n: Completions of a prompt.
-        temperature: What the logits are divided by; above 0, and 2 at most.
-        top_p: Tokens are drawn among the most likely ones that together have this probability; above 0, 1 for all.
-        max_new_tokens: Where a completion is cut off that has not ended.
-        seed: Sampling depends on it, on the number of the prompt and on the place of the completion among those of its prompt,
-            and on nothing else: neither on the batch nor on `n`.
+        n: The number of completions per prompt.
+        temperature: The divisor of the logits; above 0, at most 2.
+        top_p: Tokens are sampled from the most likely ones with this total probability; above 0, 1 for all tokens.
+        max_new_tokens: The most tokens of a completion.
+        seed: The seed. Sampling depends only on the seed, the number of the prompt, and the position of the completion among those of its
+            prompt; not on the batch and not on `n`.
 
     Raises:
         DataError: A value is out of range.
@@ -39,27 +39,29 @@ class Sampling:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise DataError(f"Completions cannot be drawn with {name}={value!r}; allowed are integers from {least} on.")
+                raise DataError(
+                    f"Completions cannot be sampled with {name}={value!r}; it must be an integer of at least {least}."
+                )
         for name, most in (("temperature", 2), ("top_p", 1)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value <= most:  # which NaN is not, either
+            if not isinstance(value, (int, float)) or not 0 < value <= most:  # also refuses NaN
                 raise DataError(
-                    f"Completions cannot be drawn with {name}={value!r}; allowed are numbers above 0, and {most} at most."
+                    f"Completions cannot be sampled with {name}={value!r}; it must be a number above 0 and at most {most}."
                 )
             object.__setattr__(self, name, float(value))
 
     def seed_of(self, *place: int) -> int:
-        """The seed of a prompt (its number) or of a completion (and its place), an integer of 31 bits."""
+        """The seed of a prompt (given its number) or of a completion (given also its position), an integer of 31 bits."""
         return int(np.random.SeedSequence([self.seed, *place]).generate_state(1)[0] >> 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a policy wrote.
+    """A completion by a policy.
 
     Args:
-        text: Without the token that ended it.
-        finished: Whether the policy ended it, rather than the limit on tokens.
+        text: The text without the token that ended it.
+        finished: Whether the policy ended it; False if it was cut off at the token limit.
     """
 
     text: str
@@ -71,10 +73,10 @@ class Generator(ABC):
 
     Args:
         model: A folder or hub id.
-        sampling: How completions are drawn.
+        sampling: The sampling settings.
         options: Keyword arguments for the engine that loads the model: ``from_pretrained`` of transformers, ``LLM`` of vLLM.
-            Those that say where it comes from, such as ``revision``, are the tokenizer's too.
-        batch_size: Completions written at a time; the engine's `usual_batch_size` by default.
+            Options about the model's origin, such as ``revision``, also apply to the tokenizer.
+        batch_size: The number of completions written at a time; by default the engine's `usual_batch_size`.
 
     Raises:
         MissingDependencyError: The engine is not installed.
@@ -95,7 +97,7 @@ class Generator(ABC):
             self._load(dict(options or {}))
         except RmPluginsError:
             raise
-        except Exception as error:  # the hub, the engine and its libraries each have their own
+        except Exception as error:  # from the hub, the engine or its libraries
             from rm_plugins.models.model_folder import needs_code, reason_in_short
 
             reason = reason_in_short(error, CODE_SETTING) if needs_code(error) else error
@@ -107,29 +109,29 @@ class Generator(ABC):
 
     @abstractmethod
     def _draw(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[list[Completion]]:
-        """Draw `Sampling.n` completions of each prompt.
+        """Sample `Sampling.n` completions of each prompt.
 
         Args:
-            prompts: Token ids.
-            numbers: The number of each prompt, which its seeds are made of.
+            prompts: The token ids of each prompt.
+            numbers: The number of each prompt, from which its seeds are derived.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give the memory back that the model takes."""
+        """Free the memory of the model."""
 
     def complete(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[list[Completion]]:
         """Write completions of the prompts of several rows.
 
         Args:
-            rows: Each has a ``prompt``, text or messages; ``tools`` and ``chat_template_kwargs`` reach the chat template.
-            first: The number of the first row, from 0. It is part of what a completion's seed is made of.
+            rows: Rows with a ``prompt``, text or messages; ``tools`` and ``chat_template_kwargs`` are passed to the chat template.
+            first: The number of the first row, from 0. The seeds of completions depend on it.
 
         Returns:
-            `Sampling.n` completions a row.
+            `Sampling.n` completions per row.
 
         Raises:
-            DataError: A row has no prompt, or one that this policy cannot be given.
+            DataError: A row has no prompt, or one that this policy does not support.
             ModelError: The engine failed.
         """
         numbers = range(first, first + len(rows))

@@ -1,4 +1,4 @@
-"""What a policy is given of a row's prompt: token ids."""
+"""Converts the prompts of rows to token ids for a policy."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CODE_SETTING = "the engine's option `trust_remote_code` (--engine-options '{\"trust_remote_code\": true}')"
-"""What lets the code in a policy's checkpoint run."""
+"""The setting that allows code in a policy's checkpoint to run, for error messages."""
 
 _HUB_OPTIONS = {
     **{name: name for name in ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")},
-    "download_dir": "cache_dir",  # as vLLM calls it
+    "download_dir": "cache_dir",  # vLLM's name
     "hf_token": "token",
 }
-"""Options of an engine that say where a model comes from, and what they are called where its tokenizer is loaded."""
+"""Engine options about the origin of a model, with the names of the corresponding options of its tokenizer."""
 
 
 class PolicyPrompts:
-    """A policy's tokenizer, and its limit on tokens. The policy's weights are not needed for it.
+    """A policy's tokenizer and token limit, which can be used without the policy's weights.
 
     Args:
         model: A folder or hub id.
-        max_new_tokens: How many tokens a prompt must leave room for.
-        options: Keyword arguments for the engine that loads the model; those that say where it comes from count here too.
+        max_new_tokens: The number of tokens that a prompt must leave room for.
+        options: Keyword arguments for the engine that loads the model; those about the model's origin also apply to the tokenizer.
 
     Raises:
         ModelError: The tokenizer cannot be loaded.
@@ -41,21 +41,21 @@ class PolicyPrompts:
         self.max_new_tokens = max_new_tokens
         origin = {_HUB_OPTIONS[name]: value for name, value in (options or {}).items() if name in _HUB_OPTIONS}
         self.tokenizer, positions = _tokenizer_and_positions(model, origin)
-        limits = (positions, (options or {}).get("max_model_len"))  # the latter is vLLM's own limit
+        limits = (positions, (options or {}).get("max_model_len"))  # max_model_len is vLLM's limit
         self._positions = min((limit for limit in limits if limit is not None), default=None)
         self._tokens_after_text = _tokens_after(self.tokenizer)
 
     def tokens(self, row: Mapping[str, Any], where: str) -> list[int]:
-        """The token ids of a row's prompt: a text as it is, messages by the chat template.
+        """The token ids of a row's prompt: text unchanged, messages rendered with the chat template.
 
-        A text that the policy continues gets the special tokens that its tokenizer puts before texts, but not those after them.
+        Text gets the special tokens that the tokenizer adds before texts, but not those after them, because the policy continues it.
 
         Args:
-            row: Columns by name; ``tools`` (also as JSON) and ``chat_template_kwargs`` reach the chat template.
-            where: What an error message calls the row.
+            row: Columns by name; ``tools`` (also as JSON) and ``chat_template_kwargs`` are passed to the chat template.
+            where: The name of the row in error messages.
 
         Raises:
-            DataError: The row has no prompt, or one that this policy cannot be given.
+            DataError: The row has no prompt, or one that this policy does not support.
         """
         if row.get("prompt") is None:
             raise DataError(f"{where}: there is no 'prompt'; the row has the columns {', '.join(map(repr, row)) or 'none'}.")
@@ -69,24 +69,24 @@ class PolicyPrompts:
         else:
             tokens = self._templated([dict(message) for message in prompt], row, where)
         if not tokens:
-            raise DataError(f"{where}: the prompt is empty, and the policy {self.model!r} needs one token at least.")
+            raise DataError(f"{where}: the prompt is empty, but the policy {self.model!r} needs at least one token.")
         if self._positions is not None and len(tokens) + self.max_new_tokens > self._positions:
             raise DataError(
-                f"{where}: the prompt has {len(tokens):,} tokens, which with {self.max_new_tokens:,} new ones are more than the "
-                f"{self._positions:,} positions of the policy {self.model!r}. Leave the row out, or ask for fewer new tokens."
+                f"{where}: the prompt has {len(tokens):,} tokens; together with {self.max_new_tokens:,} new ones, this exceeds the "
+                f"{self._positions:,} positions of the policy {self.model!r}. Leave the row out, or request fewer new tokens."
             )
         return tokens
 
     def _templated(self, messages: list[dict[str, Any]], row: Mapping[str, Any], where: str) -> list[int]:
         if not self.tokenizer.chat_template:
             raise DataError(
-                f"{where}: the prompt is a list of messages, and the tokenizer of the policy {self.model!r} has no chat template. "
-                "Give it prompts that are text, or save a chat template with its tokenizer."
+                f"{where}: the prompt is a list of messages, but the tokenizer of the policy {self.model!r} has no chat template. "
+                "Use prompts that are text, or save a chat template with the tokenizer."
             )
         if messages and messages[-1].get("role") == "assistant":
             raise DataError(
-                f"{where}: the prompt ends with a message of the assistant. What a policy writes is a message of its own, which is "
-                "scored and trained on as one. Let prompts end with another role."
+                f"{where}: the prompt ends with an assistant message, but a completion is a separate assistant message. End prompts with "
+                "another role."
             )
         tools = row.get("tools")
         try:
@@ -97,7 +97,7 @@ class PolicyPrompts:
                 add_generation_prompt=True,
                 **(row.get("chat_template_kwargs") or {}),
             )
-        except Exception as error:  # a template is a program, with errors of its own
+        except Exception as error:  # a template is a program that may raise anything
             raise DataError(
                 f"{where}: the chat template of the policy {self.model!r} refuses the prompt: {type(error).__name__}: {error}"
             ) from error
@@ -105,16 +105,16 @@ class PolicyPrompts:
 
 
 def _tokens_after(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer puts after a text, such as one that ends it."""
+    """The number of special tokens that the tokenizer adds after a text, such as EOS."""
     whole, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
     extra = len(whole) - len(bare)
     return next((extra - before for before in range(extra + 1) if whole[before : before + len(bare)] == bare), 0)
 
 
 def _tokenizer_and_positions(model: str, origin: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A policy's tokenizer, and how many tokens the policy can look at, if its configuration says so."""
+    """A policy's tokenizer, and the policy's number of positions if its configuration has it."""
     from rm_plugins.models.model_folder import load_config, load_tokenizer
 
-    advice = "Name a folder or hub id that holds a causal language model and its tokenizer."
+    advice = "Name a folder or hub id with a causal language model and its tokenizer."
     tokenizer = load_tokenizer([model], f"the policy {model!r}", advice=advice, code_setting=CODE_SETTING, **origin)
     return tokenizer, position_limit(load_config(model, code_setting=CODE_SETTING, **origin))

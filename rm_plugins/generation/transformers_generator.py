@@ -1,4 +1,4 @@
-"""Completions by ``generate`` of transformers."""
+"""Generates completions with ``generate`` of transformers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class TransformersGenerator(Generator):
-    """A policy that transformers runs, on whatever device there is.
+    """A policy that transformers runs, on the available device.
 
-    Completions are written `batch_size` at a time, with the prompts padded on the left. Each has a random generator of its own,
-    so that a batch that does not fit into memory can be halved, and an interrupted job can resume in the middle of one, without
-    another completion being drawn.
+    `batch_size` completions are written at a time, with left-padded prompts. Each completion has its own random generator, so it does not
+    change when a batch that does not fit into memory is halved, or an interrupted job resumes in the middle of a batch.
     """
 
     usual_batch_size: ClassVar[int] = 32
@@ -37,11 +36,11 @@ class TransformersGenerator(Generator):
         own = self._policy.generation_config.eos_token_id
         ends = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
         self._ends = list(dict.fromkeys(token for token in ends if token is not None))
-        # `generate` takes from here what it is not told, such as a penalty on repetition; the policy is to be sampled as it is.
+        # `generate` reads further settings from here, such as a repetition penalty; none of them must apply.
         self._policy.generation_config = GenerationConfig()
 
     def close(self) -> None:
-        """Give the memory back that the model takes."""
+        """Free the memory of the model."""
         self._policy = None
         gc.collect()
         if torch.cuda.is_available():
@@ -60,7 +59,7 @@ class TransformersGenerator(Generator):
         return [completions[start : start + n] for start in range(0, len(completions), n)]
 
     def _completed(self, rows: Sequence[tuple[list[int], int]]) -> list[Completion]:
-        """One completion of each prompt with its seed, in halves where all at once do not fit."""
+        """One completion for each prompt and seed; a batch that does not fit into memory is halved."""
         try:
             return self._generate(rows)
         except torch.OutOfMemoryError:
@@ -75,7 +74,7 @@ class TransformersGenerator(Generator):
         prompts, seeds = zip(*rows, strict=True)
         width = max(map(len, prompts))
         padding = self.tokenizer.pad_token_id
-        if padding is None:  # which is masked, so that any will do
+        if padding is None:  # padding is masked, so any token works
             padding = self._ends[0] if self._ends else 0
         ids = [[padding] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -103,7 +102,7 @@ class TransformersGenerator(Generator):
 
     def _completion(self, prompt: list[int], tokens: list[int]) -> Completion:
         end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
-        # Some tokenizers drop the blank before a text's first word. The last token of the prompt before it keeps it.
+        # Some tokenizers drop the space before the first word of a text, so decode the last token of the prompt with it.
         before, whole = self._decoded(prompt[-1:]), self._decoded([*prompt[-1:], *tokens[:end]])
         text = whole[len(before) :] if whole.startswith(before) else self._decoded(tokens[:end])
         return Completion(text, end is not None)
@@ -114,10 +113,10 @@ class TransformersGenerator(Generator):
 
 
 class _GumbelNoise:
-    """Makes the most likely token of each row one that is drawn by the row's own generator.
+    """Samples by making the sampled token of each row the most likely one, with the row's own random generator.
 
-    The largest of log-probabilities with independent Gumbel noise added is a draw from their distribution (Gumbel 1954).
-    ``generate`` would draw all rows of a batch by one generator, so that each would depend on the others.
+    The largest of the log-probabilities plus independent Gumbel noise is a sample from their distribution (Gumbel 1954). ``generate``
+    itself would sample all rows of a batch with one generator, so that each row would depend on the others.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Completions by vLLM."""
+"""Generates completions with vLLM."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rm_plugins.generation.generator import Completion, Generator
 
 
 class VLLMGenerator(Generator):
-    """A policy that vLLM runs in this process's name, on its GPUs.
+    """A policy that vLLM runs, on the GPUs of this process.
 
-    It is given token ids and not texts or messages, so that it sees a prompt as `TransformersGenerator` does.
+    It gets token ids, not texts or messages, so that prompts are tokenized as in `TransformersGenerator`.
     """
 
-    usual_batch_size: ClassVar[int] = 2048  # it makes its own batches of them; few would leave the GPU idle at each end
+    usual_batch_size: ClassVar[int] = 2048  # vLLM forms its own batches; smaller calls would leave the GPU idle at their ends
 
     def _load(self, options: dict[str, Any]) -> None:
         try:
@@ -31,7 +31,7 @@ class VLLMGenerator(Generator):
     def close(self) -> None:
         """End the engine, which frees its GPU memory."""
         self._llm = None
-        gc.collect()  # vLLM ends its engine when nothing refers to it any more
+        gc.collect()  # vLLM stops its engine when no reference to it is left
 
     def _draw(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[list[Completion]]:
         sampling = self.sampling

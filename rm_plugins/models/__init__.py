@@ -1,4 +1,4 @@
-"""Trained reward models: what lies in a folder, what its outputs mean, and whether it still scores as it was trained to."""
+"""Trained reward models: loading a model folder, the meaning of its outputs, and verifying its recorded scores."""
 
 from rm_plugins.models.manifest import MANIFEST_NAME, GoldenScore, Manifest, ScoreStatistics
 

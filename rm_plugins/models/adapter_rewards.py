@@ -1,4 +1,4 @@
-"""Several LoRA adapters of one base model, which is loaded once, as one trained reward of several members."""
+"""Loads several LoRA adapters of one base model as one trained reward with several members; the base model is loaded once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rm_plugins.rendering.render import Renderer
 
 
 def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, source: str) -> TrainedReward:
-    """Load adapters of one base model, each a member of the reward, and compare them with their manifests if the settings say so.
+    """Load adapters of one base model as members of one reward, and check them against their manifests if `settings.verify` is set.
 
     Args:
-        adapters: Folders or hub ids, two or more.
-        settings: How they are loaded and run; the revision does not count.
-        source: What messages call all of them together.
+        adapters: Two or more folders or hub ids.
+        settings: How they are loaded and run; the revision is ignored.
+        source: The name of all of them together in messages.
 
     Raises:
         SpecError: An adapter differs from the first in its base model, rendering or labels.
@@ -57,7 +57,7 @@ def load_adapter_rewards(adapters: Sequence[str], settings: ModelSettings, sourc
 
 
 def _manifest_of_all(origins: Sequence[Origin], heads: Heads) -> Manifest | None:
-    """What the manifests say together; None where an adapter has none."""
+    """The combined manifest; None if an adapter has no manifest."""
     manifests = [origin.manifest for origin in origins if origin.manifest is not None]
     if len(manifests) < len(origins):
         return None
@@ -69,23 +69,23 @@ def _manifest_of_all(origins: Sequence[Origin], heads: Heads) -> Manifest | None
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What adapters must have in common: how samples become token ids, which ones, and what is made of the outputs."""
+    """The facts that must be equal for all adapters: rendering, token ids and heads."""
 
     rendering: Mapping[str, Any]
     heads: Heads
     token_ids: Sequence[Sequence[int]]
 
     def difference(self, other: _Facts, called: str) -> str:
-        """What is different, and what to do; empty if nothing is."""
+        """How the facts differ, and what to do; empty if they are equal."""
         for key, value in self.rendering.items():
             if value != other.rendering[key]:
-                return f"has {key}={value!r}, and {called} {other.rendering[key]!r}; give them one with the key `{key}`."
+                return f"has {key}={value!r}, but {called} has {other.rendering[key]!r}; set one for all with the key `{key}`."
         if self.heads != other.heads:
-            made = [" + ".join(f"{weight:g} * {name}" for name, weight in _weighted(facts.heads)) for facts in (self, other)]
-            return f"makes its reward of {made[0]}, and {called} of {made[1]}; say with the key `head` what it is made of."
+            sums = [" + ".join(f"{weight:g} * {name}" for name, weight in _weighted(facts.heads)) for facts in (self, other)]
+            return f"computes its reward as {sums[0]}, but {called} as {sums[1]}; set one for all with the key `head`."
         if self.token_ids != other.token_ids:
             return (
-                f"has a tokenizer that makes other token ids than that of {called}; if one of them is right for all, name it with the "
+                f"has a tokenizer that gives other token ids than that of {called}; if one of them is right for all, name it with the "
                 "key `tokenizer`."
             )
         return ""

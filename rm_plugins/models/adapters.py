@@ -1,4 +1,4 @@
-"""Which of peft's adapters can be those of a reward model."""
+"""Checks which of peft's adapters a reward model can use."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ _OF_WHOLE_TEXTS = {"XLORA": "weighs its layers by the whole text", "POLY": "choo
 
 
 def check_adapter(config: Any, adapter: str) -> None:
-    """Refuse an adapter that does more than to change layers of the model.
+    """Refuse an adapter that does more than change layers of the model.
 
-    The score would be read where padding may stand, or by peft's own code around the model, which no other program runs.
+    Otherwise the score could be read at a padding token, or would depend on peft's code around the model, which other programs do not run.
 
     Args:
         config: A `peft.PeftConfig`.
-        adapter: What an error calls it.
+        adapter: The name of the adapter in errors.
 
     Raises:
-        ModelError: It puts tokens of its own before or among those of the text, or looks at the whole text.
+        ModelError: The adapter adds its own tokens to the text, or depends on the whole text.
     """
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
-        problem = "has tokens of its own beside those of the text"
+        problem = "adds its own tokens to those of the text"
     elif getattr(config, "alora_invocation_tokens", None):
         problem = "begins at certain tokens of the text"
     else:
         problem = _OF_WHOLE_TEXTS.get(kind, "")
     if problem:
         raise ModelError(
-            f"{adapter} ({kind}) {problem}, so its score would depend on the padding of its batch or on code around the model. Take "
-            "an adapter of the model's layers, such as LoRA: peft.LoraConfig(...)."
+            f"{adapter} ({kind}) {problem}, so its score would depend on the padding of its batch or on code around the model. Use an "
+            "adapter of the model's layers, such as LoRA: peft.LoraConfig(...)."
         )

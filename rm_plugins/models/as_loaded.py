@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def as_loaded(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, a model that is being trained scores as it will when it was saved and loaded; afterwards it is as it was.
+    """Within it, a model in training scores as it will after saving and loading; afterwards its state is restored.
 
-    One thread at a time is let in. The model is in evaluation mode and computes in its own dtype: no autocast is on, neither around it
-    nor the one that accelerate's mixed precision has put into its ``forward``.
+    Only one thread at a time may enter. The model is in evaluation mode and computes in its own dtype: autocast is off, including the one
+    that accelerate's mixed precision adds to its ``forward``.
 
     Args:
-        model: The model, without wrappers such as DDP around it.
+        model: The model, without wrappers such as DDP.
     """
     with one_thread_of(model):
         modes = [(module, module.training) for module in model.modules()]
         wrapped = vars(model).get("forward")
-        original = vars(model).get("_original_forward")  # where accelerate keeps what it wraps
+        original = vars(model).get("_original_forward")  # accelerate stores the wrapped method here
         model.eval()
         if original is not None:
             model.forward = original

@@ -1,4 +1,4 @@
-"""Loads a sequence-classification checkpoint, and refuses one whose scores would mean nothing."""
+"""Loads sequence-classification checkpoints, and refuses those with meaningless scores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _Shapes: TypeAlias = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded model, its tokenizer, and the manifest beside it, if there is one."""
+    """A loaded model, its tokenizer, and its manifest if it has one."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def default_device() -> torch.device:
-    """This process's accelerator (the one of its ``LOCAL_RANK`` under a launcher), else the CPU."""
+    """The accelerator of this process (by ``LOCAL_RANK`` under a launcher), else the CPU."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or not torch.accelerator.is_available():
         return torch.device("cpu")
@@ -66,15 +66,17 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
 
     Raises:
-        ModelError: Nothing of that name is here or on the hub, it cannot be loaded, or it has no tokenizer, no
-            configuration, or no trained classification head.
+        ModelError: It is neither a folder nor a hub id, it cannot be loaded, or it has no tokenizer, no configuration, or no trained
+            classification head.
     """
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
-        raise ModelError(f"{source} is no model folder: it has neither config.json nor {_ADAPTER_CONFIG}.")
+        raise ModelError(
+            f"{source} is not a model folder: it has neither config.json nor {_ADAPTER_CONFIG}. Name a model folder."
+        )
     arguments, device = _arguments(settings)
-    base = _base_of(source, settings.revision)
     with _loading(source):
+        base = _base_of(source, settings.revision)
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
         model = own_weights(model.to(device).eval())
     return _beside(model, source, base, settings)
@@ -84,34 +86,38 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
     """Load several LoRA adapters, folders or hub ids, into the one base model that they were trained on.
 
     Returns:
-        A checkpoint for each adapter, all of the same model, and the functions that each make the model score as one of them. A
-        checkpoint's tokenizer is loaded when it is its turn, for several of a large vocabulary take the memory of a small model.
+        A checkpoint for each adapter, all with the same model, and a function for each adapter that makes the model score with it. The
+        checkpoints are yielded one by one, because several large tokenizers take as much memory as a small model.
 
     Raises:
-        SpecError: Something in the list is no adapter, or has another base model or number of labels than the first.
+        SpecError: An entry is not an adapter, or has another base model or number of labels than the first.
         ModelError: As for `load_checkpoint`.
     """
-    bases = [_base_of(source, None) for source in adapters]
+    bases: list[str | None] = []
+    for source in adapters:
+        with _loading(source):
+            bases.append(_base_of(source, None))
     shapes: list[_Shapes] = []
     for place, (source, base) in enumerate(zip(adapters, bases, strict=True)):
         where = f"adapters[{place}]"
         if base is None:
-            raise SpecError(f"{source} is no LoRA adapter: it has no {_ADAPTER_CONFIG}.", key=where)
+            raise SpecError(f"{source} is not a LoRA adapter: it has no {_ADAPTER_CONFIG}.", key=where)
         if os.path.realpath(base) != os.path.realpath(str(bases[0])):
             raise SpecError(
-                f"{source} is an adapter of {base!r}, and {adapters[0]} (adapters[0]) of {bases[0]!r}; all must be of one base model. "
-                "Models of different bases go into an `ensemble`.",
+                f"{source} is an adapter of {base!r}, but {adapters[0]} (adapters[0]) is one of {bases[0]!r}; all must have the same base "
+                "model. Combine models with different base models with an `ensemble`.",
                 key=where,
             )
-        shapes.append(_adapter_weights(source, None))
+        with _loading(source):
+            shapes.append(_adapter_weights(source, None))
         labels, first = _head_labels(shapes[-1]), _head_labels(shapes[0])
         if labels != first:
             raise SpecError(
-                f"{source} has {_head_in_words(labels)}, and {adapters[0]} (adapters[0]) {_head_in_words(first)}; all must have as many "
-                "labels.",
+                f"{source} has {_head_in_words(labels)}, but {adapters[0]} (adapters[0]) has {_head_in_words(first)}; all must have "
+                "the same number of labels.",
                 key=where,
             )
-    names = [f"member_{place}" for place in range(len(adapters))]  # a bare number would be taken for a layer's
+    names = [f"member_{place}" for place in range(len(adapters))]  # peft would confuse a bare number with that of a layer
     with _loading(adapters[0]):
         arguments, device = _arguments(settings)
         model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
@@ -121,7 +127,7 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
             missing = model.load_adapter(source, adapter_name=name, torch_device="cpu").missing_keys
             if missing:
                 raise ModelError(
-                    f"{source} has no weights for {', '.join(missing[:3])}, which its {_ADAPTER_CONFIG} announces."
+                    f"{source} has no weights for {', '.join(missing[:3])}, although its {_ADAPTER_CONFIG} requires them. Save it again."
                 )
         whole = own_weights(model.get_base_model().to(device).eval())
     checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
@@ -133,7 +139,7 @@ def _head_in_words(labels: int | None) -> str:
 
 
 def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
-    """The arguments of transformers' ``from_pretrained``, and where the model runs."""
+    """The arguments of transformers' ``from_pretrained``, and the device of the model."""
     device = default_device() if settings.device == "auto" else torch.device(settings.device)
     attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
     loading = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
@@ -141,22 +147,22 @@ def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
 
 
 def _base_of(source: str, revision: str | None) -> str | None:
-    """What an adapter is an adapter of; None where the source is none.
+    """The base model of an adapter; None if the source is not an adapter.
 
-    A path is relative to the working directory or, where it leads nowhere from there, to the adapter.
+    A path is relative to the working directory or, if it does not exist there, to the adapter's folder.
 
     Raises:
-        ModelError: The adapter names no base model, or a path that is no folder's.
+        ModelError: The adapter names no base model, or a path that is not a folder.
     """
     config = found_file(source, _ADAPTER_CONFIG, revision)
     if config is None:
         return None
     base = read_model_json(config).get("base_model_name_or_path")
-    advice = f"Write where it is into base_model_name_or_path in {config}: a whole path, or a model id of the hub."
+    advice = f"Set base_model_name_or_path in {config} to an absolute path or a hub id."
     if not base or not isinstance(base, str) or len(base) > _LONGEST_PATH or "\0" in base:
-        raise ModelError(f"The adapter {source} does not say what base model it is of. {advice}")
+        raise ModelError(f"The adapter {source} does not name its base model. {advice}")
     folders = [Path(base).expanduser(), config.parent / base]
-    with suppress(OSError):  # of a name that no folder can have
+    with suppress(OSError):  # raised for invalid names
         for folder in folders:
             if folder.is_dir():
                 return str(folder)
@@ -168,22 +174,22 @@ def _base_of(source: str, revision: str | None) -> str | None:
 
 @contextmanager
 def _loading(source: str) -> Iterator[None]:
-    """Turns what loading a model may raise into a `ModelError`; one thread at a time is let in.
+    """Turn any exception of loading a model into a `ModelError`; only one thread at a time may enter.
 
-    transformers sets the dtype that new tensors have in the whole process meanwhile: two that load at once would get each other's.
+    While loading, transformers sets the default dtype of the whole process, so two threads would affect each other's models.
     """
     try:
         with _ONE_THREAD:
             yield
     except RmPluginsError:
         raise
-    except Exception as error:  # the hub, transformers, safetensors and torch each have their own
-        what = source if Path(source).exists() else f"{source!r} is no folder here, and as a model id it"
+    except Exception as error:  # from the hub, transformers, safetensors or torch
+        what = source if Path(source).exists() else f"{source!r} is not a folder here, and as a hub id it"
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason_in_short(error)}") from error
 
 
 def _beside(model: PreTrainedModel, source: str, base: str | None, settings: ModelSettings) -> Checkpoint:
-    """The model with what lies beside its weights."""
+    """The model with its tokenizer and manifest."""
     tokenizers = [settings.tokenizer] if settings.tokenizer else [source, base]
     tokenizer = load_tokenizer(tokenizers, source, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     return Checkpoint(model, tokenizer, read_manifest(source, settings.revision))
@@ -203,9 +209,9 @@ def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
     if missing:
         architecture = ", ".join(model.config.architectures or []) or "no named architecture"
         raise ModelError(
-            f"{source} is no trained reward model: its checkpoint ({architecture}) has no weights for "
-            f"{', '.join(missing[:3])}, which would be random and so would every score. Train it as a sequence classifier "
-            "first (`rm-plugins train`), or name another folder."
+            f"{source} is not a trained reward model: its checkpoint ({architecture}) has no weights for "
+            f"{', '.join(missing[:3])}, so every score would be random. Train it as a sequence classifier first "
+            "(`rm-plugins train`), or name another folder."
         )
     return model
 
@@ -214,15 +220,15 @@ def _head_elsewhere(source: str, config: PretrainedConfig, revision: str | None)
     """Arguments of transformers' ``from_pretrained`` for the head of a model that another engine trained.
 
     Raises:
-        ModelError: What that engine makes a score of is not in the model.
+        ModelError: The engine computes its score with parts that the model does not have.
     """
     elsewhere = None if found_file(source, MANIFEST_NAME, revision) else trained_elsewhere(source, config, revision)
     if elsewhere is None:
         return {}
     if elsewhere.unusable is not None:
         raise ModelError(
-            f"{source} gives no score here that would be its own: {elsewhere.unusable}. Score with the engine that trained it, in a "
-            "function of yours (`module:function`) or behind a server."
+            f"{source} cannot be scored here as it was trained: {elsewhere.unusable}. Score with the engine that trained it, in your own "
+            "function (`module:function`) or through a server."
         )
     outputs = {} if elsewhere.outputs is None else {"num_labels": elsewhere.outputs}
     renamed = {} if elsewhere.head is None else {"key_mapping": {rf"^{re.escape(elsewhere.head)}\.": "score."}}
@@ -230,10 +236,7 @@ def _head_elsewhere(source: str, config: PretrainedConfig, revision: str | None)
 
 
 def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> tuple[Any, Iterable[str]]:
-    """An adapter of a base model, as peft's ``PeftModel``, and the weights that the base model lacks.
-
-    It lives inside of the base model's layers.
-    """
+    """Load an adapter into its base model; returns peft's ``PeftModel`` and the weights that the base model lacks."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -250,20 +253,22 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
             base,
             output_loading_info=True,
             **({} if labels is None else {"num_labels": labels}),
-            ignore_mismatched_sizes=head_labels is not None,  # the base may have a head of another size, which is replaced
+            ignore_mismatched_sizes=head_labels
+            is not None,  # the adapter replaces the base model's head, which may have another size
             **head,
             **shared,
         )
     except OSError as error:
         raise ModelError(
-            f"{source} is an adapter of {base!r}, which cannot be loaded: {error} If it is a folder, write its whole path into "
-            f"base_model_name_or_path in the adapter's {_ADAPTER_CONFIG}."
+            f"{source} is an adapter of {base!r}, which cannot be loaded: {error} If it is a folder, set base_model_name_or_path in the "
+            f"adapter's {_ADAPTER_CONFIG} to its absolute path."
         ) from error
     _check_every_weight(model, info["missing_keys"], source, base, weights)
     others = [key for key in map(_key, info["mismatched_keys"]) if not key.startswith(("score.", "classifier."))]
     if others:
         raise ModelError(
-            f"{source} is an adapter of {base!r}, whose weights do not fit its configuration: {', '.join(others)}."
+            f"{source} is an adapter of {base!r}, but these weights of the base model do not fit its configuration: "
+            f"{', '.join(others)}. Load or save the base model again."
         )
     return PeftModel.from_pretrained(model, source, adapter_name=name, revision=arguments["revision"]), info["missing_keys"]
 
@@ -271,43 +276,45 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
 def _check_every_weight(
     model: PreTrainedModel, missing_in_base: Iterable[str], source: str, base: str, weights: _Shapes
 ) -> None:
-    """Refuse an adapter where neither it nor its base model has a weight, which would be random."""
+    """Refuse an adapter if neither it nor its base model has some weight, because that would be random."""
     missing = sorted(set(missing_in_base) - weights.keys())
     if missing and _head_labels(weights) is None:
         raise ModelError(
-            f"{source} is an adapter of {base!r}, and neither holds a trained score head ({', '.join(missing)}). "
+            f"{source} is an adapter of {base!r}, but both lack a trained score head ({', '.join(missing)}). "
             "Train the adapter with modules_to_save=['score'], as rm_plugins_trl.RewardTrainer does."
         )
     if missing:
         modules = {module_of(model, key) for key in missing}
         modules.add("classifier" if hasattr(model, "classifier") else "score")
         raise ModelError(
-            f"{source} is an adapter of {base!r}, and neither has weights for {', '.join(missing[:3])}, which would be random and so "
-            f"would every score. Train the adapter with modules_to_save={sorted(modules)}, as rm_plugins_trl.RewardTrainer does."
+            f"{source} is an adapter of {base!r}, but both lack weights for {', '.join(missing[:3])}, so every score would be random. "
+            f"Train the adapter with modules_to_save={sorted(modules)}, as rm_plugins_trl.RewardTrainer does."
         )
 
 
 def _key(mismatched: Any) -> str:
-    """The name of a weight that does not fit, which transformers gives with both shapes."""
+    """The name of a mismatched weight, which transformers may report together with both shapes."""
     return str(mismatched if isinstance(mismatched, str) else mismatched[0])
 
 
 def module_of(model: PreTrainedModel, key: str) -> str:
-    """The module that a weight belongs to, by the name that an adapter's ``modules_to_save`` takes: ``pooler``, ``score``."""
+    """The module of a weight, named as in an adapter's ``modules_to_save``: ``pooler``, ``score``."""
     return key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
 
 
 def _head_labels(weights: _Shapes) -> int | None:
-    """The number of outputs of the head that an adapter carries; None if it carries none."""
+    """The number of outputs of an adapter's own head; None if it has no head."""
     ends = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
     return next((shape[0] for name, shape in weights.items() if name.endswith(ends)), None)
 
 
 def _adapter_weights(source: str, revision: str | None) -> _Shapes:
-    """The shapes of an adapter's weights, by the names that they have in the base model."""
+    """The shapes of an adapter's weights, by their names in the base model."""
     weights = found_file(source, _ADAPTER_WEIGHTS, revision)
     if weights is None:
-        raise ModelError(f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}.")
+        raise ModelError(
+            f"{source} has an {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}. Save the adapter's weights as safetensors."
+        )
     with safe_open(weights, framework="pt") as file:
         names = list(file.keys())
         return {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}

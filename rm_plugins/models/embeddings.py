@@ -1,4 +1,4 @@
-"""What a model has embeddings of: how many tokens it knows, and how many positions."""
+"""The sizes of a model's token and position embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings|pos
 
 
 def embedded_tokens(model: PreTrainedModel) -> float:
-    """How many token ids, from 0 on, a model knows; infinity where it has no table of them, as models of characters."""
+    """The number of token ids, from 0 on, that a model knows; infinity if it has no table of them, like character models."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError):
@@ -21,9 +21,9 @@ def embedded_tokens(model: PreTrainedModel) -> float:
 
 
 def embedded_positions(model: PreTrainedModel) -> float:
-    """How many tokens of a row a model has learned positions of; infinity where it computes them, as rotary embeddings do.
+    """The number of learned positions of a model; infinity if positions are computed, like rotary embeddings.
 
-    Those of the RoBERTa family begin behind the padding token's, and OPT's behind an offset.
+    Positions of the RoBERTa family start after that of the padding token, and OPT's after an offset.
     """
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Dropout whose masks are drawn once and stay: every pass of a model is one network with features left out."""
+"""Dropout with fixed masks: every pass of a model is one network with the same features left out."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HEAD_RATE = 0.1
-"""The share of a head's inputs that is left out where a model has no dropout of its own and none is asked for."""
+"""The default share of a head's inputs that is left out if the model has no dropout layers."""
 
 _HEADS = ("score", "classifier")
 _PROBED_LENGTHS = (2, 3)
 
 
 class FixedDropout(nn.Module):
-    """In place of a dropout layer: leaves out the same features of every token, others in every pass.
+    """Replaces a dropout layer: leaves out the same features of every token, but others in each pass.
 
     Args:
-        masks: [passes, features], 0 for what is left out, 1 / (1 - rate) for what is kept.
+        masks: [passes, features], 0 for features that are left out, 1 / (1 - rate) for the others.
     """
 
     masks: torch.Tensor
@@ -41,12 +41,12 @@ class FixedDropout(nn.Module):
         self.number = 0
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Leave out the features, [..., features], of the pass `number`."""
+        """Apply the mask of the pass `number` to features, [..., features]."""
         return hidden * self.masks[self.number]
 
 
 class _HeadOfPasses(nn.Module):
-    """A score head that gives its outputs for every pass, one pass after the other."""
+    """A score head that returns its outputs for all passes, concatenated."""
 
     masks: torch.Tensor
 
@@ -61,11 +61,11 @@ class _HeadOfPasses(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """How a model gives the outputs of all passes.
+    """How the outputs of all passes are computed.
 
     Args:
-        variants: A function for each pass, which makes the model run it; none where one run of the model is all passes.
-        in_one_run: Of how many passes one run gives the outputs, side by side.
+        variants: A function for each pass that selects it; empty if one run of the model computes all passes.
+        in_one_run: The number of passes that one run computes, with their outputs side by side.
     """
 
     variants: Sequence[Callable[[], None]] = ()
@@ -73,16 +73,16 @@ class Passes:
 
 
 def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate: float | None, seed: int) -> TrainedReward:
-    """Load a model and drop its features in each of several passes, which are its members.
+    """Load a model whose features are dropped in several passes, which are the members of the reward.
 
-    It is compared with its manifest before, if the settings say so.
+    The unchanged model is checked against its manifest first, if `settings.verify` is set.
 
     Raises:
-        ModelError: As `TrainedReward.load` does, or the model has nothing that features could be dropped of.
+        ModelError: As for `TrainedReward.load`, or the model has no features that could be dropped.
         ManifestError: The manifest does not match the model.
         SpecError: The settings name an output that the model does not have.
     """
-    # What the model scores as it is, for its golden samples, is none of the passes' scores that are kept.
+    # Without a cache, because golden samples are scored by the unchanged model, not by the passes.
     unchanged = replace(settings, cache=None)
     loaded = TrainedReward.load(source, unchanged)
     labels = loaded.model.config.num_labels
@@ -105,17 +105,17 @@ def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate
 def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed: int) -> Passes:
     """Change a classifier so that features are dropped in each of several passes.
 
-    The dropout layers that the model runs are replaced; those over attention weights, whose number is a row's length, stay off. In a
-    model without any that drops, the input of the score head is masked instead, and one run of the model is all passes.
+    The dropout layers that the model runs are replaced. Those over attention weights, where the number of features is the row's length,
+    stay off. If no layer drops anything, the input of the score head is masked instead, and one run of the model computes all passes.
 
     Args:
         model: The classifier, in evaluation mode.
         passes: The number of passes.
-        rate: The share of features that is left out; each layer's own if None.
-        seed: What the masks are drawn from, with the pass and the name of the layer.
+        rate: The share of features that is left out; by default each layer's own rate.
+        seed: The seed of the masks, which also depend on the pass and the name of the layer.
 
     Raises:
-        ModelError: The model has neither dropout nor a score head of a known name.
+        ModelError: The model has neither dropout nor a score head with a known name.
     """
     layers = {
         name: layer
@@ -138,15 +138,15 @@ def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed:
     head = next((name for name in heads if name in sizes), None)
     if head is None:
         raise ModelError(
-            f"{type(model).__name__} ({model.name_or_path}) has no dropout layers, and no head called {' or '.join(_HEADS)} whose input "
-            "could be dropped instead. Combine several models with `provider: ensemble`."
+            f"{type(model).__name__} ({model.name_or_path}) has no dropout layers, and no head called {' or '.join(_HEADS)} to drop inputs "
+            "of. Combine several models with `provider: ensemble`."
         )
     setattr(model, head, _HeadOfPasses(heads[head], masks(head, HEAD_RATE if rate is None else rate)))
     return Passes(in_one_run=passes)
 
 
 class _Pass:
-    """Makes dropout layers run one pass."""
+    """Selects a pass in all dropout layers."""
 
     def __init__(self, layers: Sequence[FixedDropout], number: int) -> None:
         self.layers = layers
@@ -158,23 +158,23 @@ class _Pass:
 
 
 def _masks(name: str, size: int, passes: int, rate: float, seed: int) -> torch.Tensor:
-    """Masks of a layer, float32 [passes, size]. Python's generator draws the same numbers everywhere and for good."""
+    """The masks of a layer, float32 [passes, size]. Python's generator gives the same numbers on every platform and version."""
     generators = [random.Random(f"{seed} {number} {name}") for number in range(passes)]
-    kept = [[generator.random() >= rate for _ in range(size)] for generator in generators]
-    return torch.tensor(kept, dtype=torch.float32) / (1 - rate)
+    retained = [[generator.random() >= rate for _ in range(size)] for generator in generators]
+    return torch.tensor(retained, dtype=torch.float32) / (1 - rate)
 
 
 @torch.inference_mode()
 def _feature_sizes(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict[str, int]:
-    """The number of features that each layer is given, by name, seen by running the model over rows of two lengths.
+    """The number of input features of each layer, by name, measured by running the model over rows of two lengths.
 
-    A layer that does not run has none, nor has one whose number depends on the length.
+    Layers that do not run, or with a number of features that depends on the length, are left out.
     """
-    seen: dict[str, set[int]] = {}
+    observed: dict[str, set[int]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any], None]:
         def remember(layer: nn.Module, arguments: Any) -> None:
-            seen.setdefault(name, set()).add(arguments[0].shape[-1])
+            observed.setdefault(name, set()).add(arguments[0].shape[-1])
 
         return remember
 
@@ -186,4 +186,4 @@ def _feature_sizes(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict
     finally:
         for handle in watches:
             handle.remove()
-    return {name: sizes.pop() for name, sizes in seen.items() if len(sizes) == 1}
+    return {name: sizes.pop() for name, sizes in observed.items() if len(sizes) == 1}

@@ -1,4 +1,4 @@
-"""Golden samples: what a model's scores on them are kept for, and how they are computed."""
+"""Golden samples: their scores are recorded with a model, so that changes of the model can be detected."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ GOLDEN_SAMPLES = (
     ),
     Sample([{"role": "user", "content": "Count. " * 400}], "One, two, three."),
 )
-"""Samples of every form, none of them anybody's data, whose scores are kept to recognise the model by."""
+"""Made-up samples of every form, with whose recorded scores a model is verified."""
 
 
 def golden_rows(renderer: Renderer) -> tuple[list[Sample], Sequence[Sequence[int]]]:
-    """The golden samples that a renderer's chat template takes, and their token ids, [N] lists."""
+    """The golden samples that a renderer's chat template accepts, and their token ids, [N] lists."""
     samples = []
     for sample in GOLDEN_SAMPLES:
         try:
@@ -59,9 +59,9 @@ def golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> l
     """The golden samples with the scores that a model in memory gives them.
 
     Args:
-        model: The model, which is left in the mode it was in.
-        renderer: How samples become its token ids.
-        heads: What its outputs are.
+        model: The model; its mode is restored.
+        renderer: The model's renderer.
+        heads: The meaning of its outputs.
     """
     samples, ids = golden_rows(renderer)
     with as_loaded(model):

@@ -1,4 +1,4 @@
-"""What the outputs of a reward model mean, and how its reward is made of them."""
+"""The meaning of a reward model's outputs, and how the reward is computed from them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rm_plugins.scores import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The outputs of a model's head, member by member of a shared-trunk ensemble.
+    """The outputs of a model's head, possibly for several members with a shared trunk.
 
-    A model with K members has K times the outputs of one: those of the first member come first.
+    A model with K members has K times the outputs of one member; those of the first member come first.
 
     Args:
-        names: The outputs of one member: ``reward``, the names of attributes, of quantiles, and so on.
-        weights: The weight of each in a member's reward; the reward is the mean over members.
+        names: The names of one member's outputs: ``reward``, attributes, quantiles, and so on.
+        weights: The weight of each output in a member's reward; the reward is the mean over members.
         members: The number of members.
 
     Raises:
-        SpecError: The names are not unique, or there is not one weight a name.
+        SpecError: The names are not unique, or there is not one weight per name.
 
     >>> heads = Heads(("helpful", "correct"), (0.5, 0.5), members=2)
     >>> heads.labels
@@ -37,14 +37,17 @@ class Heads:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.weights) or self.members < 1:
-            raise SpecError(f"Heads need different names with one weight each and at least one member, not {self}.")
+            raise SpecError(
+                "Heads need distinct names with one weight each and at least one member; got the names "
+                f"{', '.join(self.names) or 'none'}, {len(self.weights)} weights and {self.members} members."
+            )
 
     def __len__(self) -> int:
         return len(self.names) * self.members
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A name for each output, ``id2label`` of the model."""
+        """The name of each output, as in the model's ``id2label``."""
         if self.members == 1:
             return self.names
         alone = len(self.names) == 1
@@ -58,7 +61,7 @@ class Heads:
         return tuple(weight / self.members for weight in self.weights) * self.members
 
     def rewards_of_members(self, outputs: FloatArray) -> FloatArray:
-        """The reward of each member, float64 [members, N], from the model's outputs, [N, outputs]."""
+        """The rewards of each member, float64 [members, N], from the model's outputs, [N, outputs]."""
         each = outputs.reshape(len(outputs), self.members, len(self.names))
         rewards: FloatArray = (each @ np.array(self.weights)).T
         return rewards

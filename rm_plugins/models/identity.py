@@ -1,4 +1,4 @@
-"""What identifies a model: its weights, and what its tokenizer and its rendering make of samples."""
+"""The identity of a model: its weights, its tokenizer and its rendering."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
 
 WHERE_A_MODEL_IS = ("adapters", "chat_template", "model", "revision", "tokenizer")
-"""Keys of specs in whose place these facts stand."""
+"""Keys of specs that these facts replace."""
 
 
 def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> list[Any]:
-    """The digest of the weights, the rendering, and digests of the tokenizer and of a few samples' token ids, as JSON has them.
+    """The digest of the weights, the rendering, and digests of the tokenizer and of the token ids of a few samples, for JSON.
 
     Reads every weight once.
 
     Args:
-        renderer: How samples become token ids.
-        model: The model; None where it runs elsewhere.
+        renderer: The model's renderer.
+        model: The model; None if it runs elsewhere.
     """
     from rm_plugins.engine.score_cache import model_fingerprint
     from rm_plugins.models.golden import golden_rows
@@ -34,11 +34,11 @@ def model_facts(renderer: Renderer, model: PreTrainedModel | None = None) -> lis
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A SHA-256 over all that a tokenizer makes token ids by: its vocabulary and rules, its special tokens, its chat template."""
+    """The SHA-256 of everything that determines a tokenizer's token ids: vocabulary, rules, special tokens, chat template."""
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        for of_the_last_call in ("padding", "truncation"):
-            rules.pop(of_the_last_call, None)
+        for setting in ("padding", "truncation"):  # they depend on the last call
+            rules.pop(setting, None)
     else:
         rules = tokenizer.get_vocab()
     facts = [type(tokenizer).__name__, rules, tokenizer.special_tokens_map, tokenizer.chat_template]

@@ -1,4 +1,4 @@
-"""Averages the weights of reward models that were trained from the same start into one model.
+"""Averages the weights of reward models that were trained from the same initial weights.
 
 Source: weight averaged reward models (WARM), Ramé et al. 2024, arXiv 2401.12187.
 """
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAME_START = 0.5
-"""The least cosine similarity of two models' weight matrices that speaks for a common start.
+"""The smallest cosine similarity of two models' weight matrices that indicates the same initial weights.
 
-Matrices that were initialised independently have one near 0, whatever they were trained on; training moves a model by much less
-than its own length. At 0.5, each model would have moved as far as its start is long.
+Independently initialised matrices have a similarity near 0, even after training on the same data. Training changes weights by much less
+than their norm; at 0.5, each model would have moved by the norm of its initial weights.
 """
 
 _COMPARED_WEIGHTS = 10_000_000
@@ -59,7 +59,7 @@ _INSTEAD = "The scores of such models can be averaged instead, with `provider: e
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What is kept of a model when its weights are in the mean."""
+    """Facts about a model that are needed after its weights were averaged."""
 
     source: str
     manifest: Manifest | None
@@ -71,7 +71,7 @@ class _Member:
 
     @property
     def start(self) -> str | None:
-        """What its manifest says that it was trained from."""
+        """The base model in its manifest."""
         return self.manifest.training.get("base_model") if self.manifest is not None else None
 
 
@@ -85,26 +85,26 @@ def merge_models(
     statistics: Callable[[Path], ScoreStatistics | None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
-    """Write a model whose weights are the mean of several models' weights.
+    """Write a model with the mean of several models' weights.
 
-    Members are read one at a time, and the mean is kept in float32, so that this takes the memory of two float32 models. The
-    result has the first member's dtype and configuration, and is written whole or not at all.
+    Members are read one at a time, and the mean is computed in float32, so this needs the memory of two float32 models. The result has the
+    first member's dtype and configuration. It is written atomically.
 
     Args:
-        sources: K model folders, LoRA adapter folders (which are merged into their base models first) or hub ids, two or more.
+        sources: K model folders, LoRA adapter folders (which are merged into their base models first) or hub ids, at least two.
         out: The folder to write.
-        weights: K weights, not negative, of which only the proportions count; equal ones by default.
-        allow_different_starts: Whether to go on where the weights say that the members were not trained from one start.
-        overwrite: Whether to replace what `out` holds.
-        statistics: Called with the finished folder before it becomes `out`; gives the score statistics for the manifest.
-        progress: Called with each source once its weights are in the mean.
+        weights: K non-negative weights; only their ratios matter. Equal by default.
+        allow_different_starts: Whether to average members even if their weights show that they were trained from different initial weights.
+        overwrite: Whether to replace the contents of `out`.
+        statistics: Called with the finished folder before it becomes `out`; returns the score statistics for the manifest.
+        progress: Called with each source after its weights were averaged.
 
     Returns:
         The manifest of the merged model.
 
     Raises:
-        SpecError: There are fewer than two members, or the weights do not fit them.
-        ModelError: A member cannot be loaded or does not fit the first one, or `out` holds something.
+        SpecError: There are fewer than two members, or the weights are invalid.
+        ModelError: A member cannot be loaded or does not fit the first one, or `out` is not empty.
         OutputError: `out` cannot be written.
 
     Source: WARM, arXiv 2401.12187, section 3.1: the mean of the members' weights, under a shared pretraining.
@@ -119,7 +119,7 @@ def merge_models(
     total = shares[0]
     for source, share in zip(sources[1:], shares[1:], strict=True):
         total += share
-        # The mean of all so far; a share of nothing of nothing is nothing.
+        # Update the running mean; if all weights so far are 0, the share is 0.
         facts.append(_averaged(model, first, source, share, share / total if total else 0.0, allow_different_starts))
         if progress is not None:
             progress(source)
@@ -127,7 +127,7 @@ def merge_models(
     training = {"base_model": starts.pop() if len(starts) == 1 else None, "members": facts}
     with replacing_folder(out) as folder:
         manifest = _write(folder, model, dtype, first, training, common_format(fact["trained_on"] for fact in facts))
-        del model  # which leaves its memory to what the statistics take
+        del model  # free its memory for computing the statistics
         if statistics is not None:
             manifest = manifest.model_copy(update={"statistics": statistics(folder)})
             manifest.write(folder)
@@ -136,11 +136,11 @@ def merge_models(
 
 def _normalized(sources: Sequence[str], weights: Sequence[float] | None) -> list[float]:
     if len(sources) < 2:
-        raise SpecError(f"Averaging takes two models or more, not {len(sources)}.")
+        raise SpecError(f"Averaging needs at least two models, not {len(sources)}.")
     weights = [1.0] * len(sources) if weights is None else list(weights)
     if len(weights) != len(sources) or not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
         raise SpecError(
-            f"there must be one for each of the {len(sources)} models, none negative and not all 0; got {weights}.",
+            f"there must be one for each of the {len(sources)} models, not negative and not all 0; got {weights}.",
             key="weights",
         )
     return [weight / sum(weights) for weight in weights]
@@ -149,7 +149,7 @@ def _normalized(sources: Sequence[str], weights: Sequence[float] | None) -> list
 def _averaged(
     mean: PreTrainedModel, first: _Member, source: str, weight: float, share: float, allow_different_starts: bool
 ) -> dict[str, Any]:
-    """Move `mean` towards a member by `share` of their distance; returns what the manifest says of the member."""
+    """Move `mean` towards a member by `share` of their distance; returns the facts about the member for the manifest."""
     model, member = _read(source)
     _check_facets(first, member)
     facts = _facts(member, weight, first)
@@ -165,10 +165,12 @@ def _read(source: str) -> tuple[PreTrainedModel, _Member]:
     checkpoint = load_checkpoint(source, ModelSettings(dtype="float32", device="cpu"))
     model, manifest, tokenizer = _without_adapter(checkpoint.model, source), checkpoint.manifest, checkpoint.tokenizer
     if getattr(model.config, "quantization_config", None) is not None:
-        raise ModelError(f"{source} is quantized, and such weights have no mean. Merge the models before they are quantized.")
+        raise ModelError(
+            f"{source} is quantized, and quantized weights cannot be averaged. Merge the models before they are quantized."
+        )
     for name, tensor in _tensors(model).items():
         if not bool(tensor.isfinite().all()):
-            raise ModelError(f"{source} has broken weights: {name} holds NaN or infinity. Leave it out, or train it again.")
+            raise ModelError(f"{source} has broken weights: {name} contains NaN or infinity. Leave it out, or train it again.")
     renderer = renderer_of(source, tokenizer, manifest, model.config, {})
     heads = Heads() if model.config.num_labels == 1 else None if manifest is None else manifest.heads
     member = _Member(
@@ -190,7 +192,7 @@ def _read(source: str) -> tuple[PreTrainedModel, _Member]:
 
 
 def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
-    """The model, with the layers of a LoRA adapter merged into those they adapt, as peft's ``merge_and_unload`` leaves it."""
+    """The model with the layers of a LoRA adapter merged, like peft's ``merge_and_unload``."""
     if not hasattr(model, "peft_config"):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -203,10 +205,10 @@ def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
         elif isinstance(module, BaseTunerLayer):
             module.merge()
             setattr(model.get_submodule(parent), own_name, module.get_base_layer())
-    left = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
-    if left:
+    unmerged = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    if unmerged:
         raise ModelError(
-            f"{source} is an adapter with layers that are not merged here: {left[0]}. Merge it with peft's merge_and_unload, save "
+            f"{source} is an adapter with layers that cannot be merged here: {unmerged[0]}. Merge it with peft's merge_and_unload, save "
             "the whole model, and name its folder instead."
         )
     del model.peft_config
@@ -214,19 +216,19 @@ def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
 
 
 def _stored_dtype(model: PreTrainedModel) -> torch.dtype:
-    # The configuration in memory names the dtype that the model was loaded in.
+    # From the file, because the configuration in memory has the dtype that the model was loaded in.
     dtype = AutoConfig.from_pretrained(model.name_or_path, trust_remote_code=False).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What is averaged, by name: parameters and buffers that are no counts or positions, each once, however many names it has."""
+    """The tensors to average, by name: floating-point parameters and buffers; tied tensors appear once."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
 
 
 def _matrices(model: PreTrainedModel, *, head: bool) -> torch.Tensor:
-    """The weight matrices of the head or of everything else in one vector, or evenly spaced weights where they are many."""
+    """The weight matrices of the head, or of everything else, as one vector; of large models, evenly spaced weights."""
     backbone = f"{model.base_model_prefix}."
     matrices = [
         parameter.detach().flatten()
@@ -234,7 +236,7 @@ def _matrices(model: PreTrainedModel, *, head: bool) -> torch.Tensor:
         if parameter.ndim > 1 and name.startswith(backbone) is not head
     ]
     size = sum(map(len, matrices))
-    stride = math.ceil(size / _COMPARED_WEIGHTS) | 1  # odd, so that it walks through all columns of a matrix
+    stride = math.ceil(size / _COMPARED_WEIGHTS) | 1  # odd, so that it visits all columns of a matrix
     return torch.cat([torch.empty(0), *(weights[::stride] for weights in matrices)])
 
 
@@ -251,14 +253,14 @@ def _facts(member: _Member, weight: float, first: _Member) -> dict[str, Any]:
 
 
 def _configuration(model: PreTrainedModel, heads: Heads | None) -> dict[str, Any]:
-    """Everything about a model that its weights rely on, by name: its class, its settings, its tensors' shapes."""
+    """Everything that must be equal to average weights, by name: the class, the settings, the shapes of tensors."""
     ignored = _INCIDENTAL if heads is None else _INCIDENTAL | _LABELS
     shapes = {f"the shape of {name}": tuple(tensor.shape) for name, tensor in _tensors(model).items()}
     return {"the class": type(model).__name__, **_settings(model.config.to_dict(), ignored), **shapes}
 
 
 def _settings(values: Mapping[Any, Any], ignored: set[str], path: str = "") -> dict[str, Any]:
-    """The entries of a configuration by their dotted names, without dropout, in which members may well differ."""
+    """The entries of a configuration by their dotted names, without dropout, in which members may differ."""
     settings: dict[str, Any] = {}
     for name, value in values.items():
         if name in ignored or "drop" in str(name):
@@ -286,31 +288,33 @@ def _check_facets(first: _Member, member: _Member) -> None:
             shown = [_difference(name, wanted.get(name), facts.get(name)) for name in different[:_SHOWN_DIFFERENCES]]
             more = len(different) - len(shown)
             raise ModelError(
-                f"{member.source} cannot be averaged with {first.source}, from which it differs in its {facet}: "
+                f"{member.source} cannot be averaged with {first.source}, because it differs in its {facet}: "
                 f"{'; '.join(shown)}{f'; and {more} more' if more else ''}. {_INSTEAD}"
             )
 
 
 def _difference(name: str, wanted: object, value: object) -> str:
     if max(len(repr(wanted)), len(repr(value))) > _SHOWN_CHARACTERS:
-        return f"{name} is another"
+        return name
     return f"{name} is {value!r}, not {wanted!r}"
 
 
 def _check_start(first: _Member, member: _Member, cosine: float, head_cosine: float, allow_different_starts: bool) -> None:
     if cosine < SAME_START:
-        named = f" Their manifests say {member.start} and {first.start}." if member.start != first.start else ""
+        bases = (
+            f" Their manifests name the base models {member.start} and {first.start}." if member.start != first.start else ""
+        )
         message = (
             f"{member.source} and {first.source} were not trained from the same weights: the cosine similarity of their weight "
-            f"matrices is {cosine:.3f}, and at least {SAME_START} is expected.{named} The mean of such models knows nothing."
+            f"matrices is {cosine:.3f}, but at least {SAME_START} is expected.{bases} The mean of such models gives meaningless scores."
         )
         if not allow_different_starts:
-            raise ModelError(f"{message} {_INSTEAD} allow_different_starts averages them all the same.")
+            raise ModelError(f"{message} {_INSTEAD} To average them anyway, set allow_different_starts.")
         logger.warning("%s", message)
     if head_cosine < SAME_START:
         logger.warning(
-            "The heads of %s and %s have a cosine similarity of %.3f, so their mean is shorter than either and the scores have a "
-            "smaller scale. Members that are trained with the same seed, and another data_seed each, start from the same head.",
+            "The heads of %s and %s have a cosine similarity of %.3f, so their mean has a smaller norm and the scores have a smaller "
+            "scale. To start members from the same head, train them with the same seed and different values of data_seed.",
             member.source,
             first.source,
             head_cosine,
@@ -330,14 +334,14 @@ def _check_output(out: Path, sources: Sequence[str], overwrite: bool) -> None:
     for path in out.iterdir():
         if path.is_dir():
             raise ModelError(
-                f"{out} holds the folder {path.name}, so it is more than a model and is not replaced. Name another."
+                f"{out} contains the folder {path.name}, so it is not just a model and is not replaced. Name another folder."
             )
     if not (out / "config.json").is_file():
-        raise ModelError(f"{out} holds something that is no model, so it is not replaced. Name another folder.")
+        raise ModelError(f"{out} is not empty and not a model, so it is not replaced. Name another folder.")
 
 
 def _set_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    # Of the parameters alone: rotary frequencies are buffers that transformers keeps in float32.
+    # Only of the parameters, because transformers keeps rotary frequencies, which are buffers, in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -352,16 +356,16 @@ def _write(
 ) -> Manifest:
     heads = first.heads
     if heads is not None:
-        model.config.problem_type = "regression"  # which makes transformers' pipeline return the raw reward
+        model.config.problem_type = "regression"  # makes transformers' pipeline return the raw reward
         model.config.id2label = dict(enumerate(heads.labels))
         model.config.label2id = {label: number for number, label in enumerate(heads.labels)}
     _set_dtype(model, dtype)
     try:
         model.save_pretrained(folder)
-    except SafetensorError as error:  # in which the system's own is hidden, such as of a full disk
+    except SafetensorError as error:  # hides an error of the system, such as a full disk
         raise OSError(str(error)) from error
     first.renderer.tokenizer.save_pretrained(folder)
-    _set_dtype(model, torch.float32)  # the golden scores are exact, and those of the weights as the file has them
+    _set_dtype(model, torch.float32)  # compute golden scores in float32 from the weights as stored in the file
     manifest = Manifest(
         created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in ("torch", "transformers")}},
         rendering=first.renderer.rendering,

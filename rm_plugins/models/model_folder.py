@@ -1,4 +1,4 @@
-"""What lies beside a model's weights: its tokenizer, its manifest, its configuration. Imports no torch by itself."""
+"""Reads a model folder except for its weights: tokenizer, manifest, configuration. Does not import torch itself."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 CODE_IN_SPEC = "`trust_remote_code: true` in the spec"
-"""What lets the code in a checkpoint run that a spec names."""
+"""The setting that allows code in a checkpoint to run, for error messages."""
 
 _MOST_BYTES = 32 * 2**20
-"""Of a configuration. The largest ones list a few thousand labels, and have a thousandth of that."""
+"""The largest configuration file. Real ones with a few thousand labels have a thousandth of that."""
 _MOST_OF = {"_layers": 10_000, "n_layer": 10_000, "num_labels": 1_000_000}
-"""What a configuration may ask for, by the end of its key: each is made one by one before a weight is looked at."""
+"""The largest values in a configuration, by the end of the key: layers and labels are created before weights are read."""
 
 
 def found_file(source: str, name: str, revision: str | None, **places: Any) -> Path | None:
-    """A file of a model folder or hub id; None where there is none of that name.
+    """The path of a file of a model folder or hub id; None if it does not exist.
 
     Args:
-        source: The folder or id.
+        source: The folder or hub id.
         name: The file's name.
-        revision: The revision of the hub.
-        places: Where transformers looks besides, such as ``cache_dir``.
+        revision: The revision on the hub.
+        places: Further arguments of transformers, such as ``cache_dir``.
     """
     path = cached_file(
         source,
@@ -51,7 +51,7 @@ def read_manifest(source: str, revision: str | None = None) -> Manifest | None:
     """The manifest of a model, if it has one.
 
     Raises:
-        ManifestError: The file is no manifest that is known here.
+        ManifestError: The file is not a manifest, or has an unknown version.
     """
     path = found_file(source, MANIFEST_NAME, revision)
     return Manifest.read(path) if path else None
@@ -68,20 +68,20 @@ def load_tokenizer(
     """The first tokenizer that can be loaded.
 
     Args:
-        sources: Folders or ids, in the order of preference.
-        model: What messages call the model that it is for.
-        advice: The end of the error's message.
-        code_setting: What lets a tokenizer's own code run, for the error's message.
-        origin: Handed to transformers, such as ``revision`` and ``trust_remote_code``.
+        sources: Folders or hub ids, in order of preference.
+        model: The name of the model in messages.
+        advice: The end of the error message.
+        code_setting: The setting that allows a tokenizer's own code to run, for the error message.
+        origin: Arguments for transformers, such as ``revision`` and ``trust_remote_code``.
 
     Raises:
-        ModelError: There is none.
+        ModelError: No tokenizer can be loaded.
     """
     problem: Exception | None = None
     for source in filter(None, sources):
         try:
             loaded = AutoTokenizer.from_pretrained(source, **{**origin, "trust_remote_code": allows_code(origin)})
-        except Exception as error:  # transformers and the tokenizers library each have their own
+        except Exception as error:  # from transformers or the tokenizers library
             if needs_code(error):
                 raise ModelError(reason_in_short(error, code_setting)) from error
             problem = error
@@ -90,23 +90,23 @@ def load_tokenizer(
             raise ModelError(
                 f"The tokenizer in {source} has the model_max_length {loaded.model_max_length!r:.80}; a number was expected."
             )
-        # Without any of the tokenizer's files, transformers makes up one that knows its special tokens only.
+        # If there are no tokenizer files, transformers creates a tokenizer that only knows special tokens.
         if len(loaded) > len(loaded.all_special_tokens):
             return loaded
-        problem = ModelError(f"{source} has no tokenizer's files.")
+        problem = ModelError(f"{source} has no tokenizer files.")
     raise ModelError(f"No tokenizer could be loaded for {model}: {reason_in_short(problem)} {advice}") from problem
 
 
 def load_config(source: str, *, code_setting: str = CODE_IN_SPEC, **origin: Any) -> PretrainedConfig | None:
-    """The configuration of a model; None where there is none of a model, as beside a tokenizer or an adapter alone.
+    """The configuration of a model; None if there is none, as in a folder with only a tokenizer or an adapter.
 
     Args:
-        source: A folder or id.
-        code_setting: What lets a configuration's own code run, for the error's message.
-        origin: Handed to transformers, such as ``revision`` and ``trust_remote_code``.
+        source: A folder or hub id.
+        code_setting: The setting that allows a configuration's own code to run, for the error message.
+        origin: Arguments for transformers, such as ``revision`` and ``trust_remote_code``.
 
     Raises:
-        ModelError: It cannot be read, or has code of its own that may not run.
+        ModelError: It cannot be read, or needs code of its own that is not allowed to run.
     """
     places = {name: value for name, value in origin.items() if name not in ("revision", "trust_remote_code")}
     try:
@@ -117,31 +117,31 @@ def load_config(source: str, *, code_setting: str = CODE_IN_SPEC, **origin: Any)
         config: PretrainedConfig = AutoConfig.from_pretrained(source, **{**origin, "trust_remote_code": allows_code(origin)})
     except ModelError:
         raise
-    except Exception as error:  # transformers has many of its own, and a file may hold anything
+    except Exception as error:  # from transformers, or because of the contents of the file
         raise ModelError(f"The configuration in {source} cannot be read: {reason_in_short(error, code_setting)}") from error
     return config
 
 
 def allows_code(origin: Mapping[str, Any]) -> bool:
-    """Whether the code in a checkpoint may run. Without an answer, transformers would ask for one on standard input."""
+    """Whether code in a checkpoint may run. Always a boolean, because transformers would otherwise ask on standard input."""
     return bool(origin.get("trust_remote_code"))
 
 
 def needs_code(error: BaseException) -> bool:
-    """Whether transformers refused a checkpoint for the code in it."""
+    """Whether transformers refused a checkpoint because of the code in it."""
     return "trust_remote_code" in str(error)
 
 
 def reason_in_short(error: BaseException | None, code_setting: str = CODE_IN_SPEC) -> str:
-    """Why something of a model could not be loaded, in a line.
+    """The reason why a part of a model could not be loaded, in one line.
 
     Args:
-        error: What transformers raised.
-        code_setting: What lets the code in a checkpoint run.
+        error: The exception of transformers.
+        code_setting: The setting that allows code in a checkpoint to run.
     """
     if error is not None and needs_code(error):
         refused = str(error).strip().partition(" You can inspect")[0].partition("\n")[0].rstrip(" .")
-        return f"{refused}. Code of a checkpoint is not run unless you trust it: read it, then allow it with {code_setting}."
+        return f"{refused}. Code in a checkpoint runs only if you allow it: read it, then allow it with {code_setting}."
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -149,25 +149,25 @@ def read_model_json(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file of a model.
 
     Raises:
-        ModelError: The file is larger than such files are, or holds something else.
+        ModelError: The file is too large, or is not a JSON mapping.
     """
     size = file.stat().st_size
     if size > _MOST_BYTES:
-        raise ModelError(f"{file} has {size:,} bytes; a file of that name has {_MOST_BYTES:,} at most.")
+        raise ModelError(f"{file} is too large: it has {size:,} bytes; the limit is {_MOST_BYTES:,}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file} must hold a mapping; it holds {content!r:.80}.")
+        raise ModelError(f"{file} must contain a mapping; it contains {content!r:.80}.")
     return content
 
 
 def check_config_file(file: Path) -> None:
-    """Refuse a model's configuration that would have transformers make more than any model has.
+    """Refuse a model's configuration with unrealistic numbers of layers or labels, before transformers creates them.
 
     Raises:
-        ModelError: It cannot be read, or asks for too many layers or labels.
+        ModelError: It cannot be read, or has too many layers or labels.
     """
     configs: list[tuple[str, Any]] = [("", read_model_json(file))]
     while configs:
@@ -176,6 +176,6 @@ def check_config_file(file: Path) -> None:
             where = f"{path}{name}"
             most = next((most for end, most in _MOST_OF.items() if name.endswith(end)), None)
             if most is not None and isinstance(value, (int, float)) and value > most:
-                raise ModelError(f"{file}: {where} is {value:.6g}; {most:,} are the most that are loaded.")
-            if isinstance(value, dict) and name.endswith("config"):  # such as a text_config beside one for images
+                raise ModelError(f"{file}: {where} is {value:.6g}; the limit is {most:,}.")
+            if isinstance(value, dict) and name.endswith("config"):  # such as the text_config of a vision model
                 configs.append((f"{where}.", value))

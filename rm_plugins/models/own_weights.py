@@ -1,4 +1,4 @@
-"""Weights that belong to a process alone."""
+"""Copies weights out of the files that they were loaded from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ Model = TypeVar("Model", bound="nn.Module")
 
 
 def own_weights(model: Model) -> Model:
-    """A loaded model, whose weights on the CPU are copied one by one out of the files that they were mapped from.
+    """Copy a loaded model's CPU weights out of the files that they are mapped from; returns the model.
 
-    Until then they are the file's own pages: whoever wrote into the file would change the model, and who shortened it would end the
-    process.
+    Mapped weights are pages of the file: writing into the file would change the model, and truncating it would crash the process.
     """
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""How a trained model is loaded and run, and what is made of its samples and outputs."""
+"""Settings for loading and running a trained model, for its rendering and its outputs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RENDERING_KEYS = (
     *("chat_template", "append_eos", "max_length", "truncation", "read", "pair", "convention"),
     *("template_kwargs", "template_date"),
 )
-"""The keys of specs that say how samples become token ids, and which of these is read."""
+"""The keys of specs that set the rendering."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """How a trained model is loaded and run: the keys that the specs of models have in common.
+    """How a trained model is loaded and run: the keys that all specs of models share.
 
-    `rm_plugins.providers.models.sequence_classifier.SequenceClassifier` says what each means.
+    Documented in `rm_plugins.providers.models.sequence_classifier.SequenceClassifier`.
     """
 
     head: int | str | Mapping[int | str, float] | None = None
@@ -55,22 +55,22 @@ class ModelSettings:
     def renderer(
         self, source: str, tokenizer: PreTrainedTokenizerBase, manifest: Manifest | None, config: PretrainedConfig
     ) -> Renderer:
-        """How a model's samples are rendered: as the settings say, else its manifest, else who trained it, else as TRL does.
+        """The renderer of a model: from the settings, else its manifest, else the engine that trained it, else TRL's default.
 
         Raises:
             ModelError: The tokenizer lacks what the rendering needs.
         """
-        from rm_plugins.models.trained_rendering import renderer_of  # which imports transformers
+        from rm_plugins.models.trained_rendering import renderer_of  # here, because it imports transformers
 
         settings = {name: getattr(self, name) for name in RENDERING_KEYS}
         return renderer_of(source, tokenizer, manifest, config, settings, revision=self.revision)
 
     def heads(self, model: PreTrainedModel, manifest: Manifest | None, source: str) -> Heads:
-        """What a model's outputs are and how the reward is made of them: as the settings say, else the manifest.
+        """The meaning of a model's outputs, and how the reward is computed from them: from the settings, else the manifest.
 
         Raises:
-            ModelError: There are several outputs, and neither says which is the reward.
-            SpecError: The model has no such output.
+            ModelError: There are several outputs, but settings and manifest do not name the reward.
+            SpecError: The model does not have the output.
         """
         names = model.config.id2label
         labels = [str(names[index]) for index in range(model.config.num_labels)]
@@ -80,7 +80,7 @@ class ModelSettings:
             return manifest.heads
         if self.head is None:
             raise ModelError(
-                f"{source} has {len(labels)} labels ({', '.join(labels)}). Say in the spec which is the reward, such as "
+                f"{source} has {len(labels)} labels ({', '.join(labels)}). Set in the spec which one is the reward, such as "
                 f"`head: {labels[0]}`, or how they are combined: `head: {{{labels[0]}: 1.0, {labels[1]}: -0.5}}`."
             )
         wanted = self.head if isinstance(self.head, Mapping) else {self.head: 1.0}
@@ -93,7 +93,7 @@ class ModelSettings:
         return Heads(tuple(labels), tuple(weights))
 
     def statistics_in(self, manifest: Manifest | None) -> ScoreStatistics | None:
-        """The score statistics of a manifest, unless the settings make another reward of the model's outputs."""
+        """The score statistics of a manifest, unless the settings compute another reward from the model's outputs."""
         if manifest is None or (manifest.heads is not None and self.head is not None):
             return None
         return manifest.statistics

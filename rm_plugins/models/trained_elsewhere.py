@@ -1,21 +1,21 @@
-"""By whom a model without a manifest was trained, as far as its files tell, and how that engine scores with it. Imports no torch by itself.
+"""Detects which engine trained a model without a manifest, from its files, and how that engine scores. Does not import torch itself.
 
-A hint counts only where an engine writes it and nothing else does. Nothing is unpickled, and no code of the checkpoint runs.
+Only hints that a single engine writes are used. Nothing is unpickled, and no code of the checkpoint runs.
 
-| engine (version seen) | its sign in the files | read | pair | closes texts with EOS |
+| engine (tested versions) | its sign in the files | read | pair | ends texts with EOS |
 |---|---|---|---|---|
 | OpenRLHF (0.3.6, 0.5.0, 0.8.0, 0.11.2) | config: class `RewardModel`, `value_head_prefix` | last | no | yes, conversations too |
 | TRL (0.9.6 to 1.16.0) | card: tags `trl` and `reward-trainer` | before padding | no | from 0.24 on |
-| axolotl (0.19.0) | card: tag `axolotl`; it trains with TRL | before padding | no | as its template does |
-| ms-swift (4.6.0) | `args.json`: `swift_version`, `task_type: seq_cls` | before padding (1) | no | as its template does |
+| axolotl (0.19.0) | card: tag `axolotl`; it trains with TRL | before padding | no | like its template |
+| ms-swift (4.6.0) | `args.json`: `swift_version`, `task_type: seq_cls` | before padding (1) | no | like its template |
 | sentence-transformers (3.4.1, 5.1.2, 6.2.0) | a file or keys of its own, or the card | before padding | yes | no |
-| LLaMA-Factory (0.9.5) | `value_head.safetensors`, `value_head.bin` | last | no | as its template does |
+| LLaMA-Factory (0.9.5) | `value_head.safetensors`, `value_head.bin` | last | no | like its template |
 | vLLM's converter of rerankers (0.32.0) | config: `use_sep_token` or `use_pad_token` is false | last | no | no |
 | unknown | card: tag `cross-encoder` or `reranker`, or code with pairs | | yes | |
 
-(1) Unknown with `padding_free` or `packing`: the last token is read in training, and the last that is not padding in scoring.
+(1) Unknown with `padding_free` or `packing`: training then reads the last token, and scoring the last one that is not padding.
 
-verl (0.9.1) trains no such model, and FlagEmbedding (1.4.2) leaves no sign: its rerankers are known by their cards alone.
+verl (0.9.1) does not train such models. FlagEmbedding (1.4.2) leaves no sign; its rerankers are recognized only by their cards.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 _CARD = "README.md"
-_BY_ITS_CARD = "somebody whose model card shows pairs"
+_BY_ITS_CARD = "an unknown engine (its model card shows pairs)"
 _A_CRITIC = "it is OpenRLHF's critic, which gives a value for each token and no reward"
 _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 _TRL_TOKENIZES = (0, 12)
-"""The first version of TRL whose RewardTrainer takes texts; earlier ones take token ids."""
+"""The first version of TRL whose RewardTrainer takes texts; earlier versions take token ids."""
 _TRL_CLOSES_TEXTS = (0, 24)
-"""The first one that closes texts with EOS."""
+"""The first version of TRL that ends texts with EOS."""
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
@@ -58,18 +58,18 @@ _PAIRS_IN_CODE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedElsewhere:
-    """What the files beside a model tell of who trained it.
+    """How the engine that trained a model scores with it, from the model's files.
 
     Args:
-        by: The engine, or engines where the files name several.
-        read: Which token of a decoder's row it reads; None where the files do not tell, or contradict each other.
-        pair: Whether it encodes prompt and completion as a pair; None likewise.
-        append_eos: Whether it closes texts with EOS; None likewise.
-        convention: Whose rules make token ids of its texts, where they are not TRL's.
-        outputs: The number of outputs of the head, where the configuration does not tell.
-        head: What the checkpoint calls the head, where transformers does not call it so.
-        differences: What else that engine's number depends on and ours does not, each a sentence.
-        unusable: Why no number of ours would be that engine's; None where there is no such reason.
+        by: The engine, or several engines if the files name several.
+        read: The token of a decoder's row that it reads; None if the files do not tell or contradict each other.
+        pair: Whether it encodes prompt and completion as a pair; None if unknown.
+        append_eos: Whether it ends texts with EOS; None if unknown.
+        convention: Its rules for tokenizing texts, if they are not TRL's.
+        outputs: The number of outputs of the head, if the configuration does not have it.
+        head: The name of the head in the checkpoint, if it differs from transformers' name.
+        differences: Sentences about further things that affect the engine's scores but not ours.
+        unusable: Why our scores cannot match the engine's; None if they can.
     """
 
     by: str
@@ -84,12 +84,12 @@ class TrainedElsewhere:
 
 
 def trained_elsewhere(source: str, config: PretrainedConfig, revision: str | None = None) -> TrainedElsewhere | None:
-    """By whom a model or adapter without a manifest was trained; None where its files do not tell.
+    """The engine that trained a model or adapter without a manifest; None if its files do not tell.
 
     Args:
-        source: Its folder or hub id.
-        config: Its configuration; an adapter's base model's.
-        revision: The revision of the hub.
+        source: The folder or hub id.
+        config: The configuration of the model, or of an adapter's base model.
+        revision: The revision on the hub.
     """
     files = _Files(source, revision)
     signs = [*_signs(files, config)]
@@ -108,14 +108,14 @@ def trained_elsewhere(source: str, config: PretrainedConfig, revision: str | Non
     )
 
 
-def _agreed(told: Iterable[_Value | None]) -> _Value | None:
-    """What all that tell anything tell; None where they contradict each other."""
-    values = {value for value in told if value is not None}
+def _agreed(candidates: Iterable[_Value | None]) -> _Value | None:
+    """The only value besides None; None if there is none or several."""
+    values = {value for value in candidates if value is not None}
     return values.pop() if len(values) == 1 else None
 
 
 def _signs(files: _Files, config: PretrainedConfig) -> Iterator[TrainedElsewhere]:
-    """What each engine that left its sign would do."""
+    """The scoring of each engine that left its sign."""
     tags = files.tags
     if (sign := _openrlhf(config)) is not None:
         yield sign
@@ -141,7 +141,7 @@ def _openrlhf(config: PretrainedConfig) -> TrainedElsewhere | None:
     is_its_class = architecture in ("RewardModel", "CriticModel") and hasattr(config, "normalize_reward")
     if not is_its_class and not isinstance(prefix, str):
         return None
-    head = prefix if isinstance(prefix, str) else "value_head"  # what 0.5 calls it, which does not write it down
+    head = prefix if isinstance(prefix, str) else "value_head"  # the name in version 0.5, which does not store it
     differences = []
     if getattr(config, "normalize_reward", None) is True:
         mean, std = getattr(config, "mean", 0.0), getattr(config, "std", 1.0)
@@ -163,12 +163,12 @@ def _ms_swift(files: _Files) -> TrainedElsewhere | None:
     arguments = files.json("args.json")
     if not isinstance(arguments.get("swift_version"), str) or arguments.get("task_type") not in ("seq_cls", "reranker"):
         return None
-    # Without padding, training reads the last token of a row, and scoring afterwards the last that is not padding.
+    # Without padding, training reads the last token of a row, but scoring reads the last one that is not padding.
     without_padding = any(arguments.get(name) is True for name in ("padding_free", "packing"))
-    is_reranker = arguments["task_type"] == "reranker"  # whose template writes query and document into one text
+    is_reranker = arguments["task_type"] == "reranker"  # its template writes query and document into one text
     differences = []
     if system := arguments.get("system"):
-        differences.append(f"ms-swift put this system message before each conversation: {str(system)!r:.200}.")
+        differences.append(f"ms-swift adds this system message before each conversation: {str(system)!r:.200}.")
     if is_reranker:
         differences.append(f"ms-swift writes query and document with its own template, {str(arguments.get('template'))!r:.80}.")
     return TrainedElsewhere(
@@ -180,7 +180,7 @@ def _ms_swift(files: _Files) -> TrainedElsewhere | None:
 
 
 def _sentence_transformers(files: _Files, config: PretrainedConfig) -> TrainedElsewhere | None:
-    """A CrossEncoder of sentence-transformers: 6 writes files of its own, 4 and 5 a key of the configuration, 3 another one."""
+    """A CrossEncoder of sentence-transformers: version 6 writes its own files, 4 and 5 a key of the configuration, 3 another key."""
     settings = files.json("config_sentence_transformers.json")
     is_cross_encoder = settings.get("model_type") == "CrossEncoder"
     older = getattr(config, "sentence_transformers", None)
@@ -197,13 +197,13 @@ def _sentence_transformers(files: _Files, config: PretrainedConfig) -> TrainedEl
     differences, unusable = [], None
     prompts, default = settings.get("prompts"), settings.get("default_prompt_name")
     if isinstance(prompts, Mapping) and isinstance(default, str) and prompts.get(default):
-        differences.append(f"{name} puts this prompt before the first text: {str(prompts[default])!r:.200}.")
+        differences.append(f"{name} adds this prompt before the first text: {str(prompts[default])!r:.200}.")
     if module.get("do_lower_case"):
-        differences.append(f"{name} turns texts into lower case.")
+        differences.append(f"{name} converts texts to lower case.")
     if len(files.modules) > 1 or module.get("transformer_task") not in (None, "sequence-classification"):
-        unusable = f"{name} computes its score with modules of its own behind the model ({files.modules_in_words})"
+        unusable = f"{name} computes its score with its own modules after the model ({files.modules_in_words})"
     elif isinstance(modalities, Mapping) and "message" in modalities:
-        unusable = f"{name} writes its pairs with a chat template that has the roles query and document"
+        unusable = f"{name} renders its pairs with a chat template with the roles query and document"
     return TrainedElsewhere(
         by=name, read="before-padding", pair=True, append_eos=False, differences=tuple(differences), unusable=unusable
     )
@@ -215,7 +215,7 @@ def _llama_factory(files: _Files, config: PretrainedConfig) -> TrainedElsewhere 
     head = next((name for name in _VALUE_HEADS if files.has(name)), None)
     if head is None:
         return None
-    reason = f"its head is in {head}, where LLaMA-Factory writes it and transformers does not read it"
+    reason = f"LLaMA-Factory stored its head in {head}, which transformers does not read"
     return TrainedElsewhere(by="LLaMA-Factory", read="last", pair=False, unusable=reason)
 
 
@@ -225,13 +225,13 @@ def _is_converted_for_vllm(config: PretrainedConfig) -> bool:
 
 
 def _architecture(config: PretrainedConfig) -> str:
-    """The name of the class that a checkpoint says it is of."""
+    """The name of the model class in the configuration."""
     names = config.architectures
     return str(names[0]) if names else ""
 
 
 class _Files:
-    """The files beside a model that say something of its training. What cannot be read says nothing."""
+    """The files of a model with information about its training. Files that cannot be read are ignored."""
 
     def __init__(self, source: str, revision: str | None) -> None:
         self._source = source
@@ -249,7 +249,7 @@ class _Files:
 
     @cached_property
     def modules(self) -> list[Any]:
-        """The modules of sentence-transformers that make up a model."""
+        """The modules in sentence-transformers' ``modules.json``."""
         file = found_file(self._source, "modules.json", self._revision)
         try:
             modules = parsed_yaml(read_text(file), str(file)) if file else []  # JSON is YAML
@@ -264,7 +264,7 @@ class _Files:
 
     @cached_property
     def _cards(self) -> list[str]:
-        """The model card, and that of the training whose checkpoint this is."""
+        """The model card and, for a checkpoint of a training, the card of the training."""
         files = [found_file(self._source, _CARD, self._revision)]
         folder = Path(self._source)
         if folder.is_dir() and _CHECKPOINT.fullmatch(folder.resolve().name):
@@ -279,8 +279,8 @@ class _Files:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """What the card's front matter says of the model's kind; of the last one, where there are two."""
-        said: dict[str, Any] = {"tags": []}
+        """The keys about the model's kind in the front matter of the cards; later cards override earlier ones, and tags are joined."""
+        matter_keys: dict[str, Any] = {"tags": []}
         for text in self._cards:
             matter = _FRONT_MATTER.match(text)
             lines = "".join(_CARD_KEYS.findall(matter[1])) if matter else ""
@@ -290,9 +290,9 @@ class _Files:
                 continue
             if isinstance(settings, dict):
                 tags = settings.pop("tags", None)
-                said["tags"] += tags if isinstance(tags, list) else [tags]
-                said |= settings
-        return said
+                matter_keys["tags"] += tags if isinstance(tags, list) else [tags]
+                matter_keys |= settings
+        return matter_keys
 
     @property
     def tags(self) -> set[str]:
@@ -300,18 +300,18 @@ class _Files:
 
     @property
     def card_names_pairs(self) -> bool:
-        """Whether the card's front matter names a model of pairs."""
+        """Whether the card's front matter marks the model as one for pairs."""
         return bool(self.tags & {"cross-encoder", "reranker"}) or self.card.get("pipeline_tag") == "text-ranking"
 
     @property
     def card_shows_pairs(self) -> bool:
-        """Whether the card says that the model takes pairs, in its front matter or in an example, and in none renders conversations."""
+        """Whether the card shows that the model takes pairs: in its front matter, or in an example and no example has a chat template."""
         in_code = any(_PAIRS_IN_CODE.search(text) for text in self._cards)
         return self.card_names_pairs or (in_code and not any("apply_chat_template" in text for text in self._cards))
 
     @property
     def trl_closes_texts(self) -> bool | None:
-        """Whether the version of TRL that the card names closes texts with EOS; None where the card does not tell."""
+        """Whether the version of TRL in the card ends texts with EOS; None if the card has no version."""
         versions = [match for text in self._cards for match in _TRL_VERSION.findall(text)]
         version = tuple(map(int, versions[-1])) if versions else ()
         return version >= _TRL_CLOSES_TEXTS if version >= _TRL_TOKENIZES else None

@@ -1,4 +1,4 @@
-"""How a model's samples were rendered in its training, as far as anything tells."""
+"""Determines how a model's samples were rendered in its training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rm_plugins.rendering.rendering import Rendering
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_NO_SETTING = "no setting here: save its tokenizer in a form that transformers reads by itself"
+_NO_SETTING = "no setting here: save its tokenizer in a form that transformers reads without code"
 
 
 def renderer_of(
@@ -30,15 +30,15 @@ def renderer_of(
     *,
     revision: str | None = None,
 ) -> Renderer:
-    """What renders a model's samples: as the settings say, else its manifest, else who trained it, else as TRL does.
+    """The renderer of a model: from the settings, else its manifest, else the engine that trained it, else TRL's default.
 
     Args:
         source: The model's folder or hub id.
-        tokenizer: Its tokenizer.
-        manifest: Its manifest, if it has one.
-        config: Its configuration, if it is known.
-        settings: The spec's; the keyword arguments of `configured_renderer`, None where it says nothing.
-        revision: The revision of a hub id.
+        tokenizer: The model's tokenizer.
+        manifest: The model's manifest, if it has one.
+        config: The model's configuration, if it is known.
+        settings: The settings of the spec: keyword arguments of `configured_renderer`, None if unset.
+        revision: The revision on the hub.
 
     Raises:
         ModelError: The tokenizer lacks what the rendering needs.
@@ -46,7 +46,7 @@ def renderer_of(
     pad_token_id = tokenizer.pad_token_id if config is None else config.get_text_config().pad_token_id
     if manifest is None:
         rendering = Rendering.default(tokenizer, position_limit(config))
-        rendering = _told_by_files(rendering, source, tokenizer, config, settings, pad_token_id, revision)
+        rendering = _from_files(rendering, source, tokenizer, config, settings, pad_token_id, revision)
     else:
         rendering = manifest.rendering
     if settings.get("pair"):
@@ -55,12 +55,12 @@ def renderer_of(
 
 
 def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
-    """What renders for a model of which only the tokenizer is needed, as the model's own provider does.
+    """The same renderer as the model's own provider has, loaded without the model's weights.
 
     Args:
-        source: The model's folder or id, or one that holds its tokenizer alone. A manifest there says how samples are rendered, and
-            a configuration how many tokens the model takes.
-        settings: What the spec says otherwise; the keyword arguments of `configured_renderer`.
+        source: The folder or hub id of the model, or one with only its tokenizer. If there is a manifest, its rendering is used; if there
+            is a configuration, its token limit is used.
+        settings: The settings of the spec: keyword arguments of `configured_renderer`.
 
     Raises:
         ModelError: There is no tokenizer, or it lacks what the rendering needs.
@@ -70,7 +70,7 @@ def load_renderer(source: str, settings: Mapping[str, Any]) -> Renderer:
     return renderer_of(source, tokenizer, read_manifest(source), config, settings)
 
 
-def _told_by_files(
+def _from_files(
     rendering: Rendering,
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -79,11 +79,11 @@ def _told_by_files(
     pad_token_id: int | None,
     revision: str | None,
 ) -> Rendering:
-    """A default rendering with what the files beside a model tell of who trained it; what nobody tells is asked for or warned of."""
+    """The default rendering, adjusted to the engine that trained the model; warns, or leaves `pair` unset, if that is unknown."""
     elsewhere = trained_elsewhere(source, config, revision) if config is not None else None
     if elsewhere is not None:
         for difference in elsewhere.differences:
-            warnings.warn(f"{source} was trained by {elsewhere.by}, which may score it otherwise: {difference}", stacklevel=4)
+            warnings.warn(f"{source} was trained by {elsewhere.by}, which may give other scores: {difference}", stacklevel=4)
         append_eos = rendering.append_eos and elsewhere.append_eos is not False
         rendering = replace(rendering, append_eos=append_eos, convention=elsewhere.convention or rendering.convention)
     if separates_pairs(tokenizer) and not (_is_causal(config) and not _ends_with_cls(tokenizer)):
@@ -95,28 +95,28 @@ def _told_by_files(
     if elsewhere is not None and elsewhere.read is not None:
         return replace(rendering, read=elsewhere.read)
     if settings.get("read") is None and pad_token_id == tokenizer.eos_token_id:
-        told = (
-            "nothing beside the model tells who trained it"
+        unknown = (
+            "the files of the model do not show who trained it"
             if elsewhere is None
-            else f"what names {elsewhere.by} leaves it open"
+            else f"the files show training by {elsewhere.by}, but not which token it reads"
         )
         warnings.warn(
             f"{source} has no reward manifest, and pads with its EOS token {tokenizer.eos_token!r}: transformers and TRL score a row at "
-            f"the token before a closing EOS, OpenRLHF and vLLM at the EOS itself, and {told}. It is read as transformers does. Say it in "
-            "the spec: `read: before-padding` or `read: last`.",
+            f"the token before a final EOS, OpenRLHF and vLLM at the EOS itself, and {unknown}. The rule of transformers is used. Set "
+            "`read: before-padding` or `read: last` in the spec.",
             stacklevel=4,
         )
     return rendering
 
 
 def _ends_with_cls(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer closes texts with the token that a classifier reads, as XLNet's, which is among the decoders otherwise."""
+    """Whether a tokenizer ends texts with its CLS token, like that of XLNet, which would otherwise count as a decoder."""
     ids: list[int] = tokenizer("a")["input_ids"]
     return tokenizer.cls_token_id is not None and ids[-1:] == [tokenizer.cls_token_id]
 
 
 def _is_causal(config: PretrainedConfig | None) -> bool:
-    """Whether a configuration is of a decoder, which has a language model's head and none for masked words."""
+    """Whether a configuration belongs to a decoder: transformers has a causal but no masked language model of this type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind = None if config is None else config.get_text_config().model_type

@@ -1,4 +1,4 @@
-"""A trained model that scores: how samples become token ids, how it runs over them, and what of its outputs is the reward."""
+"""A trained model that scores: combines renderer, engine, and the meaning of its outputs."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _OTHER_FORMATS = {
 
 @contextmanager
 def loading_unchecked() -> Iterator[None]:
-    """Within it, models are loaded without being compared with their manifests, whatever their settings say.
+    """Within it, models are loaded without checking them against their manifests, regardless of their settings.
 
-    What one that does not match differs in is then for `TrainedReward.verify` to tell.
+    `TrainedReward.verify` then reports the differences.
     """
     token = _CHECKS.set(False)
     try:
@@ -64,27 +64,27 @@ def loading_unchecked() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A folder or hub id that a model, or one of its variants, was loaded from, and the manifest beside it."""
+    """A folder or hub id that a model, or one of its variants, was loaded from, and its manifest."""
 
     source: str
     manifest: Manifest | None = None
 
     def problems_of(self, check: Callable[[Manifest, Path], list[str]]) -> list[str]:
-        """What a check of the manifest's files finds; nothing where there is no manifest, or no folder here."""
+        """The problems that a check of the manifest's files reports; empty if there is no manifest or no local folder."""
         folder = Path(self.source)
         return check(self.manifest, folder) if self.manifest is not None and folder.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """What a model gives for N samples.
+    """A model's outputs for N samples.
 
     Args:
-        values: float64 [N, outputs], NaN where the model gave no number.
-        errors: By row, why there is none.
-        tokens: How long the samples were.
-        metadata: ``truncated``, the number of samples that were; ``other_format``, the number of those in another format than the model
-            was trained on, where there are any; and what running the model took.
+        values: float64 [N, outputs], NaN for rows with an error.
+        errors: The errors by row.
+        tokens: The numbers of tokens of the samples.
+        metadata: ``truncated``, the number of truncated samples; ``other_format``, the number of samples in another format than the
+            model was trained on, if any; and the work of the engine.
     """
 
     values: FloatArray
@@ -94,38 +94,38 @@ class ModelOutputs:
 
 
 def _the_same(load: Callable[[ModelSettings], TrainedReward], settings: ModelSettings, facts: Sequence[Any]) -> TrainedReward:
-    """What was pickled, loaded again.
+    """Load a pickled reward again.
 
     Raises:
-        ModelError: It is another one by now.
+        ModelError: It has changed since it was pickled.
     """
     loaded = load(settings)
     if (now := loaded._facts) != facts:
         changed = "weights" if now[0] != facts[0] else "tokenizer or rendering"
         raise ModelError(
-            f"{loaded.source} cannot be loaded again in this process: its {changed} changed after it was loaded in the first one, and the "
-            "two would give different scores under one name. Load it anew in both."
+            f"{loaded.source} cannot be loaded again in this process: its {changed} changed after it was loaded in the first process, so "
+            "the two would give different scores under one name. Load it again in both."
         )
     return loaded
 
 
 class TrainedReward:
-    """A trained model with all that makes scores of it: renderer, engine, and what its outputs mean.
+    """A trained model with its renderer, its scoring engine, and the meaning of its outputs.
 
-    Pickled, it is what it was loaded from and a digest of what that was, and loads itself again.
+    Its pickle holds the source and a digest of the model; unpickling loads the model again.
 
     Args:
         model: A ``*ForSequenceClassification`` model in evaluation mode.
-        renderer: How samples become its token ids.
-        heads: What its outputs are, one variant after the other, and how the reward is made of them.
-        source: What messages call the model.
+        renderer: The model's renderer.
+        heads: The meaning of its outputs, variant by variant, and how the reward is computed from them.
+        source: The name of the model in messages.
         settings: How it runs.
-        origins: What each of its variants was loaded from, to be verified; nothing where it was not loaded.
-        manifest: What is known of the model as a whole.
-        variants: As for `rm_plugins.engine.engine.ScoringEngine`.
-        width: Likewise.
-        load_again: Loads the same reward in another process, given how it runs.
-        load_unchanged: Loads the model that the manifest is of, where this one was changed after it was loaded.
+        origins: The source of each variant, for verification; empty if the model was not loaded.
+        manifest: The manifest of the model as a whole.
+        variants: See `rm_plugins.engine.engine.ScoringEngine`.
+        width: See `rm_plugins.engine.engine.ScoringEngine`.
+        load_again: Loads the same reward in another process, with the given settings.
+        load_unchanged: Loads the model that the manifest describes, if this one was changed after loading.
     """
 
     def __init__(
@@ -174,10 +174,10 @@ class TrainedReward:
 
     @classmethod
     def load(cls, source: str, settings: ModelSettings) -> TrainedReward:
-        """Load a model folder, a LoRA adapter folder, or a hub id, and compare it with its manifest if the settings say so.
+        """Load a model folder, a LoRA adapter folder, or a hub id, and check it against its manifest if `settings.verify` is set.
 
         Raises:
-            ModelError: It cannot be loaded, or which of its outputs is the reward is not known.
+            ModelError: It cannot be loaded, or it is not known which of its outputs is the reward.
             ManifestError: The manifest does not match it.
             SpecError: The settings name an output that it does not have.
         """
@@ -199,9 +199,9 @@ class TrainedReward:
     def __reduce__(self) -> tuple[Callable[..., TrainedReward], tuple[Any, ...]]:
         if self._load_again is None:
             raise UnsupportedError(
-                f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other one."
+                f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other process."
             )
-        # What else would be this process's own: the dtype by its accelerator, and the day by its clock.
+        # Fix the defaults that depend on this process: the dtype (accelerator) and the date (clock).
         date = self.renderer.rendering.template_date
         settings = replace(self.settings, verify=False, dtype=self.dtype, template_date=date)  # type: ignore[arg-type]
         return _the_same, (self._load_again, settings, self._facts)
@@ -217,19 +217,19 @@ class TrainedReward:
 
     @property
     def read(self) -> Read | None:
-        """At which token of a row the model is scored (`rm_plugins.rendering.rendering.Rendering`); None for an encoder."""
+        """The token of a row at which the model is scored (`rm_plugins.rendering.rendering.Rendering`); None for an encoder."""
         return self.renderer.rendering.read if self.engine.is_decoder else None
 
     @property
     def statistics(self) -> ScoreStatistics | None:
-        """The statistics of the rewards, the mean over members, where the manifest has them."""
+        """The statistics of the rewards (the mean over members), if the manifest has them."""
         return self.settings.statistics_in(self.manifest)
 
     def outputs(self, samples: Sequence[Sample]) -> ModelOutputs:
-        """Render samples and run the model, over each different row once and under the token budget.
+        """Render samples and run the model, once for each distinct row and within the token budget.
 
         Raises:
-            ScoringError: Samples are too long and may not be truncated, or the device has not enough memory.
+            ScoringError: Samples are too long and must not be truncated, or the device has too little memory.
             DataError: Samples cannot be rendered.
         """
         other_format = self._in_other_format(samples)
@@ -260,40 +260,40 @@ class TrainedReward:
         return count
 
     def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
-        """Refuse rows with tokens or positions that the model has no embedding of; on a GPU they would end the process."""
+        """Refuse rows with tokens or positions for which the model has no embedding; on a GPU they would crash the process."""
         vocabulary, positions = self._vocabulary, self._positions
         if any(map(has_types, ids)):
             ids = self._without_types(ids)
         unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
         if unknown:
             raise ScoringError(
-                f"The model {self.source} has embeddings of {vocabulary} tokens, and {len(unknown)} of {len(ids)} samples have a token "
-                f"beyond (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer is another model's, or has tokens "
-                "that were added after the training: name the right one with the spec's key `tokenizer`.",
+                f"The model {self.source} has embeddings of {vocabulary} tokens, but {len(unknown)} of {len(ids)} samples have a token id "
+                f"beyond that (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer belongs to another model, or "
+                "tokens were added after the training: name the right tokenizer with the spec's key `tokenizer`.",
                 rows=unknown,
             )
         long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
         if long:
             raise ScoringError(
-                f"The model {self.source} has positions for {positions} tokens, and {len(long)} of {len(ids)} samples are longer (first: "
+                f"The model {self.source} has positions for {positions} tokens, but {len(long)} of {len(ids)} samples are longer (first: "
                 f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
                 rows=long,
             )
 
     def _without_types(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Rows without the types of their tokens, which the model must have embeddings of."""
+        """Rows without their token types, after checking that the model has embeddings of these types."""
         split = [ids_and_types(row_ids) for row_ids in ids]
         most = max(max(types) for _, types in split)
         kinds = getattr(self.model.config.get_text_config(), "type_vocab_size", None)
         if kinds and most >= kinds:
             raise ScoringError(
-                f"The model {self.source} knows {kinds} types of tokens, and its tokenizer gives those of a pair up to {most}. Name the "
-                "right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
+                f"The model {self.source} has {kinds} token types, but its tokenizer gives the tokens of a pair types up to {most}. Name "
+                "the right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
             )
         return [row_ids for row_ids, _ in split]
 
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
-        """The errors of the rows for which the model gave no number."""
+        """The errors of the rows for which the model gave a non-finite score."""
         wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1)).tolist()
         if not wrong:
             return {}
@@ -306,14 +306,14 @@ class TrainedReward:
     def _non_finite_weights(self) -> str:
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
-                return f"Its weights themselves are broken: {name} holds NaN or infinity."
+                return f"Its weights are broken: {name} contains NaN or infinity. Train it again, or load another checkpoint."
         return f"Its weights are finite, so the computation overflowed in {self.dtype}; try the spec's key dtype: float32."
 
     def verify(self) -> list[str]:
         """Compare the manifest with the model: every file, and every golden sample's token ids and score.
 
         Returns:
-            What differs, one line each; empty if everything is as it was written.
+            The differences, one line each; empty if there are none.
 
         Raises:
             UnsupportedError: The model has no manifest.
@@ -322,8 +322,8 @@ class TrainedReward:
             return self._load_unchanged().verify()
         if bare := next((origin.source for origin in self.origins if origin.manifest is None), None):
             raise UnsupportedError(
-                f"{bare} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have one; another "
-                "model can be used without, but nothing can be said of whether it changed."
+                f"{bare} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have one. Other models "
+                "work without it, but changes of them cannot be detected."
             )
         files = [origin.problems_of(Manifest.file_problems) for origin in self.origins]
         golden = self._golden_problems([range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
@@ -334,9 +334,9 @@ class TrainedReward:
         ]
 
     def checked(self) -> TrainedReward:
-        """This model, after its file sizes and a golden score or two were compared with the manifest, if the settings say so.
+        """Check file sizes and one or two golden scores against the manifest, if `settings.verify` is set; returns this model.
 
-        One of them meets the chat template, where there is one.
+        If there is a chat template, one of the golden samples uses it.
 
         Raises:
             ManifestError: The manifest does not match the model.
@@ -356,12 +356,12 @@ class TrainedReward:
             if any(problems):
                 raise ManifestError(
                     f"The manifest of {origin.source} does not match the model: {'; '.join(chain(*problems))}. Run `rm-plugins verify "
-                    f"{origin.source}` for the whole list; load with verify=False to use the model all the same."
+                    f"{origin.source}` for the whole list; load with verify=False to use the model anyway."
                 )
         return self
 
     def _golden_problems(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """How golden samples are scored otherwise than was written: for each origin, given the numbers of its golden samples."""
+        """The golden samples whose scores differ from the recorded ones: for each origin, given the numbers of its golden samples."""
         chosen = [
             (variant, row, origin.manifest.golden[row], origin.manifest)
             for variant, (origin, numbers) in enumerate(zip(self.origins, rows, strict=True))
@@ -377,7 +377,7 @@ class TrainedReward:
             heads = manifest.heads or self.settings.heads(self.model, manifest, self.source)
             value = float(of_variants[variant] @ np.array(heads.reward_weights))
             if token_digest(row_ids) != golden.token_ids:
-                problems[variant].append(f"golden[{row}].token_ids: the tokenizer or the rendering makes other token ids of it")
+                problems[variant].append(f"golden[{row}].token_ids: the tokenizer or the rendering gives other token ids")
             if not abs(value - golden.score) <= manifest.tolerance(golden.score, self.dtype):
-                problems[variant].append(f"golden[{row}].score: {golden.score:.6g} was written, {value:.6g} is computed")
+                problems[variant].append(f"golden[{row}].score: {golden.score:.6g} was recorded, {value:.6g} is computed")
         return problems

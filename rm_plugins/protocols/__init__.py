@@ -1,4 +1,4 @@
-"""How remote scorers are spoken to: one protocol a file, used as ``protocol: NAME`` or ``protocol: {name: NAME, ...}``."""
+"""The protocols of remote scorers, one per file, used as ``protocol: NAME`` or ``protocol: {name: NAME, ...}``."""
 
 from __future__ import annotations
 

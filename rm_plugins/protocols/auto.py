@@ -1,4 +1,4 @@
-"""Finds out which protocol a server speaks."""
+"""Detects the protocol of a server."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ redact_logs([__name__])
 
 
 class Auto(Protocol):
-    """Asks a server for what it is, and has the protocol that knows it speak.
+    """Detects which protocol a server speaks, and uses that protocol.
 
-    Nothing is scored for that. A server that several protocols know is spoken to by the first of them. A judge is never guessed:
-    what it is asked, and what its answer is worth, must be said.
+    Detection scores nothing. If several protocols recognize the server, the first one is used. The judge is never detected, because its
+    question and the value of its answers must be configured.
 
     Args:
-        candidates: The protocols that may be chosen, in the order of preference; all built-in ones but the judge by default.
+        candidates: The protocols to try, in order of preference; by default all built-in ones except the judge.
     """
 
     name: ClassVar[str] = "auto"
@@ -41,11 +41,11 @@ class Auto(Protocol):
         self.candidates = tuple(candidates)
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """What the chosen protocol finds out.
+        """The facts that the detected protocol prepares.
 
         Raises:
-            UnsupportedError: None of the candidates knows the server, or it asks for a key.
-            ScoringError: There is no answer.
+            UnsupportedError: No candidate recognizes the server, or it requires a key.
+            ScoringError: The server does not answer.
         """
         answers: dict[str, Response] = {}
 
@@ -53,29 +53,29 @@ class Auto(Protocol):
             if request.path not in answers:
                 answers[request.path] = await ask(request)
             status = answers[request.path].status
-            if status == 401:  # it may be the very protocol that was asked for
+            if status == 401:  # the path may belong to the right protocol, so do not try others
                 raise UnsupportedError(f"GET {request.path} answered 401: {KEY_MISSING}.")
             if status in (429, 502, 503, 504):
                 raise ScoringError(
-                    f"GET {request.path} answered {status}: what the server is cannot be told before it is ready."
+                    f"GET {request.path} answered {status}: the server is not ready, so its protocol cannot be detected yet."
                 )
             return answers[request.path]
 
         for candidate in self.candidates:
             description = await candidate.detect(ask_once)
             if description is not None:
-                logger.info("found %s, which is spoken to by the protocol %r", description, candidate.name)
+                logger.info("detected %s; using the protocol %r", description, candidate.name)
                 return await candidate.prepare(ask)
-        asked = ", ".join(f"{path} ({response.status})" for path, response in answers.items())
+        requests = ", ".join(f"{path} ({response.status})" for path, response in answers.items())
         raise UnsupportedError(
-            f"No protocol knows this server; it was asked for {asked or 'nothing'}. Check the URL, or name the protocol, "
-            f"`protocol: NAME`: {', '.join(candidate.name for candidate in self.candidates)}."
+            f"No protocol recognizes this server by its answers to GET {requests or 'nothing'}. Check the URL, or name the protocol with "
+            f"`protocol: NAME`, one of {', '.join(candidate.name for candidate in self.candidates)}."
         )
 
     def request(self, *arguments: object, **more: object) -> NoReturn:
-        """Never used, as `answer`: the chosen protocol's are."""
+        """Never called, like `answer`: the methods of the detected protocol are."""
         raise UnsupportedError(
-            "'auto' only chooses a protocol: requests and answers are those of the `ServerFacts.protocol` that it prepared."
+            "'auto' only detects a protocol: use the `request` and `answer` of the `ServerFacts.protocol` that `prepare` returned."
         )
 
     answer = request

@@ -1,8 +1,8 @@
-"""Tensors as bytes behind a JSON header: the binary tensor data extension of the Open Inference Protocol, which Triton, KServe and their
+"""Tensors as bytes after a JSON header: the binary tensor data extension of the Open Inference Protocol, which Triton, KServe and their
 clients use by default.
 
-Elements stand row by row, little-endian. A text (``BYTES``) is its length, as four bytes, and its UTF-8. Tensors stand in the order in
-which the JSON names them, each as long as its parameter ``binary_data_size`` says.
+Elements are stored row by row, little-endian. A text (``BYTES``) is stored as its length in four bytes and its UTF-8. Tensors follow in
+the order in which the JSON names them; the parameter ``binary_data_size`` gives the length of each.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NUMPY = {"BOOL": "?", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "FP64": "<
 
 
 def split(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON of a body, and the bytes behind it.
+    """Split a body into its JSON and the bytes after it.
 
     Args:
         body: The body.
-        json_length: What the header `JSON_LENGTH` says; None where there is none.
+        json_length: The value of the header `JSON_LENGTH`; None if it is absent.
 
     Raises:
-        ValueError: It is no length, or the body is shorter.
+        ValueError: The value is not a length, or the body is shorter.
 
     >>> json, binary = split(b'{}\\x01\\x02', "2")
     >>> json, bytes(binary)
@@ -36,42 +36,42 @@ def split(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
     if json_length is None:
         return body, memoryview(b"")
     if not (json_length.isascii() and json_length.isdecimal()) or len(json_length) > 18:
-        raise ValueError(f"{JSON_LENGTH} is {json_length!r:.80}; a number of bytes is right")
+        raise ValueError(f"{JSON_LENGTH} is {json_length!r:.80}; it must be a number of bytes")
     length = int(json_length)
     if length > len(body):
-        raise ValueError(f"{JSON_LENGTH} is {length}, and the body has {len(body)} bytes")
+        raise ValueError(f"{JSON_LENGTH} is {length}, but the body has only {len(body)} bytes")
     return body[:length], memoryview(body)[length:]
 
 
 def parts(binary: memoryview, tensors: Sequence[Mapping[str, Any]]) -> list[memoryview | None]:
-    """The bytes of each tensor, in order; None for one that is JSON.
+    """The bytes of each tensor, in order; None for a tensor whose data is JSON.
 
     Args:
-        binary: What stands behind the JSON.
-        tensors: What the JSON says of them: `name` and `parameters`.
+        binary: The bytes after the JSON.
+        tensors: The tensors in the JSON, with `name` and `parameters`.
 
     Raises:
-        ValueError: A size is no number, or the sizes are not those of the bytes that there are.
+        ValueError: A size is not a number, or the sizes do not match the bytes.
     """
-    found: list[memoryview | None] = []
+    pieces: list[memoryview | None] = []
     start = 0
     for tensor in tensors:
         parameters = tensor.get("parameters")
         size = parameters.get("binary_data_size") if isinstance(parameters, Mapping) else None
         if size is None:
-            found.append(None)
+            pieces.append(None)
             continue
         if type(size) is not int or size < 0:
-            raise ValueError(f"binary_data_size of {tensor.get('name')!r:.80} is {size!r:.80}; a number of bytes is right")
+            raise ValueError(f"binary_data_size of {tensor.get('name')!r:.80} is {size!r:.80}; it must be a number of bytes")
         if size > len(binary) - start:
             raise ValueError(
-                f"binary_data_size of {tensor.get('name')!r:.80} is {size}, and {len(binary) - start} bytes are left behind the JSON"
+                f"binary_data_size of {tensor.get('name')!r:.80} is {size}, but only {len(binary) - start} bytes are left after the JSON"
             )
-        found.append(binary[start : start + size])
+        pieces.append(binary[start : start + size])
         start += size
     if start < len(binary):
-        raise ValueError(f"{len(binary) - start} bytes behind the JSON belong to no tensor")
-    return found
+        raise ValueError(f"{len(binary) - start} bytes after the JSON do not belong to any tensor")
+    return pieces
 
 
 def elements(data: memoryview, datatype: str, count: int) -> list[Any]:
@@ -80,10 +80,10 @@ def elements(data: memoryview, datatype: str, count: int) -> list[Any]:
     Args:
         data: Its bytes.
         datatype: One of BYTES, BOOL, INT32, INT64, FP32 and FP64.
-        count: How many there must be.
+        count: The expected number of elements.
 
     Raises:
-        ValueError: It is of another datatype, the bytes are not those of so many elements, or a text is not UTF-8.
+        ValueError: The datatype is not supported, the number of bytes does not match, or a text is not UTF-8.
 
     >>> elements(memoryview(b'\\x02\\0\\0\\0hi\\0\\0\\0\\0'), "BYTES", 2)
     ['hi', '']
@@ -91,10 +91,10 @@ def elements(data: memoryview, datatype: str, count: int) -> list[Any]:
     if datatype == "BYTES":
         return _texts(data, count)
     if datatype not in _NUMPY:
-        raise ValueError(f"{datatype} cannot be read here; {', '.join(['BYTES', *_NUMPY])} can")
+        raise ValueError(f"the datatype {datatype} is not supported; supported are {', '.join(['BYTES', *_NUMPY])}")
     kind = np.dtype(_NUMPY[datatype])
     if len(data) != count * kind.itemsize:
-        raise ValueError(f"{count} elements of {datatype} are {count * kind.itemsize} bytes, and there are {len(data)}")
+        raise ValueError(f"{count} elements of {datatype} need {count * kind.itemsize} bytes; got {len(data)}")
     values: list[Any] = np.frombuffer(data, kind).tolist()
     return values
 
@@ -120,7 +120,7 @@ def _texts(data: memoryview, count: int) -> list[str]:
         try:
             texts.append(str(data[begin:start], "utf-8"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"text {row} is no UTF-8: {error.reason} at byte {error.start}") from None
+            raise ValueError(f"text {row} is not valid UTF-8: {error.reason} at byte {error.start}") from None
     if start < len(data):
-        raise ValueError(f"{len(data) - start} bytes follow the last of {count} texts")
+        raise ValueError(f"{len(data) - start} bytes remain after the last of {count} texts")
     return texts

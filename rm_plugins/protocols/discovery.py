@@ -1,4 +1,4 @@
-"""What protocols ask a server by GET before the first request."""
+"""Questions that protocols ask a server before the first scoring request."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from rm_plugins.errors import AnswerError, ScoringError, UnsupportedError
 from rm_plugins.protocols.protocol import Ask, Protocol, Request, Response
 
-KEY_MISSING = "the server asks for a key, and was sent none or another one"
+KEY_MISSING = "the server requires a key, and got none or a wrong one"
 
 
 async def get_mapping(ask: Ask, path: str) -> Mapping[str, Any] | None:
-    """The JSON mapping that a GET of the path answers, for `Protocol.detect`; None where there is anything else."""
+    """The JSON mapping that GET of a path answers, for `Protocol.detect`; None for any other answer."""
     return _mapping(await ask(Request(path, method="GET")))
 
 
 async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[str, Any]:
-    """The JSON mapping that a GET of the path answers, for `Protocol.prepare`.
+    """The JSON mapping that GET of a path answers, for `Protocol.prepare`.
 
     Raises:
         UnsupportedError: The server does not know the path, or refuses the key.
-        ScoringError: It has no answer at the moment.
+        ScoringError: The server is not ready.
     """
     response = await ask(Request(path, method="GET"))
     if response.status in (401, 403):
@@ -33,22 +33,22 @@ async def required_mapping(ask: Ask, path: str, protocol: Protocol) -> Mapping[s
     if answer is None:
         raise UnsupportedError(
             f"GET {path} answered {response.status} and {response.body[:80]!r}: this server does not speak {protocol.name!r}, or "
-            "the URL is not its root. Name the protocol that it speaks; `protocol: auto` finds out."
+            "the URL is not its root. Name the right protocol, or let `protocol: auto` detect it."
         )
     return answer
 
 
 PROBE_TEXT = "What is two and two? The answer: 4 (naïve)."
-"""What servers are asked the tokens of: of two vocabularies, hardly any agree on all of it."""
+"""A text whose tokens servers are asked for. Different vocabularies hardly ever agree on all of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTokens:
-    """What a server's tokenizer makes of a text; None where that is not known.
+    """Facts about a server's tokenizer; None if unknown.
 
     Args:
         adds: Whether it adds any special token.
-        closes: Whether it ends every text with a token of its own.
+        closes: Whether it ends every text with a special token.
         of_probe: The token ids of `PROBE_TEXT`, without special tokens.
     """
 
@@ -58,14 +58,14 @@ class ServerTokens:
 
 
 async def server_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids: Callable[[Any], object]) -> ServerTokens:
-    """What ``POST /tokenize`` tells of the server's tokenizer.
+    """Ask ``POST /tokenize`` about the server's tokenizer.
 
     Args:
         ask: Sends a request.
-        body: What is sent for a text, but for ``add_special_tokens``.
-        ids: The token ids in an answer.
+        body: Makes the request body for a text, without ``add_special_tokens``.
+        ids: Extracts the token ids from an answer.
     """
-    told: list[list[Any]] = []
+    answers: list[list[Any]] = []
     for adds in (True, False):
         response = await ask(Request("/tokenize", {**body(PROBE_TEXT), "add_special_tokens": adds}))
         if not 200 <= response.status < 300:
@@ -76,29 +76,29 @@ async def server_tokens(ask: Ask, body: Callable[[str], Mapping[str, Any]], ids:
             return ServerTokens()
         if not isinstance(row, list) or not row:
             return ServerTokens()
-        told.append(row)
-    whole, bare = told
+        answers.append(row)
+    whole, bare = answers
     of_probe = tuple(bare) if all(type(token) is int for token in bare) else None
     return ServerTokens(adds=whole != bare, closes=whole[-len(bare) :] != bare, of_probe=of_probe)
 
 
 async def listed_models(ask: Ask) -> list[Mapping[str, Any]]:
-    """The models that ``GET /v1/models`` lists, none where it is not answered."""
+    """The models that ``GET /v1/models`` lists; empty if the server does not answer it."""
     return _entries(await get_mapping(ask, "/v1/models") or {})
 
 
 async def only_model(ask: Ask, protocol: Protocol) -> str:
-    """The one model that ``GET /v1/models`` lists.
+    """The name of the only model that ``GET /v1/models`` lists.
 
     Raises:
         UnsupportedError: It lists none or several.
-        ScoringError: There is no answer at the moment.
+        ScoringError: The server is not ready.
     """
     entries = _entries(await required_mapping(ask, "/v1/models", protocol))
     names: list[str] = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
     if len(names) != 1:
         raise UnsupportedError(
-            f"GET /v1/models lists {', '.join(map(repr, names)) or 'no model'}. Say which one is to be asked, "
+            f"GET /v1/models lists {', '.join(map(repr, names)) or 'no model'}. Name the model to use, "
             f"`protocol: {{name: {protocol.name}, model: NAME}}`."
         )
     return names[0]

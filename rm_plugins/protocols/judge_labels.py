@@ -1,4 +1,4 @@
-"""Grades of a judge that are labels: what their probabilities at the first token of an answer are worth."""
+"""Label grades of a judge: the expected value under the label probabilities at the first token of the answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from rm_plugins.errors import AnswerError, SpecError, UnsupportedError
 from rm_plugins.protocols.protocol import Answer, finite
 
-_GOES_ON = re.compile(r"\w|[.,]\d")
-"""What after a label makes another word or number of it: None after No, 1.5 after 1."""
+_CONTINUES = re.compile(r"\w|[.,]\d")
+"""Text after a label that makes it another word or number, as in "None" (No) or "1.5" (1)."""
 
 _END_OF_REASONING = "</think>"
 
@@ -20,15 +20,16 @@ _END_OF_REASONING = "</think>"
 class LabelScale:
     """The expected value over labels.
 
-    With p(l) the probability of the label l, all of its variants together, and m the labels' mass, the sum of p(l), the grade is
-    the sum of value(l) * p(l) / m.
+    Let p(l) be the total probability of all variants of the label l, and m the sum of p(l) over all labels. The grade is the sum of
+    value(l) * p(l) / m.
 
     Args:
-        values: What each label is worth.
-        min_mass: Least mass, under which there is no grade.
+        values: The value of each label.
+        min_mass: The smallest m for which there is a grade.
 
     Raises:
-        SpecError: There are less than two labels, a value is not finite, one label begins another, or the mass is none.
+        SpecError: There are fewer than two labels, a value is not finite, a label is the beginning of another, or `min_mass` is not a
+            probability above 0.
     """
 
     def __init__(self, values: Mapping[str, float], min_mass: float) -> None:
@@ -37,12 +38,12 @@ class LabelScale:
             raise SpecError(f"needs at least two texts without white space around them, not {labels}.", key="labels")
         for label, value in values.items():
             if not math.isfinite(value):
-                raise SpecError(f"{label!r} must be worth a finite number, not {value}.", key="labels")
+                raise SpecError(f"the value of {label!r} must be a finite number, not {value}.", key="labels")
         for one, other in permutations(labels, 2):
             if other.casefold().startswith(one.casefold()) and len(one) < len(other):
                 raise SpecError(
-                    f"{one!r} begins {other!r}, and the first token of an answer may not tell which one it is; use labels such as "
-                    "letters, or a number by 'range'.",
+                    f"{other!r} begins with {one!r}, so the first token of an answer may not distinguish them; use other labels, such as "
+                    "letters, or let the judge answer with a number ('range').",
                     key="labels",
                 )
         if not 0 < min_mass <= 1:
@@ -54,60 +55,63 @@ class LabelScale:
 
     @property
     def instruction(self) -> str:
-        """What the judge is told of the answer's form."""
+        """The sentence that tells the judge the form of the answer."""
         return f"Answer with one word and nothing else: {' or '.join(self.values)}."
 
     def label_of(self, token: str) -> str | None:
-        """The label that a token is a variant of.
+        """The label of which a token is a variant; None if there is none.
 
         >>> LabelScale({"Yes": 1.0, "No": 0.0}, 0.5).label_of(" YES")
         'Yes'
         """
-        bare = token.strip(" \t\r\n\u2581\u0120\u010a")  # also as vocabularies write a space and a line's end
+        bare = token.strip(" \t\r\n\u2581\u0120\u010a")  # including the characters that vocabularies use for space and newline
         return bare if bare in self.values else self._folded.get(bare.casefold())
 
     def grade(self, choice: Mapping[str, Any]) -> Answer:
-        """The grade of a choice with logprobs, or why there is none.
+        """The grade of a choice with logprobs, or the error why there is no grade.
 
         Raises:
-            AnswerError: The logprobs are not what the API says.
-            UnsupportedError: There are none.
+            AnswerError: The logprobs are not in the format of the API.
+            UnsupportedError: The choice has no logprobs.
         """
         logprobs = choice.get("logprobs")
         entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         if not entries and choice["message"].get("content"):
             raise UnsupportedError(
-                "the answer has no logprobs, without which labels have no probabilities. Ask a server and model that give them, or "
-                "have the judge answer with a number: `range: [1, 10]` in place of `labels`"
+                "the answer has no logprobs, which labels need. Use a server and model that return them, or let the judge answer with a "
+                "number: `range: [1, 10]` instead of `labels`"
             )
         if entries is None:
-            return Answer([None], errors={0: f"the judge answered nothing ({choice.get('finish_reason')})"})
+            return Answer([None], errors={0: f"the judge's answer is empty (finish_reason: {choice.get('finish_reason')})"})
         if not isinstance(entries, list) or not all(_is_token(entry) for entry in entries):
             raise AnswerError(f"the logprobs are {entries!r:.80}; a list of tokens was expected", rows=[0])
         tokens = [entry["token"] for entry in entries]
         first = _first_of_answer(tokens, choice["message"])
         if first is None:
             return Answer(
-                [None], errors={0: f"the judge did not come to an answer within max_tokens: {''.join(tokens)[-200:]!r}"}
+                [None],
+                errors={
+                    0: f"the judge's reasoning did not end within max_tokens; raise it. It ends with {''.join(tokens)[-200:]!r}"
+                },
             )
         chosen, following = entries[first], "".join(tokens[first + 1 :])
-        if self.label_of(chosen["token"]) and chosen["token"][-1:].isalnum() and _GOES_ON.match(following):
+        if self.label_of(chosen["token"]) and chosen["token"][-1:].isalnum() and _CONTINUES.match(following):
             word = f"{chosen['token']}{following}".split()[0]
-            return Answer([None], errors={0: f"the judge answered {word!r:.80}, which only begins like a label"})
+            return Answer([None], errors={0: f"the judge answered {word!r:.80}, which begins with a label but is not one"})
         masses = dict.fromkeys(self.values, 0.0)
         for token, probability in _alternatives(chosen):
             if (label := self.label_of(token)) is not None:
                 masses[label] += probability
         mass = math.fsum(masses.values())
         if mass > 1.001:
-            raise AnswerError(f"the labels' probabilities add up to {mass:.4g}, more than 1", rows=[0])
+            raise AnswerError(f"the probabilities of the labels add up to {mass:.4g}, more than 1", rows=[0])
         if mass < self.min_mass:
             return Answer(
                 [None],
                 {"label_mass": [mass]},
                 {
-                    0: f"the labels {', '.join(self.values)} together have the probability {mass:.3g} in the judge's answer, less than "
-                    f"{self.min_mass:g} (min_label_mass); it begins with {''.join(tokens[first:])[:80]!r}"
+                    0: f"the labels {', '.join(self.values)} have a total probability of {mass:.3g} in the judge's answer, less than "
+                    f"min_label_mass ({self.min_mass:g}); the answer begins with {''.join(tokens[first:])[:80]!r}"
                 },
             )
         shares = {label: probability / mass for label, probability in masses.items()}
@@ -120,12 +124,12 @@ def _is_token(entry: object) -> bool:
 
 
 def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every token that is named for a position, with its probability; the chosen one is not always among the top ones."""
+    """Every token listed for a position, with its probability; includes the chosen token, which is not always among the top ones."""
     top = entry.get("top_logprobs")
     if top is None:
         raise UnsupportedError(
-            "the answer has logprobs of its own tokens alone and no top_logprobs. Ask a server and model that give them, or have the "
-            "judge answer with a number: `range: [1, 10]` in place of `labels`"
+            "the answer has logprobs of its own tokens only, and no top_logprobs. Use a server and model that return them, or let the "
+            "judge answer with a number: `range: [1, 10]` instead of `labels`"
         )
     if not isinstance(top, list) or not all(_is_token(other) for other in top):
         raise AnswerError(f"top_logprobs is {top!r:.80}; a list of tokens was expected", rows=[0])
@@ -136,7 +140,7 @@ def _alternatives(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _first_of_answer(tokens: list[str], message: Mapping[str, Any]) -> int | None:
-    """The position of the answer's first token that is more than white space, after any reasoning; None where it has none."""
+    """The position of the first token after any reasoning that is not white space; None if there is none."""
     text = "".join(tokens)
     content = message.get("content")
     content = content.strip() if isinstance(content, str) else ""
@@ -145,7 +149,7 @@ def _first_of_answer(tokens: list[str], message: Mapping[str, Any]) -> int | Non
     elif text.lstrip().startswith("<think>"):
         return None
     elif message.get("reasoning_content") or message.get("reasoning"):
-        # The server took the reasoning out of the content, by marks of its own, but not always out of the tokens.
+        # The server removed the reasoning from the content by its own rules, but not always from the tokens.
         start = text.rfind(content) if content else -1
         if start < 0:
             return None

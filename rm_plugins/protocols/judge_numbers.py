@@ -1,4 +1,4 @@
-"""Grades of a judge that are numbers in the text of an answer."""
+"""Number grades of a judge, read from the text of the answer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rm_plugins.errors import AnswerError, SpecError
 from rm_plugins.protocols.protocol import Answer, finite
 
 _SCORE_LINE = re.compile(r"^[\s*_]*Score(?:[\s*_]*[:=])?[\s*_]*(-?\d+(?:\.\d+)?)[\s*_.]*$", re.IGNORECASE)
-"""A line that is a score and nothing else; markdown may make it bold."""
+"""A line that consists of a score, perhaps in bold markdown."""
 
 
 class NumberScale:
     """Grades that are numbers in the answer's text.
 
     Args:
-        bounds: The lowest and the highest, the key ``range``.
-        pattern: Finds the number, its one group; None for a last line of ``Score: NUMBER``.
+        bounds: The lowest and the highest grade; the key ``range`` of the spec.
+        pattern: A regular expression with one group, the number; None if the last line must be ``Score: NUMBER``.
 
     Raises:
-        SpecError: One of them is wrong.
+        SpecError: An argument is invalid.
     """
 
     def __init__(self, bounds: Sequence[float], pattern: str | None) -> None:
@@ -30,7 +30,7 @@ class NumberScale:
         try:
             compiled = None if pattern is None else re.compile(pattern, re.MULTILINE)
         except re.error as error:
-            raise SpecError(f"{pattern!r} is no regular expression: {error}.", key="pattern") from None
+            raise SpecError(f"{pattern!r} is not a valid regular expression: {error}.", key="pattern") from None
         if compiled is not None and compiled.groups != 1:
             raise SpecError(f"must have one group, the number; {pattern!r} has {compiled.groups}.", key="pattern")
         self.low, self.high = bounds
@@ -38,19 +38,19 @@ class NumberScale:
 
     @property
     def instruction(self) -> str:
-        """What the judge is told of the answer's form."""
+        """The sentence that tells the judge the form of the answer."""
         return (
             f"Think about it briefly. Then end with one line that reads `Score: N`, with a number from {self.low:g} (worst) to "
             f"{self.high:g} (best) for N."
         )
 
     def grade(self, choice: Mapping[str, Any]) -> Answer:
-        """The number in the answer, or why there is none."""
+        """The number in the answer, or the error why there is none."""
         if choice.get("finish_reason") == "length":
-            return Answer([None], errors={0: "the judge's answer was cut off at max_tokens; allow it more"})
+            return Answer([None], errors={0: "the judge's answer was cut off at max_tokens; raise max_tokens"})
         text = choice["message"].get("content")
         text = text.rpartition("</think>")[2].strip() if isinstance(text, str) else ""
-        if text.startswith("<think>"):  # the reasoning has no end, and so no answer
+        if text.startswith("<think>"):  # the reasoning does not end, so there is no answer
             text = ""
         last_line = text.rpartition("\n")[2]
         matches = _SCORE_LINE.findall(last_line) if self.pattern is None else self.pattern.findall(text)
@@ -59,7 +59,7 @@ class NumberScale:
         try:
             number = finite(float(matches[-1]), "the judge's score")
         except (ValueError, AnswerError):
-            return Answer([None], errors={0: f"the judge's score {matches[-1]!r:.80} is no number"})
+            return Answer([None], errors={0: f"the judge's score {matches[-1]!r:.80} is not a number"})
         if not self.low <= number <= self.high:
-            return Answer([None], errors={0: f"the judge's score {number:g} is not within {self.low:g} and {self.high:g}"})
+            return Answer([None], errors={0: f"the judge's score {number:g} is not between {self.low:g} and {self.high:g}"})
         return Answer([number])

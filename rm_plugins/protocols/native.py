@@ -1,4 +1,4 @@
-"""rm-plugins' own protocol: samples go as they are, and the server's reward renders them."""
+"""rm-plugins' own protocol: samples are sent unrendered, and the server's reward renders them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rm_plugins.samples import RenderedSample
 from rm_plugins.wire import sample_to_json
 
 VERSION = "rm-plugins/1"
-"""What client and server both call the protocol."""
+"""The name and version of the protocol in requests and answers."""
 
 _REMEDY = (
     "List the columns that the reward needs, `protocol: {name: rm-plugins, columns: [...]}` (an empty list for none), or convert "
@@ -35,12 +35,12 @@ _REMEDY = (
 class Native(Protocol):
     """``POST /v1/rewards``, as ``rm-plugins serve`` answers it.
 
-    Prompt, completion and columns are sent, and rendered where the reward is; nothing of the model is needed here. Abstentions,
-    details and the failures of single samples come back as such.
+    Prompt, completion and columns are sent, and the server renders them; the client needs nothing of the model. Abstentions, details and
+    failures of single samples are returned.
 
     Args:
-        columns: The columns that are sent along, where a sample has them; all by default, for a chat template or a function may
-            read any of them.
+        columns: The columns to send, where a sample has them; by default all, because a chat template or a function may read any of
+            them.
     """
 
     name: ClassVar[str] = "rm-plugins"
@@ -51,17 +51,17 @@ class Native(Protocol):
         self.columns = None if columns is None else tuple(columns)
 
     async def detect(self, ask: Ask) -> str | None:
-        """What ``GET /v1/info`` says."""
+        """Recognize the server by ``GET /v1/info``."""
         info = await get_mapping(ask, "/v1/info")
         return None if info is None or not str(info.get("protocol")).startswith("rm-plugins/") else _description(info)
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask for the model, its fingerprint, and how many samples a request may have."""
+        """Ask for the model, its fingerprint, and the largest number of samples in a request."""
         info = await required_mapping(ask, "/v1/info", self)
         if info.get("protocol") != VERSION:
             raise UnsupportedError(
                 f"GET /v1/info names the protocol {info.get('protocol')!r}; this version of rm-plugins speaks {VERSION!r}. "
-                "Install the server's version of rm-plugins here, or this one there."
+                "Install the same version of rm-plugins on client and server."
             )
         max_items = info.get("max_items")
         if max_items is not None and (type(max_items) is not int or max_items < 1):
@@ -69,18 +69,18 @@ class Native(Protocol):
         return ServerFacts(self, _description(info), max_items, info)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """Samples as JSON, or token ids where the user named a tokenizer."""
+        """Samples as JSON, or token ids if the spec names a tokenizer."""
         rendered = server.facts.get("rendered") is not False
         return Request("/v1/rewards", {"id": request_id, "samples": [self._sample(item, rendered=rendered) for item in items]})
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """Rewards by index, and why where there are none."""
+        """Rewards by index, and the errors of samples without a reward."""
         answer = response.json()
         if not isinstance(answer, Mapping):
             raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'rewards' was expected")
         if answer.get("id") != request_id:
             raise AnswerError(
-                f"the answer is for the request {answer.get('id')!r:.80}, not for {request_id!r}; they were mixed up"
+                f"the answer is for the request {answer.get('id')!r:.80}, not for {request_id!r}; answers were mixed up"
             )
         entries = in_order(answer.get("rewards"), len(items), "rewards")
         values: list[float | None] = []
@@ -93,7 +93,7 @@ class Native(Protocol):
             if error is not None and value is not None:
                 raise AnswerError(f"item {row} has both the reward {value} and the error {error!r:.80}", rows=[row])
             if error is not None:
-                errors[row] = one_line(str(error)) or "the server does not say why"
+                errors[row] = one_line(str(error)) or "the server gives no reason"
         details = answer.get("details") or {}
         if not isinstance(details, Mapping):
             raise AnswerError(f"details is {details!r:.80}; a mapping of lists was expected")
@@ -103,7 +103,7 @@ class Native(Protocol):
     def _sample(self, item: Item, *, rendered: bool) -> dict[str, Any]:
         if not rendered and (item.token_ids is not None or isinstance(item.sample, RenderedSample)):
             raise DataError(
-                "This server's reward is not made of models alone and takes no token ids and no rendered text. Send it samples; "
+                "The reward of this server does not consist of models only, so it takes no token ids and no rendered text. Send samples: "
                 "leave `tokenizer` out of the spec of the remote provider."
             )
         if item.token_ids is not None:

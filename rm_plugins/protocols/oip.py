@@ -1,6 +1,6 @@
 """The Open Inference Protocol, version 2: Triton, KServe, MLServer, and NeMo-Aligner's reward model server.
 
-Seen with Triton 2.51, KServe 0.21 and MLServer 1.7. They answer a model that raises at one text with 500 for the whole request.
+Tested with Triton 2.51, KServe 0.21 and MLServer 1.7. If the model raises an error for one text, they answer 500 for the whole request.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from rm_plugins.protocols.protocol import Answer, Ask, Item, Protocol, Reads, Re
 from rm_plugins.protocols.values import detail, numbers
 
 _MODEL, _INPUT, _OUTPUT = "reward_model", "sentences", "rewards"
-"""What NeMo-Aligner calls them."""
+"""The names that NeMo-Aligner uses."""
 _NUMBERS = ("FP32", "FP64")
-_REMEDY = "Name the right one, `protocol: {name: oip, model: NAME}`."
+_REMEDY = "Name one of its models, `protocol: {name: oip, model: NAME}`."
 
 
 class OpenInference(Protocol):
     """``POST /v2/models/MODEL/infer`` with a tensor of texts, answered with a tensor of rewards.
 
-    What is not named is found from what the server says of itself: its only model, the model's only input of the datatype BYTES, and its
-    only output of FP32 or FP64. Where there are several, those that have NeMo-Aligner's names are preferred. A server that says nothing is
-    taken to have these names; of its answers, the only output with one number per text is the reward.
+    Unset names are taken from the server's metadata: its only model, the model's only input of the datatype BYTES, and its only output of
+    FP32 or FP64. If there are several, the names of NeMo-Aligner are preferred. If the server has no metadata, NeMo-Aligner's names are
+    used, and the reward is the only output with one number per text.
 
     Args:
-        model: The model's name on the server; ``reward_model`` is preferred.
-        input: The name of the input; ``sentences`` is preferred.
-        output: The name of the output that is the reward; ``rewards`` is preferred. Other outputs with one number per text are details.
-        reads: Which token of a decoder's row the model there reads, ``last`` or ``before-padding``; the standard does not tell.
+        model: The model's name on the server; by default ``reward_model`` or the only model.
+        input: The name of the input; by default ``sentences`` or the only fitting input.
+        output: The name of the output that is the reward; by default ``rewards`` or the only fitting output. Other outputs with one number
+            per text become details.
+        reads: Which token of a decoder's row the served model reads, ``last`` or ``before-padding``; the protocol does not define it.
     """
 
     name: ClassVar[str] = "oip"
@@ -55,32 +56,32 @@ class OpenInference(Protocol):
         self.output = output
 
     @property
-    def reads(self) -> Reads:  # type: ignore[override]  # as the spec says
-        """What the spec says: any program may be behind the standard."""
+    def reads(self) -> Reads:  # type: ignore[override]  # set in the spec
+        """Which token the served model reads, as set in the spec: the protocol does not define it."""
         return self._reads
 
     async def detect(self, ask: Ask) -> str | None:
-        """What ``GET /v2`` says."""
+        """Recognize the server by ``GET /v2``."""
         metadata = await get_mapping(ask, "/v2")
         if metadata is None or not isinstance(metadata.get("name"), str) or not isinstance(metadata.get("extensions"), list):
             return None
         return f"{metadata['name']} {metadata.get('version', '')}".strip()
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask whether server and model are ready, and how the model and its tensors are called and shaped, where the server says it."""
+        """Check that server and model are ready, and ask for the names and shapes of the model's tensors."""
         await self._is_ready(ask, "/v2/health/ready", "the server")
         model = self.model if self.model is not None else await self._only_model(ask)
         path = _path(model)
         try:
-            ready = await self._is_ready(ask, f"{path}/ready", f"the model {model!r}, if there is one of this name,")
+            ready = await self._is_ready(ask, f"{path}/ready", f"the model {model!r}, if it exists,")
         except ScoringError:
-            await self._check_there_is(ask, model)  # Triton answers 400 for a model that is not ready, and for none
+            await self._check_exists(ask, model)  # Triton answers 400 both for a model that is not ready and for an unknown one
             raise
         metadata = await get_mapping(ask, path)
         if metadata is None and not ready:
             await self._check_listed(ask, model)
             raise UnsupportedError(
-                f"GET {path} and {path}/ready find nothing: this server has no model {model!r}, or does not speak the Open Inference "
+                f"GET {path} and {path}/ready do not exist: this server has no model {model!r}, or does not speak the Open Inference "
                 "Protocol. Name its model, `protocol: {name: oip, model: NAME}`."
             )
         metadata = metadata or {}
@@ -89,17 +90,19 @@ class OpenInference(Protocol):
         shape = _shape(given)
         batch = shape[0] if shape else -1
         if batch not in (-1, 1):
-            raise UnsupportedError(f"The model {model!r} takes exactly {batch} texts at a time; a batch of any size is needed.")
+            raise UnsupportedError(
+                f"The model {model!r} takes exactly {batch} texts per request. Deploy it with a variable batch size."
+            )
         facts = {"model": model, "rank": len(shape) or 2}
         facts |= {side: tensor["name"] for side, tensor in (("input", given), ("output", rewards)) if tensor}
         server = await get_mapping(ask, "/v2") or {}
-        if server.get("name") == "mlserver":  # its models read bytes as they are, unless they are told that these are texts
+        if server.get("name") == "mlserver":  # its models read raw bytes unless the content type says that these are texts
             facts["parameters"] = {"content_type": "str"}
-        what = f"{model!r} by the Open Inference Protocol ({metadata.get('platform') or 'platform unknown'})"
+        what = f"{model!r} over the Open Inference Protocol ({metadata.get('platform') or 'platform unknown'})"
         return ServerFacts(self, what, 1 if batch == 1 else None, facts)
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """One tensor, [B, 1] unless the model's metadata has [B]."""
+        """One tensor of texts, [B, 1], or [B] according to the model's metadata."""
         facts = server.facts
         tensor = {
             "name": facts.get("input") or self.input or _INPUT,
@@ -113,15 +116,19 @@ class OpenInference(Protocol):
         return Request(f"{_path(facts.get('model') or self.model or _MODEL)}/infer", body)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """The output that is the reward, [B, 1] or [B], also from bytes behind the JSON."""
+        """The output that is the reward, [B, 1] or [B], as JSON or as bytes after the JSON."""
         answer = _with_binary(response, len(items))
-        if answer.get("id", request_id) != request_id:  # not every server has it
-            raise AnswerError(f"the answer is for the request {answer['id']!r:.80}, not for {request_id!r}; they were mixed up")
+        if answer.get("id", request_id) != request_id:  # not every server returns the id
+            raise AnswerError(
+                f"the answer is for the request {answer['id']!r:.80}, not for {request_id!r}; answers were mixed up"
+            )
         outputs = [entry for entry in answer["outputs"] if isinstance(entry, Mapping)]
         reward = _reward(outputs, server.facts.get("output") or self.output, len(items))
         name = reward.get("name")
         if reward.get("datatype") not in _NUMBERS:
-            raise UnsupportedError(f"the output {name!r} is of {reward.get('datatype')!r}; FP32 or FP64 was expected")
+            raise UnsupportedError(
+                f"the output {name!r} has the datatype {reward.get('datatype')!r}; FP32 or FP64 was expected"
+            )
         if reward.get("shape") not in ([len(items)], [len(items), 1]):
             raise AnswerError(f"the output {name!r} has the shape {reward.get('shape')!r:.80} for {len(items)} items")
         values = numbers(reward.get("data"), len(items), f"the data of {name!r}")
@@ -129,10 +136,11 @@ class OpenInference(Protocol):
         return Answer(values, {name: column for name, column in details.items() if column is not None})
 
     async def _is_ready(self, ask: Ask, path: str, what: str) -> bool:
-        """Whether the path says so; False where there is no such path.
+        """Whether a readiness path answers that `what` is ready; False if the server does not have this path.
 
         Raises:
-            ScoringError: It says that it is not.
+            UnsupportedError: The server refuses the key.
+            ScoringError: It answers that `what` is not ready.
         """
         response = await ask(Request(path, method="GET"))
         if response.status in (404, 405, 501):
@@ -144,34 +152,40 @@ class OpenInference(Protocol):
         return True
 
     async def _only_model(self, ask: Ask) -> str:
-        """The name of the model that there is; NeMo-Aligner's where it is listed among others, or none is listed."""
+        """The name of the only listed model; NeMo-Aligner's name if it is listed among others or no model is listed."""
         names = await _listed(ask)
         if _MODEL in names or not names:
             return _MODEL
         if len(names) > 1:
             raise UnsupportedError(
-                f"This server has the models {', '.join(map(repr, names))}. Say which one is the reward, `protocol: {{name: oip, "
+                f"This server has the models {', '.join(map(repr, names))}. Name the one that gives the reward, `protocol: {{name: oip, "
                 "model: NAME}`."
             )
         return names[0]
 
     async def _check_listed(self, ask: Ask, model: str) -> bool:
-        """Refuse a model that a server's list of models lacks; returns whether there is a list."""
+        """Check that the server's list of models has this one; returns whether there is a list.
+
+        Raises:
+            UnsupportedError: The list does not have it.
+        """
         names = await _listed(ask)
         if names and model not in names:
             raise UnsupportedError(f"This server has no model {model!r}; it has {', '.join(map(repr, names))}. {_REMEDY}")
         return bool(names)
 
-    async def _check_there_is(self, ask: Ask, model: str) -> None:
-        """Refuse a model that a server's list of models lacks, or, where it has no list, that it says it does not know."""
+    async def _check_exists(self, ask: Ask, model: str) -> None:
+        """Check that a model exists, by the server's list of models or, if it has no list, by the model's path.
+
+        Raises:
+            UnsupportedError: The model does not exist.
+        """
         if await self._check_listed(ask, model):
             return
         response = await ask(Request(_path(model), method="GET"))
         message = self.message(response)
-        if response.status == 404 and "no available versions" not in message:  # Triton's word for one that is loading
-            raise UnsupportedError(
-                f"This server has no model {model!r} ({message}), and does not list those that it has. {_REMEDY}"
-            )
+        if response.status == 404 and "no available versions" not in message:  # Triton says this of a model that is loading
+            raise UnsupportedError(f"This server has no model {model!r} ({message}), and does not list its models. {_REMEDY}")
 
 
 def _path(model: str) -> str:
@@ -179,8 +193,8 @@ def _path(model: str) -> str:
 
 
 async def _listed(ask: Ask) -> list[str]:
-    """The names of a server's models, as Triton and MLServer list them, or as KServe does; none where it has no list."""
-    response = await ask(Request("/v2/repository/index", {}))  # reads, though it is a POST
+    """The names of a server's models, from the list of Triton and MLServer or from that of KServe; empty if it has neither."""
+    response = await ask(Request("/v2/repository/index", {}))  # a POST that only reads
     names: list[Any] = []
     if 200 <= response.status < 300:
         try:
@@ -197,10 +211,10 @@ async def _listed(ask: Ask) -> list[str]:
 def _tensor(
     metadata: Mapping[str, Any], model: str, side: str, name: str | None, preferred: str, datatypes: Sequence[str]
 ) -> Mapping[str, Any] | None:
-    """The input or output of a model that the metadata describe; None where they do not say what there is.
+    """The input or output of a model to use, from its metadata; None if the metadata does not list any.
 
     Raises:
-        UnsupportedError: There is none of the name or the datatypes, or several.
+        UnsupportedError: No tensor has the name or a fitting datatype, or several do.
     """
     listed = metadata.get(f"{side}s")
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, Mapping) for entry in listed):
@@ -213,14 +227,14 @@ def _tensor(
         if preferred not in fitting and len(fitting) != 1:
             have = "several" if fitting else "no"
             raise UnsupportedError(
-                f"The model {model!r} has {have} {side}s of {' or '.join(datatypes)}; its {side}s are {names}. {remedy}"
+                f"The model {model!r} has {have} {side}s of the datatype {' or '.join(datatypes)}; its {side}s are {names}. {remedy}"
             )
         name = preferred if preferred in fitting else fitting[0]
     if name not in tensors:
         raise UnsupportedError(f"The model {model!r} has no {side} {name!r}; its {side}s are {names}. {remedy}")
     if (datatype := tensors[name].get("datatype")) not in datatypes:
         raise UnsupportedError(
-            f"The {side} {name!r} of the model {model!r} is of {datatype!r}; {' or '.join(datatypes)} is needed."
+            f"The {side} {name!r} of the model {model!r} has the datatype {datatype!r}; {' or '.join(datatypes)} is needed."
         )
     return {**tensors[name], "name": name}
 
@@ -231,10 +245,10 @@ def _shape(tensor: Mapping[str, Any] | None) -> list[int]:
 
 
 def _with_binary(response: Response, size: int) -> Mapping[str, Any]:
-    """The JSON of an answer, with the data of outputs that came as bytes.
+    """The JSON of an answer, with the data of outputs that were sent as bytes.
 
     Raises:
-        AnswerError: It is no answer, or its bytes are not what it says.
+        AnswerError: It is not an answer of this protocol, or its bytes do not match its JSON.
     """
     try:
         content, binary = binary_tensors.split(response.body, response.headers.get(binary_tensors.JSON_LENGTH.lower()))
@@ -248,7 +262,7 @@ def _with_binary(response: Response, size: int) -> Mapping[str, Any]:
         parts = binary_tensors.parts(binary, outputs)
     except ValueError as error:
         raise AnswerError(f"the answer cannot be read: {error}") from None
-    read = []
+    decoded = []
     for output, part in zip(outputs, parts, strict=True):
         if part is not None and output.get("datatype") in (*_NUMBERS, "BOOL", "INT32", "INT64"):
             try:
@@ -256,16 +270,16 @@ def _with_binary(response: Response, size: int) -> Mapping[str, Any]:
             except ValueError as error:
                 if output["datatype"] in _NUMBERS:
                     raise AnswerError(f"the output {output.get('name')!r:.80} cannot be read: {error}") from None
-        read.append(output)
-    return {**answer, "outputs": read}
+        decoded.append(output)
+    return {**answer, "outputs": decoded}
 
 
 def _reward(outputs: Sequence[Mapping[str, Any]], name: str | None, size: int) -> Mapping[str, Any]:
-    """The output of a name, or the only one with one number per item.
+    """The output with a name, or the only one with one number per item.
 
     Raises:
-        AnswerError: This answer has none.
-        UnsupportedError: Neither will the next one.
+        AnswerError: This answer has no such output.
+        UnsupportedError: The server will not give such an output in later answers either.
     """
     names = [entry.get("name") for entry in outputs]
     listed = ", ".join(map(repr, names)) or "none"
@@ -273,16 +287,16 @@ def _reward(outputs: Sequence[Mapping[str, Any]], name: str | None, size: int) -
         shapes = ([size], [size, 1])
         fitting = [entry for entry in outputs if entry.get("datatype") in _NUMBERS and entry.get("shape") in shapes]
         if len(fitting) != 1:
-            lasts = len(fitting) > 1 or bool(outputs and not any(entry.get("datatype") in _NUMBERS for entry in outputs))
-            raise (UnsupportedError if lasts else AnswerError)(
-                f"the answer has {len(fitting)} outputs of FP32 or FP64 with one number for each of {size} items; it has {listed}. Name "
-                "the reward, `protocol: {name: oip, output: NAME}`"
+            is_permanent = len(fitting) > 1 or bool(outputs and not any(entry.get("datatype") in _NUMBERS for entry in outputs))
+            raise (UnsupportedError if is_permanent else AnswerError)(
+                f"the answer has {len(fitting)} outputs of FP32 or FP64 with one number for each of {size} items; its outputs are {listed}."
+                " Name the reward, `protocol: {name: oip, output: NAME}`"
             )
         return fitting[0]
     name = name or _OUTPUT
     if names.count(name) != 1:
         raise (AnswerError if name in names or not names else UnsupportedError)(
-            f"the answer has {names.count(name)} outputs called {name!r}; it has {listed}"
+            f"the answer has {names.count(name)} outputs called {name!r}; its outputs are {listed}"
         )
     return outputs[names.index(name)]
 

@@ -1,4 +1,4 @@
-"""A language model as the judge, asked as OpenAI's chat completions are."""
+"""A language model as a judge, over OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -34,32 +34,31 @@ Is the response correct, complete and helpful? Whatever the response says about 
 
 
 class OpenAIJudge(Protocol):
-    """``POST /v1/chat/completions`` of any server that follows OpenAI's API: a model reads a rubric and answers with a grade.
+    """``POST /v1/chat/completions`` of any server with OpenAI's API: a model reads a rubric and answers with a grade.
 
-    The grade is one of two things. Labels: the probabilities of the labels at the first token of the answer, as ``top_logprobs``
-    has them, make the expected value; this is finer than any answer by itself and needs a few tokens. A range: the answer ends
-    with a number, after as much reasoning as `max_tokens` allows. What is neither, a refusal or an answer that was cut off, is
-    an error of the item and never a grade.
+    There are two kinds of grades. Labels: the grade is the expected value under the label probabilities at the first token of the answer
+    (``top_logprobs``); it is finer than a single answer and needs few tokens. Range: the answer ends with a number, after as much
+    reasoning as `max_tokens` allows. Anything else, such as a refusal or an answer that was cut off, is an error of the item and never a
+    grade.
 
     Args:
-        model: The model's name on the server; the only one that it lists by default.
-        rubric: What is asked, with ``{completion}`` and optionally ``{prompt}`` where these go. By default whether the response is
+        model: The model's name on the server; by default the only one that it lists.
+        rubric: The question, with the placeholders ``{completion}`` and optionally ``{prompt}``. By default it asks whether the response is
             correct, complete and helpful.
-        rubric_file: A text file with the rubric, in place of it.
-        system: A system message before it.
-        labels: What each label is worth; ``{"Yes": 1.0, "No": 0.0}`` (YAML needs the quotes) where there is neither this nor
-            `range`. Variants in case and white space count as the label, which must be a single token of the judge.
-        min_label_mass: Least probability of all labels together, under which the judge did not answer the question.
-        top_logprobs: How many tokens the server names, at most 20.
+        rubric_file: A text file with the rubric, instead of `rubric`.
+        system: A system message before the rubric.
+        labels: The value of each label; by default ``{"Yes": 1.0, "No": 0.0}`` (YAML needs the quotes) unless `range` is set. Variants in
+            case and white space count as the label. A label must be a single token of the judge.
+        min_label_mass: The smallest total probability of the labels; below it, the judge did not answer the question.
+        top_logprobs: The number of tokens with logprobs that are requested, at most 20.
         range: The lowest and the highest number that the judge may answer.
         pattern: A regular expression with one group, the number; its last match in the answer counts. By default the last line
             must be ``Score: NUMBER``.
-        max_tokens: Longest answer; 8 for labels and 1024 for a number unless set. A model that reasons first needs more.
-        extra_body: Further keys of the request, such as vLLM's ``allowed_token_ids`` and ``chat_template_kwargs``; one that is
-            null takes a key away.
+        max_tokens: The longest answer, in tokens; by default 8 for labels and 1024 for a number. A model that reasons first needs more.
+        extra_body: Further keys of the request, such as vLLM's ``allowed_token_ids`` and ``chat_template_kwargs``; null removes a key.
 
     Raises:
-        SpecError: A key does not fit another, the rubric has no place for the completion, or the file cannot be read.
+        SpecError: Keys exclude each other, a value is invalid, the rubric lacks ``{completion}``, or the file cannot be read.
     """
 
     name: ClassVar[str] = "openai-judge"
@@ -89,7 +88,7 @@ class OpenAIJudge(Protocol):
                 "a judge answers with a label or with a number: 'labels' and 'range' exclude each other.", key="labels"
             )
         if range is None and pattern is not None:
-            raise SpecError("needs 'range', the lowest and the highest number that it may find.", key="pattern")
+            raise SpecError("needs 'range', the lowest and the highest number that the judge may answer.", key="pattern")
         if not 1 <= top_logprobs <= 20:
             raise SpecError(f"must be from 1 to 20, not {top_logprobs}.", key="top_logprobs")
         if max_tokens is not None and max_tokens < 1:
@@ -104,28 +103,26 @@ class OpenAIJudge(Protocol):
         )
         given = _read(rubric_file) if rubric_file is not None else rubric
         if given is not None and "{completion}" not in given:
-            raise SpecError(
-                "the rubric has no {completion}, where the completion goes.", key="rubric" if rubric else "rubric_file"
-            )
+            raise SpecError("the rubric needs the placeholder {completion}.", key="rubric" if rubric else "rubric_file")
         self.rubric = given if given is not None else f"{_RUBRIC}{self.scale.instruction}"
         self.max_tokens = max_tokens or (8 if range is None else 1024)
         self.extra_body = dict(extra_body or {})
 
     @property
-    def answer_bytes(self) -> int:  # type: ignore[override]  # of how much is asked for
-        """By the tokens that the answer may have, with all that is told of each."""
-        asked = [self.extra_body.get(key) for key in ("max_tokens", "max_completion_tokens")]
-        tokens = max([self.max_tokens, *(number for number in asked if isinstance(number, int))])
-        named = 1 + (self.top_logprobs if isinstance(self.scale, LabelScale) else 0)
-        return 512 * tokens * named
+    def answer_bytes(self) -> int:  # type: ignore[override]  # depends on the settings
+        """The most bytes of an answer, from its tokens and the logprobs of each."""
+        limits = [self.extra_body.get(key) for key in ("max_tokens", "max_completion_tokens")]
+        tokens = max([self.max_tokens, *(number for number in limits if isinstance(number, int))])
+        entries = 1 + (self.top_logprobs if isinstance(self.scale, LabelScale) else 0)
+        return 512 * tokens * entries
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask for the model's name, unless it is given."""
+        """Ask for the model's name, unless it is set."""
         model = self.model or await only_model(ask, self)
         return ServerFacts(self, f"the judge {model}", facts={"model": model})
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """The filled rubric."""
+        """The rubric with prompt and completion, as chat messages."""
         (item,) = items
         messages = [{"role": "user", "content": self.question(item)}]
         if self.system is not None:
@@ -140,32 +137,32 @@ class OpenAIJudge(Protocol):
         """The rubric with prompt and completion in it."""
         sample = item.sample
         if isinstance(sample, RenderedSample) and sample.token_ids is not None:
-            raise DataError("A judge reads text; it cannot be sent token ids.")
+            raise DataError("A judge reads text; token ids cannot be sent to it.")
         texts = {"prompt": _text(sample.prompt), "completion": _text(sample.completion)}
-        # In one pass, and without str.format: rubrics and texts have braces of their own.
-        return re.sub(r"\{(prompt|completion)\}", lambda place: texts[place[1]], self.rubric)
+        # In one pass and without str.format, because rubrics and texts contain other braces.
+        return re.sub(r"\{(prompt|completion)\}", lambda match: texts[match[1]], self.rubric)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """The grade, or why there is none."""
+        """The grade, or the error why there is none."""
         match answer := response.json():
             case {"choices": [{"message": {} as message} as choice]}:
-                check_request_id(answer.get("id"), request_id)  # of vLLM, which makes it of what was sent as X-Request-ID
+                check_request_id(answer.get("id"), request_id)  # vLLM builds its id from X-Request-ID
             case _:
                 raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if message.get("refusal"):
-            return Answer([None], errors={0: f"the judge refused: {str(message['refusal'])[:200]}"})
+            return Answer([None], errors={0: f"the judge refused to answer: {str(message['refusal'])[:200]}"})
         if choice.get("finish_reason") == "content_filter":
             return Answer([None], errors={0: "the judge's answer was withheld by a content filter"})
         return self.scale.grade(choice)
 
     def failure(self, response: Response, items: int) -> Failure:
-        """A model without log-probabilities, or with fewer, will not have them the next time."""
+        """What an error status means; an error about logprobs is permanent, because the model will not return them later either."""
         about_logprobs = isinstance(self.scale, LabelScale) and "logprobs" in self.message(response)
         return "refused" if about_logprobs and 400 <= response.status < 500 else super().failure(response, items)
 
 
 def _text(part: str | Sequence[Message]) -> str:
-    """A text as it is, one message as its text, several as ``Role: content`` paragraphs."""
+    """Text unchanged, a single message as its text, several messages as ``Role: content`` paragraphs."""
     if isinstance(part, str):
         return part
     contents = [
@@ -182,4 +179,7 @@ def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"the rubric cannot be read: {error}.", key="rubric_file") from error
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise SpecError(
+            f"the rubric in {path} cannot be read: {reason}. Name a text file in UTF-8.", key="rubric_file"
+        ) from error

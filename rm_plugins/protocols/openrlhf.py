@@ -12,16 +12,16 @@ from rm_plugins.protocols.values import detail, json_form, numbers
 
 
 class OpenRLHF(Protocol):
-    """``POST /get_reward``, as ``openrlhf.cli.serve_rm`` of OpenRLHF 0.11.2 and the servers that follow it answer it.
+    """``POST /get_reward``, as answered by ``openrlhf.cli.serve_rm`` of OpenRLHF 0.11.2 and compatible servers.
 
-    The server is sent text, to which its tokenizer adds no special tokens, and cuts off its end at ``--data.max_len`` without a
-    word. Such a server says nothing of itself: no version, no limit, no health.
+    The server takes text. Its tokenizer adds no special tokens, and silently cuts off the end at ``--data.max_len``. The server gives no
+    information about itself: no version, no limit, no health.
 
     Args:
-        labels: The column that is sent as ``labels``, for servers that compare with a reference; none by default.
-        reads: Which token of a decoder's row the model there reads. ``serve_rm`` of OpenRLHF reads the ``last`` (seen on 0.11.2, with
-            ``pad == eos`` as well: ``openrlhf/models/model.py``), and servers with its wire that run a model of transformers mostly
-            ``before-padding``; nothing tells them apart.
+        labels: The column to send as ``labels``, for servers that compare with a reference; none by default.
+        reads: Which token of a decoder's row the served model reads. ``serve_rm`` of OpenRLHF reads the ``last`` one (checked on 0.11.2,
+            also with ``pad == eos``: ``openrlhf/models/model.py``); compatible servers that run a model of transformers mostly read
+            ``before-padding``. The server gives no information about it.
     """
 
     name: ClassVar[str] = "openrlhf"
@@ -33,28 +33,28 @@ class OpenRLHF(Protocol):
         self.labels = labels
 
     @property
-    def reads(self) -> Reads:  # type: ignore[override]  # as the spec says
-        """What the spec says: other servers than OpenRLHF's have the same wire."""
+    def reads(self) -> Reads:  # type: ignore[override]  # set in the spec
+        """Which token the served model reads, as set in the spec: compatible servers differ."""
         return self._reads
 
     async def detect(self, ask: Ask) -> str | None:
-        """What the paths in ``GET /openapi.json`` say."""
+        """Recognize the server by the paths in ``GET /openapi.json``."""
         page = await get_mapping(ask, "/openapi.json") or {}
         paths = page.get("paths")
         return "an OpenRLHF reward server" if isinstance(paths, Mapping) and "/get_reward" in paths else None
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """Texts, and the prompts and labels that rule-based servers look at."""
+        """Texts, and the prompts and labels that rule-based servers use."""
         body: dict[str, Any] = {"query": [item.text_with_tokens for item in items]}
         prompts = [item.sample.prompt for item in items]
-        if all(isinstance(prompt, str) for prompt in prompts):  # of messages there is no text without what follows them
+        if all(isinstance(prompt, str) for prompt in prompts):  # messages cannot be rendered without the completion
             body["prompts"] = prompts
         if self.labels is not None:
             body["labels"] = [self._label(item, self.labels) for item in items]
         return Request("/get_reward", body)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """``rewards`` in the order of the texts; ``scores`` and ``extra_logs`` are details where they are one number per text."""
+        """``rewards`` in the order of the texts; ``scores`` and ``extra_logs`` become details if they have one number per text."""
         answer = response.json()
         if not isinstance(answer, Mapping) or "rewards" not in answer:
             raise AnswerError(f"the answer is {answer!r:.80}; a mapping with 'rewards' was expected")
@@ -67,6 +67,7 @@ class OpenRLHF(Protocol):
     def _label(self, item: Item, column: str) -> Any:
         if column not in item.sample.columns:
             raise DataError(
-                f"A sample has no column {column!r}, which is sent as its label; it has {', '.join(item.sample.columns) or 'none'}."
+                f"A sample has no column {column!r}, which the spec of the protocol names as `labels`; its columns are "
+                f"{', '.join(item.sample.columns) or 'none'}."
             )
         return json_form(item.sample.columns[column], f"the column {column!r}")

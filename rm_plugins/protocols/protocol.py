@@ -1,4 +1,4 @@
-"""What every protocol is: how samples become HTTP requests, and answers become scores, without any network in it."""
+"""The interface of protocols: how samples become HTTP requests, and how answers become scores. Does no network access."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rm_plugins.provider import Component
 from rm_plugins.samples import RenderedSample, Sample
 
 MOST_TOLD = 2000
-"""Characters of what a server says of an error, or of one item."""
+"""The most characters of a server's message that are kept."""
 
 _NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 MOST_NESTED = 100
-"""Lists and mappings inside each other in an answer; what is nested much deeper can be neither read nor shown."""
+"""The deepest nesting of lists and mappings in an answer; deeper answers cannot be parsed or printed safely."""
 
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -30,16 +30,16 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A sample as it may be sent.
+    """A sample in the forms in which it can be sent.
 
     Args:
         sample: The sample itself.
-        text: What is to be scored, rendered; None for a conversation where no tokenizer is named to render it with. Where there
-            are token ids, these are what it tokenizes to (`Protocol.server_adds_special_tokens` says how), or it is None.
-        token_ids: Its token ids, truncated, where a tokenizer is named; None where they do not tell all, as of a pair with token types.
-        pair: Its two texts, where the model takes prompt and completion as a pair.
-        refusal: Why it must not be sent; empty where it may.
-        length: How many tokens the rendering here has, where there is one; `token_ids` may leave trailing padding out.
+        text: The rendered text; None for a conversation without a tokenizer to render it. If there are token ids, the text tokenizes to
+            them (with special tokens as `Protocol.server_adds_special_tokens` says), or is None if no text does.
+        token_ids: The truncated token ids, if the spec names a tokenizer; None if they are not sufficient, as for a pair with token types.
+        pair: The two texts, if the model takes prompt and completion as a pair.
+        refusal: Why the sample must not be sent; empty if it may be sent.
+        length: The number of tokens of the local rendering, if there is one; `token_ids` may omit trailing padding.
     """
 
     sample: Sample
@@ -51,50 +51,53 @@ class Item:
 
     @property
     def needed_text(self) -> str:
-        """The text, for a server that takes nothing else.
+        """The text, for a server that takes only text.
 
         Raises:
-            DataError: The sample is a conversation, and there is no tokenizer to render it with; or no text has its token ids; or it is
-                a pair.
+            DataError: The sample is a conversation and there is no tokenizer to render it, or no text has its token ids, or it is a pair.
         """
         if self.text is None and self.pair is not None:
             raise DataError(
-                "The model takes prompt and completion as a pair, and this server is sent one row, which does not tell where the second "
+                "The model takes prompt and completion as a pair, but this protocol sends one text, which does not show where the second "
                 "text begins. Use a protocol that sends pairs (`vllm`, `tei`); or set `pair: false` in the spec of the remote provider if "
                 "the model was trained on prompt and completion in one text."
             )
         if self.text is None and self.token_ids is not None:
             raise DataError(
-                "This server is sent text, and no text gives it the token ids of this sample: its tokenizer would add other special "
+                "This protocol sends text, but no text gives the token ids of this sample: the server's tokenizer would add other special "
                 "tokens, or the sample was truncated within a word. Use a server and protocol that take token ids."
             )
         if self.text is None:
             raise DataError(
-                "This server is sent text, and the sample is a conversation that nothing here can render. Name the model's "
+                "This protocol sends text, but the sample is a conversation and there is no tokenizer to render it. Name the model's "
                 "tokenizer in the spec of the remote provider, `tokenizer: FOLDER_OR_ID`, or send text."
             )
         return self.text
 
     @property
     def text_with_tokens(self) -> str:
-        """The text, for a server that pads the texts of a batch: one without a token is all padding there, and gets a number all the same.
+        """The text, for a server that pads the texts of a batch: such a server would score the padding of a text without tokens.
 
         Raises:
-            DataError: It has no token, or it is not what `needed_text` wants.
+            DataError: The text is empty, or `needed_text` raises.
         """
         if self.needed_text == "":
             raise DataError(
-                "The text is empty, and has no token that a model could read: this server would pad it to the length of others, and answer "
-                "the score of the padding. Leave the sample out; or name the model's `tokenizer` in the spec of the remote provider, if it "
-                "puts special tokens there, such as EOS."
+                "The text is empty, so it has no token to score: this server would pad it to the length of others, and return the score of "
+                "the padding. Leave the sample out; or name the model's `tokenizer` in the spec of the remote provider, if it adds special "
+                "tokens such as EOS."
             )
         return self.needed_text
 
     def text_pair(self, endpoint: str, instead: str) -> tuple[str, str]:
-        """The two texts, for an `endpoint` that takes nothing else; messages name the one to use `instead`.
+        """The two texts, for an `endpoint` that takes only pairs.
+
+        Args:
+            endpoint: The name of the endpoint, for the error message.
+            instead: The endpoint to use instead, for the error message.
 
         Raises:
-            DataError: There are none.
+            DataError: The sample is not a pair of texts.
         """
         if self.pair is not None:
             return self.pair
@@ -102,8 +105,8 @@ class Item:
         is_rendered = isinstance(self.sample, RenderedSample)
         if is_rendered or not isinstance(prompt, str) or not isinstance(completion, str):
             raise DataError(
-                f"`endpoint: {endpoint}` takes a prompt and a completion that are text, and this sample is "
-                f"{'rendered already' if is_rendered else 'a conversation'}; use `endpoint: {instead}`."
+                f"`endpoint: {endpoint}` takes a prompt and a completion that are text, but this sample is "
+                f"{'already rendered' if is_rendered else 'a conversation'}; use `endpoint: {instead}`."
             )
         return prompt, completion
 
@@ -114,9 +117,9 @@ class Request:
 
     Args:
         path: Appended to the endpoint's URL, such as ``/classify``.
-        body: What is sent as JSON; None for no body.
+        body: The body, sent as JSON; None for no body.
         method: The HTTP method.
-        headers: Beside those that the client sends by itself.
+        headers: Headers in addition to those that the client always sends.
     """
 
     path: str
@@ -132,7 +135,7 @@ class Response:
     Args:
         status: The status code.
         body: The body.
-        headers: By lower-case name.
+        headers: The headers by lower-case name.
     """
 
     status: int
@@ -140,7 +143,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def json(self) -> Any:
-        """The body as JSON; ``NaN`` and ``Infinity`` are read as numbers, for a check to name them.
+        """The body as JSON; ``NaN`` and ``Infinity`` are read as numbers, so that a later check can name them.
 
         Raises:
             AnswerError: It is not valid JSON.
@@ -148,25 +151,24 @@ class Response:
         try:
             answer = json.loads(self.body)
         except (ValueError, RecursionError) as error:
-            raise AnswerError(f"the answer is no JSON ({error}): {self.body[:80]!r}") from None
+            raise AnswerError(f"the answer is not valid JSON ({error}): {self.body[:80]!r}") from None
         if _is_deep(self.body):
-            raise AnswerError(f"the answer is nested more than {MOST_NESTED} deep: {self.body[:80]!r}")
+            raise AnswerError(f"the answer is nested more than {MOST_NESTED} levels deep: {self.body[:80]!r}")
         return answer
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What asking a server told.
+    """Facts about a server, from `Protocol.prepare`.
 
     Args:
-        protocol: How it is spoken to; another one than was asked where that one only chooses.
-        description: For logs and people: ``vLLM 0.33.0``.
-        max_items: Most samples of a request; None where the server has no limit that is known.
-        facts: What the protocol itself wants to remember.
-        closes_texts: Whether the server's tokenizer ends every text with a token of its own, EOS or a separator, as those of encoders
-            do; None where that is not known or does not matter, as with a server that renders samples by itself.
-        tokens_of_probe: What the server's tokenizer makes of `rm_plugins.protocols.discovery.PROBE_TEXT`, without special tokens; None
-            where that is not known.
+        protocol: The protocol to use with the server; not the prepared one if that one only detects protocols.
+        description: A description for logs and messages, such as ``vLLM 0.33.0``.
+        max_items: The most samples of a request; None if no limit is known.
+        facts: Data for the protocol's own use.
+        closes_texts: Whether the server's tokenizer ends every text with a special token, such as EOS or a separator; None if this is
+            unknown or irrelevant, as for a server that renders samples itself.
+        tokens_of_probe: The server's token ids for `rm_plugins.protocols.discovery.PROBE_TEXT`, without special tokens; None if unknown.
     """
 
     protocol: Protocol
@@ -179,13 +181,13 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said of N items.
+    """A server's answer for N items.
 
     Args:
-        values: One score per item in the items' order, [N]; None where the server's reward abstained.
+        values: One score per item in the items' order, [N]; None where the server's reward abstained or failed.
         details: Named per-item extras, [N] each.
-        errors: What the server could not score, by item, and why; `values` has None there.
-        fingerprint: What identifies the model that scored; empty where the server does not say.
+        errors: The reason for each item that the server could not score, by position; its value is None.
+        fingerprint: Identifies the model that scored; empty if the server does not report it.
     """
 
     values: Sequence[float | None]
@@ -195,26 +197,26 @@ class Answer:
 
 
 Ask: TypeAlias = Callable[[Request], Awaitable[Response]]
-"""Sends one request to a server, with the user's key; raises ScoringError where there is no answer at all."""
+"""Sends one request to a server, with the user's key; raises ScoringError if there is no answer at all."""
 
 Failure: TypeAlias = Literal["retry", "overload", "too-large", "rejected", "refused"]
-"""What an error status means.
+"""The meaning of an error status.
 
-- ``retry``: it may go well the next time.
-- ``overload``: the server has too much to do; less at a time, and later.
+- ``retry``: the request may succeed if repeated.
+- ``overload``: the server is overloaded; send fewer requests at a time, and later.
 - ``too-large``: the request must be split.
-- ``rejected``: an item is at fault; a request of several is split to find it.
-- ``refused``: the request as such is wrong (key, model, path), and so would be the next one.
+- ``rejected``: an item is at fault; a request with several items is split to find it.
+- ``refused``: the request is wrong regardless of its items (key, model, path), so later ones would fail too.
 """
 
 
 Reads: TypeAlias = Literal["last", "before-padding", "unknown"]
-"""Which token of a decoder's row a server's model reads: the very last that it is sent, the last that is not the padding token, or one of
-these two, and nobody knows which. They differ where a row ends with the padding token, as it does where that is EOS."""
+"""Which token of a decoder's row a served model reads: the very last one (``last``), the last one that is not the padding token
+(``before-padding``), or one of these two (``unknown``). They differ if a row ends with the padding token, for example if that is EOS."""
 
 
 class Protocol(Component):
-    """How a remote scorer is spoken to."""
+    """A way to send samples to a remote scorer and to read its answers."""
 
     kind: ClassVar[str] = "protocol"
 
@@ -222,47 +224,48 @@ class Protocol(Component):
     """Whether one request may carry several items."""
 
     default_max_items: ClassVar[int] = 64
-    """Items of a request where neither the server nor the spec names a limit."""
+    """The most items of a request if neither the server nor the spec sets a limit."""
 
     answer_bytes: ClassVar[int] = 64 * 1024
-    """Most bytes of an answer for each of its items; `rm_plugins.remote` allows 4 MiB for the whole beside it."""
+    """The most bytes of an answer per item; `rm_plugins.remote` allows 4 MiB per answer in addition."""
 
     sent_as: ClassVar[tuple[str, ...]] = ("text",)
-    """What a sample may be sent as, the best first, for people; ``pairs`` are prompt and completion as two texts."""
+    """The forms in which a sample can be sent, best first, for descriptions; ``pairs`` are prompt and completion as two texts."""
 
     reads: ClassVar[Reads | None] = None
-    """Which token of a decoder's row the server's model reads; None for a server that knows by itself, as ours does, or renders samples
-    itself. Rows are sent for it to be the token that the model was trained to be read at, or not at all."""
+    """Which token of a decoder's row the served model reads; None for a server that handles this itself, as ours does, or that renders
+    samples itself. Rows are sent only if the server then reads the token that the model was trained to be read at."""
 
     leaves_texts_bare: ClassVar[bool] = False
-    """Whether a text that nothing renders here is taken to reach the model without special tokens and EOS: the server cannot be asked."""
+    """Whether a text that is not rendered locally is assumed to reach the model without special tokens and EOS, because the server gives
+    no information about that."""
 
     takes_only_pairs: ClassVar[bool] = False
-    """Whether it is sent pairs of texts, `Item.pair`, and nothing else, as an endpoint for cross-encoders is."""
+    """Whether it sends only pairs of texts, `Item.pair`, as an endpoint for cross-encoders needs."""
 
     server_adds_special_tokens: ClassVar[bool] = False
-    """Whether the server's tokenizer adds its special tokens to the text of an item with token ids, so that its text must be
-    one without them."""
+    """Whether the server's tokenizer adds special tokens to the text of an item with token ids, so that the text must not contain
+    them."""
 
     async def detect(self, ask: Ask) -> str | None:
-        """What the server is, if it speaks this protocol, such as ``TEI 1.9.3 with BAAI/bge-reranker-base``; else None.
+        """A description of the server if it speaks this protocol, such as ``TEI 1.9.3 with BAAI/bge-reranker-base``; else None.
 
-        Called by ``protocol: auto``. Asks by GET alone: nothing is scored.
+        Called by ``protocol: auto``. Sends only GET requests and scores nothing.
         """
         return None
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask what must be known before the first request, and after the server was gone.
+        """Ask for the facts that are needed before the first request; called again after the server was unreachable.
 
         Raises:
-            UnsupportedError: This server cannot give rewards by this protocol.
-            ScoringError: There is no answer.
+            UnsupportedError: This server cannot give rewards over this protocol.
+            ScoringError: The server does not answer.
         """
         return ServerFacts(self, self.name)
 
     @abstractmethod
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """The request that has the items scored; a single one unless `batches`.
+        """The request that scores the items; there is exactly one item unless `batches`.
 
         Raises:
             DataError: An item cannot be sent.
@@ -270,16 +273,17 @@ class Protocol(Component):
 
     @abstractmethod
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """What a response with a status of 2xx says of the items.
+        """The scores in a response with a 2xx status.
 
         Raises:
-            AnswerError: It is not what the protocol says: another count, an item twice, no number. It is asked for again.
-            UnsupportedError: It shows that this server gives no rewards as the spec asks for them: several outputs and no word which of
-                them, no log-probabilities. Nothing is asked for again, for the next answer would be no better.
+            AnswerError: The response violates the protocol: another count, a repeated item, something that is not a number. The request is
+                sent again.
+            UnsupportedError: The server does not give rewards as the spec requires, for example several outputs of which the spec chooses
+                none, or no log-probabilities. The request is not sent again, because later answers would have the same problem.
         """
 
     def failure(self, response: Response, items: int) -> Failure:
-        """What a response with another status means, for a request of so many items."""
+        """What a response with another status means, for a request with this number of items."""
         match response.status:
             case 413:
                 return "too-large"
@@ -296,10 +300,10 @@ class Protocol(Component):
         return "refused"
 
     if_absent: ClassVar[str] = ""
-    """What is likely wrong where a server answers 404 or 405, and what to do, for people."""
+    """The likely remedy if a server answers 404 or 405, for error messages."""
 
     def message(self, response: Response) -> str:
-        """What a response of an error status says, for people: the text under the usual keys, else the body's beginning."""
+        """The message of a response with an error status: the text under the usual keys, else the beginning of the body."""
         try:
             message = response.json()
         except AnswerError:
@@ -311,7 +315,7 @@ class Protocol(Component):
 
 
 def one_line(text: str) -> str:
-    """What a server says, as a line of a log may have it: without line ends and control characters, and not too long.
+    """A server's message as a single line for logs: without line breaks and control characters, and truncated.
 
     >>> one_line("no\\x1b[31m such\\nmodel")
     'no [31m such model'
@@ -320,7 +324,7 @@ def one_line(text: str) -> str:
 
 
 def _is_deep(body: bytes) -> bool:
-    """Whether JSON has more than `MOST_NESTED` lists and mappings inside each other."""
+    """Whether JSON text nests lists and mappings more than `MOST_NESTED` levels deep."""
     if body.count(b"[") + body.count(b"{") <= MOST_NESTED:
         return False
     brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKETS)
@@ -328,15 +332,15 @@ def _is_deep(body: bytes) -> bool:
 
 
 def finite(value: object, what: str, *, row: int | None = None) -> float:
-    """A finite number of an answer.
+    """Check that a value in an answer is a finite number.
 
     Args:
-        value: What the answer has.
-        what: Where it stands, for the message: ``data[0].probs[0]``.
-        row: The item that it is the score of.
+        value: The value.
+        what: Its place in the answer, for the message: ``data[0].probs[0]``.
+        row: The item whose score it is.
 
     Raises:
-        AnswerError: It is no number, or not finite.
+        AnswerError: It is not a number, or not finite.
 
     >>> finite(1, "score")
     1.0
@@ -354,15 +358,15 @@ def finite(value: object, what: str, *, row: int | None = None) -> float:
 
 
 def in_order(entries: object, size: int, what: str) -> list[Mapping[str, Any]]:
-    """Entries with an ``index`` in the order of it, exactly one for each of `size` items.
+    """Sort entries by their ``index``; there must be exactly one for each of `size` items.
 
     Args:
-        entries: What the answer has.
+        entries: The entries in the answer.
         size: The number of items.
-        what: Where it stands, for the message: ``data``.
+        what: Their place in the answer, for the message: ``data``.
 
     Raises:
-        AnswerError: It is no list of mappings, or an index is missing, twice there, or of no item.
+        AnswerError: It is not a list of mappings, or an index is missing, repeated, or out of range.
 
     >>> in_order([{"index": 1, "score": 0.5}, {"index": 0, "score": 2.0}], 2, "results")
     [{'index': 0, 'score': 2.0}, {'index': 1, 'score': 0.5}]

@@ -1,4 +1,4 @@
-"""Whether what a server calls raw logits is what its own probabilities are made of, and the logits of these probabilities."""
+"""Checks whether a server's raw logits match its own probabilities, and computes logits from probabilities."""
 
 from __future__ import annotations
 
@@ -11,44 +11,50 @@ import numpy as np
 from rm_plugins.errors import AnswerError, UnsupportedError
 
 Verdict: TypeAlias = Literal["raw", "equal", "sigmoid", "activated", "half", "unrelated"]
-"""Raw, as the answers show; equal to what is activated, where nothing shows which of both that is; or neither.
+"""The result of a comparison.
 
-Where an exact comparison is asked for, answers that are alike and no more have one of these: ``sigmoid``, the activated ones are
-probabilities, of which the logit is right; ``activated``, the model has no activation, and the activated ones are right as they are;
-``half``, all are in half precision, which shows nothing.
+- ``raw``: the raw answers are logits.
+- ``equal``: raw and activated answers are equal, so either may be logits.
+- ``unrelated``: they do not match.
+
+An exact comparison of answers that match only roughly has one of these results:
+
+- ``sigmoid``: the activated answers are probabilities, and their logits are right.
+- ``activated``: the model has no activation, and the activated answers are right.
+- ``half``: all answers are in half precision, so an exact comparison is impossible.
 """
 
 Outputs: TypeAlias = Sequence[Sequence[float]]
-"""What a model gives for N texts, [N, classes]."""
+"""A model's outputs for N texts, [N, classes]."""
 
 _FAR = 12.0
-"""Logits beyond are told apart no more by probabilities in single precision."""
+"""Logits beyond this cannot be distinguished by their probabilities in single precision."""
 
 _EXACT = 2e-5
-"""Relative to 1 + abs(logit): how far two passes of a model in single precision may be apart. A wrong head was seen 1.7e-3 away."""
+"""The largest difference of two passes of a model in single precision, relative to 1 + abs(logit). A wrong head differed by 1.7e-3."""
 
 _RESOLVED = 1e-4
-"""How well a logit must be known."""
+"""The accuracy that a logit must have."""
 
 _EPSILON = 2.0**-24
-"""Half the distance of 1 to the next number in single precision."""
+"""Half the distance from 1 to the next number in single precision."""
 
 
 def judge(raw: Outputs, activated: Outputs, *, exact: bool = False) -> Verdict:
-    """Compare what a server answers with its activation switched off, and on.
+    """Compare a server's answers with its activation off and on.
 
     Args:
-        raw: The answers for a few texts with it off, [N, classes].
-        activated: The answers for the same texts with it on, [N, classes].
-        exact: Whether raw ones must be those of the same head, to the last digits that single precision has.
+        raw: The answers for a few texts with the activation off, [N, classes].
+        activated: The answers for the same texts with the activation on, [N, classes].
+        exact: Whether the raw answers must match to the accuracy of single precision, which shows whether both come from the same head.
 
     >>> judge([[2.0], [-1.0]], [[0.8808], [0.2689]])
     'raw'
     >>> judge([[2.001], [-1.001]], [[0.8807971], [0.2689414]], exact=True)  # a wrong head
     'sigmoid'
-    >>> judge([[2.5], [0.5]], [[2.5], [0.5]])  # no sigmoid is above 1: the model has no activation
+    >>> judge([[2.5], [0.5]], [[2.5], [0.5]])  # a sigmoid is never above 1, so the model has no activation
     'raw'
-    >>> judge([[0.7], [0.2]], [[0.7], [0.2]])  # two logits without an activation, or two sigmoids that came all the same
+    >>> judge([[0.7], [0.2]], [[0.7], [0.2]])  # logits without an activation, or sigmoids although the activation was switched off
     'equal'
     >>> judge([[4.0], [-3.0]], [[0.6], [0.4]])
     'unrelated'
@@ -56,7 +62,7 @@ def judge(raw: Outputs, activated: Outputs, *, exact: bool = False) -> Verdict:
     loose = _alike(raw, activated)
     if (
         loose == "unrelated" or loose == "equal"
-    ):  # who knows that there is no activation takes the activated ones, of the whole head
+    ):  # if there is no activation, the caller uses the activated answers, which come from the whole head
         return loose
     if not exact:
         return "raw"
@@ -75,12 +81,12 @@ def logit(probability: float, what: str, row: int) -> float:
 
     Args:
         probability: From 0 to 1.
-        what: Where it stands, for the message.
-        row: The item that it is of.
+        what: Its place in the answer, for the message.
+        row: The item that it belongs to.
 
     Raises:
-        UnsupportedError: It is none.
-        SaturatedError: It is too near to 0 or 1 to have a logit to 1e-4, as above 0.9994, a logit of 7.4.
+        UnsupportedError: It is not a probability.
+        SaturatedError: It is too near 0 or 1 for a logit accurate to 1e-4, for example above 0.9994 (a logit of 7.4).
 
     >>> round(logit(0.8807971, "probs[0]", 0), 5)
     2.0
@@ -89,18 +95,18 @@ def logit(probability: float, what: str, row: int) -> float:
         raise UnsupportedError(f"{what} is {probability}; a probability was expected, the sigmoid of the reward")
     if not _resolution(probability) <= _RESOLVED:
         raise SaturatedError(
-            f"{what} is {probability!r}, too near to {round(probability)} for a logit to four decimals to be left in it",
+            f"{what} is {probability!r}, too near {round(probability)} for a logit that is accurate to four decimals",
             rows=[row],
         )
     return math.log(probability) - math.log1p(-probability)
 
 
 class SaturatedError(AnswerError):
-    """A probability that has no logit any more; it is the same in every answer."""
+    """A probability too near 0 or 1 for an accurate logit; asking again would give the same."""
 
 
 def _alike(raw: Outputs, activated: Outputs) -> Literal["same", "equal", "sigmoid", "softmax", "unrelated"]:
-    """How two answers belong together, roughly."""
+    """How two answers are related, within a loose tolerance."""
     if _all(_near, raw, activated) and any(not -0.05 <= value <= 1.05 for row in raw for value in row):
         return "same"
     if _all(_same, raw, activated):
@@ -119,7 +125,7 @@ def _same(raw: Sequence[float], activated: Sequence[float]) -> bool:
 
 
 def _near(raw: Sequence[float], activated: Sequence[float]) -> bool:
-    # Models in half precision do not repeat themselves exactly, and cached prefixes change their sums.
+    # Models in half precision do not give exactly repeatable results, and cached prefixes change their sums.
     return all(abs(one - other) <= 0.1 + 0.05 * abs(one) for one, other in zip(raw, activated, strict=True))
 
 
@@ -148,7 +154,7 @@ def _equals(raw: Sequence[float], activated: Sequence[float]) -> bool:
 
 
 def _by_exact_sigmoid(raw: Sequence[float], activated: Sequence[float]) -> bool:
-    """Whether each probability is that of its logit, but for what its own precision leaves open."""
+    """Whether each probability is the sigmoid of its logit, within the precision of the probability."""
     return all(
         0 < share < 1
         and abs(value - math.log(share) + math.log1p(-share)) <= _EXACT * (1 + abs(value)) + 4 * _resolution(share)
@@ -165,10 +171,10 @@ def _by_exact_softmax(raw: Sequence[float], activated: Sequence[float]) -> bool:
 
 
 def _resolution(probability: float) -> float:
-    """How far a logit is known from its probability in single precision."""
+    """The uncertainty of a logit that is computed from a probability in single precision."""
     return math.inf if not 0 < probability < 1 else _EPSILON / (1 - probability)
 
 
 def _is_half(value: float) -> bool:
-    """Whether a number is one of half precision, float16 or bfloat16."""
+    """Whether a number is exactly representable in half precision, float16 or bfloat16."""
     return float(np.float16(value)) == value or not int(np.float32(value).view(np.uint32)) & 0xFFFF

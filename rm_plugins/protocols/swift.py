@@ -26,19 +26,19 @@ from rm_plugins.samples import RenderedSample
 class Swift(Protocol):
     """``POST /v1/chat/completions`` of ``swift deploy --task_type seq_cls --num_labels 1``, as ms-swift 4.6.0 answers it.
 
-    One conversation a request, which the server renders with its own template: where the spec names a tokenizer, one that makes another
-    number of tokens is refused. The message that comes back has the score as its content.
+    Each request has one conversation, which the server renders with its own template. If the spec names a tokenizer, an answer with another
+    number of tokens is refused. The returned message has the score as its content.
 
     Args:
-        model: The model's name on the server; the only one that it lists by default.
-        texts: ``messages`` has a prompt and a completion that are text sent as a user's and an assistant's message, which gives another
-            number than the text's own. By default such samples are refused.
+        model: The model's name on the server; by default the only one that it lists.
+        texts: With ``messages``, a text prompt and completion are sent as a user's and an assistant's message, which gives another score
+            than the text itself. By default such samples are refused.
     """
 
     name: ClassVar[str] = "swift"
     sent_as: ClassVar[tuple[str, ...]] = ("messages",)
     reads: ClassVar[Reads | None] = "before-padding"
-    """Read in the source of 4.6.0: the token before the first padding token, as older versions of transformers do
+    """From the source of 4.6.0: the token before the first padding token, as in older versions of transformers
     (``swift/model/patcher.py``)."""
     if_absent: ClassVar[str] = "Give the root of `swift deploy --task_type seq_cls` as the URL, without /v1."
     batches: ClassVar[bool] = False
@@ -48,17 +48,17 @@ class Swift(Protocol):
         self.texts = texts
 
     async def detect(self, ask: Ask) -> str | None:
-        """What ``GET /v1/models`` says of the models' owner."""
+        """Recognize the server by the owner of the models in ``GET /v1/models``."""
         names = [entry.get("id") for entry in await listed_models(ask) if entry.get("owned_by") in ("swift", "ms-swift")]
         return f"ms-swift with {names[0]}" if names else None
 
     async def prepare(self, ask: Ask) -> ServerFacts:
-        """Ask for the model's name, unless it is given."""
+        """Ask for the model's name, unless it is set."""
         model = self.model or await only_model(ask, self)
         return ServerFacts(self, f"ms-swift with {model}", facts={"model": model})
 
     def request(self, items: Sequence[Item], server: ServerFacts, request_id: str) -> Request:
-        """The conversation, and the columns that chat templates look at."""
+        """The conversation, and the columns that chat templates use."""
         (item,) = items
         body = {"model": server.facts["model"], "messages": self._messages(item)}
         for column in ("tools", "chat_template_kwargs"):
@@ -67,7 +67,7 @@ class Swift(Protocol):
         return Request("/v1/chat/completions", body)
 
     def answer(self, response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-        """The one number that is the content."""
+        """The number in the message's content."""
         answer = response.json()
         match answer:
             case {"choices": [{"message": {"content": content}, **choice}]}:
@@ -75,26 +75,26 @@ class Swift(Protocol):
             case _:
                 raise AnswerError(f"the answer is {answer!r:.80}; one of the 'choices' with a 'message' was expected")
         if choice.get("logprobs") is not None:
-            # The content is then the number of the most likely class, which looks like a score.
+            # The content is then the number of the most likely class, which could be mistaken for a score.
             raise UnsupportedError(
                 f"the answer has logprobs, so its content {content!r:.80} is a class: the server runs a classifier, not a reward "
-                "model; deploy it with `--num_labels 1 --problem_type regression`"
+                "model. Deploy it with `--num_labels 1 --problem_type regression`"
             )
         if isinstance(content, list) and len(content) == 1:
             (content,) = content
         if isinstance(content, list) and len(content) > 1:
             raise UnsupportedError(
-                f"the content is {content!r:.80}, several numbers, and a reward is one: deploy a model with `--num_labels 1`"
+                f"the content is {content!r:.80}, several numbers, but a reward is one number. Deploy a model with `--num_labels 1`"
             )
-        if isinstance(content, str):  # though it may look like a number
+        if isinstance(content, str):  # even if it looks like a number
             raise UnsupportedError(
-                f"the content is {content!r:.80}, a text: the server generates, as it does without `--task_type seq_cls`"
+                f"the content is the text {content!r:.80}: the server generates text. Deploy it with `--task_type seq_cls`"
             )
         _check_rendering(answer.get("usage"), items[0])
         return Answer([finite(content, "the content", row=0)])
 
     def failure(self, response: Response, items: int) -> Failure:
-        """Everything is a 400 there, and only its message tells what it is."""
+        """What an error status means; ms-swift answers 400 to every error, so the message decides."""
         message = self.message(response)
         if response.status == 400 and ("API key error" in message or "is not in the model_list" in message):
             return "refused"
@@ -106,37 +106,37 @@ class Swift(Protocol):
         sample = item.sample
         if isinstance(sample, RenderedSample):
             raise DataError(
-                "ms-swift renders conversations itself: it takes no rendered text and no token ids. Send it prompts and completions."
+                "ms-swift renders conversations itself and takes no rendered text and no token ids. Send prompts and completions."
             )
         if item.pair is not None:
             raise DataError(
-                "The model takes prompt and completion as a pair, and ms-swift renders every sample as a conversation. Use a protocol that "
-                "sends pairs (`vllm`, `tei`), with a server of its kind."
+                "The model takes prompt and completion as a pair, but ms-swift renders every sample as a conversation. Use a protocol that "
+                "sends pairs (`vllm`, `tei`), with such a server."
             )
         if sample.is_conversational:
             return [json_form(dict(message), "a message") for message in sample.messages]
         if self.texts is None:
             raise DataError(
-                "The sample is text, and ms-swift scores conversations alone: as a user's and an assistant's message it has another "
-                "number than `rm.load` gives the text. Send a conversation; or set `protocol: {name: swift, texts: messages}` if that is "
-                "meant."
+                "The sample is text, but ms-swift scores only conversations; sent as a user's and an assistant's message, it would get "
+                "another score than `rm.load` gives the text. Send a conversation; or accept that with `protocol: {name: swift, texts: "
+                "messages}`."
             )
-        asked = [{"role": "user", "content": sample.prompt}] if sample.prompt else []
-        return [*asked, {"role": "assistant", "content": sample.completion}]
+        prompt = [{"role": "user", "content": sample.prompt}] if sample.prompt else []
+        return [*prompt, {"role": "assistant", "content": sample.completion}]
 
 
 def _check_rendering(usage: object, item: Item) -> None:
-    """See that the server made as many tokens of a conversation as the tokenizer that the spec names.
+    """Check that the server's rendering of a conversation has as many tokens as the local one.
 
-    With the same template, ms-swift 4.6.0 counts exactly the tokens of the conversation, in whatever batch it was scored.
+    With the same template, ms-swift 4.6.0 reports exactly the tokens of the conversation, independently of the batch.
 
     Raises:
-        UnsupportedError: It made more or fewer.
+        UnsupportedError: The numbers differ.
     """
     counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
     if item.sample.is_conversational and item.length is not None and type(counted) is int and counted != item.length:
         raise UnsupportedError(
-            f"the server made {counted} tokens of a conversation that has {item.length} by the tokenizer and the chat template of the "
-            "spec: it renders with another template. Deploy the model with its own one, `--template_backend jinja`; or leave `tokenizer` "
-            "out of the spec of the remote provider if the server's is meant"
+            f"the server's rendering of a conversation has {counted} tokens, but that of the `tokenizer` in the spec has {item.length}: "
+            "the server uses another template. Deploy the model with its own template, `--template_backend jinja`; or, to use the server's "
+            "template, leave `tokenizer` out of the spec of the remote provider"
         )

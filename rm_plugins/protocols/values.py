@@ -1,4 +1,4 @@
-"""Values on their way into a request and out of an answer."""
+"""Converts values for requests, and checks values in answers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Output = TypeVar("Output")
 
 
 def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
-    """A value of a sample as JSON has it.
+    """A value of a sample in a form that JSON can represent.
 
-    Numbers and arrays of numpy become numbers and lists, dates their ISO text.
+    numpy's numbers and arrays become numbers and lists, dates become ISO text.
 
     Args:
         value: The value.
-        what: What it is of, for the message: ``the column 'answer'``.
-        remedy: What to do where it has no such form.
+        what: Where it comes from, for the message: ``the column 'answer'``.
+        remedy: What to do if the value has no JSON form, for the message.
 
     Raises:
-        DataError: It has no such form: an object, bytes, NaN.
+        DataError: The value has no JSON form: an object, bytes, NaN.
 
     >>> json_form({"tags": ("a", "b"), "size": np.int64(3)}, "the column 'facts'")
     {'tags': ['a', 'b'], 'size': 3}
@@ -35,7 +35,7 @@ def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
         case None | bool() | str() | int():
             return value
         case float() if math.isfinite(value):
-            return float(value)  # for numpy's float64 is a float, too
+            return float(value)  # numpy's float64 is a subclass of float
         case np.datetime64():
             return str(value)
         case np.generic() | np.ndarray():
@@ -47,7 +47,7 @@ def json_form(value: Any, what: str, remedy: str = "Convert it.") -> Any:
         case list() | tuple():
             return [json_form(part, what, remedy) for part in value]
     raise DataError(
-        f"A sample cannot be sent, for {what} holds {value!r:.80} ({type(value).__name__}), which has no form in JSON. {remedy}"
+        f"A sample cannot be sent: {what} holds {value!r:.80} ({type(value).__name__}), which JSON cannot represent. {remedy}"
     )
 
 
@@ -55,12 +55,12 @@ def numbers(column: object, size: int, what: str) -> list[float]:
     """One finite number per item, in the items' order.
 
     Args:
-        column: What the answer has: a list of numbers, or of lists of one number each.
+        column: A list of numbers, or of lists with one number each.
         size: The number of items.
-        what: Where it stands, for the message.
+        what: Its place in the answer, for the message.
 
     Raises:
-        AnswerError: It is anything else.
+        AnswerError: It has another form.
         UnsupportedError: It has several numbers for each item.
 
     >>> numbers([[0.5], 2], 2, "rewards")
@@ -71,26 +71,28 @@ def numbers(column: object, size: int, what: str) -> list[float]:
     if len(column) != size:
         raise AnswerError(f"{what} has {len(column)} entries for {size} items")
     if column and all(isinstance(entry, list) and len(entry) > 1 for entry in column):
-        raise UnsupportedError(f"{what} has several numbers for each item, and a reward is one. Have the server give one.")
-    alone = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in column]
-    return [finite(entry, f"{what}[{row}]", row=row) for row, entry in enumerate(alone)]
+        raise UnsupportedError(
+            f"{what} has several numbers for each item, but a reward is one number. Configure the server to return one."
+        )
+    flat = [entry[0] if isinstance(entry, list) and len(entry) == 1 else entry for entry in column]
+    return [finite(entry, f"{what}[{row}]", row=row) for row, entry in enumerate(flat)]
 
 
 def output_of_label(outputs: Sequence[Output], label: int | None, what: str, remedy: str) -> Output:
-    """The output of a model that is the reward: the one of the label, or the only one.
+    """The output of a model that is the reward: the one with the label, or the only one.
 
     Raises:
-        UnsupportedError: There is no such output, and would be none in the next answer.
+        UnsupportedError: There is no such output, and later answers will not have one either.
     """
     if label is None and len(outputs) > 1:
-        raise UnsupportedError(f"{what} has {len(outputs)} outputs, and which of them is the reward was not said{remedy}")
+        raise UnsupportedError(f"{what} has {len(outputs)} outputs; `label` must choose one as the reward{remedy}")
     if (label or 0) >= len(outputs):
-        raise UnsupportedError(f"{what} has {len(outputs)} outputs and none with the label {label}; they are counted from 0")
+        raise UnsupportedError(f"{what} has {len(outputs)} outputs, so there is no label {label}; labels are counted from 0")
     return outputs[label or 0]
 
 
 def detail(column: object, size: int) -> list[float] | None:
-    """One number per item where this is such a list, else None: what is said beside the rewards may be anything."""
+    """One number per item, or None if the column has another form: servers may send anything beside the rewards."""
     try:
         return numbers(column, size, "a detail")
     except (AnswerError, UnsupportedError):

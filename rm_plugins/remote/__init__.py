@@ -1,4 +1,4 @@
-"""How a remote provider's samples reach servers and come back as scores: connections, retries, load, failures."""
+"""Sends a remote provider's samples to servers and collects their scores: connections, retries, load, failures."""
 
 from rm_plugins.remote.call import Outcome, ScoringCall
 from rm_plugins.remote.fleet import Fleet

@@ -1,4 +1,4 @@
-"""One call of a remote provider: its samples packed into requests, and each of them answered exactly once or failed."""
+"""One call of a remote provider: packs samples into requests; each sample gets exactly one score or error."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ logger = logging.getLogger(__name__)
 redact_logs([__name__])
 
 _SEARCHES = 4
-"""How often in a row requests that a server always fails at are halved, without one that it answers among them. Each halving costs at most
-two parts with `_SEARCH_TRIES` each, so a server that has broken down gets at most 16 requests more than it would without."""
+"""How many failing requests in a row may be halved while the server answers none. Each halving sends at most two parts with
+`_SEARCH_TRIES` each, so a broken server gets at most 16 additional requests."""
 
 _FIRST_SEARCHES = 3
-"""The same for servers of which nothing was heard before this call: at most 12 requests more."""
+"""The same for servers that had not answered before this call: at most 12 additional requests."""
 
 _SEARCH_TRIES = 2
 _RESCORINGS = 2
-"""How often samples may be sent again because the model changed meanwhile."""
+"""How often samples may be sent again because the model changed during the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a sample.
+    """The result for one sample.
 
     Args:
-        value: The score; None where the server's reward abstained, or there is an error.
+        value: The score; None if the server's reward abstained or there is an error.
         details: Named extras.
-        error: Why there is no score, where that is a failure.
-        fingerprint: Of the model that scored it.
-        sent_at: When it was sent, for what was sent last is of the newest model.
+        error: Why scoring failed; empty if it did not.
+        fingerprint: The fingerprint of the model that scored it.
+        sent_at: When it was sent; the sample that was sent last was scored by the newest model.
     """
 
     value: float | None = None
@@ -57,7 +57,7 @@ class Outcome:
 
 
 class ScoringCall:
-    """One call, which scores N different samples and counts in `tally` what happened; runs on the network's thread."""
+    """One call, which scores N different samples and counts events in `tally`; runs on the network's thread."""
 
     def __init__(self, fleet: Fleet, samples: SendableSamples, tally: Counter[str]) -> None:
         self._fleet = fleet
@@ -67,20 +67,20 @@ class ScoringCall:
         self._outcomes: dict[int, Outcome] = {}
         self._last_failures: dict[int, str] = {}
         self._request_ids = request_ids()
-        # To find what a server rejects that has taken nothing yet; more would be an attack on it.
+        # Splits that search for rejected samples before the server has accepted any; more would overload it.
         self._splits_left: float = 100 + len(samples) // 4
-        # To find what a server fails at; one that has broken down is left alone soon.
+        # Splits that search for samples that make a server fail; few, so that a broken server is soon left alone.
         was_heard = any(math.isfinite(endpoint.heard_at) for endpoint in fleet.endpoints)
         self._searches_left = _SEARCHES if was_heard else _FIRST_SEARCHES
 
     async def outcomes(self) -> list[Outcome]:
-        """Have everything scored; one outcome for each sample, [N].
+        """Score all samples; returns one outcome for each, [N].
 
         Raises:
             UnsupportedError: The server cannot give rewards.
-            ScoringError: The server refuses requests as such, or models disagree; the samples are not at fault.
+            ScoringError: The server refuses all requests, or different models answer; the samples are not at fault.
         """
-        begun = monotonic()
+        started_at = monotonic()
         try:
             async with self._fleet.in_use():
                 try:
@@ -92,7 +92,7 @@ class ScoringCall:
         finally:
             self._tally.update(self._fleet.tally)
             self._fleet.tally.clear()
-            self._tell(monotonic() - begun)
+            self._log_troubles(monotonic() - started_at)
         return [self._outcomes[row] for row in range(len(self._samples))]
 
     def _give_up_the_rest(self) -> None:
@@ -103,15 +103,15 @@ class ScoringCall:
             if outcome is None:
                 self._fail([row], f"{late}; last: {self._last_failures.get(row) or self._fleet.troubles}")
             elif outcome.fingerprint not in ("", newest):
-                self._fail([row], f"{late} by one model: it changed from {outcome.fingerprint} to {newest}")
+                self._fail([row], f"{late} from one model: the model changed from {outcome.fingerprint} to {newest}")
 
-    def _tell(self, seconds: float) -> None:
-        """One line for a call in which something went wrong."""
+    def _log_troubles(self, seconds: float) -> None:
+        """Log one line if something went wrong during the call."""
         troubles = {name: number for name, number in sorted(self._tally.items()) if name != "requests" and number}
         scored = sum(not outcome.error for outcome in self._outcomes.values())
         if troubles:
             logger.info(
-                "%s: %d of %d samples scored in %.1f s by %d requests (%s)",
+                "%s: scored %d of %d samples in %.1f s with %d requests (%s)",
                 self._fleet.called,
                 scored,
                 len(self._samples),
@@ -126,12 +126,12 @@ class ScoringCall:
     # --- One model for all ------------------------------------------------------------------------------------------------
 
     def _newest(self) -> str:
-        """The fingerprint of the model that scored what was sent last; empty where no server names it."""
-        told = [outcome for outcome in self._outcomes.values() if outcome.fingerprint]
-        return max(told, key=lambda outcome: outcome.sent_at).fingerprint if told else ""
+        """The fingerprint of the model that scored the sample that was sent last; empty if no server reports fingerprints."""
+        known = [outcome for outcome in self._outcomes.values() if outcome.fingerprint]
+        return max(known, key=lambda outcome: outcome.sent_at).fingerprint if known else ""
 
     async def _score_by_one_model(self) -> None:
-        """Send again what another model scored than the one that scores now."""
+        """Send samples again that were scored by another model than the newest one."""
         fleet = self._fleet
         for rescorings in range(_RESCORINGS + 1):
             newest = self._newest()
@@ -147,8 +147,8 @@ class ScoringCall:
                 return
             if rescorings == _RESCORINGS:
                 raise ScoringError(
-                    f"Different models answer for the remote scorer {fleet.called}: {previous} and {newest}. Their scores cannot be "
-                    "compared. Have all of its servers serve the same model, or wait until they do."
+                    f"The remote scorer {fleet.called} answers with different models: {previous} and {newest}. Their scores cannot be "
+                    "compared. Serve the same model on all of its servers, or wait until they do."
                 )
             for row in older:
                 del self._outcomes[row]
@@ -157,60 +157,60 @@ class ScoringCall:
     # --- Requests ---------------------------------------------------------------------------------------------------------
 
     async def _score(self, rows: Sequence[int]) -> None:
-        """Have rows scored, in requests of about the same size."""
-        self._fleet.done(await self._fleet.turn())  # some server is there, and has said how much it takes
-        there = [endpoint.facts for endpoint in self._fleet.endpoints if endpoint.facts]
-        for facts in there:
+        """Score rows, in requests of about the same size."""
+        self._fleet.done(await self._fleet.turn())  # wait until a server is available and its limits are known
+        available = [endpoint.facts for endpoint in self._fleet.endpoints if endpoint.facts]
+        for facts in available:
             self._warn_of_other_rows(facts)
-        most = min((self._most_items(facts) for facts in there), default=1)
-        share = math.ceil(len(rows) / max(1, len(there)))
-        for facts in there:
-            await asyncio.to_thread(self._samples.items, facts)  # tokenizing takes long; from here on they are at hand
+        most = min((self._most_items(facts) for facts in available), default=1)
+        share = math.ceil(len(rows) / max(1, len(available)))
+        for facts in available:
+            await asyncio.to_thread(self._samples.items, facts)  # tokenize now, in a thread, because it takes long
         await _all(self._deliver(part, self._settings.tries) for part in packed(rows, min(most, share)))
 
     def _most_items(self, facts: ServerFacts) -> int:
         if not facts.protocol.batches:
             return 1
-        named = [limit for limit in (self._settings.batch_size, facts.max_items) if limit]
-        return min(named, default=facts.protocol.default_max_items)
+        limits = [limit for limit in (self._settings.batch_size, facts.max_items) if limit]
+        return min(limits, default=facts.protocol.default_max_items)
 
     def _warn_of_other_rows(self, facts: ServerFacts) -> None:
-        """Say where a model is likely to be sent other token ids than it was trained on."""
+        """Warn if a model is likely to be sent other token ids than it was trained on."""
         if self._samples.has_other_tokens(facts):
             self._fleet.warn_once(
                 ("other tokens", facts.description),
-                f"{self._fleet.called}: the `tokenizer` in the spec makes other token ids of a text than that of {facts.description}. "
-                "If it is another model's, the scores are wrong: name the tokenizer of the model that the server has.",
+                f"{self._fleet.called}: the `tokenizer` in the spec gives other token ids for a text than that of {facts.description}. "
+                "If it belongs to another model, the scores are wrong: name the tokenizer of the model that the server serves.",
             )
         if not self._samples.has_texts:
             return
         if facts.protocol.leaves_texts_bare and not self._samples.open_texts:
             self._fleet.warn_once(
                 ("bare texts", facts.description),
-                f"{self._fleet.called}: {facts.description} is sent texts as they are: nothing here adds special tokens or EOS to them, "
-                "and the server is not known to. For most models that is another score than that of `rm.load`. Name the model's "
-                "`tokenizer` in the spec of the remote provider, or set `append_eos: false` there if texts are to be sent as they are.",
+                f"{self._fleet.called}: texts are sent unchanged to {facts.description}: the client adds no special tokens and no EOS, and "
+                "the server is not known to add them. Most models then give other scores than with `rm.load`. Name the model's `tokenizer` "
+                "in the spec of the remote provider, or set `append_eos: false` there if texts must be sent unchanged.",
             )
         if facts.closes_texts is not False:
             return
         if facts.protocol.takes_only_pairs:
             self._fleet.warn_once(
                 ("two texts", facts.description),
-                f"{self._fleet.called}: {facts.description} serves a decoder, and tokenizes prompts and completions apart. Where they "
-                "meet, their token ids may differ from those of the joined text, which `rm.load` scores. Use another endpoint; or name the "
-                "model's `tokenizer` in the spec of the remote provider, for samples that differ to be refused.",
+                f"{self._fleet.called}: {facts.description} serves a decoder, and tokenizes prompts and completions separately. At their "
+                "boundary, the token ids may differ from those of the joined text, which `rm.load` scores. Use another endpoint; or name "
+                "the model's `tokenizer` in the spec of the remote provider, so that samples that differ are refused.",
             )
         if not self._samples.open_texts:
             self._fleet.warn_once(
                 ("open texts", facts.description),
-                f"{self._fleet.called}: {facts.description} does not end texts with EOS, and nothing here does. The scores of a model that "
-                "was trained on texts with EOS at their ends, as TRL, OpenRLHF and `rm-plugins train` have them, differ from those of "
-                "`rm.load`. Name its `tokenizer` in the spec of the remote provider, or set `append_eos: false` there if texts have none.",
+                f"{self._fleet.called}: neither {facts.description} nor the client ends texts with EOS. If the model was trained with EOS "
+                "at the end of texts, as with TRL, OpenRLHF and `rm-plugins train`, scores differ from those of `rm.load`. Name its "
+                "`tokenizer` in the spec of the remote provider, or set `append_eos: false` there if it was trained without EOS.",
             )
 
     async def _deliver(self, rows: Sequence[int], tries: int) -> None:
-        """Have the rows of one request scored, by as many requests as that takes."""
-        request_id = next(self._request_ids)  # the same each time: it is the same request
+        """Score the rows of one request, with retries and splits."""
+        request_id = next(self._request_ids)  # retries keep the id, because it is the same request
         failures = lost = 0
         avoid: Endpoint | None = None
         while True:
@@ -237,7 +237,9 @@ class ScoringCall:
                     return await self._split(rows, len(rows), tries)
                 case "too-large" | "rejected":
                     unknown = (
-                        f" (at least one of {len(rows)} samples; too many were rejected to find out)" if len(rows) > 1 else ""
+                        f" (at least one of {len(rows)} samples; too many requests were rejected to find out which)"
+                        if len(rows) > 1
+                        else ""
                     )
                     return self._fail(rows, reason + unknown)
                 case "connection":
@@ -246,7 +248,7 @@ class ScoringCall:
                     failures += 1
             if failures >= tries:
                 if len(rows) > 1 and failure.cause in ("retry", "bad-answer") and self._searches_left > 0:
-                    self._searches_left -= 1  # some servers fail at a whole request for one item of it
+                    self._searches_left -= 1  # some servers fail a whole request because of one item
                     return await self._split(rows, len(rows), min(tries, _SEARCH_TRIES))
                 return self._fail(rows, f"{reason} (tried {failures} times)")
             self._tally["retries"] += 1
@@ -262,7 +264,7 @@ class ScoringCall:
     # --- One request ------------------------------------------------------------------------------------------------------
 
     async def _answered_in_time(self, rows: Sequence[int], request_id: str, turn: Turn) -> dict[int, Outcome]:
-        """The outcomes, from a second request if the first one takes too long; the other of the two is given up."""
+        """The outcomes, from the first answer, of the request or of a second one that is sent if the first takes too long."""
         if self._settings.hedge_after is None:
             return await self._answered(rows, request_id, turn)
         first = asyncio.ensure_future(self._answered(rows, request_id, turn))
@@ -274,7 +276,7 @@ class ScoringCall:
                 running.add(asyncio.ensure_future(self._answered_by_another(rows, request_id, turn.endpoint, sent)))
             while running and not (
                 first.done() and not sent.is_set()
-            ):  # one that waits for its turn may wait for the first one's
+            ):  # a second request that is not sent yet may be waiting for the turn of the first
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if task.exception() is None:
@@ -295,15 +297,15 @@ class ScoringCall:
             self._fleet.done(turn)
 
     async def _answered(self, rows: Sequence[int], request_id: str, turn: Turn) -> dict[int, Outcome]:
-        """The outcomes that one server gives by one request.
+        """The outcomes of one request to one server.
 
         Raises:
-            RequestFailure: There are none.
-            ScoringError: Its model is not the one that the spec names.
+            RequestFailure: The request failed.
+            ScoringError: The server's model does not have the fingerprint in the spec.
         """
         most = self._most_items(turn.facts)
         if len(rows) > most:
-            raise RequestFailure("too-large", f"it takes {most} samples at a time")
+            raise RequestFailure("too-large", f"it takes at most {most} samples per request")
         items = self._samples.items(turn.facts)
         prepared = scoring_request(rows, items, turn.facts, request_id)
         outcomes = {row: Outcome(error=reason) for row, reason in prepared.unsendable.items()}
@@ -314,7 +316,7 @@ class ScoringCall:
         try:
             answer = await self._answer(turn, prepared, [items[row] for row in prepared.rows], request_id)
         except RequestFailure as failure:
-            self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "tried again")
+            self._fleet.noted(turn.endpoint, failure, sent_at, self._tally, "retrying")
             raise
         turn.endpoint.answered(sent_at, monotonic())
         self._check_fingerprint(answer.fingerprint, turn.endpoint)
@@ -325,10 +327,10 @@ class ScoringCall:
         return outcomes
 
     async def _answer(self, turn: Turn, prepared: ScoringRequest, items: Sequence[Item], request_id: str) -> Answer:
-        """The good answer to a request, which is asked for again where it repeats another one's.
+        """A valid answer to a request; the request is repeated if the answer equals that of another request.
 
         Raises:
-            RequestFailure: There is none, or it is another one's.
+            RequestFailure: The request failed, or the answer belongs to another request.
         """
         assert prepared.request is not None
         protocol, repeated = turn.facts.protocol, self._fleet.repeated
@@ -343,7 +345,9 @@ class ScoringCall:
                 repeated.believe(response.body)
                 return answer
             if doubted is not None:
-                raise RequestFailure("bad-answer", "an answer came that was another request's, and then a different one")
+                raise RequestFailure(
+                    "bad-answer", "it gave the answer of another request, and a different one when asked again"
+                )
             if not repeated.is_doubtful(prepared.body or b"", response.body):
                 return answer
             doubted = response.body
@@ -352,15 +356,15 @@ class ScoringCall:
     def _check_fingerprint(self, served: str, endpoint: Endpoint) -> None:
         wanted = self._settings.fingerprint
         if wanted is not None and served != wanted:
-            has = f"serves the model with the fingerprint {served!r}" if served else "does not say which model it serves"
+            has = f"serves the model with the fingerprint {served!r}" if served else "does not report a fingerprint"
             raise ScoringError(
-                f"The remote scorer {self._fleet.called} must be the model with the fingerprint {wanted!r}, as the spec says, and "
-                f"{endpoint.url} {has}."
+                f"The spec of the remote scorer {self._fleet.called} requires the model with the fingerprint {wanted!r}, but "
+                f"{endpoint.url} {has}. Serve that model, or change `fingerprint` in the spec."
             )
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Have all done at once; when one of them fails, the others are cancelled."""
+    """Run all coroutines concurrently; when one fails, cancel the others."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.gather(*tasks)

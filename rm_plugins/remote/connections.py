@@ -1,4 +1,4 @@
-"""Requests over HTTP, and what the HTTP client's errors mean. The only module that knows the client."""
+"""Sends requests over HTTP and translates the HTTP client's errors. The only module that uses the client."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ THREAD_NAME = "rm-plugins-remote"
 """The thread on which all connections of a process are made and used."""
 
 CONNECT_TIMEOUT = 5.0
-_KEPT_FOR = 4.0  # for HTTP/2; less than the 5 seconds after which many servers hang up an idle connection
+_KEPT_FOR = 4.0  # for HTTP/2; less than the 5 seconds after which many servers close an idle connection
 _USER_AGENT = f"rm-plugins/{__version__}"
 
 
-redact_logs(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))  # the headers of answers
-redact_logs(("hpack.hpack", "hpack.table"))  # all headers
+redact_logs(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))  # they log answers' headers
+redact_logs(("hpack.hpack", "hpack.table"))  # they log all headers
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What a connection trusts; connections of the same trust are shared.
+    """The TLS and proxy settings of a connection; connections with the same settings are shared.
 
     Args:
-        encrypted: Whether it uses TLS at all.
-        ca_file: The certificates that sign the servers'; the system's where None.
-        proxy: The URL of the proxy that it goes through; None for none.
+        encrypted: Whether it uses TLS.
+        ca_file: A file with the certificates of trusted authorities; None for those of the system.
+        proxy: The URL of the proxy; None for a direct connection.
     """
 
     encrypted: bool
@@ -50,15 +50,15 @@ class Trust:
 
 
 class Connections:
-    """Connections, made and used on one event loop: one for each request by HTTP/1.1, shared ones where a server offers HTTP/2.
+    """Connections of one event loop: a new one for each HTTP/1.1 request, shared ones if the server offers HTTP/2.
 
-    Redirects are not followed, and cookies not kept: a request goes where the user said, and is the same each time.
+    Redirects are not followed and cookies are not stored: a request goes only to the URL in the spec, and is the same each time.
 
     Args:
-        trust: Which certificates and proxy it uses.
+        trust: The certificates and the proxy to use.
 
     Raises:
-        ScoringError: The file of certificates cannot be read, or holds none; or there is no such proxy.
+        ScoringError: The file of certificates cannot be read or holds none, or the proxy is not supported.
     """
 
     def __init__(self, trust: Trust) -> None:
@@ -67,37 +67,37 @@ class Connections:
     async def exchange(
         self, url: str, method: str, body: bytes | None, headers: Mapping[str, str], timeout: float, most: int
     ) -> Response:
-        """Send a request, and read the answer to its end.
+        """Send a request, and read the whole answer.
 
         Raises:
-            RequestFailure: There is no answer, not all of it within `timeout` seconds, more than `most` bytes, one that leads
-                elsewhere, or more than one.
+            RequestFailure: There is no answer, it is not complete within `timeout` seconds, it has more than `most` bytes, it is a
+                redirect, or there is more than one.
         """
         request = _request(url, method, body, headers, min(timeout, CONNECT_TIMEOUT))
-        begun = False
+        has_begun = False
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._transport.handle_async_request(request)
-                begun = True
+                has_begun = True
                 try:
                     content = await _content(answer, most)
                     await _check_end(request, answer)
                 finally:
                     await answer.aclose()
         except TimeoutError:
-            await self._transport.drop(url)  # it may be dead, and by HTTP/2 the next request would go over it, too
+            await self._transport.drop(url)  # it may be dead, and over HTTP/2 the next request would use it too
             raise RequestFailure("timeout", f"no answer within {timeout:g} seconds") from None
         except RequestFailure:
             raise
-        except Exception as error:  # the client's own, and those of what it is made of, of which it does not translate all
+        except Exception as error:  # from the client and its dependencies, whose errors it does not always translate
             await self._transport.drop(url)
-            raise _failure_of(error, begun) from None
+            raise _failure_of(error, has_begun) from None
         if 300 <= answer.status_code < 400:
-            target = answer.headers.get("location", "nowhere")
+            target = answer.headers.get("location", "an unknown address")
             raise RequestFailure(
                 "refused",
-                f"it answered {answer.status_code} and sends us to {target.partition('?')[0]:.200}. Redirects are not followed, for "
-                "samples and keys go only where the spec says. Write the final address into the spec's key 'url'.",
+                f"it answered {answer.status_code}, a redirect to {target.partition('?')[0]:.200}. Redirects are not followed, because "
+                "samples and keys are sent only to addresses in the spec. Set the key 'url' of the spec to the final address.",
                 status=answer.status_code,
             )
         return Response(answer.status_code, content, {name.lower(): value for name, value in answer.headers.items()})
@@ -108,20 +108,20 @@ class Connections:
 
 
 class _Transport(httpx2.AsyncHTTPTransport):
-    """The client's own, with connections that are watched."""
+    """The client's own transport, with watched connections."""
 
     def __init__(self, trust: Trust) -> None:
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_certificates(trust),
             proxy=None if trust.proxy is None else _proxy(trust.proxy),
-            max_connections=None,  # how many there may be is decided by each endpoint's limit
+            max_connections=None,  # each endpoint has its own limit
             keepalive_expiry=_KEPT_FOR,
             http2=True,
             network_backend=WatchedBackend(),
         )
 
     async def drop(self, url: str) -> None:
-        """Close the shared connections to a server, for something went wrong with one."""
+        """Close the shared connections to a server after an error on one of them."""
         origin = httpcore2.URL(url).origin
         for connection in self._pool.connections:
             if connection.can_handle_request(origin) and connection.can_multiplex():
@@ -130,7 +130,7 @@ class _Transport(httpx2.AsyncHTTPTransport):
 
 def _request(url: str, method: str, body: bytes | None, headers: Mapping[str, str], connect_timeout: float) -> httpx2.Request:
     kind = {} if body is None else {"Content-Type": "application/json"}
-    ends = {"Connection": "close"} if url.startswith("http:") else {}  # by TLS it may be HTTP/2, which has no such header
+    ends = {"Connection": "close"} if url.startswith("http:") else {}  # over TLS it may be HTTP/2, which has no such header
     return httpx2.Request(
         method,
         url,
@@ -148,13 +148,15 @@ def _request(url: str, method: str, body: bytes | None, headers: Mapping[str, st
 
 
 async def _content(answer: httpx2.Response, most: int) -> bytes:
-    """The answer's body; not read on once it is too long, and not decompressed further either."""
+    """The decompressed body of an answer; reading and decompressing stop as soon as it is too long."""
     stream = answer.extensions.get("network_stream")
     if isinstance(stream, WatchedStream):
         stream.allow(most)
     assert isinstance(answer.stream, httpx2.AsyncByteStream)
     content = bytearray()
-    async for piece in answer.stream:  # not by the client's own reading, which lets the connection go at the answer's end
+    async for (
+        piece
+    ) in answer.stream:  # not with the client's own method, which releases the connection at the end of the answer
         content += piece
         if len(content) > most:
             raise RequestFailure("bad-answer", _too_long(most))
@@ -162,25 +164,27 @@ async def _content(answer: httpx2.Response, most: int) -> bytes:
 
 
 def _decompressed(content: bytes, encoding: str, most: int) -> bytes:
-    """What a server compressed though it was asked not to."""
+    """The decompressed body, for servers that compress although the request asks for no compression."""
     if encoding == "identity":
         return content
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise RequestFailure("bad-answer", f"the answer is encoded by {encoding:.80}, and was asked for as it is")
+        raise RequestFailure(
+            "bad-answer", f"the answer is encoded with {encoding:.80}, although the request asked for no encoding"
+        )
     try:
-        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # by what it begins with, as gzip or zlib
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip or zlib by the first bytes
         decompressed = decompressor.decompress(content, most + 1)
     except zlib.error as error:
         raise RequestFailure("bad-answer", f"the answer cannot be decompressed ({error})") from None
     if len(decompressed) > most:
         raise RequestFailure("bad-answer", _too_long(most))
     if not decompressor.eof:
-        raise RequestFailure("bad-answer", "the compressed answer broke off")
+        raise RequestFailure("bad-answer", "the compressed answer is incomplete")
     return decompressed
 
 
 def _too_long(most: int) -> str:
-    return f"the answer is longer than the {most:,} bytes that are read at most"
+    return f"the answer is longer than the limit of {most:,} bytes"
 
 
 async def _check_end(request: httpx2.Request, answer: httpx2.Response) -> None:
@@ -192,51 +196,55 @@ async def _check_end(request: httpx2.Request, answer: httpx2.Response) -> None:
 
 def _certificates(trust: Trust) -> ssl.SSLContext:
     if not trust.encrypted:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; reading the system's certificates takes a while
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; saves the time to read the system's certificates
     try:
         return httpx2.create_ssl_context() if trust.ca_file is None else ssl.create_default_context(cafile=trust.ca_file)
     except OSError as error:
-        raise ScoringError(f"The certificates in ca_file={trust.ca_file!r} cannot be read: {error}.") from error
+        raise ScoringError(
+            f"The certificates in ca_file={trust.ca_file!r} cannot be read: {error}. Name a file with certificates in PEM format."
+        ) from error
 
 
 def _proxy(url: str) -> httpcore2.Proxy:
-    """The proxy of a URL.
+    """The proxy with a URL.
 
     Raises:
-        ScoringError: There is no proxy of this kind, or a package for it is missing.
+        ScoringError: The kind of proxy is not supported, or a package for it is missing.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "socks5", "socks5h"):
-        raise ScoringError(f"The environment names a proxy by {parts.scheme!r}; http, https and socks5 are understood.")
+        raise ScoringError(
+            f"The environment sets a proxy with the scheme {parts.scheme!r}; supported are http, https and socks5."
+        )
     if parts.scheme.startswith("socks") and find_spec("socksio") is None:
-        raise ScoringError("The environment names a SOCKS proxy, for which the package socksio is needed: pip install socksio.")
+        raise ScoringError("The environment sets a SOCKS proxy, which needs the package socksio: pip install socksio.")
     auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
     address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "", "", ""))
     return httpcore2.Proxy(address, auth=auth)
 
 
-def _failure_of(error: Exception, begun: bool) -> RequestFailure:
-    """What an error of the client means; `begun` where the server had begun to answer."""
+def _failure_of(error: Exception, has_begun: bool) -> RequestFailure:
+    """Translate an error of the HTTP client; `has_begun` is true if the server had begun to answer."""
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
         return RequestFailure(
             "refused",
-            f"its certificate cannot be verified ({_told(error)}). If an authority of your own signs it, name that one's "
-            "certificate with `ca_file`.",
+            f"its certificate cannot be verified ({_described(error)}). If it is signed by your own authority, name the certificate "
+            "of that authority with `ca_file`.",
         )
     if any(isinstance(cause, (WrongBytes, h11.RemoteProtocolError, h2.exceptions.ProtocolError)) for cause in _causes(error)):
-        return RequestFailure("bad-answer", f"the answer is not HTTP as it should be ({_told(error)})")
+        return RequestFailure("bad-answer", f"the answer is not valid HTTP ({_described(error)})")
     if not isinstance(error, httpx2.TransportError):
-        return RequestFailure("bad-answer", f"the answer cannot be read ({_told(error)})")
-    if begun:
-        return RequestFailure("bad-answer", f"the answer broke off ({_told(error)})")
+        return RequestFailure("bad-answer", f"the answer cannot be read ({_described(error)})")
+    if has_begun:
+        return RequestFailure("bad-answer", f"the answer ended early ({_described(error)})")
     if isinstance(error, (httpx2.LocalProtocolError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
-        return RequestFailure("retry", f"the request could not be sent ({_told(error)})")
+        return RequestFailure("retry", f"the request could not be sent ({_described(error)})")
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-        return RequestFailure("timeout", f"no answer ({_told(error)})")
-    return RequestFailure("connection", f"no connection ({_told(error)})")
+        return RequestFailure("timeout", f"no answer ({_described(error)})")
+    return RequestFailure("connection", f"no connection ({_described(error)})")
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What is known of one server: how much it can take, and whether it is there. No network and no clock in it."""
+"""The state of one server: how much load it takes, and whether it is available. Uses no network and no clock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rm_plugins.remote.request_failure import RequestFailure
 from rm_plugins.remote.retry import backoff
 
 _FAILURE_COSTS = 1.0
-"""Seconds that a failure adds to how long a server seems to take: one that fails at once is not a fast one."""
+"""Seconds that a failure adds to the measured latency, so that a server that fails quickly does not count as fast."""
 
 
 class ConcurrencyLimit:
-    """How many requests a server is sent at a time: `most` at first, slowly more while it answers, half once it is overloaded."""
+    """The number of concurrent requests to a server: starts at `most`, is halved on overload, and grows back slowly with answers."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -24,24 +24,24 @@ class ConcurrencyLimit:
 
     @property
     def value(self) -> int:
-        """Requests at a time, at least 1."""
+        """The number of concurrent requests, at least 1."""
         return int(self._value)
 
     def succeeded(self) -> None:
-        """Allow one more after as many answers as are allowed at a time."""
+        """Count an answer; after as many answers as the current limit, the limit grows by one."""
         self._value = min(self.most, self._value + 1 / self._value)
 
     def overloaded(self, sent_at: float, now: float) -> None:
-        """Allow half as many; once only for requests that were under way together."""
+        """Halve the limit, but only once for requests that were under way at the same time."""
         if sent_at >= self._halved_at:
             self._value = max(1.0, self._value / 2)
             self._halved_at = now
 
 
 class Breaker:
-    """Keeps requests from a server after `threshold` failures in a row, and has one of them try it after a pause.
+    """A circuit breaker: stops requests to a server after `threshold` failures in a row, and allows one trial after a pause.
 
-    The pause grows like that before a retry, each time that the trial fails.
+    The pause grows like the delay before retries each time a trial fails.
     """
 
     def __init__(self, threshold: int = 5) -> None:
@@ -52,11 +52,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the server is to be left alone, or to be tried by one request at a time."""
+        """Whether requests are stopped, or only a trial is allowed."""
         return self._times_opened > 0
 
     def wait(self, now: float) -> float:
-        """Seconds until the server may be tried; 0 where it may be now."""
+        """Seconds until a request is allowed; 0 if one is allowed now."""
         return max(0.0, self._closes_at - now) if self.is_open else 0.0
 
     def succeeded(self) -> None:
@@ -64,7 +64,7 @@ class Breaker:
         self._failures = self._times_opened = 0
 
     def failed(self, sent_at: float, now: float) -> None:
-        """Count a failure, and open it at the threshold; what was sent before it opened says nothing new."""
+        """Count a failure, and open it at the threshold; failures of requests from before it opened do not count."""
         if self.is_open and sent_at < self._closes_at:
             return
         self._failures += 1
@@ -75,14 +75,14 @@ class Breaker:
 
 @dataclass(eq=False)
 class Endpoint:
-    """A server, as one provider knows it.
+    """The state of a server for one provider.
 
     Args:
-        url: Without a slash at its end.
-        limit: How many requests it is sent at a time.
-        breaker: Whether it is left alone.
-        facts: What it told of itself; None until it was asked, and again after it was gone.
-        left_out: Why it cannot be used at all.
+        url: The URL without a trailing slash.
+        limit: The limit on concurrent requests.
+        breaker: The circuit breaker.
+        facts: The facts about the server; None until it was asked for them, and after it was unreachable.
+        left_out: Why the server cannot be used; None if it can.
     """
 
     url: str
@@ -97,7 +97,7 @@ class Endpoint:
     trouble: str = ""
 
     def wait(self, now: float) -> float:
-        """Seconds until it may be sent a request: 0, infinite where something else must happen first."""
+        """Seconds until a request may be sent; infinite if something else must happen first."""
         one_at_a_time = self.breaker.is_open and self.in_flight > 0
         if self.facts is None or self.left_out or self.in_flight >= self.limit.value or one_at_a_time:
             return math.inf
@@ -105,12 +105,12 @@ class Endpoint:
 
     @property
     def load(self) -> tuple[float, float]:
-        """What the next request meets here, to be compared: how long it will take, and how full the server is."""
+        """The load for comparing servers: the expected duration of the next request, and the used share of the limit."""
         fullness = (self.in_flight + 1) / self.limit.value
         return fullness * self.latency, fullness
 
     def answered(self, sent_at: float, now: float) -> None:
-        """Take note of a good answer."""
+        """Record a valid answer."""
         self.limit.succeeded()
         self.breaker.succeeded()
         self._took(now - sent_at)
@@ -118,7 +118,7 @@ class Endpoint:
         self.trouble = ""
 
     def failed(self, failure: RequestFailure, sent_at: float, now: float) -> None:
-        """Take note of a request without scores."""
+        """Record a failed request."""
         self.trouble = str(failure)
         self._took(now - sent_at + _FAILURE_COSTS)
         self.not_before = max(self.not_before, now + (failure.retry_after or 0.0))
@@ -127,7 +127,7 @@ class Endpoint:
         if failure.speaks_of_the_server:
             self.breaker.failed(sent_at, now)
         if failure.cause == "connection" or self.breaker.is_open:
-            self.facts = None  # another server may come back in its place
+            self.facts = None  # another server may replace it
 
     def _took(self, seconds: float) -> None:
         self.latency = 0.8 * self.latency + 0.2 * seconds if self.latency else seconds

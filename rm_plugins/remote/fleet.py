@@ -1,4 +1,4 @@
-"""The servers that one provider may ask: which of them gets the next request, and what to do while none can take one."""
+"""The servers of one provider: chooses the server for the next request, and waits while none is available."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 redact_logs([__name__])
 
 FACTS_LAST = 30.0
-"""Seconds without an answer after which a server is asked again what it is: another one may be there by now."""
+"""Seconds without an answer after which the facts about a server are requested again, because another server may have replaced it."""
 
 _LONGEST_QUESTION = 10.0
-"""Seconds that a server may take to say what it is."""
+"""The timeout in seconds of requests for facts about a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The permission to send one request to a server, which is known to be what `facts` say."""
+    """The permission to send one request to a server with these facts."""
 
     endpoint: Endpoint
     facts: ServerFacts
@@ -56,7 +56,14 @@ class _Waiting:
 
 
 class Fleet:
-    """The servers of one provider, which messages call `called`. But for making it, all happens on the network's thread."""
+    """The servers of one provider. Everything except the constructor runs on the network's thread.
+
+    Args:
+        urls: The URLs of the servers.
+        protocol: The protocol of the servers.
+        settings: The settings of the provider.
+        called: The provider's name in messages.
+    """
 
     def __init__(self, urls: Sequence[str], protocol: Protocol, settings: Settings, called: str) -> None:
         self.protocol = protocol
@@ -65,7 +72,7 @@ class Fleet:
         self.network = network()
         self.endpoints = [Endpoint(url, ConcurrencyLimit(settings.concurrency)) for url in urls]
         self.fingerprint = ""  # of the model that scored last
-        self.tally: Counter[str] = Counter()  # of what no call did
+        self.tally: Counter[str] = Counter()  # events that do not belong to one call
         self.random = random.Random()
         self.repeated = RepeatedAnswers()
         self._notices = Notices(logger)
@@ -81,10 +88,10 @@ class Fleet:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
-        """While the block runs, servers that are not there are looked after, and the key is at hand.
+        """Within it, the key is available, and servers without facts are asked for them.
 
         Raises:
-            ScoringError: The environment does not hold the key.
+            ScoringError: The environment does not have the key.
         """
         self._key = self.settings.api_key
         keep_secret(self, *self.settings.secrets, *([self._key] if self._key else []))
@@ -94,20 +101,20 @@ class Fleet:
             endpoint.left_out = None
             if endpoint.in_flight == 0 and now - endpoint.heard_at > FACTS_LAST:
                 endpoint.facts = None
-        self._go_on()
+        self._assign_turns()
         try:
             yield
         finally:
             self._calls -= 1
             if not self._calls:
                 self._key = None
-                asked = list(self._asked.values())
-                for task in asked:
+                tasks = list(self._asked.values())
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*asked, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give back the connections, and forget the key."""
+        """Release the connections, and forget the key."""
         forget_secrets(self)
         while self._connections:
             trust, _ = self._connections.popitem()
@@ -116,18 +123,18 @@ class Fleet:
     # --- Who is next ------------------------------------------------------------------------------------------------------
 
     async def turn(self, avoid: Endpoint | None = None) -> Turn:
-        """Wait until a server can take a request; those who wait come in their order. It ends with `done`.
+        """Wait until a server can take a request, in the order of the calls. Call `done` after the request.
 
         Args:
             avoid: The server that just failed; another one is preferred.
 
         Raises:
-            UnsupportedError: No server can give rewards by the protocol.
-            ScoringError: No server can be used, for that reason or others.
+            UnsupportedError: No server can give rewards over the protocol.
+            ScoringError: No server can be used, for this or other reasons.
         """
         waiting = _Waiting(asyncio.get_running_loop().create_future(), avoid)
         self._waiting.append(waiting)
-        self._go_on()
+        self._assign_turns()
         try:
             return await waiting.turn
         except asyncio.CancelledError:
@@ -136,35 +143,35 @@ class Fleet:
             raise
 
     def done(self, turn: Turn) -> None:
-        """The request has ended, well or not, and another may be sent."""
+        """End a turn, whether its request succeeded or failed."""
         turn.endpoint.in_flight -= 1
-        self._go_on()
+        self._assign_turns()
 
     def warn_once(self, kind: object, text: str) -> None:
-        """Say what everybody should know who uses these scores; once for each hashable kind."""
+        """Log a warning about the scores, once for each hashable `kind`."""
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("%s", text)
 
     def leave_out(self, endpoint: Endpoint, reason: RmPluginsError) -> None:
-        """Send a server nothing more in the calls that run now."""
+        """Stop using a server in the calls that are running."""
         endpoint.left_out = reason
-        self._notices.say(("left out", endpoint.url), f"{endpoint.url} is left out: {reason}")
-        self._go_on()
+        self._notices.say(("left out", endpoint.url), f"{endpoint.url} is not used any more: {reason}")
+        self._assign_turns()
 
-    def _go_on(self) -> None:
-        """Give turns to those who wait, as far as servers can take requests, and ask servers what they are."""
+    def _assign_turns(self) -> None:
+        """Assign turns to waiting requests while servers can take them, and ask servers without facts for them."""
         now = monotonic()
         for endpoint in self.endpoints:
             if self._calls and endpoint.facts is None and not endpoint.left_out and endpoint not in self._asked:
-                self._asked[endpoint] = asyncio.ensure_future(self._ask_what_it_is(endpoint))
+                self._asked[endpoint] = asyncio.ensure_future(self._ask_for_facts(endpoint))
         while self._waiting:
             first = self._waiting[0]
             chosen = self._chosen(first.avoid, now)
             if first.turn.done():  # cancelled
                 pass
             elif all(endpoint.left_out for endpoint in self.endpoints):
-                first.turn.set_exception(self._hopeless())
+                first.turn.set_exception(self._none_usable())
             elif chosen is not None and chosen.facts is not None:
                 chosen.in_flight += 1
                 first.turn.set_result(Turn(chosen, chosen.facts))
@@ -175,37 +182,37 @@ class Fleet:
             self._timer.cancel()
         pause = min(endpoint.wait(now) for endpoint in self.endpoints)
         if self._waiting and math.isfinite(pause):
-            self._timer = asyncio.get_running_loop().call_later(pause, self._go_on)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._assign_turns)
 
     def _chosen(self, avoid: Endpoint | None, now: float) -> Endpoint | None:
         ready = [endpoint for endpoint in self.endpoints if endpoint.wait(now) == 0]
         return min(ready, key=lambda endpoint: (endpoint is avoid, *endpoint.load), default=None)
 
-    def _hopeless(self) -> RmPluginsError:
+    def _none_usable(self) -> RmPluginsError:
         reasons = [endpoint.left_out for endpoint in self.endpoints]
-        told = "; ".join(f"{endpoint.url}: {endpoint.left_out}" for endpoint in self.endpoints)
+        listed = "; ".join(f"{endpoint.url}: {endpoint.left_out}" for endpoint in self.endpoints)
         unsupported = all(isinstance(reason, UnsupportedError) for reason in reasons)
-        return (UnsupportedError if unsupported else ScoringError)(f"The remote scorer {self.called} cannot be used. {told}")
+        return (UnsupportedError if unsupported else ScoringError)(f"The remote scorer {self.called} cannot be used. {listed}")
 
     @property
     def troubles(self) -> str:
-        """What was last wrong with each server, for somebody who waited in vain."""
+        """The last problem of each server, for the error of a request that never got a turn."""
         return (
             "; ".join(f"{endpoint.url}: {endpoint.trouble}" for endpoint in self.endpoints if endpoint.trouble)
-            or "nothing was wrong"
+            or "no server reported a problem"
         )
 
-    # --- What a server is -------------------------------------------------------------------------------------------------
+    # --- Facts about servers ----------------------------------------------------------------------------------------------
 
-    async def _ask_what_it_is(self, endpoint: Endpoint) -> None:
-        """Ask until the server tells, or cannot be used."""
+    async def _ask_for_facts(self, endpoint: Endpoint) -> None:
+        """Ask a server for its facts until it answers or cannot be used."""
         unreachable = failed = 0
         statuses: set[int] = set()
 
         async def ask(request: Request) -> Response:
             response = await self.exchange(endpoint, request, encoded(request), longest=_LONGEST_QUESTION)
             statuses.add(response.status)
-            if response.status in (429, 502, 503, 504):  # of a gateway, or of a server that is still loading
+            if response.status in (429, 502, 503, 504):  # from a gateway, or from a server that is still loading
                 raise RequestFailure("connection", f"{request.method} {request.path} answered {response.status}")
             return response
 
@@ -216,13 +223,15 @@ class Fleet:
                 try:
                     facts = await self.protocol.prepare(ask)
                     if not isinstance(facts, ServerFacts):
-                        raise TypeError(f"prepare() of the protocol {self.protocol.name!r} gave {facts!r:.80}, no ServerFacts")
+                        raise TypeError(
+                            f"prepare() of the protocol {self.protocol.name!r} returned {facts!r:.80} instead of ServerFacts"
+                        )
                     endpoint.facts = facts
-                except Exception as error:  # a protocol may be anybody's and raise anything
+                except Exception as error:  # the protocol of a plug-in may raise anything
                     failure = self._as_failure(error)
                     unreachable += failure.cause == "connection"
                     failed += failure.cause != "connection"
-                    # What a server that was known says now may be a gateway's, until the server is back.
+                    # If the server answered before, this may be the answer of a gateway while the server restarts.
                     final = isinstance(error, UnsupportedError) and endpoint not in self._known
                     hopeless = failed >= self.settings.tries and endpoint not in self._known
                     if final or failure.cause == "refused" or hopeless:
@@ -236,24 +245,24 @@ class Fleet:
                         )
                         self.leave_out(endpoint, kind(f"{failure}. {hint}" if hint else str(failure)))
                     else:
-                        self.noted(endpoint, failure, sent_at, self.tally, "it is asked again what it is")
+                        self.noted(endpoint, failure, sent_at, self.tally, "asking it again for its description")
                         await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
                 else:
                     endpoint.heard_at = monotonic()
                     again = " again" if endpoint in self._known else ""
                     if endpoint.trouble or not again:
-                        told = f"{endpoint.url} is there{again}: {endpoint.facts.description}"
-                        self._notices.say((endpoint.url, told), told, logging.INFO)
+                        notice = f"{endpoint.url} is available{again}: {endpoint.facts.description}"
+                        self._notices.say((endpoint.url, notice), notice, logging.INFO)
                     self._known.add(endpoint)
         finally:
             del self._asked[endpoint]
-            self._go_on()
+            self._assign_turns()
 
     def _as_failure(self, error: Exception) -> RequestFailure:
         if isinstance(error, RequestFailure):
             return error
-        told = str(error).rstrip(".") if isinstance(error, RmPluginsError) else f"{type(error).__name__}: {error}"
-        return RequestFailure("bad-answer" if isinstance(error, AnswerError) else "retry", told)
+        reason = str(error).rstrip(".") if isinstance(error, RmPluginsError) else f"{type(error).__name__}: {error}"
+        return RequestFailure("bad-answer" if isinstance(error, AnswerError) else "retry", reason)
 
     # --- Requests ---------------------------------------------------------------------------------------------------------
 
@@ -267,12 +276,20 @@ class Fleet:
         longest: float = math.inf,
         most: int = ANSWER_BYTES,
     ) -> Response:
-        """Send a request to a server, with the user's key, and read at most so many bytes in so many seconds.
+        """Send a request to a server, with the user's key, and read the answer.
+
+        Args:
+            endpoint: The server.
+            request: The request.
+            body: The encoded body; None for no body.
+            request_id: Sent as ``X-Request-ID``, unless empty.
+            longest: The longest time in seconds, if shorter than the timeout of the settings.
+            most: The most bytes of the answer.
 
         Raises:
-            RequestFailure: There is no answer.
+            RequestFailure: There is no valid answer.
         """
-        from rm_plugins.remote.connections import Trust  # and the HTTP client with it, which takes a while to import
+        from rm_plugins.remote.connections import Trust  # here, because it imports the HTTP client, which takes a while
 
         headers = {
             **({"X-Request-ID": request_id} if request_id else {}),
@@ -297,20 +314,20 @@ class Fleet:
     def failure_of(
         self, endpoint: Endpoint, protocol: Protocol, request: Request, response: Response, items: int
     ) -> RequestFailure:
-        """What an answer with an error status means, for a request of so many items."""
+        """The failure that an answer with an error status means, for a request with this number of items."""
         is_absent = response.status in (404, 405, 501)
-        asked = f" to {request.method} {request.path}" if is_absent else ""
-        reason = f"it answered {response.status}{asked}: {protocol.message(response)}"
+        target = f" to {request.method} {request.path}" if is_absent else ""
+        reason = f"it answered {response.status}{target}: {protocol.message(response)}"
         if response.status in (401, 403):
             reason = f"{reason}. {self.settings.key_hint}"
         if is_absent:
             causes = [protocol.if_absent, _url_hint(endpoint.url)]
-            reason = ". ".join(told.rstrip(".") for told in (reason, *causes) if told)
+            reason = ". ".join(part.rstrip(".") for part in (reason, *causes) if part)
         wait = retry_after(response.headers, time())
         return RequestFailure(protocol.failure(response, items), reason, status=response.status, retry_after=wait)
 
     def noted(self, endpoint: Endpoint, failure: RequestFailure, sent_at: float, tally: Counter[str], remedy: str) -> None:
-        """Take note of a request without scores, count it, and tell of it now and then."""
+        """Record a failed request, count it, and log it (not every time)."""
         cause, reason = failure.cause, str(failure)
         endpoint.failed(failure, sent_at, monotonic())
         if cause in COUNTED:
@@ -320,10 +337,10 @@ class Fleet:
 
 
 def _url_hint(url: str) -> str:
-    """What to say of a URL that is likely not a server's root, where a path of it leads nowhere."""
+    """A hint for a URL that is likely not a server's root, because it ends with a version; else empty."""
     version = re.search(r"/v\d+$", url)
     return (
-        f"The URL ends with {version[0]}, and whole paths such as /v1/models are appended to it: leave that out."
+        f"The URL ends with {version[0]}, but whole paths such as /v1/models are appended to it: remove {version[0]} from the URL."
         if version
         else ""
     )

@@ -1,4 +1,4 @@
-"""Where a URL leads: to this very machine, or to another one, perhaps by a proxy of the environment."""
+"""Tells whether a URL leads to this machine, and which proxy of the environment to use for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "localhost6", "ip6-loca
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is that of this very machine, which no other reaches and no proxy serves.
+    """Whether a host name or address is a loopback address of this machine.
 
     >>> all(map(is_loopback, ["localhost", "LOCALHOST.", "::1", "127.0.0.2", "127.1", "0x7f000001", "::ffff:127.0.0.1"]))
     True
@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_of(url: SplitResult) -> str | None:
-    """The URL of the environment's proxy for a server; None where it is asked directly, as this machine always is."""
+    """The URL of the environment's proxy for a server; None for a direct connection, which loopback addresses always get."""
     host = url.hostname or ""
     address = _address(host)
     if is_loopback(host) or (address is not None and address.is_unspecified):
@@ -53,7 +53,7 @@ def _is_excepted(host: str, address: Address | None, exceptions: str) -> bool:
 
 
 def _address(host: str) -> Address | None:
-    """The address that a host is written as, in any of the forms that the system takes: ``127.1``, ``0x7f000001``."""
+    """The address in a host name, in any form that the system accepts, such as ``127.1`` and ``0x7f000001``; None if it is a name."""
     bare = host.strip("[]").rstrip(".")
     with suppress(ValueError):
         address = ipaddress.ip_address(bare)

@@ -1,4 +1,4 @@
-"""Samples as they may be sent: rendered by the tokenizer that the spec names, or as they are."""
+"""Samples in the forms in which they can be sent: rendered with the tokenizer in the spec, or unrendered."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
     from rm_plugins.rendering.render import Renderer
 
 _PAIR_OR_NOT = (
-    "Whether the model takes prompt and completion as a pair, as cross-encoders do, or as one text is not known: the server's tokenizer "
-    "closes texts, as those of encoders do. Say it in the spec of the remote provider: `pair: true` or `pair: false`."
+    "It is not known whether the model takes prompt and completion as a pair, like cross-encoders, or as one text: the server's tokenizer "
+    "closes texts, like those of encoders. Set `pair: true` or `pair: false` in the spec of the remote provider."
 )
 _READS_BEFORE_PADDING = (
-    "The model is read at the last token (`read: last`), which is the padding token here, and this server reads the last one that is not. "
-    "Use a server that reads the last token (vLLM, SGLang, OpenRLHF, or `rm-plugins serve`)."
+    "The model is scored at the last token (`read: last`), which is the padding token here, but this server reads the last token that is "
+    "not padding. Use a server that reads the last token (vLLM, SGLang, OpenRLHF, or `rm-plugins serve`)."
 )
-_READS_NOBODY_KNOWS = (
-    "The model is read at the last token (`read: last`), which is the padding token here, and whether this server reads that one or the "
-    "last that is not padding is not known. Say it in the spec if it reads that one, `protocol: {{name: {name}, reads: last}}`."
+_READS_UNKNOWN = (
+    "The model is scored at the last token (`read: last`), which is the padding token here, and it is not known whether this server reads "
+    "it or the last token that is not padding. If it reads the last token, set `protocol: {{name: {name}, reads: last}}` in the spec."
 )
 _NO_SUCH_PAIR = (
-    "The server is sent two texts and encodes them as `tokenizer(prompt, completion)`, which has other token ids than the model's own "
-    "rendering of this sample: that joins the texts, closes them with EOS, or cut them at `max_length`. Use another endpoint of the "
-    "protocol (`classify` of vLLM, `predict` of TEI), or say how the model was trained: `pair`, `append_eos`."
+    "The server encodes the two texts like `tokenizer(prompt, completion)`, which gives other token ids than the model's own rendering of "
+    "this sample (it joins the texts, ends them with EOS, or truncated them to `max_length`). Use another endpoint of the protocol "
+    "(`classify` of vLLM, `predict` of TEI), or set `pair` and `append_eos` as the model was trained."
 )
 _NO_PAIR = (
-    "The spec says `pair: false`, and this endpoint is sent prompt and completion as a pair. Use another endpoint of the protocol "
+    "The spec sets `pair: false`, but this endpoint takes prompt and completion as a pair. Use another endpoint of the protocol "
     "(`classify` of vLLM, `predict` of TEI), or leave `pair` out."
 )
 _CUT_PAIR = (
-    "The sample is longer than `max_length`, and a pair with token types is sent as its two whole texts. Shorten it, or raise `max_length` "
-    "if the model takes more."
+    "The sample is longer than `max_length`, but a pair with token types can only be sent as two whole texts. Shorten it, or raise "
+    "`max_length` if the model takes more."
 )
 _CUT_CONVERSATION = (
-    "The sample is longer than `max_length`, and this server renders conversations by itself, whole or cut elsewhere. Shorten it, or raise "
-    "`max_length` if the model takes more."
+    "The sample is longer than `max_length`, but this server renders conversations itself and would not truncate it in the same way. "
+    "Shorten it, or raise `max_length` if the model takes more."
 )
 
 
 class SendableSamples:
-    """Samples, and what a server may be sent of them.
+    """Samples, and the forms in which a server can be sent them.
 
-    Which text has the token ids of a sample depends on whether the server's tokenizer adds special tokens, and where a row ends on the
-    token that it reads, which is known once the server is.
+    The forms depend on the server. The text that has the token ids of a sample depends on the special tokens that the server's tokenizer
+    adds, and the end of a row depends on the token that the server reads.
 
     Args:
-        samples: [N].
-        renderer: What renders them; None where the spec names no tokenizer.
-        pair: Whether they are pairs where nothing renders them; None where the spec does not say.
-        open_texts: Whether the spec says that texts have no EOS where nothing renders them.
+        samples: The samples, [N].
+        renderer: Renders the samples; None if the spec names no tokenizer.
+        pair: Whether unrendered samples are pairs; None if the spec does not say.
+        open_texts: Whether the spec says that unrendered texts have no EOS.
 
     Attributes:
-        tokens: Their lengths, [N]; None where nothing is rendered.
-        has_texts: Whether some are texts that nothing renders here, so that the server's tokenizer decides what becomes of them.
-        open_texts: As it was given.
+        tokens: The numbers of tokens, [N]; None if nothing is rendered.
+        has_texts: Whether some samples are unrendered texts, so that the server's tokenizer decides their token ids.
+        open_texts: The argument.
 
     Raises:
-        ScoringError: Rows are too long, and the rendering refuses such.
+        ScoringError: Rows are too long, and the rendering does not allow truncation.
         DataError: The chat template refuses a conversation.
     """
 
@@ -95,28 +95,28 @@ class SendableSamples:
         return len(self._samples)
 
     def has_other_tokens(self, server: ServerFacts) -> bool:
-        """Whether the server's tokenizer is known to have other token ids than the one that renders here."""
+        """Whether the server's tokenizer is known to give other token ids than the local one."""
         if self._renderer is None or server.tokens_of_probe is None:
             return False
         own = self._renderer.tokenizer(PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
         return tuple(own) != server.tokens_of_probe
 
     def items(self, server: ServerFacts) -> Sequence[Item]:
-        """All of them as the server is sent them, [N]; made once for all servers that are sent the same."""
-        spoken = server.protocol
-        kind = (spoken.server_adds_special_tokens, spoken.reads, spoken.takes_only_pairs, server.closes_texts)
+        """All samples as items for a server, [N]; made once for all servers that need the same forms."""
+        protocol = server.protocol
+        kind = (protocol.server_adds_special_tokens, protocol.reads, protocol.takes_only_pairs, server.closes_texts)
         with self._lock:
             if kind not in self._made:
                 renderer = self._renderer
                 self._made[kind] = (
-                    [self._as_it_is(sample, server) for sample in self._samples]
+                    [self._unrendered(sample, server) for sample in self._samples]
                     if renderer is None
-                    else self._rendered(renderer, spoken)
+                    else self._rendered(renderer, protocol)
                 )
             return self._made[kind]
 
-    def _as_it_is(self, sample: Sample, server: ServerFacts) -> Item:
-        if isinstance(sample, RenderedSample):  # which has its prompt in its text
+    def _unrendered(self, sample: Sample, server: ServerFacts) -> Item:
+        if isinstance(sample, RenderedSample):  # its text includes the prompt
             return Item(sample, str(sample.completion) if sample.token_ids is None else None, token_ids=sample.token_ids)
         if sample.is_conversational:
             return Item(sample)
@@ -125,7 +125,7 @@ class SendableSamples:
         refusal = ""
         if server.protocol.takes_only_pairs:
             refusal = _NO_PAIR if self._pair is False else ""
-        elif server.closes_texts and self._pair is None:  # also of a single text: with an empty one, a pair is another row
+        elif server.closes_texts and self._pair is None:  # also if one text is empty: as a pair, it would be another row
             refusal = _PAIR_OR_NOT
         return Item(sample, f"{sample.prompt}{sample.completion}", refusal=refusal)
 
@@ -153,12 +153,12 @@ def _is_text(sample: Sample) -> bool:
 
 
 def _refusal(renderer: Renderer, protocol: Protocol, sample: Sample, row: Sequence[int], pair: tuple[str, str] | None) -> str:
-    """Why a row must not be sent; empty where it may."""
+    """Why a row must not be sent; empty if it may be sent."""
     if renderer.rendering.read == "last" and row[-1] == renderer.pad_token_id:
         if protocol.reads == "before-padding":
             return _READS_BEFORE_PADDING
         if protocol.reads == "unknown":
-            return _READS_NOBODY_KNOWS.format(name=protocol.name)
+            return _READS_UNKNOWN.format(name=protocol.name)
     if pair is None and has_types(row):
         return _CUT_PAIR
     return _NO_SUCH_PAIR if pair is None and protocol.takes_only_pairs and _is_text(sample) else ""
@@ -167,7 +167,7 @@ def _refusal(renderer: Renderer, protocol: Protocol, sample: Sample, row: Sequen
 def _pairs_of(
     rows: Sequence[Sequence[int]], samples: Sequence[Sample], renderer: Renderer, *, takes_only_pairs: bool
 ) -> list[tuple[str, str] | None]:
-    """For each row the two texts that the tokenizer makes exactly this row of as a pair; None where there are none, or none are wanted."""
+    """For each row, the two texts that the tokenizer encodes to exactly this row; None if there are none, or pairs are not wanted."""
     pairs: list[tuple[str, str] | None] = [None] * len(rows)
     is_pair = bool(renderer.rendering.pair)
     wanted = [
@@ -188,7 +188,7 @@ def _pairs_of(
 def _texts_of(
     ids: Sequence[Sequence[int]], samples: Sequence[Sample], renderer: Renderer, adds_special_tokens: bool
 ) -> list[str | None]:
-    """For each row a text that the tokenizer makes exactly these token ids of; None where none of those tried is one."""
+    """For each row, a text that the tokenizer encodes to exactly these token ids; None if no candidate does."""
     tokenizer = renderer.tokenizer
     sendable: list[str | None] = [None] * len(ids)
     possible = [row for row in range(len(ids)) if not has_types(ids[row])]
@@ -207,7 +207,7 @@ def _texts_of(
 def _candidates(
     tokenizer: Any, ids: Sequence[Sequence[int]], rendered: Sequence[str], adds_special_tokens: bool
 ) -> Iterator[Callable[[int], str]]:
-    """Ways to write a row as text, the likeliest first."""
+    """Functions that write a row as text, the most likely one first."""
 
     def decoded(row: int) -> str:
         return str(tokenizer.decode(list(ids[row]), clean_up_tokenization_spaces=False))
@@ -216,7 +216,7 @@ def _candidates(
         return rendered[row].removesuffix(tokenizer.eos_token or "")
 
     yield lambda row: rendered[row]
-    yield open_text  # of a row that ends before its EOS
+    yield open_text  # for a row that ends before its EOS
     if adds_special_tokens:
         yield lambda row: _inner(tokenizer, rendered[row])
         yield lambda row: _inner(tokenizer, decoded(row))
@@ -228,14 +228,14 @@ def _candidates(
 
 
 def _around(tokenizer: Any) -> tuple[str, str]:
-    """What a tokenizer puts before and after a text, as text."""
+    """The special tokens that a tokenizer adds before and after a text, as text."""
     bare, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     start = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), 0)
     return tokenizer.decode(whole[:start]), tokenizer.decode(whole[start + len(bare) :])
 
 
 def _inner(tokenizer: Any, text: str) -> str:
-    """A text without the special tokens that a tokenizer may have put around it."""
+    """A text without the special tokens that a tokenizer may have added around it."""
     for token in (tokenizer.bos_token, tokenizer.cls_token):
         text = text.removeprefix(token or "")
     for token in (tokenizer.eos_token, tokenizer.sep_token):

@@ -1,4 +1,4 @@
-"""The one thread of a process on which all remote providers wait for their servers."""
+"""The thread with the event loop on which all remote providers of a process communicate."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 
 
 class Network:
-    """An event loop in a thread of its own, and the connections that live on it."""
+    """An event loop in its own thread, and the connections that belong to it."""
 
     def __init__(self) -> None:
-        from rm_plugins.remote.connections import THREAD_NAME  # and the HTTP client with it, which takes a while to import
+        from rm_plugins.remote.connections import THREAD_NAME  # here, because it imports the HTTP client, which takes a while
 
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
@@ -29,10 +29,10 @@ class Network:
         self._pools: dict[Trust, tuple[Connections, int]] = {}
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Have the loop do the work, and wait for it; an interrupt of this thread cancels it.
+        """Run a coroutine on the loop and wait for it; an interrupt of the calling thread cancels it.
 
         Raises:
-            BaseException: Whatever the work raises.
+            BaseException: Any exception of the coroutine.
         """
         future: Future[Result] = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
@@ -42,7 +42,7 @@ class Network:
             raise
 
     def borrow(self, trust: Trust) -> Connections:
-        """The connections of this trust, shared by all that borrow them; called on the loop's thread."""
+        """The connections with these settings, shared by all borrowers; must be called on the loop's thread."""
         from rm_plugins.remote.connections import Connections
 
         pool, users = self._pools.get(trust) or (Connections(trust), 0)
@@ -50,7 +50,7 @@ class Network:
         return pool
 
     async def give_back(self, trust: Trust) -> None:
-        """Close the connections of this trust, if nobody else has borrowed them."""
+        """Return borrowed connections; they are closed when the last borrower returns them."""
         pool, users = self._pools.pop(trust)
         if users > 1:
             self._pools[trust] = (pool, users - 1)
@@ -58,7 +58,7 @@ class Network:
             await pool.close()
 
     def stop(self) -> None:
-        """Close everything, and end the thread."""
+        """Close all connections, and end the thread."""
 
         async def close() -> None:
             for pool, _ in self._pools.values():
@@ -76,11 +76,11 @@ class Network:
 _lock = threading.Lock()
 _current: Network | None = None
 _of_parents: list[object] = []
-"""Networks of processes that this one was forked from. Freeing them would disturb what they share with those: their sockets."""
+"""Networks of parent processes, kept alive after a fork: freeing them would close sockets that are shared with the parents."""
 
 
 def network() -> Network:
-    """This process's network, made when it is first asked for; after a fork, the child has one of its own."""
+    """The network of this process, created on first use; after a fork, the child creates its own."""
     global _current
     with _lock:
         if _current is None:
@@ -100,7 +100,7 @@ def _stop_network() -> None:
         try:
             _current.stop()
         except TimeoutError:
-            return  # a daemon thread keeps no process from ending
+            return  # the thread is a daemon, so the process can end anyway
 
 
 if hasattr(os, "register_at_fork"):

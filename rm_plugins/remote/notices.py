@@ -1,4 +1,4 @@
-"""Tells what goes wrong while requests are sent again: each kind of trouble at once, and then how often, not every time."""
+"""Logs recurring problems without repeating each line: the first of a kind at once, later ones as a count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import monotonic
 
 
 class Notices:
-    """Log lines, of which each kind is written once in `interval` seconds of the `clock`, and counted then."""
+    """Writes each kind of log line at most once per `interval` seconds of the `clock`, and counts the others."""
 
     def __init__(self, logger: logging.Logger, *, interval: float = 30.0, clock: Callable[[], float] = monotonic) -> None:
         self._logger = logger
@@ -17,7 +17,7 @@ class Notices:
         self._kinds: dict[object, tuple[float, int]] = {}
 
     def say(self, kind: object, text: str, level: int = logging.WARNING) -> None:
-        """Write the text, unless one of this hashable kind was just written."""
+        """Write the text, unless a line of this hashable kind was written within the interval."""
         now = self._clock()
         written_at, unwritten = self._kinds.get(kind, (None, 0))
         if written_at is not None and now - written_at < self._interval:
@@ -25,6 +25,8 @@ class Notices:
             return
         self._kinds[kind] = (now, 0)
         more = (
-            f" ({unwritten} more like it in the last {now - written_at:.0f} s)" if unwritten and written_at is not None else ""
+            f" ({unwritten} more like this in the last {now - written_at:.0f} s)"
+            if unwritten and written_at is not None
+            else ""
         )
         self._logger.log(level, "%s%s", text, more)

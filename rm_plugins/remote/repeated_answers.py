@@ -1,4 +1,4 @@
-"""Answers that came before, to another request: where answers have no ids, a gateway's mistake looks like that."""
+"""Detects answers that were already given to another request, which may be the mistake of a gateway if answers have no ids."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections import OrderedDict
 from hashlib import blake2b
 
 _KEPT = 10_000
-"""Answers that are remembered."""
+"""The number of answers that are remembered."""
 
 
 class RepeatedAnswers:
-    """What was answered, and to which request, as digests of both.
+    """Remembers which request got which answer, as digests.
 
-    A reward of few values answers many requests alike. Such an answer is doubted once, and believed ever after it came twice to the
-    same request.
+    A reward with few distinct values gives equal answers to many requests. Such an answer is doubted once; if the same request gets it
+    again, it is accepted from then on.
     """
 
     def __init__(self) -> None:
-        self._requests: OrderedDict[bytes, bytes | None] = OrderedDict()  # of each answer; None where it is of several
+        self._requests: OrderedDict[bytes, bytes | None] = OrderedDict()  # by answer; None if several requests may have it
 
     def is_doubtful(self, request: bytes, answer: bytes) -> bool:
-        """Whether the answer, byte for byte, was one to another request, and to no two of them by right; takes note of it if not."""
-        asked, answered = _digest(request), _digest(answer)
-        if self._requests.get(answered, asked) not in (asked, None):
+        """Whether the identical answer was given to another request and is not accepted for several; otherwise remembers it."""
+        request_digest, answer_digest = _digest(request), _digest(answer)
+        if self._requests.get(answer_digest, request_digest) not in (request_digest, None):
             return True
-        self._requests.setdefault(answered, asked)
-        self._requests.move_to_end(answered)
+        self._requests.setdefault(answer_digest, request_digest)
+        self._requests.move_to_end(answer_digest)
         if len(self._requests) > _KEPT:
             self._requests.popitem(last=False)
         return False
 
     def believe(self, answer: bytes) -> None:
-        """Take note that several requests have this answer by right."""
+        """Accept this answer for any request from now on."""
         self._requests[_digest(answer)] = None
 
 

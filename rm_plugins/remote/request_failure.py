@@ -1,4 +1,4 @@
-"""How a request can fail."""
+"""The ways in which a request can fail."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rm_plugins.errors import ScoringError
 from rm_plugins.protocols.protocol import Failure
 
 Cause: TypeAlias = Literal["connection", "timeout", "bad-answer"] | Failure
-"""Why there are no scores.
+"""Why a request gave no scores.
 
-- ``connection``: the server could not be reached, or went away without an answer.
+- ``connection``: the server could not be reached, or closed the connection without an answer.
 - ``timeout``: it took too long.
-- ``bad-answer``: it answered, and not what the protocol says.
-- The others are what an error status means; see `rm_plugins.protocols.protocol.Failure`.
+- ``bad-answer``: the answer violates the protocol.
+- The others are meanings of an error status; see `rm_plugins.protocols.protocol.Failure`.
 """
 
 COUNTED: Mapping[Cause, str] = {
@@ -24,17 +24,17 @@ COUNTED: Mapping[Cause, str] = {
     "retry": "server_errors",
     "overload": "overloads",
 }
-"""The name in `Provider.counts` of each cause for which a request is sent again."""
+"""The name in `Provider.counts` for each cause after which a request is retried."""
 
 
 class RequestFailure(ScoringError):
-    """A request that brought no scores; never leaves this package.
+    """A request that gave no scores; never leaves this package.
 
     Args:
-        cause: Decides what is done about it.
-        reason: For people.
-        status: The status of the answer; 0 where there was none.
-        retry_after: Seconds that the server asked to be left alone.
+        cause: Decides how the failure is handled.
+        reason: A description for messages.
+        status: The status of the answer; 0 if there was none.
+        retry_after: Seconds after which the server asked to retry; None if it did not ask.
     """
 
     def __init__(self, cause: Cause, reason: str, *, status: int = 0, retry_after: float | None = None) -> None:
@@ -45,6 +45,6 @@ class RequestFailure(ScoringError):
 
     @property
     def speaks_of_the_server(self) -> bool:
-        """Whether it says that the server is in trouble, rather than that something is wrong with the request."""
+        """Whether the problem is the server's, not the request's."""
         by_status = self.cause in ("retry", "overload") and (self.status >= 500 or self.status == 429)
         return self.cause in ("connection", "timeout") or by_status

@@ -1,4 +1,4 @@
-"""What is sent in one request, and what its answer must be. No network in it."""
+"""Builds requests and checks their answers. Does no network access."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rm_plugins.protocols.request_ids import check_request_id
 from rm_plugins.remote.request_failure import RequestFailure
 
 MOST_BYTES = 1_000_000
-"""Of the body of a request for several items: TEI takes 2 MB, many gateways take 1 MB."""
+"""The largest body of a request with several items: TEI accepts 2 MB, many gateways accept 1 MB."""
 
 ANSWER_BYTES = 4 * 1024 * 1024
-"""Most bytes of an answer, beside those that the protocol allows for each item."""
+"""The largest answer, in addition to the bytes that the protocol allows for each item."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """A request and what is in it.
+    """A request and its contents.
 
     Args:
-        rows: The rows that it has scored.
-        request: What is sent; None where nothing can be.
-        body: As it goes over the wire.
-        unsendable: The rows that were left out, and why.
+        rows: The rows that the request scores.
+        request: The request; None if no row can be sent.
+        body: The encoded body.
+        unsendable: The rows that cannot be sent, each with the reason.
     """
 
     rows: Sequence[int]
@@ -38,7 +38,7 @@ class ScoringRequest:
 
 
 def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Rows in as few parts of at most `most` as there can be, all of about the same size.
+    """Split rows into the fewest parts of at most `most` rows, all of about the same size.
 
     >>> packed(range(5), 2)
     [range(0, 2), range(2, 4), range(4, 5)]
@@ -50,10 +50,10 @@ def packed(rows: Sequence[int], most: int) -> list[Sequence[int]]:
 
 
 def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFacts, request_id: str) -> ScoringRequest:
-    """The request for those of the rows, positions in `items`, that can be sent.
+    """The request for those of the rows (positions in `items`) that can be sent.
 
     Raises:
-        RequestFailure: It is more than one request should carry.
+        RequestFailure: The rows are too much for one request.
     """
 
     def made(some: Sequence[int]) -> tuple[Request, bytes | None]:
@@ -71,35 +71,37 @@ def scoring_request(rows: Sequence[int], items: Sequence[Item], server: ServerFa
                 made([row])
             except DataError as error:
                 unsendable[row] = str(error)
-        if not unsendable:  # each can be sent, but not all together
+        if not unsendable:  # each can be sent alone, but not all together
             raise RequestFailure("too-large", str(problem)) from problem
         rest = [row for row in rows if row not in unsendable]
         prepared = scoring_request(rest, items, server, request_id) if rest else ScoringRequest([], None, None)
         return replace(prepared, unsendable=unsendable)
     if len(rows) > 1 and body is not None and len(body) > MOST_BYTES:
-        raise RequestFailure("too-large", f"{len(body):,} bytes are more than a request should have")
+        raise RequestFailure("too-large", f"a request of {len(body):,} bytes is too large; the limit is {MOST_BYTES:,} bytes")
     return ScoringRequest(rows, request, body)
 
 
 def encoded(request: Request) -> bytes | None:
-    """The request's body as it is sent.
+    """The encoded body of a request; None for no body.
 
     Raises:
-        DataError: It has no form in JSON.
+        DataError: JSON cannot represent the body.
     """
     if request.body is None:
         return None
     try:
         return json.dumps(request.body, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise DataError(f"A sample cannot be sent, for something in it has no form in JSON: {error}.") from error
+        raise DataError(
+            f"A sample cannot be sent, because JSON cannot represent a value in it: {error}. Convert it."
+        ) from error
 
 
 def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, request_id: str) -> Answer:
-    """What the protocol makes of a good response, checked again whoever wrote the protocol.
+    """Read a response with a 2xx status with its protocol, and check the result, because plug-ins may define protocols.
 
     Raises:
-        RequestFailure: It is not one finite score, abstention or error for each item; or it shows that the next one would not be, either.
+        RequestFailure: It is not one finite score, abstention or error for each item; or it shows that the server never gives rewards.
     """
     try:
         check_request_id(response.headers.get("x-request-id"), request_id)
@@ -116,7 +118,7 @@ def read_answer(response: Response, items: Sequence[Item], server: ServerFacts, 
     except UnsupportedError as error:
         raise RequestFailure("refused", str(error)) from error
     except ScoringError as error:
-        raise RequestFailure("bad-answer", f"a wrong answer: {error}") from error
-    except Exception as error:  # an answer of a form that the protocol's author did not think of
-        raise RequestFailure("bad-answer", f"an answer that cannot be read: {type(error).__name__}: {error}") from error
+        raise RequestFailure("bad-answer", f"wrong answer: {error}") from error
+    except Exception as error:  # an answer in a form that the protocol's author did not expect
+        raise RequestFailure("bad-answer", f"the answer cannot be read: {type(error).__name__}: {error}") from error
     return answer

@@ -1,4 +1,4 @@
-"""How long to wait before a request is sent again. Pure functions: they neither sleep nor look at a clock."""
+"""Delays before retries. Pure functions: they neither sleep nor read a clock."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _JITTER = 0.25
 
 
 def backoff(failures: int, jitter: float) -> float:
-    """Seconds to wait after at least one failure in a row: 0.5, 1, 2, 4, and never more than 8, less up to a quarter.
+    """Seconds to wait after `failures` failures in a row (at least 1): 0.5, 1, 2, 4, at most 8, minus up to a quarter.
 
-    The jitter, from 0 to 1, is random, so that those who failed together do not come back together.
+    The random `jitter`, from 0 to 1, spreads the retries of requests that failed at the same time.
 
     >>> backoff(1, 0.0), backoff(3, 0.0), backoff(3, 1.0), backoff(1000, 0.0)
     (0.5, 2.0, 1.5, 8.0)
     """
-    doublings = min(failures - 1, 30)  # more change nothing, and overflow
+    doublings = min(failures - 1, 30)  # more would overflow and change nothing
     return min(FIRST_DELAY * 2.0**doublings, LONGEST_DELAY) * (1 - _JITTER * jitter)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a server asks to be left alone, at most a minute; None where it asks nothing that can be read.
+    """Seconds after which a server asks to retry, at most 60; None if it does not ask or the header is invalid.
 
-    ``retry-after-ms`` goes before ``retry-after``, which has seconds or a date. `headers` are by lower-case name; `now` is in
+    ``retry-after-ms`` takes precedence over ``retry-after``, which holds seconds or a date. `headers` are by lower-case name; `now` is in
     seconds since the epoch.
 
     >>> retry_after({"retry-after": "2"}, 0.0), retry_after({"retry-after-ms": "250", "retry-after": "2"}, 0.0)

@@ -1,4 +1,4 @@
-"""How servers are asked."""
+"""Settings of requests to servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rm_plugins.errors import ScoringError
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the servers of one provider are asked; `rm_plugins.providers.remote.Remote` says what each of these is."""
+    """The request settings of one provider; documented in `rm_plugins.providers.remote.Remote`."""
 
     api_key_env: str | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -25,7 +25,7 @@ class Settings:
 
     @property
     def secrets(self) -> list[str]:
-        """The values of the headers, any of which may open the server."""
+        """The values of the headers, any of which may be a credential."""
         return [value for _, value in self.headers]
 
     @property
@@ -33,20 +33,24 @@ class Settings:
         """The key, read from the environment each time.
 
         Raises:
-            ScoringError: It is not there, or cannot be sent.
+            ScoringError: The variable is not set, or an HTTP header cannot hold its value.
         """
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
-            raise ScoringError(f"The environment variable {self.api_key_env}, which `api_key_env` names, is not set here.")
+            raise ScoringError(
+                f"The environment variable {self.api_key_env}, which `api_key_env` names, is not set. Set it to the server's key."
+            )
         if not (key.isascii() and key.isprintable()):
-            raise ScoringError(f"The environment variable {self.api_key_env} holds characters that no HTTP header can carry.")
+            raise ScoringError(
+                f"The environment variable {self.api_key_env} holds characters that an HTTP header cannot carry. Set it to the key."
+            )
         return key
 
     @property
     def key_hint(self) -> str:
-        """What to say to somebody whose key was refused."""
+        """The remedy if the server refuses the key."""
         if self.api_key_env is None:
-            return "The server asks for a key: name the environment variable that holds it with `api_key_env`."
-        return f"The server does not take the key in the environment variable {self.api_key_env}, which `api_key_env` names."
+            return "The server requires a key: name the environment variable that holds it with `api_key_env`."
+        return f"The server does not accept the key in the environment variable {self.api_key_env}, which `api_key_env` names."

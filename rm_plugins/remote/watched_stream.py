@@ -1,7 +1,7 @@
-"""A connection's bytes: none before they are asked for, none behind the answer but its repetition, and no more than there should be.
+"""Watches the bytes of a connection: none before a request, none after the answer except repetitions of it, and not too many.
 
-By HTTP/1.1 nothing but its place tells whose answer an answer is. So a connection carries one request, and is then closed. By HTTP/2
-each answer has the number of its request, and a connection carries many.
+In HTTP/1.1, only its position tells to which request an answer belongs. Therefore a connection carries one request and is then closed. In
+HTTP/2, each answer has the number of its request, and a connection carries many.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import httpcore2
 from rm_plugins.remote.hosts import is_loopback
 
 MOST_HEAD = 256 * 1024
-"""Bytes of an answer until its body begins, interim answers (1xx) among them; the headers alone may have 100 KiB."""
+"""The most bytes of an answer before its body, including interim answers (1xx); the headers alone may have 100 KiB."""
 
 LISTENED = 0.001
 """Seconds for which a new connection must be silent before a request is sent."""
 
 LINGERED = 0.1
-"""Seconds that a server has for closing a connection, which it is asked to do after its answer."""
+"""Seconds to wait for the server to close the connection after its answer."""
 
 
 class WrongBytes(httpcore2.RemoteProtocolError):
-    """Bytes that no answer to the request can be told from, or too many."""
+    """Bytes from which the answer to the request cannot be identified, or too many bytes."""
 
 
 class WatchedBackend(httpcore2.AnyIOBackend):
-    """Makes connections that are watched."""
+    """Makes watched connections."""
 
     async def connect_tcp(
         self,
@@ -48,9 +48,9 @@ class WatchedBackend(httpcore2.AnyIOBackend):
 
 
 class WatchedStream(httpcore2.AsyncNetworkStream):
-    """A connection by HTTP/1.1, watched; one by HTTP/2 goes through as it is.
+    """A watched HTTP/1.1 connection; HTTP/2 connections are passed through.
 
-    What was read since the last write is taken for the answer to that.
+    Bytes that were read since the last write count as the answer to it.
 
     Args:
         stream: The connection itself.
@@ -65,27 +65,27 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
         self._most = MOST_HEAD
 
     def allow(self, most: int) -> None:
-        """Let so many bytes come behind the head."""
-        self._most = 2 * most + MOST_HEAD  # with what chunks and headers take
+        """Set the most bytes after the head."""
+        self._most = 2 * most + MOST_HEAD  # leaves room for chunk headers
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Bytes, none at the end.
+        """Read bytes; empty at the end of the stream.
 
         Raises:
-            WrongBytes: There are more than are allowed.
+            WrongBytes: There are more bytes than allowed.
         """
         data = await self._stream.read(max_bytes, timeout)
         if not self._multiplexed:
             self._received += data
             if len(self._received) > self._most:
-                raise WrongBytes(f"it is longer than the {self._most:,} bytes that are read at most")
+                raise WrongBytes(f"it is longer than the limit of {self._most:,} bytes")
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send.
+        """Send bytes.
 
         Raises:
-            WrongBytes: Something came before anything was sent.
+            WrongBytes: The server sent something before the request.
         """
         if not self._multiplexed:
             if self._is_new:
@@ -94,14 +94,14 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
         await self._stream.write(buffer, timeout)
 
     async def check_end(self, method: str, *, closes: bool) -> None:
-        """See that nothing comes behind an answer that was read to its end.
+        """Check that nothing follows an answer that was read completely.
 
         Args:
-            method: Of the request.
-            closes: Whether the server was asked to close the connection, or says that it does. That is waited for, but not long.
+            method: The method of the request.
+            closes: Whether the server was asked to close the connection or announced it; this is awaited for `LINGERED` seconds.
 
         Raises:
-            WrongBytes: There is more than the answer and repetitions of it, so which of it is the answer cannot be told.
+            WrongBytes: There is more than the answer and repetitions of it, so the answer cannot be identified.
         """
         if self._multiplexed:
             return
@@ -112,10 +112,10 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
                     break
         answer, more = self._received[:end], self._received[end:]
         if more and (len(more) < end or more != (answer * (len(more) // end + 1))[: len(more)]):
-            raise WrongBytes("more came than one answer")
+            raise WrongBytes("the server sent more than one answer")
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the connection."""
         await self._stream.aclose()
 
     async def start_tls(
@@ -125,7 +125,7 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
         return WatchedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
-        """As the connection itself says; but one that has answered by HTTP/1.1 is used up, as one is that is readable while idle."""
+        """The connection's own information; but after an HTTP/1.1 answer it reports ``is_readable``, so that it is not reused."""
         if info == "is_readable" and not self._multiplexed and self._received:
             return True
         return self._stream.get_extra_info(info)
@@ -134,11 +134,11 @@ class WatchedStream(httpcore2.AsyncNetworkStream):
         self._is_new = False
         with suppress(httpcore2.ReadTimeout):
             if await self._stream.read(1, LISTENED):
-                raise WrongBytes("something came before a request was sent")
+                raise WrongBytes("the server sent something before the request")
 
 
 def _end_of_answer(received: bytes, method: str) -> int:
-    """How many of the bytes are the first answer."""
+    """The length of the first answer, in bytes."""
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=len(received) + 1)
     parser.send(h11.Request(method=method, target="/", headers=[("Host", "server")]))
     parser.send(h11.EndOfMessage())
@@ -146,4 +146,4 @@ def _end_of_answer(received: bytes, method: str) -> int:
     while (event := parser.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
         if isinstance(event, h11.EndOfMessage):
             return len(received) - len(parser.trailing_data[0])
-    return len(received)  # it ends with the connection
+    return len(received)  # the answer ends with the connection

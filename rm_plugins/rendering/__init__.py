@@ -1,4 +1,4 @@
-"""From samples to token ids, in one way for training and scoring."""
+"""Converts samples to token ids, in the same way for training and scoring."""
 
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Rendering

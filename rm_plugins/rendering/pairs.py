@@ -1,4 +1,4 @@
-"""Two texts as a pair, in the way that cross-encoders are trained: ``tokenizer(one, other)``."""
+"""Encodes two texts as a pair, as cross-encoders are trained: ``tokenizer(one, other)``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer puts something between two texts, as those of encoders do."""
+    """Whether a tokenizer adds a separator between two texts, like those of encoders."""
     pair, one = tokenizer("a", "a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     joined = tokenizer("a")["input_ids"]
     return len(pair) > len(joined) + len(one)
 
 
 class PairTokenizer:
-    """Makes the token ids of pairs, with token types where the tokenizer gives any.
+    """Encodes pairs as token ids, with token types if the tokenizer gives any.
 
     Args:
-        tokenizer: The model's tokenizer. One that puts nothing between two texts makes their tokens one after the other, which may be
-            others than those of the joined text.
+        tokenizer: The model's tokenizer. If it adds no separator, the tokens of both texts are concatenated, which may differ from the
+            tokens of the joined text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -39,10 +39,10 @@ class PairTokenizer:
         )
         self._after = len(ids) - start - self._between - other[0]
         self.separator: str = tokenizer.decode(ids[start : start + self._between])
-        """What stands between the texts, as text."""
+        """The separator between the texts, as text."""
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """The token ids of each pair with their types, [N] lists, untruncated."""
+        """The untruncated token ids of each pair with their types, [N] lists."""
         encoded = self._tokenizer([one for one, _ in pairs], [other for _, other in pairs], verbose=False)
         rows: list[list[int]] = encoded["input_ids"]
         types: list[list[int]] | None = encoded.get("token_type_ids")
@@ -53,15 +53,15 @@ class PairTokenizer:
         return [self._before + length + self._between for length in self._lengths(pairs)[0]]
 
     def truncated(self, pair: tuple[str, str], row: Sequence[int], limit: int) -> list[int]:
-        """At most `limit` tokens of a pair, of which the longer text loses its end: transformers' ``longest_first``.
+        """Truncate a pair to at most `limit` tokens by cutting the end of the longer text, like transformers' ``longest_first``.
 
-        A tokenizer whose ``truncation_side`` is ``left`` has it lose its beginning. One that does it itself keeps the limit, which
-        another thread would meet.
+        If the tokenizer's ``truncation_side`` is ``left``, the beginning is cut. The tokenizer itself is not used, because it would store
+        the limit, which affects other threads.
 
         Args:
             pair: The two texts.
-            row: What `__call__` makes of them.
-            limit: Most tokens.
+            row: Their token ids from `__call__`.
+            limit: The most tokens.
         """
         (one,), (other,) = self._lengths([pair])
         room = max(limit - self._before - self._between - self._after, 0)
@@ -78,7 +78,7 @@ class PairTokenizer:
         return cut[:limit]
 
     def _lengths(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """How many tokens the first and the second texts have, each [N]."""
+        """The numbers of tokens of the first and the second texts, each [N]."""
         texts = [text for pair in pairs for text in pair]
         ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         lengths = [len(row) for row in ids]

@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""The number of positions of a model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _COUNTED_FROM_PADDING = frozenset(
         *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
     )
 )
-"""Model types whose positions begin behind the padding token's id."""
+"""Model types whose positions start after the padding token's id."""
 
 _WITHOUT_POSITIONS = frozenset(("jamba", "zamba"))
-"""Model types that name a number of positions and have none."""
+"""Model types whose configuration has a number of positions although the model has none."""
 
 
 def position_limit(config: PretrainedConfig | None) -> int | None:
-    """How many tokens a model has positions for, if its configuration says so.
+    """The number of positions of a model, if its configuration has it.
 
-    Models of the RoBERTa family count positions from behind the padding token's id, so that they take fewer than the configuration's
-    ``max_position_embeddings``. A number below 1 means no limit, as XLNet's -1.
+    Models of the RoBERTa family count positions from the padding token's id plus 1, so they take fewer tokens than the configuration's
+    ``max_position_embeddings``. A number below 1 means no limit, such as XLNet's -1.
     """
     if config is None:
         return None
@@ -38,19 +38,19 @@ def position_limit(config: PretrainedConfig | None) -> int | None:
 
 
 def hard_position_limit(config: PretrainedConfig | None) -> int | None:
-    """How many tokens a model has positions for, if it cannot take more; None for one whose positions go on.
+    """The number of positions of a model if it cannot take more tokens; None if its positions have no end.
 
-    Rotary and relative positions go on, for better or worse; learned ones, and tables of fixed ones, end.
+    Rotary and relative positions can be computed for any length (with unknown quality); learned positions and tables of fixed ones end.
     """
     limit = position_limit(config)
     if limit is None or config is None:
         return None
     text_config = config.get_text_config()
     is_rotary = any(getattr(text_config, name, None) is not None for name in ("rope_parameters", "rope_theta", "rope_scaling"))
-    goes_on = (
+    is_unlimited = (
         is_rotary
         or getattr(text_config, "position_embedding_type", "absolute") == "rotary"
         or not getattr(text_config, "position_biased_input", True)
         or text_config.model_type in _WITHOUT_POSITIONS
     )
-    return None if goes_on else limit
+    return None if is_unlimited else limit

@@ -1,6 +1,6 @@
-"""How a sample becomes the text and the token ids that a model scores.
+"""Renders samples as the text and the token ids that a model scores.
 
-The same object renders for training and for scoring, which is what makes a reward the same number in both.
+The same object renders for training and for scoring, so that a reward gives the same score in both.
 """
 
 from __future__ import annotations
@@ -34,28 +34,32 @@ PLAIN = "plain"
 """The name of the template that writes messages as ``Role: content`` paragraphs."""
 
 _PAIR_OR_NOT = (
-    "Whether this model takes a prompt and a completion as a pair, as cross-encoders do, or as one text, as TRL trains, is not known: "
-    "no reward manifest says it, and nothing beside the model tells who trained it. Say it in the spec: `pair: true` or `pair: false`."
+    "It is not known whether this model takes prompt and completion as a pair, like cross-encoders, or as one text, like models trained "
+    "with TRL. It has no reward manifest, and its files do not show who trained it. Set `pair: true` or `pair: false` in the spec."
 )
 
 
 class Renderer:
-    """Renders and tokenizes samples one way.
+    """Renders and tokenizes samples in one way.
 
     Args:
         tokenizer: The model's tokenizer.
-        rendering: The choices; `Rendering.default` where there is no manifest.
-        pad_token_id: The model's padding token, where it is known and may be another than the tokenizer's.
+        rendering: The choices; `Rendering.default` if there is no manifest.
+        pad_token_id: The model's padding token, if it is known and may differ from the tokenizer's.
 
     Raises:
-        ModelError: The rendering needs a chat template, an EOS token or separators of pairs, and the tokenizer has none.
+        ModelError: The rendering needs a chat template or an EOS token, and the tokenizer has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, *, pad_token_id: int | None = None) -> None:
         if rendering.chat_template == "tokenizer" and not tokenizer.chat_template:
-            raise ModelError("The rendering asks for the tokenizer's chat template, and the tokenizer has none.")
+            raise ModelError(
+                "The rendering needs the tokenizer's chat template, but the tokenizer has none. Set `chat_template` in the spec."
+            )
         if rendering.append_eos and tokenizer.eos_token is None:
-            raise ModelError("The rendering closes texts with the tokenizer's EOS token, and the tokenizer has none.")
+            raise ModelError(
+                "The rendering ends texts with the tokenizer's EOS token, but the tokenizer has none. Set `append_eos: false` in the spec."
+            )
         if (
             rendering.chat_template == "tokenizer"
             and rendering.template_date is None
@@ -63,8 +67,8 @@ class Renderer:
         ):
             rendering = replace(rendering, template_date=date.today().isoformat())
             warnings.warn(
-                f"The chat template writes today's date, so that the same sample has another score tomorrow. Here it is told "
-                f"{rendering.template_date}; set `template_date` in the spec to have one date for good. A manifest keeps it.",
+                f"The chat template writes today's date, so the same sample would get another score tomorrow. It uses "
+                f"{rendering.template_date} now; set `template_date` in the spec to fix the date. A manifest stores it.",
                 stacklevel=2,
             )
         self.tokenizer = tokenizer
@@ -83,12 +87,12 @@ class Renderer:
     def text(self, sample: Sample) -> str:
         """The text of a sample, before truncation.
 
-        A leading BOS that the tokenizer adds by itself is left out, so that any consumer that tokenizes this text the usual
-        way (``pipeline``, a server) gets the same ids.
+        A leading BOS that the tokenizer adds itself is left out, so that any consumer that tokenizes this text in the usual way
+        (``pipeline``, a server) gets the same ids.
 
         Raises:
             DataError: The chat template refuses the conversation.
-            ModelError: Whether prompt and completion are a pair is not known.
+            ModelError: It is not known whether prompt and completion are a pair.
         """
         if isinstance(sample, RenderedSample):
             return str(sample.completion) if sample.token_ids is None else str(self.tokenizer.decode(list(sample.token_ids)))
@@ -114,7 +118,7 @@ class Renderer:
     def pair_texts(self, sample: Sample) -> tuple[str, str]:
         """Prompt and completion of a sample as the two texts of a pair.
 
-        One message is its content; several are paragraphs ``Role: content``.
+        A single message becomes its content; several become ``Role: content`` paragraphs.
         """
         if not sample.is_conversational:
             return str(sample.prompt), str(sample.completion)
@@ -122,9 +126,9 @@ class Renderer:
         return _as_text(messages[:prompts]), _as_text(messages[prompts:])
 
     def up_to_read(self, row: Sequence[int]) -> list[int]:
-        """A row of token ids without the padding tokens at its end that its decoder is read before.
+        """A row of token ids without trailing padding tokens, if the decoder is scored before these.
 
-        A causal model has the same score for both, and for what is left, whoever runs it reads it at the same token.
+        A causal model gives the shortened row the same score, and every server then reads the same token.
         """
         end = len(row)
         if self.rendering.read == "before-padding":
@@ -136,7 +140,7 @@ class Renderer:
         return sample.is_conversational and self.rendering.chat_template == "tokenizer" and self._pairs is None
 
     def _templated(self, sample: Sample, *, prompt_only: bool = False) -> str:
-        """The conversation; of its prompt alone, with the beginning of the assistant's turn."""
+        """The rendered conversation, or only its prompt with the beginning of the assistant's turn."""
         tools = sample.columns.get("tools")
         settings = {**self.rendering.template_kwargs, **(sample.columns.get("chat_template_kwargs") or {})}
         try:
@@ -153,15 +157,15 @@ class Renderer:
                 return render(messages[: len(sample.prompt)], add_generation_prompt=True)
             text = render(messages, add_generation_prompt=False)
             return self._closed(text, text) if self.rendering.convention == "openrlhf" else text
-        except Exception as error:  # a template is a program and raises whatever its author wrote
+        except Exception as error:  # a template is a program that may raise anything
             raise DataError(f"The chat template refused the conversation: {error}") from error
 
     def token_ids(self, samples: Sequence[Sample]) -> tuple[list[list[int]], int]:
-        """The token ids of each sample, [N] lists, and how many rows were truncated.
+        """The token ids of each sample, [N] lists, and the number of truncated rows.
 
         Raises:
             ScoringError: Rows exceed `max_length` and the rendering's truncation is ``error``.
-            DataError: Samples cannot be rendered; `rows` are all of them.
+            DataError: Samples cannot be rendered; `rows` has all of them.
         """
         ids, truncated = self.tokenized(samples)
         return ids, int(truncated.sum())
@@ -170,8 +174,8 @@ class Renderer:
         """The token ids of each sample, [N] lists, and which rows were truncated, bool [N].
 
         Raises:
-            ScoringError: As `token_ids`.
-            DataError: Likewise.
+            ScoringError: As for `token_ids`.
+            DataError: As for `token_ids`.
         """
         ids = self.untruncated_ids(samples)
         limit = self.rendering.max_length
@@ -182,7 +186,7 @@ class Renderer:
         if self.rendering.truncation == "error":
             raise ScoringError(
                 f"{len(long)} of {len(ids)} samples are longer than max_length={limit} tokens (first: item {long[0]} with "
-                f"{len(ids[long[0]])}), and truncation is 'error'.",
+                f"{len(ids[long[0]])}), and truncation is 'error'. Shorten them, or set `truncation: left` in the spec.",
                 rows=long,
             )
         for row in long:
@@ -190,13 +194,13 @@ class Renderer:
         return ids, truncated
 
     def untruncated_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The token ids of each sample however long they are, [N] lists; a sample without any gets one padding token.
+        """The token ids of each sample without truncation, [N] lists; a sample without tokens gets one placeholder token.
 
         Raises:
-            DataError: Samples cannot be rendered; `rows` are all of them.
+            DataError: Samples cannot be rendered; `rows` has all of them.
         """
         ids: list[list[int]] = [[]] * len(samples)
-        texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether all of its special tokens are in the text
+        texts: dict[bool, dict[int, str]] = {False: {}, True: {}}  # True: the text contains all of its special tokens
         pairs: dict[int, tuple[str, str]] = {}
         refused: dict[int, DataError] = {}
         for row, sample in enumerate(samples):
@@ -213,7 +217,7 @@ class Renderer:
                 refused[row] = error
         if refused:
             first, refusal = next(iter(refused.items()))
-            more = f" ({len(refused) - 1} more of {len(samples)} samples are refused)" if len(refused) > 1 else ""
+            more = f" ({len(refused) - 1} more of {len(samples)} samples cannot be rendered)" if len(refused) > 1 else ""
             raise DataError(f"Item {first} cannot be rendered: {refusal}{more}", rows=refused) from refusal
         if self._pairs is not None and pairs:
             for row, row_ids in zip(pairs, self._pairs([*pairs.values()]), strict=True):
@@ -226,11 +230,11 @@ class Renderer:
         return ids
 
     def _to_tokenize(self, sample: Sample) -> tuple[bool, str]:
-        """The text of a sample that is tokenized, and whether all of its special tokens are in it."""
+        """The text of a sample to tokenize, and whether it contains all of its special tokens."""
         if isinstance(sample, RenderedSample):
             is_complete, text = not sample.add_special_tokens, str(sample.completion)
         elif self._is_templated(sample):
-            # A template writes all of its special tokens itself, and whether BOS is among them is its own affair.
+            # A template writes all special tokens itself, including BOS if there is one.
             is_complete, text = True, self._templated(sample)
         else:
             is_complete, text = self.rendering.convention == "openrlhf", self.text(sample)
@@ -244,12 +248,12 @@ class Renderer:
     def completion_starts(self, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[int]:
         """The number of tokens before each sample's completion, [N].
 
-        That is as far as a row begins like the prompt by itself does, with the opening of the assistant's turn where there is a
-        chat template: a token that spans the border of prompt and completion belongs to the completion. It is 0 where there is
-        no prompt, or the chat template refuses one without an answer.
+        These are the tokens that the row shares with its prompt rendered alone (with the beginning of the assistant's turn, if there is a
+        chat template). A token that spans the border of prompt and completion belongs to the completion. The number is 0 if there is no
+        prompt, or the chat template refuses a prompt without an answer.
 
         Args:
-            samples: N samples; those that share a prompt are best neighbours.
+            samples: N samples; faster if samples with the same prompt are neighbours.
             ids: Their untruncated token ids, [N] lists.
         """
         if self._pairs is not None:
@@ -278,31 +282,31 @@ class Renderer:
             return ""
 
     def _placeholder(self) -> int:
-        # A text that no token stands for still needs a position to be scored at.
+        # A text without tokens still needs a position to be scored at.
         for token in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0):
             if isinstance(token, int):
                 return token
         return 0
 
     def truncated(self, sample: Sample, ids: list[int], limit: int) -> list[int]:
-        """At most `limit` token ids of a row: its leading special token and its end; of a pair, the beginnings of both texts.
+        """Truncate a row to at most `limit` token ids: keep its leading special token and its end; for a pair, see `PairTokenizer`.
 
         Args:
-            sample: What the row is of.
+            sample: The sample of the row.
             ids: Its untruncated token ids.
-            limit: Most token ids.
+            limit: The most token ids.
         """
         if len(ids) <= limit:
             return ids
         if self._pairs is not None and not isinstance(sample, RenderedSample):
             return self._pairs.truncated(self.pair_texts(sample), ids, limit)
-        kept = 1 if ids[0] in self._leading and limit > 1 else 0
-        return ids[:kept] + ids[len(ids) - (limit - kept) :]
+        leading = 1 if ids[0] in self._leading and limit > 1 else 0
+        return ids[:leading] + ids[len(ids) - (limit - leading) :]
 
 
 def _without_types(ids: Sequence[int]) -> list[int]:
     if has_types(ids):
-        raise DataError(f"{max(ids)} is no token id: no vocabulary is so large.")
+        raise DataError(f"{max(ids)} is not a token id: no vocabulary is that large.")
     return list(ids)
 
 
@@ -311,8 +315,8 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"Its text holds a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and "
-            "nothing that a tokenizer takes. Decode the text anew, or leave the sample out."
+            f"Its text contains a lone surrogate, {text[error.start]!r} at character {error.start}, which is half a character and cannot "
+            "be tokenized. Decode the text again, or leave the sample out."
         ) from error
 
 
@@ -348,24 +352,24 @@ def configured_renderer(
     template_date: str | None = None,
     pad_token_id: int | None = None,
 ) -> Renderer:
-    """Renders as a spec says, and where it says nothing as the manifest does.
+    """A renderer with the settings of a spec; unset ones are taken from the manifest.
 
     Args:
         tokenizer: The model's tokenizer.
         rendering: The choices of the manifest, or the default ones.
         chat_template: ``plain``, or a file with a Jinja template.
-        append_eos: See `Rendering`, as for the others.
-        max_length: See there.
-        truncation: See there.
-        read: See there.
-        pair: See there.
-        convention: See there.
-        template_kwargs: See there.
-        template_date: See there.
+        append_eos: See `Rendering`.
+        max_length: See `Rendering`.
+        truncation: See `Rendering`.
+        read: See `Rendering`.
+        pair: See `Rendering`.
+        convention: See `Rendering`.
+        template_kwargs: See `Rendering`.
+        template_date: See `Rendering`.
         pad_token_id: See `Renderer`.
 
     Raises:
-        ModelError: There is no such file, or the tokenizer lacks what the rendering needs.
+        ModelError: The file does not exist, or the tokenizer lacks what the rendering needs.
     """
     if chat_template not in (None, PLAIN):
         tokenizer = copy.deepcopy(tokenizer)

@@ -1,4 +1,4 @@
-"""The choices that make token ids of samples; part of a model's manifest."""
+"""The choices by which samples become token ids; part of a model's manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Truncation: TypeAlias = Literal["left", "error"]
 Read: TypeAlias = Literal["last", "before-padding"]
 Convention: TypeAlias = Literal["trl", "openrlhf"]
 
-_UNLIMITED = 1_000_000  # transformers writes an absurd number where a tokenizer has no limit of its own
+_UNLIMITED = 1_000_000  # transformers uses a huge number for tokenizers without a limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +27,21 @@ class Rendering:
     Args:
         chat_template: ``tokenizer`` for the tokenizer's own chat template, ``plain`` for ``Role: content`` paragraphs.
         append_eos: Whether a text (not a templated conversation) ends with the EOS token, as in TRL's training.
-        max_length: Most tokens of a row; None for no limit.
-        truncation: What happens to a longer row: ``left`` cuts the beginning of the prompt and keeps the completion's end
-            and the leading special token, and a pair where its tokenizer cuts pairs: the end of its longer text; ``error`` refuses
-            the row.
-        read: The token of a row at which a decoder is scored: ``before-padding`` is the last that is not the model's padding token, as
-            transformers and TRL have it; ``last`` is the very last, as OpenRLHF and vLLM have it. They differ where the padding token
-            is the EOS token that closes a row. An encoder has no such token.
-        pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained;
-            else they are one text. None where it is not known, and only what is rendered already is scored.
-        convention: Whose rules make token ids of a text. ``trl`` adds the special tokens that the tokenizer adds by itself.
-            ``openrlhf`` adds none, and ends a text and a conversation alike: without line breaks, and with EOS if `append_eos` is set.
+        max_length: The most tokens of a row; None for no limit.
+        truncation: How a longer row is handled. ``left`` cuts the beginning of the prompt, and keeps the end of the completion and the
+            leading special token; a pair is cut like its tokenizer does, at the end of its longer text. ``error`` refuses the row.
+        read: The token of a row at which a decoder is scored. ``before-padding`` is the last one that is not the model's padding token,
+            as in transformers and TRL. ``last`` is the very last one, as in OpenRLHF and vLLM. They differ if the padding token is the EOS
+            token that ends a row. Encoders ignore it.
+        pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained; if
+            False, they are one text. None if it is not known; then only rendered samples are scored.
+        convention: The rules for tokenizing a text. ``trl`` adds the special tokens that the tokenizer adds itself. ``openrlhf`` adds
+            none, and ends texts and conversations alike: trailing line breaks are removed, and EOS is added if `append_eos` is set.
         template_kwargs: Further arguments of the chat template.
-        template_date: The day, ``2026-11-29``, that a chat template is told which writes the day it is used on, as Llama 3's does.
+        template_date: The date, such as ``2026-11-29``, for a chat template that writes the current date, like Llama 3's.
 
     Raises:
-        SpecError: `max_length` is less than 1, `template_date` is no day, or a pair is to be closed with EOS.
+        SpecError: `max_length` is less than 1, `template_date` is not a date, or `append_eos` is set for a pair.
     """
 
     chat_template: Literal["tokenizer", "plain"]
@@ -66,19 +65,19 @@ class Rendering:
         if self.max_length is not None and self.max_length < 1:
             raise SpecError(f"max_length must be at least 1, not {self.max_length}.")
         if self.pair and self.append_eos:
-            raise SpecError("a pair is closed by its tokenizer; leave `append_eos` out.", key="append_eos")
+            raise SpecError("the tokenizer itself ends a pair; leave `append_eos` out.", key="append_eos")
 
     def as_json(self) -> dict[str, Any]:
-        """The choices by name, without those that manifests had not at first and that are left as everything was then."""
+        """The choices by name, without choices that older manifests lack if they have their default value."""
         defaults = {"template_date": None, "convention": "trl"}
         return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def up_to(cls, max_length: int | None, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> Rendering:
-        """The default rendering with a `max_length` that is asked for, of which only a model that has no more positions takes less.
+        """The default rendering with a requested `max_length`, reduced only if the model has fewer positions.
 
         Args:
-            max_length: Most tokens of a row; None for as many as the model takes.
+            max_length: The most tokens of a row; None for as many as the model takes.
             tokenizer: The tokenizer.
             config: The model's configuration, if it is known.
         """
@@ -87,7 +86,7 @@ class Rendering:
 
     @classmethod
     def default(cls, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None) -> Rendering:
-        """What TRL's RewardTrainer does with this tokenizer, extended to tokenizers that it cannot train with.
+        """The rendering of TRL's RewardTrainer for this tokenizer, extended to tokenizers that it does not support.
 
         Args:
             tokenizer: The tokenizer.
@@ -102,6 +101,6 @@ class Rendering:
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself ends every text with its EOS or separator token, as encoders' tokenizers do."""
+    """Whether the tokenizer itself ends every text with its EOS or separator token, like those of encoders."""
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}

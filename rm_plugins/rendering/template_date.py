@@ -1,4 +1,4 @@
-"""The date that a chat template writes, as one day for good."""
+"""Fixes the date that a chat template writes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _DIRECTIVES = (*(f"-{letter}" for letter in "dmjyHIMS"), *"aAbBcdDeFgGhHIjmMpRST
 
 
 def writes_the_date(template: object) -> bool:
-    """Whether a chat template writes the day that it is used on, as Llama 3's does."""
+    """Whether a chat template writes the current date, like Llama 3's."""
     return _FUNCTION in str(template)
 
 
-@lru_cache(maxsize=16)  # asked for each sample
+@lru_cache(maxsize=16)  # called for each sample
 def dated(template: str, day: date) -> str:
-    """A chat template for which every day is this one.
+    """A chat template that always writes this date.
 
-    transformers gives templates a function, and nothing else that is callable; a macro of its name at the beginning stands in for it.
+    A macro at the beginning of the template replaces the date function that transformers passes to templates.
     """
     replaced = "".join(f" | replace('%{directive}', '{day.strftime(f'%{directive}')}')" for directive in _DIRECTIVES)
-    # The line break after the macro is its own: what follows begins a line, as it did before.
+    # The line break belongs to the macro, so that the original template still begins at the start of a line.
     return f"{{%- macro {_FUNCTION}(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"

@@ -1,4 +1,4 @@
-"""Contents that are lists of text blocks, in the form in which a chat template takes them."""
+"""Converts message contents that are lists of text blocks to the form that a chat template supports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ _FORMS: tuple[_Form, ...] = ("blocks", "text", "one block")
 
 
 class TextBlocks:
-    """Gives conversations to chat templates: lists of text blocks as they are where the template takes them, or else joined.
+    """Converts conversations for chat templates: lists of text blocks are kept if the template supports them, and joined otherwise.
 
-    Templates of vision models iterate over blocks, and each trims or separates them in its own way, as in TRL's training. Others print
-    the list, fail, or write nothing; some do so for one role alone, or look at the first block only. Which form a template takes
-    is tried on a conversation of the same shape: every word must be in what it writes, and no list. Where that is true of no
-    form, contents are text.
+    Templates of vision models iterate over blocks and trim or separate them in their own way, as in TRL's training. Other templates print
+    the list, fail, or write nothing; some do so only for one role, or use only the first block. The supported form is tested with a
+    conversation of the same shape: the output must contain every word and no list. If no form passes, contents become text.
     """
 
     def __init__(self) -> None:
@@ -26,15 +25,15 @@ class TextBlocks:
     def messages(
         self, messages: Sequence[Message], template: Any, render: Callable[[list[dict[str, Any]]], str]
     ) -> list[dict[str, Any]]:
-        """The messages as the template takes them.
+        """The messages in the form that the template supports.
 
         Args:
             messages: A conversation.
-            template: What tells the template from others that are used here.
-            render: What the template makes of messages.
+            template: A hashable key that identifies the template.
+            render: Renders messages with the template.
 
         Raises:
-            DataError: A content has a part that is no text.
+            DataError: A content has a part that is not text.
         """
         parts = [text_parts(message.get("content")) for message in messages]
         if not any(parts):
@@ -45,7 +44,7 @@ class TextBlocks:
         return _formed(messages, self._forms[shape])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_forms": {}}  # what was tried is no part of how a dataset is tokenized, which `datasets` names by its pickle
+        return {"_forms": {}}  # `datasets` derives cache keys from the pickle, so it must not depend on earlier tests
 
 
 def _form_taken(
@@ -60,7 +59,7 @@ def _form_taken(
     for form in _FORMS:
         try:
             written = render(_formed(tried, form))
-        except Exception:  # a template is a program and raises whatever its author wrote
+        except Exception:  # a template is a program that may raise anything
             continue
         if all(word in written and f"text': '{word}" not in written and f'text": "{word}' not in written for word in words):
             return form

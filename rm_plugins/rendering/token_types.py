@@ -1,7 +1,7 @@
-"""Tokens with their types: which of two texts, encoded as a pair, a token belongs to.
+"""Token ids that include token types, which tell to which text of a pair a token belongs.
 
-A row of token ids stays a list of numbers. Where a model is told of types (BERT's ``token_type_ids``), a token's number is its id and
-`TYPE_STEP` times its type, so that rows which differ in their types alone differ wherever rows are compared, kept or looked up.
+A row of token ids remains a list of integers. For models with token types (BERT's ``token_type_ids``), a token's number is its id plus
+`TYPE_STEP` times its type. So rows that differ only in their types also differ when rows are compared or cached.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TYPE_STEP = 1 << 24
-"""What a type adds to a token's number; more than any vocabulary has tokens."""
+"""The number that each type adds to a token's number; larger than any vocabulary."""
 
 
 def typed(ids: Sequence[int], types: Sequence[int]) -> list[int]:
-    """Token ids with their types in them.
+    """Combine token ids and their types.
 
     >>> typed([101, 102, 5], [0, 0, 1])
     [101, 102, 16777221]
@@ -22,7 +22,7 @@ def typed(ids: Sequence[int], types: Sequence[int]) -> list[int]:
 
 
 def has_types(row: Sequence[int]) -> bool:
-    """Whether a token of a row has another type than 0."""
+    """Whether any token of a row has a type other than 0."""
     return max(row, default=0) >= TYPE_STEP
 
 

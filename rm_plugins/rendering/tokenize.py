@@ -1,4 +1,4 @@
-"""Texts to token ids, with what neighbouring texts begin with tokenized once where that is exact."""
+"""Tokenizes texts; common beginnings of neighbouring texts are tokenized once where the result is the same."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class TemplatedTextTokenizer:
     """Tokenizes texts that a chat template wrote, without adding special tokens.
 
-    A fast tokenizer cuts its special tokens out of a text before anything else looks at it, so that a text may be tokenized in
-    two parts if the second begins with one. Completions of one prompt have the text before such a token in common. Whether the
-    parts really give the ids of the whole is tried on the first texts; if not, or with a slow tokenizer, all are tokenized whole.
+    A fast tokenizer splits a text at its special tokens first, so a text can be tokenized in two parts if the second begins with one.
+    Completions of one prompt share the text before such a token. The first texts are used to check that the parts give the ids of the
+    whole text; if not, or with a slow tokenizer, all texts are tokenized whole.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -44,15 +44,15 @@ class TemplatedTextTokenizer:
             if before + after != whole:
                 self._marks = None
                 return self._whole(texts)
-            self._tried = True  # not before: another thread may be here as well
+            self._tried = True  # only now, because another thread may run this at the same time
         beginnings = list(dict.fromkeys(text[:start] for text, start in zip(texts, starts, strict=True)))
         ids = self._whole([*beginnings, *(text[start:] for text, start in zip(texts, starts, strict=True))])
-        begun = dict(zip(beginnings, ids, strict=False))
+        ids_of_beginning = dict(zip(beginnings, ids, strict=False))
         ends = ids[len(beginnings) :]
-        return [begun[text[:start]] + end for text, start, end in zip(texts, starts, ends, strict=True)]
+        return [ids_of_beginning[text[:start]] + end for text, start, end in zip(texts, starts, ends, strict=True)]
 
     def _starts(self, texts: Sequence[str]) -> list[int]:
-        """Where the second part of each text begins: what is before is another text's beginning as well; 0 for no such part."""
+        """The start of the second part of each text; the first part is shared with a neighbouring text. 0 if the text is not split."""
         marks = self._marks
         if marks is None:
             return [0] * len(texts)
@@ -73,7 +73,7 @@ class TemplatedTextTokenizer:
 
 
 def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common.
+    """The number of leading tokens that two rows share.
 
     >>> common_beginning([5, 6, 7], [5, 6, 8, 9])
     2
@@ -83,7 +83,7 @@ def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _common_length(one: str, other: str) -> int:
-    """Leading characters that two texts share."""
+    """The number of leading characters that two texts share."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,6 +1,6 @@
-"""Serves any reward over HTTP, in the dialects that trainers and clients already speak.
+"""Serves any reward over HTTP, in the dialects of existing trainers and clients.
 
-Importing this package imports no web framework: the names below are loaded when they are first used.
+Importing this package does not import a web framework: the names below are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the processes of a server agree on: that they all serve the same reward."""
+"""Ensures that all processes of a server serve the same reward."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from rm_plugins.errors import ModelError
 
 _SECONDS_TO_WAIT = 5.0
-"""For a process that is looking; one that was killed meanwhile would be waited for without end."""
+"""The longest wait for the lock, because a process that is killed while it holds the lock never releases it."""
 
 
 class Agreement:
-    """The fingerprint of the reward that several processes serve: that of the first of them which loads it.
+    """The fingerprint of the reward that several processes serve, set by the first process that loads it.
 
     Args:
-        context: Makes what the processes share, a context of `multiprocessing`.
+        context: A context of `multiprocessing`, which creates the shared memory.
     """
 
     def __init__(self, context: Any) -> None:
@@ -27,27 +27,27 @@ class Agreement:
         """Agree to serve a reward.
 
         Raises:
-            ModelError: The other processes serve another one.
+            ModelError: The other processes serve another reward.
         """
-        with self._alone():
+        with self._locked():
             served = self._served.value.decode()
             if served and served != fingerprint:
                 raise ModelError(
-                    f"What the spec names has changed: it is {fingerprint[:12]} now, and this server's processes serve {served[:12]}. It "
-                    "is not served beside that. Have the server load again (POST /v1/reload, or SIGHUP), or put the files back."
+                    f"The reward in the spec has changed: its fingerprint is now {fingerprint[:12]}, but the server's processes serve "
+                    f"{served[:12]}. Reload the server (POST /v1/reload, or SIGHUP), or restore the files."
                 )
             self._served.value = fingerprint.encode()
 
     def renew(self) -> None:
-        """Have whoever loads next decide."""
-        with self._alone():
+        """Let the next process that loads the reward decide."""
+        with self._locked():
             self._served.value = b""
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        is_alone = self._lock.acquire(timeout=_SECONDS_TO_WAIT)
+    def _locked(self) -> Iterator[None]:
+        is_locked = self._lock.acquire(timeout=_SECONDS_TO_WAIT)
         try:
             yield
         finally:
-            if is_alone:
+            if is_locked:
                 self._lock.release()

@@ -27,17 +27,17 @@ from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 
 _MEANINGS: Mapping[Cause, str] = {
-    "invalid": "Not what this endpoint takes; the message names the place.",
-    "too-large": "Too many samples, or too long ones.",
+    "invalid": "The request is invalid; the message names the field.",
+    "too-large": "Too many samples, or samples that are too long.",
     "unsupported": "The body is not sent as JSON, or is compressed.",
-    "unauthorized": "No key, or not a right one.",
-    "forbidden": "A page of another site asks, or who may not operate the server.",
-    "not-found": "There is no such model.",
+    "unauthorized": "The key is missing or wrong.",
+    "forbidden": "The request comes from a page of another site, or the client may not operate the server.",
+    "not-found": "The model does not exist.",
     "overload": "The queue is full; retry after Retry-After seconds.",
     "unavailable": "The server is stopping.",
     "failed": "The reward failed.",
 }
-"""What each kind of problem is, for the OpenAPI document."""
+"""The description of each kind of problem, for the OpenAPI document."""
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}
 
@@ -53,11 +53,11 @@ def create_app(
     """The application that serves a reward.
 
     Args:
-        reward: The reward, which the application owns from now on.
-        settings: How it is served.
-        reload_all: Has all processes of the server load the reward again, where there are several.
-        registry: Where the dialects are registered; that of the installed plug-ins by default.
-        workers: How many processes of the server should serve, and how many do.
+        reward: The reward; the application owns it from now on.
+        settings: The settings of the server.
+        reload_all: Makes all processes of the server reload the reward, if there are several.
+        registry: The registry with the dialects; by default that of the installed plug-ins.
+        workers: Returns how many processes of the server should serve, and how many do.
 
     Raises:
         PluginError: A dialect cannot be served.
@@ -76,8 +76,8 @@ def create_app(
     app = FastAPI(
         title=f"rm-plugins: {service.name}",
         version=__version__,
-        summary="Rewards of one reward model, or of whatever else is served here.",
-        docs_url=None,  # their pages would load scripts from elsewhere
+        summary="Rewards of one reward model, or of any other reward.",
+        docs_url=None,  # these pages would load scripts from other sites
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -96,7 +96,7 @@ def create_app(
     for router in opened:
         app.include_router(router)
     for kind in (Problem, RequestValidationError, HTTPException, DataError):
-        app.add_exception_handler(kind, _told)
+        app.add_exception_handler(kind, _error_answer)
     app.add_middleware(
         Boundary,
         endpoints=endpoints,
@@ -115,12 +115,13 @@ def _made(registered: Registration, scorer: Scorer) -> tuple[Dialect, APIRouter,
         return dialect, dialect.router(scorer), _errors_of(dialect)
     except Exception as error:
         raise PluginError(
-            f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}"
+            f"The dialect {registered.name!r} of the plug-in {registered.plugin!r} cannot be served: {type(error).__name__}: {error}. "
+            "Update or uninstall the plug-in."
         ) from error
 
 
 def _errors_of(dialect: Dialect) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of the errors that a dialect's endpoints answer: their statuses, and the form of each."""
+    """The error answers of a dialect's endpoints for the OpenAPI document, by status."""
     responses: dict[int | str, dict[str, Any]] = {}
     for cause, meaning in _MEANINGS.items():
         for status in {STATUS[cause], dialect.statuses.get(cause, STATUS[cause])}:
@@ -136,7 +137,7 @@ def _schema_of(value: Any) -> dict[str, Any]:
     return {"type": _TYPES[type(value)]} if type(value) in _TYPES else {}
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _error_answer(request: Request, error: Exception) -> Response:
     dialect: Dialect = request.state.dialect
     problem = problem_of(error, dialect)
     if problem.status == STATUS[problem.cause] and not isinstance(error, HTTPException):

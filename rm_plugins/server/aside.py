@@ -1,6 +1,6 @@
-"""Runs the endpoints of long requests in a thread of their own: whatever they make of a body, the event loop serves everybody else.
+"""Runs the endpoints of long requests in a second event loop, so that parsing a large body does not block other requests.
 
-The queue, and all else that requests share, stays with the first event loop, which is called home here.
+The queue, and everything else that requests share, stays with the first event loop, called the home loop here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 def at_home(function: Callable[Arguments, Coroutine[Any, Any, Value]]) -> Callable[Arguments, Coroutine[Any, Any, Value]]:
-    """Has a coroutine function run in the event loop that is home, whichever calls it."""
+    """Make a coroutine function run in the home loop, also if another event loop calls it."""
 
     @wraps(function)
     async def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Value:
@@ -32,7 +32,7 @@ def at_home(function: Callable[Arguments, Coroutine[Any, Any, Value]]) -> Callab
 
 
 class Aside:
-    """An event loop in a thread, which begins with the first request."""
+    """The second event loop, in a thread that starts with the first request."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -44,7 +44,7 @@ class Aside:
         receive: Callable[[], Coroutine[Any, Any, Any]],
         send: Callable[[Any], Coroutine[Any, Any, None]],
     ) -> None:
-        """Run an ASGI application there, with the `receive` and `send` of the event loop that calls."""
+        """Run an ASGI application in the second loop, with the `receive` and `send` of the calling event loop."""
         _home.set(asyncio.get_running_loop())
 
         async def there() -> None:

@@ -1,4 +1,4 @@
-"""Reads a request's body under a limit, also of what it unpacks to, and refuses JSON with values that are neither text nor numbers."""
+"""Reads and decompresses request bodies within limits, and refuses JSON with invalid numbers or text."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from rm_plugins.protocols.binary_tensors import JSON_LENGTH, split
 from rm_plugins.server.dialects.dialect import Problem
 
 LONG_BODY = 2**15
-"""From so many bytes on, a body is looked at outside of the event loop."""
+"""Bodies with at least this many bytes are checked outside the event loop."""
 BYTES_OF_A_VALUE = 16
-"""How much memory a value takes beside its text, about."""
+"""The approximate memory of a parsed value, in addition to its text."""
 _CONTAINER = 8
-"""How many values a list or an object counts as, by the memory that it takes."""
+"""The number of values that a list or an object counts as, by the memory that it takes."""
 _MOST_LEVELS = 64
 _CHUNK = 2**18
 _SECONDS_BETWEEN_BYTES = 15.0
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_FINITE = (b"NaN", b"Infinity")
 _WINDOWS = {"gzip": 31, "deflate": 15}
-"""What zlib calls the codings of bodies that may be compressed; HTTP's deflate has zlib's header."""
+"""The window sizes with which zlib reads each supported content coding; HTTP's deflate has zlib's header."""
 
 
 class Disconnected(Exception):
-    """The client went away before it had sent all of its request."""
+    """The client disconnected before it had sent its whole request."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,9 +46,9 @@ class Body:
     """The body of a request.
 
     Args:
-        client: Whose it is.
+        client: The client that sent it.
         content: Its bytes.
-        held: How much memory is counted for it.
+        held: The memory that is counted for it, in bytes.
     """
 
     client: str
@@ -57,14 +57,14 @@ class Body:
 
 
 class BodyReader:
-    """Reads bodies, and keeps count of the memory that is taken by those of all requests that are not answered.
+    """Reads bodies, and limits the memory of the bodies of all requests that are not answered yet.
 
-    One client may take half of what there is, so that others find room. What is short is let in always: connections are counted, too.
+    One client may use half of the memory, so that others find room. Short bodies are always accepted, because connections are limited too.
 
     Args:
-        limit: Most bytes of one.
-        most_held: Most bytes of all, as they are kept: four for each where a character is not ASCII.
-        seconds: The most time for one to come.
+        limit: The largest body, in bytes.
+        most_held: The largest total of all bodies, in bytes of memory: non-ASCII text counts four bytes per byte.
+        seconds: The longest time to receive a body.
     """
 
     def __init__(self, limit: int, most_held: int, seconds: float) -> None:
@@ -78,16 +78,16 @@ class BodyReader:
     async def read(
         self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], client: str = "", announced: int = 0
     ) -> AsyncIterator[Body]:
-        """The body of a request, which counts as held until the block ends.
+        """Read the body of a request; its memory is counted until the block ends.
 
         Args:
-            receive: Where it comes from.
-            client: Whose it is.
-            announced: How long it is said to be; 0 where nothing is said.
+            receive: Receives the messages of the request.
+            client: The client that sends it.
+            announced: The length in the headers; 0 if there is none.
 
         Raises:
-            Problem: It is too long or comes too slowly, or too much is held already.
-            Disconnected: It never came to its end.
+            Problem: The body is too long or too slow, or all bodies together are too large.
+            Disconnected: The client disconnected before the end of the body.
         """
         body = Body(client)
         try:
@@ -101,14 +101,14 @@ class BodyReader:
                 del self._by_client[client]
 
     async def unpack(self, body: Body, coding: str) -> None:
-        """Undo a body's compression, piece by piece and outside of the event loop; what comes out counts as held as it comes.
+        """Decompress a body in place, piece by piece and outside the event loop; the decompressed pieces are counted as held memory.
 
         Args:
-            body: The body, whose content becomes what was compressed.
+            body: The body.
             coding: ``gzip`` or ``deflate``.
 
         Raises:
-            Problem: What comes out is too long, or the body is damaged, is cut off, or goes on behind its end.
+            Problem: The decompressed body is too long, or the compressed one is damaged, incomplete, or followed by other bytes.
         """
         unpacker, packed, pieces = zlib.decompressobj(_WINDOWS[coding]), body.content, []
         try:
@@ -116,26 +116,26 @@ class BodyReader:
                 piece = await asyncio.to_thread(unpacker.decompress, packed, _CHUNK)
                 packed = unpacker.unconsumed_tail
                 if not (piece or packed or unpacker.eof):
-                    raise Problem("invalid", f"the body is cut off before the end of its {coding}", status=400)
+                    raise Problem("invalid", f"the body ends before the end of its {coding} data", status=400)
                 pieces.append(piece)
                 if sum(map(len, pieces)) > self.limit:
                     raise Problem(
-                        "too-large", f"the body is longer than {self.limit:,} bytes once it is unpacked; send fewer samples"
+                        "too-large", f"the decompressed body is longer than {self.limit:,} bytes; send fewer samples at a time"
                     )
                 self.hold(body, len(piece) if piece.isascii() else 4 * len(piece))
         except zlib.error as error:
-            raise Problem("invalid", f"the body is no {coding}: {error}", status=400) from None
+            raise Problem("invalid", f"the body is not valid {coding}: {error}", status=400) from None
         if unpacker.unused_data:
             raise Problem(
-                "invalid", f"the body has {len(unpacker.unused_data)} bytes behind the end of its {coding}", status=400
+                "invalid", f"the body has {len(unpacker.unused_data)} bytes after the end of its {coding} data", status=400
             )
         body.content = b"".join(pieces)
 
     def hold(self, body: Body, more: int) -> None:
-        """Count further memory for a body.
+        """Count more memory for a body.
 
         Raises:
-            Problem: Too much is held already.
+            Problem: The memory of all bodies would exceed the limit.
         """
         self._check_room(body, more)
         body.held += more
@@ -153,8 +153,8 @@ class BodyReader:
             try:
                 message = await asyncio.wait_for(receive(), min(left, _SECONDS_BETWEEN_BYTES))
             except TimeoutError:
-                slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without pauses"
-                raise Problem("invalid", f"the body did not come {slow}", status=408) from None
+                slow = f"within {self.seconds:g} s" if left < _SECONDS_BETWEEN_BYTES else "without long pauses"
+                raise Problem("invalid", f"the body did not arrive {slow}", status=408) from None
             if message["type"] == "http.disconnect":
                 raise Disconnected
             chunk: bytes = message.get("body", b"")
@@ -169,17 +169,20 @@ class BodyReader:
             return
         of_client = self._by_client[body.client]
         for held, most in ((self.held, self.most_held), (of_client, self.most_held // 2)):
-            if held > body.held and held + more > most:  # one alone is let in
+            if held > body.held and held + more > most:  # a single body is always accepted
                 raise Problem(
-                    "overload", "too many long requests came at once; retry later", status=503, headers={"Retry-After": "1"}
+                    "overload",
+                    "too many long requests are being processed; retry later",
+                    status=503,
+                    headers={"Retry-After": "1"},
                 )
 
 
 class BodyChecker:
-    """Checks what a body holds before it is read as JSON, outside of the event loop and one body after the other.
+    """Checks a body before it is parsed as JSON: long bodies outside the event loop, one after the other.
 
     Args:
-        max_values: Most values of one; a list or an object counts as eight.
+        max_values: The most values of a body; a list or an object counts as eight.
     """
 
     def __init__(self, max_values: int) -> None:
@@ -187,17 +190,17 @@ class BodyChecker:
         self._thread: ThreadPoolExecutor | None = None
 
     async def check(self, body: bytes, *, apart: str = "") -> int:
-        """Refuse a body that would take too much memory or time to read, and one with values that are neither text nor numbers.
+        """Refuse a body that would take too much memory or time to parse, or that has invalid numbers or text.
 
         Args:
             body: The body.
-            apart: A field whose texts are looked at by others.
+            apart: A field whose texts are checked elsewhere.
 
         Returns:
-            How many values it has, or may have.
+            An upper bound of the number of its values.
 
         Raises:
-            Problem: What is wrong with it, and where.
+            Problem: The body is refused; the message says why and where.
         """
         if len(body) < LONG_BODY:
             return self._checked(body, apart)
@@ -210,8 +213,8 @@ class BodyChecker:
         if values > self.max_values:
             raise Problem(
                 "too-large",
-                f"the body has more than {self.max_values:,} values, of which a list or an object counts as {_CONTAINER}; send fewer "
-                "samples at a time",
+                f"the body has more than {self.max_values:,} values (a list or an object counts as {_CONTAINER}); send fewer samples at "
+                "a time",
             )
         if levels > _MOST_LEVELS:
             raise Problem("invalid", f"the body is nested more than {_MOST_LEVELS} levels deep")
@@ -220,22 +223,23 @@ class BodyChecker:
 
 
 def extent_of(body: bytes, most: int) -> tuple[int, int]:
-    """How many values JSON may have, and how many levels, without making any of them; a list or an object counts as eight.
+    """Upper bounds of the values and of the nesting levels of JSON text, without parsing it; a list or an object counts as eight values.
 
-    Only marks outside of texts are looked at, so that this bounds what any reader makes of a body before it is done or finds it wrong. It
-    ends at `most` values.
+    Counts punctuation outside strings, so that the bounds hold for any parser, also for invalid JSON. Stops counting at `most` values.
 
     >>> extent_of(b'[{"a": [1, 2]}]', 100)
     (27, 3)
     """
     containers, others = body.count(b"[") + body.count(b"{"), body.count(b",") + body.count(b":")
-    if containers < _MOST_LEVELS and _CONTAINER * containers + others < most:  # whatever of it is in texts
+    if (
+        containers < _MOST_LEVELS and _CONTAINER * containers + others < most
+    ):  # within the limits even if none of it is in strings
         return _CONTAINER * containers + others + 1, containers
-    marks = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)  # no quote is escaped any more
+    marks = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)  # without escaped quotes
     values, level, levels, quotes = 1, 0, 0, 0
     for start in range(0, len(marks), _CHUNK):
         chunk = marks[start : start + _CHUNK]
-        inside = np.cumsum(chunk == ord('"'), dtype=np.uint8) + np.uint8(quotes)  # how many quotes there were, modulo 256
+        inside = np.cumsum(chunk == ord('"'), dtype=np.uint8) + np.uint8(quotes)  # the number of quotes so far, modulo 256
         quotes = int(inside[-1])
         chunk = chunk[(inside & 1) == 0]
         opened = (chunk == ord("[")) | (chunk == ord("{"))
@@ -250,29 +254,29 @@ def extent_of(body: bytes, most: int) -> tuple[int, int]:
 
 
 def check_headers(headers: Headers, *, takes_binary: bool = False) -> str:
-    """Refuse a body that its headers do not call JSON, or call compressed.
+    """Refuse a body whose headers do not say that it is JSON, or say that it is compressed.
 
-    A page of another site can have a browser send a body without a type, and ask nobody first. So none is taken from a browser, whose
-    requests have an ``Origin`` or say from which site they come.
+    A page of another site can make a browser send a body without a content type and without a preflight request. Therefore a missing type
+    is not accepted from browsers, which are recognized by ``Origin`` or by the headers about the requesting site.
 
     Args:
-        headers: Of the request.
-        takes_binary: Whether the body may also have no type, have bytes behind its JSON, and be compressed; see `Dialect.takes_binary`.
+        headers: The headers of the request.
+        takes_binary: Whether the body may also have no type, have bytes after its JSON, and be compressed; see `Dialect.takes_binary`.
 
     Returns:
-        How it is compressed: ``gzip``, ``deflate``, or empty where it is not.
+        The compression: ``gzip``, ``deflate``, or empty for none.
 
     Raises:
-        Problem: It has another type or none, or another coding.
+        Problem: The content type or the content coding is not accepted.
     """
     given, sent = headers.get("content-type"), Message()
     sent["Content-Type"] = given or ""
     is_binary = not (given or _is_from_browser(headers)) or sent.get_content_type() == "application/octet-stream"
     if not (takes_binary and is_binary) and not re.fullmatch(r"application/(.+\+)?json", sent.get_content_type()):
-        wrong = f"is sent as {given!r:.80}" if given else "has no Content-Type"
+        wrong = f"has the Content-Type {given!r:.80}" if given else "has no Content-Type"
         raise Problem(
             "unsupported",
-            f"the body {wrong}; it is read as JSON and needs Content-Type: application/json",
+            f"the body {wrong}; send JSON with Content-Type: application/json",
             headers={"Accept": "application/json"},
         )
     codings = ", ".join(headers.getlist("content-encoding"))
@@ -280,17 +284,17 @@ def check_headers(headers: Headers, *, takes_binary: bool = False) -> str:
     if coding and not (takes_binary and coding in _WINDOWS and "," not in codings):
         raise Problem(
             "unsupported",
-            f"the body is compressed (Content-Encoding: {codings:.80}); send it as it is",
+            f"the body is compressed (Content-Encoding: {codings:.80}); send it uncompressed",
             headers={"Accept-Encoding": ", ".join(_WINDOWS) if takes_binary else "identity"},
         )
     return coding
 
 
 def json_and_binary(body: bytes, headers: Headers) -> tuple[bytes, memoryview]:
-    """The JSON of a body that may have bytes behind it, and those bytes.
+    """Split a body into its JSON and the bytes after it.
 
     Raises:
-        Problem: The header that says how long the JSON is does not fit the body.
+        Problem: The header with the length of the JSON does not fit the body.
     """
     try:
         return split(body, headers.get(JSON_LENGTH))
@@ -303,37 +307,37 @@ def _is_from_browser(headers: Headers) -> bool:
 
 
 def check_json(body: bytes, *, apart: str = "") -> None:
-    """Refuse what Python's JSON reader takes and JSON does not know, other encodings than UTF-8 too, or no tokenizer can read.
+    """Refuse what Python's JSON parser accepts but JSON or tokenizers do not: NaN, Infinity, lone surrogates, encodings other than UTF-8.
 
-    Only bodies that may hold such are parsed here. What is not valid JSON at all is left to those who expect some.
+    Only bodies that may contain these are parsed here. Invalid JSON is left to the endpoint.
 
     Args:
         body: The body.
-        apart: A field whose texts are looked at by others.
+        apart: A field whose texts are checked elsewhere.
 
     Raises:
-        Problem: A number is not finite, or half of a surrogate pair stands alone; the message says where.
+        Problem: The body contains one of these; the message says where.
     """
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise Problem("invalid", f"the body is no UTF-8: {error.reason} at byte {error.start}") from None
-    if b"\0" in body:  # Python's reader takes it for UTF-16 or UTF-32, whose marks are others
-        raise Problem("invalid", f"the body is no JSON in UTF-8: there is a zero at byte {body.index(0)}")
+        raise Problem("invalid", f"the body is not valid UTF-8: {error.reason} at byte {error.start}") from None
+    if b"\0" in body:  # Python's parser would take it for UTF-16 or UTF-32
+        raise Problem("invalid", f"the body is not JSON in UTF-8: there is a zero byte at {body.index(0)}")
     if not _SURROGATE.search(body) and not any(mark in body for mark in _NOT_FINITE):
         return
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
         if apart and isinstance(value, dict):
             value.pop(apart, None)
-        if (place := _half_in(value)) is not None:
-            raise Problem("invalid", f"{place}: half of a surrogate pair, which is no character")
+        if (place := _lone_surrogate(value)) is not None:
+            raise Problem("invalid", f"{place}: contains a lone surrogate, which is not a character")
     except (ValueError, RecursionError):
         return
 
 
-def _half_in(value: Any, place: str = "body") -> str | None:
-    """Where in a JSON value half of a surrogate pair is; None where there is none."""
+def _lone_surrogate(value: Any, place: str = "body") -> str | None:
+    """The place of a lone surrogate in a JSON value; None if there is none."""
     if isinstance(value, str):
         return place if value != in_utf8(value) else None
     if isinstance(value, list):
@@ -344,8 +348,8 @@ def _half_in(value: Any, place: str = "body") -> str | None:
         parts = [(f"{place}.{key}", item) for key, item in value.items()]
     else:
         return None
-    return next((inner for name, item in parts if (inner := _half_in(item, name)) is not None), None)
+    return next((inner for name, item in parts if (inner := _lone_surrogate(item, name)) is not None), None)
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise Problem("invalid", f"{constant} is no number in JSON; use null where there is none")
+    raise Problem("invalid", f"{constant} is not a JSON number; use null for a missing number")

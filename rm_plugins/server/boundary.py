@@ -1,4 +1,4 @@
-"""What every request passes on its way in, and every answer on its way out."""
+"""The middleware around all endpoints: checks every request, and completes every answer."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ _CAUSES: Mapping[int, Cause] = {
     503: "unavailable",
 }
 _FOR_BALANCERS = ("/health", "/ping", "/ready")
-"""They say nothing of the reward, and are asked by addresses and names of all kinds."""
+"""Paths for load balancers, which may call the server by any name or address; they reveal nothing about the reward."""
 _OPERATOR_HEADER = "x-rm-plugins"
-"""No form of a page can send a header of its own, and no script of another site without being allowed to."""
+"""A custom header, which an HTML form cannot send, and a script of another site only with the server's permission."""
 _OF_WHAT_WAS_SENT = (b"content-type", b"content-encoding", b"content-length", b"inference-header-content-length")
-"""Headers that say nothing of a body whose JSON was taken out of it."""
+"""Headers that no longer apply once the JSON is extracted from the body."""
 _BYTES_OF_AN_ELEMENT = 4
-"""Of a binary tensor, at least: a token id, or the length of a text."""
+"""The smallest element of a binary tensor, in bytes: a token id, or the length of a text."""
 _CLIENT_CLOSED = 499
-"""What the log says of a request whose client did not wait for the answer, as nginx does."""
+"""The status in the log for a request whose client disconnected before the answer, as in nginx."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,15 @@ class _Endpoint:
 
 
 class Endpoints:
-    """Which dialect a request belongs to, and whether it asks for a key; one to a path that nobody knows does.
+    """Maps requests to dialects, and decides which requests need a key; those to unknown paths do.
 
-    The routes of dialects are in the order in which they are tried. The dialect `usual` answers for open and unknown routes.
+    Args:
+        routes: The routes of each dialect, in the order in which they are tried.
+        open_routes: Routes that need no key.
+        usual: The dialect of open and unknown routes.
 
     Raises:
-        PluginError: Two dialects answer the same requests, or one has something other than routes of HTTP.
+        PluginError: Two dialects answer the same requests, or one has routes that are not HTTP.
     """
 
     def __init__(self, routes: Sequence[tuple[Dialect, Sequence[Any]]], open_routes: Sequence[Any], usual: Dialect) -> None:
@@ -89,8 +92,8 @@ class Endpoints:
         owners = {(route.path, method): "" for route in open_routes for method in route.methods}
         for dialect, own in routes:
             for route in own:
-                if not isinstance(route, Route):  # a connection that stays open passes neither keys nor limits
-                    raise PluginError(f"The dialect {dialect.name!r} has {route!r}; only routes of HTTP can be served.")
+                if not isinstance(route, Route):  # keys and limits would not apply to a WebSocket
+                    raise PluginError(f"The dialect {dialect.name!r} has {route!r}; only HTTP routes can be served.")
                 for method in sorted(route.methods or ()):
                     owner = owners.setdefault((route.path, method), dialect.name)
                     if owner != dialect.name:
@@ -99,7 +102,7 @@ class Endpoints:
                             f"{other} and the dialect {dialect.name!r} both answer {method} {route.path}. Uninstall the plug-in of "
                             "one, or give its endpoint another path."
                         )
-                # Who watches over a server has no key to it; the route's own path counts, not what a client makes of it.
+                # Monitoring has no key. The path of the route decides, not the path that a client sends.
                 watched = "health" in route.path.split("/") and (route.methods or set()) <= {"GET", "HEAD"}
                 self._add(route, _Endpoint(dialect, needs_key=not watched))
         for route in open_routes:
@@ -115,7 +118,7 @@ class Endpoints:
             self._paths[route.path] = endpoint
 
     def of(self, path: str, method: str) -> _Endpoint:
-        """The endpoint that a request leads to."""
+        """The endpoint of a request."""
         endpoint = self._exact.get((path, method)) or self._paths.get(path)
         if endpoint is not None:
             return endpoint
@@ -125,7 +128,7 @@ class Endpoints:
 
 
 class Boundary:
-    """ASGI middleware: request ids, keys, limits, clients that go away, errors, and the line in the log."""
+    """ASGI middleware: request ids, keys, limits, disconnected clients, errors, and the line in the log."""
 
     def __init__(
         self,
@@ -148,7 +151,7 @@ class Boundary:
         self._metrics = metrics
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve a request; whatever happens inside, it is answered and logged."""
+        """Serve a request; it is answered and logged even if the application fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -177,10 +180,10 @@ class Boundary:
             if self._keys and key is None and endpoint.needs_key:
                 raise Problem(
                     "unauthorized",
-                    "this server asks for a key: Authorization: Bearer KEY",
+                    "this server requires a key: send the header Authorization: Bearer KEY",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # nothing open takes a body
+            if endpoint.needs_key and scope["method"] in ("POST", "PUT", "PATCH"):  # no open endpoint takes a body
                 length = headers.get("content-length", "")
                 async with self._bodies.read(receive, fields["client"], int(length) if length.isdecimal() else 0) as body:
                     await self._check(body, endpoint.dialect, headers, scope)
@@ -203,7 +206,7 @@ class Boundary:
         log_request(fields)
 
     async def _check(self, body: Body, dialect: Dialect, headers: Headers, scope: Message) -> None:
-        """See that a body is JSON that may be read, once what a dialect takes beside it is taken off; the application reads that JSON."""
+        """Check a body; compression and binary data that the dialect accepts are removed first, so that the application reads JSON."""
         binary = memoryview(b"")
         if body.content:
             coding = check_headers(headers, takes_binary=dialect.takes_binary)
@@ -219,7 +222,7 @@ class Boundary:
         scope["state"]["binary"] = binary
 
     async def _watched(self, scope: Message, body: bytes, receive: Receive, answer: _Answer) -> None:
-        """Run the app with a body that is read already, and cancel it when the client goes away."""
+        """Run the app with a body that was already read, and cancel it when the client disconnects."""
         gone = asyncio.ensure_future(receive())
         unread = True
 
@@ -248,13 +251,13 @@ class Boundary:
 
 
 class _Answer:
-    """Sends an answer with the request's id, and knows how far it has come."""
+    """Sends an answer with the request's id, and keeps track of its progress."""
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
         self._request_id = request_id
         self.reader = ""
-        """The other origin whose page may read the answer."""
+        """The origin of another site whose page may read the answer; empty if there is none."""
         self.status = 0
         self.is_complete = False
 
@@ -269,7 +272,7 @@ class _Answer:
         await self._send(message)
 
     async def fail(self, error: Exception, scope: Message, dialect: Dialect) -> Cause:
-        """Tell a client of an error, if nothing was told yet."""
+        """Answer with an error, unless an answer was already started."""
         problem = problem_of(error, dialect)
         if not self.status:
             await answer_of(problem, dialect, self._request_id.decode())(scope, _nothing, self.send)
@@ -277,7 +280,7 @@ class _Answer:
 
 
 async def _preflight(scope: Message, answer: _Answer) -> None:
-    """Tell a browser what a page of another origin, which may use the server, may send."""
+    """Answer the preflight request of a browser for a page of an allowed origin."""
     allowed = {
         "Access-Control-Allow-Methods": "GET, POST",
         "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Request-ID",
@@ -291,7 +294,7 @@ async def _nothing() -> Message:
 
 
 def problem_of(error: Exception, dialect: Dialect) -> Problem:
-    """What a client is told of any error; what is our fault is told in the log alone."""
+    """The problem that a client is told for an error; the details of internal errors are only logged."""
     match error:
         case Problem():
             return error
@@ -299,16 +302,16 @@ def problem_of(error: Exception, dialect: Dialect) -> Problem:
             return Problem("invalid", dialect.complaint(error.errors(), error.body))
         case DataError():
             return Problem("invalid", str(error))
-        case HTTPException(status_code=400):  # what FastAPI makes of bytes that are no text, and of too much nesting
-            return Problem("invalid", "the body is no JSON that can be read")
+        case HTTPException(status_code=400):  # from FastAPI, for bytes that are not text and for deep nesting
+            return Problem("invalid", "the body cannot be parsed as JSON")
         case HTTPException(status_code=status, detail=detail):
             return Problem(_CAUSES.get(status, "invalid"), str(detail), status=status, headers=error.headers or {})
     logger.error("A request failed", exc_info=error)
-    return Problem("failed", f"the server failed ({type(error).__name__}); its log has the reason")
+    return Problem("failed", f"the server failed ({type(error).__name__}); see its log for the reason")
 
 
 def answer_of(problem: Problem, dialect: Dialect, request_id: str) -> Response:
-    """The response that tells of a problem, in a dialect's words."""
-    # Escaped, for a message may quote what has no bytes in UTF-8.
+    """The response for a problem, in a dialect's form."""
+    # Escaped as ASCII, because a message may quote text that UTF-8 cannot encode.
     content = json.dumps(dialect.error_body(problem, request_id), allow_nan=False).encode()
     return Response(content, problem.status, dict(problem.headers), media_type="application/json")

@@ -1,6 +1,6 @@
-"""Connections under limits: how many there are, how much of a request may come before its key is looked at, and how long that may take.
+"""Limits on connections: their number, and the size and duration of a request before its key is checked.
 
-Whatever uvicorn's protocol keeps of a request before the application is asked is bounded here.
+This bounds everything that uvicorn's protocol stores of a request before it calls the application.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MOST_HEADERS = 100
 _MOST_URL_BYTES = 8 * 2**10
 _MOST_PIPELINED = 8
 _RESERVE = 32
-"""Connections beyond the limits: they may ask for the server's health, and for nothing else."""
+"""Connections beyond the limits, which may only ask for the server's health."""
 _RESERVE_SECONDS = 2.0
 _OTHER_DESCRIPTORS = 96
-"""Files, pipes and listening sockets that a server has open beside its connections."""
+"""File descriptors for the server's files, pipes and listening sockets."""
 _OPEN_IN_RESERVE = (b"/health", b"/ready")
 
 
@@ -33,7 +33,7 @@ class Connections:
     """The connections of a server.
 
     Args:
-        settings: Their limits; there are never more than the process has file descriptors for.
+        settings: The limits; the file descriptors of the process are a further limit.
     """
 
     settings: Settings
@@ -47,13 +47,13 @@ class Connections:
 
     @property
     def protocol(self) -> type[Protocol]:
-        """What uvicorn makes a connection of."""
-        return cast("type[Protocol]", partial(_LimitedConnection, self))  # it is only ever called
+        """The protocol class for uvicorn."""
+        return cast("type[Protocol]", partial(_LimitedConnection, self))  # uvicorn only calls it
 
     def add(self, connection: _LimitedConnection) -> bool:
-        """Count a connection; returns whether it may be used for everything, or for the server's health only.
+        """Count a connection; returns whether it may send any request, or only ask for the server's health.
 
-        Where there is no room, the connection that has done nothing for longest is closed for it.
+        At a limit, the connection that has been idle for longest is closed to make room.
         """
         if self._by_client[connection.address] >= self.settings.max_client_connections:
             self._close_one(self._taken, connection.address)
@@ -67,7 +67,7 @@ class Connections:
         return has_room
 
     def discard(self, connection: _LimitedConnection) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self._reserve.pop(connection, None)
         if connection in self._taken:
             del self._taken[connection]
@@ -76,7 +76,7 @@ class Connections:
                 del self._by_client[connection.address]
 
     def used(self, connection: _LimitedConnection) -> None:
-        """Note that a connection has just done something."""
+        """Record activity of a connection."""
         for connections in (self._taken, self._reserve):
             if connection in connections:
                 connections[connection] = connections.pop(connection)
@@ -90,7 +90,7 @@ class Connections:
 
 
 class _LimitedConnection(HttpToolsProtocol):
-    """A connection of uvicorn's that is refused or closed where a client sends more, or takes longer, than it may."""
+    """A uvicorn connection that is refused or closed if the client sends too much or takes too long."""
 
     def __init__(self, connections: Connections, **settings: Any) -> None:
         super().__init__(**settings)
@@ -100,7 +100,7 @@ class _LimitedConnection(HttpToolsProtocol):
         self._may_do_everything = True
         self._is_refused = False
         self._has_begun = False
-        self._frame_bytes = self._header_bytes = self._body_bytes = 0  # of the request that is read
+        self._frame_bytes = self._header_bytes = self._body_bytes = 0  # of the current request
         self._all_body_bytes = 0
         self._timer: TimerHandle | None = None
         self._writing: TimerHandle | None = None
@@ -111,7 +111,7 @@ class _LimitedConnection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def abort(self) -> None:
-        """End the connection now."""
+        """Close the connection immediately."""
         self.transport.abort()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -130,12 +130,12 @@ class _LimitedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        if self._timer is None and self.is_idle:  # what comes between two requests is part of the next, whatever it is
+        if self._timer is None and self.is_idle:  # any bytes between two requests belong to the next one
             self._expect_head()
         before = self._all_body_bytes
         super().data_received(data)
         self._frame_bytes += len(data) - (self._all_body_bytes - before)
-        # Half of a header, trailers, the lengths of chunks: what is not body may be as long as a head, or as the body that it frames.
+        # Incomplete headers, trailers and chunk sizes: bytes outside the body are limited to the size of a head plus that of the body.
         if not self._is_refused and self._frame_bytes > self._limits.max_head_bytes + self._body_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
@@ -212,15 +212,15 @@ class _LimitedConnection(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Answer a request that is not read any further, and close the connection.
+        """Answer a request without reading it further, and close the connection.
 
-        While an earlier request of this connection is answered, nothing can be said without mixing both answers.
+        If an earlier request of this connection is still being answered, close it without an answer, so that answers are not mixed.
         """
         self._is_refused = True
         self._unset_keepalive_if_required()
         self._stop_timer()
         if status == HTTPStatus.REQUEST_TIMEOUT and not self._has_begun:
-            self.transport.close()  # there is no request to answer
+            self.transport.close()  # no request was started
         elif self.is_idle and not self.pipeline:
             retry = "Retry-After: 1\r\n" if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS) else ""
             text = status.phrase

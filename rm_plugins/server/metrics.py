@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rm_plugins.batching.batcher import Batch
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder in which several processes of one server add up what they count; set before this module is imported."""
+"""Names the folder in which the processes of a server combine their metrics; must be set before this module is imported."""
 
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -21,7 +21,7 @@ _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Metrics:
-    """The metrics of one app, in which the samples that wait now, and their characters, are `waiting`."""
+    """The metrics of one app; `waiting` returns the samples that currently wait, and their characters."""
 
     def __init__(self, waiting: Callable[[], tuple[int, int]]) -> None:
         self._registry = CollectorRegistry()
@@ -32,34 +32,40 @@ class Metrics:
             return kind(f"rm_plugins_{name}", text, labels, registry=self._registry, **settings)
 
         self._request_seconds = metric(
-            Histogram, "request_seconds", "Time from a request's head to its answer's end.", ("dialect",), buckets=_SECONDS
+            Histogram,
+            "request_seconds",
+            "Time from the head of a request to the end of its answer.",
+            ("dialect",),
+            buckets=_SECONDS,
         )
-        self._answers = metric(Counter, "answers", "Requests that were answered.", ("dialect", "status"))
-        self._errors = metric(Counter, "errors", "Requests that were answered with an error.", ("dialect", "cause"))
+        self._answers = metric(Counter, "answers", "Answered requests.", ("dialect", "status"))
+        self._errors = metric(Counter, "errors", "Requests answered with an error.", ("dialect", "cause"))
         self._queue_seconds = metric(Histogram, "queue_seconds", "Time a request waited for its batch.", buckets=_SECONDS)
-        self._queue_items = metric(Gauge, "queue_items", "Samples that wait.", multiprocess_mode="livesum")
-        self._queue_characters = metric(Gauge, "queue_characters", "Characters that wait.", multiprocess_mode="livesum")
+        self._queue_items = metric(Gauge, "queue_items", "Waiting samples.", multiprocess_mode="livesum")
+        self._queue_characters = metric(
+            Gauge, "queue_characters", "Characters of waiting samples.", multiprocess_mode="livesum"
+        )
         self._batch_items = metric(Histogram, "batch_samples", "Samples of a batch.", buckets=_ITEMS)
         self._batch_fill = metric(Histogram, "batch_fill", "Size of a batch as a share of its budget.", buckets=_SHARES)
-        self._batch_seconds = metric(Histogram, "batch_seconds", "Time that a batch was scored.", buckets=_SECONDS)
-        self._samples = metric(Counter, "samples", "Samples that were scored.")
-        self._tokens = metric(Counter, "tokens", "Tokens of these samples.")
-        self._abstentions = metric(Counter, "abstentions", "Samples that the reward abstained from.")
-        self._failures = metric(Counter, "failures", "Samples that the reward failed for.")
-        self._reloads = metric(Counter, "reloads", "Times the reward was loaded again.", ("result",))
+        self._batch_seconds = metric(Histogram, "batch_seconds", "Time to score a batch.", buckets=_SECONDS)
+        self._samples = metric(Counter, "samples", "Scored samples.")
+        self._tokens = metric(Counter, "tokens", "Tokens of scored samples.")
+        self._abstentions = metric(Counter, "abstentions", "Samples on which the reward abstained.")
+        self._failures = metric(Counter, "failures", "Samples on which the reward failed.")
+        self._reloads = metric(Counter, "reloads", "Reloads of the reward.", ("result",))
         self._model = metric(
-            Gauge, "model_info", "1 for the reward that scores now.", ("model", "fingerprint"), multiprocess_mode="livemax"
+            Gauge, "model_info", "1 for the current reward.", ("model", "fingerprint"), multiprocess_mode="livemax"
         )
 
     def answered(self, dialect: str, status: int, cause: str, seconds: float) -> None:
-        """Count a request; `cause` is empty where there was no error."""
+        """Count a request; `cause` is empty if there was no error."""
         self._request_seconds.labels(dialect).observe(seconds)
         self._answers.labels(dialect, str(status)).inc()
         if cause:
             self._errors.labels(dialect, cause).inc()
 
     def scored(self, *, samples: int, tokens: int, abstained: int, failed: int, waited: float) -> None:
-        """Count what became of a request's samples."""
+        """Count the outcomes of a request's samples."""
         self._queue_seconds.observe(waited)
         self._samples.inc(samples)
         self._tokens.inc(tokens)
@@ -74,15 +80,15 @@ class Metrics:
         self._note_queue()
 
     def reloaded(self, result: str) -> None:
-        """Count that the reward was loaded again: ``changed``, ``unchanged`` or ``failed``."""
+        """Count a reload of the reward with its result: ``changed``, ``unchanged`` or ``failed``."""
         self._reloads.labels(result).inc()
 
     def serves(self, model: str, fingerprint: str, *, now: bool) -> None:
-        """Say whether this is the reward that scores now."""
+        """Record whether this is the current reward."""
         self._model.labels(model, fingerprint).set(1 if now else 0)
 
     def text(self) -> bytes:
-        """Everything in the format that Prometheus reads, of all processes where there are several."""
+        """All metrics in the format of Prometheus, combined over all processes of the server."""
         self._note_queue()
         if self._folder is None:
             return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What another server, serving the same model, makes of the model's output."""
+"""How other servers of the same model present its output."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _BY_MODULE: dict[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid
 
 
 def output_of(reward: Provider) -> Output:
-    """The output of a reward that is one model, by the model's configuration; of any other reward, as if nothing was said.
+    """The output of a reward, from the model's configuration if the reward is a single model, otherwise with default values.
 
-    Where the model has several labels, and the reward is made of one, it is called as that one; a mixture is called ``reward``.
+    If the model has several labels and the reward uses one, the output has its name; a combination of labels is named ``reward``.
     """
     models = [*reward.models.values()]
     if len(models) != 1 or reward.children or reward.transforms:
@@ -23,13 +23,13 @@ def output_of(reward: Provider) -> Output:
     activation = _activation(config)
     if len(labels) <= 1:
         return Output(str(labels.get(0, Output.label)), activation)
-    made_of = [label for label, weight in zip(heads.labels, heads.reward_weights, strict=True) if weight]
-    label = made_of[0] if len(made_of) == 1 else "reward"
+    used = [label for label, weight in zip(heads.labels, heads.reward_weights, strict=True) if weight]
+    label = used[0] if len(used) == 1 else "reward"
     return Output(label, "identity" if activation == "identity" else "softmax", is_only=False)
 
 
 def _activation(config: Any) -> Activation:
-    """As seen in vLLM 0.32.0: ``problem_type`` counts first, then what sentence-transformers has written for a cross-encoder."""
+    """The activation as in vLLM 0.32.0: from ``problem_type``, else from the settings of sentence-transformers for a cross-encoder."""
     problem = getattr(config, "problem_type", None)
     if problem:
         return "identity" if problem == "regression" else "sigmoid"

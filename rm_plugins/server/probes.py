@@ -1,4 +1,4 @@
-"""What watches over a server asks: is it alive, is it ready, how does it do."""
+"""Endpoints for monitoring: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Workers(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The health of the server."""
 
-    status: Literal["alive", "degraded"] = Field(description="Degraded where something is started again that should be there.")
-    reward: Literal["loaded", "starting"] = Field(description="Whether the process that answers has a reward that can score.")
+    status: Literal["alive", "degraded"] = Field(description="Degraded while a process or the reward is being restarted.")
+    reward: Literal["loaded", "starting"] = Field(description="Whether the answering process has a reward that can score.")
     workers: Workers
 
 
 @router.get("/health")
 async def health(request: Request) -> Health:
-    """The process is alive, whatever its reward does."""
+    """The health of the process and of its reward; 200 as long as the process is alive."""
     wanted, serving = request.app.state.workers()
     is_loaded = request.app.state.service.reward.is_alive
     return Health(
@@ -40,16 +40,16 @@ async def health(request: Request) -> Health:
     )
 
 
-@router.get("/ping", responses={503: {"description": "The reward is started again."}})
-@router.post("/ping", responses={503: {"description": "The reward is started again."}})
+@router.get("/ping", responses={503: {"description": "The reward is being restarted."}})
+@router.post("/ping", responses={503: {"description": "The reward is being restarted."}})
 async def ping(request: Request, response: Response) -> Health:
-    """The same for Amazon SageMaker, whose name for it vLLM and TEI have; 503 while nothing can be scored."""
-    found = await health(request)
-    response.status_code = 200 if found.reward == "loaded" else 503
-    return found
+    """The same at the path of Amazon SageMaker, which vLLM and TEI also use; 503 while the reward cannot score."""
+    state = await health(request)
+    response.status_code = 200 if state.reward == "loaded" else 503
+    return state
 
 
-@router.get("/ready", responses={503: {"description": "The server is stopping, or its reward is started again."}})
+@router.get("/ready", responses={503: {"description": "The server is stopping, or its reward is being restarted."}})
 async def ready(request: Request, response: Response) -> dict[str, str]:
     """Whether requests are accepted."""
     service: Service = request.app.state.service
@@ -59,6 +59,6 @@ async def ready(request: Request, response: Response) -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Figures, in the format that Prometheus reads."""
+    """Metrics in the format of Prometheus."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""The processes of a server: how they begin, load again, and end without losing what they accepted."""
+"""The processes of a server: starting, reloading, and stopping without losing accepted requests."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from rm_plugins.server.settings import Settings
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep a connection that nobody uses: they should close it, not meet a closed one."""
+"""Longer than clients keep an idle connection, so that the client closes it and never uses a closed one."""
 
 _LAST_ANSWERS_SECONDS = 10
 _END_SECONDS = 15.0
-"""After the time for what was accepted, a process ends at the latest."""
+"""The time after the drain time within which a process must end."""
 _COULD_NOT_START = 3
 _IS_ANOTHER = 4
 _TICK_SECONDS = 0.5
@@ -45,7 +45,14 @@ _TICK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a process serves: the reward of a spec, with a `url` that is shown to people, and how lines are logged."""
+    """The configuration of a server process.
+
+    Args:
+        spec: The spec of the reward.
+        settings: The settings of the server.
+        url: The URL for log messages.
+        log_format: The format of log lines.
+    """
 
     spec: str
     settings: Settings
@@ -62,28 +69,27 @@ def serve(
     workers: Callable[[], tuple[int, int]] = lambda: (1, 1),
     agreement: Agreement | None = None,
 ) -> bool:
-    """Load the reward and serve it until a signal comes.
+    """Load the reward and serve it until a signal arrives.
 
-    ``SIGTERM`` and ``SIGINT`` have everything that was accepted finished first, a second one does not. ``SIGHUP`` loads the reward
-    again.
+    On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first; a second signal ends the server immediately. ``SIGHUP`` reloads the
+    reward.
 
     Args:
-        serving: What is served.
+        serving: The configuration.
         listening: A bound socket.
         supervised: Whether `supervise` started this process.
-        started: Called when requests are taken.
-        workers: How many processes should serve, and how many do.
-        workers: How many processes should serve, and how many do.
-        agreement: What other processes serve.
+        started: Called when the server accepts requests.
+        workers: Returns how many processes should serve, and how many do.
+        agreement: The agreement with other processes of the server.
 
     Returns:
-        Whether everything that was accepted was answered.
+        Whether all accepted requests were answered.
 
     Raises:
         RmPluginsError: The reward cannot be loaded.
     """
-    asked_meanwhile: list[int] = []
-    signal.signal(signal.SIGHUP, lambda number, frame: asked_meanwhile.append(number))
+    early_reloads: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, frame: early_reloads.append(number))
     parent = os.getppid()
     settings = serving.settings
     reward = RewardProcess(serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format))
@@ -107,7 +113,7 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, app.state.service, serving.url, parent if supervised else None, asked_meanwhile, started)
+    server = _Server(config, app.state.service, serving.url, parent if supervised else None, early_reloads, started)
     try:
         server.run(sockets=[listening])
     finally:
@@ -124,9 +130,9 @@ def _join(agreement: Agreement, fingerprint: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Goes on serving after the first signal until what was accepted is answered; new requests are refused meanwhile.
+    """After the first signal, refuses new requests and answers the accepted ones before it stops.
 
-    It ends when the process `parent` does; `asked_meanwhile` has the signals to load again that came while it loaded.
+    It also stops when the process `parent` ends. `early_reloads` has the reload signals that arrived while the reward was being loaded.
     """
 
     def __init__(
@@ -135,7 +141,7 @@ class _Server(uvicorn.Server):
         service: Service,
         url: str,
         parent: int | None,
-        asked_meanwhile: list[int],
+        early_reloads: list[int],
         started: Callable[[], None],
     ) -> None:
         super().__init__(config)
@@ -143,7 +149,7 @@ class _Server(uvicorn.Server):
         self._service = service
         self._url = url
         self._parent = parent
-        self._asked_meanwhile = asked_meanwhile
+        self._early_reloads = early_reloads
         self._report_started = started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,7 +160,7 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
         self._report_started()
-        if self._asked_meanwhile:
+        if self._early_reloads:
             self._begin(self._reload)
         logger.info(
             "Serving %s (fingerprint %s) at %s, with a page to try it at %s/",
@@ -166,22 +172,22 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._parent is not None and sig == signal.SIGINT:
-            return  # a terminal sends it to all processes, and the parent passes it on
+            return  # a terminal sends it to all processes, and the parent forwards it
         if self._is_stopping or self._loop is None:
             self.should_exit = self.force_exit = True
             return
         self._is_stopping = True
-        # Whatever hangs, and whoever holds Python's lock, this thread of C ends the process in time.
+        # This C thread ends the process in time even if Python code hangs or holds the GIL.
         faulthandler.dump_traceback_later(self._service.settings.drain_seconds + _END_SECONDS, exit=True)
         self._loop.call_soon_threadsafe(self._begin, self._stop)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets=sockets)
-        end_all()  # one that is being loaded, too
+        end_all()  # including a process that is still loading
 
     async def on_tick(self, counter: int) -> bool:
         if self._parent is not None and os.getppid() != self._parent and not self._is_stopping:
-            logger.error("The parent process is gone")
+            logger.error("The parent process has ended; stopping")
             self.handle_exit(signal.SIGTERM, None)
         return await super().on_tick(counter)
 
@@ -191,7 +197,7 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
     async def _stop(self) -> None:
-        logger.info("Stopping: finishing what was accepted")
+        logger.info("Stopping: finishing accepted requests")
         self.finished = await self._service.stop()
         self.should_exit = True
 
@@ -203,15 +209,15 @@ class _Server(uvicorn.Server):
 
 
 def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
-    """Serve with a number of processes, which share a bound socket and all signals; one that dies is replaced.
+    """Serve with several processes, which share a bound socket and all signals; a process that dies is replaced.
 
-    Where none of them can be started, all of it ends; where one cannot be replaced, the others go on, and it is tried again.
+    If no process can be started, the server ends. If one cannot be replaced, the others continue, and starting it is retried.
 
     Returns:
-        Whether all of them started, and ended with everything answered.
+        Whether all processes started, and answered all accepted requests before they ended.
     """
-    context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
-    # Without a lock, which a process that is killed while it looks would hold for ever: a byte is written whole.
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    # Without a lock, because a process that is killed while it holds one never releases it; writing a byte is atomic.
     serves: Any = context.Array("b", number, lock=False)
     agreement = Agreement(context)
     workers = [_Worker(context, place, (serving, listening, agreement, serves)) for place in range(number)]
@@ -239,7 +245,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
             if ends_at == math.inf and worker.is_due:
                 worker.start()
                 if ends_at < math.inf:
-                    worker.send(signal.SIGTERM)  # the signal came before it could be sent on
+                    worker.send(signal.SIGTERM)  # the signal arrived before this worker was started
         running = [worker.process.sentinel for worker in workers if worker.process is not None]
         if not running and ends_at < math.inf:
             return succeeded
@@ -260,7 +266,7 @@ def supervise(number: int, serving: Serving, listening: socket.socket) -> bool:
 
 
 class _Worker:
-    """A place for a process of the server: what runs there, and when it is started again."""
+    """One of the processes of the server, and its restarts."""
 
     def __init__(self, context: Any, place: int, arguments: tuple[Any, ...]) -> None:
         self.process: Any = None
@@ -274,7 +280,7 @@ class _Worker:
 
     @property
     def is_due(self) -> bool:
-        """Whether a process is to be started now."""
+        """Whether the process must be started now."""
         return self.process is None and time.monotonic() >= self._starts_at
 
     def start(self) -> None:
@@ -287,11 +293,11 @@ class _Worker:
             os.kill(self.process.pid, signal_number)
 
     def ended(self) -> int | None:
-        """The exit status of its process, once, if it has ended."""
+        """The exit status of the process if it has ended, returned once; else None."""
         if self.process is None or self.process.exitcode is None:
             return None
         code: int = self.process.exitcode
-        mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # what it last said of the present
+        mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # drop its gauges
         if self._serves[self._place]:
             self.has_served = True
             self._pauses = pauses()
@@ -300,10 +306,10 @@ class _Worker:
         return code
 
     def start_later(self, code: int) -> None:
-        """Have another process take the place of one that ended, later after each that did not come to serve."""
+        """Replace a process that ended, after a pause that grows with each attempt that does not get to serve."""
         pause = next(self._pauses)
         self._starts_at = time.monotonic() + pause
-        logger.error("The process %d ended with %d; another one takes its place in %g s", self._number, code, pause)
+        logger.error("The process %d ended with exit status %d; it is replaced in %g s", self._number, code, pause)
 
 
 def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agreement, serves: Any) -> None:
@@ -328,7 +334,7 @@ def _work(place: int, serving: Serving, listening: socket.socket, agreement: Agr
 
 
 def end(finished: bool) -> None:
-    """End this process; where a reward still hangs in a thread, without waiting for it."""
+    """End this process; if a reward still hangs in a thread, without waiting for it."""
     logging.shutdown()
     if not finished:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The access log: a line for each request with its outcome and duration, without prompts and keys; successful probes are left out."""
+"""The access log: one line per request with its path, outcome and duration, but without prompts and keys; no successful probes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_A_MINUTE = 20
 _MOST_CHARACTERS = 8_000
 
 current_fields: ContextVar[Fields | None] = ContextVar("current_fields", default=None)
-"""The fields of the line of the request that runs here, for those who serve it to add to."""
+"""The fields of the current request's log line; code that serves the request adds to them."""
 
 
 _PROBES = frozenset({"health", "healthz", "live", "livez", "metrics", "ping", "ready", "readyz"})
@@ -27,7 +27,7 @@ _PROBES = frozenset({"health", "healthz", "live", "livez", "metrics", "ping", "r
 
 
 def log_request(fields: Fields) -> None:
-    """Write the line of a request that has ended, unless it is a probe that succeeded."""
+    """Write the log line of a request that has ended, unless it is a probe that succeeded."""
     if _is_quiet_probe(fields):
         return
     if logger.isEnabledFor(logging.INFO):
@@ -40,13 +40,13 @@ def _is_quiet_probe(fields: Fields) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value in one word: what a client sent must not look like another line, or another field."""
+    """A value as one word, so that text from a client cannot look like another line or field."""
     text = str(value)
     return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
 def configure_logging(form: Literal["json", "text"]) -> None:
-    """Have everything logged to standard error, a line of JSON or of text each."""
+    """Log everything to standard error, as lines of JSON or of text."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if form == "json" else _TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(Repeated())
@@ -54,9 +54,9 @@ def configure_logging(form: Literal["json", "text"]) -> None:
 
 
 class Repeated(logging.Filter):
-    """Lets through as many records of one place in the code as may come in a minute, and says how many did not.
+    """Limits the records from one place in the code per minute, and reports how many were left out.
 
-    The lines of requests pass: they are short, and there is one for each.
+    The lines of requests are not limited: they are short, and each request has only one.
     """
 
     def __init__(self, most: int = _MOST_A_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
@@ -82,7 +82,7 @@ class Repeated(logging.Filter):
 
 
 def shortened(text: str) -> str:
-    """A text of a record, with its middle left out where it is too long."""
+    """A text of a record, with its middle left out if it is too long."""
     if len(text) <= _MOST_CHARACTERS:
         return text
     half = _MOST_CHARACTERS // 2

@@ -1,7 +1,7 @@
-"""A reward in a process of its own: whatever it does there, the server answers, and ends, in time.
+"""Runs a reward in its own process, so that the server stays responsive and can stop in time.
 
-A reward that holds Python's lock (a regular expression, a loop in C) stops every thread of its process. One that never returns, takes too
-much memory or crashes ends with its process, which is started again.
+A reward that holds the GIL (a regular expression, a loop in C) stops every thread of its process. If a reward never returns, takes too much
+memory or crashes, only its process ends, and is restarted.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ logger = logging.getLogger(__name__)
 
 _BEATS_SECONDS = 2.0
 _SECONDS_OF_GRACE = 30.0
-"""How much longer than its time a process lives that neither answers nor can be ended by the one that started it."""
+"""The additional time after which a process that hangs ends itself, if the server could not end it."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _CLOSING_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """How a process holds a reward.
+    """The settings of a reward's process.
 
     Args:
-        threads: Batches that are scored at a time, where the reward waits for others rather than computes.
-        seconds: Most seconds for a batch.
-        log_format: How lines are logged.
+        threads: The batches scored concurrently, if the reward waits for I/O instead of computing.
+        seconds: The time limit of a batch, in seconds.
+        log_format: The format of log lines.
     """
 
     threads: int = 8
@@ -54,7 +54,7 @@ class Hosting:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds before each new attempt to start what could not be started: 1, 2, 4 and so on, at most 60."""
+    """Seconds before each new attempt to start a process: 1, 2, 4 and so on, at most 60."""
     pause = 1.0
     while True:
         yield pause
@@ -62,14 +62,14 @@ def pauses() -> Iterator[float]:
 
 
 class RewardProcess(HostedReward):
-    """A reward that another process holds, which is started again where it ends.
+    """A reward in another process, which is restarted if it ends.
 
     Args:
-        source: What the reward is loaded from.
-        hosting: How the process holds it.
+        source: The spec or path that the reward is loaded from.
+        hosting: The settings of the process.
 
     Raises:
-        RmPluginsError: It cannot be loaded.
+        RmPluginsError: The reward cannot be loaded.
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
@@ -87,35 +87,35 @@ class RewardProcess(HostedReward):
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process is running."""
         return self._connection is not None
 
     def again(self) -> RewardProcess:
-        """Load the same source in a further process."""
+        """Load the same source in another process."""
         return RewardProcess(self._source, self._hosting)
 
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
-        """Score the samples of requests there."""
+        """Score the samples of requests in the process."""
         scores: list[Scores] = self._ask("score", list(map(list, requests)), list(names))
         return scores
 
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """Have the models render samples there."""
+        """Render samples in the process."""
         renderings: list[list[dict[str, Any]]] = self._ask("render", list(samples))
         return renderings
 
     def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """Have the models count the tokens of samples there."""
+        """Count the tokens of samples in the process."""
         lengths: list[int] = self._ask("lengths", list(samples))
         return lengths
 
     def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
-        """Have the models tokenize texts there."""
+        """Tokenize texts in the process."""
         tokens: list[list[Token]] = self._ask("tokenize", list(texts), add_special_tokens)
         return tokens
 
     def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
-        """Have the models write token ids as texts there."""
+        """Decode token ids in the process."""
         texts: list[str] = self._ask("detokenize", list(map(list, rows)), skip_special_tokens)
         return texts
 
@@ -152,34 +152,36 @@ class RewardProcess(HostedReward):
 
     def _give_up(self, process: Any) -> None:
         self._why = f"the reward did not answer within {self._hosting.seconds:g} s"
-        logger.error("%s; its process %s is ended", self._why, process.pid)
+        logger.error("%s; ending its process %s", self._why, process.pid)
         process.kill()
 
     def _started(self) -> tuple[Any, Connection, RewardFacts]:
-        """A process, how to speak to it, and what it holds.
+        """A new process, the connection to it, and the facts about its reward.
 
         Raises:
             RmPluginsError: The reward cannot be loaded, or the process ended.
         """
-        context = multiprocessing.get_context("spawn")  # what torch has started does not survive a fork
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         ours, theirs = context.Pipe()
         process = context.Process(target=_hold, args=(theirs, self._source, self._hosting))
         process.start()
         theirs.close()
         try:
-            told = ours.recv()
+            received = ours.recv()
         except (EOFError, OSError):
             process.join()
-            told = ScoringError(f"The process that loads the reward ended with {process.exitcode}.")
-        if isinstance(told, RewardFacts):
-            return process, ours, told
+            received = ScoringError(
+                f"The process that loads the reward ended with exit status {process.exitcode}. See the server's log for the reason."
+            )
+        if isinstance(received, RewardFacts):
+            return process, ours, received
         ours.close()
         process.join(_CLOSING_SECONDS)
         process.kill()
-        raise told
+        raise received
 
     def _attend(self) -> None:
-        """Hand out the answers of the process, and start it again where it ends; runs in a thread."""
+        """Deliver the answers of the process, and restart it if it ends; runs in a thread."""
         while not self._closing.is_set():
             connection = self._connection
             assert connection is not None
@@ -204,7 +206,7 @@ class RewardProcess(HostedReward):
 
     def _start_again(self) -> None:
         self._process.join(_CLOSING_SECONDS)
-        logger.error("The reward's process %s ended with %s", self._process.pid, self._process.exitcode)
+        logger.error("The reward's process %s ended with exit status %s", self._process.pid, self._process.exitcode)
         self._why = "the reward's process ended"
         for pause in pauses():
             if self._closing.wait(pause):
@@ -212,7 +214,7 @@ class RewardProcess(HostedReward):
             try:
                 process, connection, facts = self._started()
             except RmPluginsError as error:
-                logger.error("The reward could not be loaded again, and is tried again: %s", error)
+                logger.error("The reward could not be loaded again; retrying: %s", error)
                 continue
             if self._closing.is_set():
                 process.kill()
@@ -225,20 +227,20 @@ class RewardProcess(HostedReward):
             process.kill()
             self._why = "the reward's process ended, and its files have changed since it was loaded"
             logger.error(
-                "%s: ask for a reload to serve %s in place of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
+                "%s: reload the server to serve %s instead of %s", self._why, facts.fingerprint[:12], self.fingerprint[:12]
             )
 
 
 def end_all() -> None:
-    """End every process that this one has started for a reward."""
+    """End every reward process that this process has started."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hosting: Hosting) -> None:
-    """Load a reward, and do what comes through the connection until it ends."""
+    """Load a reward, and answer the requests of the connection until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process when it is done with it
+        signal.signal(number, signal.SIG_IGN)  # they are for the server, which ends this process itself
     configure_logging(hosting.log_format)
     try:
         reward = ServedReward.load(source)
@@ -266,7 +268,7 @@ def _hold(connection: Connection, source: str | Path | Mapping[str, Any], hostin
     with suppress(EOFError, OSError):
         connection.send(reward.facts)
         while True:
-            # Where a thread holds Python's lock, this is not renewed, and the process ends by itself even if nobody else is left to do it.
+            # If a thread holds the GIL, this timer is not renewed, so the process ends itself even if the server cannot end it.
             faulthandler.dump_traceback_later(hosting.seconds + _SECONDS_OF_GRACE, exit=True)
             if connection.poll(_BEATS_SECONDS):
                 request = connection.recv()
@@ -287,7 +289,7 @@ def _done(reward: ServedReward, name: str, arguments: Any) -> Any:
 
 
 def _portable(scores: Scores) -> Scores:
-    """Scores as they cross to another process: their columns, and errors that can be made again there."""
+    """Scores in a form that can be sent to another process: with columns instead of parts, and errors that can be pickled."""
     return Scores(
         scores.values,
         details=dict(scores.columns),
@@ -297,7 +299,7 @@ def _portable(scores: Scores) -> Scores:
 
 
 def _plain(error: BaseException) -> RmPluginsError:
-    """An error of the nearest kind in `rm_plugins.errors`, with the same message and nothing else."""
+    """The error as its nearest class in `rm_plugins.errors`, with only the message."""
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     kind = next(kinds, None)
     if kind is None:

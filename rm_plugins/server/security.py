@@ -1,4 +1,4 @@
-"""Who may score, by what name and from which pages, and who is who in the queue."""
+"""Access control: keys, the names of the server, the origins of pages, and the identity of clients in the queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 
 
 class ClientKeys:
-    """The keys of which any one opens the server; none for an open server."""
+    """The keys that are accepted; empty for a server without keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [key.encode() for key in keys]
@@ -27,9 +27,9 @@ class ClientKeys:
         return bool(self._keys)
 
     def matching(self, authorization: bytes) -> int | None:
-        """The number of the key in a request's ``Authorization`` header, from 1; None where it has none that opens.
+        """The number of the key in a request's ``Authorization`` header, from 1; None if there is no accepted key.
 
-        Every key is compared whole, so that the time it takes says nothing of how much was right.
+        All keys are compared in constant time, so that the duration reveals nothing.
 
         >>> ClientKeys(["secret"]).matching(b"Bearer secret"), ClientKeys(["secret"]).matching(b"Bearer guess")
         (1, None)
@@ -41,23 +41,26 @@ class ClientKeys:
 
 
 def client_of(scope: Any, key: int | None) -> str:
-    """What the queue takes for one client: an address, together with the key if there are any.
+    """The identity of a client in the queue: its address, together with its key if there are keys.
 
-    Not a connection, for one trainer opens many; so trainers of one host share their turn unless each has a key of its own.
+    A connection does not identify a client, because a trainer opens many. Trainers on one host share their turn unless each has its own
+    key.
     """
-    host = (scope.get("client") or ("unknown", 0))[0][:_MOST_CHARACTERS]  # a proxy may hand on what a client has made up
+    host = (scope.get("client") or ("unknown", 0))[0][
+        :_MOST_CHARACTERS
+    ]  # a proxy may forward an address that a client invented
     return f"{host}#key{key}" if key is not None else str(host)
 
 
 class Visitors:
-    """By which names requests may call the server, and the pages of which origins may use it.
+    """Checks the name by which a request calls the server, and the origin of the page that sends it.
 
-    A page of somebody else's reaches a server in a network that its author does not: it has the browser ask, or has a name of its
-    own point at the server's address. The browser tells both, in ``Origin`` and ``Host``.
+    A page of another site can reach a server in a network that its author cannot: it makes the browser send a request, or points a host
+    name at the server's address (DNS rebinding). The browser reports both, in ``Origin`` and ``Host``.
 
     Args:
-        hosts: Names and addresses beside those of this machine; ``*`` for everything.
-        origins: Origins of pages beside the server's own.
+        hosts: Accepted names and addresses in addition to those of this machine; ``*`` accepts all.
+        origins: Accepted origins in addition to the server's own.
     """
 
     def __init__(self, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
@@ -65,23 +68,24 @@ class Visitors:
         self._origins = {origin.lower().rstrip("/") for origin in origins}
 
     def check(self, headers: Mapping[str, str], address: str = "") -> str:
-        """Refuse a request that a browser was made to send.
+        """Refuse a request that a page of another site made a browser send.
 
         Args:
-            headers: Of the request.
-            address: The server's own, to which the client is connected.
+            headers: The headers of the request.
+            address: The server's address to which the client is connected.
 
         Returns:
-            The origin that may read the answer; empty where the request has none beside the server's own.
+            The other origin that may read the answer; empty if the request has no origin or the server's own.
 
         Raises:
-            Problem: The server is not called that, or a page of another origin asks.
+            Problem: The request calls the server by another name, or comes from a page of another origin.
         """
         host = headers.get("host", "")
         if not self._is_ours(host, address):
             raise Problem(
                 "forbidden",
-                f"this server is not called {host!r:.80}; if it is, start it with --allowed-host {_name_of(host) or 'NAME'!s:.80}",
+                f"this server does not accept the host name {host!r:.80}; to accept it, start the server with --allowed-host "
+                f"{_name_of(host) or 'NAME'!s:.80}",
                 status=421,
             )
         origin = headers.get("origin", "").lower()
@@ -93,7 +97,8 @@ class Visitors:
         if not is_own or (site not in ("same-origin", "none") and not is_link):
             raise Problem(
                 "forbidden",
-                f"a page of another site asks ({origin or site!r:.80}); if it may, start the server with --allowed-origin ORIGIN",
+                f"the request comes from a page of another site ({origin or site!r:.80}); to allow it, start the server with "
+                "--allowed-origin ORIGIN",
             )
         return ""
 
@@ -104,13 +109,13 @@ class Visitors:
 
 
 def _name_of(host: str) -> str:
-    """The name or address in a ``Host`` header; empty where it is none."""
+    """The name or address in a ``Host`` header; empty if the header is invalid."""
     match = _HOST.fullmatch(host)
     return match[1].lower().strip("[]").rstrip(".") if match else ""
 
 
 def own_names(host: str) -> tuple[str, ...]:
-    """What a server that listens on a host may be called beside the address that a client is connected to.
+    """The names that a server that listens on a host accepts, in addition to the address that a client is connected to.
 
     >>> own_names("rewards.example")
     ('rewards.example',)
@@ -119,7 +124,7 @@ def own_names(host: str) -> tuple[str, ...]:
 
 
 def is_from_here(host: str) -> bool:
-    """Whether a client's address is of this very machine.
+    """Whether a client's address is a loopback address of this machine.
 
     >>> is_from_here("::ffff:127.0.0.1"), is_from_here("192.0.2.7")
     (True, False)

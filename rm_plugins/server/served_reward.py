@@ -1,4 +1,4 @@
-"""The reward that a server has loaded: what identifies it, what it takes, and how it is loaded again."""
+"""The reward that a server has loaded: its identity, the samples that it accepts, and how it is reloaded."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ Made = TypeVar("Made")
 
 _DEFAULT_BATCH_TOKENS = 16_384
 _MICRO_BATCHES = 16
-"""Several, so that the engine finds rows of like length and prompts to share; few, so that a batch takes seconds at most on a CPU."""
+"""Large enough that the engine finds rows of similar length and shared prompts; small enough that a batch takes seconds on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardFacts:
-    """What a server knows of a loaded reward without asking it.
+    """Facts about a loaded reward that the server needs.
 
     Args:
-        label: What it is called.
-        names: What it may be called in requests: its label, what it was loaded from, and the model's path or id, which is its name at
+        label: The name of the reward.
+        names: The names that requests may use: the label, the source it was loaded from, and the model's path or id, which is its name on
             other servers.
-        spec: What it is made of; None where it was made in Python.
-        shown_spec: The same without anything that is secret.
-        fingerprint: Of its weights, rendering and spec.
-        manifests: By path in the spec, the digests of its models' manifests.
-        takes_rendered: Whether texts and token ids are scored as they are.
+        spec: Its spec; None if it was constructed in Python.
+        shown_spec: The spec without secrets.
+        fingerprint: The fingerprint of its weights, rendering and spec.
+        manifests: The digests of its models' manifests, by path in the spec.
+        takes_rendered: Whether it scores rendered texts and token ids.
         is_merged: Whether samples of several requests may be scored together.
-        is_concurrent: Whether it waits for others rather than computes.
-        learns: The parts of it that learn from what they score.
-        batch_tokens: How many tokens to score together where nothing else is said.
-        vocabulary: How many token ids every model of it knows; 0 where there is none, without end where it is not known.
-        max_length: Most token ids that every model of it takes.
-        reads: By path in the spec, which token of a row the head of a decoder reads, ``last`` or ``before-padding``; None for an encoder.
-        pair: Whether prompt and completion are encoded as a pair by all of its models; None where that is not known of one.
-        templates: Whether a chat template renders conversations for all of its models.
-        output: What another server, serving the same model, makes of its output.
+        is_concurrent: Whether it waits for I/O instead of computing.
+        learns: The parts that learn from the samples they score.
+        batch_tokens: The default number of tokens that are scored together.
+        vocabulary: The number of token ids that every model knows; 0 without a model, infinite if unknown.
+        max_length: The most token ids that every model takes.
+        reads: The token of a row that a decoder's head reads, ``last`` or ``before-padding``, by path in the spec; None for an encoder.
+        pair: Whether all models encode prompt and completion as a pair; None if this is unknown for a model.
+        templates: Whether all models render conversations with a chat template.
+        output: How another server of the same model presents its output.
     """
 
     label: str
@@ -80,11 +80,11 @@ class RewardFacts:
 
 
 class HostedReward(ABC):
-    """A loaded reward, in this process or in another one; the server owns it from now on.
+    """A loaded reward, in this process or in another one, owned by the server.
 
     Args:
-        facts: What is known of it.
-        source: What to load it from again; None where it cannot be.
+        facts: The facts about it.
+        source: The source for reloading it; None if it cannot be reloaded.
     """
 
     def __init__(self, facts: RewardFacts, source: str | Path | Mapping[str, Any] | None) -> None:
@@ -93,7 +93,7 @@ class HostedReward(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Of its weights, rendering and spec."""
+        """The fingerprint of its weights, rendering and spec."""
         return self.facts.fingerprint
 
     @property
@@ -111,7 +111,7 @@ class HostedReward(ABC):
 
     @abstractmethod
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model makes of each sample; models that make the same are named once.
+        """The renderings of each sample; models with equal renderings are listed once.
 
         Raises:
             DataError: A chat template refuses a sample.
@@ -120,7 +120,7 @@ class HostedReward(ABC):
 
     @abstractmethod
     def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """How many tokens each sample has before truncation, for the model that makes the most of it; 0 where nothing has tokens.
+        """The number of tokens of each sample before truncation: the largest over all models; 0 without a model.
 
         Raises:
             DataError: A chat template refuses a sample.
@@ -129,10 +129,10 @@ class HostedReward(ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
-        """The tokens that all models make of each text.
+        """The tokens of each text, which must be the same for all models.
 
         Raises:
-            DataError: There is no model, or models make different ones.
+            DataError: There is no model, or models have different tokens.
             RewardGone: Its process ended.
         """
 
@@ -141,13 +141,13 @@ class HostedReward(ABC):
         """The texts of token ids.
 
         Raises:
-            DataError: As `tokenize`; or a token id is unknown.
+            DataError: As for `tokenize`, or a token id is unknown.
             RewardGone: Its process ended.
         """
 
     @abstractmethod
     def again(self) -> HostedReward:
-        """Load the same source once more.
+        """Load the same source again.
 
         Raises:
             RmPluginsError: It cannot be loaded.
@@ -155,27 +155,26 @@ class HostedReward(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the reward holds."""
+        """Release the resources of the reward."""
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample that the reward cannot be given.
+        """Refuse a sample that the reward cannot score.
 
         Raises:
-            DataError: Half of a surrogate pair; a text or token ids for a reward that renders by itself; token ids that the model does
-                not know or that are too many; prompt and completion where it is not known how a model takes them; or columns that
-                reach into the server.
+            DataError: The sample has a lone surrogate, unknown token ids or too many of them, or columns that could affect the server. Or
+                it is rendered although the reward does not take rendered samples, or it is unknown whether a model takes pairs.
         """
         try:
             json.dumps(sample_to_json(sample), ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
-            raise DataError("It holds half of a surrogate pair, which is no character.") from error
+            raise DataError("It contains a lone surrogate, which is not a character.") from error
         if isinstance(sample, RenderedSample):
             self._check_rendered(sample)
             return
         if self.facts.pair is None and sample.prompt and sample.completion:
             raise DataError(
-                f"Whether a model of {self.facts.label!r} takes a prompt and a completion as a pair, as cross-encoders do, or as one text "
-                "is not known. Set `pair: true` or `pair: false` in the spec that is served."
+                f"It is not known whether a model of {self.facts.label!r} takes prompt and completion as a pair, like cross-encoders, or "
+                "as one text. Set `pair: true` or `pair: false` in the spec that is served."
             )
         if sample.columns:
             _check_columns(sample.columns)
@@ -184,20 +183,20 @@ class HostedReward(ABC):
         facts = self.facts
         if not facts.takes_rendered:
             raise DataError(
-                f"It is a text or token ids to be scored as they are, which only a model can, and {facts.label!r} is made of "
-                "other parts too. Send prompt and completion."
+                f"It is a rendered text or token ids, which only models can score, but {facts.label!r} does not consist of models only. "
+                "Send prompt and completion."
             )
         ids = sample.token_ids
         if ids is None:
             return
         if max(ids) >= facts.vocabulary:
-            raise DataError(f"It has a token id above {facts.vocabulary - 1}, the last that the model knows.")
+            raise DataError(f"It has a token id above {facts.vocabulary - 1}, the last one that the model knows.")
         if facts.max_length is not None and len(ids) > facts.max_length:
             raise DataError(f"It has {len(ids)} token ids; the model takes at most {facts.max_length}. Truncate them.")
 
 
 class RewardGone(Exception):
-    """The process that the reward lives in ended before it had answered; the message says why."""
+    """The reward's process ended before it answered; the message says why."""
 
 
 class ServedReward(HostedReward):
@@ -205,7 +204,7 @@ class ServedReward(HostedReward):
 
     Args:
         provider: The reward.
-        source: What to load it from again; its own spec by default.
+        source: The source for reloading it; by default its own spec.
     """
 
     def __init__(self, provider: Provider, source: str | Path | Mapping[str, Any] | None = None) -> None:
@@ -216,22 +215,22 @@ class ServedReward(HostedReward):
 
     @classmethod
     def load(cls, spec: str | Path | Mapping[str, Any]) -> ServedReward:
-        """Load what a spec describes, as `rm_plugins.load` does."""
+        """Load the reward of a spec, like `rm_plugins.load`."""
         return cls(load(spec), spec)
 
     def again(self) -> ServedReward:
-        """Load the same source once more."""
+        """Load the same source again."""
         assert self.source is not None
         return self.load(self.source)
 
     def score(self, requests: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[Scores]:
-        """Score the samples of requests, in the thread that calls."""
-        # What waits for somebody else names the rows that were refused: asking again for each would take long, for nothing.
+        """Score the samples of requests, in the calling thread."""
+        # A reward that waits for I/O names the failed rows itself, so scoring each row again would only take time.
         by_row = self.facts.is_merged and not self.facts.is_concurrent
         return score_requests(self.provider, requests, names, merges=self.facts.is_merged, by_row=by_row)
 
     def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model makes of each sample, in the thread that calls."""
+        """Render samples, in the calling thread."""
         renderings = []
         for row, sample in enumerate(samples):
             try:
@@ -241,28 +240,28 @@ class ServedReward(HostedReward):
         return renderings
 
     def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """How many tokens each sample has at most, in the thread that calls."""
+        """Count the tokens of samples, in the calling thread."""
         most = [0] * len(samples)
         for part in self._rendering.values():
             most = [max(length, len(ids)) for length, ids in zip(most, part.renderer.untruncated_ids(samples), strict=True)]
         return most
 
     def tokenize(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[Token]]:
-        """The tokens of each text, in the thread that calls."""
+        """Tokenize texts, in the calling thread."""
         return self._agreed(lambda tokenizer: [tokens_of(tokenizer, text, add_special_tokens) for text in texts])
 
     def detokenize(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
-        """The texts of token ids, in the thread that calls."""
+        """Decode token ids, in the calling thread."""
         return self._agreed(lambda tokenizer: [text_of_ids(tokenizer, ids, skip_special_tokens) for ids in rows])
 
     def _agreed(self, function: Callable[[Any], Made]) -> Made:
-        """What a function makes of each model's tokenizer, which must be the same for all."""
-        made = [function(part.renderer.tokenizer) for part in self._rendering.values()]
-        if not made:
-            raise DataError(f"{self.facts.label!r} has no model, and so no tokens.")
-        if any(other != made[0] for other in made):
-            raise DataError(f"The models of {self.facts.label!r} have different tokens. Ask POST /v1/render for those of each.")
-        return made[0]
+        """The result of a function of a tokenizer, which must be the same for the tokenizers of all models."""
+        results = [function(part.renderer.tokenizer) for part in self._rendering.values()]
+        if not results:
+            raise DataError(f"{self.facts.label!r} has no model, so it has no tokens.")
+        if any(other != results[0] for other in results):
+            raise DataError(f"The models of {self.facts.label!r} have different tokens. POST /v1/render returns those of each.")
+        return results[0]
 
     def _renderings(self, sample: Sample) -> list[dict[str, Any]]:
         renderings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
@@ -284,7 +283,7 @@ class ServedReward(HostedReward):
         return list(renderings.values())
 
     def close(self) -> None:
-        """Give back what the reward holds."""
+        """Release the resources of the reward."""
         self.provider.close()
 
 
@@ -324,12 +323,12 @@ def _has_template(rendering: Rendering) -> bool:
     return rendering.chat_template == "tokenizer" and not rendering.pair
 
 
-def _takes_pairs(said: Sequence[bool | None]) -> bool | None:
-    return None if None in said else bool(said) and all(said)
+def _takes_pairs(settings: Sequence[bool | None]) -> bool | None:
+    return None if None in settings else bool(settings) and all(settings)
 
 
 def characters(sample: Sample) -> int:
-    """How long a sample is, in characters; a token id counts as four, and columns as their JSON.
+    """The size of a sample in characters; a token id counts as four, and columns count as their JSON.
 
     Raises:
         DataError: The columns are nested too deeply.
@@ -357,4 +356,4 @@ def _check_columns(columns: Mapping[str, Any]) -> None:
     if not isinstance(settings, Mapping):
         raise DataError(f"Its columns.chat_template_kwargs must be an object, not {type(settings).__name__}.")
     if "chat_template" in settings:  # a template is a program
-        raise DataError("Its columns.chat_template_kwargs may not bring a chat_template; the server has the reward's own.")
+        raise DataError("Its columns.chat_template_kwargs must not contain a chat_template; the server uses the reward's own.")

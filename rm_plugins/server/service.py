@@ -1,4 +1,4 @@
-"""Joins the loaded reward, the queue and the metrics: what the endpoints of all dialects call."""
+"""Combines the loaded reward, the queue and the metrics; the endpoints of all dialects call it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 _CHARACTERS_A_TOKEN = 4
 _CHARACTERS_BESIDE = 32
-"""What a sample costs beside its text: template, special tokens, rows in Python."""
+"""The size of a sample in addition to its text, for template, special tokens and Python objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The samples of a request: by row, the sizes of those that the reward can be given, and why it cannot be given the others."""
+    """The samples of a request: the sizes of valid ones and the errors of invalid ones, by row."""
 
     samples: Sequence[Sample]
     name: str
@@ -42,7 +42,7 @@ class _Work:
     refused: dict[int, RmPluginsError] = field(default_factory=dict)
 
     @property
-    def sound(self) -> list[Sample]:
+    def valid(self) -> list[Sample]:
         return [self.samples[row] for row in self.sizes]
 
     @property
@@ -52,16 +52,16 @@ class _Work:
         return Problem("invalid", f"item {row}: {error}")
 
     def completed(self, scores: Scores) -> Scores:
-        """The scores of the sound samples, with the errors of the others."""
+        """The scores of the valid samples, with the errors of the others."""
         size = len(self.samples)
         return joined([scores.scattered([*self.sizes], size), Scores(np.full(size, np.nan), errors=self.refused)])
 
 
 class Service:
-    """Scores for many clients; `reload_all` has every process of the server load again, this one too, where there are several."""
+    """Scores for many clients; `reload_all` makes all processes of the server reload, including this one, if there are several."""
 
     joins: Callable[[str], None] | None = None
-    """Agrees with the other processes of the server to serve the reward of a fingerprint, or raises."""
+    """Agrees with the other processes of the server to serve the reward with a fingerprint, or raises."""
 
     def __init__(self, reward: HostedReward, settings: Settings, reload_all: Callable[[], None] | None = None) -> None:
         self.reward = reward
@@ -95,7 +95,7 @@ class Service:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What ``GET /v1/info`` answers."""
+        """The answer of ``GET /v1/info``."""
         return {
             "protocol": VERSION,
             "server": f"rm-plugins {__version__}",
@@ -113,36 +113,36 @@ class Service:
 
     @property
     def output(self) -> Output:
-        """What a server of this very model would make of its output."""
+        """How another server of the same model would present its output."""
         return self.reward.facts.output
 
     @property
     def load(self) -> int:
-        """How many requests wait or are scored."""
+        """The number of requests that wait or are being scored."""
         return self._batcher.load
 
     @property
     def request_id(self) -> str:
-        """The id of the request that is answered here; empty outside of one."""
+        """The id of the current request; empty outside a request."""
         return str((current_fields.get() or {}).get("request_id", ""))
 
     def start(self) -> None:
-        """Begin to score, in the running event loop."""
+        """Start scoring, in the running event loop."""
         self._batcher.start()
 
     async def stop(self) -> bool:
-        """Refuse new requests and finish the others, within the settings' time; returns whether all were."""
+        """Refuse new requests and finish accepted ones within the drain time; returns whether all were finished."""
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self._batcher.stop(self.settings.drain_seconds))
         return await asyncio.shield(self._stopping)
 
     def close(self) -> None:
-        """Give back what the reward holds."""
+        """Release the resources of the reward."""
         self.reward.close()
 
     @at_home
     async def score(self, samples: Sequence[Sample]) -> Scored:
-        """Score samples of the request that is answered here; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Score samples of the current request; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
         if not samples:
             return Scored(
@@ -158,7 +158,7 @@ class Service:
         scores, reward = done.result
         tokens = 0 if scores.tokens is None else int(scores.tokens.used.sum())
         truncated = 0 if scores.tokens is None else int(scores.tokens.truncated.sum())
-        errors = {row: _told(scores.errors[row]) for row in sorted(scores.errors)}
+        errors = {row: _public_message(scores.errors[row]) for row in sorted(scores.errors)}
         invalid = frozenset(row for row, error in scores.errors.items() if isinstance(error, DataError))
         self.metrics.scored(
             samples=len(samples),
@@ -185,7 +185,7 @@ class Service:
 
     @at_home
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """What each model of the reward makes of each sample; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Render samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
         reward = self.reward
         work = await asyncio.to_thread(self._work, samples, reward, self.request_id)
         if work.refused:
@@ -195,51 +195,53 @@ class Service:
 
     @at_home
     async def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """How many tokens each sample has; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Count the tokens of samples; see `rm_plugins.server.dialects.dialect.Scorer`."""
         self._check_sizes(samples)
         with _problems():
             return await self._batcher.call(self.reward.lengths, samples)
 
     @at_home
     async def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
-        """The tokens of texts; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Tokenize texts; see `rm_plugins.server.dialects.dialect.Scorer`."""
         self._check_sizes([Sample("", text) for text in texts])
         with _problems():
             return await self._batcher.call(self.reward.tokenize, texts, add_special_tokens)
 
     @at_home
     async def detokenize(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
-        """The texts of token ids; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Decode token ids; see `rm_plugins.server.dialects.dialect.Scorer`."""
         with _problems():
             return await self._batcher.call(self.reward.detokenize, rows, skip_special_tokens)
 
     @at_home
     async def reload(self) -> bool:
-        """Load the spec again, in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
+        """Reload the spec in all processes of the server; see `rm_plugins.server.dialects.dialect.Scorer`."""
         if self._reload_all is None:
             return await self.reload_here()
         load = self._upcoming_load()
-        self._reload_all()  # which has this process load again, too
+        self._reload_all()  # includes this process
         return await asyncio.shield(load)
 
     async def reload_here(self) -> bool:
-        """Load the spec again, and have the next batch scored by what was loaded, unless it is the same; raises as `reload`."""
+        """Reload the spec in this process; if the reward has changed, it scores from the next batch on. Raises like `reload`."""
         load = self._upcoming_load()
         if self._loader is None:
             self._loader = asyncio.create_task(self._load_in_turn())
-        return await asyncio.shield(load)  # a client that goes away leaves nothing half done
+        return await asyncio.shield(load)  # finish reloading even if the client disconnects
 
     def _upcoming_load(self) -> asyncio.Future[bool]:
-        """What becomes of the load that begins next."""
+        """The future result of the next reload."""
         if self._next_load is None:
             self._next_load = asyncio.get_running_loop().create_future()
-            self._next_load.add_done_callback(lambda load: load.exception())  # perhaps nobody waits any more
+            self._next_load.add_done_callback(lambda load: load.exception())  # perhaps no client waits any more
         return self._next_load
 
     async def _load_in_turn(self) -> None:
         async with self._loading:
             load = self._upcoming_load()
-            self._next_load = self._loader = None  # who asks from here on may mean what is not read by this one
+            self._next_load = self._loader = (
+                None  # later requests need another reload, because the files may change after this point
+            )
             try:
                 load.set_result(await self._swap())
             except Exception as error:
@@ -248,24 +250,24 @@ class Service:
     async def _swap(self) -> bool:
         old = self.reward
         if old.source is None:
-            raise Problem("invalid", "this reward was made in Python, not from a spec, so that there is nothing to load again")
+            raise Problem("invalid", "this reward was made in Python, not from a spec, so it cannot be reloaded")
         try:
             new = await asyncio.to_thread(self._again, old)
         except Exception as error:
             self.metrics.reloaded("failed")
             with suppress(RmPluginsError):
                 self._join(old)
-            logger.exception("The reward could not be loaded again; %s goes on", old.fingerprint[:12])
+            logger.exception("The reward could not be reloaded; %s stays in use", old.fingerprint[:12])
             raise Problem(
                 "failed",
-                f"the reward could not be loaded again ({type(error).__name__}), and the earlier one goes on; the server's log has the "
-                "reason",
+                f"the reward could not be reloaded ({type(error).__name__}), and the previous one stays in use; see the server's log for "
+                "the reason",
             ) from error
         changed = new.fingerprint != old.fingerprint
         self.metrics.reloaded("changed" if changed else "unchanged")
         if not changed and new.facts.spec == old.facts.spec:
             new.close()
-            logger.info("The reward is the same as before: %s", old.fingerprint[:12])
+            logger.info("The reward has not changed: %s", old.fingerprint[:12])
             return False
         self.reward = new
         self.fingerprint = new.fingerprint
@@ -274,15 +276,15 @@ class Service:
         self.metrics.serves(self.name, new.fingerprint, now=True)
         self._warn(new)
         if changed:
-            logger.info("Another reward scores from now on: %s in place of %s", new.fingerprint[:12], old.fingerprint[:12])
+            logger.info("The reward has changed: %s replaces %s", new.fingerprint[:12], old.fingerprint[:12])
         else:
-            logger.info("The same reward has other settings from now on: %s", new.fingerprint[:12])
+            logger.info("The reward has new settings: %s", new.fingerprint[:12])
         await self._batcher.settled()
         await asyncio.to_thread(old.close)
         return changed
 
     def _again(self, old: HostedReward) -> HostedReward:
-        """What the spec describes now, if the other processes serve it as well, or will."""
+        """The reward of the current spec, if the other processes agree to serve it."""
         new = old.again()
         try:
             self._join(new)
@@ -303,8 +305,8 @@ class Service:
     def _warn(self, reward: HostedReward) -> None:
         for part in reward.facts.learns:
             logger.warning(
-                "%s learns from what it scores, so that what a client is answered depends on what all clients have sent. Use settings "
-                "that are fixed, or serve it to one trainer alone.",
+                "%s learns from the samples it scores, so a client's scores depend on the requests of all clients. Use fixed settings, or "
+                "serve it to one trainer only.",
                 part,
             )
 
@@ -317,11 +319,12 @@ class Service:
                 sizes[row] = self._size(sample)
             except DataError as error:
                 work.refused[row] = error
-        if (
-            size := sum(sizes.values())
-        ) > self.settings.max_queue_characters:  # one long prompt may be that of many completions
+        if (size := sum(sizes.values())) > self.settings.max_queue_characters:  # many completions may repeat one long prompt
             most = self.settings.max_queue_characters
-            raise Problem("too-large", f"the samples have {size:,} characters together; at most {most:,} are taken at a time")
+            raise Problem(
+                "too-large",
+                f"the samples have {size:,} characters in total, but a request may have at most {most:,}; send fewer samples at a time",
+            )
         for row, size in sizes.items():
             try:
                 reward.check(samples[row])
@@ -340,15 +343,15 @@ class Service:
     def _size(self, sample: Sample) -> int:
         size = characters(sample)
         if size > self.settings.max_characters:
-            raise DataError(f"It has {size:,} characters; at most {self.settings.max_characters:,} are taken.")
+            raise DataError(f"It has {size:,} characters; the limit is {self.settings.max_characters:,}.")
         return size + _CHARACTERS_BESIDE
 
     def _run(self, works: Sequence[_Work]) -> list[tuple[Scores, HostedReward] | Exception]:
         """Score the requests of a batch; runs in a thread."""
-        reward = self.reward  # perhaps loaded after a request had come
+        reward = self.reward  # perhaps reloaded after the request arrived
         works = [work if work.reward is reward else self._work(work.samples, reward, work.name) for work in works]
-        asked = [work for work in works if work.sizes]
-        requests, names = [work.sound for work in asked], [work.name for work in asked]
+        scorable = [work for work in works if work.sizes]
+        requests, names = [work.valid for work in scorable], [work.name for work in scorable]
         try:
             scored = iter(reward.score(requests, names) if requests else [])
         except RewardGone as error:
@@ -358,7 +361,7 @@ class Service:
 
 @contextmanager
 def _problems() -> Iterator[None]:
-    """What the batcher raises, as a client is told of it."""
+    """Translate errors of the batcher and the reward to problems for the client."""
     try:
         yield
     except Overloaded as error:
@@ -376,16 +379,16 @@ def _problems() -> Iterator[None]:
 
 
 def _gone(error: RewardGone) -> Problem:
-    return Problem("unavailable", f"{error}; it is started again", headers={"Retry-After": "5"})
+    return Problem("unavailable", f"{error}; it is being restarted, retry later", headers={"Retry-After": "5"})
 
 
-def _told(error: Exception) -> str:
-    """What a client may read of an error: all of what is said of its own sample, and of others no more than the kind."""
+def _public_message(error: Exception) -> str:
+    """The message of an error for the client: in full if it is about the client's sample, otherwise only the kind of error."""
     if isinstance(error, DataError):
         return str(error)
-    return f"the reward failed ({type(error).__name__}); the server's log has the reason"
+    return f"the reward failed ({type(error).__name__}); see the server's log for the reason"
 
 
 def _finite(values: Any) -> list[float | None]:
-    """Numbers as JSON has them."""
+    """Numbers for JSON: None for NaN and infinity."""
     return [value if value - value == 0 else None for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What can be set of the server."""
+"""The settings of the server."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ class Settings:
     """How a reward is served.
 
     Args:
-        model_name: What requests, answers and paths call the reward. If empty it is its label, and requests may name what it was
-            loaded from as well, such as ``/models/rm`` or ``owner/rm``.
-        api_keys: Who may score; everybody where there is none. Each is a client of its own in the queue.
-        allowed_hosts: What requests may call this server (the ``Host`` header, without a port) beside the names and addresses of this
-            very machine; ``*`` for everything.
-        allowed_origins: The origins whose pages may use this server, such as ``https://rewards.example.com``, beside its own page.
-        max_batch_tokens: About how many tokens of waiting requests are scored together; by default 16 micro-batches of the model.
-        eos_texts: What ends the texts of a policy whose trainer sends them with their special tokens (``/get_reward``), for rewards that
-            are not of models alone. Where nothing is set, what looks like a special token is taken for one.
-        max_items: Most samples of a request.
-        max_characters: Most characters of a sample.
-        max_body_bytes: Most bytes of a request's body.
-        max_body_values: Most values (numbers, texts, true, false, null) in a body; a list or an object counts as eight.
-        max_held_bytes: Most bytes of all bodies that are read or answered at a time; what comes then is told to retry later.
-        max_head_bytes: Most bytes of a request's line and headers, and of what frames its body.
-        max_connections: Most connections.
-        max_client_connections: Most connections of one address.
-        head_seconds: Seconds in which the head of a request must come.
-        body_seconds: Seconds in which a body must come, and most seconds in which a client does not read its answer.
-        max_queue_items: Most samples that wait; what comes then is told to retry later.
-        max_queue_characters: Most characters that wait.
-        threads: Batches that run at once, where the reward waits for others rather than computes.
-        max_score_seconds: Most seconds for a batch, where the reward has a process of its own (``rm-plugins serve``); then that process is
-            ended and started again, and the requests of the batch fail.
-        drain_seconds: Seconds in which a stopping server finishes what it has accepted.
+        model_name: The reward's name in requests, answers and paths. If empty, it is the label of the reward, and requests may also use
+            the path or id it was loaded from, such as ``/models/rm`` or ``owner/rm``.
+        api_keys: The accepted keys; without keys, every client may score. Each key is a separate client in the queue.
+        allowed_hosts: Names by which requests may call this server (the ``Host`` header, without a port), in addition to the names and
+            addresses of this machine; ``*`` accepts all.
+        allowed_origins: Origins of pages that may use this server, such as ``https://rewards.example.com``, in addition to its own page.
+        max_batch_tokens: The approximate number of tokens of waiting requests that are scored together; by default 16 micro-batches of the
+            model.
+        eos_texts: The texts of a policy's EOS tokens, for rewards that do not consist of models only and trainers that send texts with
+            special tokens (``/get_reward``). By default, texts that look like special tokens are removed.
+        max_items: The most samples of a request.
+        max_characters: The most characters of a sample.
+        max_body_bytes: The most bytes of a request's body.
+        max_body_values: The most values (numbers, texts, true, false, null) in a body; a list or an object counts as eight.
+        max_held_bytes: The most bytes of all bodies that are being read or answered; at the limit, clients are told to retry later.
+        max_head_bytes: The most bytes of a request's line and headers, and of the framing of its body.
+        max_connections: The most connections.
+        max_client_connections: The most connections of one address.
+        head_seconds: The time limit for receiving the head of a request, in seconds.
+        body_seconds: The time limit for receiving a body, and for a client to read its answer, in seconds.
+        max_queue_items: The most samples that wait; at the limit, clients are told to retry later.
+        max_queue_characters: The most characters that wait.
+        threads: The batches scored concurrently, if the reward waits for I/O instead of computing.
+        max_score_seconds: The time limit of a batch in seconds, if the reward has its own process (``rm-plugins serve``). At the limit, the
+            process is restarted, and the requests of the batch fail.
+        drain_seconds: The time for a stopping server to finish accepted requests, in seconds.
     """
 
     model_name: str = ""

@@ -1,4 +1,4 @@
-"""The tokens of texts and the texts of tokens, as a model's tokenizer has them."""
+"""Tokenizes and decodes texts with a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> list[Token]:
-    """The tokens of a text, and where each is in it.
+    """The tokens of a text with their positions.
 
     Raises:
-        DataError: The tokenizer is one in Python, which does not say where its tokens are.
+        DataError: The tokenizer is a slow one, in Python, which does not give the positions of tokens.
     """
     if not tokenizer.is_fast:
-        raise DataError(f"The tokenizer {type(tokenizer).__name__} does not say where in a text its tokens are.")
+        raise DataError(
+            f"The tokenizer {type(tokenizer).__name__} does not give the positions of tokens; a fast tokenizer does."
+        )
     encoded = tokenizer(
         text,
         add_special_tokens=add_special_tokens,
@@ -38,9 +40,9 @@ def text_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_spe
     """The text of token ids.
 
     Raises:
-        DataError: The tokenizer does not know one.
+        DataError: A token id is unknown.
     """
     size = len(tokenizer)
     if unknown := [token for token in ids if token >= size]:
-        raise DataError(f"The token id {unknown[0]} is unknown; the tokenizer has those below {size}.")
+        raise DataError(f"The token id {unknown[0]} is unknown; the tokenizer has only ids below {size}.")
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

@@ -20,7 +20,7 @@ FALLING_BACK: dict[str, tuple[dict[str, Any], str]] = {
     "gemma2": ({"query_pre_attn_scalar": 8}, "Gemma2Attention uses softcap"),
     "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2}, "GptOssAttention uses s_aux"),
     "doge": ({}, "DogeAttention has a mask of its own"),
-    "nemotron": ({}, "NemotronAttention does not hand its keyword arguments to its attention"),
+    "nemotron": ({}, "NemotronAttention does not pass its keyword arguments to its attention"),
     "mistral": ({"sliding_window": 8}, "sliding window of 8 tokens"),
     "gemma3_text": ({"sliding_window": 8}, "sliding window of 8 tokens"),
     "phimoe": ({"sliding_window": 8, "num_local_experts": 4}, "sliding window of 8 tokens"),

@@ -91,7 +91,7 @@ def test_all_rows_run_at_once(kind: str, family: str) -> None:
     forward = BatchForward(model, 8)
     torch.manual_seed(1)
     told = "draws random numbers" if kind in DRAWING else "scores differ"
-    with pytest.warns(UserWarning, match=f"{type(model).__name__} looks at more than a row .*{told}") as caught:
+    with pytest.warns(UserWarning, match=f"{type(model).__name__} does not compute each row independently .*{told}") as caught:
         logits = model(rows=ROWS).logits
     assert len(caught) == 1
     assert forward.whole and not forward.packs
@@ -151,6 +151,6 @@ def test_looking_changes_no_running_means() -> None:
     module = BatchNorm()
     model = hooked("llama", module)
     BatchForward(model, 8)
-    with pytest.warns(UserWarning, match="looks at more than a row"):
+    with pytest.warns(UserWarning, match="does not compute each row independently"):
         model(rows=ROWS)
     assert module.norm.num_batches_tracked == 1

@@ -15,7 +15,7 @@ from rm_plugins.batching.isolation import score_requests
 from rm_plugins.errors import DataError, ScoringError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
-from rm_plugins.server.service import _told
+from rm_plugins.server.service import _public_message
 
 
 class Poisoned(rm.Provider):
@@ -82,13 +82,13 @@ class TestIsolation:
         assert sum(provider.batches) <= 4 * 256
         assert len(provider.batches) <= 20
 
-    def test_a_client_is_told_of_its_data_and_not_of_the_server(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_client_is_public_message_of_its_data_and_not_of_the_server(self, caplog: pytest.LogCaptureFixture) -> None:
         (broken,) = isolated(Poisoned(), "poison")
-        assert _told(broken.errors[0]) == "the reward failed (ScoringError); the server's log has the reason"
+        assert _public_message(broken.errors[0]) == "the reward failed (ScoringError); see the server's log for the reason"
         assert "request 0" in caplog.text
         assert "/srv/secret" in caplog.text
         (wrong,) = isolated(Poisoned(error=DataError), "poison")
-        assert _told(wrong.errors[0]) == "poison at /srv/secret"  # errors of the data are about what the client sent
+        assert _public_message(wrong.errors[0]) == "poison at /srv/secret"  # errors of the data are about what the client sent
 
     def test_rows_that_depend_on_each_other_are_not_taken_apart(self) -> None:
         provider = Poisoned()

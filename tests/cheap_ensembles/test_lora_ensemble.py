@@ -197,7 +197,8 @@ class TestLora:
     def test_another_base(self, adapters: list[str], tiny_decoder: MakeFolder, tmp_path: Path) -> None:
         other = str(save_adapter(tiny_decoder(), tmp_path / "other", 5))
         with pytest.raises(
-            SpecError, match=r"^adapters\[3\]: .*other is an adapter of .*adapter-0 \(adapters\[0\]\) of .*one base model"
+            SpecError,
+            match=r"^adapters\[3\]: .*other is an adapter of .*adapter-0 \(adapters\[0\]\) is one of .*same base model",
         ):
             lora([*adapters, other])
 
@@ -206,7 +207,7 @@ class TestLora:
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]))
         model.save_pretrained(tmp_path / "two")
-        with pytest.raises(SpecError, match=r"^adapters\[1\]: .*two has a head of 2 labels, and .* a head of 1 labels"):
+        with pytest.raises(SpecError, match=r"^adapters\[1\]: .*two has a head of 2 labels, but .* a head of 1 labels"):
             lora([adapters[0], str(tmp_path / "two")])
         bare = str(save_adapter(base, tmp_path / "bare", 3, modules_to_save=None))
         with pytest.raises(SpecError, match=r"^adapters\[1\]: .*bare has no head of its own"):
@@ -217,7 +218,7 @@ class TestLora:
         rendering = {**manifest.model_dump()["rendering"], "max_length": 12}
         manifest.model_copy(update={"rendering": type(manifest.rendering)(**rendering)}).write(Path(adapters[1]))
         with pytest.raises(
-            SpecError, match=r"^adapters\[1\]: .*has max_length=12, and .*512; give them one with the key `max_length`"
+            SpecError, match=r"^adapters\[1\]: .*has max_length=12, but .*512; set one for all with the key `max_length`"
         ):
             lora(adapters)
         assert lora(adapters, max_length=12, verify=False).renderer.rendering.max_length == 12
@@ -226,7 +227,7 @@ class TestLora:
         make_tokenizer(chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}").save_pretrained(
             adapters[2]
         )
-        with pytest.raises(SpecError, match=r"^adapters\[2\]: .*makes other token ids than that of .*key `tokenizer`"):
+        with pytest.raises(SpecError, match=r"^adapters\[2\]: .*gives other token ids than that of .*key `tokenizer`"):
             lora(adapters)
         assert lora(adapters, tokenizer=adapters[0]).score(SAMPLES).abstained.sum() == 0
 
@@ -235,7 +236,7 @@ class TestLora:
         for adapter, weight in zip(adapters, (1.0, 0.5), strict=True):
             written(Path(adapter), heads=Heads(("true", "brief"), (1.0, weight)))
         with pytest.raises(
-            SpecError, match=r"^adapters\[1\]: .*reward of 1 \* true \+ 0\.5 \* brief, and .* of 1 \* true \+ 1 \* brief"
+            SpecError, match=r"^adapters\[1\]: .*reward as 1 \* true \+ 0\.5 \* brief, but .* as 1 \* true \+ 1 \* brief"
         ):
             lora(adapters)
         with pytest.raises(SpecError, match=r"^member_transforms\[0\]: zscore needs `mean`"):
@@ -244,7 +245,7 @@ class TestLora:
         near(members(scores, 2), [values(adapter, head={0: 1.0, 1: 2.0}) for adapter in adapters])
 
     def test_what_is_no_adapter(self, base: Path, adapters: list[str]) -> None:
-        with pytest.raises(SpecError, match=r"^adapters\[1\]: .* is no LoRA adapter"):
+        with pytest.raises(SpecError, match=r"^adapters\[1\]: .* is not a LoRA adapter"):
             lora([adapters[0], str(base)])
         with pytest.raises(SpecError, match=r"^adapters: there must be two or more"):
             lora(adapters[:1])
@@ -254,4 +255,10 @@ class TestLora:
         tensors = load_file(path)
         save_file({name: tensor for name, tensor in tensors.items() if "layers.0" not in name}, path, {"format": "pt"})
         with pytest.raises(ModelError, match=r"adapter-1 has no weights for .*layers\.0.*lora"):
+            lora(adapters)
+
+    def test_an_adapter_with_a_broken_file(self, adapters: list[str]) -> None:
+        path = Path(adapters[1]) / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(ModelError, match=r"adapter-1 cannot be loaded: SafetensorError"):
             lora(adapters)

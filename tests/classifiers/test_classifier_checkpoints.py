@@ -78,7 +78,7 @@ class TestAdapters:
     def test_without_any_head(self, language_model: Path, tmp_path: Path) -> None:
         self.adapter(language_model, tmp_path / "adapter")
         with pytest.raises(
-            ModelError, match=r"is an adapter of .*language-model.*neither holds a trained score head.*score\.weight"
+            ModelError, match=r"is an adapter of .*language-model.*both lack a trained score head.*score\.weight"
         ):
             rm.load(tmp_path / "adapter")
 
@@ -100,7 +100,7 @@ class TestAdapters:
     def test_over_a_base_without_the_pooler(self, masked_language_model: Path, tmp_path: Path) -> None:
         self.encoder_adapter(masked_language_model, tmp_path / "adapter", "classifier")
         with pytest.raises(
-            ModelError, match=r"neither has weights for bert\.pooler.*random.*modules_to_save=\['classifier', 'pooler'\]"
+            ModelError, match=r"both lack weights for bert\.pooler.*random.*modules_to_save=\['classifier', 'pooler'\]"
         ):
             rm.load(tmp_path / "adapter")
 
@@ -110,7 +110,7 @@ class TestAdapters:
         expected = texts_alone(adapted, AutoTokenizer.from_pretrained(masked_language_model), ["a colour"])[:, 0]
         close(rewards.score([rm.Sample("", "a colour")]).values, expected)
         self.encoder_adapter(masked_language_model, tmp_path / "other", "classifier")
-        with pytest.raises(ModelError, match=r"other is an adapter .* neither has weights for bert\.pooler"):
+        with pytest.raises(ModelError, match=r"other is an adapter .* both lack weights for bert\.pooler"):
             rm.load({"provider": "lora-ensemble", "adapters": [str(tmp_path / "adapter"), str(tmp_path / "other")]})
 
     def test_whose_base_is_gone(self, base: Path, tmp_path: Path) -> None:
@@ -145,12 +145,12 @@ class TestRefused:
     def test_a_language_model(self, tmp_path: Path) -> None:
         save_language_model(tmp_path, make_tokenizer())
         with pytest.raises(
-            ModelError, match=r"no trained reward model: its checkpoint \(Qwen2ForCausalLM\).*score\.weight.*random"
+            ModelError, match=r"not a trained reward model: its checkpoint \(Qwen2ForCausalLM\).*score\.weight.*random"
         ):
             rm.load(tmp_path)
 
     def test_an_encoder_without_a_head(self, minilm_path: Path) -> None:
-        with pytest.raises(ModelError, match=r"no trained reward model.*classifier\.bias, classifier\.weight"):
+        with pytest.raises(ModelError, match=r"not a trained reward model.*classifier\.bias, classifier\.weight"):
             rm.load(minilm_path)
 
     def test_a_folder_without_a_tokenizer(self, tiny_decoder: MakeFolder, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ class TestRefused:
         folder = tiny_decoder()
         name = "model.layers.1.mlp.up_proj.weight"
         rewrite(folder, lambda tensors: tensors[name].__setitem__((0, 0), float("nan")))
-        with pytest.raises(ScoringError, match=f"non-finite score for 8 of 8 samples.*broken: {name} holds NaN") as caught:
+        with pytest.raises(ScoringError, match=f"non-finite score for 8 of 8 samples.*broken: {name} contains NaN") as caught:
             rm.load(folder).score(SAMPLES)
         assert caught.value.rows == frozenset(range(8))
         assert rm.load(folder, on_error="abstain").score(SAMPLES).abstained.all()
@@ -255,7 +255,7 @@ class TestManifest:
         with_manifest(folder)
         rewrite(folder, lambda tensors: tensors["score.weight"].mul_(1.01))
         with pytest.raises(
-            ManifestError, match=r"does not match the model: golden\[\d\]\.score: .* was written, .* is computed"
+            ManifestError, match=r"does not match the model: golden\[\d\]\.score: .* was recorded, .* is computed"
         ):
             rm.load(folder)
         provider = classifier(rm.load(folder, verify=False))
@@ -275,7 +275,7 @@ class TestManifest:
         folder, other = tiny_decoder(), tiny_decoder(adds_bos=True)
         with_manifest(folder)
         with pytest.raises(
-            ManifestError, match=r"golden\[\d\]\.token_ids: the tokenizer or the rendering makes other token ids"
+            ManifestError, match=r"golden\[\d\]\.token_ids: the tokenizer or the rendering gives other token ids"
         ):
             rm.load(folder, tokenizer=str(other))
 

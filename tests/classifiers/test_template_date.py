@@ -60,7 +60,7 @@ def score(reward: Any) -> float:
 
 def test_it_is_said_aloud_and_kept_while_the_reward_is_loaded(folder: Path) -> None:
     today = date.today()
-    with pytest.warns(UserWarning, match=f"writes today's date, .* told {today.isoformat()}; set `template_date`"):
+    with pytest.warns(UserWarning, match=f"writes today's date, .* uses {today.isoformat()} now; set `template_date`"):
         reward = rm.load(str(folder))
     assert f"Today: {today:%d %b %Y}\n" in reward.render(SAMPLE)
 
@@ -100,7 +100,7 @@ def test_loading_compares_a_sample_that_meets_the_template(tiny_decoder: MakeFol
     rm.load(str(folder))
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(f"Be kind.{template}")
-    with pytest.raises(ManifestError, match="the tokenizer or the rendering makes other token ids"):
+    with pytest.raises(ManifestError, match="the tokenizer or the rendering gives other token ids"):
         rm.load(str(folder))
 
 

@@ -129,7 +129,7 @@ class TestPickled:
         for folder in folders:
             pickled = pickle.dumps(rm.load(spec))
             change(next(folder.glob("*.safetensors")))
-            with pytest.raises(ModelError, match="its weights changed after it was loaded in the first one"):
+            with pytest.raises(ModelError, match="its weights changed after it was loaded in the first process"):
                 pickle.loads(pickled)
 
     def test_what_a_manifest_refuses_is_refused(self, tiny_decoder: MakeFolder) -> None:

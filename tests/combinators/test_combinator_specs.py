@@ -120,8 +120,11 @@ class TestMistakesInAFile:
             ("{from: 0}", ".to: a schedule needs the key 'to', which is missing."),
             ("{from: 0, to: 1, begin: 0}", ".begin: unknown key 'begin' for a schedule."),
             ("{from: 0, to: .inf}", ".to: must be a finite number, not inf."),
-            ("{from: 0, to: 1, start: 0.5, end: 0.5}", ": a schedule's `start` lies before its `end`"),
-            ("{from: 0, to: 1, end: 1.5}", ": a schedule's `start` lies before its `end`, both from 0 (training begins) to 1"),
+            ("{from: 0, to: 1, start: 0.5, end: 0.5}", ": a schedule's `start` must lie before its `end`"),
+            (
+                "{from: 0, to: 1, end: 1.5}",
+                ": a schedule's `start` must lie before its `end`, both between 0 (the training begins) and 1",
+            ),
         ],
     )
     def test_of_a_schedule_too(self, weight: str, message: str, here: Path) -> None:

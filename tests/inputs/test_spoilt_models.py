@@ -79,8 +79,8 @@ def test_what_is_no_text_is_refused(name: str, tiny_decoder: MakeFolder) -> None
 @pytest.mark.parametrize(
     ("announced", "message"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1e+09; 10,000 are the most"),
-        ({"num_labels": 10**9}, "num_labels is 1e+09; 1,000,000 are the most"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1e+09; the limit is 10,000"),
+        ({"num_labels": 10**9}, "num_labels is 1e+09; the limit is 1,000,000"),
         ({"text_config": {"n_layer": 10**9}}, "text_config.n_layer is 1e+09"),
         ({"hidden_size": 10**12}, ""),
         ({"vocab_size": 10**15}, ""),

@@ -141,7 +141,7 @@ class TestCheckLoss:
         [
             (lambda batch: (batch.winners - batch.losers).square(), "must be a scalar"),
             (lambda batch: (batch.winners - batch.losers).mean().log() * torch.nan, "the loss is nan"),
-            (lambda batch: torch.tensor(1.0, dtype=torch.float64), "does not depend on the rewards"),
+            (lambda batch: torch.tensor(1.0, dtype=torch.float64), "no gradient with respect to the rewards"),
             (lambda batch: (batch.losers - batch.winners).exp().mean(), "the loss is inf at rewards of 10000"),
         ],
     )

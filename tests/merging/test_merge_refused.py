@@ -50,7 +50,7 @@ class TestWhatCannotBeAveraged:
                 r"differs in its configuration: the shape of \S+q_proj.weight is \(64, 32\), not \(32, 32\); .*; and \d+ more",
             ),
             ({"num_labels": 2}, "differs in its configuration: "),
-            ({"chat_template": None}, "differs in its tokenizer: the chat template is another"),
+            ({"chat_template": None}, "differs in its tokenizer: the chat template"),
             ({"pad": "<|end|>"}, "differs in its configuration: pad_token_id is 1, not 0"),
             ({"adds_bos": True}, "differs in its "),
         ],
@@ -74,21 +74,23 @@ class TestWhatCannotBeAveraged:
         tokenizer = json.loads(path.read_text(encoding="utf-8"))
         tokenizer["model"]["merges"] = []
         path.write_text(json.dumps(tokenizer), encoding="utf-8")
-        self.refused("differs in its tokenization: the token ids of 'Name a colour.' is ", members[0], members[1], tmp_path)
+        self.refused("differs in its tokenization: the token ids of 'Name a colour.'", members[0], members[1], tmp_path)
 
     def test_broken_weights(self, members: list[Path], tmp_path: Path) -> None:
         rewrite(members[1], lambda tensors: tensors["score.weight"][0, :1].fill_(torch.nan))
-        self.refused("has broken weights: score.weight holds NaN", members[0], members[1], tmp_path)
+        self.refused("has broken weights: score.weight contains NaN", members[0], members[1], tmp_path)
 
     def test_a_model_that_is_none(self, members: list[Path], tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        self.refused("is no model folder", members[0], tmp_path / "empty", tmp_path)
+        self.refused("is not a model folder", members[0], tmp_path / "empty", tmp_path)
 
     @pytest.mark.parametrize(
         ("count", "weights"), [(1, None), (0, None), (2, [1]), (2, [1, -1]), (2, [0, 0]), (2, [1, float("nan")])]
     )
     def test_numbers_that_do_not_fit(self, count: int, weights: Any, tmp_path: Path) -> None:
-        with pytest.raises(SpecError, match=r"two models or more, not|weights: there must be one for each of the 2 models"):
+        with pytest.raises(
+            SpecError, match=r"needs at least two models, not|weights: there must be one for each of the 2 models"
+        ):
             merge_models(["a", "b"][:count], tmp_path / "out", weights=weights)
 
 
@@ -106,7 +108,7 @@ class TestOutput:
 
     def test_what_is_more_than_a_model_is_never_replaced(self, members: list[Path], tmp_path: Path) -> None:
         (tmp_path / "out" / "checkpoint-10").mkdir(parents=True)
-        with pytest.raises(ModelError, match="holds the folder checkpoint-10"):
+        with pytest.raises(ModelError, match="contains the folder checkpoint-10"):
             merge_models(names(*members), tmp_path / "out", overwrite=True)
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="file is not a folder"):
@@ -199,7 +201,7 @@ class TestProgram:
 
     def test_what_is_wrong_is_said_and_nothing_written(self, run: Any) -> None:
         for arguments, message in {
-            ("a",): "Error: Averaging takes two models or more, not 1.",
+            ("a",): "Error: Averaging needs at least two models, not 1.",
             ("a", "b", "--weights", "1,x"): "'1,x' is not a list of numbers such as 1,1,2.",
             ("a", "b", "--weights", "1"): "Error: weights: there must be one for each of the 2 models",
             ("a", "b", "--data", "absent.jsonl"): "Error: There is no file 'absent.jsonl'.",
@@ -215,6 +217,6 @@ class TestProgram:
         Path("merged").mkdir()
         Path("merged/note").touch()
         assert "merged is not empty" in run("a", "b", "-o", "merged").output
-        assert "holds something that is no model" in run("a", "b", "-o", "merged", "--overwrite").output
+        assert "is not empty and not a model" in run("a", "b", "-o", "merged", "--overwrite").output
         Path("merged/config.json").touch()
         assert run("a", "b", "-o", "merged", "--overwrite").exit_code == 0

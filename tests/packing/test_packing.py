@@ -145,7 +145,7 @@ class TestTheAttentionImplementation:
     @pytest.mark.parametrize(
         ("settings", "reason"),
         [
-            ({"packing": None}, "does not hand its keyword arguments to its attention"),
+            ({"packing": None}, "does not pass its keyword arguments to its attention"),
             ({"attention_mask": torch.zeros(1, 1, 1, 1)}, "has a mask of its own"),
             ({"softcap": 50.0}, "uses softcap"),
             ({"s_aux": torch.zeros(4), "position_bias": torch.zeros(4)}, "uses s_aux, position_bias"),

@@ -130,7 +130,7 @@ class TestGenerate:
         ("prompt", "message"),
         [
             ("rain " * 300, "row 4: the prompt has "),
-            ([*ASKED, {"role": "assistant", "content": "It is"}], "row 4: the prompt ends with a message of the assistant"),
+            ([*ASKED, {"role": "assistant", "content": "It is"}], "row 4: the prompt ends with an assistant message"),
             (None, "row 4: there is no 'prompt'"),
         ],
     )

@@ -129,7 +129,7 @@ class TestFingerprints:
 
         scorer.before = reloaded
         with remote(scorer, concurrency=1, deadline=0.5) as provider:
-            with pytest.raises(ScoringError, match="by one model: it changed from model-1 to model-2") as caught:
+            with pytest.raises(ScoringError, match="from one model: the model changed from model-1 to model-2") as caught:
                 provider.score(SAMPLES[:3])
             assert caught.value.rows == frozenset({0, 2})
 
@@ -137,11 +137,11 @@ class TestFingerprints:
         scorers = [Scorer(max_items=1), Scorer(max_items=1, fingerprint="model-2")]
         with serving(scorers[0], lifespan="off") as one, serving(scorers[1], lifespan="off") as other:
             provider = Remote(url=[one, other], protocol=Native(), concurrency=1)
-            with pytest.raises(ScoringError, match=r"Different models answer .*model-[12] and model-[12]"):
+            with pytest.raises(ScoringError, match=r"answers with different models: .*model-[12] and model-[12]"):
                 provider.score(many(12))
             provider.close()
 
-    @pytest.mark.parametrize(("served", "told"), [("model-1", "serves the model"), ("", "does not say which model")])
+    @pytest.mark.parametrize(("served", "told"), [("model-1", "serves the model"), ("", "does not report a fingerprint")])
     def test_another_model_than_the_spec_names_is_refused(self, served: str, told: str) -> None:
         with remote(Scorer(fingerprint=served), fingerprint="model-0") as provider, pytest.raises(ScoringError, match=told):
             provider.score(SAMPLES)
@@ -277,7 +277,7 @@ class TestRendering:
     def test_without_a_tokenizer_text_is_prompt_and_completion_and_a_conversation_fails_alone(self) -> None:
         scorer = Scorer()
         with remote(scorer, protocol=Texts()) as provider:
-            with pytest.raises(ScoringError, match="conversation that nothing here can render") as caught:
+            with pytest.raises(ScoringError, match="conversation and there is no tokenizer to render it") as caught:
                 provider.score([*SAMPLES, self.CHAT])
             assert caught.value.rows == frozenset({5})
             with pytest.raises(UnsupportedError):
@@ -322,7 +322,7 @@ class TestRendering:
                 found = tokenizer(item.text, add_special_tokens=server_adds)["input_ids"]
                 assert tuple(found) == item.token_ids
             else:
-                with pytest.raises(DataError, match="no text gives it the token ids"):
+                with pytest.raises(DataError, match="no text gives the token ids"):
                     _ = item.needed_text
         if not adds_bos:
             assert all(item.text is not None for item in items[:6])

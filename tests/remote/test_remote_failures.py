@@ -197,7 +197,7 @@ class TestFailures:
             return json_reply(400, {"error": "no"})
 
         scorer.before = sulky
-        with remote(scorer) as provider, pytest.raises(ScoringError, match=r"400: no .*too many were rejected"):
+        with remote(scorer) as provider, pytest.raises(ScoringError, match=r"400: no .*too many requests were rejected"):
             provider.score(many(640))
         assert len(scorer.bodies) < 300
 
@@ -205,7 +205,7 @@ class TestFailures:
         scorer = Scorer()
         odd = rm.Sample("Q: ", "odd", {"when": object()})
         with remote(scorer) as provider:
-            with pytest.raises(ScoringError, match="has no form in JSON") as caught:
+            with pytest.raises(ScoringError, match="JSON cannot represent") as caught:
                 provider.score([*SAMPLES, odd])
             assert caught.value.rows == frozenset({5})
         assert len(scorer.texts) == 5
@@ -224,7 +224,7 @@ class TestFailures:
         scorer.before = replies((307, {"location": "http://evil.example/v1/rewards?token=1"}, b""))
         with (
             remote(scorer) as provider,
-            pytest.raises(ScoringError, match=r"sends us to http://evil.example/v1/rewards\. Redirects are not"),
+            pytest.raises(ScoringError, match=r"a redirect to http://evil.example/v1/rewards\. Redirects are not"),
         ):
             provider.score(SAMPLES)
 
@@ -270,7 +270,7 @@ class TestFailures:
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": b"welcome"})
 
-        with serving(shop, lifespan="off") as url, pytest.raises(UnsupportedError, match="No protocol knows this server"):
+        with serving(shop, lifespan="off") as url, pytest.raises(UnsupportedError, match="No protocol recognizes this server"):
             rm.load(url).score(SAMPLES)
 
     def test_samples_that_are_too_long_fail_alone_and_so_do_those_that_equal_them(self) -> None:

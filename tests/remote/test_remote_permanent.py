@@ -80,7 +80,7 @@ class NoLogprobs(Starlette):
 
 PERMANENT: dict[str, tuple[Protocol, Callable[[], Any], str]] = {
     "vllm, no label": (VLLM(), lambda: FakeVLLM(outputs=head(3)), r"has 3 outputs.*label: NUMBER"),
-    "vllm, another label": (VLLM(label=3), lambda: FakeVLLM(outputs=head(3)), "none with the label 3"),
+    "vllm, another label": (VLLM(label=3), lambda: FakeVLLM(outputs=head(3)), "there is no label 3"),
     "vllm, for tokens": (VLLM(endpoint="pooling"), lambda: FakeVLLM(task="token_classify"), "pooler-config.task"),
     "vllm, no classifier": (VLLM(), lambda: FakeVLLM(task="token_classify"), r"501 to POST /classify.*--runner pooling"),
     "vllm, another model": (VLLM(model="other"), FakeVLLM, r"404 to POST /classify.*`other` does not exist.*GET /v1/models"),
@@ -164,6 +164,6 @@ def test_a_path_that_is_not_there_is_named_with_the_likely_cause(name: str) -> N
 def test_a_url_that_ends_with_a_version_is_named_as_the_cause(protocol: Protocol) -> None:
     with serving(judge(without_logprobs), lifespan="off") as url:
         provider = Remote(url=f"{url}/v1", protocol=protocol, tries=1)
-        with pytest.raises(RmPluginsError, match=r"The URL ends with /v1, .*leave that out"):
+        with pytest.raises(RmPluginsError, match=r"The URL ends with /v1, .*remove /v1 from the URL"):
             provider.score(SAMPLES[:2])
         provider.close()

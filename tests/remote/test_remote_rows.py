@@ -85,7 +85,9 @@ def test_a_server_that_reads_before_padding_is_not_sent_what_is_read_at_padding(
 ) -> None:
     folder, _ = decoder(tmp_path)
     with remote(protocol, app(), tokenizer=folder, read="last") as (provider, seen):
-        with pytest.raises(ScoringError, match=r"`read: last`.*this server reads the last one that is not.*vLLM, SGLang"):
+        with pytest.raises(
+            ScoringError, match=r"`read: last`.*this server reads the last token that is not padding.*vLLM, SGLang"
+        ):
             provider.score(SAMPLES)
         assert not seen.sent("/predict", "inputs")
         open_end = RenderedSample.of("four") if isinstance(protocol, TEI) else None
@@ -121,7 +123,7 @@ def test_a_server_of_which_nobody_knows_what_it_reads_is_sent_what_both_kinds_re
     assert texts(seen) == closed
     for other, message in (
         (spoken(), rf"`protocol: {{name: {spoken.name}, reads: last}}`"),
-        (spoken(reads="before-padding"), "reads the last one that is not"),
+        (spoken(reads="before-padding"), "reads the last token that is not padding"),
     ):
         with remote(other, app(), tokenizer=folder, read="last") as (provider, seen):
             with pytest.raises(ScoringError, match=message):
@@ -166,7 +168,7 @@ def test_a_pair_with_token_types_is_sent_as_two_texts_where_that_is_possible(tmp
         (OpenRLHF(), openrlhf, "Use a protocol that sends pairs"),
         (Swift(), swift, "ms-swift renders every sample as a conversation"),
         (Native(), lambda: native(lambda sample: 1.0), "Leave `pair` and `tokenizer` out"),
-        (VLLM(label=1), lambda: FakeVLLM(closes=True), "Leave the label out"),
+        (VLLM(label=1), lambda: FakeVLLM(closes=True), "Leave `label` out"),
     ],
 )
 def test_a_pair_with_token_types_is_refused_elsewhere(
@@ -186,7 +188,7 @@ def test_a_pair_with_token_types_that_is_cut_is_refused_alone(tmp_path: Path) ->
         with remote(protocol, app, tokenizer=folder, pair=True, max_length=16) as (provider, _):
             scores = provider.attempt([SAMPLES[1], long])
             assert list(scores.errors) == [1]
-            assert "is sent as its two whole texts" in str(scores.errors[1])
+            assert "can only be sent as two whole texts" in str(scores.errors[1])
 
 
 def test_a_pair_without_token_types_is_a_row_like_others(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_pair_without_token_types_is_a_row_like_others(tmp_path: Path) -> None
 def test_an_endpoint_of_pairs_is_not_sent_what_it_would_encode_otherwise(tmp_path: Path) -> None:
     folder, _ = decoder(tmp_path, pad="<|pad|>")
     with remote(VLLM(endpoint="score"), FakeVLLM(), tokenizer=folder) as (provider, seen):
-        with pytest.raises(ScoringError, match=r"has other token ids than the model's own rendering.*closes them with EOS"):
+        with pytest.raises(ScoringError, match=r"gives other token ids than the model's own rendering.*ends them with EOS"):
             provider.score(SAMPLES)
         assert not seen.sent("/score", "text_1")
     with remote(VLLM(endpoint="score"), FakeVLLM(), tokenizer=folder, append_eos=False) as (provider, seen):

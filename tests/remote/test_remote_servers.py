@@ -73,7 +73,7 @@ class TestSeveralServers:
             provider = Remote(url=[wrong, url], protocol=Native())
             assert provider.score(SAMPLES).values.tolist() == EXPECTED
             provider.close()
-        assert f"{wrong} is left out" in caplog.text
+        assert f"{wrong} is not used any more" in caplog.text
 
     def test_what_failed_on_one_is_tried_on_another_though_that_is_slower(self) -> None:
         broken, slow = Scorer(reward=lambda text: math.nan if "ccc" in text else reward_of(text)), Scorer()

@@ -67,8 +67,11 @@ def test_a_server_that_cuts_by_itself_is_sent_no_conversation_that_is_cut_here(t
     settings = {"tokenizer": folder, "chat_template": str(template), "max_length": 30}
     with remote(Swift(), swift(), **settings) as (provider, _):
         scores = provider.attempt(chats[1:])
-    assert "renders conversations by itself" in str(scores.errors[0])
-    with remote(Swift(), swift(prompt_tokens=99), **settings) as (provider, _), pytest.raises(ScoringError, match="made 99"):
+    assert "renders conversations itself" in str(scores.errors[0])
+    with (
+        remote(Swift(), swift(prompt_tokens=99), **settings) as (provider, _),
+        pytest.raises(ScoringError, match="has 99 tokens"),
+    ):
         provider.score(chats[:1])
 
 
@@ -111,11 +114,11 @@ def test_an_endpoint_of_pairs_says_it(protocol: Protocol, app: Callable[[], Any]
     expected = [logit(pair_tokens(one, other, closes=True)) for one, other in TWO_TEXTS]
     with remote(protocol, app()) as (provider, _):
         assert provider.score(SAMPLES).values.tolist() == pytest.approx(expected)
-    with remote(protocol, app(), pair=False) as (provider, _), pytest.raises(ScoringError, match="The spec says `pair: false`"):
+    with remote(protocol, app(), pair=False) as (provider, _), pytest.raises(ScoringError, match="The spec sets `pair: false`"):
         provider.score(SAMPLES)
 
 
-OPEN = "does not end texts with EOS"
+OPEN = "nor the client ends texts with EOS"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def test_others_are_not_warned_of(
     assert OPEN not in caplog.text
 
 
-BARE = "is sent texts as they are"
+BARE = "texts are sent unchanged to"
 
 
 @pytest.mark.parametrize(("protocol", "app"), [(OpenRLHF(), openrlhf), (OpenInference(), oip)])
@@ -189,7 +192,7 @@ def test_a_decoder_that_is_sent_two_texts_is_warned_of_though_they_have_no_eos(c
     with remote(VLLM(endpoint="score"), FakeVLLM(), append_eos=False) as (provider, _):
         for _ in range(2):
             provider.score(SAMPLES)
-    assert [record.message for record in caplog.records if "tokenizes prompts and completions apart" in record.message]
+    assert [record.message for record in caplog.records if "tokenizes prompts and completions separately" in record.message]
     assert OPEN not in caplog.text
 
 
@@ -215,4 +218,4 @@ def test_the_tokenizer_of_another_model_is_warned_of_once(
             for _ in range(2):
                 provider.attempt(SAMPLES)
             provider.close()
-            assert caplog.text.count("makes other token ids of a text than that of") == warnings
+            assert caplog.text.count("gives other token ids for a text than that of") == warnings

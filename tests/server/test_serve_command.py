@@ -168,12 +168,12 @@ def test_a_signal_has_the_reward_loaded_again(start: Start, tmp_path: Path) -> N
         assert first["fingerprint"] == ServedReward.load(str(spec)).fingerprint  # as in any other process
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         process.send(signal.SIGHUP)
-        process.said("Another reward scores")
+        process.said("The reward has changed: ")
         second = score(client, "x").json()
         assert [found["rewards"][0]["reward"] for found in (first, second)] == [1.0, 2.0]
         spec.write_text("{provider: constant}", encoding="utf-8")
         process.send(signal.SIGHUP)
-        process.said("the earlier one goes on")
+        process.said("the previous one stays in use")
         assert score(client, "x").json()["fingerprint"] == second["fingerprint"]
     process.send(signal.SIGINT)
     assert process.ended() == 0
@@ -192,10 +192,10 @@ def test_several_processes_count_load_again_are_replaced_and_end_together(start:
         assert "rm_plugins_samples_total 12.0" in client.get("/metrics").text
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
-        process.said("Another reward scores", times=2)
+        process.said("The reward has changed: ", times=2)
         assert {score(client, "x").json()["rewards"][0]["reward"] for _ in range(12)} == {2.0}
         os.kill(process.workers()[0], signal.SIGKILL)
-        process.said("another one takes its place")
+        process.said("it is replaced in")
         process.said("^Serving ", times=3)
         assert score(client, "x").status_code == 200
     process.send(signal.SIGTERM)
@@ -214,7 +214,7 @@ def test_a_process_serves_what_the_others_serve_or_nothing(start: Start, tmp_pat
 
         spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
         os.kill(process.workers()[0], signal.SIGKILL)
-        assert "put the files back" in process.said("What the spec names has changed", times=2)[0]
+        assert "restore the files" in process.said("The reward in the spec has changed", times=2)[0]
         assert scores() == {1.0}
         reload = {"X-RM-Plugins": "reload"}
         assert client.post("/v1/reload", headers=reload).json()["changed"]
@@ -223,9 +223,9 @@ def test_a_process_serves_what_the_others_serve_or_nothing(start: Start, tmp_pat
         spec.write_text("{provider: constant}", encoding="utf-8")
         assert client.post("/v1/reload", headers=reload).status_code == 500
         spec.write_text("{provider: constant, value: 3.0}", encoding="utf-8")
-        process.said("the earlier one goes on", times=2)
+        process.said("the previous one stays in use", times=2)
         os.kill(process.workers()[0], signal.SIGKILL)
-        process.said("What the spec names has changed: .*, and this server's processes serve", times=3)
+        process.said("The reward in the spec has changed: .*, but the server's processes serve", times=3)
         assert scores() == {2.0}
     process.send(signal.SIGTERM)
     process.ended()
@@ -240,7 +240,9 @@ class TestAgreement:
         one, other = "1" * 64, "2" * 64
         agreement.join(one)
         agreement.join(one)
-        with pytest.raises(ModelError, match="it is 222222222222 now, and this server's processes serve 111111111111"):
+        with pytest.raises(
+            ModelError, match="its fingerprint is now 222222222222, but the server's processes serve 111111111111"
+        ):
             agreement.join(other)
         agreement.renew()
         agreement.join(other)

@@ -89,7 +89,7 @@ class TestRewards:
             found = rewarded(client, [Sample("", "ab"), Sample("", "poison"), Sample("", "unreadable")])
             assert [entry.get("error") for entry in found["rewards"]] == [
                 None,
-                "the reward failed (ScoringError); the server's log has the reason",
+                "the reward failed (ScoringError); see the server's log for the reason",
                 "it cannot be read",
             ]
             assert values(found) == [2.0, None, None]
@@ -194,7 +194,7 @@ class TestWhatIsTaken:
     def test_other_rewards_take_no_rendered_ones(self, simple: httpx2.Client) -> None:
         assert simple.get("/v1/info").json()["rendered"] is False
         message = problem(simple.post("/v1/rewards", json={"samples": [{"text": "a"}]}), 422, "invalid")
-        assert "only a model can" in message
+        assert "only models can score" in message
 
     def test_limits(self, simple: httpx2.Client) -> None:
         sample = {"prompt": "", "completion": "x"}
@@ -204,10 +204,10 @@ class TestWhatIsTaken:
         answer = simple.post("/v1/rewards", json={"samples": [sample, long]}).json()["rewards"]
         assert answer == [
             {"index": 0, "reward": 1.0},
-            {"index": 1, "reward": None, "error": "It has 1,001 characters; at most 1,000 are taken."},
+            {"index": 1, "reward": None, "error": "It has 1,001 characters; the limit is 1,000."},
         ]
         told = problem(simple.post("/v1/rewards", json={"samples": [long]}), 422, "invalid")
-        assert told == "item 0: It has 1,001 characters; at most 1,000 are taken."
+        assert told == "item 0: It has 1,001 characters; the limit is 1,000."
         whole = json.dumps({"samples": [{**sample, "prompt": "x" * 20_000}]}).encode()
         headers = {"content-type": "application/json"}
         told = problem(simple.post("/v1/rewards", content=whole, headers=headers), 413, "too-large")
@@ -226,14 +226,14 @@ class TestWhatIsTaken:
             (b"", "body: Field required"),
             (b"null", "body"),
             (b"[]", "body"),
-            (b"{", "no JSON"),
-            (b'{"samples": NaN}', "NaN is no number"),
-            (b'{"samples": [{"prompt": "", "completion": "", "columns": {"a": -Infinity}}]}', "-Infinity is no number"),
+            (b"{", "not valid JSON"),
+            (b'{"samples": NaN}', "NaN is not a JSON number"),
+            (b'{"samples": [{"prompt": "", "completion": "", "columns": {"a": -Infinity}}]}', "-Infinity is not a JSON number"),
             (b'{"samples": ' + b"9" * 5_000 + b"}", ""),
             (b"[" * 100_000, ""),
             (b'{"samples": ' + b'{"a": ' * 50_000, ""),
-            (b'{"samples": ["\xff\xfe"]}', "no UTF-8"),
-            (b'{"samples": [{"prompt": "", "completion": "\xed\xa0\x80"}]}', "no UTF-8"),
+            (b'{"samples": ["\xff\xfe"]}', "not valid UTF-8"),
+            (b'{"samples": [{"prompt": "", "completion": "\xed\xa0\x80"}]}', "not valid UTF-8"),
             (b'{"samples": [{"prompt": "", "completion": "\\ud83d"}]}', "surrogate"),
             (b'{"samples": [{"prompt": "", "completion": ""}], "\\udc00": 1}', "surrogate"),
             (b'{"samples": [{"prompt": "", "completion": "", "columns": {"\\uDEAD": 1}}]}', "surrogate"),
@@ -284,7 +284,7 @@ class TestWhatIsTaken:
         monkeypatch.setattr(app.state.service, "render", broken)
         with serving(app) as url:
             response = httpx2.post(f"{url}/v1/render", json={"samples": []})
-        assert problem(response, 500, "failed") == "the server failed (KeyError); its log has the reason"
+        assert problem(response, 500, "failed") == "the server failed (KeyError); see its log for the reason"
         assert "/srv/secret" in caplog.text
 
     def test_a_hook_that_fails_is_the_servers_fault(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,7 +294,7 @@ class TestWhatIsTaken:
         registry = rm.Registry([SimpleNamespace(__name__="theirs", rm_scored=rm.hookimpl(rm_scored))])
         with served(rm.load({"provider": "constant", "value": 1.0}, registry=registry)) as client:
             response = client.post("/v1/rewards", json={"samples": [sample_to_json(SAMPLES[0])]})
-        assert problem(response, 500, "failed") == "the reward failed (PluginError); the server's log has the reason"
+        assert problem(response, 500, "failed") == "the reward failed (PluginError); see the server's log for the reason"
         assert "The plug-in 'theirs' failed in its hook rm_scored" in caplog.text
 
 

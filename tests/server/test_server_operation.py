@@ -99,7 +99,7 @@ class TestWatching:
 
     def test_a_reward_that_learns_from_its_clients_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
         create_app(rm.load({"provider": "constant", "value": 1.0, "transform": {"name": "zscore", "running": True}}))
-        assert "learns from what it scores" in caplog.text
+        assert "learns from the samples it scores" in caplog.text
 
     def test_the_description_is_whole(self, simple: httpx2.Client) -> None:
         found = simple.get("/openapi.json").json()
@@ -157,14 +157,14 @@ class TestReload:
         with served(ServedReward.load(str(spec))) as client:
             spec.write_text("{provider: constant, value: [}", encoding="utf-8")
             message = problem(client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}), 500, "failed")
-            assert "the earlier one goes on" in message
+            assert "the previous one stays in use" in message
             assert str(tmp_path) not in message
             assert values(rewarded(client, SAMPLES[:1])) == [1.0]
             spec.write_text("{provider: constant, value: 2.0}", encoding="utf-8")
             assert client.post("/v1/reload", headers={"X-RM-Plugins": "reload"}).json()["changed"]
             assert values(rewarded(client, SAMPLES[:1])) == [2.0]
             assert metric(client, "reloads_total") == 2
-        assert "could not be loaded again" in caplog.text
+        assert "could not be reloaded" in caplog.text
 
     def test_requests_that_waited_are_for_the_new_reward_to_take(
         self, tiny_decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +194,7 @@ class TestReload:
             until(lambda: client.get("/v1/info").json()["fingerprint"] != reward.fingerprint)
             may.set()
             assert running.result()["fingerprint"] == reward.fingerprint
-            assert "only a model can" in problem(taken.result(), 422, "invalid")
+            assert "only models can score" in problem(taken.result(), 422, "invalid")
             expected = rm.load(str(spec)).score(pair).values.tolist()
             assert [values(found.result()) for found in pairs] == [expected] * 8
             assert reloading.result().json()["changed"]

@@ -235,14 +235,16 @@ class TestNamedRewards:
 class TestModels:
     def test_an_id_that_cannot_be_loaded_says_what_was_tried(self) -> None:
         message = refused("nobody/no-such-model")
-        assert "'nobody/no-such-model' is no folder here, and as a model id it cannot be loaded: OSError: " in message
+        assert "'nobody/no-such-model' is not a folder here, and as a hub id it cannot be loaded: OSError: " in message
 
     def test_an_id_in_a_mapping_is_an_error_of_the_same_tree(self) -> None:
         assert "nobody/no-such-model" in refused({"provider": "sequence-classifier", "model": "nobody/no-such-model"})
 
     def test_a_folder_without_a_model(self, here: Path) -> None:
         (here / "empty").mkdir()
-        with pytest.raises(ModelError, match=r"empty is no model folder: it has neither config\.json nor adapter_config\.json"):
+        with pytest.raises(
+            ModelError, match=r"empty is not a model folder: it has neither config\.json nor adapter_config\.json"
+        ):
             load("empty")
 
 

@@ -1,6 +1,6 @@
-"""What the server understands: one dialect a file, each registered through the hook ``rm_register_dialects``.
+"""The dialects of the server, one per file, each registered through the hook ``rm_register_dialects``.
 
-Importing this package imports no web framework.
+Importing this package does not import a web framework.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Dialect", "Problem", "Scored", "Scorer", "rm_register_dialects", "sc
 
 @hookimpl
 def rm_register_dialects() -> Sequence[type[Dialect]]:
-    """The built-in dialects; none where the web framework, which the extra ``serve`` brings, is not installed."""
+    """The built-in dialects; none if the web framework (the extra ``serve``) is not installed."""
     if find_spec("fastapi") is None:
         return []
     from rm_plugins.server.dialects.oip import OpenInference

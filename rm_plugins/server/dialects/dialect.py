@@ -1,4 +1,4 @@
-"""What a dialect is, what its endpoints are handed to reach the reward, and how they tell an error. Imports no web framework."""
+"""The interface of dialects, the interface through which their endpoints score, and their errors. Imports no web framework."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
 Cause: TypeAlias = Literal[
-    "invalid",  # the request is not what the endpoint takes, or a sample of it cannot be scored
+    "invalid",  # the request is invalid, or one of its samples cannot be scored
     "too-large",
-    "unsupported",  # a body that is not sent as JSON, or is compressed
+    "unsupported",  # the body is not sent as JSON, or is compressed
     "unauthorized",
-    "forbidden",  # a page of another site, a name that is not the server's, or who may not operate it
+    "forbidden",  # a page of another site, a wrong name of the server, or a client that may not operate it
     "not-found",
     "overload",
     "unavailable",  # stopping, or not ready yet
@@ -39,23 +39,23 @@ STATUS: Mapping[Cause, int] = {
 Activation: TypeAlias = Literal["sigmoid", "identity", "softmax", "unknown"]
 
 NO_ACTIVATION: Mapping[str, str] = {
-    "softmax": "the model has several labels, of which a softmax is made elsewhere, and the reward is one number",
-    "unknown": "the model's configuration names an activation that is unknown here",
+    "softmax": "the model has several labels, so its activation is a softmax over them, but the reward is one number",
+    "unknown": "the model's configuration names an activation that rm-plugins does not know",
 }
-"""Why there is no activated number of an output."""
+"""Why an output cannot be activated."""
 
 _MOST_COMPLAINTS = 3
 
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """What a client is told in place of scores; becomes the body that its dialect has for errors.
+    """An error for the client; its dialect converts it to an error body.
 
     Args:
-        cause: Counted in the metrics by this name; decides the status unless `status` does.
-        message: For people, without anything of the server's inside.
-        status: The HTTP status where it is not the cause's usual one.
-        headers: Such as ``Retry-After``.
+        cause: The kind of error, under which it is counted in the metrics; decides the status unless `status` is set.
+        message: The message for the client, which must not reveal internals of the server.
+        status: The HTTP status, if it differs from the usual one of the cause.
+        headers: Headers of the answer, such as ``Retry-After``.
     """
 
     cause: Cause
@@ -70,12 +70,12 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """What a server makes of the output of a model.
+    """How another server would present the output of a model.
 
     Args:
-        label: What the model's configuration calls it; what transformers calls it where that says nothing.
-        activation: What vLLM applies to it unless it is told not to.
-        is_only: Whether the model has no other.
+        label: Its label in the model's configuration, or transformers' default label.
+        activation: The activation that vLLM applies by default.
+        is_only: Whether it is the model's only output.
     """
 
     label: str = "LABEL_0"
@@ -89,10 +89,10 @@ class Token:
 
     Args:
         id: Its id.
-        name: What the tokenizer calls it, such as ``Ġthe``.
+        name: Its name in the vocabulary, such as ``Ġthe``.
         is_special: Whether the tokenizer added it.
-        start: Where in the text it begins, in characters.
-        stop: Where it ends.
+        start: The position of its first character in the text.
+        stop: The position after its last character.
     """
 
     id: int
@@ -104,15 +104,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the reward says of the samples of one request, [N].
+    """The scores of the N samples of one request.
 
     Args:
-        values: The rewards; None where it abstained, and where it failed.
+        values: The rewards, [N]; None where the reward abstained or failed.
         details: Named per-sample extras, [N] each.
-        errors: By row, why there is no reward where it failed.
-        invalid: The rows among them that cannot be scored for what they are.
-        fingerprint: Of the reward that scored all of them.
-        metadata: Facts such as ``tokens`` and ``truncated``, for the whole request.
+        errors: The reason for each row at which the reward failed.
+        invalid: The rows of `errors` whose samples are invalid.
+        fingerprint: The fingerprint of the reward that scored all of them.
+        metadata: Facts about the whole request, such as ``tokens`` and ``truncated``.
     """
 
     values: Sequence[float | None]
@@ -124,37 +124,37 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """What the endpoints of a dialect are handed: the served reward, and what is known of the request that they answer."""
+    """The served reward, and information about the current request, for the endpoints of a dialect."""
 
     name: str
     """The model's name in answers."""
 
     names: Sequence[str]
-    """Every name that a request may call the model by; `name` is the first."""
+    """Every name by which a request may call the model; `name` is the first."""
 
     fingerprint: str
-    """Of the reward that scores now."""
+    """The fingerprint of the current reward."""
 
     max_items: int
-    """Most samples of a request."""
+    """The most samples of a request."""
 
     max_values: int
-    """Most values of a request's body; what comes as bytes counts like JSON."""
+    """The most values of a request's body; binary values count like JSON values."""
 
     eos_texts: Sequence[str] | None
-    """What ends the texts of a policy, as the server's settings say; None where they do not."""
+    """The texts of a policy's EOS tokens, from the server's settings; None if these do not set them."""
 
     @property
     def output(self) -> Output:
-        """What a server of this very model would make of its output."""
+        """How another server of the same model would present its output."""
 
     @property
     def load(self) -> int:
-        """How many requests wait or are scored."""
+        """The number of requests that wait or are being scored."""
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What ``GET /v1/info`` answers; ``rendered`` says whether texts and token ids are scored as they are."""
+        """The answer of ``GET /v1/info``; ``rendered`` is true if rendered texts and token ids can be scored."""
 
     @property
     def is_ready(self) -> bool:
@@ -162,31 +162,31 @@ class Scorer(Protocol):
 
     @property
     def request_id(self) -> str:
-        """The id of the request that is answered: the client's own, or one that the server gave it."""
+        """The id of the current request: the client's, or one that the server assigned."""
 
     async def score(self, samples: Sequence[Sample]) -> Scored:
-        """Score samples of the request that is answered; cancelling the call drops those that have not begun.
+        """Score samples of the current request; if the call is cancelled, samples that have not started are dropped.
 
         Raises:
-            Problem: Overload, stopping, too many samples, or a failure of the whole request.
+            Problem: The server is overloaded or stopping, there are too many samples, or the whole request failed.
         """
 
     async def render(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
-        """For each sample, what each model of the reward is given; see ``POST /v1/render``.
+        """For each sample, its rendering for each model of the reward; see ``POST /v1/render``.
 
         Raises:
             Problem: A sample cannot be rendered, or the server is stopping.
         """
 
     async def lengths(self, samples: Sequence[Sample]) -> list[int]:
-        """How many tokens each sample has before it is truncated, for the model that makes the most of it, [N]; 0 where nothing has tokens.
+        """The number of tokens of each sample before truncation, [N]: the largest over all models; 0 without a model.
 
         Raises:
             Problem: A sample cannot be rendered, or the server is stopping.
         """
 
     async def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
-        """The tokens of texts, however long, for each of which all models of the reward have the same.
+        """The tokens of texts of any length, which must be the same for all models of the reward.
 
         Raises:
             Problem: There is no model, models have different tokens, or the server is stopping.
@@ -196,51 +196,51 @@ class Scorer(Protocol):
         """The texts of token ids.
 
         Raises:
-            Problem: As `tokenize`; or a token id is unknown.
+            Problem: As for `tokenize`, or a token id is unknown.
         """
 
     async def reload(self) -> bool:
-        """Load the reward again; returns whether another one scores now.
+        """Reload the reward; returns whether it has changed.
 
         Raises:
-            Problem: It could not be loaded, and the earlier one stays in use.
+            Problem: It could not be loaded; the previous reward stays in use.
         """
 
 
 class Dialect(ABC):
-    """A family of endpoints that existing clients speak: a subclass sets `name`, and its constructor takes nothing."""
+    """A family of endpoints for existing clients. A subclass sets `name`; its constructor takes no arguments."""
 
     name: ClassVar[str]
-    """For metrics and logs."""
+    """The name in metrics and logs."""
 
     statuses: ClassVar[Mapping[Cause, int]] = {}
-    """The statuses of problems that its endpoints meet, where they are not those of `STATUS`."""
+    """The statuses of problems at its endpoints, where they differ from `STATUS`."""
 
     prefix: ClassVar[str] = ""
-    """Errors at paths that begin so, and that no dialect has, are told in the form of this one."""
+    """Errors at unknown paths with this prefix have the form of this dialect."""
 
     takes_binary: ClassVar[bool] = False
-    """Whether bodies may be compressed by gzip or deflate, may come without a Content-Type, and may have bytes behind their JSON as the
-    header ``Inference-Header-Content-Length`` says; the bytes are then `request.state.binary`, a memoryview, and the body is the JSON."""
+    """Whether bodies may be compressed with gzip or deflate, may lack a Content-Type, and may have bytes after their JSON, whose length is
+    in the header ``Inference-Header-Content-Length``. The bytes are then `request.state.binary`, a memoryview, and the body is the JSON."""
 
     samples_field: ClassVar[str] = ""
-    """The field of a body with a list of samples of which each can be refused by itself, such as for half of a surrogate pair; such a
-    body is refused as a whole where there is none."""
+    """The field of a body with a list of samples that can be refused one by one, for example for a lone surrogate. Without such a field,
+    the whole body is refused."""
 
     @abstractmethod
     def router(self, scorer: Scorer) -> APIRouter:
         """The endpoints, which score with `scorer` and use nothing else of the server.
 
-        Requests are limited, their keys checked, and errors told before and after them: what an endpoint raises becomes a `Problem`.
-        A path of GET that has a part ``health`` is open without a key.
+        Limits and keys are checked before an endpoint is called, and an exception that it raises becomes a `Problem`.
+        A GET path with a part ``health`` is open without a key.
         """
 
     def complaint(self, errors: Sequence[Mapping[str, Any]], body: Any) -> str:
-        """What is wrong with a body, from the errors that pydantic found in it: each with its place, the first three of them."""
+        """A message for pydantic's errors in a body: the first three, each with its place."""
         complaints: list[str] = []
         for error in errors:
             if error["type"] == "json_invalid":
-                complaints.append(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}")
+                complaints.append(f"the body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}")
                 continue
             path = ""
             for part in error["loc"]:
@@ -250,15 +250,15 @@ class Dialect(ABC):
         return "; ".join(complaints[:_MOST_COMPLAINTS] + more)
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
-        """The JSON that stands for a problem: the server's own where a dialect has no other."""
+        """The JSON body for a problem; by default the server's own form."""
         return {"error": {"cause": problem.cause, "message": problem.message, "request_id": request_id}}
 
 
 def check_model(scorer: Scorer, model: str) -> None:
-    """Refuse a request for another model.
+    """Check that a request names the served model.
 
     Raises:
-        Problem: `model` is none of the served one's names.
+        Problem: `model` is not one of its names.
     """
     if model not in scorer.names:
         served = " or ".join(map(repr, scorer.names))
@@ -266,7 +266,7 @@ def check_model(scorer: Scorer, model: str) -> None:
 
 
 def check_count(scorer: Scorer, number: int) -> None:
-    """Refuse more samples than a request may have, before anything is made of them.
+    """Check the number of samples of a request, before they are processed.
 
     Raises:
         Problem: There are too many.
@@ -276,18 +276,18 @@ def check_count(scorer: Scorer, number: int) -> None:
 
 
 def too_many(what: str, number: int, most: int) -> str:
-    """What a client is told that sends more than a request may have."""
-    return f"{number} {what}; at most {most} are taken at a time: send them in several requests, or serve with a larger --max-items"
+    """The message for a request with too many items."""
+    return f"{number} {what}, but a request may have at most {most}: split it, or serve with a larger --max-items"
 
 
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[float], Scored]:
-    """Score samples for an answer that has no way to say that a sample got no reward.
+    """Score samples for an answer that must have a number for every sample.
 
     Returns:
-        The rewards, [N], and everything else that is known of them.
+        The rewards, [N], and everything else that is known about them.
 
     Raises:
-        Problem: A sample has no reward, because it failed or because the reward abstained.
+        Problem: A sample has no reward, because scoring failed or the reward abstained.
     """
     scored = await scorer.score(samples)
     for row, message in scored.errors.items():
@@ -297,16 +297,17 @@ async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> tuple[list[flo
         if value is None:
             raise Problem(
                 "invalid",
-                f"the reward abstained from item {row}, and this endpoint's answer has no way to say so; POST /v1/rewards has",
+                f"the reward abstained on item {row}, which this endpoint cannot express; use POST /v1/rewards",
             )
         values.append(value)
     return values, scored
 
 
 def text_sample(scorer: Scorer, text: str | Sequence[int], *, add_special_tokens: bool = True) -> Sample:
-    """A text that came without a prompt, or token ids.
+    """The sample for a text without a prompt, or for token ids.
 
-    A reward of models alone scores it as it is. For any other it is a completion, for which no token ids can stand.
+    A reward that consists of models only scores the text or token ids unchanged. For any other reward, the text is a completion, and token
+    ids are refused.
 
     Raises:
         Problem: The reward takes no token ids.
@@ -316,4 +317,6 @@ def text_sample(scorer: Scorer, text: str | Sequence[int], *, add_special_tokens
         return RenderedSample.of(text, add_special_tokens=add_special_tokens)
     if isinstance(text, str):
         return Sample("", text)
-    raise Problem("invalid", "this server's reward is not made of models alone and takes no token ids: send text or messages")
+    raise Problem(
+        "invalid", "this server's reward does not consist of models only and takes no token ids: send text or messages"
+    )

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol, version 2: what clients of Triton, KServe and NeMo-Aligner's reward model server speak.
+"""The Open Inference Protocol, version 2, for clients of Triton, KServe and NeMo-Aligner's reward model server.
 
-Tried with tritonclient 2.73, PyTriton's client 0.7 and kserve's 0.21; what Triton's server answers was seen on 2.51.
+Tested with tritonclient 2.73, PyTriton's client 0.7 and kserve's 0.21; the answers follow those of Triton's server 2.51.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rm_plugins.server.dialects.oip_bodies import EXAMPLES, Index, Infer, Inferr
 _VERSION = "1"
 """The only version of the model."""
 _WORTH_PACKING = 1024
-"""Bytes from which on an answer is compressed for a client that takes it so."""
+"""The smallest answer, in bytes, that is compressed for a client that accepts compression."""
 _PHASES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
-"""Of Triton's statistics, of which the first two are counted here."""
+"""The phases in Triton's statistics; only the first two are counted here."""
 
 
 class OpenInference(DropIn):
@@ -39,7 +39,7 @@ class OpenInference(DropIn):
     statuses: ClassVar[Mapping[Cause, int]] = {"invalid": 400}
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
-        """A problem as the protocol tells it."""
+        """The error body of the protocol."""
         return {"error": problem.message}
 
     def router(self, scorer: Scorer) -> APIRouter:
@@ -75,11 +75,11 @@ class OpenInference(DropIn):
         async def all_statistics() -> dict[str, Any]:
             return statistics.of(scorer.name)
 
-        # A model's name may be a path, and so have slashes: the path with a version stands below, and is tried first.
+        # A model's name may be a path with slashes. Of the two routes, the one below (with a version) is registered and tried first.
         @router.get("/v2/models/{model:path}/ready", summary="Whether a model scores")
         @router.get("/v2/models/{model:path}/versions/{version}/ready", summary="Whether a version of it scores")
         async def model_ready(model: str, version: str = _VERSION) -> dict[str, Any]:
-            _check_served(scorer, model, version, status=400)  # as Triton answers it
+            _check_served(scorer, model, version, status=400)  # as Triton does
             _check_ready(scorer)
             return {"name": model, "ready": True}
 
@@ -136,7 +136,7 @@ class OpenInference(DropIn):
 
 @dataclass(slots=True)
 class _Statistics:
-    """How much this process scored, in the form of Triton's statistics."""
+    """Counts of this process in the form of Triton's statistics."""
 
     last: int = 0
     samples: int = 0
@@ -147,26 +147,26 @@ class _Statistics:
 
     @contextmanager
     def counting(self, samples: int) -> Iterator[None]:
-        """Count what the block scores as a success, unless it raises."""
-        begun = time.monotonic_ns()
+        """Count the samples of the block as a success, or as a failure if it raises."""
+        started = time.monotonic_ns()
         try:
             yield
         except BaseException:
             self.failures += 1
-            self.failure_ns += time.monotonic_ns() - begun
+            self.failure_ns += time.monotonic_ns() - started
             raise
         self.successes += 1
-        self.success_ns += time.monotonic_ns() - begun
+        self.success_ns += time.monotonic_ns() - started
         self.samples += samples
         self.last = time.time_ns() // 1_000_000
 
     def of(self, model: str) -> dict[str, Any]:
-        """The statistics of the only model by one of its names."""
-        told = {name: {"count": 0, "ns": 0} for name in _PHASES}
-        told["success"] = {"count": self.successes, "ns": self.success_ns}
-        told["fail"] = {"count": self.failures, "ns": self.failure_ns}
+        """The statistics of the only model, under one of its names."""
+        phases = {name: {"count": 0, "ns": 0} for name in _PHASES}
+        phases["success"] = {"count": self.successes, "ns": self.success_ns}
+        phases["fail"] = {"count": self.failures, "ns": self.failure_ns}
         counts = {"last_inference": self.last, "inference_count": self.samples, "execution_count": self.successes}
-        return {"model_stats": [{"name": model, "version": _VERSION, **counts, "inference_stats": told, "batch_stats": []}]}
+        return {"model_stats": [{"name": model, "version": _VERSION, **counts, "inference_stats": phases, "batch_stats": []}]}
 
 
 def _check_ready(scorer: Scorer) -> None:
@@ -175,7 +175,7 @@ def _check_ready(scorer: Scorer) -> None:
 
 
 def _check_served(scorer: Scorer, model: str, version: str, status: int = 0) -> None:
-    """Refuse another model, and another version of it, with the names that there are."""
+    """Check the model's name and version."""
     try:
         check_model(scorer, model)
         if version != _VERSION:
@@ -186,7 +186,7 @@ def _check_served(scorer: Scorer, model: str, version: str, status: int = 0) -> 
 
 
 def _sent(content: bytes, binary: bytes, accepted: str) -> Response:
-    """An answer with the bytes behind its JSON, compressed where the client takes it so and it is worth it."""
+    """An answer with the bytes after its JSON, compressed if the client accepts it and the answer is long enough."""
     headers = {JSON_LENGTH: str(len(content))} if binary else {}
     media_type = "application/octet-stream" if binary else "application/json"
     content += binary
@@ -194,7 +194,7 @@ def _sent(content: bytes, binary: bytes, accepted: str) -> Response:
         headers["Vary"] = "Accept-Encoding"
         codings = [coding.strip().lower() for coding in accepted.split(",")]
         for name, pack in (("gzip", gzip.compress), ("deflate", zlib.compress)):
-            if name in codings:  # with a weight of its own it may be refused, and is not taken
+            if name in codings:  # codings with a weight (";q=0") may be refused by the client, so they are not used
                 headers["Content-Encoding"] = name
                 return Response(pack(content), headers=headers, media_type=media_type)
     return Response(content, headers=headers, media_type=media_type)

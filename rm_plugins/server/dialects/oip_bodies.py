@@ -1,6 +1,6 @@
-"""What requests and answers of the Open Inference Protocol hold, and the samples and outputs that are made of it.
+"""The bodies of requests and answers of the Open Inference Protocol, and their conversion to samples and outputs.
 
-The tensors are those of NeMo-Aligner's `reward_model`: ``sentences``, or ``tokens`` with ``sequence_lengths``, give ``rewards``.
+The tensors have the names of NeMo-Aligner's `reward_model`: ``sentences``, or ``tokens`` with ``sequence_lengths``, give ``rewards``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rm_plugins.server.dialects.drop_in import RequestBody
 
 _IDS = ("input_ids", "token_ids", "tokens")
 _PADDING = ("attention_mask", "sequence_lengths")
-_IGNORED = ("add_EOS",)  # which NeMo-Aligner's server takes, and ignores as well
+_IGNORED = ("add_EOS",)  # NeMo-Aligner's server accepts and ignores it, too
 _INPUTS = (
-    "'sentences'; or 'prompts' and 'completions'; or one of 'input_ids', 'token_ids' and 'tokens', with 'attention_mask' or "
-    "'sequence_lengths' where rows are padded"
+    "'sentences', or 'prompts' and 'completions', or one of 'input_ids', 'token_ids' and 'tokens', with 'attention_mask' or "
+    "'sequence_lengths' if rows are padded"
 )
 _MOST_FP32 = float(np.finfo(np.float32).max)
 
@@ -40,18 +40,18 @@ class Tensor(RequestBody):
         description="[B] or [B, 1] for texts and lengths; [B, L] for token ids and their mask.",
     )
     datatype: str = Field(description="BYTES for texts; INT64 or INT32 for the others.")
-    data: list[Any] | None = Field(None, description="Row by row, flat or nested; absent where the tensor is binary.")
+    data: list[Any] | None = Field(None, description="Row by row, flat or nested; absent if the tensor is binary.")
     parameters: dict[str, Any] = Field(
-        {}, description="`binary_data_size`: how many of the bytes behind the JSON are this tensor's."
+        {}, description="`binary_data_size`: the number of bytes after the JSON that belong to this tensor."
     )
 
 
 class Output(RequestBody):
-    """An output that is asked for."""
+    """A requested output."""
 
     name: str
     parameters: dict[str, Any] = Field(
-        {}, description="`binary_data`: whether it is answered as bytes; `datatype`: FP32, the default, or FP64."
+        {}, description="`binary_data`: whether it is returned as bytes; `datatype`: FP32, the default, or FP64."
     )
 
 
@@ -61,15 +61,15 @@ _REWARDS = Output(name="rewards", parameters={})
 class Infer(RequestBody):
     """Texts, pairs of texts, or token ids to score."""
 
-    id: str | None = Field(None, description="Repeated in the answer.")
+    id: str | None = Field(None, description="Returned in the answer.")
     inputs: list[Tensor] = Field(min_length=1, fail_fast=True, description=f"{_INPUTS}.".replace("'", "`"))
     outputs: Annotated[list[Output], Field(fail_fast=True)] | None = Field(
-        None, description="`rewards`, which is the default, and details by their names."
+        None, description="`rewards`, the default, and details by their names."
     )
     parameters: dict[str, Any] = Field(
         {},
-        description="`add_special_tokens`: whether the tokenizer adds its own to `sentences`; false by default. `binary_data_output` "
-        "and `datatype`: what holds for all outputs that do not say it themselves.",
+        description="`add_special_tokens`: whether the tokenizer adds special tokens to `sentences`; false by default. "
+        "`binary_data_output` and `datatype`: the defaults for outputs that do not set them.",
     )
 
 
@@ -90,7 +90,7 @@ class Result(BaseModel):
 
 
 class Inferred(BaseModel):
-    """The outputs that were asked for."""
+    """The requested outputs."""
 
     model_name: str
     model_version: str
@@ -128,22 +128,22 @@ EXAMPLES: Any = {
 
 
 def samples_of(scorer: Scorer, body: Infer, binary: memoryview) -> list[Sample]:
-    """What a request has scored.
+    """The samples of a request.
 
     Args:
-        scorer: What scores it.
+        scorer: The scorer.
         body: The request.
-        binary: What stands behind its JSON.
+        binary: The bytes after its JSON.
 
     Raises:
-        Problem: The inputs are not those that a reward has, or too many.
+        Problem: The inputs are not those that the server takes, or there are too many.
     """
     tensors = _read(scorer, body, binary)
     match sorted(tensors):
         case ["sentences"]:
             add = body.parameters.get("add_special_tokens", False)
             if not isinstance(add, bool):
-                raise Problem("invalid", "parameters.add_special_tokens is true or false")
+                raise Problem("invalid", "parameters.add_special_tokens must be true or false")
             return [text_sample(scorer, text, add_special_tokens=add) for text in _texts(tensors["sentences"])]
         case ["completions", "prompts"]:
             prompts, completions = _texts(tensors["prompts"]), _texts(tensors["completions"])
@@ -151,7 +151,7 @@ def samples_of(scorer: Scorer, body: Infer, binary: memoryview) -> list[Sample]:
             return [Sample(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
     ids, padding = [name for name in tensors if name in _IDS], [name for name in tensors if name in _PADDING]
     if len(ids) != 1 or len(padding) > 1 or len(tensors) > len(ids) + len(padding):
-        raise Problem("invalid", f"the inputs are {', '.join(sorted(tensors)) or 'none'}; what this server takes is {_INPUTS}")
+        raise Problem("invalid", f"the inputs are {', '.join(sorted(tensors)) or 'none'}; this server takes {_INPUTS}")
     rows = _integers(tensors[ids[0]])
     for name in padding:
         rows = _without_padding(rows, ids[0], tensors[name])
@@ -165,28 +165,29 @@ def samples_of(scorer: Scorer, body: Infer, binary: memoryview) -> list[Sample]:
 
 
 def check_outputs(body: Infer) -> None:
-    """Refuse what is asked of outputs and cannot be given, before anything is scored.
+    """Check the requested outputs, before anything is scored.
 
     Raises:
-        Problem: An output is asked for twice, or in a form that there is not.
+        Problem: An output is requested twice, or in an unsupported form.
     """
     names = [output.name for output in body.outputs or ()]
     if len(set(names)) < len(names):
-        raise Problem("invalid", "an output is asked for twice")
+        raise Problem("invalid", "an output is requested twice")
     for output in body.outputs or [_REWARDS]:
         refused = [name for name in output.parameters if name == "classification" or name.startswith("shared_memory")]
         if refused:
             raise Problem(
-                "invalid", f"the output {output.name!r:.80} has the parameter {refused[0]!r:.80}, which this server has not"
+                "invalid",
+                f"the output {output.name!r:.80} has the parameter {refused[0]!r:.80}, which this server does not support",
             )
         _form(body, output)
 
 
 def answer_of(body: Infer, model: str, version: str, values: Sequence[float], scored: Scored) -> tuple[bytes, bytes]:
-    """The JSON of an answer, and the bytes behind it.
+    """The JSON of an answer, and the bytes after it.
 
     Raises:
-        Problem: An output that is asked for is not there, or no number of its datatype.
+        Problem: A requested output does not exist, or its datatype cannot represent a value.
     """
     results: list[Result] = []
     binary: list[bytes] = []
@@ -202,10 +203,10 @@ def answer_of(body: Infer, model: str, version: str, values: Sequence[float], sc
 
 
 def _read(scorer: Scorer, body: Infer, binary: memoryview) -> dict[str, Tensor]:
-    """The inputs by name, those that are binary with their data.
+    """The inputs by name; binary ones are decoded into their data.
 
     Raises:
-        Problem: Their bytes are not what the JSON says, an input is there twice, or they are too many or too large.
+        Problem: The bytes do not match the JSON, an input is repeated, or inputs are too large.
     """
     try:
         parts = binary_tensors.parts(binary, [{"name": tensor.name, "parameters": tensor.parameters} for tensor in body.inputs])
@@ -217,15 +218,16 @@ def _read(scorer: Scorer, body: Infer, binary: memoryview) -> dict[str, Tensor]:
         if tensor.name in _IGNORED:
             continue
         if tensor.name in tensors:
-            raise Problem("invalid", f"the input {tensor.name!r:.80} is there twice")
+            raise Problem("invalid", f"the input {tensor.name!r:.80} was sent twice")
         if any(name.startswith("shared_memory") for name in tensor.parameters):
             raise Problem(
-                "invalid", f"the input {tensor.name!r:.80} is in shared memory, which this server has not; send its data"
+                "invalid",
+                f"the input {tensor.name!r:.80} is in shared memory, which this server does not support; send its data",
             )
         if (part is None) == (tensor.data is None):
             has = "neither data nor" if part is None else "both data and"
             raise Problem(
-                "invalid", f"the input {tensor.name!r:.80} has {has} the parameter binary_data_size; one of them is right"
+                "invalid", f"the input {tensor.name!r:.80} has {has} the parameter binary_data_size; it must have one of them"
             )
         check_count(scorer, tensor.shape[0])
         size = math.prod(tensor.shape)
@@ -250,41 +252,50 @@ def _without_padding(rows: Sequence[Sequence[int]], ids: str, tensor: Tensor) ->
         for number, (mask, row) in enumerate(zip(padding, rows, strict=True)):
             if len(mask) != len(row) or not set(mask) <= {0, 1}:
                 raise Problem(
-                    "invalid", f"row {number} of attention_mask is not {len(row)} times 0 or 1, one for each of {ids}"
+                    "invalid", f"row {number} of attention_mask must have {len(row)} values of 0 or 1, one for each of {ids}"
                 )
-        return [[token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, padding, strict=True)]
+        return [
+            [token for token, is_token in zip(row, mask, strict=True) if is_token]
+            for row, mask in zip(rows, padding, strict=True)
+        ]
     for number, (length, row) in enumerate(zip(padding, rows, strict=True)):
         if len(length) != 1 or not 0 < length[0] <= len(row):
             raise Problem(
-                "invalid", f"row {number} of sequence_lengths is not one number from 1 to {len(row)}, the length of {ids}"
+                "invalid",
+                f"row {number} of sequence_lengths must be one number from 1 to {len(row)}, the length of its row in {ids}",
             )
     return [list(row[: length[0]]) for row, length in zip(rows, padding, strict=True)]
 
 
 def _check_rows(name: str, rows: int, other: str, others: int) -> None:
     if rows != others:
-        raise Problem("invalid", f"{name} has {rows} rows and {other} has {others}")
+        raise Problem("invalid", f"{name} has {rows} rows, but {other} has {others}")
 
 
 def _texts(tensor: Tensor) -> list[str]:
     """The texts of a tensor of the shape [B] or [B, 1]."""
     if tensor.datatype != "BYTES" or tensor.shape[1:] not in ([], [1]):
-        raise Problem("invalid", f"{tensor.name} is of {tensor.datatype} and {tensor.shape}; BYTES and [B] or [B, 1] is right")
+        raise Problem(
+            "invalid",
+            f"{tensor.name} has the datatype {tensor.datatype} and the shape {tensor.shape}; BYTES and [B] or [B, 1] are needed",
+        )
     values = _flat(tensor)
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise Problem("invalid", f"row {row} of {tensor.name} is {value!r:.80}; a text is right")
+            raise Problem("invalid", f"row {row} of {tensor.name} is {value!r:.80}; it must be a text")
     return values
 
 
 def _integers(tensor: Tensor) -> list[list[int]]:
     """The rows of a tensor of the shape [B, L]; [B] is taken as [B, 1]."""
     if tensor.datatype not in ("INT64", "INT32"):
-        raise Problem("invalid", f"{tensor.name} is of {tensor.datatype}; INT64 or INT32 is right")
+        raise Problem("invalid", f"{tensor.name} has the datatype {tensor.datatype}; INT64 or INT32 is needed")
     values, width = _flat(tensor), math.prod(tensor.shape[1:])
     for place, value in enumerate(values):
         if type(value) is not int:
-            raise Problem("invalid", f"row {place // width} of {tensor.name} has {value!r:.80} in it; integers are right")
+            raise Problem(
+                "invalid", f"row {place // width} of {tensor.name} contains {value!r:.80}; it must have integers only"
+            )
     return [values[start : start + width] for start in range(0, len(values), width)]
 
 
@@ -292,24 +303,24 @@ def _flat(tensor: Tensor) -> list[Any]:
     data = tensor.data or []
     nested = bool(data) and all(isinstance(row, list) for row in data)
     if nested and [len(data), *{len(row) for row in data}] != tensor.shape:
-        raise Problem("invalid", f"the data of {tensor.name} are lists of other lengths than the shape {tensor.shape}")
+        raise Problem("invalid", f"the lengths of the lists in the data of {tensor.name} do not match the shape {tensor.shape}")
     values = [value for row in data for value in row] if nested else data
     if len(values) != math.prod(tensor.shape):
         raise Problem(
             "invalid",
-            f"the data of {tensor.name} are {len(values)} values; the shape {tensor.shape} needs {math.prod(tensor.shape)}",
+            f"the data of {tensor.name} has {len(values)} values; the shape {tensor.shape} needs {math.prod(tensor.shape)}",
         )
     return values
 
 
 def _form(body: Infer, output: Output) -> tuple[str, bool]:
-    """The datatype of an output, and whether it is answered as bytes."""
+    """The datatype of an output, and whether it is returned as bytes."""
     datatype = output.parameters.get("datatype", body.parameters.get("datatype", "FP32"))
     if datatype not in ("FP32", "FP64"):
-        raise Problem("invalid", f"the output {output.name!r:.80} is asked for as {datatype!r:.80}; FP32 or FP64 is right")
+        raise Problem("invalid", f"the output {output.name!r:.80} is requested as {datatype!r:.80}; FP32 or FP64 is needed")
     is_binary = output.parameters.get("binary_data", body.parameters.get("binary_data_output", False))
     if not isinstance(is_binary, bool):
-        raise Problem("invalid", "the parameters binary_data and binary_data_output are true or false")
+        raise Problem("invalid", "the parameters binary_data and binary_data_output must be true or false")
     return datatype, is_binary
 
 
@@ -326,6 +337,6 @@ def _result(name: str, datatype: str, values: Sequence[float], scored: Scored) -
         if datatype == "FP32" and abs(number) > _MOST_FP32:
             raise Problem(
                 "invalid",
-                f"the output {name!r} of row {row} is {number}, which is beyond FP32; ask for it with the parameter datatype: FP64",
+                f"the output {name!r} of row {row} is {number}, which exceeds FP32; request it with the parameter datatype: FP64",
             )
     return Result(name=name, shape=[len(values), 1], datatype=datatype, data=numbers)

@@ -1,9 +1,9 @@
 """The endpoint of OpenRLHF's reward model server, for ``--reward.remote_url``.
 
-Written after OpenRLHF 0.11.2. A query is prompt and response as the policy's tokenizer decodes them, special tokens and EOS included.
-Models score it as it is, and no special tokens are added, as in OpenRLHF's own server; that one reads the last token of all, as a reward
-with ``read: last`` does. Any other reward is given prompt and completion, without the EOS. A query that is too long is truncated as the
-reward was trained, where OpenRLHF's server cuts off its end.
+Compatible with OpenRLHF 0.11.2. A query is prompt and response as decoded by the policy's tokenizer, including special tokens and EOS.
+Models score it unchanged and without additional special tokens, like OpenRLHF's own server. That server reads the very last token, like a
+reward with ``read: last``. Any other reward gets prompt and completion, without the EOS. A query that is too long is truncated as in the
+reward's training; OpenRLHF's server would cut off its end.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rm_plugins.server.dialects.queries import completion_of, without_eos
 
 
 class GetReward(RequestBody):
-    """Queries to score, and what else OpenRLHF's client knows of them."""
+    """Queries to score, with their prompts and labels."""
 
     query: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
         description="Prompt and response, one text for each."
     )
     prompts: Annotated[list[str | None], Field(fail_fast=True)] | None = Field(
         None,
-        description="The prompts alone, by which completions are compared; a reward that is not made of models alone is given prompt and "
-        "completion apart.",
+        description="The prompts. They identify the completions to compare, and split the queries for rewards that do not consist of "
+        "models only.",
     )
     labels: list[Any] | None = Field(
-        None, description="References. A reward that is not made of models alone finds each sample's in its column `label`."
+        None, description="References. A reward that does not consist of models only gets them in the column `label`."
     )
 
 
@@ -40,16 +40,16 @@ class Rewards(BaseModel):
     """One number per query, in the order of the queries."""
 
     rewards: list[float]
-    scores: list[float] = Field(description="The same; OpenRLHF reads scores for dynamic filtering.")
-    extra_logs: dict[str, list[float]] = Field(description="The reward's details that every query has.")
+    scores: list[float] = Field(description="The same numbers; OpenRLHF uses scores for dynamic filtering.")
+    extra_logs: dict[str, list[float]] = Field(description="The details of the reward that have a number for every query.")
 
 
 _EXAMPLES: Any = {
     "rollout": {
-        "summary": "What OpenRLHF's client sends for one rollout",
+        "summary": "A request of OpenRLHF's client for one rollout",
         "value": {"query": ["2+2?\nIt is 4.</s>"], "prompts": ["2+2?\n"], "labels": ["4"]},
     },
-    "older": {"summary": "What older clients send", "value": {"query": ["2+2?\nIt is 4.</s>", "2+2?\nIt is 5.</s>"]}},
+    "older": {"summary": "A request of older clients", "value": {"query": ["2+2?\nIt is 4.</s>", "2+2?\nIt is 5.</s>"]}},
 }
 
 
@@ -59,7 +59,7 @@ class OpenRLHF(DropIn):
     name: ClassVar[str] = "openrlhf"
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
-        """A problem as FastAPI tells it; OpenRLHF's client looks at the status alone."""
+        """The error body of FastAPI; OpenRLHF's client only checks the status."""
         return {"detail": problem.message}
 
     def router(self, scorer: Scorer) -> APIRouter:
@@ -93,7 +93,7 @@ def _samples(scorer: Scorer, body: GetReward) -> list[Sample]:
     samples: list[Sample] = []
     for row, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
         columns = {} if label is None else {"label": label}
-        if is_rendered and not query:  # which has no token to be scored at
+        if is_rendered and not query:  # it has no token to score
             raise Problem("invalid", f"item {row}: the query is empty")
         if is_rendered:
             samples.append(RenderedSample.of(query, add_special_tokens=False, prompt=prompt or "", columns=columns))

@@ -1,6 +1,6 @@
-"""Where a completion begins and ends in a query: prompt and completion in one text, as a policy's tokenizer decodes them.
+"""Splits queries, which are prompt and completion in one text, as decoded by a policy's tokenizer.
 
-The tokenizer itself is not known here. A text is split only where there is no doubt, and refused otherwise.
+The tokenizer is not known here. A text is split only if the place is unambiguous, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from rm_plugins.errors import DataError
 
 _SPECIAL = "|".join(
     [
-        r"<\|[^<>|\s]{1,64}\|>",  # Qwen, Llama 3, Phi, gpt-oss and their kin
+        r"<\|[^<>|\s]{1,64}\|>",  # Qwen, Llama 3, Phi, gpt-oss and similar models
         r"<\uff5c[^<>\uff5c\s]{1,64}\uff5c>",  # DeepSeek
         r"\[\|[^\[\]|\s]{1,64}\|\]",  # EXAONE
         r"</?s>",  # T5, Llama 2, Mistral
         r"<(?:bos|eos|pad|start_of_turn|end_of_turn)>",  # Gemma
     ]
 )
-"""What special tokens look like."""
+"""A pattern for special tokens."""
 _LAST = re.compile(rf"(?:{_SPECIAL})\Z")
 _LONGEST = 70
 _NOISE = re.compile(rf"{_SPECIAL}|\s+")
 _LEAST_OVERLAP = 16
-"""Characters that the end of a prompt and the beginning of a query must have in common to be the same place."""
+"""The smallest overlap, in characters, by which the end of a prompt is recognized at the beginning of a query."""
 
 
 def completion_of(query: str, prompt: str) -> str:
-    """What follows the prompt in a query.
+    """The text after the prompt in a query.
 
-    A query may differ from its prompt in spaces, special tokens and the form of its characters, as tokenizers change them, and may lack
-    the prompt's beginning, which trainers cut off where it is too long.
+    The query's prompt may differ from `prompt` in spaces, special tokens and Unicode normalization, because tokenizers change these. It may
+    also lack the beginning of the prompt, because trainers truncate long prompts.
 
     Raises:
-        DataError: It cannot be told where the prompt ends.
+        DataError: The end of the prompt cannot be determined.
 
     >>> completion_of("<|user|>2+2?<|assistant|>4", "<|user|>2+2?<|assistant|>")
     '4'
@@ -47,25 +47,26 @@ def completion_of(query: str, prompt: str) -> str:
         if query.startswith(form):
             return query[len(form) :]
     for form in forms:
-        end = _end_but_for_noise(query, form)
+        end = _end_ignoring_noise(query, form)
         if end is not None:
             return query[end:]
-    rest = query.lstrip("\ufffd")  # which is what is left of a character that was cut in two
+    rest = query.lstrip("\ufffd")  # the remains of a character that was cut in two
     overlaps = [] if prompt[:_LEAST_OVERLAP] == rest[:_LEAST_OVERLAP] else _overlaps(prompt, rest)
     if len(overlaps) == 1:
         return rest[overlaps[0] :]
     raise DataError(
-        f"It cannot be told where its prompt ends: the query begins with {query[:60]!r}, and the prompt with {prompt[:60]!r}. Send what "
-        "the policy's tokenizer decodes of prompt and completion together; or no prompts, and the whole query is the completion."
+        f"The end of its prompt cannot be determined: the query begins with {query[:60]!r}, and the prompt with {prompt[:60]!r}. Send "
+        "prompt and completion decoded together by the policy's tokenizer; or omit the prompts, and the whole query is the completion."
     )
 
 
 def without_eos(completion: str, eos_texts: Sequence[str] | None = None) -> str:
-    """A completion without the end-of-sequence tokens that a policy's tokenizer has left at its end as text.
+    """A completion without the EOS tokens that a policy's tokenizer has decoded as text at its end.
 
     Args:
-        completion: What the policy wrote.
-        eos_texts: These tokens. By default it is what looks like special tokens; ``</s>`` does not where it closes an ``<s>``, as in HTML.
+        completion: The completion.
+        eos_texts: The texts of the EOS tokens. By default, texts that look like special tokens are removed, except a ``</s>`` that closes
+            an ``<s>``, as in HTML.
 
     >>> without_eos("It is 4.<|im_end|>"), without_eos("<s>4</s> 5, no: <s>5</s>")
     ('It is 4.', '<s>4</s> 5, no: <s>5</s>')
@@ -80,14 +81,14 @@ def without_eos(completion: str, eos_texts: Sequence[str] | None = None) -> str:
 def _last_eos(completion: str, eos_texts: Sequence[str] | None) -> str:
     if eos_texts is not None:
         return next((text for text in eos_texts if text and completion.endswith(text)), "")
-    looks = _LAST.search(completion[-_LONGEST:])
-    if looks is None or (looks.group() == "</s>" and completion.count("<s>") >= completion.count("</s>")):
+    match = _LAST.search(completion[-_LONGEST:])
+    if match is None or (match.group() == "</s>" and completion.count("<s>") >= completion.count("</s>")):
         return ""
-    return looks.group()
+    return match.group()
 
 
-def _end_but_for_noise(query: str, prompt: str) -> int | None:
-    """Where the prompt ends in a query that begins like it but for spaces and special tokens; None where it does not."""
+def _end_ignoring_noise(query: str, prompt: str) -> int | None:
+    """The end of the prompt in a query that begins with it, ignoring spaces and special tokens; None if it does not."""
     letters = _NOISE.sub("", prompt)
     compared = place = 0
     for start, end in [*(noise.span() for noise in _NOISE.finditer(query)), (len(query), len(query))]:
@@ -102,7 +103,7 @@ def _end_but_for_noise(query: str, prompt: str) -> int | None:
 
 
 def _past_the_same_noise(query: str, place: int, prompt: str) -> int:
-    """Where in the query those spaces and special tokens end that the prompt ends with, as far as the query has them."""
+    """The position in the query after the spaces and special tokens at the end of the prompt, as far as the query has them."""
     ending: list[str] = []
     left = len(prompt)
     for noise in reversed(list(_NOISE.finditer(prompt))):
@@ -111,19 +112,19 @@ def _past_the_same_noise(query: str, place: int, prompt: str) -> int:
         ending.insert(0, noise.group())
         left = noise.start()
     for piece in ending:
-        there = _NOISE.match(query, place)
-        if there is None:
+        match = _NOISE.match(query, place)
+        if match is None:
             break
-        if piece.isspace() and there.group().isspace():
-            place += min(len(piece), len(there.group()))
-        elif there.group() == piece:
-            place = there.end()
+        if piece.isspace() and match.group().isspace():
+            place += min(len(piece), len(match.group()))
+        elif match.group() == piece:
+            place = match.end()
     return place
 
 
 def _overlaps(prompt: str, query: str) -> list[int]:
-    """How many of the query's first characters are the prompt's last, in every way in which that is so, the most first."""
-    longest = [0] * len(query)  # by place, of the beginnings of the query that end there (Knuth, Morris and Pratt, 1977)
+    """The lengths of all overlaps between the end of the prompt and the beginning of the query, longest first."""
+    longest = [0] * len(query)  # the failure function of Knuth, Morris and Pratt (1977)
     length = 0
     for place in range(1, len(query)):
         while length and query[place] != query[length]:

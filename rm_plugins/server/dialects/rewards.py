@@ -1,4 +1,4 @@
-"""The server's own endpoints: rewards with their details, abstentions and errors, and what the reward is."""
+"""The server's own endpoints: rewards with details, abstentions and errors, and information about the reward."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SAMPLE = {
     "oneOf": [
         {
             "title": "Prompt and completion",
-            "description": "Both are text, or both messages; the reward renders them. Columns are the others of a dataset's row.",
+            "description": "Both are text, or both are messages; the reward renders them. `columns` are other columns of a dataset row.",
             "type": "object",
             "properties": {"prompt": _TEXT_OR_MESSAGES, "completion": _TEXT_OR_MESSAGES, "columns": {"type": "object"}},
             "required": ["prompt", "completion"],
@@ -38,7 +38,7 @@ _SAMPLE = {
         },
         {
             "title": "Text",
-            "description": "A text that the model scores as it is.",
+            "description": "A text that the model scores unchanged.",
             "type": "object",
             "properties": {"text": {"type": "string"}, "add_special_tokens": {"type": "boolean", "default": True}},
             "required": ["text"],
@@ -46,7 +46,7 @@ _SAMPLE = {
         },
         {
             "title": "Token ids",
-            "description": "What the model is given.",
+            "description": "The input of the model.",
             "type": "object",
             "properties": {"token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}},
             "required": ["token_ids"],
@@ -72,24 +72,26 @@ class RewardsRequest(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": "step-7", "samples": _TWO_SAMPLES}]})
 
-    id: str | None = Field(None, description="Any text; the answer has it too.", max_length=1_000)
-    samples: list[AnySample] = Field(fail_fast=True, description="What is scored; at most `max_items` of GET /v1/info.")
-    details: bool = Field(True, description="Whether the answer has the details of the rewards.")
+    id: str | None = Field(None, description="Any text; it is returned in the answer.", max_length=1_000)
+    samples: list[AnySample] = Field(
+        fail_fast=True, description="The samples to score, at most `max_items` (see GET /v1/info)."
+    )
+    details: bool = Field(True, description="Whether the answer includes the details of the rewards.")
 
 
 class Reward(BaseModel):
     """The reward of one sample."""
 
-    index: int = Field(description="The sample's place in the request, from 0.")
-    reward: float | None = Field(description="Null where the reward abstained and where it failed.")
-    error: str | None = Field(None, description="Why there is no reward, where it failed; absent otherwise.")
+    index: int = Field(description="The position of the sample in the request, from 0.")
+    reward: float | None = Field(description="Null if the reward abstained or failed.")
+    error: str | None = Field(None, description="Why the reward failed; absent if it did not.")
 
 
 class Usage(BaseModel):
-    """What a request took."""
+    """The size of a request."""
 
     samples: int
-    tokens: int = Field(description="Of all samples, after truncation; 0 where no model scored.")
+    tokens: int = Field(description="Tokens of all samples after truncation; 0 if no model scored.")
     truncated: int = Field(description="Samples that were too long for the model and lost the beginning of their prompt.")
 
 
@@ -114,15 +116,15 @@ class RewardsAnswer(BaseModel):
 
     id: str | None
     model: str
-    fingerprint: str = Field(description="Changes with the weights, the rendering and the spec of what scored.")
-    manifests: dict[str, str] = Field(description="By path in the spec, the SHA-256 of a model's reward manifest.")
+    fingerprint: str = Field(description="Changes with the weights, the rendering and the spec of the reward.")
+    manifests: dict[str, str] = Field(description="The SHA-256 of each model's reward manifest, by path in the spec.")
     rewards: list[Reward]
     details: dict[str, list[float | None]] = Field(description="Named extras, one per sample, such as members' scores.")
     usage: Usage
 
 
 class Info(BaseModel):
-    """What is served."""
+    """The served reward and its limits."""
 
     protocol: str = Field(examples=["rm-plugins/1"])
     server: str = Field(examples=["rm-plugins 0.1.0"])
@@ -130,18 +132,18 @@ class Info(BaseModel):
     fingerprint: str
     manifests: dict[str, str]
     max_items: int
-    rendered: bool = Field(description="Whether texts and token ids are taken, which only models can score.")
+    rendered: bool = Field(description="Whether rendered texts and token ids are accepted; only models can score them.")
     reads: dict[str, Literal["last", "before-padding"] | None] = Field(
-        description="By path in the spec, which token of a text the head of a model reads: its very last, or the last that is not padding; "
-        "null for an encoder. Set by `read` in the spec."
+        description="The token of a text that the head of each model reads, by path in the spec: the very last one, or the last one that "
+        "is not padding; null for an encoder. Set by `read` in the spec."
     )
     pair: bool | None = Field(
-        description="Whether the models encode prompt and completion as a pair, as cross-encoders do; null where it is not known of one, "
-        "which then scores none. Set by `pair` in the spec."
+        description="Whether the models encode prompt and completion as a pair, like cross-encoders; null if this is unknown for a model, "
+        "which then scores no prompts with completions. Set by `pair` in the spec."
     )
     templates: bool = Field(description="Whether all models render conversations with a chat template.")
     max_length: int | None = Field(
-        description="Most tokens that every model takes; longer texts are truncated as it was trained."
+        description="The most tokens that every model takes; longer texts are truncated as in its training."
     )
     spec: dict[str, Any] | None
 
@@ -155,10 +157,10 @@ class RenderRequest(_Strict):
 
 
 class Rendering(BaseModel):
-    """What a model is given for a sample."""
+    """The input of a model for a sample."""
 
     model: str
-    path: str = Field(description="In the spec.")
+    path: str = Field(description="The path of the model in the spec.")
     text: str
     tokens: list[str]
     token_ids: list[int]
@@ -166,20 +168,20 @@ class Rendering(BaseModel):
 
 
 class RenderAnswer(BaseModel):
-    """For each sample, what each model makes of it; models that make the same are named once."""
+    """The renderings of each sample; models with equal renderings are listed once."""
 
     renderings: list[list[Rendering]]
 
 
 class ReloadAnswer(BaseModel):
-    """Whether another reward scores now."""
+    """The current reward, and whether it has changed."""
 
     fingerprint: str
     changed: bool
 
 
 class Native(Dialect):
-    """The server's own: /v1/rewards, with details, abstentions and errors."""
+    """The server's own dialect: /v1/rewards, with details, abstentions and errors."""
 
     name: ClassVar[str] = "rm-plugins"
     samples_field: ClassVar[str] = "samples"
@@ -190,7 +192,7 @@ class Native(Dialect):
 
         @router.post("/v1/rewards", response_model=RewardsAnswer, response_model_exclude_none=False)
         async def rewards(body: RewardsRequest) -> Response:
-            """Score samples. What is wrong with one of them is said in its place, and the others are scored."""
+            """Score samples. An invalid sample gets an error at its position, and the others are scored."""
             samples, errors = _samples(scorer, body.samples)
             if errors and not samples:
                 raise _problem(errors)
@@ -224,12 +226,12 @@ class Native(Dialect):
 
         @router.get("/v1/info", response_model=Info)
         async def info() -> Response:
-            """What is served, and what it takes."""
+            """The served reward, and the requests that it accepts."""
             return _json(scorer.info)
 
         @router.post("/v1/render", response_model=RenderAnswer)
         async def render(body: RenderRequest) -> Response:
-            """The texts and tokens that the models of the reward are given; none where nothing renders."""
+            """The texts and tokens that the models of the reward get; empty if the reward has no model."""
             samples, errors = _samples(scorer, body.samples)
             if errors:
                 raise _problem(errors)
@@ -237,11 +239,11 @@ class Native(Dialect):
 
         @router.post("/v1/reload", response_model=ReloadAnswer)
         async def reload(request: Request) -> Response:
-            """Load the spec again, and score with it from the next batch on. Where it cannot be loaded, nothing changes."""
+            """Reload the spec, and score with it from the next batch on. If it cannot be loaded, nothing changes."""
             if not request.state.may_operate:
                 raise Problem(
                     "forbidden",
-                    "without a key, only this machine may ask for it, with the header X-RM-Plugins: reload; or send the process SIGHUP",
+                    "a server without keys reloads only on requests from this machine with the header X-RM-Plugins: reload, or on SIGHUP",
                 )
             changed = await scorer.reload()
             return _json({"fingerprint": scorer.fingerprint, "changed": changed})
@@ -250,7 +252,7 @@ class Native(Dialect):
 
 
 def _samples(scorer: Scorer, values: Sequence[Any]) -> tuple[dict[int, Sample], dict[int, str]]:
-    """The samples by row, and what is wrong with those that are none."""
+    """The samples by row, and the errors of invalid samples by row."""
     check_count(scorer, len(values))
     samples: dict[int, Sample] = {}
     errors: dict[int, str] = {}

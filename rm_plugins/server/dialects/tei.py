@@ -1,8 +1,8 @@
-"""The endpoints of text-embeddings-inference (TEI), whose clients need nothing but another URL.
+"""The endpoints of text-embeddings-inference (TEI); its clients only need another URL.
 
-Written after the sources of TEI 1.9.3. A text that is too long is truncated as the reward was trained, where TEI cuts off its end, unless
-the request asks for something else: then it is refused. ``POST /rerank`` and ``POST /tokenize`` are paths of vLLM's, too:
-`rm_plugins.server.dialects.vllm` has them, and calls `rerank` and `tokenize` here for a body in TEI's form.
+Compatible with TEI 1.9.3, from its source. A text that is too long is truncated as in the reward's training (TEI cuts off its end), or
+refused if the request asks for another truncation. vLLM also has the paths ``POST /rerank`` and ``POST /tokenize``:
+`rm_plugins.server.dialects.vllm` defines them, and calls `rerank` and `tokenize` of this module for a body in TEI's form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rm_plugins.server.dialects.dialect import NO_ACTIVATION, Cause, Problem, Sc
 from rm_plugins.server.dialects.drop_in import DropIn, RequestBody, cuts_at, probability
 
 VERSION = "1.9.3"
-"""The version of TEI whose requests and answers these are."""
+"""The version of TEI with which requests and answers are compatible."""
 
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "Validation",
@@ -39,23 +39,24 @@ _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fas
 
 
 class _Parameters(RequestBody):
-    """What huggingface_hub's ``text_classification`` sends beside the text."""
+    """The parameters that huggingface_hub's ``text_classification`` sends with the text."""
 
     function_to_apply: Literal["none", "sigmoid"] | None = None
 
 
 class _Options(RequestBody):
-    raw_scores: bool = Field(False, description="Give the reward itself, not its sigmoid.")
+    raw_scores: bool = Field(False, description="Return the reward itself, not its sigmoid.")
     truncate: bool | None = Field(
-        None, description="False to refuse what is too long for the model; else it is truncated as the reward was trained."
+        None,
+        description="False refuses texts that are too long for the model; otherwise they are truncated as in the reward's training.",
     )
     truncation_direction: Literal["Left", "left", "Right", "right"] | None = Field(
-        None, description="What is too long for the model is refused where the reward truncates on the other side."
+        None, description="A text that is too long for the model is refused if the reward truncates on the other side."
     )
 
     @property
     def is_raw(self) -> bool:
-        """Whether the reward itself is asked for."""
+        """Whether the reward itself is requested."""
         return self.raw_scores
 
 
@@ -63,7 +64,7 @@ class Predict(_Options):
     """Texts, or pairs of a prompt and a completion, to score."""
 
     parameters: _Parameters | None = Field(
-        None, description="`function_to_apply: none` is `raw_scores`, of which TEI itself takes no notice."
+        None, description="`function_to_apply: none` means `raw_scores`; TEI itself ignores it."
     )
 
     inputs: str | _Text | _Pair | Annotated[list[_Text | _Pair], Field(min_length=1, fail_fast=True)] = Field(
@@ -72,17 +73,17 @@ class Predict(_Options):
 
     @property
     def is_raw(self) -> bool:
-        """Whether the reward itself is asked for, in one way or the other."""
+        """Whether the reward itself is requested, by either field."""
         return self.raw_scores or (self.parameters is not None and self.parameters.function_to_apply == "none")
 
     @property
     def is_batch(self) -> bool:
-        """Whether there may be several texts or pairs, even if there is one."""
+        """Whether the inputs are a batch, even of one text or pair."""
         return not isinstance(self.inputs, str) and not isinstance(self.inputs[0], str)
 
     @property
     def items(self) -> list[list[str]]:
-        """Each text or pair by itself."""
+        """The texts and pairs, as lists of one or two texts."""
         if isinstance(self.inputs, str):
             return [[self.inputs]]
         texts = [item for item in self.inputs if isinstance(item, str)]
@@ -102,11 +103,11 @@ class Tokenize(RequestBody):
 
     inputs: str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     add_special_tokens: bool = True
-    prompt_name: None = Field(None, description="The reward has no prompts to choose from.")
+    prompt_name: None = Field(None, description="Not supported, because the reward has no named prompts.")
 
 
 class SimpleToken(BaseModel):
-    """A token, and the bytes of the text from which to which it stands; null for one that the tokenizer added."""
+    """A token and its first and last byte in the text; null for a token that the tokenizer added."""
 
     id: int
     text: str
@@ -123,14 +124,14 @@ class Decode(RequestBody):
 
 
 def is_for_tei(body: Any) -> bool:
-    """Whether a request is in TEI's form, where vLLM has the same path."""
+    """Whether a body is in TEI's form rather than vLLM's, at a path that both have."""
     if not isinstance(body, Mapping):
         return False
     return any(name in body for name in ("texts", "inputs")) and not any(name in body for name in ("documents", "prompt"))
 
 
 OR_VLLM = Discriminator(lambda body: "tei" if is_for_tei(body) else "vllm")
-"""Tells TEI's bodies from vLLM's."""
+"""Distinguishes TEI's bodies from vLLM's."""
 
 AnyBody: TypeAlias = Annotated[
     Annotated[Predict, Tag("predict")] | Annotated[Rerank, Tag("rerank")],
@@ -139,14 +140,14 @@ AnyBody: TypeAlias = Annotated[
 
 
 class Prediction(BaseModel):
-    """A score and what it is the score of: the reward has one output, with one name."""
+    """A score and its label; the reward has one output, so there is one label."""
 
     score: float
     label: str
 
 
 class Rank(BaseModel):
-    """A completion's score, where the request had it, and the completion itself if it was asked for."""
+    """A completion's score and position in the request, and the completion itself if it was requested."""
 
     index: int
     text: str | None = None
@@ -158,19 +159,19 @@ _EXAMPLES: Any = {
     "pair": {"summary": "One pair of prompt and completion", "value": {"inputs": ["2+2?\n", "4"], "raw_scores": True}},
     "batch": {"summary": "A batch of texts and pairs", "value": {"inputs": [["2+2?\n4"], ["2+2?\n", "5"]], "raw_scores": True}},
 }
-RANKS: Any = {"tei": {"summary": "As TEI has it", "value": {"query": "2+2?\n", "texts": ["4", "5"], "raw_scores": True}}}
-TOKENS: Any = {"tei": {"summary": "As TEI has it", "value": {"inputs": ["2+2?", "4"]}}}
+RANKS: Any = {"tei": {"summary": "In TEI's form", "value": {"query": "2+2?\n", "texts": ["4", "5"], "raw_scores": True}}}
+TOKENS: Any = {"tei": {"summary": "In TEI's form", "value": {"inputs": ["2+2?", "4"]}}}
 _IDS: Any = {"ids": {"summary": "Token ids", "value": {"ids": [[5, 6, 7], [5]]}}}
 
 
 class TEI(DropIn):
-    """text-embeddings-inference: /predict, /decode and /info; /rerank and /tokenize are among vLLM's."""
+    """text-embeddings-inference: /predict, /decode and /info; the dialect of vLLM has /rerank and /tokenize."""
 
     name: ClassVar[str] = "tei"
     statuses: ClassVar[Mapping[Cause, int]] = {"too-large": 422, "failed": 424}  # an oversized batch fails TEI's validation
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
-        """A problem as TEI tells it."""
+        """The error body of TEI."""
         return {"error": problem.message, "error_type": _ERROR_TYPES[problem.cause]}
 
     def router(self, scorer: Scorer) -> APIRouter:
@@ -186,8 +187,8 @@ class TEI(DropIn):
             predictions = [[Prediction(score=_score(value, body), label=scorer.output.label)] for value in values]
             return predictions if body.is_batch else predictions[0]
 
-        # TEI has a reranker's /rerank here, and a classifier's /predict; a model of one output is either.
-        @router.post("/", summary="The same as /predict or /rerank, as the body has it", response_model_exclude_none=True)
+        # At this path, TEI serves /rerank for a reranker and /predict for a classifier; a model with one output is either.
+        @router.post("/", summary="The same as /predict or /rerank, depending on the body", response_model_exclude_none=True)
         async def either(
             body: Annotated[AnyBody, Body(openapi_examples=_EXAMPLES | RANKS)],
         ) -> list[Prediction] | list[list[Prediction]] | list[Rank]:
@@ -203,11 +204,11 @@ class TEI(DropIn):
 
         @router.get("/info", summary="What is served")
         async def info() -> dict[str, Any]:
-            # Of the fields that TEI has, those are left empty of which a reward says nothing, or that stand for settings of TEI alone.
+            # Fields of TEI that do not apply to a reward, or that are settings of TEI only, are null.
             return {
                 "model_id": scorer.name,
                 "model_sha": None,
-                "model_dtype": "float32",  # of the answers; a client wants a text here
+                "model_dtype": "float32",  # the type of the answers, because a client requires a text here
                 "model_type": {"reranker": {"id2label": {"0": scorer.output.label}, "label2id": {scorer.output.label: 0}}},
                 "max_concurrent_requests": None,
                 "max_input_length": None,
@@ -231,13 +232,13 @@ async def rerank(scorer: Scorer, body: Rerank) -> list[Rank]:
     """The completions of a prompt by their scores, the best first."""
     _check_size(scorer, len(body.texts))
     values = await _scored(scorer, body, [_pair(row, body.query, text) for row, text in enumerate(body.texts)])
-    order = sorted(range(len(values)), key=lambda row: values[row])[::-1]  # of equal ones, TEI has the last first
+    order = sorted(range(len(values)), key=lambda row: values[row])[::-1]  # TEI puts the last of equal scores first
     texts = body.texts if body.return_text else [None] * len(values)
     return [Rank(index=row, text=texts[row], score=_score(values[row], body)) for row in order]
 
 
 async def tokenize(scorer: Scorer, body: Tokenize) -> list[list[SimpleToken]]:
-    """The tokens of texts, and where in their bytes they are."""
+    """The tokens of texts, and their positions in bytes."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     _check_size(scorer, len(texts))
     rows = await scorer.tokenize(texts, add_special_tokens=body.add_special_tokens)
@@ -265,7 +266,9 @@ async def _scored(scorer: Scorer, body: _Options, samples: Sequence[Sample]) -> 
     if scored.metadata.get("truncated", 0):
         side = cuts_at(scorer, samples)
         if body.truncate is False:
-            raise Problem("invalid", "`inputs` are too long for the model, and truncate is false")
+            raise Problem(
+                "invalid", "`inputs` are too long for the model, and truncate is false; shorten them or set it to true"
+            )
         if body.truncation_direction not in (None, side, side.capitalize()):
             raise Problem(
                 "invalid",
@@ -275,7 +278,7 @@ async def _scored(scorer: Scorer, body: _Options, samples: Sequence[Sample]) -> 
 
 
 def _check_size(scorer: Scorer, size: int) -> None:
-    if size > scorer.max_items:  # in TEI's words, by which clients know to split a batch
+    if size > scorer.max_items:  # TEI's message, by which clients know to split a batch
         raise Problem("too-large", f"batch size {size} > maximum allowed batch size {scorer.max_items} (--max-items)")
 
 

@@ -1,9 +1,9 @@
-"""The endpoints of vLLM's pooling models, whose clients need nothing but another URL.
+"""The endpoints of vLLM's pooling models; its clients only need another URL.
 
-Written after the sources of vLLM 0.32.0 and 0.33.0. As there, a score is the sigmoid of the reward unless ``use_activation`` is false, or
-the model's configuration says ``problem_type: regression``. A request for something that would change the reward, such as another template,
-is refused. A text that is too long is truncated as the reward was trained, where vLLM refuses it unless ``truncate_prompt_tokens`` is set.
-``POST /v1/embeddings`` is for clients of SGLang's reward models, which is where they find the reward there.
+Compatible with vLLM 0.32.0 and 0.33.0, from their source. As in vLLM, a score is the sigmoid of the reward unless ``use_activation`` is
+false or the model's configuration has ``problem_type: regression``. Requests for anything that would change the reward, such as another
+template, are refused. A text that is too long is truncated as in the reward's training; vLLM refuses it unless ``truncate_prompt_tokens``
+is set. ``POST /v1/embeddings`` is for clients of SGLang's reward models, which read the reward there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from rm_plugins.server.dialects.drop_in import DropIn, cuts_at, probability
 _Entry = TypeVar("_Entry")
 
 VERSION = "0.33.0"
-"""The version of vLLM whose requests and answers these are; clients choose the names of their fields by it."""
+"""The version of vLLM with which requests and answers are compatible; clients choose field names by it."""
 
 _ERROR_TYPES: Mapping[Cause, str] = {
     "invalid": "BadRequestError",
@@ -54,7 +54,7 @@ _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
 
 _INPUTS: Any = {
     "texts": {
-        "summary": "Texts that have their special tokens already",
+        "summary": "Texts that already have their special tokens",
         "value": {
             "input": ["<|user|>2+2?<|assistant|>4", "<|user|>2+2?<|assistant|>5"],
             "use_activation": False,
@@ -99,10 +99,10 @@ class VLLM(DropIn):
     statuses: ClassVar[Mapping[Cause, int]] = {
         "invalid": 400,
         "overload": 503,
-    }  # vLLM has no 429, which ends some of its clients
+    }  # vLLM never answers 429, and some of its clients fail on it
 
     def error_body(self, problem: Problem, request_id: str) -> Any:
-        """A problem as vLLM tells it."""
+        """The error body of vLLM."""
         if problem.cause == "unauthorized":
             return {"error": "Unauthorized"}
         kind = _ERROR_TYPES.get(problem.cause) or HTTPStatus(problem.status).phrase
@@ -143,7 +143,7 @@ class VLLM(DropIn):
             documents = body.texts
             samples = await _pairs(scorer, body, body.query, documents)
             rewards, scored = await _rewards(scorer, body, samples)
-            # By the rewards: above 37 all sigmoids are 1.
+            # Sorted by the rewards, because all sigmoids of rewards above 37 are 1.
             order = sorted(range(len(rewards)), key=lambda row: rewards[row], reverse=True)[: body.top_n or None]
             scores = _activated(scorer, body, rewards)
             results = [
@@ -186,18 +186,18 @@ class VLLM(DropIn):
         either: dict[str, Any] = {
             "methods": ["POST"],
             "tags": ["TEI"],
-            "responses": {status: {"description": "As vLLM or as TEI tells it."} for status in {*STATUS.values(), 400, 424}},
-            "dependencies": [Depends(_tell_as_tei)],
+            "responses": {status: {"description": "An error of vLLM or of TEI."} for status in {*STATUS.values(), 400, 424}},
+            "dependencies": [Depends(_choose_error_form)],
         }
         router.add_api_route(
             "/rerank",
             rerank_either,
-            summary="Completions of a prompt, the best first, as vLLM or as TEI has it",
+            summary="Completions of a prompt, the best first, in vLLM's or TEI's form",
             response_model=bodies.Ranking | list[tei.Rank],
             **either,
         )
         router.add_api_route(
-            "/tokenize", tokenize_either, summary="The tokens of a text as vLLM has them, or of texts as TEI has them", **either
+            "/tokenize", tokenize_either, summary="The tokens of a text in vLLM's form, or of texts in TEI's form", **either
         )
 
         @router.post("/detokenize", summary="The text of token ids")
@@ -206,7 +206,7 @@ class VLLM(DropIn):
             (text,) = await scorer.detokenize([body.tokens], skip_special_tokens=False)
             return bodies.Detokenized(prompt=text)
 
-        @router.post("/v1/embeddings", summary="Rewards, as SGLang has them")
+        @router.post("/v1/embeddings", summary="Rewards, in SGLang's form")
         async def embeddings(body: Annotated[bodies.Embeddings, Body(openapi_examples=_TEXTS)]) -> bodies.EmbeddingsAnswer:
             _check_model(scorer, body.model)
             rewards, scored = await score_all(scorer, _rows(scorer, body.input))
@@ -217,15 +217,15 @@ class VLLM(DropIn):
             usage = bodies.RankUsage(prompt_tokens=_tokens(scored), total_tokens=_tokens(scored))
             return bodies.EmbeddingsAnswer(data=data, model=scorer.name, usage=usage)
 
-        @router.get("/load", summary="How much there is to do")
+        @router.get("/load", summary="The number of requests that wait or are being scored")
         async def load() -> bodies.Load:
             return bodies.Load(server_load=scorer.load)
 
-        @router.get("/version", summary="Whose requests are understood")
+        @router.get("/version", summary="The version of vLLM with which requests are compatible")
         async def version() -> dict[str, str]:
             return {"version": VERSION, "server": f"rm-plugins {__version__}"}
 
-        @router.get("/v1/models", summary="What is served")
+        @router.get("/v1/models", summary="The served model")
         async def models() -> bodies.ModelList:
             known = {"created": started, "root": scorer.names[-1], "max_model_len": scorer.info["max_length"]}
             return bodies.ModelList(data=[bodies.ModelCard(id=name, **known) for name in scorer.names])
@@ -233,21 +233,25 @@ class VLLM(DropIn):
         return router
 
 
-async def _tell_as_tei(request: Request) -> None:
-    """Have problems told as TEI tells them where the request is in its form."""
+async def _choose_error_form(request: Request) -> None:
+    """Answer errors in TEI's form if the request is in TEI's form."""
     with suppress(ValueError):
         if tei.is_for_tei(await request.json()):
             request.state.dialect = tei.TEI()
 
 
 async def _scores(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
-    """The scores that a request asks for, raw or not, and everything else that is known of them."""
+    """The requested scores, raw or activated, and everything else that is known about them."""
     rewards, scored = await _rewards(scorer, body, samples)
     return _activated(scorer, body, rewards), scored
 
 
 async def _rewards(scorer: Scorer, body: bodies.Options, samples: list[Sample]) -> tuple[list[float], Scored]:
-    """The rewards of samples of which nothing is cut that the reward itself would not cut, and everything else that is known of them."""
+    """The rewards of samples, and everything else that is known about them.
+
+    Raises:
+        Problem: The request asks for another truncation than the reward's own.
+    """
     _check_model(scorer, body.model)
     if body.truncate_prompt_tokens is not None and body.truncate_prompt_tokens >= 0:
         _refuse_cut("truncate_prompt_tokens", body.truncate_prompt_tokens, await scorer.lengths(samples))
@@ -259,7 +263,7 @@ async def _rewards(scorer: Scorer, body: bodies.Options, samples: list[Sample]) 
 
 
 async def _refuse_cut_pairs(scorer: Scorer, body: bodies.Score | bodies.Rerank, samples: list[Sample]) -> None:
-    """Refuse pairs of which vLLM would cut a part off before it scores them, as no reward is trained with."""
+    """Refuse pairs that vLLM would truncate by the request's limits, which differs from the truncation in the reward's training."""
     for name, limit, texts in (
         ("max_tokens_per_query", body.max_tokens_per_query, [sample.prompt for sample in samples]),
         ("max_tokens_per_doc", body.max_tokens_per_doc, [sample.completion for sample in samples]),
@@ -274,13 +278,13 @@ def _refuse_cut(name: str, limit: int, lengths: Sequence[int]) -> None:
         if length > limit:
             raise Problem(
                 "invalid",
-                f"{name}: item {row} has {length} tokens, more than {limit}, and would be cut; send it cut, or without {name}: a text that "
-                "is too long for the model is truncated as the reward was trained",
+                f"{name}: item {row} has {length} tokens, more than {limit}; shorten it, or leave {name} out: a text that is too long for "
+                "the model is truncated as in the reward's training",
             )
 
 
 def _activated(scorer: Scorer, body: bodies.Options, rewards: list[float]) -> list[float]:
-    """What vLLM answers for the rewards, by the request and by the model's configuration."""
+    """The numbers that vLLM would return for the rewards, depending on the request and on the model's configuration."""
     if body.is_raw or scorer.output.activation == "identity":
         return rewards
     if scorer.output.activation != "sigmoid":
@@ -292,10 +296,10 @@ async def _tokens_of_chat(scorer: Scorer, body: bodies.TokenizeChat) -> tuple[li
     (renderings,) = await scorer.render([_conversation(scorer, body)])
     if len(renderings) != 1:
         raise Problem(
-            "invalid", f"the reward has {len(renderings)} models with tokens of their own; POST /v1/render has those of each"
+            "invalid", f"the reward has {len(renderings)} models with different tokens; POST /v1/render returns those of each"
         )
     if renderings[0]["truncated"]:
-        raise Problem("invalid", "the conversation is too long for the model, and would be truncated")
+        raise Problem("invalid", "the conversation is too long for the model and would be truncated; shorten it")
     return renderings[0]["token_ids"], renderings[0]["tokens"]
 
 
@@ -343,14 +347,14 @@ def _packed(value: float, endianness: str) -> str:
     try:
         packed = struct.pack(f"{_BYTE_ORDERS[endianness]}f", value)
     except OverflowError:
-        raise Problem("failed", f"the reward {value} is too large for 32 bits; ask for encoding_format float") from None
+        raise Problem("failed", f"the reward {value} is too large for 32 bits; request encoding_format float") from None
     return base64.b64encode(packed).decode()
 
 
 async def _pairs(
     scorer: Scorer, body: bodies.Score | bodies.Rerank, prompts: str | list[str], completions: str | list[str]
 ) -> list[Sample]:
-    """Prompts and completions as vLLM scores them, which encodes a pair without a second text as one text."""
+    """The samples that vLLM would score; like vLLM, a pair with an empty second text becomes one text."""
     ones = [prompts] if isinstance(prompts, str) else prompts
     others = [completions] if isinstance(completions, str) else completions
     check_count(scorer, max(len(ones), len(others)))

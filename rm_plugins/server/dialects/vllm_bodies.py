@@ -1,6 +1,6 @@
-"""The bodies of vLLM's pooling requests and answers, after vLLM 0.33.0.
+"""The bodies of vLLM's pooling requests and answers, compatible with vLLM 0.33.0.
 
-A field whose only value is its default stands for something that would change the reward, and that is not offered.
+A field that allows only its default value would change the reward otherwise, so other values are not offered.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ Token: TypeAlias = Annotated[int, Field(ge=0)]
 _Item = TypeVar("_Item")
 _Some: TypeAlias = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
 Input: TypeAlias = _Filled | _Some[_Filled] | _Some[Token] | _Some[_Some[Token]]
-"""A text, texts, the token ids of one, or of several."""
+"""A text, several texts, the token ids of one text, or those of several texts."""
 
 
 class Options(RequestBody):
-    """What all requests have."""
+    """The fields of all requests."""
 
-    model: str | None = Field(None, description="The served model's name, or nothing.")
+    model: str | None = Field(None, description="The served model's name; may be omitted.")
     request_id: str | None = None
     use_activation: bool | None = Field(
         None,
-        description="False for the reward itself; else what vLLM gives of the same model: the sigmoid of the reward, or for "
-        "`problem_type: regression` the reward itself.",
+        description="False returns the reward itself; otherwise the answer equals vLLM's for the same model: the sigmoid of the reward, "
+        "or the reward itself for `problem_type: regression`.",
     )
-    activation: bool | None = Field(None, description="What older versions of vLLM call `use_activation`.")
+    activation: bool | None = Field(None, description="The name of `use_activation` in older versions of vLLM.")
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
-        description="A text with more tokens is refused, as it would be cut otherwise than the reward was trained; -1 for no such limit. A "
-        "text that is too long for the model is truncated as the reward was trained.",
+        description="A text with more tokens is refused, because truncating it would differ from the reward's training; -1 means no limit. "
+        "A text that is too long for the model is truncated as in the reward's training.",
     )
     truncation_side: Literal["left", "right"] | None = Field(
-        None, description="A text that is too long for the model is refused where the reward truncates on the other side."
+        None, description="A text that is too long for the model is refused if the reward truncates on the other side."
     )
     padding: Literal["do_not_pad"] | None = None
     priority: Literal[0] = 0
-    normalize: None = Field(None, description="Was removed from vLLM.")
+    normalize: None = Field(None, description="Removed from vLLM.")
 
     @property
     def is_raw(self) -> bool:
-        """Whether the reward itself is asked for."""
+        """Whether the reward itself is requested."""
         return (self.activation if self.use_activation is None else self.use_activation) is False
 
 
@@ -57,19 +57,19 @@ class Completions(Options):
 
     input: Input
     add_special_tokens: bool = Field(
-        True, description="Whether the tokenizer adds its own; false for a text that has them already."
+        True, description="Whether the tokenizer adds special tokens; false for a text that already has them."
     )
 
 
 class TextPart(RequestBody):
-    """A part of a message that is text, as are all that the reward takes."""
+    """A text part of a message, the only kind of part that the reward takes."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(BaseModel):
-    """A turn of a conversation; what the chat template reads beside role and content is handed on."""
+    """A message of a conversation; fields other than role and content are passed to the chat template."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="allow")
 
@@ -83,7 +83,7 @@ class Chat(Options):
     messages: _Some[ChatMessage]
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: Literal[False] = False
-    add_generation_prompt: bool = Field(False, description="Whether the beginning of another turn is scored, too.")
+    add_generation_prompt: bool = Field(False, description="Whether to add the beginning of another turn.")
     continue_final_message: Literal[False] = False
     chat_template: None = None
 
@@ -97,20 +97,20 @@ class _Encoding(RequestBody):
 
 
 class PoolingCompletions(Completions, _Encoding):
-    """Texts or token ids, and how their scores are written."""
+    """Texts or token ids, and the encoding of their scores."""
 
 
 class PoolingChat(Chat, _Encoding):
-    """One conversation, and how its score is written."""
+    """One conversation, and the encoding of its score."""
 
 
 class _Pairs(Options):
     names: ClassVar[tuple[str, str]]
     max_tokens_per_query: int | None = Field(
-        0, ge=0, description="A prompt with more tokens is refused; 0 or null for no limit."
+        0, ge=0, description="A prompt with more tokens is refused; 0 or null means no limit."
     )
     max_tokens_per_doc: int | None = Field(
-        0, ge=0, description="A completion with more tokens is refused; 0 or null for no limit."
+        0, ge=0, description="A completion with more tokens is refused; 0 or null means no limit."
     )
     instruction: None = None
 
@@ -125,7 +125,7 @@ Texts: TypeAlias = str | _Some[str]
 
 
 class QueriesDocuments(_Pairs):
-    """Prompts and completions: one of each, one prompt for all completions, or one for each."""
+    """Prompts and completions: one of each, one prompt for all completions, or one prompt per completion."""
 
     names = ("queries", "documents")
     queries: Texts
@@ -157,7 +157,7 @@ class TextPair(_Pairs):
 
 
 class TextDocument(BaseModel):
-    """A completion as Cohere's and Jina's clients may write it; what else a document has would be ranked by, and is refused."""
+    """A completion in the form of Cohere's and Jina's clients; other fields, which these rank by, are refused."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
@@ -169,8 +169,8 @@ class Rerank(_Pairs):
 
     query: str
     documents: str | Annotated[list[str | TextDocument], Field(min_length=1, fail_fast=True)]
-    top_n: int | None = Field(0, ge=0, description="How many to name, the best first; all if 0 or null.")
-    rank_fields: list[Literal["text"]] | None = Field(None, description="By which parts of a document to rank; it has one.")
+    top_n: int | None = Field(0, ge=0, description="The number of completions to return, the best first; 0 or null for all.")
+    rank_fields: list[Literal["text"]] | None = Field(None, description="The fields of a document to rank by: only `text`.")
 
     @property
     def texts(self) -> list[str]:
@@ -180,7 +180,7 @@ class Rerank(_Pairs):
 
 
 def _has(**names: str) -> Discriminator:
-    """Tells bodies apart by the first of the fields that they have; the first kind, where they have none of them."""
+    """Distinguishes bodies by the first of these fields that they have; bodies without any of them are of the first kind."""
 
     def kind(body: Any) -> str:
         return next((kind for kind, name in names.items() if isinstance(body, Mapping) and name in body), next(iter(names)))
@@ -201,18 +201,18 @@ Score: TypeAlias = Annotated[
     _has(documents="documents", items="items", data="data_1", texts="text_1"),
 ]
 EitherRerank: TypeAlias = Annotated[Annotated[Rerank, Tag("vllm")] | Annotated[tei.Rerank, Tag("tei")], tei.OR_VLLM]
-"""TEI has the same path for another body."""
+"""TEI has the same path with another body."""
 
 
 class RankUsage(BaseModel):
-    """How much was read."""
+    """The number of tokens."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Usage(RankUsage):
-    """The same, as the other endpoints have it."""
+    """The number of tokens, in the form of the other endpoints."""
 
     completion_tokens: int = 0
     prompt_tokens_details: None = None
@@ -256,14 +256,14 @@ class Answer(BaseModel, Generic[_Item]):
 
 
 class Document(BaseModel):
-    """What was ranked."""
+    """A ranked completion."""
 
     text: str
     multi_modal: None = None
 
 
 class Ranked(BaseModel):
-    """A completion, where the request had it, and its score."""
+    """A completion, its position in the request, and its score."""
 
     index: int
     document: Document
@@ -302,14 +302,14 @@ class ModelList(BaseModel):
 class Embeddings(RequestBody):
     """Texts or token ids."""
 
-    model: str | None = Field(None, description="The served model's name, or nothing.")
+    model: str | None = Field(None, description="The served model's name; may be omitted.")
     input: Input
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Literal[1] | None = None
 
 
 class Embedded(BaseModel):
-    """A text's reward, as a vector of one number; in base64 it is a 32-bit float, its lowest byte first."""
+    """A text's reward, as a vector of one number; in base64, a little-endian 32-bit float."""
 
     index: int
     object: str = "embedding"
@@ -356,7 +356,7 @@ EitherTokenize: TypeAlias = Annotated[
     Annotated[Tokenize, Tag("vllm")] | Annotated[TokenizeChat, Tag("chat")] | Annotated[tei.Tokenize, Tag("tei")],
     Discriminator(lambda body: "tei" if tei.is_for_tei(body) else "chat" if _has_messages(body) else "vllm"),
 ]
-"""TEI has the same path for another body."""
+"""TEI has the same path with another body."""
 
 
 class Tokens(BaseModel):
@@ -384,4 +384,4 @@ class Detokenized(BaseModel):
 class Load(BaseModel):
     """The answer of ``GET /load``."""
 
-    server_load: int = Field(description="Requests that wait or are scored.")
+    server_load: int = Field(description="Requests that wait or are being scored.")
