@@ -71,21 +71,28 @@ def install(name: str) -> None:
         for path, options in files.items():
             _run(*pip, *options, "-r", str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason.write_text(said[-1])
-        print(f"{name} is left out: {said[-1]}", flush=True)
+        why = last_line(error)
+        reason.write_text(why)
+        print(f"{name} is left out: {why}", flush=True)
     else:
         done.write_text(wanted)
 
 
+def last_line(error: Exception) -> str:
+    """What pip said last, or the error's own message where pip said nothing or was too slow."""
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+    return (said or str(error)).strip().splitlines()[-1]
+
+
 def _run(*command: str) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, said = process.communicate(timeout=_PATIENCE)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it has started
-        process.wait()
-        raise
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=_PATIENCE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it has started
+            raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
 
