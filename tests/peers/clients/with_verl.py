@@ -47,7 +47,7 @@ class _Worker:
         return data
 
     async def _post_request(self, payload: Any, endpoint: str) -> Any:
-        return await _VERL["_post_request"](self, payload, endpoint, max_retries=4)
+        return await _VERL["_post_request"](self, payload, endpoint, max_retries=5)
 
     async def score(self, text: str) -> float:
         answer = await _VERL["compute_score_disrm"](self, text)
