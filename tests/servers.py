@@ -67,7 +67,7 @@ class ServerProcess:
         port: int,
         *,
         ready: str = "/ready",
-        patience: float = 90,
+        patience: float = 300,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port
@@ -102,7 +102,7 @@ class ServerProcess:
                 raise RuntimeError(f"{' '.join(self.command)} did not become ready:\n{self.log}")
             time.sleep(0.05)
 
-    def stop(self, sign: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+    def stop(self, sign: signal.Signals = signal.SIGTERM, timeout: float = 120) -> int:
         """Send the signal and wait for the end; returns the exit status."""
         self.process.send_signal(sign)
         try:

@@ -8,6 +8,7 @@ are installed: such a client is one module of a project that declares to need a 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ OWN = "own"
 """The environment of this process, which has the clients of ``pyproject.toml``'s extra ``dev``."""
 
 _OWN_CLIENTS = ("cohere", "openai", "tritonclient")
-_PATIENCE = 1800
+_PATIENCE = 7200  # seconds: llama-cpp is built from source, on a machine that may be busy
 
 
 def names() -> list[str]:
@@ -49,8 +50,8 @@ def distributions(name: str) -> dict[str, str]:
     """The versions of what is installed in an environment, by normalized name."""
     code = "from importlib.metadata import distributions as d; [print(x.metadata['Name'], x.version) for x in d()]"
     listed = subprocess.run([python(name), "-c", code], capture_output=True, text=True, check=True).stdout
-    found = [line.split() for line in listed.splitlines()]  # of one that is there twice, the first is imported
-    return {name.lower().replace("_", "-"): version for name, version in reversed(found)}
+    installed = [line.split() for line in listed.splitlines()]  # of one that is there twice, the first is imported
+    return {name.lower().replace("_", "-"): version for name, version in reversed(installed)}
 
 
 def install(name: str) -> None:
@@ -70,15 +71,30 @@ def install(name: str) -> None:
         for path, options in files.items():
             _run(*pip, *options, "-r", str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason.write_text(said[-1])
-        print(f"{name} is left out: {said[-1]}", flush=True)
+        why = last_line(error)
+        reason.write_text(why)
+        print(f"{name} is left out: {why}", flush=True)
     else:
         done.write_text(wanted)
 
 
+def last_line(error: Exception) -> str:
+    """What pip said last, or the error's own message where pip said nothing or was too slow."""
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+    return (said or str(error)).strip().splitlines()[-1]
+
+
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PATIENCE)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=_PATIENCE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it has started
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
 
 
 if __name__ == "__main__":

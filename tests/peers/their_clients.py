@@ -175,4 +175,29 @@ CLIENTS = [
         wrong_model="ClientResponseError 404",
         retries=True,
     ),
+    Client(
+        peer="LightRAG",
+        script="with_lightrag",
+        environment="rerank",
+        ways=(Way(name="cohere"), Way(name="jina")),
+        wrong_model="RetryError 404",
+    ),
+    Client(
+        peer="tei-client",
+        script="with_tei_client",
+        environment="rerank",
+        ways=(Way(name="rerank"), Way(name="rerank_raw", gets="raw")),
+        sees_status=False,
+    ),
+    Client(
+        peer="PyTriton",
+        script="with_pytriton",
+        environment="hosts",
+        ways=(
+            Way(name="model_client", asks="texts", gets="raw"),
+            Way(name="futures", asks="texts", gets="raw"),
+            Way(name="asynchronous", asks="texts", gets="raw"),
+        ),
+        wrong_model="PyTritonClientTimeoutError None",  # it waits for the model, and gives up
+    ),
 ]

@@ -121,6 +121,13 @@ SERVED = [
         refused=((BOTH_READS[1], "reads: last"),),
     ),
     Served(
+        peer=openrlhf.BENTOML,
+        model="decoder",
+        ways=tuple(replace(way, spec={"protocol": "openrlhf"}) for way in BOTH_READS[:1]),
+        own=Own(rows="texts", ask=openrlhf.texts),
+        refused=((replace(BOTH_READS[1], spec={"protocol": "openrlhf"}), "reads: last"),),
+    ),
+    Served(
         peer=open_inference.MLSERVER,
         model="decoder",
         ways=BOTH_READS[:1],
@@ -135,6 +142,14 @@ SERVED = [
         own=Own(rows="texts", ask=open_inference.texts),
         refused=((BOTH_READS[1], "read: last"),),
         wrong_model=({"protocol": {"name": "oip", "model": "another"}}, "reward_model"),
+    ),
+    Served(
+        peer=open_inference.PYTRITON,
+        model="decoder",
+        ways=BOTH_READS[:1],
+        own=Own(rows="texts", ask=open_inference.texts),
+        refused=((BOTH_READS[1], "read: last"),),
+        wrong_model=({"protocol": {"name": "oip", "model": "another"}}, "another"),
     ),
     Served(
         peer=swift.PEER,

@@ -36,12 +36,12 @@ def talk(distribution: str, *ways: Callable[..., Sequence[float]]) -> None:
 
 def in_order(pairs: Sequence[tuple[int, float]], count: int) -> list[float]:
     """The scores of a ranking by the places of its documents; a document that is not in it is an error."""
-    found = dict(pairs)
-    if sorted(found) != list(range(count)) or len(pairs) != count:
+    by_place = dict(pairs)
+    if sorted(by_place) != list(range(count)) or len(pairs) != count:
         raise ValueError(f"{count} documents were asked about, and the ranking has {sorted(place for place, _ in pairs)}")
-    if [score for _, score in pairs] != sorted(found.values(), reverse=True):
+    if [score for _, score in pairs] != sorted(by_place.values(), reverse=True):
         raise ValueError(f"the best does not come first: {[score for _, score in pairs]}")
-    return [found[place] for place in range(count)]
+    return [by_place[place] for place in range(count)]
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -16,8 +16,8 @@ def _client(kind: str, url: str) -> Any:
 
 
 def _ranked(kind: str, url: str, model: str, query: str, documents: list[str], **options: Any) -> list[float]:
-    found = _client(kind, url).rerank(model=model, query=query, documents=documents, **options)
-    return in_order([(result.index, result.relevance_score) for result in found.results], len(documents))
+    ranking = _client(kind, url).rerank(model=model, query=query, documents=documents, **options)
+    return in_order([(result.index, result.relevance_score) for result in ranking.results], len(documents))
 
 
 def rerank_v1(url: str, model: str, query: str, documents: list[str], **options: Any) -> list[float]:

@@ -14,8 +14,8 @@ from tests.peers.clients.talk import in_order, talk
 
 def _ranked(ranker: Any, query: str, documents: list[str]) -> list[float]:
     rows = [Document(id=str(place), content=text) for place, text in enumerate(documents)]
-    found = ranker.run(query=query, documents=rows)["documents"]
-    return in_order([(int(row.id), row.score) for row in found], len(documents))
+    ranked = ranker.run(query=query, documents=rows)["documents"]
+    return in_order([(int(row.id), row.score) for row in ranked], len(documents))
 
 
 def cohere_ranker(url: str, model: str, query: str, documents: list[str]) -> list[float]:

@@ -29,20 +29,20 @@ def text_classification(url: str, model: str, texts: list[str]) -> list[float]:
 
 def predict(url: str, model: str, texts: list[str]) -> list[float]:
     """A batch for TEI's ``/predict``, through the client's session."""
-    found = _posted(f"{url}/predict", {"inputs": [[text] for text in texts], "raw_scores": True, "truncate": True})
-    return [row[0]["score"] for row in found]
+    answer = _posted(f"{url}/predict", {"inputs": [[text] for text in texts], "raw_scores": True, "truncate": True})
+    return [row[0]["score"] for row in answer]
 
 
 def predict_pairs(url: str, model: str, pairs: list[list[str]]) -> list[float]:
     """Pairs for TEI's ``/predict``."""
-    found = _posted(f"{url}/predict", {"inputs": pairs, "raw_scores": True, "truncate": True})
-    return [row[0]["score"] for row in found]
+    answer = _posted(f"{url}/predict", {"inputs": pairs, "raw_scores": True, "truncate": True})
+    return [row[0]["score"] for row in answer]
 
 
 def rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:
     """TEI's ``/rerank``."""
-    found = _posted(f"{url}/rerank", {"query": query, "texts": documents, "raw_scores": False, "truncate": True})
-    return in_order([(rank["index"], rank["score"]) for rank in found], len(documents))
+    answer = _posted(f"{url}/rerank", {"query": query, "texts": documents, "raw_scores": False, "truncate": True})
+    return in_order([(rank["index"], rank["score"]) for rank in answer], len(documents))
 
 
 def endpoint_info(url: str, model: str, texts: list[str]) -> list[float]:

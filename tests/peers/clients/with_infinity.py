@@ -13,8 +13,8 @@ from tests.peers.clients.talk import in_order, talk
 def rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:
     """`langchain_community`'s InfinityRerank."""
     compressor: Any = InfinityRerank(client=Client(base_url=url), model=model)
-    found = compressor.rerank(documents, query, top_n=None)
-    return in_order([(rank["index"], rank["relevance_score"]) for rank in found], len(documents))
+    ranking = compressor.rerank(documents, query, top_n=None)
+    return in_order([(rank["index"], rank["relevance_score"]) for rank in ranking], len(documents))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def _inferred(url: str, model: str, texts: list[str], *, binary: bool) -> list[f
     given = InferInput("sentences", [len(texts), 1], "BYTES")
     given.set_data_from_numpy(np.array(texts, dtype=object).reshape(-1, 1), binary_data=binary)
     request = InferRequest(model, [given], request_outputs=[RequestedOutput("rewards", parameters={"binary_data": binary})])
-    found = _LOOP.run_until_complete(_client().infer(url, request, model_name=model))
-    return [float(value) for value in found.outputs[0].as_numpy().reshape(-1)]
+    answer = _LOOP.run_until_complete(_client().infer(url, request, model_name=model))
+    return [float(value) for value in answer.outputs[0].as_numpy().reshape(-1)]
 
 
 def binary(url: str, model: str, texts: list[str]) -> list[float]:

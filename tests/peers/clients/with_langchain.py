@@ -19,15 +19,15 @@ def _cohere(url: str, model: str) -> Any:
 
 def cohere_rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:
     """`langchain_cohere.CohereRerank`, which always sends ``max_tokens_per_doc``."""
-    found = _cohere(url, model).rerank(documents, query, top_n=None)
-    return in_order([(rank["index"], rank["relevance_score"]) for rank in found], len(documents))
+    ranking = _cohere(url, model).rerank(documents, query, top_n=None)
+    return in_order([(rank["index"], rank["relevance_score"]) for rank in ranking], len(documents))
 
 
 def jina(url: str, model: str, query: str, documents: list[str]) -> list[float]:
     """`langchain_community`'s JinaRerank; its address is a constant of its module."""
     jina_rerank.JINA_API_URL = f"{url}/v1/rerank"
-    found = JinaRerank(jina_api_key="none", model=model).rerank(documents, query, top_n=None)
-    return in_order([(rank["index"], rank["relevance_score"]) for rank in found], len(documents))
+    ranking = JinaRerank(jina_api_key="none", model=model).rerank(documents, query, top_n=None)
+    return in_order([(rank["index"], rank["relevance_score"]) for rank in ranking], len(documents))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from tests.peers.clients.talk import in_order, talk
 
 
 def _ranked(provider: str, url: str, model: str, query: str, documents: list[str], **options: Any) -> list[float]:
-    found = litellm.rerank(
+    ranking = litellm.rerank(
         model=f"{provider}/{model}", query=query, documents=documents, api_base=url, api_key="none", **options
     )
-    return in_order([(result["index"], result["relevance_score"]) for result in found.results], len(documents))
+    return in_order([(result["index"], result["relevance_score"]) for result in ranking.results], len(documents))
 
 
 def hosted_vllm(url: str, model: str, query: str, documents: list[str], **options: Any) -> list[float]:

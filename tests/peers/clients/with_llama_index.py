@@ -15,8 +15,8 @@ from tests.peers.clients.talk import in_order, talk
 
 def _ranked(postprocessor: Any, query: str, documents: list[str]) -> list[float]:
     nodes = [NodeWithScore(node=TextNode(id_=str(place), text=text)) for place, text in enumerate(documents)]
-    found = postprocessor.postprocess_nodes(nodes, query_bundle=QueryBundle(query))
-    return in_order([(int(node.node.node_id), node.score) for node in found], len(documents))
+    ranked = postprocessor.postprocess_nodes(nodes, query_bundle=QueryBundle(query))
+    return in_order([(int(node.node.node_id), node.score) for node in ranked], len(documents))
 
 
 def cohere_rerank(url: str, model: str, query: str, documents: list[str]) -> list[float]:

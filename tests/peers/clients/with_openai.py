@@ -18,8 +18,8 @@ def _client(url: str) -> openai.OpenAI:
 def classify(url: str, model: str, texts: list[str]) -> list[float]:
     """vLLM's ``/classify`` without its activation."""
     body = {"model": model, "input": texts, "use_activation": False, "add_special_tokens": False}
-    found: Any = _client(url).post("/classify", body=body, cast_to=object)
-    return [entry["probs"][0] for entry in found["data"]]
+    answer: Any = _client(url).post("/classify", body=body, cast_to=object)
+    return [entry["probs"][0] for entry in answer["data"]]
 
 
 def classify_conversations(url: str, model: str, conversations: list[Any]) -> list[float]:
@@ -31,21 +31,21 @@ def classify_conversations(url: str, model: str, conversations: list[Any]) -> li
 
 def embeddings(url: str, model: str, texts: list[str]) -> list[float]:
     """The last number of each embedding."""
-    found = _client(f"{url}/v1").embeddings.create(model=model, input=texts, encoding_format="float")
-    return [entry.embedding[-1] for entry in found.data]
+    answer = _client(f"{url}/v1").embeddings.create(model=model, input=texts, encoding_format="float")
+    return [entry.embedding[-1] for entry in answer.data]
 
 
 def embeddings_base64(url: str, model: str, texts: list[str]) -> list[float]:
     """The same as the client asks by default: in base64, which it unpacks."""
-    found = _client(f"{url}/v1").embeddings.create(model=model, input=texts)
-    return [entry.embedding[-1] for entry in found.data]
+    answer = _client(f"{url}/v1").embeddings.create(model=model, input=texts)
+    return [entry.embedding[-1] for entry in answer.data]
 
 
 def score(url: str, model: str, pairs: list[list[str]]) -> list[float]:
     """vLLM's ``/score`` of pairs."""
     body = {"model": model, "text_1": [one for one, _ in pairs], "text_2": [other for _, other in pairs]}
-    found: Any = _client(url).post("/score", body=body, cast_to=object)
-    return [entry["score"] for entry in found["data"]]
+    answer: Any = _client(url).post("/score", body=body, cast_to=object)
+    return [entry["score"] for entry in answer["data"]]
 
 
 if __name__ == "__main__":

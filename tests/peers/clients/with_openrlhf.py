@@ -28,9 +28,9 @@ def get_reward(url: str, model: str, texts: list[str], prompts: list[str] | None
     executor = _executor()(f"{url}/get_reward")
 
     async def one(text: str, prompt: str) -> float:
-        (found,) = await executor._fetch_rewards_via_http([text], [prompt], [None])
-        assert len(found["rewards"]) == 1 and len(found["scores"]) == 1, found
-        return float(found["rewards"][0])
+        (answer,) = await executor._fetch_rewards_via_http([text], [prompt], [None])
+        assert len(answer["rewards"]) == 1 and len(answer["scores"]) == 1, answer
+        return float(answer["rewards"][0])
 
     async def each() -> list[float]:
         return [await one(text, prompt) for text, prompt in zip(texts, prompts or [""] * len(texts), strict=True)]

@@ -8,8 +8,8 @@ from tests.peers.clients.talk import in_order, talk
 
 
 def _ranked(provider: str, url: str, model: str, query: str, documents: list[str]) -> list[float]:
-    found = APIRanker(model, "none", provider, url=url).rank(query, documents)
-    return in_order([(result.doc_id, result.score) for result in found.results], len(documents))
+    ranking = APIRanker(model, "none", provider, url=url).rank(query, documents)
+    return in_order([(result.doc_id, result.score) for result in ranking.results], len(documents))
 
 
 def cohere(url: str, model: str, query: str, documents: list[str]) -> list[float]:

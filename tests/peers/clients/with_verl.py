@@ -47,11 +47,11 @@ class _Worker:
         return data
 
     async def _post_request(self, payload: Any, endpoint: str) -> Any:
-        return await _VERL["_post_request"](self, payload, endpoint, max_retries=4)
+        return await _VERL["_post_request"](self, payload, endpoint, max_retries=5)
 
     async def score(self, text: str) -> float:
-        found = await _VERL["compute_score_disrm"](self, text)
-        return float(found["reward_score"])
+        answer = await _VERL["compute_score_disrm"](self, text)
+        return float(answer["reward_score"])
 
 
 def _scored(url: str, model: str, texts: list[str], engine: str) -> list[float]:

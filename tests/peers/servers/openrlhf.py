@@ -1,4 +1,4 @@
-"""OpenRLHF's reward server, and one with its wire that an owner wrote with LitServe."""
+"""OpenRLHF's reward server, and two with its wire that their owners wrote with LitServe and BentoML."""
 
 from __future__ import annotations
 
@@ -22,8 +22,20 @@ def _litserve(python: Path, model: Path, port: int) -> Sequence[str]:
     return [str(python), "-m", "tests.peers.hosts.litserve_app", str(model), str(port)]
 
 
+def _bentoml(python: Path, model: Path, port: int) -> Sequence[str]:
+    return [str(python), "-m", "tests.peers.hosts.bentoml_service", str(model), str(port)]
+
+
 PEER = Peer(name="OpenRLHF serve_rm", distribution="openrlhf", environment="openrlhf", command=_serve_rm, ready="/openapi.json")
 LITSERVE = Peer(name="LitServe", distribution="litserve", environment="hosts", command=_litserve)
+BENTOML = Peer(
+    name="BentoML",
+    distribution="bentoml",
+    environment="hosts",
+    command=_bentoml,
+    ready="/readyz",
+    variables={"BENTOML_DO_NOT_TRACK": "1"},
+)
 
 
 def texts(client: httpx2.Client, rows: Sequence[str]) -> list[float]:
