@@ -53,10 +53,10 @@ def write_data(file: Path) -> None:
             for line in lines:
                 echo(line, nl=False)
         return
-    stream: Any = click.get_binary_stream("stdout")
+    sys.stdout.flush()
     with file.open("rb") as content:
-        shutil.copyfileobj(content, stream)
-    stream.flush()
+        shutil.copyfileobj(content, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 # --- Quiet and verbose ----------------------------------------------------------------------------------------------------
