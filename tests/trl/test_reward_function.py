@@ -21,6 +21,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, ModelError, ScoringError, SpecError
+from rm_plugins.samples import text_of
 from rm_plugins_trl import RewardFunction, reward_func
 from tests.trl.conftest import TRL_WARNINGS
 
@@ -48,7 +49,7 @@ class Recorder(rm.Provider):
 
 
 def length_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    return [float(len(completion)) for completion in completions]
+    return [float(len(text_of(completion))) for completion in completions]
 
 
 def settings(folder: Path, **more: Any) -> dict[str, Any]:
