@@ -52,11 +52,12 @@ class TestShown:
 
     def test_as_a_table_in_notebooks(self) -> None:
         html = self.SCORES._repr_html_()
-        assert "<th>score</th><th>member/0</th><th>&lt;b&gt;</th><th>error</th>" in html
+        titles = ("", "score", "member/0", "&lt;b&gt;", "error")
+        assert "".join(f'<th scope="col">{title}</th>' for title in titles) in html
         assert "<tr><td>2</td><td></td><td>2</td><td></td><td>no &lt;model&gt;</td></tr>" in html
         long = rm.Scores(np.arange(1000.0))._repr_html_()
-        assert long.count("<tr>") == 21
-        assert "20 of 1,000 samples" in long
+        assert long.count("<tr>") == 22
+        assert "… 980 more rows" in long
 
     def test_as_a_data_frame(self) -> None:
         frame = self.SCORES.to_pandas()
