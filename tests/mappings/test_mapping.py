@@ -16,7 +16,7 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.presets import PRESETS, ignored_verdicts, proposed_mapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.data.transcripts import turns_of_transcript
-from rm_plugins.data.written_mapping import mapping_of
+from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins_trl import reward_dataset
 
@@ -303,7 +303,7 @@ class TestWritten:
         ("text", "message"),
         [
             ("areena", "Did you mean 'arena'?"),
-            ("{answers: [a, b]}", "and the `winner` or the `scores`"),
+            ("{answers: [a, b]}", "and `winner` or `scores`"),
             ("{winner: x}", "needs `answers`"),
             ("{rename: [", "is not readable YAML"),
             ("{renam: {a: b}}", "has 'renam'. Did you mean 'rename'?"),
@@ -380,3 +380,19 @@ def test_a_verdict_on_other_completions_is_ignored_beside_a_pair(answers: dict[s
     assert ignored_verdicts({**pair, **answers, column: 1}) == [column]
     assert ignored_verdicts({**pair, **answers, column: None}) == []
     assert ignored_verdicts({**pair, **answers}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"), [("", "path of the data is empty"), (" ", "is empty"), ("a\0b", "contains a null character")]
+)
+def test_a_path_that_cannot_be_is_refused(source: str, problem: str) -> None:
+    for read in (mapping_beside, lambda path: next(read_rows(path)), reward_dataset):
+        with pytest.raises(DataError, match=problem):
+            read(source)
+
+
+def test_the_current_folder_is_a_folder_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Q"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert mapping_beside(".") is mapping_beside("/") is None
+    assert list(read_rows(".")) == [{"prompt": "Q"}]

@@ -190,7 +190,7 @@ class TestScoresOfColumns:
             ({"prompt": "Q", "completion": "a", "label": True}, "No row has scores in 'score', 'scores', 'chosen_score'"),
             (
                 {"prompt": "Q", "chosen": "a", "rejected": "b", "scores": [1, 5]},
-                "'scores' is a list, and the row has 'chosen' and 'rejected'",
+                "'scores' is a list, but the row has 'chosen' and 'rejected'",
             ),
             ({"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": "x", "rejected_score": 1}, "has ['x', 1]"),
             ({"prompt": "Q", "completions": ["a", "b"], "scores": [1, 2]}, "there is nothing judged"),
