@@ -84,7 +84,7 @@ class Sample:
 
     @property
     def completion_text(self) -> str:
-        """The completion as text, whatever the format: for messages, the contents of the assistant's, joined by line breaks.
+        """The completion as text: for messages, the contents of the assistant's, joined by line breaks.
 
         Raises:
             DataError: A content has a part that is not text.
@@ -160,10 +160,10 @@ class RenderedSample(Sample):
 
 
 def check_samples(samples: Any) -> None:
-    """Refuse anything but a list of samples.
+    """Refuse an argument that is not a list of samples.
 
     Raises:
-        DataError: The message says what was given, and what to do.
+        DataError: It is not a list of samples; the message names what was given.
     """
     if isinstance(samples, Sample):
         raise DataError("score() takes a list of samples, and was given a single Sample. Put it in a list: score([sample]).")
@@ -251,7 +251,7 @@ def _digest(value: Any) -> bytes:
 
 
 def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that is the same for equal values, whatever the order of their keys.
+    """JSON that is the same for equal values, regardless of the order of their keys.
 
     Args:
         value: Any value.

@@ -264,7 +264,7 @@ class DataCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A row that is to be measured."""
+    """A row that will be measured."""
 
     number: int
     judged: Judgement

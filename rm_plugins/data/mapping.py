@@ -38,8 +38,8 @@ class RowMapping:
         prompt: Columns that together are the prompt, one paragraph each; empty ones are left out. A column whose name ends in ``?``
             (``input?``) may be absent.
         answers: The columns of answer A and answer B; the better one becomes ``chosen``, the other ``rejected``.
-        winner: The column that says which is better; or several, one per annotator; or one for each of ``a``, ``b`` and ``tie``, of which
-            one is true. Without it, `scores` decide.
+        winner: The column with the verdict; or several columns, one per annotator; or one column for each of ``a``, ``b`` and ``tie``,
+            where exactly one is true. Without it, `scores` decide.
         verdicts: What each value of `winner` means: ``a``, ``b`` or ``tie``. Without it, a value names a column of `answers` or the
             part in which it differs from the other (``model_a``, ``A`` and ``response_a``; 1 and ``output_1``), compares them (``A>B``), or
             says tie.
@@ -78,7 +78,7 @@ class RowMapping:
             raise SpecError(f"A mapping makes {repeated[0]!r} of two columns. Name one.")
         if self.answers and (len(self.answers) != 2 or not (self.winner or self.scores)):
             raise SpecError(
-                "A mapping with `answers` names two columns, and the `winner` or the `scores` that say which is better."
+                "A mapping with `answers` needs two columns, and `winner` or `scores` to decide which answer is better."
             )
         if (self.winner or self.scores or self.verdicts) and not self.answers:
             raise SpecError(

@@ -59,8 +59,8 @@ _HOW = (
 def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
     """The requested checkpoint: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
 
-    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. The trainer writes its state
-    last, so a checkpoint without a readable state is not whole; nor is one with a file that is cut or changed.
+    A process that is killed while it saves leaves a folder that transformers would use as a checkpoint. The trainer writes its state
+    last. A checkpoint is not whole if its state cannot be read, or if a file is cut or changed.
 
     Returns:
         None if none is requested or there is none.
@@ -214,7 +214,7 @@ def data_digest(dataset: Any) -> str | None:
 
 
 def _add_values(digest: Any, values: Any) -> None:
-    """Add an Arrow array's values, whatever their memory layout."""
+    """Add an Arrow array's values, regardless of their memory layout."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         digest.update(

@@ -32,9 +32,10 @@ class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
     Scores are found by the sample (its prompt, completion and columns) and by the reward (`rm_plugins.identity`: its settings, the files
-    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. What else it depends
-    on (a file that a function reads, a model behind a URL) is not seen: change `version` with it. Abstentions, details, and batches in
-    which something failed, even where a fallback replaced it, are not kept. `counts["cached"]` counts the scores that were found.
+    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. Other dependencies
+    (a file that a function reads, the model of a remote server) are not noticed: change `version` when they change. Abstentions,
+    details, and batches with a failure, even one that a fallback replaced, are not kept. `counts["cached"]` is the number of scores that
+    came from the cache.
 
     Args:
         reward: What is scored.

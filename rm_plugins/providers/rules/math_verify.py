@@ -24,8 +24,8 @@ class MathVerify(Provider):
     """1 for a completion whose final answer equals the gold answer in a dataset column, 0 for any other.
 
     If there is an ``<answer>``, only the last one is read. The final answer is the last ``\\boxed{}``, with those listed right before
-    it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number; a text that is
-    only mathematics is the answer as a whole. The gold answer is found in its column in the same way. Where it is null or not
+    it. Otherwise it is the last line's ``#### ANSWER``, else the text after the word "answer", else the last formula or number. If the
+    whole text is mathematics, all of it is the answer. The gold answer is found in its column in the same way. Where it is null or not
     mathematical, the provider abstains, unless the completion is literally the same.
 
     Args:
