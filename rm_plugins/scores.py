@@ -100,7 +100,7 @@ class Scores:
         if self.errors:
             unknown = [row for row in self.errors if not 0 <= row < len(values)]
             if unknown:
-                raise ScoringError(f"Row {unknown[0]} has an error, and there are {len(values)} samples.")
+                raise ScoringError(f"Row {unknown[0]} has an error, but there are only {len(values)} samples.")
             if not np.isnan(values[list(self.errors)]).all():
                 values = values.copy()
                 values[list(self.errors)] = np.nan  # a failure is never a number

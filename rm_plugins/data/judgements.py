@@ -150,7 +150,7 @@ def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:
         raise _unjudged(row, listed, alone)
     if len(given) > 1:
         raise DataError(
-            f"there are both {given[0]!r} and {given[1]!r}; a row's samples are judged by one column. Drop or rename the other."
+            f"there are both {given[0]!r} and {given[1]!r}; only one of them can judge a row's samples. Drop or rename the other."
         )
     return columns[given[0]], given[0]
 

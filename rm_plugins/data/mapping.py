@@ -87,7 +87,9 @@ class RowMapping:
         if self.scores and len(self.scores) != 2:
             raise SpecError("The `scores` of a mapping are two columns, the scores of answer A and of answer B.")
         if bool(self.items) != bool(self.item) or (self.item and "completions" not in self.item.values()):
-            raise SpecError("A mapping with `items` says in `item` what they hold, at least `item: {text: completions}`.")
+            raise SpecError(
+                "A mapping with `items` needs `item`, which names the columns of an item: at least `item: {text: completions}`."
+            )
         if isinstance(self.winner, Mapping) and not self.winner.keys() <= _VOTES.keys():
             raise SpecError(f"The `winner` of a mapping has columns for a, b and tie, not for {', '.join(self.winner)}.")
         unknown = sorted({str(verdict) for verdict in self.verdicts.values()} - _VOTES.keys())
@@ -144,10 +146,10 @@ class RowMapping:
                 raise DataError(f"the answer {name!r} is null.")
         for name in _DECIDED:
             if row.get(name) is not None and name not in self._read:
-                raise DataError(f"there is {name!r}, which the mapping of answers decides on. Map it to another name.")
+                raise DataError(f"there is {name!r}, which the mapping of answers sets itself. Rename the column.")
         votes = [vote for vote in self._votes(row) if vote is not None]
         if not votes:
-            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} give no verdict: all are null.")
+            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} have no verdict: all are null.")
         vote = math.fsum(votes) / len(votes)
         sides = (0, 1) if vote >= 0 else (1, 0)
         made = {name: _at(row, self.answers[side]) for name, side in zip(("chosen", "rejected"), sides, strict=True)}

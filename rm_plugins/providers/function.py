@@ -270,7 +270,8 @@ def _made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable
     made = factory(**arguments)
     if not callable(made):
         raise SpecError(
-            f"the factory {_name(factory)!r} made {made!r:.80}, and no reward function. If it is one itself, leave `factory` out.",
+            f"the factory {_name(factory)!r} returned {made!r:.80}, which is not a function. If it is itself the "
+            "reward function, leave `factory` out.",
             key="function",
         )
     return made  # type: ignore[no-any-return]  # anything callable

@@ -159,7 +159,7 @@ class Remote(Provider):
         for key, value in self._rendering_settings.items():
             if value is not None and key != "pair" and (key, value) != ("append_eos", False):
                 raise SpecError(
-                    "this needs a `tokenizer`, as samples are rendered here only with one; name one, or leave this out.",
+                    "this needs a `tokenizer`, because samples are rendered here only with a tokenizer. Name one, or leave this key out.",
                     key=key,
                 )
         return None

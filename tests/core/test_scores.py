@@ -87,7 +87,7 @@ def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
     spread = scores.scattered([2, 0], 4)
     assert (sorted(spread.errors), spread.failed.tolist()) == ([0], [True, False, False, False])
     np.testing.assert_array_equal(spread.parts["0"].details["std"], [0.2, np.nan, 0.1, np.nan])
-    with pytest.raises(ScoringError, match="Row 2 has an error, and there are 2 samples"):
+    with pytest.raises(ScoringError, match="Row 2 has an error, but there are only 2 samples"):
         rm.Scores(array(1, 2), errors={2: ScoringError("no")})
     with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
         rm.Scores(array(1), parts={"0": inner})

@@ -87,7 +87,7 @@ class TestWinner:
         with pytest.raises(DataError, match="the answer 'response_a' is null"):
             AB({**pair(winner="b"), "response_a": None, "completion": "zz", "score": 3})
         for name in ("chosen", "rejected", "tie", "margin", "confidence"):
-            with pytest.raises(DataError, match=f"there is '{name}', which the mapping of answers decides on"):
+            with pytest.raises(DataError, match=f"there is '{name}', which the mapping of answers sets itself"):
                 AB(pair(winner="b", **{name: 1}))
 
     def test_verdicts_come_first(self) -> None:
@@ -311,7 +311,7 @@ class TestWritten:
             ("none.yaml", "cannot be read"),
             ("{rename: {a: prompt, b: prompt}}", "makes 'prompt' of two columns"),
             ("{answers: [a, b], winner: x, verdicts: {1: c}}", "`verdicts` is 'c'"),
-            ("{items: x}", "says in `item` what they hold"),
+            ("{items: x}", "needs `item`, which names the columns of an item"),
             ("{preset: [x]}", "names the preset ['x']"),
             ("{rename: [a]}", "`rename` is ['a']"),
             ("{answers: [a, b], winner: {A: x, B: y}}", "has columns for a, b and tie, not for A, B"),

@@ -325,7 +325,7 @@ class TestLosses:
         [
             (f"{HERE}:nothing", r"loss: '.*:nothing' cannot be imported: AttributeError"),
             (f"{HERE}:ROWS", r"loss: '.*:ROWS' is list, not a function"),
-            ({"name": f"{HERE}:softplus", "scale": 2.0}, r"is a function, which takes no arguments but the batch, not 'scale'"),
+            ({"name": f"{HERE}:softplus", "scale": 2.0}, r"is a function, which takes only the batch, not 'scale'"),
             ({"name": f"{HERE}:Softplus", "scales": 2.0}, r"'Softplus' .* could not be made: TypeError"),
             ("pathlib:Path", r"the class Path cannot be called with a batch"),
         ],

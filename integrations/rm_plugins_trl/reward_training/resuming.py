@@ -157,7 +157,7 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
     try:
         then: Mapping[str, Any] = json.loads((checkpoint / _MADE_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        logger.warning("%s has no record of what it was made with, so it is not compared with this training.", checkpoint)
+        logger.warning("%s does not record its model and data, so it is not compared with this training.", checkpoint)
         return {}
     if isinstance(then.get("rendering"), dict):
         then = {**then, "rendering": {**_ONCE_UNSAID, **then["rendering"]}}
@@ -167,7 +167,7 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
         if not allowed:
             raise DataError(
                 f"{checkpoint} is of another training ({differences}). Start this one in another output_dir, or without "
-                "resume_from_checkpoint. RewardConfig(resume_changed=True) resumes nevertheless, and the manifest records it."
+                "resume_from_checkpoint. RewardConfig(resume_changed=True) resumes in spite of that, and the manifest records it."
             )
     for name, (before, after) in changed.items():
         stands = (

@@ -68,6 +68,6 @@ def warn_of_overwriting(args: Any, *, resumes: bool) -> None:
     if held and args.should_log:
         logger.warning(
             "%s holds %s. This training starts from the beginning and overwrites it; trainer.train(resume_from_checkpoint=True) resumes "
-            "the earlier one, and RewardConfig(overwrite_output_dir=True) leaves this warning out.",
+            "the earlier one, and RewardConfig(overwrite_output_dir=True) turns this warning off.",
             *(args.output_dir, held),
         )

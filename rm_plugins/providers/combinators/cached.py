@@ -43,8 +43,8 @@ class Cached(Combinator):
         version: Any text; a new one finds no earlier scores.
 
     Raises:
-        SpecError: The file cannot be used, the reward cannot be told from others in the file, or its scores change with the training or
-            with what it has scored.
+        SpecError: The file cannot be used or cannot distinguish the reward from others, or the reward's scores change with the training
+            or with the samples that it has scored.
     """
 
     name: ClassVar[str] = "cached"
@@ -55,8 +55,8 @@ class Cached(Combinator):
         _check_lasts(reward)
         if path != MEMORY and not version and not _is_written_out(reward.spec):
             raise SpecError(
-                f"part of {reward.label!r} was made in Python, so its scores cannot be told from others in the file {path}; give a "
-                "`version`, or the path `memory`.",
+                f"part of {reward.label!r} was made in Python, so the file {path} cannot distinguish its scores from another "
+                "reward's. Give a `version`, or the path `memory`.",
                 key="version",
             )
         self.reward = reward
@@ -115,13 +115,13 @@ def _check_lasts(reward: Provider) -> None:
             )
         if depends_on_batch(part):
             raise SpecError(
-                f"{part.label!r} ranks within its batch, so its scores cannot be cached; put `cached` inside what ranks.",
+                f"{part.label!r} ranks within its batch, so its scores cannot be cached; put `cached` inside the part that ranks.",
                 key=path,
             )
         if learns_while_scoring(part):
             raise SpecError(
-                f"{part.label!r} or its transform learns from what it scores, so its scores cannot be cached; put `cached` inside what "
-                "learns.",
+                f"{part.label!r} or its transform learns while it scores, so its scores cannot be cached; put `cached` inside the part "
+                "that learns.",
                 key=path,
             )
 

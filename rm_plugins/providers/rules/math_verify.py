@@ -45,7 +45,7 @@ class MathVerify(Provider):
     def __init__(self, *, column: str = "solution", timeout: float = SECONDS, max_characters: int = MOST_CHARACTERS) -> None:
         check_limits(timeout, max_characters)
         if find_spec("math_verify") is None:
-            raise MissingDependencyError("math-verify needs the package of that name: pip install 'rm-plugins[rules]'.")
+            raise MissingDependencyError("math-verify needs the package math-verify: pip install 'rm-plugins[rules]'.")
         self.column = column
         self.max_characters = max_characters
         self._comparison = LimitedProcess("rm_plugins.providers.rules.math_comparison:comparing", None, timeout)
