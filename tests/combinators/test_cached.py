@@ -104,7 +104,7 @@ class TestCached:
             ),
             (
                 {"reward": lambda samples: [], "path": "a.sqlite"},
-                "version: part of '<lambda>' was made in Python, so its scores",
+                "version: part of '<lambda>' was made in Python, so the file a.sqlite cannot distinguish its scores",
             ),
             (
                 {"reward": {"provider": "sum", "members": [Constant(value=1.0)]}, "path": "a.sqlite"},

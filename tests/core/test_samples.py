@@ -94,7 +94,7 @@ class TestContentsInParts:
         reward = rm.load(tiny_decoder())
         samples = [rm.Sample([USER], "4"), rm.Sample(PICTURE, "4"), rm.Sample([USER], "5")]
         with pytest.raises(
-            DataError, match=r"Item 1 cannot be rendered: .* of the type 'image', and only text can be"
+            DataError, match=r"Item 1 cannot be rendered: .* of the type 'image', but only text can be"
         ) as caught:
             reward.score(samples)
         assert caught.value.rows == frozenset({1})

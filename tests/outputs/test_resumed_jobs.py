@@ -319,8 +319,8 @@ def test_a_helper_that_was_edited_makes_another_reward(job: Run, monkeypatch: py
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (("score", "rules:length", "in.jsonl"), "the spec was plain.yaml and is rules:length. Begin"),
-        (("score", "plain.yaml", "other.jsonl"), "the data was in.jsonl and is other.jsonl. Begin"),
+        (("score", "rules:length", "in.jsonl"), "the spec was plain.yaml and is rules:length. Start"),
+        (("score", "plain.yaml", "other.jsonl"), "the data was in.jsonl and is other.jsonl. Start"),
     ],
 )
 def test_what_differs_is_said_in_words(
