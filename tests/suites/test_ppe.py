@@ -89,7 +89,8 @@ def test_a_set_of_ppe_is_known_by_a_column_of_its_own(own: dict[str, Any], name:
 def test_rows_of_ppe_that_are_unclear_are_refused() -> None:
     row = {**ROWS[Ppe], "dataset": None}
     with pytest.raises(
-        DataError, match=r"ppe, row 1: .*none of the sets. Add a column 'dataset' with one of lmarena-ai/PPE-MMLU"
+        DataError,
+        match=r"ppe, row 1: its columns fit no set, .*Add a column 'dataset' with one of lmarena-ai/PPE-MMLU",
     ):
         list(Ppe().rows([row]))
     with pytest.raises(DataError, match="those of MATH or IFEval"):
