@@ -47,13 +47,21 @@ PAGES = [
     ROOT / "README.md",
     *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
 ]
-AS_ON_A_CPU = [page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials")]
+AS_ON_A_CPU = [
+    page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials") or page.name == "watching.md"
+]
 """Pages whose trainings start on a machine without a GPU as they are printed."""
 HAS_PPO = Version(trl_version) < Version("1.13")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
-PREFERENCE = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
-# What a page leaves out to stay readable, and what keeps a run small; trainers read the latter from their configuration.
+QUESTION = [{"role": "user", "content": "Name a colour."}]
+PREFERENCE = {
+    "chosen": [*QUESTION, {"role": "assistant", "content": "It is blue."}],
+    "rejected": [*QUESTION, {"role": "assistant", "content": "two"}],
+}
+PROMPT = {"prompt": QUESTION}
+"""Conversations, as in the datasets that they stand for."""
+# Settings that a page leaves out to stay readable, and settings that keep a run small.
 SMALL: dict[str, Any] = {"max_steps": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
 
 
@@ -118,7 +126,7 @@ def world(
     """A working directory with everything that pages name; returns what a page's names stand for here."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "test"):
-        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
+        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [PROMPT] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
     write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 16)
@@ -135,7 +143,7 @@ def world(
     return {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tiny_policy),
         "trl-lib/ultrafeedback_binarized": "preferences",
-        "trl-lib/tldr": "prompts",
+        "trl-lib/ultrafeedback-prompt": "prompts",
     }
 
 
