@@ -128,6 +128,17 @@ class TestQuietAndVerbose:
         for flag in ("-q", "--quiet"):
             assert self.score(tmp_path, monkeypatch, flag).output == ""
 
+    def test_a_warning_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "warns.py").write_text(
+            "import warnings\ndef reward(samples):\n    warnings.warn('look here')\n    return [1.0 for _ in samples]\n", encoding="utf-8"
+        )
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "in.jsonl").write_text('{"prompt": "Q", "completion": "a"}\n', encoding="utf-8")
+        command = [sys.executable, "-m", "rm_plugins", "score", "warns:reward", "in.jsonl", "-o", "-"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "Warning: look here\n" in told.stderr
+        assert "UserWarning" not in told.stderr
+
     def test_verbose_prints_tracebacks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "broken.py").write_text("raise KeyError('a bug')\n", encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Silences what other libraries print that a user can do nothing about."""
+"""Silences what other libraries print that a user can do nothing about, and prints warnings in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from rm_plugins.printable import printable
 
 _LIBRARIES = (
     "accelerate",
@@ -66,9 +68,21 @@ def _warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _plain_format() -> Iterator[None]:
+    """Within it, a warning is printed without the file and the line that raised it."""
+    before = warnings.formatwarning
+    # Not `showwarning`: tests and other callers that record warnings replace that one.
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {printable(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def silenced_libraries() -> ExitStack:
     """Warnings, loading bars and reports of libraries are not printed until it is closed; what an environment variable asks for is."""
     stack = ExitStack()
-    for silenced in (_environment(), _levels(), _warnings()):
+    for silenced in (_environment(), _levels(), _warnings(), _plain_format()):
         stack.enter_context(silenced)
     return stack

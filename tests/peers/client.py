@@ -59,7 +59,7 @@ class PeerClient:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=120)
 
     def ask(self, way: str, **question: Any) -> list[float]:
         """The scores that the client gives.

@@ -16,7 +16,7 @@ from tests.peers.facts import check
 from tests.peers.servers import vllm_router
 from tests.servers import RewardServer, ServerProcess
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "samples": {"protocol": "rm-plugins"},
     "token ids, vLLM's shape": {"protocol": "vllm"},
     "token ids, /pooling": {"protocol": {"name": "vllm", "endpoint": "pooling"}},

@@ -16,7 +16,7 @@ class Reward:
     def __init__(self) -> None:
         self.classifier = Classifier(os.environ["REWARD_MODEL"])
 
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]  # it is not seen here
     def get_reward(self, query: list[str]) -> dict[str, list[float]]:
         """As OpenRLHF's servers answer."""
         return {"rewards": self.classifier.scores(query)}

@@ -22,7 +22,7 @@ def main() -> None:
     given = parser.parse_args()
     classifier = Classifier(given.model)
 
-    @batch
+    @batch  # type: ignore[untyped-decorator]  # it is not seen here
     def infer(sentences: Any) -> dict[str, Any]:
         texts = [text.decode() for text in sentences.reshape(-1)]
         return {"rewards": np.array(classifier.scores(texts), dtype=np.float32).reshape(-1, 1)}
