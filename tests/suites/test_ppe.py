@@ -93,7 +93,7 @@ def test_rows_of_ppe_that_are_unclear_are_refused() -> None:
         match=r"ppe, row 1: its columns fit no set, .*Add a column 'dataset' with one of lmarena-ai/PPE-MMLU",
     ):
         list(Ppe().rows([row]))
-    with pytest.raises(DataError, match="those of MATH or IFEval"):
+    with pytest.raises(DataError, match="its columns fit MATH and IFEval"):
         list(Ppe().rows([{**row, "problem": "", "instruction_id_list": []}]))
     for pair in ([0, 2], [0, 9], [0, -1], [0], 7):
         with pytest.raises(DataError, match="positions of a right and a wrong answer are expected"):

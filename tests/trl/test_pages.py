@@ -92,6 +92,9 @@ def commands_of(page: Path) -> list[str]:
     ]
 
 
+OTHER_FORMAT = "Such samples are not mentioned again"
+"""The end of the warning that a model gets text and was trained on conversations, or the reverse."""
+
 SERVED = "127.0.0.1:8000"
 """The server that pages speak to."""
 
@@ -182,7 +185,9 @@ def kept_small(monkeypatch: pytest.MonkeyPatch, *, own_precision: bool) -> None:
 
 
 @each_page(python_of)
-def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     kept_small(monkeypatch, own_precision=page in AS_ON_A_CPU)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
@@ -193,6 +198,8 @@ def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.Monk
             world = world | {SERVED: server.url.removeprefix("http://")}
         for code in python_of(page):
             exec(compile(replaced(code, world), str(page), "exec"), vars(module))
+    if page in AS_ON_A_CPU:
+        assert OTHER_FORMAT not in caplog.text
 
 
 @newest_trl
@@ -206,6 +213,7 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
     for line in commands_of(page):
         program, command, *arguments = shlex.split(replaced(line, world))
         if command == "train":
+            shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)  # the model that the page trains
             run_program("rm_plugins", command, *arguments, *quick)
         elif program == "trl":
             run_program("trl.cli.main", command, *arguments, *quick, *of_grpo)
