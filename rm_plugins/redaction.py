@@ -16,10 +16,10 @@ from urllib.parse import quote
 HIDDEN = "***"
 
 SHORTEST = 4
-"""Characters of the shortest secret that is taken out of text; what is shorter stands in any text by chance."""
+"""Characters of the shortest secret that is removed from text; shorter ones occur in any text by chance."""
 
 PIECE = 6
-"""Characters of the shortest piece of a secret that is taken out, where a message was cut or a server quotes a part."""
+"""Characters of the shortest piece of a secret that is removed, where a message was cut or a server quotes a part."""
 
 _lock = threading.RLock()  # a collection of garbage may have it taken again
 _kept: dict[int, frozenset[str]] = {}
@@ -28,10 +28,10 @@ _pieces: frozenset[str] = frozenset()
 
 
 def keep_secret(owner: object, *values: str) -> None:
-    """Have these values in no text while their owner lives: neither whole nor in pieces, as they are or as servers quote them.
+    """Remove these values from every text while their owner lives, whole and in pieces, as they are and as servers quote them.
 
     Args:
-        owner: What needs them; when it is gone, or has them forgotten, they may be words like any other.
+        owner: The object that uses them; once it is deleted, or `forget_secrets` is called, they are ordinary words.
         values: The secrets.
     """
     secrets = frozenset(secret for value in values for secret in _secrets_in(value))
@@ -39,23 +39,23 @@ def keep_secret(owner: object, *values: str) -> None:
         before = _kept.get(id(owner))
         if not secrets <= (before or frozenset()):
             _kept[id(owner)] = secrets | (before or frozenset())
-            _found_anew()
+            _rebuild()
             if before is None:
                 weakref.finalize(owner, _forget, id(owner)).atexit = False
 
 
 def forget_secrets(owner: object) -> None:
-    """Let its values be, for it will use them no more."""
+    """Stop removing its values, because it no longer uses them."""
     _forget(id(owner))
 
 
 def _forget(owner: int) -> None:
     with _lock:
         if _kept.pop(owner, None):
-            _found_anew()
+            _rebuild()
 
 
-def _found_anew() -> None:
+def _rebuild() -> None:
     global _whole, _pieces
     _whole = tuple(sorted(frozenset().union(*_kept.values()), key=len, reverse=True))
     pieces = (secret[start : start + PIECE] for secret in _whole for start in range(len(secret) - PIECE + 1))
@@ -86,7 +86,7 @@ def redact_record(record: logging.LogRecord) -> bool:
 
 
 def redact_logs(names: Iterable[str]) -> None:
-    """Have the loggers of these names tell no secret, whoever reads them; a filter is not inherited, so each is named."""
+    """Remove secrets from the records of the loggers of these names. Child loggers do not inherit a filter, so each logger is named."""
     for name in names:
         logging.getLogger(name).addFilter(redact_record)
 

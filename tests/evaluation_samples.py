@@ -238,7 +238,7 @@ def _findings(is_length: bool, is_ensemble: bool, base: float) -> tuple[Finding,
         )
         return (Finding("members", "note", "", members, {"members": 3, "unanimous": 0.7612}),)
     form = "of 412 pairs that differ in list items, it prefers the answer with more in 74.0%, which is the better in 51.2%."
-    return (Finding("format", "warning", "It pays for format", form, {"pairs": 412}),)
+    return (Finding("format", "warning", "It rewards format", form, {"pairs": 412}),)
 
 
 def _share(right: NDArray[np.bool_]) -> Estimate:

@@ -228,7 +228,7 @@ class TestFindings:
         }
         assert "equal rewards in 100.0%" in kinds["same"]["ties"]
         assert kinds["turned"]["chance"].startswith("It prefers the worse answer")
-        assert kinds["chance"]["chance"].startswith("It is no better than chance here")
+        assert kinds["chance"]["chance"].startswith("It is not better than chance here")
 
     def test_few_pairs_are_no_alarm(self) -> None:
         noisy = reward(lambda one: float(one[0]) * (1 if hash((len(one), 3)) % 10 < 8 else -1))

@@ -78,7 +78,7 @@ def test_the_advice_on_format_fits_the_direction(feature: str, kind: str) -> Non
         found_in(result_of(pairs_of(slope, 0.5, 0.5, 80, 0, feature=feature)), "format") for slope in (1.0, -1.0)
     )
     assert likes is not None and dislikes is not None
-    assert (likes.lead, dislikes.lead) == ("It pays for format", "It penalizes format")
+    assert (likes.lead, dislikes.lead) == ("It rewards format", "It penalizes format")
     assert f"right where the better answer has more {kind}" in likes.text
     assert f"Add training pairs whose better answer has fewer {kind}" in likes.text
     assert f"right where the better answer has fewer {kind}" in dislikes.text
@@ -146,7 +146,7 @@ def test_the_advice_of_a_training_on_length_fits_the_direction(word: str) -> Non
     early, recent = (of_correlation(sign * (mean + 0.05 * rng.standard_normal(50))) for mean in (0.1, 0.7))
     evidence = length_takes_over("mine", early, recent)
     assert isinstance(evidence, Evidence)
-    assert f"it pays for {word} completions" in evidence.message
+    assert f"it prefers {word} completions" in evidence.message
     assert f"a penalty on {word} completions" in evidence.message
     assert ("short" if word == "long" else "long") not in evidence.message
     assert length_takes_over("mine", recent, early) is None, "the correlation has moved to 0"

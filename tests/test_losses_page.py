@@ -46,6 +46,6 @@ def test_its_formula_and_arguments(kind: str, name: str) -> None:
 
 
 def test_every_loss_is_named_beside_the_data_it_fits() -> None:
-    table = PAGE.partition("## Which one fits the data")[2].partition("[Data]")[0]
+    table = PAGE.partition("## Losses by data")[2].partition("[Data]")[0]
     named = set(re.findall(r"`([a-z0-9-]+)`", table))
     assert {name for kind, name in BUILT_IN if kind == "loss"} <= named

@@ -130,7 +130,8 @@ class TestQuietAndVerbose:
 
     def test_a_warning_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "warns.py").write_text(
-            "import warnings\ndef reward(samples):\n    warnings.warn('look here')\n    return [1.0 for _ in samples]\n", encoding="utf-8"
+            "import warnings\ndef reward(samples):\n    warnings.warn('look here')\n    return [1.0 for _ in samples]\n",
+            encoding="utf-8",
         )
         monkeypatch.chdir(tmp_path)
         (tmp_path / "in.jsonl").write_text('{"prompt": "Q", "completion": "a"}\n', encoding="utf-8")

@@ -92,7 +92,7 @@ class Command(click.Command):
         self._resuming = resuming
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where Ctrl-C interrupts it, keep the advice for whoever tells the user."""
+        """Run the command; if Ctrl-C interrupts it, keep the advice for the caller, which prints it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -36,7 +36,7 @@ def check_drawing() -> None:
 
 
 def write_outputs(texts: Iterable[tuple[Path | None, Callable[[], str]]]) -> None:
-    """Write each text that has a file, and say so."""
+    """Write each text that has a file, and print the file's name."""
     for path, text in texts:
         if path is not None:
             say(f"Wrote {write_atomically(path, text())}.")

@@ -29,13 +29,13 @@ def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
 
     Raises:
         click.UsageError: `out` has another ending than those that are written, or there is nothing beside which it could go.
-        MissingDependencyError: Parquet is to be written, and pyarrow is not installed.
+        MissingDependencyError: The output is Parquet, and pyarrow is not installed.
     """
     from rm_plugins.data.row_files import is_data_file, without_data_ending
 
     if out is not None:
         if Path(out).suffix not in _WRITTEN:
-            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}, or - for standard output; {out!r} is none of these.")
+            raise click.UsageError(f"-o writes {', '.join(_WRITTEN)}, or - for standard output; {out!r} has another ending.")
         if Path(out).suffix == ".parquet" and find_spec("pyarrow") is None:
             raise MissingDependencyError("Parquet needs the package pyarrow: pip install pyarrow, or write .jsonl.")
         return Path(out)

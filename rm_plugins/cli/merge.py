@@ -60,6 +60,7 @@ def command(
     from rich.markup import escape
 
     from rm_plugins.data.row_files import read_rows
+    from rm_plugins.models.manifest import ScoreStatistics
     from rm_plugins.models.merge import merge_models
 
     check_output(output, is_folder=True)

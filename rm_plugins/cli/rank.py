@@ -62,7 +62,7 @@ _ADVANCED = (
     "--format",
     "form",
     type=click.Choice(["ranked", "best", "pairs"]),
-    help="ranked (default): all completions in order; best: one per row, for SFT; pairs: preference pairs, for DPO.",
+    help="ranked (default) has all completions in order, best has one per row for SFT, pairs has preference pairs for DPO.",
 )
 @click.option("--best", type=click.IntRange(min=1), help="Keep only the N best completions of each prompt.")
 @click.option("--pairs", type=click.Choice(PAIRS), help="How pairs are formed; implies --format pairs. By default best-worst.")

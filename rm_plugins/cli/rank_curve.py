@@ -105,7 +105,7 @@ def _svg_file(curve: BestOfNCurve) -> str:
 
 
 def _complete_scores(prompt: ScoredPrompt, with_gold: bool) -> FloatArray:
-    """The scores and gold scores of the completions that have both, [N, 2]; the former twice where gold is not asked for."""
+    """The scores and gold scores of the completions that have both, [N, 2]; the scores twice if gold scores are not wanted."""
     gold = prompt.gold if with_gold else prompt.scores
     both = [pair for pair in zip(prompt.scores, gold, strict=True) if None not in pair]
     return np.array(both, dtype=np.float64).reshape(-1, 2)

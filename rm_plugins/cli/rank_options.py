@@ -59,7 +59,7 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
         options: The command's options.
 
     Raises:
-        UsageError: The message says which, and what to do.
+        UsageError: An option does not fit; the message names it and the remedy.
     """
     given = [name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     for name, forms in _FORMS.items():
@@ -128,7 +128,7 @@ def gold_column(gold: str | None, source: RowSource, generate: str | None) -> st
     """The column that `gold` names; None where it is a spec, or nothing.
 
     Raises:
-        UsageError: It names a column, and completions that are written anew have none.
+        UsageError: It names a column, which generated completions do not have.
         DataError: The file cannot be read.
     """
     if gold is None or not any(gold in row for row in islice(source.rows(), _LOOKED_AT)):
@@ -151,7 +151,7 @@ def check_curve_file(name: str | None) -> Path | None:
         return None
     path = Path(name)
     if path.suffix not in _CURVE_ENDINGS:
-        raise click.UsageError(f"--curve writes {', '.join(_CURVE_ENDINGS)}; {name!r} ends in none of these.")
+        raise click.UsageError(f"--curve writes {', '.join(_CURVE_ENDINGS)}; {name!r} has another ending.")
     if path.suffix != ".json" and find_spec("matplotlib") is None:
         raise MissingDependencyError(
             "Drawing the curve needs matplotlib: pip install 'rm-plugins[report]', or write --curve FILE.json."

@@ -71,7 +71,7 @@ def reward_difference(
 def flipped_pairs(a: FloatArray, b: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The places of the pairs that b alone has right, and of those that a alone has right, the clearest first.
 
-    How clear a flip is depends on both: the difference of each reward is taken in units of its own spread.
+    How clear a flip is depends on both: the difference of each reward is divided by its spread.
 
     Args:
         a: float64 [P], the winner's reward minus the loser's, by a.

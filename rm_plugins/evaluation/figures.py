@@ -115,7 +115,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "kendall": Figure(
         "Kendall's tau",
-        "The rank correlation tau-b with the known order, averaged over prompts; 1 is the same order, 0 is no relation.",
+        "The rank correlation tau-b with the known order, averaged over prompts; 1 is the same order, 0 means no relation.",
         "higher",
     ),
     "spearman": Figure("Spearman's rho", "The rank correlation with the known order, averaged over prompts.", "higher"),

@@ -56,7 +56,7 @@ def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
         return Finding("chance", "alarm", "It prefers the worse answer", text, numbers)
     if accuracy.high < chance + LARGE_LEAD:
         text = f"it is right in {accuracy:.1%} of pairs; chance is {chance:.1%}."
-        return Finding("chance", "alarm", "It is no better than chance here", text, numbers)
+        return Finding("chance", "alarm", "It is not better than chance here", text, numbers)
     text = f"it is right in {accuracy:.1%} of {result.pairs:,}; chance is {chance:.1%}."
     return Finding("chance", "note", "Too few pairs to tell it from chance", text, numbers | {"pairs": result.pairs})
 
@@ -167,7 +167,7 @@ def _formats(result: RewardResult, data: DataSummary) -> Finding | None:
         f"{other} {name}."
     )
     numbers = {"pairs": worst.pairs, "preferred": worst.preferred, **_numbers(accuracy_more=more, accuracy_less=less)}
-    lead = "It pays for format" if likes else "It penalizes format"
+    lead = "It rewards format" if likes else "It penalizes format"
     return Finding("format", "warning", lead, text, numbers)
 
 

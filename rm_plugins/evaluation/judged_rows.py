@@ -52,7 +52,7 @@ class JudgedRows:
         sections: The names of the sections.
         cluster: int [R], equal where rows are not independent: those with the same prompt, or the same common beginning of transcripts.
             Where all have the same or none, each row is independent.
-        clustered_by: What is taken for independent: each ``prompt``, or each ``row``.
+        clustered_by: The unit that counts as independent: ``prompt`` or ``row``.
         prompts: The number of different prompts.
         ids: [R], the rows' own ``id``, empty where they have none.
         compared: Of the rows that name them, the positions of the samples that a benchmark compares.
@@ -114,7 +114,7 @@ class RowCollector:
     Args:
         section: The column that names a row's section; one of `SECTION_COLUMNS` by default.
         by: The one attribute that rated samples are compared by; the mean of all by default.
-        cluster: Whether rows with the same prompt (or common beginning) are taken for dependent, or each row for independent.
+        cluster: The unit that counts as independent: a prompt (or common beginning) with all its rows, or each row.
         recorded: What scores are called that the rows have already and that are evaluated (``column:score``): they do not judge a row.
     """
 
@@ -221,7 +221,7 @@ class RowCollector:
         """All rows that were taken.
 
         Raises:
-            DataError: No row has the attribute that samples are to be compared by.
+            DataError: No row has the attribute by which samples are compared.
         """
         if self._by is not None and self._by not in self._labels:
             raise DataError(f"No row rates its answers by {self._by!r}. {did_you_mean(self._by, self._labels)}")

@@ -105,23 +105,23 @@ def head_metrics(
     labels: FloatArray | None = None,
     attributes: Sequence[str] = (),
 ) -> dict[str, float]:
-    """`judgement_metrics` of a model's reward, and what tells its outputs apart where it has several.
+    """`judgement_metrics` of a model's reward, and the metrics of each output if it has several.
 
     Args:
-        outputs: float [N, heads], what the model said of each row.
+        outputs: float [N, heads], the model's outputs for each row.
         heads: What the outputs are; their weighted sum is the reward.
-        pairs: As in `judgement_metrics`, and so are the others.
+        pairs: As in `judgement_metrics`, like the arguments below.
         lengths: [N].
         sections: [N].
         labels: [N, A].
         attributes: [A].
 
     Returns:
-        What `judgement_metrics` returns; with several outputs, for each of `Heads.labels` also ``LABEL/accuracy``,
-        ``LABEL/margin``, ``LABEL/mean_reward``, ``LABEL/std_reward``, ``LABEL/length_correlation``, and, where the output is
-        named as an attribute is, ``LABEL/correlation`` with that attribute; with several members also ``member_std`` (the
-        standard deviation over the members' rewards, dividing by their number; its mean over rows) and ``member_agreement``
-        (the share of pairs on which all members prefer the same answer, or all see a tie).
+        What `judgement_metrics` returns. With several outputs, each of `Heads.labels` adds ``LABEL/accuracy``, ``LABEL/margin``,
+        ``LABEL/mean_reward``, ``LABEL/std_reward``, ``LABEL/length_correlation``, and ``LABEL/correlation`` if an attribute has the
+        same name. With several members, there are two more. ``member_std`` is the standard deviation over the members' rewards,
+        dividing by their number, averaged over rows. ``member_agreement`` is the share of pairs on which all members prefer the same
+        answer, or all see a tie.
 
     Raises:
         DataError: The inputs' shapes do not fit together.

@@ -23,13 +23,13 @@ CARD_NAME = "README.md"
 
 _END = "<!-- end of the evaluation -->"
 _BEFORE = "## Training procedure"
-"""In the cards that trainers write, the heading before which evaluations stand."""
+"""In the cards that trainers write, the heading that follows the evaluations."""
 
 
 def evaluation_section(evaluation: Evaluation, reward: int = 0) -> str:
     """The section of a model card, as Markdown, on one reward of an evaluation.
 
-    It stands between two comments, which `write_model_card` finds it again by.
+    It is between two comments, by which `write_model_card` recognizes it.
 
     Args:
         evaluation: The evaluation.
@@ -79,7 +79,7 @@ def write_model_card(folder: Path | str, evaluation: Evaluation, reward: int = 0
 
     Raises:
         ModelError: There is no such folder.
-        DataError: The card is no text, or its metadata cannot be read.
+        DataError: The card is not text, or its metadata cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -133,7 +133,7 @@ def _with_section(text: str, section: str, end_of_line: str) -> str:
 
 
 def _title(data: DataSummary) -> str:
-    """What the data is called: a file without its folder, which is nobody else's."""
+    """What the data is called: a file without its folder, which is private to this machine."""
     source = data.source if data.source != "-" else ""
     if is_data_file(source) or Path(source).is_dir():
         source = Path(source).name

@@ -155,7 +155,7 @@ class JudgedPair:
     Args:
         row: The number of its row in the data, from 1.
         section: The row's section, empty where it has none.
-        prompt: The prompt as one text, and so are the others; long texts are cut in the middle, which ``[...]`` shows.
+        prompt: The prompt as one text, like the samples below; long texts are cut in the middle, which ``[...]`` shows.
         chosen: The better sample.
         rejected: The worse one.
         chosen_reward: Its reward.

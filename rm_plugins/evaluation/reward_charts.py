@@ -67,7 +67,7 @@ def reward_distribution(scored: ScoredPairs, values: FloatArray) -> Distribution
 
 
 def length_scatter(rows: JudgedRows, values: FloatArray, *, seed: int) -> LengthScatter | None:
-    """Rewards against lengths, and the curve through all of them; None where either is all the same."""
+    """Rewards against lengths, and the curve through all of them; None where all lengths or all rewards are equal."""
     known = np.flatnonzero(~np.isnan(values))
     lengths, rewards = rows.lengths[known], values[known]
     if len(known) < 3 or np.ptp(lengths) == 0 or np.ptp(rewards) <= _SAME * np.abs(rewards).max():

@@ -28,11 +28,11 @@ from rm_plugins.statistics.metrics import (
 from rm_plugins.statistics.ranks import mean_ranks
 
 BINS = 20
-"""Of the win probability, in the calibration."""
+"""The number of bins of the win probability in the calibration."""
 
 
 class ScoredPairs:
-    """The pairs of which a reward scored both samples.
+    """The pairs for which a reward scored both samples.
 
     Args:
         rows: What is known of the rows.

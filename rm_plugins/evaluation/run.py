@@ -80,8 +80,9 @@ def evaluate(
         suite: A benchmark or its name. Its own rule is applied too.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The attribute that rated samples are compared by; the mean of all by default.
-        cluster: The unit that intervals and tests take as independent: rows with different prompts, or each ``row``. Of transcripts, the
-            common beginning of a row's answers is the prompt. Where all rows have the same prompt or none, each row is independent.
+        cluster: The unit that intervals and tests take as independent: rows with different prompts, or each ``row``. In
+            transcripts, the common beginning of a row's answers is the prompt. Where all rows have the same prompt or none, each row is
+            independent.
         source: The name of the data in reports.
         batch_size: Rows scored at a time.
         resamples: How often prompts are resampled, and the length control fitted, for the interval of the accuracy without length.
@@ -90,7 +91,7 @@ def evaluate(
 
     Raises:
         DataError: A row is in no format, or there is none.
-        SpecError: The mapping is none.
+        SpecError: The mapping is invalid.
         UnknownNameError: There is no suite of that name.
         ScoringError: A reward failed.
     """

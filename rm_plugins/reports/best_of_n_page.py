@@ -50,7 +50,7 @@ class BestOfNCurve:
     fall_p_value: float = 1.0
 
     def to_json(self) -> str:
-        """Everything, as JSON has it: null for what could not be computed."""
+        """Everything as JSON, with null for values that could not be computed."""
         content = {"format": "rm-plugins best-of-n", "version": 1, **as_json(asdict(self))}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -30,8 +30,8 @@ class DotRow:
 
     Args:
         name: What it is about.
-        dots: One a reward; None where it has none.
-        mark: What the dots are to be compared with; NaN for nothing.
+        dots: One per reward; None where it has none.
+        mark: The value that the dots are compared with; NaN if there is none.
     """
 
     name: str

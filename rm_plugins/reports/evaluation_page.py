@@ -18,8 +18,8 @@ from rm_plugins.reports.verdicts import evaluated_line, figures_table, summary_t
 CHARTS: Mapping[str, str] = MappingProxyType(
     {
         "summary": (
-            "Below each figure is its 95% interval; the last row is the accuracy of always choosing the longer answer, and "
-            "“best” marks a reward that the comparisons show to be more accurate than all others."
+            "Below each figure is its 95% interval; the last row is the accuracy of always choosing the longer answer. “Best” "
+            "marks a reward that the comparisons show to be more accurate than all others."
         ),
         "suite": "The benchmark's own score by its own rule, and its sections.",
         "figures": (
@@ -27,47 +27,48 @@ CHARTS: Mapping[str, str] = MappingProxyType(
             "better."
         ),
         "sections": (
-            "A dot is a reward's accuracy in a section, and its line is the 95% interval; the dashed line is chance (half of "
-            "the pairs without a tie, since ties are wrong), and the bar across the row is the accuracy of always choosing "
-            "the longer answer."
+            "A dot is a reward's accuracy in a section, and its line is the 95% interval. The dashed line is chance (half of "
+            "the pairs without a tie, since ties are wrong). The bar across the row is the accuracy of always choosing the "
+            "longer answer."
         ),
         "by_length": (
-            "The better answer is much shorter in the top row and much longer in the bottom row; dots that move right on the "
-            "way down show a reward that prefers long answers, dots that move left one that prefers short answers, and the "
-            "dashed line is chance (half of the pairs without a tie, since ties are wrong)."
+            "The better answer is much shorter in the top row and much longer in the bottom row. If the dots move right from "
+            "top to bottom, the reward prefers long answers; if they move left, short ones. The dashed line is chance (half "
+            "of the pairs without a tie, since ties are wrong)."
         ),
         "distribution": (
             "The less the rewards of better answers (area) and of worse answers (line) overlap, the better the reward "
             "separates them."
         ),
         "calibration": (
-            "On the diagonal, win probabilities come true as often as they say; a curve flatter than it means that the reward"
-            " is too sure, a steeper one that it is too careful, and the grey bars show the number of pairs at each point."
+            "On the diagonal, win probabilities come true as often as they predict. A curve flatter than the diagonal means "
+            "that the reward is too sure, a steeper one that it is too careful. The grey bars show the number of pairs at "
+            "each point."
         ),
         "length": (
             "Each point is an answer; the line is the reward that its length alone predicts, and it is flat if length does "
             "not matter."
         ),
         "formats": (
-            "How often a reward prefers the answer with more of a feature, beside how often that answer is better (the bar); "
-            "far to the right of the bar, the reward pays for format, far to the left it penalizes format, and the small "
-            "numbers are its accuracies where the better answer has more and less of the feature."
+            "The dot shows how often a reward prefers the answer with more of a feature, the bar how often that answer is "
+            "better. A dot far to the right of the bar means that the reward favours format, far to the left that it "
+            "penalizes it. The small numbers are its accuracies where the better answer has more and less of the feature."
         ),
         "members": (
-            "How often two members prefer the same answer, darker if more often; members that always agree add nothing to "
-            "each other, and the reward is less reliable on pairs on which they disagree."
+            "The figure is how often two members prefer the same answer, darker if more often. Members that always agree add "
+            "nothing to each other. On pairs on which they disagree, the reward is less reliable."
         ),
         "best_of_n": (
-            "The mean gold reward of the best of n answers when this reward chooses, with its 95% interval as a band; a curve"
-            " that falls again shows over-optimization, and the dashed line is the best possible choice."
+            "The curve is the mean gold reward of the best of n answers when this reward chooses; its band is the 95% "
+            "interval. A curve that falls again shows over-optimization. The dashed line is the best possible choice."
         ),
         "comparisons": (
-            "The accuracy of one reward minus that of another on the same pairs, with its 95% interval; p is the probability "
-            "of such a difference if both rewards are equally good, and we call p < 0.05 significant."
+            "The figure is the accuracy of one reward minus that of another on the same pairs, with its 95% interval. p is "
+            "the probability of such a difference if both rewards are equally good. We call p < 0.05 significant."
         ),
         "comparisons_by_section": (
-            "To the right of the dashed line a reward is more accurate in a section than the first one, to the left less "
-            "accurate."
+            "To the right of the dashed line, a reward is more accurate in a section than the first one; to the left, it is "
+            "less accurate."
         ),
         "won": "Pairs on which the second reward is right and the first is wrong, the clearest first.",
         "lost": "Pairs on which the first reward is right and the second is wrong, the clearest first.",
@@ -147,7 +148,7 @@ def section(name: str, heading: str, content: str, *, is_third: bool = False) ->
         name: Its id and its key in `CHARTS`.
         heading: As text.
         content: As HTML.
-        is_third: Whether it stands beside others where there is room.
+        is_third: Whether it is shown beside others where there is room.
     """
     kind = ' class="third"' if is_third else ""
     return (

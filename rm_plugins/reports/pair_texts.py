@@ -10,7 +10,7 @@ from rm_plugins.reports.page import preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 
 _TEXTS = 500_000
-"""Bytes of all pairs of a page, whatever the number of rewards: a browser and a mail take a page of two million."""
+"""Bytes of all pairs of a page, for any number of rewards. A page of two million bytes still opens in a browser and fits into a mail."""
 
 
 def worst_mistakes(evaluation: Evaluation) -> str:

@@ -44,7 +44,7 @@ class RewardStyle:
 
 
 def styled(evaluation: Evaluation) -> list[tuple[RewardResult, RewardStyle]]:
-    """The rewards with how each is drawn; after eight, colours and shapes come again."""
+    """The rewards with how each is drawn; after eight, colours and shapes repeat."""
     return [
         (reward, RewardStyle(reward.name, COLOURS[place % len(COLOURS)], *_SHAPES[place % len(_SHAPES)]))
         for place, reward in enumerate(evaluation.rewards)

@@ -143,7 +143,7 @@ def _key_figures(rewards: Sequence[RewardResult]) -> list[str]:
 def _is_best(evaluation: Evaluation, place: int) -> bool:
     """Whether the accuracy of a reward is higher than that of every other, as far as the comparisons with the first one show.
 
-    Of two rewards that were each compared with the first alone, one is better where the intervals do not meet.
+    Two rewards that were each compared only with the first one differ if their intervals do not overlap.
     """
     names = [reward.name for reward in evaluation.rewards]
     by_name = {difference.b: difference for difference in evaluation.differences if difference.a == names[0]}

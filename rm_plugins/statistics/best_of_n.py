@@ -65,8 +65,8 @@ def best_of_n_curve(
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, counts: Sequence[int]) -> FloatArray:
     """The expected gold reward of the completion with the highest proxy reward of n, for one prompt with N completions.
 
-    It is the mean over all ways to draw n of them without replacement: the sum of C(i - 1, n - 1) / C(N, n) * gold[i] over
-    i = n, ..., N, where i is the place in ascending order of the proxy. It is unbiased for n fresh completions. Completions with
+    It is the mean over all ways to draw n of them without replacement. With i as the place in ascending order of the proxy, it is the
+    sum of C(i - 1, n - 1) / C(N, n) * gold[i] over i = n, ..., N. It is unbiased for n fresh completions. Completions with
     equal proxy rewards share the mean of their gold rewards, which is the expectation where chance decides between them.
 
     Args:

@@ -48,7 +48,7 @@ class FeatureBias:
             their products / sqrt(the product of the sums of their squares).
         accuracy_more: How often the reward is right where the better answer has more of it; None where this never is so, or where no
             intervals were asked for.
-        accuracy_less: The same where the better answer has less. Far below `accuracy_more`, the reward pays for the feature; far above, it
+        accuracy_less: The same where the better answer has less. Far below `accuracy_more`, the reward prefers the feature; far above, it
             penalizes the feature.
     """
 
@@ -195,8 +195,8 @@ def length_split(rewards: ArrayLike, lengths: ArrayLike) -> tuple[FloatArray, Fl
 
     The curve is `length_curve`. A reward that is a function of length only is its own curve: without it, all rewards are the mean and all
     pairs tie. (A fitted curve is never exact, and its small errors would still order the lengths.) A reward counts as a function of length
-    if a function that rises, falls, or turns once misses it by less than 1% of the standard deviation of the rewards, after outliers are
-    moved as for the curve. Steps are such functions. For other rewards with a steep step in length, a part of the step remains near it.
+    if a function that rises, falls, or turns once misses it by less than 1% of the standard deviation of the rewards. Outliers are moved
+    before, as for the curve. Steps are such functions. For other rewards with a steep step in length, a part of the step remains near it.
 
     Args:
         rewards: float [N].

@@ -66,15 +66,15 @@ class PairedTest:
 def mean_estimate(
     values: ArrayLike, clusters: ArrayLike, *, bounds: tuple[float, float] | None = None, confidence: float = 0.95
 ) -> Estimate:
-    """A mean over values with an interval that takes clusters, such as prompts, for independent.
+    """A mean over values with an interval that treats clusters, such as prompts, as independent.
 
     Without bounds it is mean +- t * the standard error of a ratio of cluster sums. The degrees of freedom of t are Satterthwaite's:
     as many as the clusters' squared deviations are worth, which are few where a few clusters make most of the error.
 
-    With bounds it is the interval of Agresti and Coull, which holds near the ends: z^2 / 2 values are added at either bound to as many
-    values as are worth the M of them, dependent as they are. These are M / d, where the design effect d compares the variance between
-    clusters with that of independent values. It is at least 1; and where few clusters differ from the others, d is too uncertain and
-    is taken to be larger, up to that of clusters whose values are all the same.
+    With bounds it is the interval of Agresti and Coull, which is also valid near the bounds. The M dependent values count as M / d
+    independent ones, and z^2 / 2 values are added at each bound. The design effect d compares the variance between clusters with that of
+    independent values, and is at least 1. If few clusters differ from the others, d is too uncertain, and a larger one is used, at most
+    that of clusters with equal values.
 
     Args:
         values: float [M].

@@ -62,7 +62,7 @@ def accuracy_without_length(
 
     Pairs with equal rewards stay ties, and count as wrong, as in every accuracy. For the others:
 
-    1. A LOWESS curve of reward by length is subtracted (see `length_split`). It is fitted together with the standing of the answers, so
+    1. A LOWESS curve of reward by length is subtracted (see `length_split`). It is fitted together with the net wins of the answers, so
        that a reward is not penalized because winners are longer.
     2. The winner is preferred if its remaining reward is higher. Equal remaining rewards, as of a reward of length alone, count half.
        For rewards with 20 values or fewer, the rewards themselves decide.
@@ -81,7 +81,7 @@ def accuracy_without_length(
     Returns:
         NaN if there are no pairs or something is not finite.
 
-    Source: Huang et al. 2024, arXiv 2409.17407, for the curve; Robinson 1988 for equal standing; Efron 1979 for the standard error.
+    Source: Huang et al. 2024, arXiv 2409.17407, for the curve; Robinson 1988 for equal net wins; Efron 1979 for the standard error.
     """
     rewards, lengths = (np.asarray(values, dtype=np.float64) for values in (rewards, lengths))
     if not len(pairs) or not (np.isfinite(rewards).all() and np.isfinite(lengths).all()):
@@ -92,14 +92,14 @@ def accuracy_without_length(
         return share_estimate(np.zeros(len(pairs)), cluster[pairs[:, 0]])
     (winner, loser), count = untied.T, int(cluster.max()) + 1
     won, lost = (np.bincount(side, minlength=len(rewards)) for side in pairs.T)
-    standing = (won - lost) / np.maximum(won + lost, 1)
+    net_wins = (won - lost) / np.maximum(won + lost, 1)
     decides = np.sign(rewards[winner] - rewards[loser]) if len(np.unique(rewards)) <= _FEW_VALUES else None
 
     def fitted(times: NDArray[np.intp]) -> tuple[float, float]:
         """The logit and the addition to its error, with each cluster repeated `times` times."""
         repeated = np.repeat(np.arange(len(rewards)), times[cluster])
         curve, left = np.zeros((2, len(rewards)))
-        curve[repeated], left[repeated] = _split(rewards[repeated], lengths[repeated], standing[repeated])
+        curve[repeated], left[repeated] = _split(rewards[repeated], lengths[repeated], net_wins[repeated])
         weights = times[cluster[winner]].astype(np.float64)
         without = np.sign(left[winner] - left[loser])
         outcomes = without if decides is None or not without.any() else decides
@@ -116,16 +116,16 @@ def accuracy_without_length(
     return logit_estimate(logit, error, max(count - 1.0, 1.0))
 
 
-def _split(rewards: FloatArray, lengths: FloatArray, standing: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _split(rewards: FloatArray, lengths: FloatArray, net_wins: FloatArray) -> tuple[FloatArray, FloatArray]:
     """`length_split` that keeps the part of the rewards that depends on length only because winners are longer or shorter.
 
-    The model is reward = curve(length) + d * standing + the rest, with a standing from -1 for losers to 1 for winners.
+    The model is reward = curve(length) + d * net_wins + the rest, with net wins from -1 for losers to 1 for winners.
 
     Source: Robinson 1988, the partially linear model.
     """
     curve, left = length_split(rewards, lengths)
-    of_length = length_curve(standing, lengths)
-    rest, other = rewards - curve, standing - of_length
+    of_length = length_curve(net_wins, lengths)
+    rest, other = rewards - curve, net_wins - of_length
     if not np.ptp(left) or not other.any():
         return curve, left
     rest = np.clip(rest, *np.quantile(rest, _USUAL))

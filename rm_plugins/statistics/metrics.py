@@ -35,8 +35,8 @@ class CalibrationBin:
 def calibration_curve(delta: ArrayLike, bins: int = 20) -> list[CalibrationBin]:
     """Win probabilities p = sigmoid(delta), and how often they come true, in bins that are equal parts of [0, 1].
 
-    Each pair enters twice, as (p, y = 1) and as (1 - p, y = 0), so that the result does not depend on which answer is named
-    first; the curve is symmetric about (1/2, 1/2). A bin has its lower end; the last has both.
+    Each pair enters twice, as (p, y = 1) and as (1 - p, y = 0), so the order of its answers does not matter. The curve is symmetric
+    about (1/2, 1/2). A bin includes its lower end; the last bin includes both ends.
 
     Args:
         delta: float [M], the winner's reward minus the loser's; large values do not overflow.
@@ -201,7 +201,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's rank correlation tau-b: (C - D) / sqrt((C + D + X) * (C + D + Y)).
 
-    Of all couples of rows, C are in the same order in both, D in opposite orders, X tie in x alone and Y in y alone.
+    C couples of rows are in the same order in both, D in opposite orders, X tie in x alone and Y in y alone.
 
     Args:
         x: float [N].

@@ -23,28 +23,28 @@ _OWN_COLUMNS = {
     "MBPP-Plus": ("task_id", "test_list"),
     "IFEval": ("instruction_id_list",),
 }
-"""What tells the sets apart in files that do not say which of them they are."""
+"""Columns that only one of the sets has, for files without the name of their set."""
 _COLUMNS = ("accuracy", "AUC", "best of k: maximum", "best of k: end", "best of k: error")
 
 
 class Ppe(Suite):
     """PPE correctness: right answers above wrong ones on five checkable benchmarks (Frick et al. 2024, arXiv 2410.14872).
 
-    The human preferences of PPE are another dataset and no part of this.
+    The human preferences of PPE are another dataset, which is not included.
     """
 
     name = "ppe"
     source: ClassVar[tuple[str, ...]] = tuple(_DATASETS)
     split = "train"
     rule = (
-        "Of each question's sampled pairs of a right and a wrong answer, the right one must score strictly higher. The score is the "
+        "Each question has sampled pairs of a right and a wrong answer, and the right one must score strictly higher. The score is the "
         "mean of the accuracies on the five sets; the table has the area under the ROC curve and the best-of-k curve as well."
     )
 
     def rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Each question with all its answers; rows of the five sets may come in any order.
 
-        Which set a row is of, its ``dataset`` says, which `published` adds, or a column that one set alone has.
+        The set of a row is in its column ``dataset``, which `published` adds, or follows from a column that only one set has.
         """
         expected = {
             "prompt": PROMPT,
@@ -91,7 +91,7 @@ def _set(row: RawRow) -> str:
     names = [name for name, own in _OWN_COLUMNS.items() if any(row.columns.get(column) is not None for column in own)]
     if len(names) != 1:
         raise row.refused(
-            f"its columns could be those of {' or '.join(names) or 'none of the sets'}. Add a column 'dataset' with one of "
+            f"its columns fit {' and '.join(names) or 'no set'}, so its set is unknown. Add a column 'dataset' with one of "
             f"{', '.join(_DATASETS)}."
         )
     return names[0]
@@ -112,7 +112,7 @@ def _metrics(items: Sequence[SuiteItem]) -> tuple[float, ...]:
 
     Accuracy is over the sampled pairs of all questions. The area under the ROC curve is of the answers to all questions together,
     each question's scores stretched to [0, 1]. The best-of-k curve is the mean over questions of the chance that the best of k
-    random answers is right; of it come the maximum, the end, and the mean squared distance from the curve of a perfect reward. The
+    random answers is right. The table has its maximum, its end, and its mean squared distance from the curve of a perfect reward. The
     paper draws the answers at random many times; this is the exact expectation of that.
     """
     if not items:

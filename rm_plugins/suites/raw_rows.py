@@ -70,7 +70,7 @@ class RawRow:
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
     def refused(self, message: str) -> DataError:
-        """An error that says which row it is about."""
+        """An error that names the row."""
         return DataError(f"{self.suite}, row {self.number}: {message}")
 
 
@@ -80,7 +80,7 @@ def raw_rows(suite: Suite, raw: Iterable[Mapping[str, Any]], expected: Mapping[s
     Args:
         suite: The benchmark.
         raw: The rows.
-        expected: What its columns hold, by name. Null is as good as absent.
+        expected: What its columns hold, by name. Null counts as absent.
 
     Raises:
         DataError: A row lacks a column, or it holds something else; the message says what a row has.

@@ -70,9 +70,9 @@ def _share_of_the_best(item: SuiteItem) -> float:
 
 class _Margins(NamedTuple):
     gap: float
-    """The worst right answer's score minus the best wrong one's."""
+    """The worst right answer's score minus the best wrong answer's."""
     spread: float
-    """The best right answer's score minus the worst right one's."""
+    """The best right answer's score minus the worst right answer's."""
 
 
 def _margins(item: SuiteItem) -> _Margins:
@@ -83,9 +83,12 @@ def _margins(item: SuiteItem) -> _Margins:
 def _ties(items: Sequence[SuiteItem]) -> tuple[float, dict[str, float]]:
     """The score of Ties and what it is made of; NaN and nothing where no question has both its rows.
 
-    A question has a row with several right answers (``tied:N``) and one with a single right answer (``ref:N``). The score is
-    0.3 * accuracy on tied rows + 0.3 * accuracy on ref rows + 0.2 * P(gap of tied > spread) + 0.2 * P(smaller gap > spread)
-    + 0.01 * mean of tanh(smaller gap / spread - 1), so that it can reach 1.01.
+    A question has a row with several right answers (``tied:N``) and one with a single right answer (``ref:N``). The score, at most 1.01,
+    is the sum of
+
+    - 0.3 * accuracy on tied rows and 0.3 * accuracy on ref rows
+    - 0.2 * P(gap of tied > spread) and 0.2 * P(smaller gap > spread)
+    - 0.01 * mean of tanh(smaller gap / spread - 1)
 
     Source: process_single_model in rewardbench/utils.py of allenai/reward-bench.
     """

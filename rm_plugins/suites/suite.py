@@ -45,7 +45,7 @@ class SuiteItem:
     def judged_scores(self) -> FloatArray:
         """float64 [n], the scores; where the reward abstained on a sample, those of the worst reward: wrong above right.
 
-        So a row counts as wrong, whatever a benchmark's rule makes of scores.
+        So the row counts as wrong under every benchmark's rule.
         """
         return -self.labels if self.abstained else self.scores
 
@@ -166,7 +166,7 @@ class Suite(Component):
             raw: The rows of its dataset.
 
         Raises:
-            DataError: A row is not of this benchmark; the message says which column is missing.
+            DataError: A row is not of this benchmark; the message names the missing column.
         """
 
     @abstractmethod
@@ -180,10 +180,10 @@ class Suite(Component):
         """
 
     def scored(self, items: Sequence[SuiteItem], sections: Sequence[SuiteSection], **reported: Any) -> SuiteResult:
-        """A result whose score is that of its sections.
+        """A result with the overall score of its sections.
 
         Args:
-            items: All scored rows, of which the abstentions are counted.
+            items: All scored rows; abstentions are counted.
             sections: The sections.
             reported: Other fields of `SuiteResult`.
         """
@@ -191,7 +191,7 @@ class Suite(Component):
         return SuiteResult(self.name, self.rule, sections=tuple(sections), **reported)
 
     def checked_rows(self, raw: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """`rows`, whatever fails in it translated.
+        """`rows`, with any failure in it as an error of ours.
 
         Raises:
             DataError: A row is not of this benchmark.
@@ -210,7 +210,7 @@ class Suite(Component):
             ) from error
 
     def checked_result(self, items: Sequence[SuiteItem]) -> SuiteResult:
-        """`result`, whatever fails in it translated.
+        """`result`, with any failure in it as an error of ours.
 
         Raises:
             DataError: The rule failed.
@@ -227,7 +227,7 @@ class Suite(Component):
     def published(self, split: str = "", mapping: RowMapping | None = None) -> Iterator[dict[str, Any]]:
         """The rows of its dataset on the hub, as `rows` takes them; of several datasets, one after the other.
 
-        ``dataset`` says which one a row is from.
+        The column ``dataset`` names the row's dataset.
 
         Args:
             split: Another split than the benchmark's usual one.

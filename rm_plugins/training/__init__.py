@@ -1,3 +1,3 @@
-"""What watches the training of a policy, whoever trains it: journal, history, exploitation, what rewards have learned."""
+"""Watches the training of a policy by any trainer: journal, history, exploitation, and what rewards have learned."""
 
 __all__: list[str] = []

@@ -5,10 +5,10 @@ Each process writes two series of files, numbered in the order of the steps::
     samples-rank0-00000.parquet    step, reward, prompt, completion, is_conversational, score, details, length, time, rank, members
     figures-rank0-00000.parquet    step, reward, figures, rank
 
-Prompts and completions are text; message lists are JSON, where ``is_conversational`` says so. ``details`` and ``figures`` are
+Prompts and completions are text; message lists are JSON, if ``is_conversational`` is true. ``details`` and ``figures`` are
 lists of names and values; ``members`` are the names of the details that are scores of members. ``score`` is null where the reward
-abstained. A row of figures without a reward holds what the trainer measured of the step, such as its KL divergence. Files are written
-whole, so that a reader never meets half of one.
+abstained. A row of figures without a reward has the trainer's own figures of the step, such as its KL divergence. Files are written
+whole, so a reader never sees a partial one.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class Journal:
         gone = {name for name in names if int(name.rpartition("rank")[2]) >= processes}
         if step == 0 and (self._samples.files() or self._figures.files() or gone):
             raise DataError(
-                f"The journal {str(self.folder)!r} has samples of an earlier training. Give another folder, delete this one, or go "
-                "on with that training: trainer.train(resume_from_checkpoint=True)."
+                f"The journal {str(self.folder)!r} has samples of an earlier training. Give another folder, delete this one, or "
+                "resume that training: trainer.train(resume_from_checkpoint=True)."
             )
         left = [_Series(self.folder, name, self._samples.schema, self.max_mb) for name in sorted(gone)]
         for series in (self._samples, self._figures, *left):

@@ -99,7 +99,7 @@ class RewardHistory:
 
 
 def _common(phrase: str, other: str) -> bool:
-    """Whether two phrases are about the same: they share a word row of half the shorter one's length, or are empty."""
+    """Whether two phrases are about the same: they share a sequence of words half as long as the shorter phrase, or are empty."""
     words, others = phrase.split(), f" {other} "
     length = (min(len(words), len(other.split())) + 1) // 2
     return any(f" {' '.join(words[start : start + length])} " in others for start in range(len(words) - length + 1))

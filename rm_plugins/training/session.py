@@ -27,7 +27,7 @@ class Training:
     Args:
         step: The steps that are done.
         steps: The steps of the whole training; 0 where this is not known.
-        kept: What the training's checkpoints keep, as JSON has it. It is one object from the beginning of a training to its end.
+        kept: The state in the training's checkpoints, as JSON values. It is one object from the beginning of a training to its end.
         kept_in: What error messages call it.
     """
 

@@ -1,4 +1,4 @@
-"""Watches rewards while a policy is trained on them, whatever trains it."""
+"""Watches rewards while any trainer trains a policy on them."""
 
 from __future__ import annotations
 

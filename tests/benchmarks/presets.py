@@ -1,4 +1,4 @@
-"""Which learning rate suits a kind and size of model: real models trained with several, everything else as the preset has it.
+"""Which learning rate suits a kind and size of model: real models trained with several, all other settings from the preset.
 
 Run it with ``make bench-presets``; it writes a section of ``docs/training.md``. Finished trainings are kept in a file, so an interrupted
 run resumes. Needs the real models and data that the tests use.
@@ -202,7 +202,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 INTRODUCTION = f"""Made by `make bench-presets` (`python -m {MODULE}`): real models are trained with several learning rates for one
-epoch, with everything else as the preset has it ({PRESET}).
+epoch, with all other settings from the preset ({PRESET}).
 A seed draws the head's first weights and the order of the rows. The best mean accuracy on held-out pairs is bold; differences of less
 than about three standard errors mean nothing."""
 

@@ -83,7 +83,7 @@ class TestRanking:
 
     def test_where_none_has_a_score_nobody_is_best(self, desk: Desk) -> None:
         desk.open(says={"a": None, "b": None}).score("a", "b")
-        assert desk.texts("#status") == ["None of 2 completions got a score."]
+        assert desk.texts("#status") == ["No score for 2 completions."]
         assert desk.page.locator(".axis, .chart").count() == 0
 
 
@@ -91,7 +91,7 @@ class TestWhatTheModelSaw:
     def test_tokens_show_their_white_space_and_special_ones_stand_out(self, desk: Desk) -> None:
         tokens = ["<|user|>", "\n", "Name", " a  ", "\tcolour\u200b", "</s>"]
         desk.open(renderings=[rendering("rm-a", tokens, truncated=True)]).score("blue", "red")
-        assert desk.texts(".row:first-child summary")[0] == "What the model saw 6 tokens truncated"
+        assert desk.texts(".row:first-child summary")[0] == "Model input 6 tokens truncated"
         assert desk.page.locator(".token").count() == 0  # only made when they are asked for
         desk.look()
         assert desk.texts(".tokens li") == ["<|user|>", "↵", "Name", "·a··", "→colourU+200B", "</s>"]
@@ -104,7 +104,7 @@ class TestWhatTheModelSaw:
     def test_there_is_a_tab_for_each_way_of_rendering(self, desk: Desk) -> None:
         renderings = [rendering("rm-a", ["x"], path="members[0]"), rendering("rm-c", ["<s>", "x"], path="members[2]")]
         desk.open(renderings=renderings).score("x", "y")
-        assert desk.texts(".row:first-child summary")[0] == "What the model saw 1 to 2 tokens"
+        assert desk.texts(".row:first-child summary")[0] == "Model input 1 to 2 tokens"
         desk.look()
         assert desk.texts("[role=tab]") == ["rm-a (members[0])", "rm-c (members[2])"]
         shown = desk.page.locator("[role=tabpanel]:visible .facts-line")

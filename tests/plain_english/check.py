@@ -33,7 +33,18 @@ class Meant:
     reason: str
 
 
-MEANT: tuple[Meant, ...] = ()
+MEANT: tuple[Meant, ...] = (
+    Meant(
+        "rm_plugins/engine/undisturbed.py", "none as a pronoun", "None of the inputs", "torch's own warning, which must match"
+    ),
+    Meant(
+        "rm_plugins/protocols/openai_judge.py", "whatever", "Whatever the response", "part of the rubric: scores depend on it"
+    ),
+    Meant("rm_plugins/reports/page.py", "long sentence", "<!doctype html>", "the frame of an HTML page"),
+    Meant(
+        "rm_plugins/server/page/__init__.py", "semicolons", "default-src", "a header, whose parts are separated by semicolons"
+    ),
+)
 
 
 @dataclass(frozen=True)

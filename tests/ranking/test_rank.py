@@ -156,7 +156,7 @@ class TestFirstN:
         (["--generate", "m", "--n", "2", "--engine-options", "{dtype}"], "--engine-options is not valid JSON"),
         (["--generate", "m", "--n", "2", "--engine-options", "[1]"], "--engine-options must be a JSON mapping"),
         (["--generate", "m", "--n", "2", "--gold", "good"], "--gold good is a column of in.jsonl, which has no values for"),
-        (["--curve", "curve.png"], "--curve writes .html, .json, .svg; 'curve.png' ends in none of these."),
+        (["--curve", "curve.png"], "--curve writes .html, .json, .svg; 'curve.png' has another ending."),
     ],
 )
 def test_options_that_do_not_go_together(rank: Any, arguments: list[str], message: str) -> None:

@@ -89,10 +89,11 @@ def test_a_set_of_ppe_is_known_by_a_column_of_its_own(own: dict[str, Any], name:
 def test_rows_of_ppe_that_are_unclear_are_refused() -> None:
     row = {**ROWS[Ppe], "dataset": None}
     with pytest.raises(
-        DataError, match=r"ppe, row 1: .*none of the sets. Add a column 'dataset' with one of lmarena-ai/PPE-MMLU"
+        DataError,
+        match=r"ppe, row 1: its columns fit no set, .*Add a column 'dataset' with one of lmarena-ai/PPE-MMLU",
     ):
         list(Ppe().rows([row]))
-    with pytest.raises(DataError, match="those of MATH or IFEval"):
+    with pytest.raises(DataError, match="its columns fit MATH and IFEval"):
         list(Ppe().rows([{**row, "problem": "", "instruction_id_list": []}]))
     for pair in ([0, 2], [0, 9], [0, -1], [0], 7):
         with pytest.raises(DataError, match="positions of a right and a wrong answer are expected"):

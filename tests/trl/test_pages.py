@@ -47,13 +47,21 @@ PAGES = [
     ROOT / "README.md",
     *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
 ]
-AS_ON_A_CPU = [page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials")]
+AS_ON_A_CPU = [
+    page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials") or page.name == "watching.md"
+]
 """Pages whose trainings start on a machine without a GPU as they are printed."""
 HAS_PPO = Version(trl_version) < Version("1.13")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
-PREFERENCE = {"prompt": "Name a colour.", "chosen": " It is blue.", "rejected": " two"}
-# What a page leaves out to stay readable, and what keeps a run small; trainers read the latter from their configuration.
+QUESTION = [{"role": "user", "content": "Name a colour."}]
+PREFERENCE = {
+    "chosen": [*QUESTION, {"role": "assistant", "content": "It is blue."}],
+    "rejected": [*QUESTION, {"role": "assistant", "content": "two"}],
+}
+PROMPT = {"prompt": QUESTION}
+"""Conversations, as in the datasets that they stand for."""
+# Settings that a page leaves out to stay readable, and settings that keep a run small.
 SMALL: dict[str, Any] = {"max_steps": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
 
 
@@ -83,6 +91,9 @@ def commands_of(page: Path) -> list[str]:
         line.removeprefix("$ ") for line in lines if line.split()[1] in PROGRAMS and line.split()[2] not in ("serve", "demo")
     ]
 
+
+OTHER_FORMAT = "Such samples are not mentioned again"
+"""The end of the warning that a model gets text and was trained on conversations, or the reverse."""
 
 SERVED = "127.0.0.1:8000"
 """The server that pages speak to."""
@@ -118,7 +129,7 @@ def world(
     """A working directory with everything that pages name; returns what a page's names stand for here."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "test"):
-        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [{"prompt": "Name a colour."}] * 64}.items():
+        for folder, rows in {"preferences": [PREFERENCE] * 16, "prompts": [PROMPT] * 64}.items():
             Path(folder).mkdir(exist_ok=True)
             write_jsonl(Path(folder) / f"{split}.jsonl", rows)
     write_jsonl(Path("completions.jsonl"), [{"prompt": "2+2?", "completions": ["4", "5"]}] * 16)
@@ -135,7 +146,7 @@ def world(
     return {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tiny_policy),
         "trl-lib/ultrafeedback_binarized": "preferences",
-        "trl-lib/tldr": "prompts",
+        "trl-lib/ultrafeedback-prompt": "prompts",
     }
 
 
@@ -174,7 +185,9 @@ def kept_small(monkeypatch: pytest.MonkeyPatch, *, own_precision: bool) -> None:
 
 
 @each_page(python_of)
-def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    page: Path, world: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     kept_small(monkeypatch, own_precision=page in AS_ON_A_CPU)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where pickle looks for the page's classes
@@ -185,6 +198,8 @@ def test_python_runs(page: Path, world: dict[str, str], monkeypatch: pytest.Monk
             world = world | {SERVED: server.url.removeprefix("http://")}
         for code in python_of(page):
             exec(compile(replaced(code, world), str(page), "exec"), vars(module))
+    if page in AS_ON_A_CPU:
+        assert OTHER_FORMAT not in caplog.text
 
 
 @newest_trl
@@ -198,6 +213,7 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
     for line in commands_of(page):
         program, command, *arguments = shlex.split(replaced(line, world))
         if command == "train":
+            shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)  # the model that the page trains
             run_program("rm_plugins", command, *arguments, *quick)
         elif program == "trl":
             run_program("trl.cli.main", command, *arguments, *quick, *of_grpo)

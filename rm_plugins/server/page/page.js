@@ -197,7 +197,7 @@ async function showRenderings(body, options) {
     if (!renderings.some((found) => found.length)) note("No part of this reward is a model, so there are no tokens to show.");
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    note(`What the models saw could not be shown: ${error.message}`);
+    note(`The models' input could not be shown: ${error.message}`);
   }
 }
 

@@ -39,7 +39,7 @@ export function ranked(answer, completions) {
 export function verdict(rows) {
   const scored = rows.filter(({ score }) => score !== null);
   const best = scored.filter(({ rank }) => rank === 1);
-  if (!best.length) return `None of ${count(rows.length, "completion")} got a score.`;
+  if (!best.length) return `No score for ${count(rows.length, "completion")}.`;
   const without = rows.length - scored.length;
   return `${named(best)} best, with ${number(best[0].score)}.${without ? ` ${count(without, "completion")} got no score.` : ""}`;
 }

@@ -21,7 +21,7 @@ export function renderingDisclosure(renderings) {
   const counts = renderings.map(({ tokens }) => tokens.length);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
   const size = least === most ? count(most, "token") : `${least} to ${count(most, "token")}`;
-  const summary = element("summary", {}, "What the model saw ", element("span", { className: "aside" }, size));
+  const summary = element("summary", {}, "Model input ", element("span", { className: "aside" }, size));
   if (renderings.some(({ truncated }) => truncated)) summary.append(" ", truncatedBadge());
   const disclosure = element("details", { className: "saw" }, summary);
   disclosure.addEventListener("toggle", () => disclosure.append(contents(renderings)), { once: true });
