@@ -35,6 +35,12 @@ class Meant:
 
 MEANT: tuple[Meant, ...] = (
     Meant(
+        "demo/world.py",
+        "behind for after",
+        "behind the barn",
+        "a place in the generated sentences: another word changes the data",
+    ),
+    Meant(
         "rm_plugins/engine/undisturbed.py", "none as a pronoun", "None of the inputs", "torch's own warning, which must match"
     ),
     Meant(
