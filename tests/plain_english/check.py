@@ -34,6 +34,7 @@ class Meant:
 
 
 MEANT: tuple[Meant, ...] = (
+    Meant("integrations/rm_plugins_trl/demo/world.py", "behind for after", "behind the barn", "a place"),
     Meant(
         "rm_plugins/engine/undisturbed.py", "none as a pronoun", "None of the inputs", "torch's own warning, which must match"
     ),
