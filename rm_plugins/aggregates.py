@@ -1,11 +1,12 @@
 """Ways to combine the scores of an ensemble's members, used as ``aggregate: NAME`` or ``aggregate: {name: NAME, ...}``.
 
-Reward models trained on preferences are only defined up to a shift, and each has its own spread: an aggregate that compares members
-with each other needs them on one scale first (`needs_common_scale`).
+Reward models trained on preferences are only defined up to a shift, and each has its own spread. An aggregate that compares members
+with each other therefore needs them on one scale first (`needs_common_scale`).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -148,9 +149,9 @@ class _SpreadPenalty(Aggregate):
         penalized: FloatArray = mean - self.factor * self.spread(variance)
         return penalized
 
+    @abstractmethod
     def spread(self, variance: FloatArray) -> FloatArray:
         """The penalized spread, computed from the members' variance, [N]."""
-        return variance
 
 
 class LowerConfidenceBound(_SpreadPenalty):
@@ -190,6 +191,10 @@ class UncertaintyWeighted(_SpreadPenalty):
 
     def __init__(self, *, coefficient: FiniteFloat = 0.5, ddof: int = 0) -> None:
         super().__init__(coefficient, "coefficient", ddof)
+
+    def spread(self, variance: FloatArray) -> FloatArray:
+        """The variance."""
+        return variance
 
 
 class Quantile(Aggregate):

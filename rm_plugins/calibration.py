@@ -44,12 +44,12 @@ class Calibrated:
 
 
 class Calibration:
-    """A reward whose transforms take their statistics from the first batch that they reshape, whatever their spec says.
+    """A reward whose transforms take their statistics from the first batch that they reshape instead of from their spec.
 
     Args:
         spec: Text, a path or a mapping, as `rm_plugins.load` takes it.
-        transform: Used where no transform in the spec takes statistics: each member of its ensembles gets this one after its own
-            transform, be it a provider of an `ensemble` or a member inside one model; without ensembles, the reward itself gets it.
+        transform: Used where no transform in the spec takes statistics. Each member of an ensemble gets it after its own transform, for
+            an `ensemble` of providers and for one model with several members. Without an ensemble, the reward itself gets it.
         registry: Where names are looked up; the installed plug-ins by default.
 
     Raises:

@@ -115,7 +115,7 @@ class SpecError(RmPluginsError, ValueError):
         self.key = key
 
     def inside(self, path: str) -> "SpecError":
-        """The same error for a component at `path` in another one's spec."""
+        """The same error for a component at `path` in another component's spec."""
         return SpecError(self.message, f"{path}.{self.key}" if self.key else path)
 
     def __reduce__(self) -> tuple[type["SpecError"], tuple[str, str]]:

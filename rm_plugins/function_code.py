@@ -69,8 +69,9 @@ def shown_file(file: str) -> str:
 def code_digest(function: Callable[..., Any], imported_as: str = "") -> str | None:
     """A SHA-256 over a function's code and all the code that it uses: in its own module, and in those that this one imports.
 
-    Of a module, only the statements on which the used names depend count; comments do not. Modules of installed packages and of
-    the standard library do not count, except those of the function's own package. Nor does what the function holds (`held_values`).
+    Only those statements of a module count on which the used names depend; comments do not count. Modules of installed packages and of
+    the standard library do not count, except those of the function's own package. The values that a function holds (`held_values`) do
+    not count either.
 
     Args:
         function: The function, or a callable object, whose class is looked at.
@@ -94,12 +95,12 @@ def code_digest(function: Callable[..., Any], imported_as: str = "") -> str | No
 
 
 def function_facts(function: Callable[..., Any], imported_as: str = "") -> list[Any]:
-    """What identifies a function, as JSON has it: where it is, its code, and what it holds where it was made in memory."""
+    """What identifies a function, as JSON values: where it is, its code, and what it holds if it was made in memory."""
     return [function_path(function), code_digest(function, imported_as), None if imported_as else held_values(function)]
 
 
 def held_values(function: Callable[..., Any]) -> Any:
-    """What a function in memory holds beside its code, as JSON has it: arguments of a partial, its defaults, what it closes over.
+    """What a function in memory holds beside its code, as JSON values: arguments of a partial, its defaults, what it closes over.
 
     >>> held_values(partial(sorted, reverse=True)) == held_values(partial(sorted, reverse=False))
     False
@@ -279,7 +280,7 @@ def _constant(value: Any) -> Any:
 
 
 def _held(value: Any, inside: tuple[int, ...]) -> Any:
-    """A value as JSON has it, without the addresses of objects, which are others in each process."""
+    """A value as JSON, without the addresses of objects, which differ between processes."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if id(value) in inside:

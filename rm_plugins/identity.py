@@ -19,7 +19,7 @@ def fingerprint(provider: Provider) -> str:
     Other files that the spec names count with the contents that they had when the reward was made. Functions, and classes of plug-ins,
     count with their code and the code that they use (`rm_plugins.function_code`). What was made in Python counts with what it holds.
 
-    It does not see the model behind a remote scorer, nor what a function reads or what it uses of installed packages.
+    It does not cover the model that a remote scorer runs, the files that a function reads, or the installed packages that it uses.
     """
     facts = [[path, *part.identity, *others_code(_classes_in(part))] for path, part in provider.walk()]
     return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()

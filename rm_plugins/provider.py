@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from rm_plugins.constructor_schema import held_by
-from rm_plugins.errors import DataError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
+from rm_plugins.errors import DataError, PluginError, RmPluginsError, ScoringError, UnsupportedError, as_one_error
 from rm_plugins.files import with_digests
 from rm_plugins.held_facts import held_facts
 from rm_plugins.one_thread import OneThread
@@ -35,6 +35,16 @@ ModelSource: TypeAlias = Annotated[str, LocalPath]
 """A model folder or a model id of the hub."""
 
 
+def _check_name(cls: type[Any], kind: str) -> None:
+    """Refuse a class without a name, unless it is abstract."""
+    is_abstract = any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls))
+    if not is_abstract and not isinstance(getattr(cls, "name", None), str):
+        raise PluginError(
+            f"The {kind} class {cls.__module__}.{cls.__qualname__} has no name. Specs and messages need one: set `name` in the class, "
+            f"such as `name = 'my-{kind}'`."
+        )
+
+
 class Component(ABC):
     """A part of a spec that is written as ``NAME`` or ``{name: NAME, ...}``.
 
@@ -51,6 +61,10 @@ class Component(ABC):
     spec_as_read: Mapping[str, Any] | None = None
     """The same without the name, with the digests that files had when it was built."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_name(cls, getattr(cls, "kind", "component"))
+
 
 class Transform(Component):
     """Reshapes a provider's scores: z-score, clip, scale."""
@@ -62,13 +76,13 @@ class Transform(Component):
         """Reshape `values` (float64 [N], NaN where abstained, which must stay NaN); returns float64 [N]."""
 
     depends_on_batch: ClassVar[bool] = False
-    """Whether what a score becomes depends on the other samples of its batch."""
+    """Whether a reshaped score depends on the other samples of its batch."""
 
     def bind(self, provider: Provider) -> None:
         """Called once with the provider whose scores are reshaped, which may know statistics of its scores."""
 
     def state(self) -> dict[str, Any]:
-        """What it has learned while scoring, as JSON has it; checkpoints keep it. Empty where it learns nothing."""
+        """What it has learned while scoring, as JSON values; checkpoints keep it. Empty if it learns nothing."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -108,11 +122,12 @@ def transforms_of(holder: Provider | Transform) -> dict[str, Transform]:
 class Provider(ABC):
     """Turns samples into scores.
 
-    A subclass sets `name` and implements `score_batch`; its constructor's annotated keyword arguments are its schema in a
-    spec. `score` does what all providers share: `transform`, `on_error`, counting, checking.
+    A subclass sets `name` and implements `score_batch`; a class without a name is refused where it is defined. Its constructor's
+    annotated keyword arguments are its schema in a spec. `score` does the work that all providers share: `transform`, `on_error`,
+    counting and checking.
 
-    Any number of threads may call `score`: `score_batch` runs in one thread at a time, unless the provider is `concurrent`, and so do its
-    transform and its observer.
+    Any number of threads may call `score`. The transform and the observer run in one thread at a time, and also `score_batch`, unless
+    the provider is `concurrent`.
     """
 
     name: ClassVar[str]
@@ -147,6 +162,7 @@ class Provider(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_name(cls, "provider")
         if "label" not in cls.__dict__ and isinstance(cls.__dict__.get("name"), str):
             cls.label = cls.__dict__["name"]
 
@@ -207,7 +223,7 @@ class Provider(ABC):
 
     @property
     def identity(self) -> list[Any]:
-        """What its scores depend on, as JSON has it, without its children: its settings, its model, and its manifest.
+        """What its scores depend on, as JSON values, without its children: its settings, its model, and its manifest.
 
         A provider that holds a model overrides this, with digests of weights and rendering instead of paths.
         """
@@ -242,7 +258,7 @@ class Provider(ABC):
             yield from child.walk(f"{path}.{part}" if path else part)
 
     def state(self) -> dict[str, Any]:
-        """What it has learned while scoring, as JSON has it, without its children; empty where it learns nothing."""
+        """What it has learned while scoring, as JSON values, without its children; empty if it learns nothing."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most providers learn nothing
@@ -270,11 +286,11 @@ class Provider(ABC):
     def attempt(self, samples: Sequence[Sample], *, on_error: OnError | None = None) -> Scores:
         """The scores, with every failed sample in their `errors`: combinators call this for their parts.
 
-        `unhandled` says which of the errors are failures of the combinator as well.
+        `unhandled` returns those errors that are failures of the combinator as well.
 
         Args:
             samples: The batch.
-            on_error: ``abstain`` where the caller handles every failure, whatever the provider's own `on_error`.
+            on_error: ``abstain`` if the caller handles every failure; it replaces the provider's own `on_error`.
 
         Raises:
             DataError: `samples` is not a list of samples.

@@ -32,7 +32,7 @@ def provider_repr(provider: Provider) -> str:
 
 
 def _known(part: Any, provider: Provider) -> Iterator[tuple[str, str]]:
-    """What can be said of a provider, which may not be complete yet."""
+    """The known facts of a provider, which may not be complete yet."""
     with suppress(AttributeError, TypeError):
         yield from list(part(provider))
 

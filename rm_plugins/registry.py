@@ -306,7 +306,7 @@ class Registry:
             ) from error
 
     def _failed(self, hook: str, error: Exception) -> str:
-        """Names the plug-in whose implementation of a hook raised an error, or the candidates where the traceback does not show it."""
+        """Names the plug-in that raised an error in a hook, or the candidates where the traceback does not show it."""
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         suspects = list(dict.fromkeys(one.plugin_name for one in implementations))
         for frame, _ in reversed(list(walk_tb(error.__traceback__))):
@@ -337,7 +337,7 @@ def _name_of_command(value: Any) -> str | None:
 def _attributed(values: Sequence[tuple[str, Any]], before: Sequence[_Registered], wrapper: str) -> list[_Registered]:
     """What is registered after a plug-in wrapped a hook: earlier values keep their plug-in and place, new ones belong to the wrapper.
 
-    A value that replaces another one of the same name belongs to that one's plug-in.
+    A value that replaces another value of the same name belongs to the plug-in of the replaced value.
     """
     kept = {id(value) for _, value in values}
     places: dict[object, int] = {}

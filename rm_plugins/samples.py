@@ -84,7 +84,7 @@ class Sample:
 
     @property
     def completion_text(self) -> str:
-        """The completion as text, whatever the format: for messages, the contents of the assistant's, joined by line breaks.
+        """The completion as text: for messages, the contents of the assistant's, joined by line breaks.
 
         Raises:
             DataError: A content has a part that is not text.
@@ -160,10 +160,10 @@ class RenderedSample(Sample):
 
 
 def check_samples(samples: Any) -> None:
-    """Refuse anything but a list of samples.
+    """Refuse an argument that is not a list of samples.
 
     Raises:
-        DataError: The message says what was given, and what to do.
+        DataError: It is not a list of samples; the message names what was given.
     """
     if isinstance(samples, Sample):
         raise DataError("score() takes a list of samples, and was given a single Sample. Put it in a list: score([sample]).")
@@ -198,7 +198,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
         if not isinstance(content, Sequence):
             raise DataError(
                 f"{where} needs text as its content, not {type(content).__name__}: {content!r}. A list of parts, such as "
-                "{'type': 'text', 'text': ...}, is taken as well."
+                "{'type': 'text', 'text': ...}, is also accepted."
             )
         for place, piece in enumerate(content):
             # In TRL, a list that a tool returns is the content of its message, whatever its items are.
@@ -207,7 +207,7 @@ def _check_text_or_messages(part: str, value: object) -> None:
             if not _is_part(piece):
                 raise DataError(f"{where}.content[{place}] is not a part with a 'type', such as text: {piece!r:.200}.")
             if piece["type"] == "text" and not isinstance(piece.get("text"), str):
-                raise DataError(f"{where}.content[{place}] is a part of the type 'text' and has no text: {piece!r:.200}.")
+                raise DataError(f"{where}.content[{place}] is a part of the type 'text' but has no text: {piece!r:.200}.")
 
 
 def _canonical(part: Any) -> Any:
@@ -251,7 +251,7 @@ def _digest(value: Any) -> bytes:
 
 
 def canonical_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that is the same for equal values, whatever the order of their keys.
+    """JSON that is the same for equal values, regardless of the order of their keys.
 
     Args:
         value: Any value.
@@ -302,7 +302,7 @@ def message_text(message: Message, *, strict: bool = False) -> str:
     kinds = [piece["type"] for piece in content if _text_in(piece) is None]
     if strict and kinds:
         raise DataError(
-            f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, and only text can be scored here. Remove such "
+            f"A message of the role {message['role']!r} has a part of the type {kinds[0]!r}, but only text can be scored here. Remove such "
             "parts, or use a reward that takes them."
         )
     texts = map(_text_in, content)

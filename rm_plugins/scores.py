@@ -1,17 +1,17 @@
-"""What a provider says of a batch of samples: `Scores`."""
+"""The result of scoring a batch of samples: `Scores`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rm_plugins.errors import MissingDependencyError, RmPluginsError, ScoringError
+from rm_plugins.html_table import html_table
 
 if TYPE_CHECKING:
     import pandas
@@ -54,14 +54,14 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Scores:
-    """What a provider says of a batch of N samples; a table in notebooks.
+    """The scores of a batch of N samples, with details and errors; a table in notebooks.
 
     Args:
         values: float64 [N], one reward per sample, NaN where the provider abstains.
         details: Named per-sample extras, each float64 [N], such as the spread of an ensemble.
         metadata: Facts about the batch as a whole, such as how many samples were truncated.
-        errors: By row, why it has no score, where that is a failure rather than an abstention. Its value is NaN. The provider's
-            ``on_error`` decides what becomes of these rows; the others keep their scores.
+        errors: The error of each row that failed, by row; abstentions have none. The row's value is NaN. The provider's ``on_error``
+            decides what happens to these rows; the others keep their scores.
         parts: By name, the scores [N] of what the reward is made of: an ensemble's members, a model's heads, the criteria of a
             rubric.
         kind: What these scores are as a part of others, such as ``member`` or ``head``; it begins their name where scores are written
@@ -100,7 +100,7 @@ class Scores:
         if self.errors:
             unknown = [row for row in self.errors if not 0 <= row < len(values)]
             if unknown:
-                raise ScoringError(f"Row {unknown[0]} has an error, and there are {len(values)} samples.")
+                raise ScoringError(f"Row {unknown[0]} has an error, but there are only {len(values)} samples.")
             if not np.isnan(values[list(self.errors)]).all():
                 values = values.copy()
                 values[list(self.errors)] = np.nan  # a failure is never a number
@@ -120,18 +120,15 @@ class Scores:
         return f"Scores({', '.join(facts)})"
 
     def _repr_html_(self) -> str:
-        """The first rows as a table: what a notebook shows."""
+        """The first rows as a table in a notebook; a missing score is an empty cell."""
         columns = self.columns
-        head = "".join(f"<th>{escape(name)}</th>" for name in ("", "score", *columns, *(["error"] if self.errors else [])))
-        body = []
+        header = ["", "score", *columns, *(["error"] if self.errors else [])]
+        rows = []
         for row in range(min(len(self), _SHOWN_ROWS)):
             numbers = (column[row] for column in (self.values, *columns.values()))
-            cells = [str(row), *("" if np.isnan(number) else f"{number:.6g}" for number in numbers)]
-            if self.errors:
-                cells.append(str(self.errors[row]) if row in self.errors else "")
-            body.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-        more = f"<p>{_SHOWN_ROWS} of {len(self):,} samples</p>" if len(self) > _SHOWN_ROWS else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{more}"
+            cells: list[object] = [row, *(None if np.isnan(number) else number for number in numbers)]
+            rows.append([*cells, self.errors.get(row)] if self.errors else cells)
+        return html_table(header, rows, limit=_SHOWN_ROWS, total=len(self))
 
     def to_pandas(self) -> pandas.DataFrame:
         """A row for each sample, with the columns ``score``, those of `columns`, and ``error``, which is None where there is none.
@@ -211,8 +208,8 @@ class Scores:
 def ensemble_members(names: Iterable[str]) -> list[str]:
     """Which of the `Scores.columns` that were written to a file or sent by a server are the members of an ensemble.
 
-    Only this function and `parts_of_columns` read those names. Members have a column with their spread; without it they are the parts of
-    a sum or a product, which need not agree. For scores in memory, use `Scores.parts`.
+    Only this function and `parts_of_columns` read those names. Members have a column with their spread. Without it they are the parts
+    of a sum or a product, which do not have to agree. For scores in memory, use `Scores.parts`.
 
     >>> ensemble_members(["member/0", "member/0/raw", "member/1", "std"]), ensemble_members(["member/0", "member/1"])
     (['member/0', 'member/1'], [])

@@ -410,7 +410,7 @@ class SpecBuilder:
 
 
 def _written(value: Any) -> Any:
-    """A constructor's argument as a spec has it, every nested spec written out."""
+    """A constructor's argument as it is written in a spec, with every nested spec written out."""
     if isinstance(value, (Provider, Component)):
         return value.spec or f"<{getattr(value, 'label', value.name)}, made in Python>"
     if isinstance(value, Mapping):

@@ -23,6 +23,8 @@ ROW = {"question": "2+2?", "response_a": "4", "response_b": "5", "winner": "mode
 class Unused(rm.Provider):
     """A reward that no test lets score."""
 
+    name = "unused"
+
     def score_batch(self, samples: Any) -> Any:
         raise AssertionError("The data is at fault, and was not looked at before.")
 

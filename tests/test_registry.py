@@ -134,7 +134,7 @@ def test_a_name_registered_twice_names_both_classes_and_both_plugins() -> None:
 
 
 def test_two_plugins_of_one_name_are_refused() -> None:
-    with pytest.raises(PluginError, match="'mine' was refused: another one of that name is there already"):
+    with pytest.raises(PluginError, match="'mine' was refused: another plug-in of that name is loaded already"):
         rm.Registry([plugin(), plugin()])
 
 

@@ -243,7 +243,7 @@ class TestReference:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([{"reward": 1.0}], r"scores\.jsonl, row 1 has none of the columns score, .*; it has reward"),
+            ([{"reward": 1.0}], r"scores\.jsonl, row 1 has no scores \(columns score, .*\); it has reward"),
             ([{"score": 1.0}, {"score": "high"}], r"scores\.jsonl, row 2 has the score 'high'; a finite number, or null"),
             ([{"score": None}], "no score to measure the statistics"),
             ([], "no score to measure the statistics"),

@@ -11,10 +11,10 @@ from rm_plugins.processes import all_gathered
 
 
 class InnerLogs:
-    """Keeps what functions log while a batch is scored, and hands it to the trainer's hooks when it is.
+    """Keeps what functions log while a batch is scored, and hands it to the trainer's hooks after the batch.
 
-    Inside another provider a function may see some of the rows, or none in this process, but TRL's table of completions needs a
-    value for every row of the batch, and some of its versions wait for ever where not all processes log the same metrics.
+    Inside another provider a function may see some of the rows, or no row in this process. But TRL's table of completions needs a
+    value for every row of the batch. Some versions of TRL also wait for ever if the processes log different metrics.
 
     Args:
         size: The rows of the batch, N.

@@ -33,11 +33,12 @@ except ModuleNotFoundError as error:
     _installed = f"TRL {version('trl')} is installed"
     if str(error.name).startswith("trl."):
         raise MissingDependencyError(
-            f"PPO left TRL in version 1.13, and {_installed}. `pip install 'rm-plugins[ppo]'` installs the last TRL that has it; "
-            "GRPO and RLOO (with rm_plugins_trl.reward_func) are in every version."
+            f"TRL removed PPO in version 1.13, and {_installed}. `pip install 'rm-plugins[ppo]'` installs the last TRL with PPO. "
+            "GRPO and RLOO (with rm_plugins_trl.reward_func) work with every version."
         ) from error
     raise MissingDependencyError(
-        f"{_installed}, whose PPO needs the package {error.name!r}, which is not. `pip install 'rm-plugins[ppo]'` installs both."
+        f"{_installed}, and its PPO needs the package {error.name!r}, which is not installed. "
+        "`pip install 'rm-plugins[ppo]'` installs both."
     ) from error
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ _STATISTICS: Mapping[str, Callable[[Any], Any]] = {
 class PPOConfig(TrlPPOConfig):
     """TRL's ``PPOConfig`` whose ``reward_model_path`` may be any spec.
 
-    Unlike TRL's, it starts on a machine without an accelerator: ``bf16`` is on by default only where there is one with it.
+    Unlike TRL's, it starts on a machine without an accelerator: ``bf16`` is on by default only if an accelerator supports it.
 
     Args:
-        reward_model_path: What `PPOTrainer` loads as its reward, if it is given no other: a model folder, a hub id, a URL,
+        reward_model_path: The reward that `PPOTrainer` loads, unless it is given another one: a model folder, a hub id, a URL,
             ``module:function``, a spec file, or a name of ``rm_plugins.yaml``.
-        bf16: Whether to use bf16; None decides by the machine.
+        bf16: Whether to use bf16; if None, it is used if the accelerator supports it.
         trust_remote_code: Whether code in the policy's checkpoint may run.
     """
 
@@ -88,17 +89,17 @@ class PPOConfig(TrlPPOConfig):
 class PPOTrainer(TrlPPOTrainer):
     """TRL's ``PPOTrainer`` with any provider as its reward.
 
-    It differs from TRL's in this:
+    It differs from TRL's ``PPOTrainer``:
 
     - the reward sees the true prompt, text or messages, every column of the row, and the decoded completion, as in GRPO;
     - datasets hold a ``prompt``, text or messages, which is tokenized here (``tools`` and ``chat_template_kwargs`` reach the
       chat template). TRL's datasets of ``input_ids`` work too; their prompt is the decoded ids, if there is no ``prompt``;
     - tokenizer, reward, reference and value model have defaults;
-    - each log has ``rewards/LABEL/mean``, ``std`` (unbiased), ``min`` and ``max`` of the rewards since the last, before any
-      penalty of the trainer's, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`;
+    - each log has ``rewards/LABEL/mean``, ``std`` (unbiased), ``min`` and ``max`` of the rewards since the last log, before the
+      trainer's penalties, ``rewards/LABEL/DETAIL``, the mean of each detail, and the means of the provider's `metrics`;
     - a checkpoint's ``trainer_state.json`` has what the reward has learned (see `RewardInTraining`).
 
-    Arguments have TRL's names and order, and all but the policy and the reward may be left out.
+    Arguments have TRL's names and order. Only the policy and the reward are required.
 
     Args:
         args: The configuration.
@@ -108,19 +109,19 @@ class PPOTrainer(TrlPPOTrainer):
         ref_model: The reference policy, by default a copy, or the policy without its adapter.
         reward_model: Anything that `rm_plugins.load` takes, a `RewardModel`, or a sequence classifier, which TRL then calls
             with the policy's token ids. By default ``args.reward_model_path`` is loaded.
-        train_dataset: Rows with ``prompt``, or with ``input_ids``. Without them everything but `train` works.
+        train_dataset: Rows with ``prompt``, or with ``input_ids``. Only `train` needs them.
         value_model: The value model, by default a sequence classifier whose backbone is a copy of the policy's.
         data_collator: Pads ``input_ids`` on the left, from rows that have them.
-        eval_dataset: Rows of the same kind, to sample completions for; a stream is read whole. Of several datasets by name, which
-            TRL takes but cannot sample from, one row of each in turn.
-        optimizers: The optimizer and the learning rate scheduler; None for those of `args`.
+        eval_dataset: Rows of the same kind, to sample completions for; a stream is read whole. If it is several datasets by
+            name, which TRL accepts but cannot sample from, their rows take turns.
+        optimizers: The optimizer and the learning rate scheduler; those of `args` where None.
         callbacks: Callbacks beside TRL's own.
         peft_config: The adapter that the policy is trained with.
         config: Another name of `args`.
 
     Raises:
         SpecError: The reward's spec is wrong.
-        ModelError: The policy has no tokenizer beside it, or no value model can be made of it.
+        ModelError: The policy has no tokenizer beside it, or cannot be turned into a value model.
         DataError: `train_dataset` is empty, or the first row of a dataset has neither ``prompt`` nor ``input_ids``.
         UnsupportedError: There is no policy, no reward, or both `args` and `config`; or `train_dataset` is not one dataset of known length.
     """
@@ -145,7 +146,9 @@ class PPOTrainer(TrlPPOTrainer):
         if args is not None and config is not None:
             raise UnsupportedError("`config` is another name of `args`; give one of them.")
         if model is None:
-            raise UnsupportedError("PPO needs a policy: PPOTrainer(..., model=MODEL), a model, its folder or hub id.")
+            raise UnsupportedError(
+                "PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id."
+            )
         args = config if args is None else args
         args = PPOConfig() if args is None else own_copy(args)
         trusted = bool(getattr(args, "trust_remote_code", False))  # TRL's own configuration has no such field
@@ -202,9 +205,9 @@ class PPOTrainer(TrlPPOTrainer):
             )
         if len(self.dataloader) == 0:
             raise DataError(
-                f"train_dataset has {len(self.train_dataset)} rows, and one batch takes {self.args.batch_size} "
+                f"train_dataset has {len(self.train_dataset)} rows, fewer than the {self.args.batch_size} rows of one batch "
                 "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO drops an incomplete batch, "
-                "so nothing is left: give more rows or make the batch smaller."
+                "so there is nothing to train on. Give more rows, or make the batch smaller."
             )
         super().train()
 
@@ -220,7 +223,7 @@ class PPOTrainer(TrlPPOTrainer):
         self._scored.append(replace(scores, metadata=kept))
 
     def _reward_metrics(self) -> dict[str, float]:
-        # Every process gets the scores of all, so the names made of them are the same everywhere.
+        # Every process gets the scores of all processes, so the metrics have the same names in each.
         scored = [scores for of_process in all_gathered(self._scored) for scores in of_process]
         self._scored = []
         if not scored:
@@ -247,9 +250,9 @@ class _Prompts(Dataset[dict[str, Any]]):
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         if isinstance(rows, Mapping) or not isinstance(rows, Sized):
-            raise UnsupportedError(f"{name} must be one dataset of known length for PPO, not {type(rows).__name__}.")
+            raise UnsupportedError(f"{name} must be one dataset with a length for PPO, not {type(rows).__name__}.")
         if len(rows) == 0:
-            raise DataError(f"{name} is empty.")
+            raise DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
         self.rows = rows
         self.tokenizer = tokenizer
         self.name = name
@@ -262,7 +265,7 @@ class _Prompts(Dataset[dict[str, Any]]):
         row = self.rows[number]
         ids = self._given_ids(row) or self._tokenized(self.prompt(number), number)
         if not ids:
-            raise DataError(f"Row {number} of {self.name} has a prompt without a token, which a policy cannot continue.")
+            raise DataError(f"Row {number} of {self.name} has a prompt of 0 tokens, which a policy cannot continue.")
         return {**row, "input_ids": ids, _ROW: number}
 
     def prompt(self, number: int) -> rm.Sample:
@@ -391,7 +394,7 @@ def _tokenizer_of(policy: PreTrainedModel, trusted: bool) -> PreTrainedTokenizer
     source = policy.config.name_or_path
     return load_tokenizer(
         [source],
-        f"the policy from where it came from ({source!r})",
+        f"the policy {source!r}",
         advice="Give it as `processing_class`.",
         code_setting=_CODE_SETTING,
         padding_side="left",
@@ -413,7 +416,7 @@ def _value_model(policy: PreTrainedModel, trusted: bool) -> PreTrainedModel:
     except (AttributeError, RuntimeError, ValueError) as error:
         reason = reason_in_short(error, _CODE_SETTING)
         raise ModelError(
-            f"No value model can be made of the policy ({type(policy).__name__}): {reason} Give a sequence classifier with one "
+            f"The policy ({type(policy).__name__}) cannot be turned into a value model: {reason} Give a sequence classifier with one "
             "label as `value_model`."
         ) from error
     return model

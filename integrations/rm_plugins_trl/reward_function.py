@@ -58,7 +58,7 @@ class RewardFunction:
     """
 
     watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
-    """Called after every batch that was scored in this process, with the trainer's state if there is one; not part of a copy."""
+    """Called after every batch that was scored in this process, with the trainer's state or None; not part of a copy."""
 
     def __init__(self, spec: Spec, name: str | None = None) -> None:
         self.spec = spec
@@ -80,7 +80,7 @@ class RewardFunction:
     ) -> list[float | None]:
         """Score one batch of a trainer.
 
-        A user's function, wherever it is in the reward, gets all of this by name as from TRL, for the rows that it scores.
+        A user's function gets all of this by name, as TRL would pass it, for the rows that it scores. It may be any part of the reward.
 
         Args:
             prompts: Text or message lists, [N].

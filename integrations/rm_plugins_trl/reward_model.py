@@ -59,9 +59,8 @@ class Rollout:
         context = announced.shape[1]
         if not torch.equal(ids[:, :context], announced):
             raise ScoringError(
-                f"The trainer wants {len(ids)} rows scored that are not rows {rows.start} to {rows.stop - 1} of the batch of "
-                f"{len(self.prompts)} that it was handed last, so their prompts cannot be known. Score each batch of the data "
-                "loader once, in its order."
+                f"The trainer passed {len(ids)} rows to score, but they are not rows {rows.start} to {rows.stop - 1} of the last batch of "
+                f"{len(self.prompts)} rows, so their prompts are unknown. Score each batch of the data loader once, in its order."
             )
         self.taken = rows.stop
         return self.prompts[rows], context
@@ -91,8 +90,8 @@ class RewardModel(nn.Module):
 
     base_model_prefix = "backbone"
     watchers: list[Callable[[Sequence[rm.Sample], rm.Scores, TrainerState | None], None]]
-    """Called after every batch that was scored in this process, with the trainer's state if there is one, but not for a trainer's
-    evaluation; not part of a copy."""
+    """Called after every batch that was scored in this process, with the trainer's state or None, but not for a trainer's evaluation;
+    not part of a copy."""
 
     def __init__(
         self,
@@ -126,14 +125,14 @@ class RewardModel(nn.Module):
 
         Args:
             input_ids: int64 [B, L], prompts padded on the left, then completions padded on the right.
-            attention_mask: bool or int64 [B, L], 0 at padding tokens, whatever their id.
+            attention_mask: bool or int64 [B, L], 0 at padding tokens, regardless of their id.
             unused: What else TRL passes to a backbone.
 
         Returns:
             ``logits`` float32 [B, 1], and ``hidden_states`` with one tensor, the same numbers as float32 [B, L, 1].
 
         Raises:
-            DataError: A row begins with none of the known prompts.
+            DataError: A row does not begin with a known prompt.
             ScoringError: The provider failed or abstained.
             UnsupportedError: The prompts are conversations, and unknown.
         """
@@ -245,7 +244,7 @@ class _KnownPrompts:
             if self._by_ids.setdefault(ids, prompt) != prompt:
                 raise DataError(
                     f"Rows {numbers[ids]} and {number} of `prompts` are the same prompt to the policy but differ in what the "
-                    "reward sees. These trainers show a reward model only token ids, so which row it is cannot be known: leave "
+                    "reward sees. These trainers give a reward model only token ids, which do not tell the rows apart. Leave "
                     "out the columns that the reward does not need, such as ids, or keep one of the rows."
                 )
             numbers.setdefault(ids, number)
@@ -275,7 +274,7 @@ class _KnownPrompts:
         if not shared:
             unknown = next((number for number, prompts in enumerate(candidates) if not prompts), 0)
             raise DataError(
-                f"Row {unknown} of the batch begins with none of the {len(self._by_ids)} prompts that the RewardModel was "
+                f"Row {unknown} of the batch does not begin with any of the {len(self._by_ids)} prompts that the RewardModel was "
                 "given. `prompts` must be the dataset that the trainer trains on, and `processing_class` the policy's tokenizer."
             )
         context = max(shared)

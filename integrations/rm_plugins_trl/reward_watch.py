@@ -23,15 +23,15 @@ _TRAINERS_FIGURES = {
 class RewardWatch(RewardWatcher, TrainerCallback):
     """Looks for signs that the policy exploits its rewards, and keeps a journal of what they scored.
 
-    It sees every batch that its rewards score in training (evaluation is left out), and adds what it measures of each reward to the
-    trainer's logs as ``watch/NAME/FIGURE``, the mean over the steps since the last entry: the figures of
-    `rm_plugins.training.reward_history.step_figures`, and ``warnings``, how many there were. They are in
-    ``trainer.state.log_history`` in any case. What reports to wandb and the like comes before the trainer's
-    ``callbacks=[...]`` and never sees what these add, so that `attach` is there to put the watch first.
+    It sees every batch that its rewards score in training, but not in evaluation. It adds figures of each reward to the trainer's logs
+    as ``watch/NAME/FIGURE``, each the mean over the steps since the last entry. They are the figures of
+    `rm_plugins.training.reward_history.step_figures`, and ``warnings``, the number of warnings. They are always in
+    ``trainer.state.log_history``. Callbacks that report to wandb and other trackers run before the trainer's ``callbacks=[...]``, and
+    would not see the figures. `attach` therefore puts the watch first.
 
-    After a resume it continues with what the journal has; without a journal, it starts anew.
+    After a resume it continues with the journal; without a journal, it starts from the beginning.
 
-    Its arguments are those of `rm_plugins.training.watcher.RewardWatcher`; the rewards are made with `reward_func`, or the reward
+    It takes the arguments of `rm_plugins.training.watcher.RewardWatcher`. The rewards are made with `reward_func`, or are the reward
     model of PPO.
     """
 

@@ -1,7 +1,7 @@
 """The undocumented names of TRL and transformers that this package relies on, each once, with what it is needed for.
 
 Read in TRL 1.12.0 and 1.16.0, and in transformers 4.57.6 and 5.23.0. A release may change them without notice;
-``tests/trl/test_trl_internals.py`` says which one broke.
+``tests/trl/test_trl_internals.py`` fails for each name that changed.
 """
 
 from __future__ import annotations

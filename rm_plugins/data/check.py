@@ -40,7 +40,7 @@ _ERRORS = {"malformed": "that cannot be trained on"}
 _WARNINGS = {
     "contradiction": "with the texts of an earlier row and another judgement",
     "identical-pair": "whose winner and loser are the same text",
-    "equal-ids": f"whose winner and loser have equal token ids: they differ only in what is not rendered, {CAUSE}",
+    "equal-ids": f"whose winner and loser have equal token ids: they differ only in parts that are not rendered, {CAUSE}",
     "duplicate": "equal to an earlier row",
     "repeated-completion": "with one completion twice",
     "leaked-sample": "with a prompt and completion that are in an earlier file too",
@@ -264,7 +264,7 @@ class DataCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A row that is to be measured."""
+    """A row that will be measured."""
 
     number: int
     judged: Judgement

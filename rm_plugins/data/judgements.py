@@ -78,7 +78,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
 
     A row has one of these formats; ``prompt`` is text or messages, and may be absent:
 
-    - preference: ``chosen`` and ``rejected``, whatever other columns there are; optionally ``tie`` (true: equally good) and ``margin``;
+    - preference: ``chosen`` and ``rejected``, with any other columns; optionally ``tie`` (true: equally good) and ``margin``;
     - ranking: ``completions`` and ``ranks``, the smaller the better, null for unknown;
     - ratings: ``completions`` and ``scores`` (numbers, mappings of attribute to number, or one mapping of attribute to numbers),
       or ``completion`` with ``score`` or a mapping of ``scores``; null for missing;
@@ -95,7 +95,7 @@ def judgement(row: Mapping[str, Any], attributes: Sequence[str] = (), reward: Ma
     Args:
         row: Columns by name.
         attributes: The columns of `Judgement.labels`; `attribute_names` of the row by default. Others are left out.
-        reward: Weight in the mean, by attribute; equal for all that the row rates by default.
+        reward: Weight in the mean, by attribute; by default equal for all attributes that the row rates.
 
     Raises:
         DataError: The row has none of these formats or several, a value is not what its column allows, or `reward` weighs
@@ -150,7 +150,7 @@ def _verdict(row: Mapping[str, Any]) -> tuple[DataFormat, str]:
         raise _unjudged(row, listed, alone)
     if len(given) > 1:
         raise DataError(
-            f"there are both {given[0]!r} and {given[1]!r}; a row's samples are judged by one column. Drop or rename the other."
+            f"there are both {given[0]!r} and {given[1]!r}; only one of them can judge a row's samples. Drop or rename the other."
         )
     return columns[given[0]], given[0]
 
@@ -172,8 +172,8 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
     )
     return DataError(
         f"there is {'nothing judged' if len(absent) != 1 else f'no {absent[0]!r}'}; the row has the columns "
-        f"{', '.join(map(repr, row)) or 'none'}. A row to train on has 'chosen' and 'rejected'; 'completions' with 'ranks', "
-        f"'scores', 'best' or 'labels'; or 'completion' or 'messages' with 'score', 'scores' or 'label'. {hint}"
+        f"{', '.join(map(repr, row)) or 'none'}. A row to train on has one of these: 'chosen' and 'rejected', or 'completions' with "
+        f"'ranks', 'scores', 'best' or 'labels', or 'completion' or 'messages' with 'score', 'scores' or 'label'. {hint}"
     )
 
 

@@ -38,8 +38,8 @@ class RowMapping:
         prompt: Columns that together are the prompt, one paragraph each; empty ones are left out. A column whose name ends in ``?``
             (``input?``) may be absent.
         answers: The columns of answer A and answer B; the better one becomes ``chosen``, the other ``rejected``.
-        winner: The column that says which is better; or several, one per annotator; or one for each of ``a``, ``b`` and ``tie``, of which
-            one is true. Without it, `scores` decide.
+        winner: The column with the verdict; or several columns, one per annotator; or one column for each of ``a``, ``b`` and ``tie``,
+            where exactly one is true. Without it, `scores` decide.
         verdicts: What each value of `winner` means: ``a``, ``b`` or ``tie``. Without it, a value names a column of `answers` or the
             part in which it differs from the other (``model_a``, ``A`` and ``response_a``; 1 and ``output_1``), compares them (``A>B``), or
             says tie.
@@ -78,7 +78,7 @@ class RowMapping:
             raise SpecError(f"A mapping makes {repeated[0]!r} of two columns. Name one.")
         if self.answers and (len(self.answers) != 2 or not (self.winner or self.scores)):
             raise SpecError(
-                "A mapping with `answers` names two columns, and the `winner` or the `scores` that say which is better."
+                "A mapping with `answers` needs two columns, and `winner` or `scores` to decide which answer is better."
             )
         if (self.winner or self.scores or self.verdicts) and not self.answers:
             raise SpecError(
@@ -87,7 +87,9 @@ class RowMapping:
         if self.scores and len(self.scores) != 2:
             raise SpecError("The `scores` of a mapping are two columns, the scores of answer A and of answer B.")
         if bool(self.items) != bool(self.item) or (self.item and "completions" not in self.item.values()):
-            raise SpecError("A mapping with `items` says in `item` what they hold, at least `item: {text: completions}`.")
+            raise SpecError(
+                "A mapping with `items` needs `item`, which names the columns of an item: at least `item: {text: completions}`."
+            )
         if isinstance(self.winner, Mapping) and not self.winner.keys() <= _VOTES.keys():
             raise SpecError(f"The `winner` of a mapping has columns for a, b and tie, not for {', '.join(self.winner)}.")
         unknown = sorted({str(verdict) for verdict in self.verdicts.values()} - _VOTES.keys())
@@ -144,10 +146,10 @@ class RowMapping:
                 raise DataError(f"the answer {name!r} is null.")
         for name in _DECIDED:
             if row.get(name) is not None and name not in self._read:
-                raise DataError(f"there is {name!r}, which the mapping of answers decides on. Map it to another name.")
+                raise DataError(f"there is {name!r}, which the mapping of answers sets itself. Rename the column.")
         votes = [vote for vote in self._votes(row) if vote is not None]
         if not votes:
-            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} give no verdict: all are null.")
+            raise DataError(f"{', '.join(map(repr, _names(self.winner) or self.scores))} have no verdict: all are null.")
         vote = math.fsum(votes) / len(votes)
         sides = (0, 1) if vote >= 0 else (1, 0)
         made = {name: _at(row, self.answers[side]) for name, side in zip(("chosen", "rejected"), sides, strict=True)}

@@ -1,4 +1,4 @@
-"""Values of rows as plain Python, whatever the format of their dataset."""
+"""Values of rows as plain Python, for every format of a dataset."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with every value as `plain_value` has it; the row itself if all are plain.
+    """A row with `plain_value` of every value; the row itself if all values are plain.
 
     A pandas table of one row, which is what iterating over a dataset in that format gives, is that row.
     """

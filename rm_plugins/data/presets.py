@@ -151,7 +151,7 @@ def _judges(preset: RowMapping, row: Mapping[str, Any]) -> bool:
 
 
 def ignored_verdicts(row: Mapping[str, Any]) -> list[str]:
-    """The columns of a preference row that seem to say which answer is better, but are not read.
+    """The columns of a preference row that look like a verdict on its answers, but are not read.
 
     >>> ignored_verdicts({"chosen": "4", "rejected": "5", "winner": "model_b", "tie": False})
     ['winner']

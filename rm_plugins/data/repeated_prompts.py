@@ -20,8 +20,8 @@ class RepeatedPrompts:
 
     Args:
         rows: The rows that have a prompt, N.
-        texts: The rows all of whose completions are texts that begin with their prompt, which may be a coincidence.
-        conversations: The rows all of whose completions are conversations that begin with the prompt's turns, which is never a coincidence.
+        texts: The rows where every completion is a text that begins with the prompt, which may be a coincidence.
+        conversations: The rows where every completion is a conversation that begins with the prompt's turns, which is never a coincidence.
 
     >>> counted = RepeatedPrompts()
     >>> counted.add({"prompt": "2+2?", "chosen": "2+2? 4", "rejected": "2+2? 5"}), counted.is_suspicious
@@ -33,7 +33,7 @@ class RepeatedPrompts:
     conversations: int = 0
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Count a row, and say whether it repeats its prompt."""
+        """Count a row; true if it repeats its prompt."""
         row = plain_row(row)
         if not row.get("prompt"):
             return False

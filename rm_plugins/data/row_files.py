@@ -21,7 +21,7 @@ from typing import IO, Any, TypeAlias
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.plain_values import plain_value
 from rm_plugins.data.row_formats import csv_rows, json_rows, table_rows, without_nan
-from rm_plugins.data.written_mapping import mapping_beside, tell_of_unread_mapping
+from rm_plugins.data.written_mapping import check_path, mapping_beside, tell_of_unread_mapping
 from rm_plugins.errors import DataError, OutputError
 from rm_plugins.files import in_utf8, replacing
 
@@ -49,7 +49,7 @@ _OTHER_FILES = (
     ".pkl",
     ".pt",
 )
-"""Endings of files that rows are not read from, so that a name with one is not taken for a dataset's."""
+"""Endings of files that rows are not read from; a name with such an ending is not a dataset's name."""
 
 _OUTPUTS = re.compile(r"\.(scored|ranked)\.\w+(\..+)?$")
 """What `rm-plugins score` and `rank` write beside their input, which is not data of the folder."""
@@ -83,7 +83,7 @@ def read_rows(
     A file is JSON Lines, a JSON array, CSV or TSV with a header, all of which may be compressed (``.gz``, ``.zst``); Parquet or
     Arrow. Text is UTF-8. NaN is null. In CSV and TSV every value is text and an empty one is null, except in columns that
     hold numbers, such as ``scores`` or ``tie``; a list of messages is read as one everywhere. A folder is read as
-    `datasets.load_dataset` does: the names of files say which split they are of.
+    `datasets.load_dataset` does: a file's name contains the name of its split.
 
     Args:
         source: A path, ``-``, or the name or folder of a dataset for `datasets.load_dataset`.
@@ -252,7 +252,7 @@ def _dataset_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         for row in rows:
             yield {name: without_nan(value) for name, value in row.items()}
-    except Exception as error:  # whatever the hub, the disk or a loading script raises
+    except Exception as error:  # any error of the hub, the disk or a loading script
         raise _unreadable(source, split, None, error) from error
 
 
@@ -280,17 +280,18 @@ def load_rows(source: str, split: str, *, config: str | None = None, streaming: 
                 raise ValueError(f"It has the splits {', '.join(splits)}.")
             return splits[split]
         return load_dataset(source, name=config, split=split, streaming=streaming)
-    except Exception as error:  # whatever the hub, the disk or a loading script raises
+    except Exception as error:  # any error of the hub, the disk or a loading script
         raise _unreadable(source, split, config, error) from error
 
 
 def _check_name(source: str) -> None:
-    """Refuse what can only be meant as a file or folder and is not one that rows are read from."""
+    """Refuse a name that can only mean a file or folder, but is not one that rows are read from."""
+    check_path(source)
     path = Path(source)
     endings = ", ".join(_ROWS + _TABLES)
     if path.is_file():
         raise DataError(
-            f"{source!r} is not a file of rows: its name must end in {endings}, of which text may be compressed (.gz, .zst). Write plain "
+            f"{source!r} is not a file of rows: its name must end in {endings}. Text files may be compressed (.gz, .zst). Write plain "
             "text as JSON Lines, one row per line."
         )
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix.lower() in _OTHER_FILES

@@ -78,8 +78,8 @@ def preference_samples(row: Mapping[str, Any]) -> tuple[Sample, Sample]:
 def completion_samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
     """The samples of a row that has ``completions``, a ``completion`` or ``messages``; ``prompt`` may be absent or null.
 
-    Without ``prompt``, the messages that all `completions` begin with are the prompt, and so are the messages before the last
-    turns of the assistant in a single conversation; a text is all completion.
+    Without ``prompt``, the messages that all `completions` begin with are the prompt. In a single conversation, the prompt is the
+    messages before the last turns of the assistant. A text is all completion.
 
     Raises:
         DataError: The row has none of these, or both of the first two; or a part of it is not text or messages.

@@ -13,7 +13,7 @@ COLUMN_SPEC = "column:"
 
 
 def columns_called(name: str) -> tuple[str, ...]:
-    """The columns in which scores called `name` stand: of one sample or all, of a list, and of a pair.
+    """The columns that may hold scores called `name`: of one sample or all, of a list, and of a pair.
 
     >>> columns_called("score")
     ('score', 'scores', 'chosen_score', 'rejected_score')
@@ -54,13 +54,13 @@ def column_scores(row: Mapping[str, Any], name: str, count: int, where: str) -> 
 def _scores_of(row: Mapping[str, Any], name: str) -> tuple[str, Any]:
     """The column of a row's scores, and what it holds; None where there is none.
 
-    In a row with ``chosen`` and ``rejected``, a list does not say which score is whose.
+    In a row with ``chosen`` and ``rejected``, a list is refused, because it does not name the answer of each score.
     """
     one, several, *pair = columns_called(name)
     if row.get("chosen") is not None and row.get("rejected") is not None:
         if (listed := next((column for column in (one, several) if isinstance(row.get(column), list)), None)) is not None:
             raise DataError(
-                f"{listed!r} is a list, and the row has 'chosen' and 'rejected'; put their scores into {' and '.join(map(repr, pair))}."
+                f"{listed!r} is a list, but the row has 'chosen' and 'rejected'. Put their scores into {' and '.join(map(repr, pair))}."
             )
         return " and ".join(pair), [row.get(side) for side in pair]
     return next(((column, row[column]) for column in (one, several) if row.get(column) is not None), (one, None))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rm_plugins.constructor_schema import validator_of
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.presets import PRESETS
-from rm_plugins.errors import SpecError, did_you_mean
+from rm_plugins.errors import DataError, SpecError, did_you_mean
 from rm_plugins.written_settings import parsed_yaml, read_text
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def mapping_of(texts: Iterable[str]) -> RowMapping | None:
         texts: Each is the name of a preset, ``OLD=NEW``, a YAML file, or YAML in braces; a later one adds to earlier ones.
 
     Raises:
-        SpecError: One is none of these.
+        SpecError: A text has none of these forms.
     """
     settings: dict[str, Any] = {}
     for text in texts:
@@ -89,7 +89,8 @@ def mapping_beside(source: str) -> RowMapping | None:
     """The mapping in ``NAME.map.yaml`` next to a file ``NAME.jsonl`` or a folder ``NAME``; None if there is none.
 
     Raises:
-        SpecError: It is no mapping.
+        DataError: `source` is empty, or contains a character that paths cannot have.
+        SpecError: The file is not a mapping.
     """
     path = _beside(source)
     return None if path is None else _noted(path, path.stat().st_mtime_ns)
@@ -97,7 +98,7 @@ def mapping_beside(source: str) -> RowMapping | None:
 
 @lru_cache
 def tell_of_unread_mapping(source: str) -> None:
-    """Log that the mapping next to the data is not read, because another one was given."""
+    """Log that the mapping next to the data is not read, because another mapping was given."""
     if (path := _beside(source)) is not None:
         logger.warning("%s is not read, because another mapping was given.", path)
 
@@ -105,17 +106,32 @@ def tell_of_unread_mapping(source: str) -> None:
 def _beside(source: str) -> Path | None:
     if source == "-":
         return None
-    for place in dict.fromkeys((Path(source), Path(source).resolve())):  # of a link, that of what it leads to
+    check_path(source)
+    for place in dict.fromkeys((Path(source), Path(source).resolve())):  # a link, then the file that it leads to
+        if not place.name:  # such as "." and "/"
+            continue
         file = place.with_suffix("") if place.suffix.lower() in (".gz", ".zst") else place
         beside = (
             file.with_suffix(".map.yaml") if not place.is_dir() and file.name else place.with_name(f"{place.name}.map.yaml")
         )
-        if place.name and beside.is_file():
+        if beside.is_file():
             return beside
     return None
 
 
+def check_path(source: str) -> None:
+    """Refuse an empty path, which would be the current folder, and one that no system has.
+
+    Raises:
+        DataError: It is one of these.
+    """
+    if not source.strip():
+        raise DataError("The path of the data is empty. Name a file, a folder or a dataset, or - for standard input.")
+    if "\0" in source:
+        raise DataError(f"{source!r} is not a path of data: it contains a null character. Check the path.")
+
+
 @lru_cache
 def _noted(path: Path, _: int) -> RowMapping | None:
-    logger.warning("Rows are mapped as %s says.", path)
+    logger.warning("Rows are mapped with %s.", path)
     return mapping_of([str(path)])

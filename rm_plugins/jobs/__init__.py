@@ -1,3 +1,3 @@
-"""Resumable work on rows: scoring, ranking and generation. Nothing here prints: callers hand in a `JobProgress`."""
+"""Resumable work on rows: scoring, ranking and generation. Jobs do not print: callers pass a `JobProgress`."""
 
 __all__: list[str] = []

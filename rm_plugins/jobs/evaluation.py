@@ -63,9 +63,9 @@ def evaluated(
         data: A file, ``-``, the name of a dataset, or ``hub`` for a benchmark's own.
         suite: The name of the benchmark that the data belongs to; None for none.
         split: The dataset's split; train, or the benchmark's own, by default.
-        section: As in `rm_plugins.evaluation.evaluate`, and so are `by`, `cluster`, `resamples` and `seed`.
-        by: See there.
-        cluster: See there.
+        section: As in `rm_plugins.evaluation.evaluate`.
+        by: As in `rm_plugins.evaluation.evaluate`.
+        cluster: As in `rm_plugins.evaluation.evaluate`.
         mapping: How the columns of the data become those that are read.
         limit: How many rows are read; all by default.
         scores: The folder in which scores are kept.

@@ -27,8 +27,8 @@ _SECRET = ("hf_token", "token")
 class GenerationJob:
     """Has a policy write completions for each row of a source.
 
-    It writes the source's rows with ``completions``, and with ``finished``: for each completion, whether the policy ended it rather
-    than the limit on tokens. A row's own answers are left out, and so are rows that repeat a prompt.
+    It writes the source's rows with ``completions`` and ``finished``. ``finished`` is true for a completion that the policy ended, and
+    false for one that reached the limit on tokens. A row's own answers and rows that repeat a prompt are left out.
 
     Args:
         model: The policy, a folder or hub id.
@@ -93,14 +93,14 @@ class GenerationJob:
                 if row is None or _prompt_line(row) != _prompt_line(before):
                     raise DataError(
                         f"The interrupted run in {self.file.path} cannot be resumed: prompt {number} of {self._source.name} has changed. "
-                        "Begin anew with --overwrite."
+                        "Start again with --overwrite."
                     )
             if self.file.is_finished:
                 if next(rows, None) is not None:
                     raise DataError(
-                        f"{self.file.out} has completions of {done} prompts, and the source has more. Begin anew with --overwrite."
+                        f"{self.file.out} has completions of {done} prompts, and the source has more. Start again with --overwrite."
                     )
-                progress.note(f"Taking the completions of {done} prompts that were written before.")
+                progress.note(f"Using the completions of {done} prompts that an earlier run wrote.")
                 return
             if done:
                 progress.resume("generating", done)
@@ -111,7 +111,7 @@ class GenerationJob:
     def _distinct_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The first row of each prompt, with its number in the source.
 
-        Completions of a prompt are ranked together, whichever row they were written for.
+        All completions of a prompt are ranked together, also those of other rows.
         """
         seen: set[bytes] = set()
         for number, row in enumerate(self._source.rows(), start=1):

@@ -17,7 +17,7 @@ from rm_plugins.errors import DataError
 from rm_plugins.files import check_kept, check_output, open_kept, output_errors, sync_folder, write_atomically
 from rm_plugins.jobs.interruption import JobInterrupted
 
-_WHEN_INTERRUPTED = "What was written before is kept: once there is room, the same command resumes after it."
+_WHEN_INTERRUPTED = "Rows that were written before are kept. Free some space, and run the same command again to resume."
 _BATCH = "batch"
 """An extra key in the last row of a batch: the digest of what the rows were made from, and what the reward had learned by then."""
 
@@ -50,7 +50,7 @@ class KeptRows:
 
     Args:
         path: The file; the note is ``PATH.json``.
-        identity: What the rows are made from: the reward, the data and the settings, as JSON has it.
+        identity: What the rows are made from: the reward, the data and the settings, as JSON values.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -233,17 +233,17 @@ class KeptRows:
             return None
 
     def _refusal(self, known: Mapping[str, Any] | None) -> str:
-        begin_anew = f"Begin anew with --overwrite, name another output, or delete {self.path.name} to lose what it holds."
+        start_again = f"Start again with --overwrite, name another output, or delete {self.path.name} and the rows in it."
         if known is None:
             return (
-                f"{self.path} holds the rows of an interrupted run, but its note {self._note.name} is missing or broken, so that nothing "
-                f"tells whether they fit. {begin_anew}"
+                f"{self.path} holds the rows of an interrupted run, but its note {self._note.name} is missing or broken, so it is "
+                f"unknown whether they fit. {start_again}"
             )
         names = [name for name in {**self._identity, **known} if known.get(name) != self._identity.get(name)]
         # Of another spec or policy, the rest of what identifies it differs as well.
         told = [name for name in names if (name, True) not in {("fingerprint", "spec" in names), ("weights", "model" in names)}]
         changes = "; ".join(_change(name, known.get(name), self._identity.get(name)) for name in told)
-        return f"The interrupted run in {self.path} cannot be resumed: {changes}. {begin_anew}"
+        return f"The interrupted run in {self.path} cannot be resumed: {changes}. {start_again}"
 
 
 def _change(name: str, was: Any, now: Any) -> str:

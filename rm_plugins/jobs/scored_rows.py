@@ -145,7 +145,7 @@ class RowScoring:
             if _digest(line) != kept["row"]:
                 raise DataError(
                     f"The interrupted run in {self._kept.path} cannot be resumed: row {number} of {self.source.name} has changed since it "
-                    "was scored. Begin anew with --overwrite."
+                    "was scored. Start again with --overwrite."
                 )
             yield line, kept
 
@@ -176,7 +176,7 @@ class ScoringJob(RowScoring):
         source: A path, ``-`` for standard input, or the name of a dataset.
         split: The dataset's split.
         out: The finished output; the unfinished one beside it is ``OUT.part``.
-        overwrite: Whether to replace a finished output, and to begin anew instead of resuming.
+        overwrite: Whether to replace a finished output, and to start again instead of resuming.
         mapping: How its columns become those that are read.
         column: What the columns of scores are called (`RowSamples.columns`).
 

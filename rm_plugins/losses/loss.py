@@ -122,6 +122,6 @@ def own_needs(loss: Loss) -> tuple[Need, ...]:
     for name in names:
         if name in taken or names.count(name) > 1:
             raise SpecError(
-                f"The loss {type(loss).__name__} brings a need {name!r}, a name that is taken. Call it something else."
+                f"The loss {type(loss).__name__} has a need called {name!r}, but that name is taken. Choose another name."
             )
     return own

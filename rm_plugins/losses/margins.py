@@ -27,7 +27,7 @@ class Hinge(Loss):
         margin: m, the same for all pairs; margins of the data are not used.
 
     Raises:
-        SpecError: ``margin`` is not positive and finite: rewards that are all the same would cost nothing.
+        SpecError: ``margin`` is not positive and finite: with 0, equal rewards would have no loss.
 
     Source: the pairwise hinge of ranking SVMs (Herbrich et al. 2000); SLiC-HF, arXiv 2305.10425.
 
@@ -62,7 +62,7 @@ class SquaredHinge(Hinge):
         margin: m, the same for all pairs; margins of the data are not used.
 
     Raises:
-        SpecError: ``margin`` is not positive and finite: rewards that are all the same would cost nothing.
+        SpecError: ``margin`` is not positive and finite: with 0, equal rewards would have no loss.
 
     Source: the L2 form of the ranking SVM (Chapelle and Keerthi 2010).
 
@@ -81,7 +81,7 @@ class SquaredHinge(Hinge):
 class Ipo(Loss):
     """Identity preference optimization: every pair is drawn to the same finite difference.
 
-    Formula: (Δ − 1/(2β))²
+    Formula: (Δ − m)² with m = 1/(2β)
 
     | input | shape | |
     |---|---|---|

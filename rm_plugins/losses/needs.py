@@ -113,7 +113,7 @@ class Need:
 
 _FIELDS = {field.name for field in fields(RewardBatch)}
 _COUNTED = {"pair": "pairs", "tie": "ties"}
-"""Of a tokenized dataset row and of a batch, what holds the items, where these are not the rows."""
+"""The field with the items, in a tokenized dataset row and in a batch, where the items are not the rows."""
 
 
 def _size(batch: RewardBatch, each: Each) -> int:

@@ -75,7 +75,7 @@ class Groups:
 
     Args:
         rows: int64 [G, longest], a group's rows in the batch's order, then zeros.
-        present: bool [G, longest], which of these are no padding.
+        present: bool [G, longest], which of these are not padding.
         index: int64 [N], the group of each row.
     """
 

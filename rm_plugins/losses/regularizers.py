@@ -48,8 +48,8 @@ class LengthCorrelation(Regularizer):
     | ``lengths`` | [N] | n, in tokens |
 
     It is 0, without a gradient, for fewer than two rows and where all rewards or all lengths are the same. A correlation depends
-    on which rows share a batch, so gradient accumulation over small batches is not the same as one large batch, and in batches of
-    a few rows it is mostly noise: with two rows it is 1.
+    on which rows share a batch, so gradient accumulation over small batches is not the same as one large batch. In batches of a few
+    rows it is mostly noise: with two rows it is 1.
 
     Source: the length term of ODIN, arXiv 2402.07319, for one output.
 

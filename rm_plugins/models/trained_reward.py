@@ -253,7 +253,7 @@ class TrainedReward:
         if count and not self._told_of_format:
             self._told_of_format = True
             logger.warning(
-                "The model %s was trained on %s, and %d of %d samples are %s. %s Such samples are not mentioned again.",
+                "The model %s was trained on %s, and %d of %d samples are %s. %s This warning is logged only once.",
                 *(self.source, self.manifest.trained_on, count, len(samples)),
                 *_OTHER_FORMATS[self.manifest.trained_on or "text"],
             )

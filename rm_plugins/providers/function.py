@@ -38,9 +38,9 @@ class FunctionProvider(Provider):
     Args:
         function: A callable, or ``module:function``. It takes either one argument, the list of samples, or ``prompts``,
             ``completions``, ``completion_ids`` (or one of them) and any dataset columns it names (all of them if it has
-            ``**kwargs``). A column that a sample lacks is left out, not set to None, whatever the other samples have: samples with
-            other columns are passed in a separate call. What else a trainer passes, such as ``trainer_state``, reaches both forms
-            by name. It returns one number per sample, ``None`` or NaN where it abstains. It may be ``async``.
+            ``**kwargs``). A column that a sample lacks is left out, not set to None: samples with other columns are passed in a
+            separate call. A trainer's other arguments, such as ``trainer_state``, are passed by name in both forms. It returns one
+            number per sample, ``None`` or NaN where it abstains. It may be ``async``.
         arguments: Further keyword arguments of the function.
         factory: Whether the function, called once with `arguments`, returns the reward function.
         concurrent: Whether it mostly waits and may run in several threads at once, beside other members of an ensemble; by default
@@ -270,7 +270,8 @@ def _made(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable
     made = factory(**arguments)
     if not callable(made):
         raise SpecError(
-            f"the factory {_name(factory)!r} made {made!r:.80}, and no reward function. If it is one itself, leave `factory` out.",
+            f"the factory {_name(factory)!r} returned {made!r:.80}, which is not a function. If it is itself the "
+            "reward function, leave `factory` out.",
             key="function",
         )
     return made  # type: ignore[no-any-return]  # anything callable

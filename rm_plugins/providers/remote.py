@@ -40,7 +40,7 @@ class Remote(Provider):
     problems: ``overloads``, ``timeouts``, ``connection_errors``, ``server_errors``, ``bad_answers``, ``doubts``, ``model_changed``.
 
     Args:
-        url: The scorer's address; of several, the load is balanced, and any may fail.
+        url: The scorer's address, or several addresses, which share the load; any of them may fail.
         protocol: The protocol it understands; detected by asking the server if unset.
         api_key_env: The environment variable that holds the key, which is sent as ``Authorization: Bearer``.
         headers: Further headers. Their values never appear in messages, but they are in the spec and in pickles.
@@ -50,10 +50,10 @@ class Remote(Provider):
         append_eos: For the tokenizer: whether text ends with EOS. Without a tokenizer, false confirms that texts are sent without EOS.
         max_length: For the tokenizer: the most tokens of a sample.
         truncation: For the tokenizer: ``left`` cuts the beginning of a longer sample's prompt, ``error`` refuses it.
-        read: For the tokenizer: the token at which a decoder is scored: ``before-padding`` for the last one that is not the model's
-            padding token, as in transformers and TRL, or ``last`` for the very last, as in OpenRLHF and vLLM. Rows that the server would
-            score at another token are refused.
-        pair: Whether the model takes prompt and completion as a pair, with separators and token types, as cross-encoders do; else they
+        read: For the tokenizer: the token at which a decoder is scored. ``before-padding`` is the last token that is not the model's
+            padding token, as in transformers and TRL. ``last`` is the last token of all, as in OpenRLHF and vLLM. Rows that the server
+            would score at another token are refused.
+        pair: Whether the model takes prompt and completion as a pair, with separators and token types, as cross-encoders do. If not, they
             are one text. It must be set for servers whose tokenizer adds tokens at the end, if there is no `tokenizer` here.
         template_kwargs: For the tokenizer: further arguments of the chat template.
         template_date: For the tokenizer: the day for a chat template that writes the current date.
@@ -159,7 +159,7 @@ class Remote(Provider):
         for key, value in self._rendering_settings.items():
             if value is not None and key != "pair" and (key, value) != ("append_eos", False):
                 raise SpecError(
-                    "this needs a `tokenizer`, as samples are rendered here only with one; name one, or leave this out.",
+                    "this needs a `tokenizer`, because samples are rendered here only with a tokenizer. Name one, or leave this key out.",
                     key=key,
                 )
         return None

@@ -120,13 +120,13 @@ class FittedTransform(Transform):
             raise SpecError(f"{error.message} The missing statistics come from {source}.", key=error.key) from None
 
     def check_scores(self, values: FloatArray) -> None:
-        """Refuse scores that say too little: `rm-plugins calibrate`, and a `reference`, need 30 that differ.
+        """Refuse scores that are too few or all equal: `rm-plugins calibrate` and a `reference` need 30 that differ.
 
         Args:
             values: float64 [N], NaN where abstained.
 
         Raises:
-            DataError: They are too few, or all the same.
+            DataError: There are too few, or they are all equal.
         """
         scores = values[~np.isnan(values)]
         if 0 < len(scores) < FEWEST_SCORES:
@@ -146,10 +146,10 @@ class FittedTransform(Transform):
 
 
 def check_differing(scores: FloatArray, transform: str) -> None:
-    """Refuse scores, at least one, that are all the same.
+    """Refuse scores that are all equal; there must be at least one.
 
     Raises:
-        DataError: They are.
+        DataError: All scores are equal.
     """
     if scores.min() == scores.max():
         raise DataError(f"All {len(scores)} scores are {scores[0]}: {transform} needs scores that differ.")
@@ -173,7 +173,7 @@ def scores_in_file(path: str) -> FloatArray:
         columns = [row[name] for name in SCORE_COLUMNS if name in row]
         if not columns:
             raise DataError(
-                f"{path}, row {number} has none of the columns {', '.join(SCORE_COLUMNS)}; it has {', '.join(row)}. Score the file "
+                f"{path}, row {number} has no scores (columns {', '.join(SCORE_COLUMNS)}); it has {', '.join(row)}. Score the file "
                 "with `rm-plugins score` first."
             )
         for column in columns:

@@ -16,9 +16,9 @@ from rm_plugins.statistics.ranks import compared_completions, ranks_in_groups
 class RankInGroup(Transform):
     """The rank of a completion among those of its prompt in the batch: 0 for the worst, 1 for the best.
 
-    Of n completions with a score, one that is better than k others gets k / (n - 1); equal scores share their mean rank. A completion
-    without another one to compare gets 0.5, and so does every completion without a prompt. A score thus depends on its batch, of which
-    each process only sees its own part: keep all completions of a prompt together.
+    If n completions have a score, a completion that is better than k others gets k / (n - 1); equal scores share their mean rank. A
+    completion without another one to compare gets 0.5, like every completion without a prompt. A score thus depends on its batch, and
+    each process only sees its own part of the batch: keep all completions of a prompt together.
     """
 
     name: ClassVar[str] = "rank-in-group"

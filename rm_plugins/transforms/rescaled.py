@@ -68,10 +68,10 @@ class MinMax(FittedTransform):
 class ZScore(FittedTransform):
     """(score - mean) / std, with statistics that are fixed or learned while scoring.
 
-    With `running`, mean and std are those of all scores so far, the current batch and those of all processes of a training included,
-    and of a prior that counts as `warmup` scores: they begin with the prior's values and move away from them smoothly. The prior has the
-    `mean` and `std` that are given or found, else 0 and 1. A score then depends on its batch and on earlier batches, and the trainer's
-    checkpoints keep what was learned.
+    With `running`, mean and std cover all scores so far, including the current batch and all processes of a training. They also cover a
+    prior that counts as `warmup` scores, so they begin with the prior's values and move away from them smoothly. The prior has the
+    `mean` and `std` that are given or come from the reference or the manifest, else 0 and 1. A score then depends on its batch and on
+    earlier batches, and the trainer's checkpoints keep what was learned.
 
     Args:
         mean: The mean of the scores; by default that of `reference`, else of the model's manifest.

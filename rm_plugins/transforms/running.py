@@ -67,7 +67,7 @@ class RunningStatistics:
         return mean + gap * self.count / count, math.sqrt(squares / count)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """The statistics as JSON values."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -90,10 +90,10 @@ class RunningStatistics:
 def shared_batch(provider: Provider) -> Iterator[None]:
     """Within it, this process's part of one batch is scored; every process scores a part, which may be empty.
 
-    Processes gather the scores once per batch for all running statistics of the provider, in one fixed order, whether or not these were
-    used in this process: a reward that failed here, or that got no sample, makes no other process wait. Scores that come out of order (of
-    a member that runs in its own thread, or that scores twice) are reshaped with the earlier statistics, and are added at the end of the
-    batch.
+    Processes gather the scores once per batch for all running statistics of the provider, in one fixed order. They do so even if this
+    process did not use a statistic, so that a reward that failed here, or got no sample, does not make other processes wait. Scores
+    that come out of order (from a member that runs in its own thread, or that scores twice) are reshaped with the earlier statistics,
+    and are added at the end of the batch.
 
     Args:
         provider: The provider that scores; its spec must be the same in every process.

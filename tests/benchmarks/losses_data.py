@@ -88,6 +88,12 @@ DATA_SETS: dict[str, DataSet] = {
         "training pairs.",
         Sizes(288, 400, max_length=96),
     ),
+    "votes": DataSet(
+        "Pairs with confidence: answers with the votes of three annotators",
+        "Which of two answers to an instruction is better (`pandalm_human`). `confidence` is the share of the three annotators who "
+        "preferred the chosen answer: 1 or ⅔. The held-out pairs come from instructions without training pairs.",
+        Sizes(320, 200, epochs=2, max_length=160),
+    ),
     "length": DataSet(
         "Length against accuracy",
         "The same task with a longer training. Annotators prefer the longer argument in most pairs, and a reward learns this.",
@@ -139,6 +145,8 @@ def load(name: str, sizes: Sizes, folder: Path, model: Path) -> Split:
             return _labels(sizes, folder, tokenizer)
         case "arguments" | "length":
             return _arguments(sizes, folder, tokenizer)
+        case "votes":
+            return _votes(sizes, folder, tokenizer)
         case "solutions":
             return _solutions(sizes, folder, tokenizer)
         case "replies":
@@ -203,6 +211,22 @@ def _arguments(sizes: Sizes, folder: Path, tokenizer: Any) -> Split:
     sides: tuple[list[Row], list[Row]] = ([], [])
     for row in _shuffled(rows):
         sides[row.pop("debate") in unseen].append(row)
+    return sides[0][: sizes.train], sides[1][: sizes.held_out]
+
+
+def _votes(sizes: Sizes, folder: Path, tokenizer: Any) -> Split:
+    rows: list[Row] = [
+        {"prompt": row["prompt"][0]["content"] + "\n", "confidence": row["agreement"]}
+        | {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+        for row in _read(folder, "pandalm_human")
+    ]
+    longest = _longest(tokenizer, ((row["prompt"], (row["chosen"], row["rejected"])) for row in rows))
+    rows = [row for row, length in zip(rows, longest, strict=True) if length <= sizes.max_length]
+    prompts = _shuffled(sorted({row["prompt"] for row in rows}))
+    unseen = set(prompts[: len(prompts) // 3])
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in _shuffled(rows):
+        sides[row["prompt"] in unseen].append(row)
     return sides[0][: sizes.train], sides[1][: sizes.held_out]
 
 

@@ -41,6 +41,9 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
 _REMARKS: Mapping[str, str] = {
     "sentences": "The regularizers limit the size of rewards. They are not meant to increase the accuracy.",
     "ties": "`bradley-terry` ignores ties, so it trains on three tenths fewer rows.",
+    "votes": "`bradley-terry` ignores `confidence`. The annotators agree on most pairs, so the two losses hardly differ on this data. "
+    "MiniLM cannot judge most of these answers. A figure near 0.5 (chance) therefore only shows that the loss runs on such data, not how "
+    "well it suits them. Several pairs share an instruction and are not independent, so the true standard error is larger.",
     "solutions": "The pairs share {held_out} problems and are not independent, so the true standard error is larger. MiniLM cannot check"
     " arithmetic. A figure near 0.5 (chance) therefore only shows that the loss runs on lists, not how well it suits them.",
     "replies": "Pearson and Spearman are correlations of the reward with the overall rating, over all held-out replies. The pairs come"

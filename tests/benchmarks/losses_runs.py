@@ -71,6 +71,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("labels", "binary"),
     Entry("labels", "bco"),
     *(Entry("arguments", loss, arguments) for loss, arguments in _ON_PAIRS if not arguments),
+    Entry("votes", BRADLEY_TERRY),
+    Entry("votes", "soft-bradley-terry"),
     Entry("length", BRADLEY_TERRY),
     *(Entry("length", BRADLEY_TERRY, regularizers={"length-correlation": weight}) for weight in (0.03, 0.1, 0.3)),
     *(Entry("length", "odin", {"length_weight": weight}) for weight in (0.1, 1.0)),
@@ -90,7 +92,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("decoder", "grm"),
     Entry("decoder", "grm", {"alpha": 0.1}),
 )
-"""Every run of the page, but for the seeds."""
+"""Every run of the page, for one seed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class TestCached:
             ),
             (
                 {"reward": lambda samples: [], "path": "a.sqlite"},
-                "version: part of '<lambda>' was made in Python, so its scores",
+                "version: part of '<lambda>' was made in Python, so the file a.sqlite cannot distinguish its scores",
             ),
             (
                 {"reward": {"provider": "sum", "members": [Constant(value=1.0)]}, "path": "a.sqlite"},
@@ -128,7 +128,7 @@ class TestCached:
             def state(self) -> dict[str, Any]:
                 return {"seen": 0}
 
-        with pytest.raises(SpecError, match=r"^reward.members\[0\]: 'learning' or its transform learns from what it scores"):
+        with pytest.raises(SpecError, match=r"^reward.members\[0\]: 'learning' or its transform learns while it scores"):
             Cached(reward=Sum(members=[Learning(value=1.0)]), path="memory")
 
     def test_renders_as_its_reward(self) -> None:

@@ -28,6 +28,7 @@ def test_rows_beyond_the_limit_are_counted() -> None:
     rows = [[str(number)] for number in range(30)]
     assert "… 10 more rows" in html_table(["row"], rows)
     assert "more row" not in html_table(["row"], rows, limit=30)
+    assert "… 970 more rows" in html_table(["row"], rows, limit=30, total=1000)
     assert "<td>29</td>" not in html_table(["row"], rows)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.errors import DataError, PluginError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.providers.combinators.constant import Constant
 from rm_plugins.providers.combinators.ensemble import Ensemble
 from rm_plugins.providers.combinators.fallback import Fallback
@@ -21,6 +21,7 @@ from rm_plugins.providers.combinators.gate import Gate
 from rm_plugins.providers.combinators.product import Product
 from rm_plugins.providers.combinators.sum import Sum
 from rm_plugins.providers.combinators.threshold import Threshold
+from rm_plugins.scores import FloatArray
 from rm_plugins.transforms import Clip, Scale
 from rm_plugins.transforms.rescaled import ZScore
 
@@ -231,6 +232,34 @@ def test_a_provider_is_labelled_by_its_name() -> None:
 def test_a_provider_without_text_renders_none() -> None:
     with pytest.raises(UnsupportedError, match=r"'lengths' \(lengths\) does not render text"):
         Lengths().render(rm.Sample("a", "b"))
+
+
+def test_a_class_without_a_name_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(PluginError, match=r"The provider class .*\.Nameless has no name\. .* set `name` in the class"):
+
+        class Nameless(rm.Provider):
+            def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+                return rm.Scores(np.ones(len(samples)))
+
+    with pytest.raises(PluginError, match=r"The transform class .*\.Same has no name"):
+
+        class Same(rm.Transform):
+            def __call__(self, values: FloatArray, samples: Sequence[rm.Sample]) -> FloatArray:
+                return values
+
+
+def test_an_abstract_class_does_not_have_to_have_a_name() -> None:
+    class Half(rm.Provider):
+        pass
+
+    class Whole(Half):
+        name = "whole"
+
+        def score_batch(self, samples: Sequence[rm.Sample]) -> rm.Scores:
+            return rm.Scores(np.ones(len(samples)))
+
+    with pytest.raises(UnsupportedError, match=r"The provider 'whole' \(whole\) does not render text"):
+        Whole().render(rm.Sample("Q", "A"))
 
 
 def test_a_scoring_error_survives_pickling_with_its_rows() -> None:

@@ -48,7 +48,7 @@ class TestSample:
             ([USER], [{"role": "assistant", "content": None}], r"completion\[0\] needs text as its content, not NoneType"),
             ([USER], [{"role": "assistant"}], r"completion\[0\] needs text as its content"),
             ([{"role": "user", "content": [22]}], "4", r"prompt\[0\].content\[0\] is not a part with a 'type'"),
-            ([{"role": "user", "content": [{"type": "text"}]}], "4", r"prompt\[0\].content\[0\] .* 'text' and has no text"),
+            ([{"role": "user", "content": [{"type": "text"}]}], "4", r"prompt\[0\].content\[0\] .* 'text' but has no text"),
         ],
     )
     def test_anything_else_is_refused(self, prompt: Any, completion: Any, message: str) -> None:
@@ -94,7 +94,7 @@ class TestContentsInParts:
         reward = rm.load(tiny_decoder())
         samples = [rm.Sample([USER], "4"), rm.Sample(PICTURE, "4"), rm.Sample([USER], "5")]
         with pytest.raises(
-            DataError, match=r"Item 1 cannot be rendered: .* of the type 'image', and only text can be"
+            DataError, match=r"Item 1 cannot be rendered: .* of the type 'image', but only text can be"
         ) as caught:
             reward.score(samples)
         assert caught.value.rows == frozenset({1})

@@ -52,11 +52,12 @@ class TestShown:
 
     def test_as_a_table_in_notebooks(self) -> None:
         html = self.SCORES._repr_html_()
-        assert "<th>score</th><th>member/0</th><th>&lt;b&gt;</th><th>error</th>" in html
+        titles = ("", "score", "member/0", "&lt;b&gt;", "error")
+        assert "".join(f'<th scope="col">{title}</th>' for title in titles) in html
         assert "<tr><td>2</td><td></td><td>2</td><td></td><td>no &lt;model&gt;</td></tr>" in html
         long = rm.Scores(np.arange(1000.0))._repr_html_()
-        assert long.count("<tr>") == 21
-        assert "20 of 1,000 samples" in long
+        assert long.count("<tr>") == 22
+        assert "… 980 more rows" in long
 
     def test_as_a_data_frame(self) -> None:
         frame = self.SCORES.to_pandas()
@@ -86,7 +87,7 @@ def test_parts_carry_everything_and_are_named_at_the_edge() -> None:
     spread = scores.scattered([2, 0], 4)
     assert (sorted(spread.errors), spread.failed.tolist()) == ([0], [True, False, False, False])
     np.testing.assert_array_equal(spread.parts["0"].details["std"], [0.2, np.nan, 0.1, np.nan])
-    with pytest.raises(ScoringError, match="Row 2 has an error, and there are 2 samples"):
+    with pytest.raises(ScoringError, match="Row 2 has an error, but there are only 2 samples"):
         rm.Scores(array(1, 2), errors={2: ScoringError("no")})
     with pytest.raises(ScoringError, match="The part '0' has 2 scores; 1 were expected"):
         rm.Scores(array(1), parts={"0": inner})

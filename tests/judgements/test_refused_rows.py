@@ -19,7 +19,10 @@ LISTED = "one value for each of the 3 completions, not 2, is allowed"
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "there is nothing judged; the row has the columns none. A row to train on has 'chosen' and 'rejected'"),
+        (
+            {},
+            "there is nothing judged; the row has the columns none. A row to train on has one of these: 'chosen' and 'rejected', or",
+        ),
         ({"chosen": "a"}, "there is no 'rejected'; the row has the columns 'chosen'."),
         ({"prompt": "Q", "chosen": None, "rejected": "a"}, "there is no 'chosen'; the row has"),
         ({"prompt": "Q", "completion": "a"}, "there is nothing judged; the row has the columns 'prompt', 'completion'."),

@@ -16,7 +16,7 @@ from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.presets import PRESETS, ignored_verdicts, proposed_mapping
 from rm_plugins.data.row_files import read_rows
 from rm_plugins.data.transcripts import turns_of_transcript
-from rm_plugins.data.written_mapping import mapping_of
+from rm_plugins.data.written_mapping import mapping_beside, mapping_of
 from rm_plugins.errors import DataError, SpecError
 from rm_plugins_trl import reward_dataset
 
@@ -87,7 +87,7 @@ class TestWinner:
         with pytest.raises(DataError, match="the answer 'response_a' is null"):
             AB({**pair(winner="b"), "response_a": None, "completion": "zz", "score": 3})
         for name in ("chosen", "rejected", "tie", "margin", "confidence"):
-            with pytest.raises(DataError, match=f"there is '{name}', which the mapping of answers decides on"):
+            with pytest.raises(DataError, match=f"there is '{name}', which the mapping of answers sets itself"):
                 AB(pair(winner="b", **{name: 1}))
 
     def test_verdicts_come_first(self) -> None:
@@ -303,7 +303,7 @@ class TestWritten:
         ("text", "message"),
         [
             ("areena", "Did you mean 'arena'?"),
-            ("{answers: [a, b]}", "and the `winner` or the `scores`"),
+            ("{answers: [a, b]}", "and `winner` or `scores`"),
             ("{winner: x}", "needs `answers`"),
             ("{rename: [", "is not readable YAML"),
             ("{renam: {a: b}}", "has 'renam'. Did you mean 'rename'?"),
@@ -311,7 +311,7 @@ class TestWritten:
             ("none.yaml", "cannot be read"),
             ("{rename: {a: prompt, b: prompt}}", "makes 'prompt' of two columns"),
             ("{answers: [a, b], winner: x, verdicts: {1: c}}", "`verdicts` is 'c'"),
-            ("{items: x}", "says in `item` what they hold"),
+            ("{items: x}", "needs `item`, which names the columns of an item"),
             ("{preset: [x]}", "names the preset ['x']"),
             ("{rename: [a]}", "`rename` is ['a']"),
             ("{answers: [a, b], winner: {A: x, B: y}}", "has columns for a, b and tie, not for A, B"),
@@ -380,3 +380,19 @@ def test_a_verdict_on_other_completions_is_ignored_beside_a_pair(answers: dict[s
     assert ignored_verdicts({**pair, **answers, column: 1}) == [column]
     assert ignored_verdicts({**pair, **answers, column: None}) == []
     assert ignored_verdicts({**pair, **answers}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"), [("", "path of the data is empty"), (" ", "is empty"), ("a\0b", "contains a null character")]
+)
+def test_a_path_that_cannot_be_is_refused(source: str, problem: str) -> None:
+    for read in (mapping_beside, lambda path: next(read_rows(path)), reward_dataset):
+        with pytest.raises(DataError, match=problem):
+            read(source)
+
+
+def test_the_current_folder_is_a_folder_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Q"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert mapping_beside(".") is mapping_beside("/") is None
+    assert list(read_rows(".")) == [{"prompt": "Q"}]

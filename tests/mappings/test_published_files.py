@@ -190,7 +190,7 @@ class TestScoresOfColumns:
             ({"prompt": "Q", "completion": "a", "label": True}, "No row has scores in 'score', 'scores', 'chosen_score'"),
             (
                 {"prompt": "Q", "chosen": "a", "rejected": "b", "scores": [1, 5]},
-                "'scores' is a list, and the row has 'chosen' and 'rejected'",
+                "'scores' is a list, but the row has 'chosen' and 'rejected'",
             ),
             ({"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": "x", "rejected_score": 1}, "has ['x', 1]"),
             ({"prompt": "Q", "completions": ["a", "b"], "scores": [1, 2]}, "there is nothing judged"),
@@ -213,7 +213,7 @@ class TestScoredColumns:
         arguments = ["score", "tests.mappings.rewards:flaky", str(path), "--batch-size", "1"]
         assert CliRunner(env={"FLAKY": "1"}).invoke(main, [*arguments, "--column", "reward"]).exit_code == 1
         refused = CliRunner().invoke(main, arguments)
-        assert "it has a column 'score' already" in refused.output
+        assert "it already has a column 'score'" in refused.output
         assert not out.exists()
 
     @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ class TestScoredColumns:
         path.write_text(json.dumps(row) + "\n", encoding="utf-8")
         arguments = ["score", "tests.mappings.rewards:goodness", str(path), "-o", str(out)]
         refused = CliRunner().invoke(main, arguments)
-        assert (refused.exit_code, f"it has a column {column!r} already" in refused.output, out.exists()) == (1, True, False)
+        assert (refused.exit_code, f"it already has a column {column!r}" in refused.output, out.exists()) == (1, True, False)
         assert CliRunner().invoke(main, [*arguments, "--column", "reward"]).exit_code == 0
         (written,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
         assert row.items() <= written.items()

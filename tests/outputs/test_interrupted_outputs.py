@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_what_was_scored_to_the_next_run(run: Run, command: s
         full.setattr(os, "fsync", FullDisk(os.fsync, 2, is_of_rows))
         told = run(*arguments)
     assert (type(told.exception), told.exit_code) == (SystemExit, 1), told.exc_info
-    assert "cannot be written: No space left on device. What was written before is kept" in told.output
+    assert "cannot be written: No space left on device. Rows that were written before are kept" in told.output
     before = scored()
     assert before == 18
     again = run(*arguments)

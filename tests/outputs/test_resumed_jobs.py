@@ -117,7 +117,7 @@ def test_other_batches_are_no_continuation_where_scores_depend_on_them(
     killed(monkeypatch, job, *arguments, "4", appends=2)
     told = job(*arguments, "5")
     assert told.exit_code == 1
-    assert "the batch size was 4 and is 5. Begin anew with --overwrite" in told.output
+    assert "the batch size was 4 and is 5. Start again with --overwrite" in told.output
     assert job(*arguments, "4").exit_code == 0
 
 
@@ -213,7 +213,7 @@ def test_rows_without_a_note_that_say_nothing_themselves_are_refused_with_what_t
     kept.append([{"prompt": "Q"}])
     kept.close()
     (tmp_path / "out.jsonl.part.json").unlink()
-    with pytest.raises(DataError, match=r"its note out\.jsonl\.part\.json is missing or broken.* Begin anew with --overwrite"):
+    with pytest.raises(DataError, match=r"its note out\.jsonl\.part\.json is missing or broken.* Start again with --overwrite"):
         UnfinishedFile(tmp_path / "out.jsonl", {"model": "a"}).resume()
 
 
@@ -319,8 +319,8 @@ def test_a_helper_that_was_edited_makes_another_reward(job: Run, monkeypatch: py
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (("score", "rules:length", "in.jsonl"), "the spec was plain.yaml and is rules:length. Begin"),
-        (("score", "plain.yaml", "other.jsonl"), "the data was in.jsonl and is other.jsonl. Begin"),
+        (("score", "rules:length", "in.jsonl"), "the spec was plain.yaml and is rules:length. Start"),
+        (("score", "plain.yaml", "other.jsonl"), "the data was in.jsonl and is other.jsonl. Start"),
     ],
 )
 def test_what_differs_is_said_in_words(
@@ -371,7 +371,7 @@ def test_an_interruption_says_how_to_resume() -> None:
         begun().write(4, Impatient(2))
     assert begun().write(4) == len(ROWS)
     Path("out.jsonl").unlink()
-    with pytest.raises(KeyboardInterrupt, match="Nothing is kept; run the same command again to begin anew"):
+    with pytest.raises(KeyboardInterrupt, match="Nothing is kept; run the same command again to start from the beginning"):
         begun().write(4, Impatient(0))
     assert not list(Path().glob("*.part*"))
 

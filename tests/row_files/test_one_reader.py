@@ -36,6 +36,8 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
 class Recording(rm.Provider):
     """Gives the length of each completion, and keeps what it was given."""
 
+    name = "recording"
+
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[rm.Sample] = []

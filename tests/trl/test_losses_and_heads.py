@@ -293,7 +293,7 @@ class TestPresets:
         trainer = RewardTrainer(str(tiny_decoder()), args, train_dataset=Dataset.from_list(PAIRS))
         assert (trainer.args.learning_rate, trainer.args.num_train_epochs, trainer.args.warmup_steps) == (2e-5, 1, 0.05)
         assert trainer.args.per_device_train_batch_size == trainer._train_batch_size == 3
-        assert "Preset <1B: learning_rate 2e-05, num_train_epochs 1, warmup_steps 0.05" in caplog.text
+        assert "The preset '<1B' sets learning_rate 2e-05, num_train_epochs 1, warmup_steps 0.05. You set per" in caplog.text
 
     def test_an_adapter_has_its_own(self, tiny_decoder: Any, tmp_path: Path) -> None:
         peft = pytest.importorskip("peft")
@@ -306,7 +306,7 @@ class TestPresets:
         args = config(tmp_path, num_train_epochs=2)
         trainer = RewardTrainer(str(tiny_decoder()), args, train_dataset=Dataset.from_list(PAIRS))
         assert trainer.preset is None
-        assert "Preset" not in caplog.text
+        assert "The preset" not in caplog.text
 
 
 class TestWatching:
@@ -432,4 +432,4 @@ def test_the_preset_is_logged_once(tiny_decoder: Any, tmp_path: Path, caplog: py
         RewardTrainer(
             str(tiny_decoder()), RewardConfig(str(tmp_path), report_to="none"), train_dataset=Dataset.from_list(PAIRS)
         )
-    assert caplog.text.count("Preset") == 1
+    assert caplog.text.count("The preset") == 1

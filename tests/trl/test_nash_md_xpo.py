@@ -153,7 +153,7 @@ def test_a_batch_settles_which_of_two_prompts_is_meant(tiny_tokenizer: Any) -> N
 
 def test_a_prompt_that_was_not_given_is_an_error(tiny_tokenizer: Any) -> None:
     model = RewardModel(Recorder(), tiny_tokenizer, prompts=TEXTS[2:])
-    with pytest.raises(DataError, match="Row 1 of the batch begins with none of the 2 prompts"):
+    with pytest.raises(DataError, match="Row 1 of the batch does not begin with any of the 2 prompts"):
         model(batch(tiny_tokenizer, ("a", " b"), ("one", " two")))
 
 
@@ -161,7 +161,7 @@ def test_rows_whose_completions_begin_at_different_positions_are_an_error(tiny_t
     model = RewardModel(Recorder(), tiny_tokenizer, prompts=TEXTS[2:])
     ids = batch(tiny_tokenizer, ("a", " b"), ("Question: what is rain?", " wet"))
     ids[0] = ids[0].roll(-1)
-    with pytest.raises(DataError, match="begins with none of the 2 prompts"):
+    with pytest.raises(DataError, match="does not begin with any of the 2 prompts"):
         model(ids)
 
 

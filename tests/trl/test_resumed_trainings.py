@@ -132,7 +132,7 @@ class TestWhatChanged:
     def test_an_older_checkpoint_is_taken_as_it_is(self, again: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
         (again[1] / "checkpoint-6" / "made_with.json").unlink()
         trainer_of(*again, loss="hinge").train(resume_from_checkpoint=True)
-        assert "has no record of what it was made with" in caplog.text
+        assert "does not record its model and data" in caplog.text
 
     def test_the_base_of_an_adapter(self, tiny_decoder: Any, tmp_path: Path) -> None:
         """Whose weights are in no checkpoint."""

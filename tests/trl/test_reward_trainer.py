@@ -144,7 +144,7 @@ class TestOverlong:
         assert row[-1] == trainer.processing_class.eos_token_id
 
     def test_none_left_is_an_error(self, tiny_decoder: Any, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"1 of 1 rows .* so none is left"):
+        with pytest.raises(DataError, match=r"1 of 1 rows .* so no row is left"):
             trained(tiny_decoder(), tmp_path, self.ROWS[1:], max_length=24)
 
     def test_an_encoders_own_limit_holds(self, tiny_encoder: Any, tmp_path: Path) -> None:

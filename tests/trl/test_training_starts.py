@@ -325,7 +325,7 @@ class TestLosses:
         [
             (f"{HERE}:nothing", r"loss: '.*:nothing' cannot be imported: AttributeError"),
             (f"{HERE}:ROWS", r"loss: '.*:ROWS' is list, not a function"),
-            ({"name": f"{HERE}:softplus", "scale": 2.0}, r"is a function, which takes no arguments but the batch, not 'scale'"),
+            ({"name": f"{HERE}:softplus", "scale": 2.0}, r"is a function, which takes only the batch, not 'scale'"),
             ({"name": f"{HERE}:Softplus", "scales": 2.0}, r"'Softplus' .* could not be made: TypeError"),
             ("pathlib:Path", r"the class Path cannot be called with a batch"),
         ],
@@ -341,7 +341,7 @@ class TestPreset:
     ) -> None:
         trainer_of(str(tiny_decoder()), config(tmp_path, learning_rate=3e-5))
         assert (
-            "Preset <1B: per_device_train_batch_size 8, num_train_epochs 1, warmup_steps 0.05 (given: learning_rate 3e-05). "
+            "The preset '<1B' sets per_device_train_batch_size 8, num_train_epochs 1, warmup_steps 0.05. You set learning_rate 3e-05. "
             "Set preset='none' for TRL's defaults."
         ) in caplog.text
 
@@ -352,7 +352,7 @@ class TestPreset:
         theirs = TrlRewardConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
         for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "warmup_steps"):
             assert getattr(trainer.args, name) == getattr(theirs, name)
-        assert "Preset" not in caplog.text
+        assert "The preset" not in caplog.text
         with pytest.raises(SpecError, match="preset must be 'auto' or 'none', not 'small'"):
             config(tmp_path, preset="small")
 

@@ -261,4 +261,4 @@ class TestAdaptersWithPrompts:
 def test_no_warning_for_plain_pairs(tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "rm_plugins_trl"):
         made(RewardTrainer, tiny_decoder(), tmp_path, Dataset.from_list(PAIRS))
-    assert not [record for record in caplog.records if "Preset" not in record.getMessage()]
+    assert not [record for record in caplog.records if "The preset" not in record.getMessage()]

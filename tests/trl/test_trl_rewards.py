@@ -106,7 +106,7 @@ class TestFactoryErrors:
             rm.load({**spec, "arguments": {"max_penalty": 1}})
 
     def test_a_reward_function_is_no_factory(self) -> None:
-        with pytest.raises(SpecError, match=r"^function: the factory 'reward' made \[1\.0\], and no reward function"):
+        with pytest.raises(SpecError, match=r"^function: the factory 'reward' returned \[1\.0\], which is not a function"):
             FunctionProvider(function=plain(), factory=True, arguments={"samples": [1]})
 
     def test_what_the_trainer_did_not_hand_over(self) -> None:

@@ -45,9 +45,9 @@ def demo(
 ) -> None:
     """Train a reward model and a policy against it, and show how the true reward rises.
 
-    By default everything is generated offline, in a few minutes on two cores: requests and answers whose true (gold) reward is known,
-    noisy preferences, a small reward model trained on them, and a small policy trained with GRPO against that reward model. You can
-    replace the data and both models with your own.
+    By default everything is generated offline, in a few minutes on two cores. The data are requests, answers whose true (gold) reward
+    is known, and noisy preferences. A small reward model is trained on them, and a small policy is trained with GRPO against that
+    reward model. You can replace the data and both models with your own.
     """
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("The picture of the rewards needs matplotlib: pip install 'rm-plugins[demo]'.")

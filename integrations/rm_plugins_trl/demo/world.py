@@ -148,8 +148,7 @@ def make_world(
     """Sample the world; the same arguments give the same world.
 
     A label follows Bradley and Terry: the better answer wins with probability sigmoid(`sharpness` x difference of gold), and
-    a share of the labels is then turned around. Held-out prompts are kept out of
-    everything but the held-out rows.
+    a share of the labels is then turned around. Held-out prompts occur only in the held-out rows.
     """
     rng = random.Random(seed)
     prompts = [

@@ -136,7 +136,7 @@ def base_tokenizer(given: Any, model: Any, args: Any) -> PreTrainedTokenizerBase
         plain = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
         if len(plain) <= len(plain.all_special_tokens):
             raise ModelError(
-                f"The tokenizer that was handed over has {len(plain)} tokens, all of them special: it has no vocabulary, and every text "
+                f"The tokenizer that was passed has {len(plain)} tokens, all of them special: it has no vocabulary, and every text "
                 "would be the same to the model. Load it from a folder with its files (tokenizer.json, vocab.txt or the like)."
             )
     plain = getattr(tokenizer, "tokenizer", tokenizer)

@@ -58,7 +58,7 @@ def _imported(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
         return _made(kind, named, arguments)
     if arguments:
         raise SpecError(
-            f"{kind}: {name} is a function, which takes no arguments but the batch, not {', '.join(map(repr, arguments))}. Name a "
+            f"{kind}: {name} is a function, which takes only the batch, not {', '.join(map(repr, arguments))}. Name a "
             "subclass of rm_plugins.losses.Loss, whose constructor takes them."
         )
     return named

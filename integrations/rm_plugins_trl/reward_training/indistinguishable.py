@@ -29,9 +29,9 @@ def count_equal_pairs(tokenized: Dataset, name: str, *, reports: bool) -> int:
     if equal and reports:
         first = ", ".join(map(str, rows[:_SHOWN].tolist())) + (", ..." if len(rows) > _SHOWN else "")
         logger.warning(
-            "%d pairs of the %s dataset have a winner and a loser with equal token ids (row%s %s). Their texts are equal, or differ in "
-            "what is not rendered, %s, or leave these rows out. They stay in the training without effect, and no model can be "
-            "right about them.",
+            "%d pairs of the %s dataset have a winner and a loser with equal token ids (row%s %s). Their texts are equal, or differ only "
+            "in parts that are not rendered, %s, or leave these rows out. These pairs stay in the data, but have no effect on training, "
+            "and no model can tell them apart.",
             *(equal, name, "s" if len(rows) > 1 else "", first, CAUSE),
         )
     return equal

@@ -20,8 +20,8 @@ _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_
 def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     """Logits of the vocabulary, [n, vocabulary], as a function of hidden states, [n, size].
 
-    Where the model ties its head to its embedding, that is what it is, and training moves it; else it is loaded from the
-    checkpoint that the classifier was made of, and stays as it is there.
+    If the model ties its head to its embedding, the head is the embedding, which is trained. Otherwise the head is loaded from the
+    checkpoint that the classifier was made of, and is not trained.
 
     Raises:
         UnsupportedError: The checkpoint has no such head, or its logits are more than a product.
@@ -45,7 +45,7 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
         raise UnsupportedError(f"The language-model head of {source!r} cannot be loaded: {error}") from error
     head = whole.get_output_embeddings()
     if head is None or any("lm_head" in name or "embed_out" in name for name in info["missing_keys"]):
-        raise UnsupportedError(f"{source!r} has no language-model head to keep: it is no causal language model's checkpoint.")
+        raise UnsupportedError(f"{source!r} has no language-model head to keep, because it is not a causal language model.")
     weight = head.weight.detach().to(model.device)
     bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(model.device)
     return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype), bias)

@@ -36,7 +36,7 @@ def complete_model_card(
     metrics = {name: value for name, value in training["metrics"].items() if not name.startswith(shown)}
     path = folder / "README.md"
     head, text = _split(path.read_text(encoding="utf-8"))
-    dataset = re.search(r" on the (\[[^]]*\]\([^)]*\)) dataset", text)
+    dataset = re.search(r" on the (?P<link>\[[^]]*\]\([^)]*\)) dataset", text)
     text = re.sub(r"\n# Model Card for (.*)\n", r"\n# \1\n", text, count=1)
     text = re.sub(
         r"This model is a fine-tuned version of .*\nIt has been trained using .*\n",

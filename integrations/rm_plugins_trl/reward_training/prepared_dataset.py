@@ -66,7 +66,7 @@ def prepared_dataset(
         overlong: Counts by the dataset's name.
         for_trl: Whether to add TRL's columns to the dataset's own, in place of those of
             `rm_plugins_trl.reward_training.training_rows.features`.
-        usual_length: The most tokens for which the tokenizer or the model is meant; a warning counts longer texts.
+        usual_length: The most tokens that the tokenizer or the model is made for; a warning counts longer texts.
         num_proc: The processes that tokenize.
         reports: Whether this process logs.
 
@@ -114,13 +114,13 @@ def prepared_dataset(
     if long:
         message = f"{long} of {total} rows of the {name} dataset ({long / total:.1%}) are longer than {limit} tokens"
         if not len(tokenized):
-            raise DataError(f"{message}, so none is left. Raise max_length, or set overlong='truncate'.")
+            raise DataError(f"{message}, so no row is left. Raise max_length, or set overlong='truncate'.")
         if reports:
             logger.warning("%s and were %s.", message, "truncated" if tokenization.truncate else "dropped")
     unusual = 0 if usual_length is None else int(((lengths > usual_length) & (lengths <= (limit or np.inf))).sum())
     if unusual and reports:
         logger.warning(
-            "%d of %d rows of the %s dataset are longer than the %d tokens for which the tokenizer or the model is meant; "
+            "%d of %d rows of the %s dataset are longer than the %d tokens that the tokenizer or the model is made for; "
             "max_length allows them, so they are used.",
             *(unusual, total, name, usual_length),
         )

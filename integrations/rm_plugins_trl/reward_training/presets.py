@@ -74,11 +74,11 @@ def preset(parameters: int, *, adapter: bool, encoder: bool = False) -> Preset:
     - **Small encoders**: the rate was measured on MiniLM, as ``docs/training.md`` shows: with 2e-5, one epoch over 500 pairs hardly moves
       it. The rate for LoRA is ten times that, as for larger models, and was not measured.
     - **Learning rate of the others**: it falls with size and follows published trainings. Reward models below 1B were trained with 1e-5
-      to 5e-5, those of 1-7B with 2e-6 to 1e-5, of 7-13B with 2e-6 to 9e-6 (InstructGPT's of 6B and OpenRLHF's of 8B with 9e-6), those of
-      70B with 1e-6 to 5e-6 (Llama 2's with 5e-6 for 512 pairs per step, arXiv 2307.09288, section 3.2.2). Models above 13B get the lower
-      half of that range, because fewer pairs per step call for less.
-    - **LoRA of the others**: ten times the rate, the optimum that "LoRA Without Regret" (Schulman et al. 2025) found over many models;
-      TRL's own example trains a 0.5B reward model with 1e-5 in full and with 1e-4 as LoRA.
+      to 5e-5, and those of 1-7B with 2e-6 to 1e-5. Those of 7-13B were trained with 2e-6 to 9e-6; InstructGPT's of 6B and OpenRLHF's of
+      8B used 9e-6. Those of 70B were trained with 1e-6 to 5e-6; Llama 2's used 5e-6 for 512 pairs per step (arXiv 2307.09288, section
+      3.2.2). Models above 13B get the lower half of that range, because fewer pairs per step need a lower rate.
+    - **LoRA of the others**: ten times the rate, which "LoRA Without Regret" (Schulman et al. 2025) found best over many models. TRL's
+      own example trains a 0.5B reward model with 1e-5 in full and with 1e-4 as LoRA.
     - **Rows per device**: as many as are common for the size (4 to 8, 2 to 4, 1 to 2). Gradient checkpointing, TRL's default, keeps
       activations small compared with weights and optimizer. The number of devices and ``gradient_accumulation_steps``, which the user
       sets, bring a step to the usual 64 to 128 pairs.

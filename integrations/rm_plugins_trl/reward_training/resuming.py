@@ -59,8 +59,8 @@ _HOW = (
 def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
     """The requested checkpoint: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
 
-    A process that is killed while it saves leaves a folder that transformers would take for a checkpoint. The trainer writes its state
-    last, so a checkpoint without a readable state is not whole; nor is one with a file that is cut or changed.
+    A process that is killed while it saves leaves a folder that transformers would use as a checkpoint. The trainer writes its state
+    last. A checkpoint is not whole if its state cannot be read, or if a file is cut or changed.
 
     Returns:
         None if none is requested or there is none.
@@ -157,7 +157,7 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
     try:
         then: Mapping[str, Any] = json.loads((checkpoint / _MADE_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        logger.warning("%s has no record of what it was made with, so it is not compared with this training.", checkpoint)
+        logger.warning("%s does not record its model and data, so it is not compared with this training.", checkpoint)
         return {}
     if isinstance(then.get("rendering"), dict):
         then = {**then, "rendering": {**_ONCE_UNSAID, **then["rendering"]}}
@@ -167,7 +167,7 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
         if not allowed:
             raise DataError(
                 f"{checkpoint} is of another training ({differences}). Start this one in another output_dir, or without "
-                "resume_from_checkpoint. RewardConfig(resume_changed=True) resumes nevertheless, and the manifest records it."
+                "resume_from_checkpoint. RewardConfig(resume_changed=True) resumes in spite of that, and the manifest records it."
             )
     for name, (before, after) in changed.items():
         stands = (
@@ -214,7 +214,7 @@ def data_digest(dataset: Any) -> str | None:
 
 
 def _add_values(digest: Any, values: Any) -> None:
-    """Add an Arrow array's values, whatever their memory layout."""
+    """Add an Arrow array's values, regardless of their memory layout."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         digest.update(

@@ -36,28 +36,28 @@ class RewardConfig(TrlRewardConfig):
             command line), or a `rm_plugins.losses.Loss`.
         regularizers: The terms added to the loss: name to weight (JSON on a command line).
             ``center_rewards_coefficient`` is the same as ``{"centering": ...}``.
-        overlong: What to do with a dataset row that has a text of more than ``max_length`` tokens: ``drop`` it, as TRL does, or
-            ``truncate`` the text on the left. The rows are counted and reported.
-        read: The token of a row at which a decoder is scored, if its padding token is the EOS token that ends a text:
-            ``before-padding`` as in TRL and transformers, ``last`` as in OpenRLHF and vLLM. The manifest records it.
-        pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as for cross-encoders;
-            otherwise as one text, as in TRL.
+        overlong: For a dataset row with a text of more than ``max_length`` tokens: ``drop`` leaves the row out, as in TRL, and
+            ``truncate`` cuts the beginning of the text. The rows are counted and reported.
+        read: The token of a row at which a decoder is scored: ``before-padding`` as in TRL and transformers, ``last`` as in OpenRLHF and
+            vLLM. They differ only if the padding token is also the EOS token that ends a text. The manifest records it.
+        pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as for cross-encoders. If
+            not, they are one text, as in TRL.
         attributes: The attributes of ratings, in the order of the model's outputs; those of the first row if unset.
-        reward: The weight of each attribute in the reward, which also compares rated completions (JSON on a command line);
-            equal weights if unset.
+        reward: The weight of each attribute in the reward (JSON on a command line); equal weights if unset. The same weights decide
+            which of two rated completions is better.
         members: The number of members of an ensemble: score heads, initialized differently, on one backbone.
-        bootstrap: Whether each member sees its own Poisson bootstrap of the dataset's rows.
-        section_column: The column with the section of a row, for accuracies by section.
+        bootstrap: Whether each member trains on its own Poisson bootstrap of the dataset's rows.
+        section_column: The column with the section of a row; evaluations report the accuracy of each section.
         weight_column: The column with the weight of a row in the loss; None or an empty name for no weights.
-        max_batch_tokens: Tokens that the model computes at a time; by default a number that suits the device.
-        share_prompts: Whether rows of a batch share the computation of common prefixes, if the model allows it.
-        early_stopping_patience: Evaluations without a better ``metric_for_best_model`` (accuracy if unset) after which training stops
-            and loads the best model.
-        resume_changed: Whether to resume from a checkpoint that was made with another base model, other data, another loss
-            or rendering, which is otherwise refused. The manifest records the changes.
+        max_batch_tokens: The most tokens that the model computes at a time; by default it depends on the device.
+        share_prompts: Whether a prefix that several rows of a batch share is computed once, if the model allows it.
+        early_stopping_patience: Training stops after this many evaluations without a better ``metric_for_best_model`` (accuracy if
+            unset), and loads the best model.
+        resume_changed: Whether to resume from a checkpoint although the base model, the data, the loss or the rendering has changed.
+            Without it, such a checkpoint is refused. The manifest records the changes.
         merge_adapter: Whether to save the final model of a LoRA training as a whole model instead of an adapter.
-        preset: Whether learning rate, rows per device, epochs and warm-up that are not given come from the preset of the model's kind and
-            size (``auto``), or are TRL's defaults: 1e-4, 8, 3 and no warm-up (``none``).
+        preset: Where learning rate, rows per device, epochs and warm-up come from if they are not given. ``auto`` takes them from the
+            preset for the model's kind and size, ``none`` from TRL's defaults: 1e-4, 8, 3 and no warm-up.
         overwrite_output_dir: Whether training may overwrite a finished model or checkpoints in ``output_dir``.
 
     Raises:
@@ -124,10 +124,10 @@ class RewardConfig(TrlRewardConfig):
             self.unset = tuple(one for one in self.unset if one != set_now)
 
     def take_preset(self, preset: Preset) -> tuple[str | None, str]:
-        """Take a preset's values for what was not given.
+        """Take a preset's values for hyperparameters that were not given.
 
         Returns:
-            What was taken, as the manifest records it, None if nothing; and a line about it for the user.
+            The values that were taken, as the manifest records them, or None if all were given; and a line about them for the user.
         """
         taken = self.apply_preset(preset)
         values = {name: getattr(self, name) for name in preset.settings()}
@@ -135,12 +135,12 @@ class RewardConfig(TrlRewardConfig):
             values = {**values, "warmup_ratio": self.warmup_ratio}
             values.pop("warmup_steps", None)
         given = ", ".join(f"{name} {value:g}" for name, value in values.items() if name not in taken)
-        record = f"{preset.name}: {', '.join(f'{name} {value:g}' for name, value in taken.items())}"
-        notice = f"Preset {record}{f' (given: {given})' if given else ''}. Set preset='none' for TRL's defaults."
-        return (record if taken else None), notice
+        chosen = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+        notice = f"The preset {preset.name!r} sets {chosen}. {f'You set {given}. ' if given else ''}Set preset='none' for TRL's defaults."
+        return (f"{preset.name}: {chosen}" if taken else None), notice
 
     def apply_preset(self, preset: Preset) -> dict[str, Any]:
-        """Take a preset's values for what was not given; returns them."""
+        """Take a preset's values for hyperparameters that were not given; returns them."""
         given = dict.fromkeys(self.unset)
         if "warmup_steps" in given:
             given["warmup_ratio"] = None  # its name before transformers 5

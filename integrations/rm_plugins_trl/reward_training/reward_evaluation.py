@@ -165,9 +165,8 @@ class RewardEvaluation(TrainerCallback):
         if self._trainer is None:
             raise UnsupportedError(
                 "RewardEvaluation evaluates the model that rm_plugins_trl.RewardTrainer trains, and is not a callback for other trainers. "
-                "A "
-                "model of TRL's own RewardTrainer is evaluated after the training, with `rm-plugins evaluate FOLDER DATA`; and so is the "
-                "reward of a policy's training, which does not change."
+                "Evaluate a model of TRL's own RewardTrainer after its training: `rm-plugins evaluate FOLDER DATA`. The reward of a "
+                "policy's training does not change, so evaluate it in the same way."
             )
         return self._trainer
 
@@ -217,7 +216,7 @@ class RewardEvaluation(TrainerCallback):
 def attached_evaluations(trainer: Any) -> list[RewardEvaluation]:
     """The evaluations among a trainer's callbacks, which it is attached to.
 
-    They come before all others, so that early stopping sees their figures whatever the order of the callbacks.
+    They come before all others, so that early stopping sees their figures in any order of the callbacks.
 
     Raises:
         SpecError: Two have data of the same name, under which both would log.

@@ -1,4 +1,4 @@
-"""What a trainer has seen of its rewards since it last said so."""
+"""The rewards that a trainer has seen since its last log entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rm_plugins.models.heads import Heads
 _REMEMBERED = 2_000  # training rewards whose statistics are saved where there is no evaluation data
 _MOST_BATCHES = 1_000  # of training between two log entries; where nothing is ever logged, the older ones are forgotten
 _OF_TRAINING = ("accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward")
-"""What is logged in training, where each entry is of a few batches; an evaluation says everything."""
+"""The metrics that training logs, where an entry covers a few batches; an evaluation logs all metrics."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Seen:
 
 
 class RewardLog:
-    """Keeps what batches say of a model's outputs, and makes metrics of it; `attributes` are what their labels rate."""
+    """Keeps a model's outputs batch by batch, and computes metrics from them; `attributes` are the names of the labels' columns."""
 
     def __init__(self, heads: Heads, attributes: Sequence[str] = ()) -> None:
         self.heads = heads
@@ -63,9 +63,9 @@ class RewardLog:
         Args:
             mode: ``train`` or ``eval``.
             batch: The whole batch.
-            numbers: The dataset row of each group; one that an evaluation has seen already was there to fill up a batch.
+            numbers: The dataset row of each group. A row that an evaluation has already seen only fills up a batch and is left out.
             sections: The section of each group.
-            characters: The length of each row's answer, whatever was truncated; 0 where no text is known.
+            characters: The length of each row's answer before truncation; 0 where no text is known.
         """
         if mode == "train" and len(self._seen[mode].batches) >= _MOST_BATCHES:
             self._seen[mode] = _Seen()

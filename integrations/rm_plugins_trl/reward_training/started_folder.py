@@ -35,7 +35,7 @@ def held_already(folder: Path) -> str:
 
 
 def check_folder(args: Any, arguments: Sequence[str]) -> None:
-    """Refuse a training on the command line that would overwrite an earlier one's model or checkpoints without consent.
+    """Refuse a training on the command line that would overwrite an earlier model or checkpoints without consent.
 
     Args:
         args: The trainer's arguments.
@@ -58,7 +58,7 @@ def check_folder(args: Any, arguments: Sequence[str]) -> None:
 
 
 def warn_of_overwriting(args: Any, *, resumes: bool) -> None:
-    """Say that a training that starts from the beginning overwrites an earlier one's model or checkpoints.
+    """Warn that a training from the beginning overwrites an earlier model or checkpoints.
 
     Args:
         args: The trainer's arguments.
@@ -68,6 +68,6 @@ def warn_of_overwriting(args: Any, *, resumes: bool) -> None:
     if held and args.should_log:
         logger.warning(
             "%s holds %s. This training starts from the beginning and overwrites it; trainer.train(resume_from_checkpoint=True) resumes "
-            "the earlier one, and RewardConfig(overwrite_output_dir=True) leaves this warning out.",
+            "the earlier one, and RewardConfig(overwrite_output_dir=True) turns this warning off.",
             *(args.output_dir, held),
         )

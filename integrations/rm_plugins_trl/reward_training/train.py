@@ -59,7 +59,7 @@ class _Train(Command):
                 )
         formatter.write_paragraph()
         formatter.write_text(
-            "-q prints results and errors only; -v prints tracebacks; --help-all shows all options, ours before TRL's."
+            "-q prints results and errors only, and -v also prints tracebacks. --help-all shows all options, ours before TRL's."
         )
 
 
@@ -97,7 +97,7 @@ def _how_to_resume(parameters: Mapping[str, Any]) -> str:
         return f"If checkpoints were saved in the output folder, {again}."
     checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
-        return f"There is no checkpoint in {folder} yet, so the training begins anew; --save_steps N saves more often."
+        return f"There is no checkpoint in {folder} yet, so the training starts again from the beginning. --save_steps N saves more often."
     return f"The last checkpoint is {checkpoints[-1]}: {again}."
 
 

@@ -18,7 +18,7 @@ from rm_plugins.errors import DataError
 from rm_plugins_trl.reward_training.training_rows import stored_rows, stored_stream
 
 _SPLITS = ("train", "test", "validation")
-"""The names of whole splits, one of which is always said: of a file, they mean the file."""
+"""The names of whole splits. TRL's arguments always name a split; for a file, these names mean the whole file."""
 
 
 @dataclass
@@ -28,15 +28,14 @@ class TrainScriptArguments(ScriptArguments):
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset or file to evaluate on at the end of training, and during it where eval_strategy says so; the "
-            "test split of the training dataset if unset and eval_strategy is not 'no'."
+            "help": "Dataset or file to evaluate on: at the end of training, and during training as eval_strategy sets it. If "
+            "unset and eval_strategy is not 'no', the test split of the training dataset is used."
         },
     )
     map: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Maps the columns of the datasets to those that rows are read by: the name of a published format, OLD=NEW, or a "
-            "YAML file."
+            "help": "Renames or converts the columns of the datasets: the name of a published format, OLD=NEW, or a YAML file."
         },
     )
 
@@ -94,7 +93,7 @@ def reward_dataset(
     Args:
         source: A file or folder (`rm_plugins.data.row_files.read_rows`), or the name of a dataset.
         split: The split of a dataset or folder.
-        map: Maps its columns to those that rows are read by: as ``--map`` on the command line.
+        map: Renames or converts its columns, like ``--map`` on the command line.
         config: The dataset's configuration.
         streaming: Whether rows are read only when needed.
 
@@ -117,20 +116,20 @@ def reward_dataset(
 def _mixed(mixture: Any) -> Any:
     try:
         return get_dataset(mixture)
-    except Exception as error:  # whatever the hub, the disk or a loading script raises
+    except Exception as error:  # any error of the hub, the disk or a loading script
         names = ", ".join(str(getattr(one, "path", one)) for one in mixture.datasets)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"The datasets of the mixture ({names}) cannot be loaded: {reason}") from error
 
 
 def _check_has_no_parts(source: str, split: str, config: str | None) -> None:
-    """Refuse a split or configuration of a single file, whose rows would all be read whatever it says."""
+    """Refuse a split or a configuration for a single file, because all of its rows would be read in any case."""
     if config is not None:
         raise DataError(f"{source!r} is a file and has no configurations. Leave out dataset_config ({config!r}).")
     if split not in _SPLITS:
         raise DataError(
-            f"{source!r} is a file and has no splits, so {split!r} would take all of its rows. Put the rows to use into a file of their "
-            "own, or name a folder whose files are called after their splits (train.jsonl, test.jsonl)."
+            f"{source!r} is a file and has no splits, so {split!r} would read all of its rows. Put the rows to use into a separate file, "
+            "or name a folder whose files are named after their splits (train.jsonl, test.jsonl)."
         )
 
 

@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
         TrainOption("--regularizers", "JSON", 'Terms added to the loss, such as {"centering": 0.01}.'),
         TrainOption("--members", "N", "Score heads of a shared-trunk ensemble.", "1"),
         TrainOption("--max_length", "TOKENS", "The longest text.", "1024"),
-        TrainOption("--overlong", "drop|truncate", "What happens to longer texts.", "drop"),
+        TrainOption("--overlong", "drop|truncate", "Drop rows with longer texts, or truncate the texts.", "drop"),
     ),
     "Training": (
         TrainOption("--learning_rate", "NUMBER", "By default, depends on the model's size."),

@@ -127,7 +127,7 @@ def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, .
 
     `weight` is the column with the weight of a row in the loss.
 
-    Of a stream, only the first row is read. Repeated prompts are looked for in the first rows.
+    Only the first row of a stream is read. Repeated prompts are looked for in the first rows.
 
     Raises:
         DataError: There is no row, or one is in none of the formats.

@@ -92,7 +92,7 @@ class TrlBatches:
         """The message for the user."""
         return (
             f"TRL's batches are used because {self.reader}: rows are padded, a prompt is computed once per answer, and the length of a "
-            "text is that of its whole row. This is slower. To train with your own loss, RewardConfig(loss=...) needs no subclass."
+            "text is its whole row's. This is slower. Your own loss does not need a subclass: use RewardConfig(loss=...)."
         )
 
     def judged(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -32,9 +32,10 @@ class Cached(Combinator):
     """The reward's score, computed once for each different sample.
 
     Scores are found by the sample (its prompt, completion and columns) and by the reward (`rm_plugins.identity`: its settings, the files
-    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. What else it depends
-    on (a file that a function reads, a model behind a URL) is not seen: change `version` with it. Abstentions, details, and batches in
-    which something failed, even where a fallback replaced it, are not kept. `counts["cached"]` counts the scores that were found.
+    that these name, the code of its functions, the weights, tokenizers and rendering of its models) and `version`. Other dependencies
+    (a file that a function reads, the model of a remote server) are not noticed: change `version` when they change. Abstentions,
+    details, and batches with a failure, even one that a fallback replaced, are not kept. `counts["cached"]` is the number of scores that
+    came from the cache.
 
     Args:
         reward: What is scored.
@@ -42,8 +43,8 @@ class Cached(Combinator):
         version: Any text; a new one finds no earlier scores.
 
     Raises:
-        SpecError: The file cannot be used, the reward cannot be told from others in the file, or its scores change with the training or
-            with what it has scored.
+        SpecError: The file cannot be used or cannot distinguish the reward from others, or the reward's scores change with the training
+            or with the samples that it has scored.
     """
 
     name: ClassVar[str] = "cached"
@@ -54,8 +55,8 @@ class Cached(Combinator):
         _check_lasts(reward)
         if path != MEMORY and not version and not _is_written_out(reward.spec):
             raise SpecError(
-                f"part of {reward.label!r} was made in Python, so its scores cannot be told from others in the file {path}; give a "
-                "`version`, or the path `memory`.",
+                f"part of {reward.label!r} was made in Python, so the file {path} cannot distinguish its scores from another "
+                "reward's. Give a `version`, or the path `memory`.",
                 key="version",
             )
         self.reward = reward
@@ -114,13 +115,13 @@ def _check_lasts(reward: Provider) -> None:
             )
         if depends_on_batch(part):
             raise SpecError(
-                f"{part.label!r} ranks within its batch, so its scores cannot be cached; put `cached` inside what ranks.",
+                f"{part.label!r} ranks within its batch, so its scores cannot be cached; put `cached` inside the part that ranks.",
                 key=path,
             )
         if learns_while_scoring(part):
             raise SpecError(
-                f"{part.label!r} or its transform learns from what it scores, so its scores cannot be cached; put `cached` inside what "
-                "learns.",
+                f"{part.label!r} or its transform learns while it scores, so its scores cannot be cached; put `cached` inside the part "
+                "that learns.",
                 key=path,
             )
 

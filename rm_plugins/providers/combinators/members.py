@@ -40,9 +40,9 @@ def combined(
         metadata: Facts about the batch.
 
     Returns:
-        The combined scores, with the members as parts ``0``, ``1`` and so on, the details ``std`` (over members, ddof 0) and
-        ``rank_disagreement`` (see `rank_disagreement`), and in the metadata ``missing_members``, the share of member scores
-        that are missing.
+        The combined scores, with the members as parts ``0``, ``1`` and so on. The details are ``std`` (over members, ddof 0) and
+        ``rank_disagreement`` (see `rank_disagreement`). The metadata has ``missing_members``, the share of member scores that are
+        missing.
 
     Raises:
         ScoringError: The aggregate does not return one number per sample.

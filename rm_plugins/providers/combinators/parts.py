@@ -150,7 +150,7 @@ def failures_in(reward: Provider) -> int:
 
 
 def unnamed_failures_in(reward: Provider) -> int:
-    """How often a batch of several samples failed in the reward or a part of it with an error that does not say which samples failed."""
+    """How often a batch of several samples failed, in the reward or a part of it, with an error that does not name the failed samples."""
     return sum(part.unnamed_failures for _, part in reward.walk())
 
 

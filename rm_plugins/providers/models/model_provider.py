@@ -63,6 +63,7 @@ class ModelProvider(Provider):
         SpecError: The aggregate or the transforms do not fit the members, or there is only one member.
     """
 
+    name: ClassVar[str] = "model"
     keys_without_effect: ClassVar[frozenset[str]] = frozenset(("cache", "compile", "device", "max_batch_tokens", "verify"))
     metrics: ClassVar[tuple[str, ...]] = ("tokens_per_second", "duplicate_share", "cached")
 

@@ -18,7 +18,7 @@ class SequenceClassifier(ModelProvider):
 
     Samples are rendered as the model's manifest says; without one, as TRL's RewardTrainer renders them: with the tokenizer's chat
     template for conversations (paragraphs ``Role: content`` if it has none), and EOS after text. Conventions that differ between training
-    frameworks are read from the files beside the model; where these do not tell, they must be set (`pair`, `read`).
+    frameworks are read from the files beside the model. If the files do not show them, set them (`pair`, `read`).
 
     Args:
         model: The folder or id.
@@ -35,8 +35,8 @@ class SequenceClassifier(ModelProvider):
         max_length: The most tokens of a row; by default the manifest's, else the model's own limit.
         truncation: ``left`` cuts the beginning of a longer row's prompt (of a pair, the end of its longer text), ``error`` refuses the
             row.
-        read: The token at which a decoder is scored, where its padding token is the EOS token that closes a text: ``last`` as OpenRLHF
-            and vLLM have it, ``before-padding`` as transformers and TRL have it; the manifest's if unset.
+        read: The token at which a decoder is scored: ``before-padding`` as in transformers and TRL, ``last`` as in OpenRLHF and vLLM;
+            the manifest's if unset. They differ only if the padding token is also the EOS token that ends a text.
         pair: Whether prompt and completion are encoded as a pair, with separators and token types, as cross-encoders are trained; the
             manifest's if unset.
         convention: The rules by which a text becomes token ids: ``trl``, or ``openrlhf``, which adds no special tokens and also ends

@@ -34,7 +34,7 @@ Answer: TypeAlias = Any
 
 
 class LimitExceededError(Exception):
-    """A request exceeded its limit on time, memory or depth; the message says which, as the end of a sentence."""
+    """A request exceeded its limit on time, memory or depth. The message names the limit, as the end of a sentence."""
 
 
 class LimitedProcess:
@@ -194,9 +194,9 @@ def answer_requests(made_by: str, setting: Any, seconds: float) -> None:
     """The main function of the process: reads lines with several requests, and writes a line with each answer, both as JSON.
 
     Args:
-        made_by: As for `LimitedProcess`, and so are the others.
-        setting: See there.
-        seconds: See there.
+        made_by: As for `LimitedProcess`.
+        setting: As for `LimitedProcess`.
+        seconds: As for `LimitedProcess`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     logging.disable()

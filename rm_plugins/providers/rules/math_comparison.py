@@ -21,7 +21,7 @@ _BARE = re.compile(
 
 
 def comparing(_: object) -> Callable[[tuple[str, str]], bool | None]:
-    """Makes the function that compares an answer with a gold answer; it returns None where the latter is not mathematical."""
+    """Makes the function that compares an answer with a gold answer; it returns None where the gold answer is not mathematical."""
     _comparison("1", "1")  # imports what it needs
     return lambda pair: _comparison(*pair)
 

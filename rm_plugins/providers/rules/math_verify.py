@@ -24,8 +24,8 @@ class MathVerify(Provider):
     """1 for a completion whose final answer equals the gold answer in a dataset column, 0 for any other.
 
     If there is an ``<answer>``, only the last one is read. The final answer is the last ``\\boxed{}``, with those listed right before
-    it, else the last line's ``#### ANSWER``, else what follows the word "answer", else the last formula or number; a text that is
-    only mathematics is the answer as a whole. The gold answer is found in its column in the same way. Where it is null or not
+    it. Otherwise it is the last line's ``#### ANSWER``, else the text after the word "answer", else the last formula or number. If the
+    whole text is mathematics, all of it is the answer. The gold answer is found in its column in the same way. Where it is null or not
     mathematical, the provider abstains, unless the completion is literally the same.
 
     Args:
@@ -45,7 +45,7 @@ class MathVerify(Provider):
     def __init__(self, *, column: str = "solution", timeout: float = SECONDS, max_characters: int = MOST_CHARACTERS) -> None:
         check_limits(timeout, max_characters)
         if find_spec("math_verify") is None:
-            raise MissingDependencyError("math-verify needs the package of that name: pip install 'rm-plugins[rules]'.")
+            raise MissingDependencyError("math-verify needs the package math-verify: pip install 'rm-plugins[rules]'.")
         self.column = column
         self.max_characters = max_characters
         self._comparison = LimitedProcess("rm_plugins.providers.rules.math_comparison:comparing", None, timeout)

@@ -344,5 +344,7 @@ def test_a_package_that_trl_s_ppo_needs_is_named(monkeypatch: pytest.MonkeyPatch
     for name in [name for name in sys.modules if name.startswith(("trl.experimental.ppo", "rm_plugins_trl.ppo"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Fails, *sys.meta_path])
-    with pytest.raises(MissingDependencyError, match=r"whose PPO needs the package 'requests'.*rm-plugins\[ppo\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"its PPO needs the package 'requests', which is not installed.*rm-plugins\[ppo\]"
+    ):
         importlib.import_module("rm_plugins_trl.ppo")

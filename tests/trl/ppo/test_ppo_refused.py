@@ -54,11 +54,11 @@ def test_a_policy_with_code_of_its_own_is_refused(
     ("rows", "error", "message"),
     [
         ([{"question": "a"}], DataError, r"Row 0 of train_dataset has no 'prompt'.*'question'"),
-        ([], DataError, "train_dataset is empty"),
-        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt without a token"),
+        ([], DataError, "train_dataset has no rows"),
+        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt of 0 tokens"),
         ([{"prompt": 3}], DataError, "Row 0 of train_dataset: .*text or a list of messages"),
-        ({"train": []}, UnsupportedError, "one dataset of known length"),
-        (iter(()), UnsupportedError, "one dataset of known length"),
+        ({"train": []}, UnsupportedError, "one dataset with a length"),
+        (iter(()), UnsupportedError, "one dataset with a length"),
     ],
 )
 def test_a_dataset_that_ppo_cannot_use_is_refused_before_training(
@@ -105,7 +105,7 @@ def test_fewer_rows_than_a_batch_are_refused_instead_of_waited_for(ppo: ModuleTy
     trainer = ppo.PPOTrainer(
         model=policy_in(tiny_decoder()), args=settings(), reward_model=Recording(), train_dataset=TEXTS[:3]
     )
-    with pytest.raises(DataError, match=r"train_dataset has 3 rows, and one batch takes 4"):
+    with pytest.raises(DataError, match=r"train_dataset has 3 rows, fewer than the 4 rows of one batch"):
         trainer.train()
 
 
@@ -119,7 +119,7 @@ def test_rows_scored_out_of_turn_are_refused(ppo: ModuleType, settings: Any, tin
     for batch in loader:
         ids = batch["input_ids"]
         reward_model(ids[:2], ids[:2] != pad)
-        with pytest.raises(ScoringError, match="wants 2 rows scored that are not rows 2 to 3 of the batch of 4"):
+        with pytest.raises(ScoringError, match="passed 2 rows to score, but they are not rows 2 to 3 of the last batch of 4"):
             reward_model(ids[:2], ids[:2] != pad)
         reward_model(ids[2:], ids[2:] != pad)
         with pytest.raises(ScoringError, match="Score each batch of the data loader once"):
