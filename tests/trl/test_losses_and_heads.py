@@ -177,7 +177,7 @@ class TestNeeds:
     def test_a_stream_without(self, tiny_decoder: Any, tmp_path: Path) -> None:
         stream = IterableDataset.from_generator(lambda: iter(LABELLED))
         trainer = RewardTrainer(str(tiny_decoder()), config(tmp_path, loss="plackett-luce"), train_dataset=stream)
-        with pytest.raises(DataError, match="needs ranks, and a batch of the data has none"):
+        with pytest.raises(DataError, match="needs ranks, and a batch of the data has no such values"):
             trainer.train()
 
     def test_ties_that_nothing_is_learnt_of(self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,7 +185,7 @@ class TestNeeds:
         assert "has 4 ties, which the loss 'bradley-terry' ignores" in caplog.text
         caplog.clear()
         trained(tiny_decoder(), tmp_path, TIES, max_steps=1, loss="davidson")
-        assert "ties" not in caplog.text
+        assert "ties, which the loss" not in caplog.text
 
     def test_a_stream_of_rankings_trains(self, tiny_decoder: Any, tmp_path: Path) -> None:
         stream = IterableDataset.from_generator(lambda: iter(RANKED))

@@ -204,7 +204,7 @@ class TestLoss:
         settings = config(tmp_path, loss='{"name": "bradley-terry"}', regularizers='{"centering": 0.01}')
         assert settings.loss == {"name": "bradley-terry"}
         assert settings.regularizer_weights == {"centering": 0.01}
-        with pytest.raises(SpecError, match="no JSON"):
+        with pytest.raises(SpecError, match="is not valid JSON"):
             config(tmp_path, regularizers="{centering")
 
 

@@ -147,7 +147,7 @@ class TestData:
 
     def test_parts_of_a_file(self, tmp_path: Path) -> None:
         file = str(write_jsonl(tmp_path / "pairs.jsonl", ROWS))
-        with pytest.raises(DataError, match=r"is a file and has no splits, so 'train\[:2\]' would take all of its rows"):
+        with pytest.raises(DataError, match=r"is a file and has no splits, so 'train\[:2\]' would read all of its rows"):
             reward_dataset(file, "train[:2]")
         with pytest.raises(DataError, match="is a file and has no configurations"):
             reward_dataset(file, config="small")
