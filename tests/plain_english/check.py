@@ -34,7 +34,6 @@ class Meant:
 
 
 MEANT: tuple[Meant, ...] = (
-    Meant("integrations/rm_plugins_trl/demo/world.py", "behind for after", "behind the barn", "a place"),
     Meant(
         "demo/world.py",
         "behind for after",
