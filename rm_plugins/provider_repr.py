@@ -6,20 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rm_plugins.redaction import redacted
-
-if TYPE_CHECKING:
-    from rm_plugins.provider import Provider
 
 _LONGEST = 60
 _SHARED = ("label", "on_error", "provider", "transform")
 _HIDDEN = ("headers",)
 
 
-def provider_repr(provider: Provider) -> str:
+def provider_repr(provider: Any) -> str:
     """The class and the label of a provider, its own settings, what it is made of by number, and the device and dtype of its models.
+
+    Args:
+        provider: A `rm_plugins.provider.Provider`, which imports this module.
 
     >>> import rm_plugins as rm
     >>> members = [{"provider": "constant", "value": 1.0}, {"provider": "constant", "value": 2.0}]
@@ -31,20 +31,20 @@ def provider_repr(provider: Provider) -> str:
     return f"{type(provider).__name__}({', '.join(shown)})"
 
 
-def _known(part: Any, provider: Provider) -> Iterator[tuple[str, str]]:
+def _known(part: Any, provider: Any) -> Iterator[tuple[str, str]]:
     """The known facts of a provider, which may not be complete yet."""
     with suppress(AttributeError, TypeError):
         yield from list(part(provider))
 
 
-def _made_of(provider: Provider) -> Iterator[tuple[str, str]]:
+def _made_of(provider: Any) -> Iterator[tuple[str, str]]:
     children = {path: child for path, child in provider.children.items() if not path.startswith("on_error")}
     counts = Counter(re.split(r"[.\[]", path)[0] for path in children)
     for name, count in counts.items():
         yield name, repr(children[name].label) if name in children else str(count)
 
 
-def _settings(provider: Provider) -> Iterator[tuple[str, str]]:
+def _settings(provider: Any) -> Iterator[tuple[str, str]]:
     children = {re.split(r"[.\[]", path)[0] for path in provider.children}
     for name, value in (provider.spec or {}).items():
         if name not in children and name not in _SHARED and value is not None:
@@ -58,14 +58,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _models(provider: Provider) -> Iterator[tuple[str, str]]:
+def _models(provider: Any) -> Iterator[tuple[str, str]]:
     models = list(provider.models.values())
     for name in ("device", "dtype"):
         if values := dict.fromkeys(str(getattr(trained.model, name)).removeprefix("torch.") for trained in models):
             yield name, ", ".join(values)
 
 
-def _policies(provider: Provider) -> Iterator[tuple[str, str]]:
+def _policies(provider: Any) -> Iterator[tuple[str, str]]:
     if provider.transform is not None:
         yield "transform", repr(provider.transform.name)
     if provider.fallback is not None:

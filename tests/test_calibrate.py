@@ -126,7 +126,7 @@ class TestTheCommand:
         assert Path("specs/reward.calibrated.yaml").read_text().startswith("# Calibrated by rm-plugins")
         assert "exists already" in refused("specs/reward.yaml", "rows.jsonl")
         run("specs/reward.yaml", "rows.jsonl", "--overwrite")
-        assert "The output is YAML: name it .yaml, not 'out.json'." in refused(
+        assert "-o writes .yaml, or - for standard output; 'out.json' is neither." in refused(
             "specs/reward.yaml", "rows.jsonl", "-o", "out.json"
         )
 

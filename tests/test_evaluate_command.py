@@ -112,7 +112,7 @@ class TestEvaluate:
         assert (found["data"]["rows"], found["rewards"][0]["figures"]["auc/label"]["value"]) == (2, 1.0)
         told = run("evaluate", "rules:length", "in.jsonl", "--rename", "correct=labels")
         assert "in.jsonl, row 1: there is no column 'correct'; the row has 'question'" in told.output
-        assert "--map 'correct' is not OLD=NEW" in run("evaluate", "rules:length", "in.jsonl", "--rename", "correct").output
+        assert "--map 'correct' is neither OLD=NEW" in run("evaluate", "rules:length", "in.jsonl", "--rename", "correct").output
 
     def test_standard_input_serves_several_rewards(self, run: Any) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in pairs())

@@ -148,7 +148,7 @@ def test_targets() -> None:
     text = section("it", PARTS, events)
     assert "| scoring-7b, grouped: times TRL's tokens/s | at least 5 | 6 | met |" in text
     assert "| scoring-7b, grouped: MFU | at least 0.5 | 0.4 | missed |" in text
-    assert "| training-7b: times TRL's tokens/s, though losses differ by 0.5 | at least 2 | 3 | met |" in text
+    assert "| training-7b: times TRL's tokens/s, with losses that differ by 0.5 | at least 2 | 3 | met |" in text
     assert "| serving: times in process | at least 0.9 | 0.95 | met |" in text
 
 
