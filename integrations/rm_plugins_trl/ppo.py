@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -27,19 +28,22 @@ from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
 try:
-    from trl.experimental.ppo import PPOConfig as TrlPPOConfig
-    from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
+    with warnings.catch_warnings():
+        # TRL warns whoever imports an experimental trainer, which here is we and not the user.
+        warnings.filterwarnings("ignore", r"You are importing from 'trl\.experimental'")
+        from trl.experimental.ppo import PPOConfig as TrlPPOConfig
+        from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 except ModuleNotFoundError as error:
     _installed = f"TRL {version('trl')} is installed"
     if str(error.name).startswith("trl."):
         raise MissingDependencyError(
             f"TRL removed PPO in version 1.13, and {_installed}. `pip install 'rm-plugins[ppo]'` installs the last TRL with PPO. "
             "GRPO and RLOO (with rm_plugins_trl.reward_func) work with every version."
-        ) from error
+        ) from None  # the message says all
     raise MissingDependencyError(
         f"{_installed}, and its PPO needs the package {error.name!r}, which is not installed. "
         "`pip install 'rm-plugins[ppo]'` installs both."
-    ) from error
+    ) from None
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState

@@ -15,11 +15,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification
 
-from rm_plugins.errors import DataError, TrainingError
+from rm_plugins.errors import DataError, ModelError, OutputError, TrainingError
 from rm_plugins.losses import RewardBatch
 from rm_plugins.models.manifest import Manifest
 from rm_plugins_trl import RewardConfig, RewardTrainer
-from rm_plugins_trl.reward_training.resuming import checkpoint_to_resume, data_digest
+from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume, complete_checkpoints, last_checkpoint
+from rm_plugins_trl.reward_training.resuming import data_digest
+from rm_plugins_trl.reward_training.saving import how_to_go_on
+from rm_plugins_trl.reward_training.started_folder import check_folder
+from rm_plugins_trl.reward_training.train import _how_to_resume
 from tests.trl.conftest import TRL_WARNINGS
 
 pytestmark = TRL_WARNINGS
@@ -178,8 +182,95 @@ def test_a_checkpoint_with_a_harmed_file_is_passed_over(
         return  # a checkpoint of the weights alone is one
     assert checkpoint_to_resume(True, again[1]) == good
     assert "checkpoint-6 was not saved completely and is skipped" in caplog.text
+    assert [checkpoint.path for checkpoint in complete_checkpoints(again[1])] == [good]
     with pytest.raises(DataError, match="not a checkpoint to resume from"):
         checkpoint_to_resume(again[1] / "checkpoint-6", again[1])
+
+
+def test_what_was_not_saved_completely_is_not_a_checkpoint_anywhere(
+    again: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, folder = again
+    (folder / "checkpoint-6" / "trainer_state.json").unlink()
+    assert last_checkpoint(folder) is None
+    assert f"There is no complete checkpoint in {folder} yet" in _how_to_resume({"arguments": ["--output_dir", str(folder)]})
+    assert "Nothing was saved" in how_to_go_on(str(folder))
+    with pytest.raises(ModelError) as error:
+        trainer_of(folder, folder / "other")
+    assert "checkpoint-6" not in str(error.value)
+    assert check_folder(RewardConfig(str(folder), use_cpu=True, report_to="none"), []) == ""
+    trainer = trainer_of(model, folder, max_steps=1)
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=True)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records if record.levelno >= logging.WARNING] == [
+        f"{folder / 'checkpoint-6'} was not saved completely and is skipped",
+        f"There is no complete checkpoint in {folder}, so training starts from the beginning.",
+    ]
+
+
+def test_a_model_without_a_checkpoint_cannot_be_resumed(again: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    model, folder = again
+    shutil.rmtree(folder / "checkpoint-6")
+    trainer = trainer_of(model, folder, max_steps=1, save_strategy="no")
+    trainer.save_model()
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=True)
+    assert "There is no complete checkpoint" in caplog.text
+    assert "holds a finished model. This training starts from the beginning and overwrites it." in caplog.text
+    assert "resumes the earlier one" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_decoder: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model, and the folder of a training that did all of its eight steps."""
+    model, folder = tiny_decoder(), tmp_path_factory.mktemp("finished")
+    trainer_of(model, folder).train()
+    return model, folder
+
+
+class TestFinished:
+    @pytest.mark.parametrize(
+        ("settings", "is_finished"),
+        [
+            ({}, True),
+            ({"num_train_epochs": None}, True),
+            ({"num_train_epochs": 3}, False),
+            ({"max_steps": 8}, True),
+            ({"max_steps": 9}, False),
+        ],
+    )
+    def test_nothing_is_left_to_train(self, settings: dict[str, Any], is_finished: bool, finished: tuple[Path, Path]) -> None:
+        args = RewardConfig(str(finished[1]), **{**SETTINGS, **settings}, resume_from_checkpoint="true")
+        told = check_folder(args, [])
+        assert ("is already finished: it did all of its 8 steps, and nothing is left to train" in told) == is_finished
+        assert bool(told) == is_finished
+
+    def test_the_refusal_does_not_advise_to_resume(self, finished: tuple[Path, Path]) -> None:
+        with pytest.raises(OutputError) as error:
+            check_folder(RewardConfig(str(finished[1]), **SETTINGS), ["--output_dir", "out"])
+        assert "holds a finished model and a checkpoint after step 8" in str(error.value)
+        assert "The training in it is finished. Train into another output_dir" in str(error.value)
+        assert "esume" not in str(error.value)
+
+    @pytest.mark.parametrize("missing", ["reward_manifest.json", "*.*"])
+    def test_a_model_that_was_not_saved_completely_can_be_saved_again(
+        self, missing: str, finished: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        out = shutil.copytree(finished[1], tmp_path / "out")
+        for file in out.glob(missing):
+            file.unlink()
+        args = RewardConfig(str(out), **SETTINGS)
+        with pytest.raises(OutputError, match="Resume it: rm-plugins train"):
+            check_folder(args, [])
+        args.resume_from_checkpoint = "true"
+        assert check_folder(args, []) == ""
+
+    def test_in_python_the_log_says_so(
+        self, finished: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        model, out = finished[0], shutil.copytree(finished[1], tmp_path / "out")
+        trainer_of(model, out).train(resume_from_checkpoint=True)
+        assert f"{out / 'checkpoint-8'} is the last step of its training, so nothing was left to train." in caplog.text
 
 
 class TestDivergence:

@@ -24,6 +24,7 @@ ALLOWED = (
     r" +step epoch +loss accuracy +margin +reward +std learning rate",
     rf"( +eval)? +\d+( +{NUMBER})+ *",
     rf"Accuracy on the evaluation data: {NUMBER}",
+    r"Trained 2 steps on 16 pairs in [\d.]+ s\. Last loss [\d.]+, accuracy [\d.]+%\.",
     r"Preset .*",
     r"Saved the reward model to .*\.",
     r"  rm-plugins (verify|evaluate|serve) .*",
@@ -58,6 +59,21 @@ def test_a_training_prints_what_its_user_can_use(minilm_path: Path, tmp_path: Pa
     assert [line[:2] for line in table if line and line[0] == "eval"] == [["eval", "1"], ["eval", "2"]]
     assert max(map(len, out.splitlines())) < 80
     assert f"rm-plugins verify {tmp_path / 'rm'}" in err
+
+
+@newest_trl
+def test_a_training_shorter_than_its_logging_prints_numbers(tiny_decoder: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)
+    with start_training(
+        *("--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--max_steps", 2, "--logging_steps", 10),
+        *("--use_cpu", "true", "--output_dir", tmp_path / "rm"),
+    ) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    header, row, closing = out.splitlines()
+    assert header.split()[:3] == ["step", "epoch", "loss"]
+    assert re.fullmatch(ALLOWED[3], closing), closing
+    assert closing.endswith(f" Last loss {row.split()[2]}, accuracy {row.split()[3]}.")
 
 
 def test_the_help_tells_the_truth() -> None:
@@ -160,7 +176,7 @@ def test_ctrl_c_names_the_checkpoint(tiny_decoder: Any, tmp_path: Path) -> None:
         _, err = process.communicate()
     assert (process.returncode, "Traceback" in err) == (130, False), err
     assert re.search(
-        r"Interrupted\. The last checkpoint is .*rm/checkpoint-\d+: run the same command again with --resume_from", err
+        r"Interrupted\. The last complete checkpoint is .*rm/checkpoint-\d+: run the same command again with --resume_from", err
     )
 
 

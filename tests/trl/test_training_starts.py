@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,7 @@ class TestModels:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         shutil.copytree(tiny_decoder(), "empty/checkpoint-3")
+        Path("empty/checkpoint-3/trainer_state.json").write_text("{}")
         Path("adapter").mkdir()
         Path("adapter/adapter_config.json").write_text("{}")
         for settings in ({}, {"preset": "none"}):
@@ -173,12 +175,30 @@ class TestFolders:
         again = self.run(*common)
         assert isinstance(again.exception, OutputError) or again.exit_code == 1
         said = str(again.exception) if isinstance(again.exception, OutputError) else again.output
-        assert f"{out} holds a finished model and 1 checkpoint, the last after step 2" in said
+        assert f"{out} holds a finished model and a checkpoint after step 2" in said
+        assert "--resume_from_checkpoint" not in said
+        before = (out / "model.safetensors").stat().st_mtime_ns
+        finished = self.run(*common, "--resume_from_checkpoint", "true")
+        assert finished.exit_code == 0
+        assert "it did all of its 2 steps, and nothing is left to train" in finished.stderr
+        assert "Saved" not in finished.stderr
+        assert (out / "model.safetensors").stat().st_mtime_ns == before
+        longer = self.run(*common, "--max_steps", "3", "--resume_from_checkpoint", "true")
+        assert longer.exit_code == 0
+        assert [line for line in longer.stderr.splitlines() if line.startswith("Resuming after")] == [
+            "Resuming after step 2 of 3."
+        ]
+        assert re.search(r"^Trained 1 step on 8 pairs in [\d.]+ s\. Last loss [\d.]+, accuracy [\d.]+%\.$", longer.stdout, re.M)
+        for file in [path for path in out.iterdir() if path.is_file()]:
+            file.unlink()
+        stopped = self.run(*common)
+        said = str(stopped.exception) if isinstance(stopped.exception, OutputError) else stopped.output
+        assert f"{out} holds a checkpoint after step 3" in said
         assert f"Resume it: rm-plugins train --model_name_or_path {model}" in said
         assert "--resume_from_checkpoint true" in said
-        assert self.run(*common, "--resume_from_checkpoint", "true").exit_code == 0
         assert self.run(*common, "--overwrite_output_dir", "true").exit_code == 0
-        shutil.rmtree(out / "checkpoint-2")
+        for checkpoint in out.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
         assert self.run(*common, "--resume_from_checkpoint", "true").exit_code == 1
 
     def test_in_python_it_is_a_warning(

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from rm_plugins.engine.prefix_cache import is_decoder
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.model_folder import CONFIG_NAME, load_config, load_tokenizer
+from rm_plugins_trl.reward_training.checkpoints import complete_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -73,7 +74,9 @@ def model_config(source: str, args: Any) -> PretrainedConfig:
             "what peft's merge_and_unload() makes of the adapter and its base."
         )
     if path.is_dir():
-        checkpoints = sorted(inner.name for inner in path.glob("checkpoint-*") if (inner / CONFIG_NAME).is_file())
+        checkpoints = [
+            checkpoint.path.name for checkpoint in complete_checkpoints(path) if (checkpoint.path / CONFIG_NAME).is_file()
+        ]
         hint = f" It holds {', '.join(checkpoints)}: name one of them." if checkpoints else ""
         raise ModelError(f"The folder {source!r} has no {CONFIG_NAME}, so it holds no model to train.{hint}")
     offline = " HF_HUB_OFFLINE is set, so only models that were downloaded before can be used." if _is_offline() else ""

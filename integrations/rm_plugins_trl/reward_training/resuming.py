@@ -1,12 +1,10 @@
-"""Resuming from a checkpoint: which ones are whole, what they were made with, and what losses remember."""
+"""Resuming from a checkpoint: what it was made with, and what losses remember."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +16,9 @@ import pyarrow.compute as compute
 import torch
 from datasets import Dataset
 
-from rm_plugins.errors import DataError, ManifestError
+from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
-from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, file_digests
+from rm_plugins_trl.reward_training.checkpoints import LOSS_STATE, MADE_WITH
 from rm_plugins_trl.reward_training.score_head import HEADS
 
 if TYPE_CHECKING:
@@ -28,11 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOSS_STATE = "loss_state.json"
-_MADE_WITH = "made_with.json"
-_WRITTEN_LAST = "trainer_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "pytorch_model.bin")
 _SAMPLED = 4_096  # elements of a weight that its digest is over
 _ROWS_AT_A_TIME = 10_000
 
@@ -51,69 +44,6 @@ _HOW = (
     *("neftune_noise_alpha", "members", "bootstrap", "overlong", "weight_column", "disable_dropout"),
 )
 """How it is trained; changes are logged and recorded."""
-
-
-# --- Which checkpoints are whole ------------------------------------------------------------------------------------------
-
-
-def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
-    """The requested checkpoint: a folder, or with True (or ``"true"``) the newest whole one in `output_dir`.
-
-    A process that is killed while it saves leaves a folder that transformers would use as a checkpoint. The trainer writes its state
-    last. A checkpoint is not whole if its state cannot be read, or if a file is cut or changed.
-
-    Returns:
-        None if none is requested or there is none.
-
-    Raises:
-        DataError: The folder is not a checkpoint, or was not saved completely.
-    """
-    if str(asked).lower() != "true":
-        if not isinstance(asked, (str, Path)):
-            return None
-        if problem := _problem(Path(asked)):
-            raise DataError(
-                f"{asked} is not a checkpoint to resume from: {problem}. Name another, or let resume_from_checkpoint=True find the "
-                "last whole one."
-            )
-        return Path(asked)
-    for _, path in checkpoints_in(output_dir):
-        if not (problem := _problem(path)):
-            return path
-        logger.warning("%s was not saved completely and is skipped: %s.", path, problem)
-    logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
-    return None
-
-
-def checkpoints_in(output_dir: Path) -> list[tuple[int, Path]]:
-    """The steps and folders of the checkpoints in a folder, the last step first, whole or not."""
-    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
-    return sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True)
-
-
-def _problem(checkpoint: Path) -> str:
-    """Why a checkpoint is not whole; empty if it is."""
-    for name in (_WRITTEN_LAST, _LOSS_STATE, _MADE_WITH):
-        try:
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if name == _WRITTEN_LAST:
-                return f"it has no {name}, which is written last"
-        except (OSError, ValueError):
-            return f"{name} cannot be read"
-    for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
-        if not zipfile.is_zipfile(path):
-            return f"{path.name} is cut or damaged"
-    if (checkpoint / MANIFEST_NAME).exists():
-        try:
-            manifest = Manifest.read(checkpoint / MANIFEST_NAME)
-        except ManifestError as error:
-            return f"its manifest cannot be read ({error})"
-        found = file_digests(checkpoint, manifest.files)
-        for name, expected in manifest.files.items():
-            if found.get(name) != expected:
-                return f"{name} is {'missing' if name not in found else 'not as it was saved'}"
-    return ""
 
 
 # --- What a checkpoint was made with --------------------------------------------------------------------------------------
@@ -138,7 +68,7 @@ def made_with(trainer: Any) -> dict[str, Any]:
 
 def save_made_with(now: Mapping[str, Any], checkpoint: Path) -> None:
     """Write what `made_with` gave into a checkpoint's folder."""
-    write_atomically(checkpoint / _MADE_WITH, json.dumps(now, indent=1))
+    write_atomically(checkpoint / MADE_WITH, json.dumps(now, indent=1))
 
 
 def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) -> dict[str, Any]:
@@ -155,7 +85,7 @@ def changed_since(now: Mapping[str, Any], checkpoint: Path, *, allowed: bool) ->
         DataError: It is of another training, which is not allowed.
     """
     try:
-        then: Mapping[str, Any] = json.loads((checkpoint / _MADE_WITH).read_text(encoding="utf-8"))
+        then: Mapping[str, Any] = json.loads((checkpoint / MADE_WITH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         logger.warning("%s does not record its model and data, so it is not compared with this training.", checkpoint)
         return {}
@@ -234,12 +164,12 @@ def save_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
     """Write the state of losses, if they have one, into a checkpoint's folder."""
     states = [dict(loss.state()) for loss in losses]
     if any(states):
-        write_atomically(checkpoint / _LOSS_STATE, json.dumps(states))
+        write_atomically(checkpoint / LOSS_STATE, json.dumps(states))
 
 
 def load_loss_states(losses: Sequence[Loss], checkpoint: Path) -> None:
     """Restore the states that `save_loss_states` wrote."""
-    path = checkpoint / _LOSS_STATE
+    path = checkpoint / LOSS_STATE
     if path.is_file():
         for loss, state in zip(losses, json.loads(path.read_text(encoding="utf-8")), strict=True):
             loss.load_state(state)

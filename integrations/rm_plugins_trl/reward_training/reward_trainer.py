@@ -32,6 +32,7 @@ from rm_plugins.rendering.rendering import Rendering
 from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_config, size_and_kind, source_of
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
+from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
@@ -48,7 +49,6 @@ from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.reward_training.resuming import (
     changed_since,
-    checkpoint_to_resume,
     load_loss_states,
     loss_facts,
     made_with,
@@ -127,6 +127,7 @@ class RewardTrainer(OpenRewardTrainer):
         base_digest: A digest of the weights at the start of training.
         resumed: The checkpoints that the training resumed from, each with the changes since.
         last_metrics: The metrics of the last evaluation.
+        trained_items: The number of items that the loss was a mean over in the last training, such as pairs.
         trained_on: Whether the training data is text or conversations; None where it is both, or tokenized already.
 
     Raises:
@@ -186,6 +187,7 @@ class RewardTrainer(OpenRewardTrainer):
         self._evaluated_at: int | None = None
         self._metric_prefix = "eval"
         self._trained_tokens = 0
+        self.trained_items = 0
         self.last_metrics: dict[str, float] = {}
         self.resumed: list[dict[str, Any]] = []
         self._diverged = 0
@@ -319,6 +321,7 @@ class RewardTrainer(OpenRewardTrainer):
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
             self._trained_tokens += whole.tokens // self.get_tp_size()
+            self.trained_items += whole.items // self.get_tp_size()
             if num_items_in_batch is not None:
                 # The mean over the items of all accumulated batches, whatever their sizes.
                 loss = loss * (whole.items / max(int(num_items_in_batch), 1)) * self.current_gradient_accumulation_steps
@@ -441,6 +444,7 @@ class RewardTrainer(OpenRewardTrainer):
         """
         evaluations = attached_evaluations(self)
         self._made_with = None
+        self.trained_items = 0
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
         if checkpoint is not None:
             changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
@@ -449,6 +453,8 @@ class RewardTrainer(OpenRewardTrainer):
         warn_of_overwriting(self.args, resumes=checkpoint is not None)
         with without_noise(disable_bars=self.args.disable_tqdm):
             result = super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        if checkpoint is not None and not self.trained_items and self.args.should_log:
+            logger.warning("%s is the last step of its training, so nothing was left to train.", checkpoint)
         for name, long in self.overlong.items():
             if long and name not in self.rows:
                 logger.warning("%d rows of the streamed %s dataset were too long and were dropped.", long, name)

@@ -19,6 +19,7 @@ from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
 from rm_plugins.rendering.render import Renderer
+from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +141,7 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
 def how_to_go_on(output_dir: str) -> str:
     """What to do after a training has diverged."""
     remedy = "a smaller learning_rate, bf16 instead of fp16, or max_grad_norm below 1"
-    if any(Path(output_dir).glob("checkpoint-*")):
+    if last_checkpoint(Path(output_dir)) is not None:
         return f"The checkpoints in {output_dir} are from before it. Resume from the last one, or start again, with {remedy}."
     return f"Nothing was saved. Start again with {remedy}."
 

@@ -19,6 +19,7 @@ from rm_plugins.cli.command import INTERRUPTED, Command
 from rm_plugins.cli.printed import echo, say
 from rm_plugins.cli.silence import silenced_libraries
 from rm_plugins.errors import DataError, MissingDependencyError, RmPluginsError, nearest_name
+from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 from rm_plugins_trl.reward_training.train_options import GROUPS, LAUNCHER, OF_LAUNCHER
 
 _MODULE = "rm_plugins_trl.reward_training.train"
@@ -95,10 +96,13 @@ def _how_to_resume(parameters: Mapping[str, Any]) -> str:
     again = "run the same command again with --resume_from_checkpoint true"
     if folder is None:
         return f"If checkpoints were saved in the output folder, {again}."
-    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        return f"There is no checkpoint in {folder} yet, so the training starts again from the beginning. --save_steps N saves more often."
-    return f"The last checkpoint is {checkpoints[-1]}: {again}."
+    last = last_checkpoint(Path(folder))
+    if last is None:
+        return (
+            f"There is no complete checkpoint in {folder} yet, so the training starts again from the beginning. --save_steps N saves more "
+            "often."
+        )
+    return f"The last complete checkpoint is {last.path}: {again}."
 
 
 @click.command("train", cls=_Train, resuming=_how_to_resume)
@@ -230,7 +234,10 @@ def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture
     from rm_plugins_trl.reward_training.training_output import TrainingOutput
 
     check_model_named(model.model_name_or_path)
-    check_folder(args, arguments)
+    if finished := check_folder(args, arguments):
+        if args.should_log:
+            say(finished)
+        return
     _check_trackers(args)
     adapter = adapter_and_quantization(model)
     train_dataset, eval_dataset = training_data(script, args, mixture)
@@ -250,7 +257,7 @@ def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture
         eval_dataset=eval_dataset,
         **adapter,
     )
-    output = TrainingOutput().attach(trainer)
+    output = TrainingOutput(trainer)
     if args.dataloader_num_workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each forked worker warns of it
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, UnsupportedError
 from tests.coded_checkpoints import with_model_code, with_tokenizer_code
-from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, policy_ids, policy_in
+from tests.trl.ppo.conftest import CONVERSATIONS, HAS_PPO, TEXTS, Recording, policy_ids, policy_in
 
 
 def test_a_policy_without_a_classifier_class_needs_a_value_model(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
@@ -125,3 +127,12 @@ def test_rows_scored_out_of_turn_are_refused(ppo: ModuleType, settings: Any, tin
         with pytest.raises(ScoringError, match="Score each batch of the data loader once"):
             reward_model(ids[2:], ids[2:] != pad)
     assert reward_model.rollout is None
+
+
+def test_the_import_warns_of_nothing_and_says_once_what_is_missing() -> None:
+    command = [sys.executable, "-W", "always", "-c", "from rm_plugins_trl import PPOTrainer"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "TRLExperimentalWarning" not in ended.stderr
+    assert (ended.returncode == 0) == HAS_PPO, ended.stderr
+    assert ended.stderr.count("Traceback") == (0 if HAS_PPO else 1)
+    assert ("TRL removed PPO in version 1.13, and TRL " in ended.stderr) != HAS_PPO
