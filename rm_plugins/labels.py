@@ -1,10 +1,19 @@
-"""Distinct names for rewards that are shown side by side."""
+"""Words for what is shown: distinct names for rewards side by side, and counts with their noun."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "prompt"), counted(2_000, "prompt")
+    ('1 prompt', '2,000 prompts')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def distinct_labels(labels: Sequence[str], sources: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ MEMBER = "member"
 
 _SHOWN_ROWS = 20
 _SHOWN_VALUES = 6
+_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,9 @@ class Scores:
         abstained = int(self.abstained.sum()) - len(self.errors)
         counts = {"samples": len(self) if len(self) > _SHOWN_VALUES else 0, "abstained": abstained, "failed": len(self.errors)}
         facts += [f"{name}={count}" for name, count in counts.items() if count]
-        facts += [f"{name}={list(held)}" for name, held in {"parts": self.parts, "details": self.details}.items() if held]
+        facts += [
+            f"{name}={_shown_names(held)}" for name, held in {"parts": self.parts, "details": self.details}.items() if held
+        ]
         return f"Scores({', '.join(facts)})"
 
     def _repr_html_(self) -> str:
@@ -203,6 +206,12 @@ class Scores:
             parts={name: part.scattered(rows, size) for name, part in self.parts.items()},
             tokens=None if self.tokens is None else self.tokens.scattered(rows, size),
         )
+
+
+def _shown_names(names: Iterable[str]) -> str:
+    """The first names as a list, with dots for the others."""
+    names = list(map(repr, names))
+    return f"[{', '.join(names[:_SHOWN_NAMES])}{', ...' if len(names) > _SHOWN_NAMES else ''}]"
 
 
 def ensemble_members(names: Iterable[str]) -> list[str]:

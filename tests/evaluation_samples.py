@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from rm_plugins.evaluation.finding import Finding
 from rm_plugins.evaluation.results import (
     DataSummary,
     Difference,
     Distribution,
     Evaluation,
-    Finding,
     FlippedPair,
     JudgedPair,
     LengthBin,

@@ -94,6 +94,25 @@ class TestEvaluate:
         assert "digit is better than length (+25.0%" in found.stdout
         assert "alarm, length: Length decides: it prefers the longer answer in 100.0%" in found.stdout
 
+    def test_one_prompt_is_told_in_the_singular_in_the_table_the_json_and_the_page(self, run: Any) -> None:
+        rows = [{**row, "prompt": "Q"} for row in pairs()]
+        told = run("evaluate", "rules:length", write("in.jsonl", rows), "-o", "out.json", "--report", "out.html")
+        assert told.exit_code == 0, told.output
+        assert told.stdout.startswith("in.jsonl: 40 rows, 40 pairs, 1 prompt;")
+        lead = "All 40 rows share one prompt"
+        assert f"note, length: {lead}: the intervals take the rows as independent" in told.stdout
+        page = Path("out.html").read_text(encoding="utf-8")
+        assert lead in page and "1 prompt<" in page
+        findings = json.loads(Path("out.json").read_text(encoding="utf-8"))["rewards"][0]["findings"]
+        assert any(one["kind"] == "few_prompts" and one["message"].startswith(lead) for one in findings)
+
+    @pytest.mark.parametrize("command", [("evaluate", "rules:length"), ("diff", "rules:length", "rules:digit")])
+    def test_rows_without_a_judgement_are_told_of_score_and_rank(self, run: Any, command: tuple[str, ...]) -> None:
+        told = run(*command, write("in.jsonl", [{"prompt": "Q", "completion": "a"}]))
+        assert told.exit_code == 1
+        assert "A row to train on or to evaluate has one of these" in told.output
+        assert "`rm-plugins score`" in told.output and "--map" not in told.output
+
     def test_the_json_is_that_of_the_function(self, run: Any) -> None:
         told = run("evaluate", "rules:length", write("in.jsonl", pairs()), "--json", "-o", "out.json", "--resamples", "50")
         printed = json.loads(told.stdout)

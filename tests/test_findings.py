@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rm_plugins.evaluation import evaluate
-from rm_plugins.evaluation.results import Finding, RewardResult
+from rm_plugins.evaluation.finding import Finding
+from rm_plugins.evaluation.results import RewardResult
 from rm_plugins.training.exploitation import Evidence, WatchedStep, length_takes_over, phrase_takes_over
 from rm_plugins.training.phrases import ScoredText
 
@@ -117,6 +118,50 @@ def test_a_constant_reward_is_an_alarm_and_is_blamed_for_nothing_else() -> None:
 def test_one_pair_gets_a_note_in_the_singular() -> None:
     result = result_of(pairs_of(1.0, 0.0, 1.0, 1, 0))
     assert [(finding.kind, finding.lead) for finding in result.findings] == [("few", "Only 1 pair")]
+
+
+def few_prompts(rows: list[Row], **settings: Any) -> Finding | None:
+    (result,) = evaluate({"recorded": "column:reward"}, rows, resamples=2, **settings).rewards  # type: ignore[dict-item]
+    return found_in(result, "few_prompts")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "cluster", "message"),
+    [
+        (
+            1,
+            "prompt",
+            "All 200 rows share one prompt: the intervals take the rows as independent and hold for this prompt only.",
+        ),
+        (1, "row", "All 200 rows share one prompt: the intervals take the rows as independent and hold for this prompt only."),
+        (
+            2,
+            "prompt",
+            "Only 2 prompts for 200 rows: the intervals take the prompts as independent, and with so few they are rough.",
+        ),
+        (3, "row", "Only 3 prompts for 200 rows: the intervals take the rows as independent. They are too narrow if"),
+    ],
+)
+def test_a_note_tells_how_the_intervals_of_so_few_prompts_were_made(prompts: int, cluster: str, message: str) -> None:
+    rows = [{**row, "prompt": str(number % prompts)} for number, row in enumerate(pairs_of(0.1, 1.0, 0.5, 200, 0))]
+    finding = few_prompts(rows, cluster=cluster)
+    assert finding is not None and finding.severity == "note"
+    assert finding.message.startswith(message)
+
+
+def test_a_single_row_is_said_to_have_no_intervals() -> None:
+    texts = ["a" * number for number in range(1, 9)]
+    result = result_of([{"prompt": "Q", "completions": texts, "ranks": [*range(8)], "rewards": [*range(8)]}])
+    told = {finding.kind: finding.message for finding in result.findings}
+    assert told["few_prompts"].startswith("All 28 pairs are from one row: the figures have no intervals")
+    assert told["few"] == "Only 28 pairs: they are too few to judge the reward by."
+
+
+def test_many_prompts_and_rows_without_any_are_told_nothing_of_few_prompts() -> None:
+    rows = pairs_of(0.1, 1.0, 0.5, 40, 0)
+    assert few_prompts([{**row, "prompt": str(number % 10)} for number, row in enumerate(rows)]) is None
+    assert few_prompts([{name: value for name, value in row.items() if name != "prompt"} for row in rows[:5]]) is None
+    assert few_prompts(rows[:5]) is None
 
 
 def test_a_reward_without_a_bias_is_told_nothing_of_length_or_format() -> None:

@@ -269,7 +269,9 @@ class _Prompts(Dataset[dict[str, Any]]):
         row = self.rows[number]
         ids = self._given_ids(row) or self._tokenized(self.prompt(number), number)
         if not ids:
-            raise DataError(f"Row {number} of {self.name} has a prompt of 0 tokens, which a policy cannot continue.")
+            raise DataError(
+                f"Row {number} (counted from 0) of {self.name} has a prompt of 0 tokens, which a policy cannot continue."
+            )
         return {**row, "input_ids": ids, _ROW: number}
 
     def prompt(self, number: int) -> rm.Sample:
@@ -277,7 +279,7 @@ class _Prompts(Dataset[dict[str, Any]]):
         row = self.rows[number]
         if row.get("prompt") is None and (ids := self._given_ids(row)):
             row = {**row, "prompt": decoded_texts([ids], self.tokenizer)[0]}
-        return prompt_of(row, f"Row {number} of {self.name}")
+        return prompt_of(row, f"Row {number} (counted from 0) of {self.name}")
 
     def _given_ids(self, row: Mapping[str, Any]) -> list[int]:
         return [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
@@ -295,7 +297,9 @@ class _Prompts(Dataset[dict[str, Any]]):
                 **(prompt.columns.get("chat_template_kwargs") or {}),
             )
         except Exception as error:  # a template is a program and raises whatever its author wrote
-            raise DataError(f"Row {number} of {self.name}: the policy's chat template refused the prompt: {error}") from error
+            raise DataError(
+                f"Row {number} (counted from 0) of {self.name}: the policy's chat template refused the prompt: {error}"
+            ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

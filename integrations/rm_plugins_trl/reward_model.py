@@ -239,12 +239,12 @@ class _KnownPrompts:
         self._by_ids: dict[tuple[int, ...], rm.Sample] = {}
         numbers: dict[tuple[int, ...], int] = {}
         for number, row in enumerate(rows):
-            prompt = prompt_of(row, f"Row {number} of `prompts`")
+            prompt = prompt_of(row, f"Row {number} (counted from 0) of `prompts`")
             ids = self._without_left_padding(_online_prompt_ids(row, tokenizer))
             if self._by_ids.setdefault(ids, prompt) != prompt:
                 raise DataError(
-                    f"Rows {numbers[ids]} and {number} of `prompts` are the same prompt to the policy but differ in what the "
-                    "reward sees. These trainers give a reward model only token ids, which do not tell the rows apart. Leave "
+                    f"Rows {numbers[ids]} and {number} of `prompts` (counted from 0) are the same prompt to the policy but differ in "
+                    "what the reward sees. These trainers give a reward model only token ids, which do not tell the rows apart. Leave "
                     "out the columns that the reward does not need, such as ids, or keep one of the rows."
                 )
             numbers.setdefault(ids, number)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rm_plugins.cli.printed import Console, echo
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
+from rm_plugins.labels import counted
 from rm_plugins.reports.reward_styles import side_by_side
 from rm_plugins.statistics.intervals import Estimate
 
@@ -20,7 +21,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print what an evaluation found: figures side by side, sections, the benchmark's own score, and what stands out."""
     data = evaluation.data
     console = Console()
-    what = f"{data.source or 'The data'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts"
+    what = f"{data.source or 'The data'}: {data.counts}"
     if not math.isnan(data.longer_chosen):
         what += f"; the longer answer is the better in {data.longer_chosen:.1%} of pairs"
     console.print(escape(what) + ".", highlight=False)
@@ -103,7 +104,7 @@ def _print_suite(console: Console, evaluation: Evaluation, names: list[str]) -> 
 
 def _in_words(difference: Difference) -> str:
     numbers = (
-        f"{difference.accuracy:+.1%} in accuracy on {difference.pairs:,} pairs, p = "
+        f"{difference.accuracy:+.1%} in accuracy on {counted(difference.pairs, 'pair')}, p = "
         f"{difference.p_value:.3g}; {difference.only_b:,} pairs that {difference.a} has wrong are right with {difference.b}, and "
         f"{difference.only_a:,} the other way round"
     )

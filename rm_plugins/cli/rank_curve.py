@@ -12,6 +12,7 @@ from rich.table import Table
 from rm_plugins.cli.printed import Console, echo
 from rm_plugins.errors import DataError
 from rm_plugins.jobs.ranking import ScoredPrompt
+from rm_plugins.labels import counted
 from rm_plugins.reports.best_of_n_page import BestOfNCurve, best_of_n_page, best_of_n_table, proxy_curve_svg
 from rm_plugins.scores import FloatArray
 from rm_plugins.statistics import best_of_n as statistics
@@ -89,7 +90,10 @@ def print_curve(curve: BestOfNCurve, *, to_stderr: bool = False) -> None:
         printed.add_row(*map(_plain, row))
     Console(highlight=False, stderr=to_stderr).print(printed)
     left_out = f"; {curve.left_out:,} have fewer and are left out" if curve.left_out else ""
-    echo(f"{curve.prompts:,} prompts with at least {curve.n[-1]:,} scored completions{left_out}.", err=to_stderr)
+    echo(
+        f"{counted(curve.prompts, 'prompt')} with at least {counted(curve.n[-1], 'scored completion')}{left_out}.",
+        err=to_stderr,
+    )
     if curve.warning:
         echo(curve.warning, err=to_stderr)
 

@@ -13,6 +13,7 @@ from rm_plugins.cli.command import Command
 from rm_plugins.cli.evaluation_outputs import check_drawing
 from rm_plugins.cli.printed import Console, echo, say
 from rm_plugins.files import check_output, write_atomically
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.training.journal_summary import RewardSummary
@@ -77,7 +78,7 @@ def _print(summary: RewardSummary) -> None:
         if name in summary.early and name in summary.recent:
             table.add_row(title, f"{summary.early[name]:.4g}", f"{summary.recent[name]:.4g}")
     Console().print(table)
-    echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
+    echo(f"{counted(summary.steps, 'step')}, {counted(summary.samples, 'sample')}")
     for sign in summary.evidence:
         echo(f"warning, step {sign.step}: {sign.message}")
     if not summary.evidence:

@@ -26,6 +26,22 @@ _OF_COMPLETIONS: Mapping[str, DataFormat] = {
 }
 _OF_ONE_COMPLETION: Mapping[str, DataFormat] = {"score": "ratings", "scores": "ratings", "label": "labelled"}
 _OF_ONE_VALUE = ("best", "score", "label")
+_UNJUDGED = {
+    "prompt",
+    "completion",
+    "completions",
+    "messages",
+    "chosen",
+    "rejected",
+    "tools",
+    "chat_template_kwargs",
+    "weight",
+    "id",
+}
+"""Columns that say nothing of how good a completion is."""
+_SCORED = (
+    "Without a judgement, `rm-plugins score` scores completions, and `rm-plugins rank` compares those of a prompt by a reward."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +183,17 @@ def _unjudged(row: Mapping[str, Any], listed: bool, alone: bool) -> DataError:
                 return DataError(f"there is {name!r}, which needs a list of 'completions'; the row has a single one.")
     absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
     preset = proposed_mapping(row)
-    hint = (
-        f"Map its columns with --map '{preset}'." if preset else "Rename columns with --map OLD=NEW, such as --map good=chosen."
-    )
+    if preset:
+        hint = f"Map its columns with --map '{preset}'."
+    elif (listed or alone) and not row.keys() - _UNJUDGED:
+        hint = _SCORED
+    else:
+        hint = "Rename columns with --map OLD=NEW, where NEW is one of these names."
+        hint += f" {_SCORED}" if listed or alone else ""
     return DataError(
         f"there is {'nothing judged' if len(absent) != 1 else f'no {absent[0]!r}'}; the row has the columns "
-        f"{', '.join(map(repr, row)) or 'none'}. A row to train on has one of these: 'chosen' and 'rejected', or 'completions' with "
-        f"'ranks', 'scores', 'best' or 'labels', or 'completion' or 'messages' with 'score', 'scores' or 'label'. {hint}"
+        f"{', '.join(map(repr, row)) or 'none'}. A row to train on or to evaluate has one of these: 'chosen' and 'rejected', or "
+        f"'completions' with 'ranks', 'scores', 'best' or 'labels', or 'completion' or 'messages' with 'score', 'scores' or 'label'. {hint}"
     )
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 
 from rm_plugins.evaluation.figures import FIGURES
-from rm_plugins.evaluation.results import DataSummary, Finding, RewardResult
+from rm_plugins.evaluation.finding import Finding
+from rm_plugins.evaluation.judged_rows import Cluster
+from rm_plugins.evaluation.results import DataSummary, RewardResult
+from rm_plugins.labels import counted
 from rm_plugins.statistics.intervals import Estimate
 
 FEWEST_PAIRS = 30
@@ -21,6 +24,8 @@ MANY_TIES = 0.05
 MANY_ABSTENTIONS = 0.01
 LARGE_CALIBRATION_ERROR = 0.1
 FEW_PAIRS = 100
+FEW_PROMPTS = 10
+"""With fewer, an interval that takes prompts as independent is rough."""
 LARGE_LEAD = 0.1
 """Over chance. Where the interval of the accuracy reaches this far, the pairs are too few to say "no better than chance"."""
 ENOUGH_TO_CALIBRATE = 500
@@ -28,16 +33,17 @@ ENOUGH_TO_CALIBRATE = 500
 _FEATURES = {"list_items": "list items", "headings": "headings", "bold": "bold parts", "code_blocks": "code blocks"}
 
 
-def findings(result: RewardResult, data: DataSummary) -> tuple[Finding, ...]:
+def findings(result: RewardResult, data: DataSummary, clustered_by: Cluster = "prompt") -> tuple[Finding, ...]:
     """What the reader should know of a reward, the most severe first; empty where nothing stands out.
 
     Args:
         result: The figures of the reward.
         data: The data that it was evaluated on.
+        clustered_by: The unit that its intervals take as independent, as in `JudgedRows`.
     """
     checks = (_length, _chance, _trained_on, _abstentions, _ties, _sections, _formats, _calibration, _members, _few_pairs)
-    raised = [finding for check in checks if (finding := check(result, data)) is not None]
-    return tuple(sorted(raised, key=lambda finding: finding.rank))
+    raised = [*(check(result, data) for check in checks), _few_prompts(result, data, clustered_by)]
+    return tuple(sorted((finding for finding in raised if finding is not None), key=lambda finding: finding.rank))
 
 
 def _chance(result: RewardResult, data: DataSummary) -> Finding | None:
@@ -208,8 +214,32 @@ def _few_pairs(result: RewardResult, data: DataSummary) -> Finding | None:
         return Finding("few", "warning", "", text, {"pairs": 0})
     if not 0 < result.pairs < FEW_PAIRS:
         return None
-    lead = f"Only {result.pairs} pair{'' if result.pairs == 1 else 's'}"
-    return Finding("few", "note", lead, "read the intervals, not the figures alone.", {"pairs": result.pairs})
+    accuracy = result.figures.get("accuracy")
+    has_interval = accuracy is not None and not math.isnan(accuracy.low)
+    text = "read the intervals, not the figures alone." if has_interval else "they are too few to judge the reward by."
+    return Finding("few", "note", f"Only {counted(result.pairs, 'pair')}", text, {"pairs": result.pairs})
+
+
+def _few_prompts(result: RewardResult, data: DataSummary, clustered_by: Cluster) -> Finding | None:
+    """That several pairs or rows of so few prompts say little about other prompts, and how the intervals were made."""
+    if data.prompts >= FEW_PROMPTS or max(data.rows, result.pairs) <= data.prompts:
+        return None
+    numbers = {"prompts": data.prompts, "rows": data.rows, "pairs": result.pairs}
+    if data.rows == 1:
+        text = "the figures have no intervals, which need at least two rows. Evaluate on more prompts."
+        return Finding("few_prompts", "note", f"All {result.pairs:,} pairs are from one row", text, numbers)
+    if data.prompts == 1:
+        text = (
+            "the intervals take the rows as independent and hold for this prompt only. They say nothing about other prompts. "
+            "Evaluate on more prompts."
+        )
+        return Finding("few_prompts", "note", f"All {data.rows:,} rows share one prompt", text, numbers)
+    lead = f"Only {data.prompts} prompts for {counted(data.rows, 'row')}"
+    if clustered_by == "row":
+        text = "the intervals take the rows as independent. They are too narrow if rows of one prompt tend to be right or wrong together."
+    else:
+        text = "the intervals take the prompts as independent, and with so few they are rough. Evaluate on more prompts."
+    return Finding("few_prompts", "note", lead, text, numbers)
 
 
 def _numbers(**estimates: Estimate) -> dict[str, float]:

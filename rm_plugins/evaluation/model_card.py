@@ -13,6 +13,7 @@ from rm_plugins.errors import DataError, ModelError
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import DataSummary, Evaluation, RewardResult
 from rm_plugins.files import write_atomically
+from rm_plugins.labels import counted
 from rm_plugins.statistics.intervals import Estimate
 from rm_plugins.suites import SuiteResult
 
@@ -150,7 +151,8 @@ def _facts(evaluation: Evaluation, result: RewardResult) -> str:
     abstained = f" It gave no reward to {result.abstained:,} of {result.samples:,} samples." if result.abstained else ""
     intervals = f"Intervals take {settings.get('cluster', 'prompt')}s for independent." if result.figures else ""
     return (
-        f"{data.rows:,} rows with {data.pairs:,} pairs and {data.samples:,} samples of {data.prompts:,} prompts, SHA-256 `{data.digest}`, "
+        f"{counted(data.rows, 'row')} with {counted(data.pairs, 'pair')} and {counted(data.samples, 'sample')} of "
+        f"{counted(data.prompts, 'prompt')}, SHA-256 `{data.digest}`, "
         f"evaluated on {evaluation.created[:10]} with rm-plugins {evaluation.versions.get('rm-plugins', '')}.{abstained} {intervals}"
     ).rstrip()
 

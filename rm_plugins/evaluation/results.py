@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from rm_plugins.evaluation.figure_tables import estimate_columns, figure_rows
+from rm_plugins.evaluation.finding import Finding
 from rm_plugins.files import in_utf8
+from rm_plugins.labels import counted
 from rm_plugins.result_table import ResultTable, ShownAsTable
 from rm_plugins.statistics.best_of_n import BestOfN
 from rm_plugins.statistics.bias import FeatureBias
@@ -59,6 +61,11 @@ class DataSummary:
     length_chosen: float
     length_rejected: float
     conversations: int = 0
+
+    @property
+    def counts(self) -> str:
+        """The numbers of rows, pairs and prompts in words."""
+        return ", ".join((counted(self.rows, "row"), counted(self.pairs, "pair"), counted(self.prompts, "prompt")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,41 +182,6 @@ class JudgedPair:
     rejected_length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that the reader should know first.
-
-    Args:
-        kind: Such as ``length``, ``chance``, ``calibration``, ``ties``, ``abstained``, ``section``, ``format``,
-            ``trained_on`` or ``members``.
-        severity: ``alarm`` if the reward should not be used as it is, ``warning`` if something needs attention, else ``note``.
-        lead: The topic in a few words; empty if `text` is complete.
-        text: What was measured, with numbers, and what to do.
-        numbers: The same numbers, by name.
-    """
-
-    kind: str
-    severity: Literal["alarm", "warning", "note"]
-    lead: str
-    text: str
-    numbers: Mapping[str, float]
-
-    @property
-    def message(self) -> str:
-        """Lead and text as a sentence."""
-        return f"{self.lead}: {self.text}" if self.lead else self.text
-
-    @property
-    def sentence(self) -> str:
-        """The message with its severity."""
-        return f"{self.severity}: {self.message}"
-
-    @property
-    def rank(self) -> int:
-        """0 for an alarm, more for what is less urgent."""
-        return ("alarm", "warning", "note").index(self.severity)
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class RewardResult(ShownAsTable):
     """The results of one reward.
@@ -261,7 +233,7 @@ class RewardResult(ShownAsTable):
     suite: SuiteResult | None = None
 
     def _table(self) -> ResultTable:
-        caption = f"{self.name}: {self.samples:,} samples, {self.pairs:,} pairs"
+        caption = f"{self.name}: {counted(self.samples, 'sample')}, {counted(self.pairs, 'pair')}"
         notes = [finding.sentence for finding in self.findings]
         return ResultTable(caption, ("Figure", "Value"), figure_rows([self.figures]), notes)
 
@@ -309,7 +281,7 @@ class Difference(ShownAsTable):
         """The outcome with its numbers."""
         said = {"better": "is better than", "worse": "is worse than", "unclear": "does not clearly differ from"}[self.outcome]
         points = f"{100 * self.accuracy.value:+.1f} points of accuracy"
-        return f"{self.b} {said} {self.a}: {points}, p = {self.p_value:.2g}, on {self.pairs:,} pairs."
+        return f"{self.b} {said} {self.a}: {points}, p = {self.p_value:.2g}, on {counted(self.pairs, 'pair')}."
 
     def _table(self) -> ResultTable:
         rows = [(name, f"{part:+.1%}") for name, part in {"all": self.accuracy, **self.sections}.items()]
@@ -364,7 +336,7 @@ class Evaluation(ShownAsTable):
         notes = [difference.sentence for difference in self.differences]
         notes += [f"{reward.name}: {finding.sentence}" for reward in self.rewards for finding in reward.findings]
         return ResultTable(
-            f"{data.suite or data.source or 'Evaluation'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts",
+            f"{data.suite or data.source or 'Evaluation'}: {data.counts}",
             ("Figure", *(reward.name for reward in self.rewards)),
             figure_rows([reward.figures for reward in self.rewards]),
             notes,

@@ -284,7 +284,9 @@ class EvaluationRun:
             settings={**settings, "cluster": rows.clustered_by, "confidence": 0.95, "calibration_bins": BINS},
             data=summary,
             rewards=tuple(
-                replace(result, mistakes=tuple(map(texts, result.mistakes)), findings=findings(result, summary))
+                replace(
+                    result, mistakes=tuple(map(texts, result.mistakes)), findings=findings(result, summary, rows.clustered_by)
+                )
                 for result in results
             ),
             differences=tuple(difference.with_pairs(texts) for difference in differences if difference is not None),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from rm_plugins.labels import counted
 from rm_plugins.reports.page import page, preview, shown_text, table, unfolding
 from rm_plugins.reports.training_charts import curves_svg
 from rm_plugins.samples import text_of
@@ -45,7 +46,7 @@ def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
     curves = {**trainer, **{name: curve for name, curve in summary.curves.items() if name != "kl"}}
     parts = [
         f"<h2>{escape(summary.reward)}</h2>",
-        f"<p>{_counted(summary.steps, 'step')}, {_counted(summary.samples, 'sample')}. A vertical dashed line marks a warning.</p>",
+        f"<p>{counted(summary.steps, 'step')}, {counted(summary.samples, 'sample')}. A vertical dashed line marks a warning.</p>",
         _warnings(summary),
         '<div class="charts">',
         *_charts(curves, summary.members, [evidence.step for evidence in summary.evidence]),
@@ -61,7 +62,7 @@ def _reward(summary: RewardSummary, trainer: Mapping[str, Curve]) -> str:
 def _warnings(summary: RewardSummary) -> str:
     if not summary.evidence and summary.compared < LEAST_STEPS:
         return (
-            f"<p>Too few steps to look for signs that the policy exploits this reward: {_counted(summary.steps, 'step')}; "
+            f"<p>Too few steps to look for signs that the policy exploits this reward: {counted(summary.steps, 'step')}; "
             f"{2 * LEAST_STEPS} are needed.</p>"
         )
     if not summary.evidence:
@@ -126,10 +127,6 @@ def _sample(row: JournalSample, *, is_open: bool) -> str:
         facts.insert(1, f"spread {_number(spread)}")
     texts = f'<pre class="prompt">{shown_text(text_of(row.sample.prompt))}</pre><pre>{shown_text(text_of(row.sample.completion))}</pre>'
     return unfolding(escape(", ".join(facts)) + preview(text_of(row.sample.completion)), texts, is_open=is_open)
-
-
-def _counted(size: int, noun: str) -> str:
-    return f"{size:,} {noun}{'' if size == 1 else 's'}"
 
 
 def _number(value: float) -> str:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from rm_plugins.evaluation.figures import Figure, figures_of
-from rm_plugins.evaluation.results import Difference, Evaluation, Finding, RewardResult
-from rm_plugins.reports.numbers import count, interval, number, p_value, points, share
+from rm_plugins.evaluation.finding import Finding
+from rm_plugins.evaluation.results import Difference, Evaluation, RewardResult
+from rm_plugins.labels import counted
+from rm_plugins.reports.numbers import interval, number, p_value, points, share
 from rm_plugins.reports.page import cells, preview, text, unfolding
 from rm_plugins.reports.reward_styles import RewardStyle, named, styled
 from rm_plugins.statistics.intervals import Estimate
@@ -28,7 +30,7 @@ def evaluated_line(evaluation: Evaluation) -> str:
         facts.append(f"benchmark <bdi>{text(data.suite)}</bdi>")
     for name in ("rows", "pairs", "prompts"):
         if getattr(data, name):
-            facts.append(f"{count(getattr(data, name))} {name}")
+            facts.append(counted(getattr(data, name), name.removesuffix("s")))
     return f'<p class="evaluated">{" · ".join(facts)}</p>'
 
 

@@ -50,6 +50,12 @@ class TestShown:
         assert repr(rm.Scores(np.arange(1000.0))) == "Scores([0, 1, 2, 3, 4, 5, ...], samples=1000)"
         assert repr(rm.Scores(np.empty(0))) == "Scores([])"
 
+    def test_as_text_has_the_first_names_only(self) -> None:
+        columns = {f"criterion/{number}": np.zeros(1) for number in range(12)}
+        parts = {name: rm.Scores(column) for name, column in columns.items()}
+        shown = "['criterion/0', 'criterion/1', 'criterion/2', ...]"
+        assert repr(rm.Scores(np.zeros(1), columns, parts=parts)) == f"Scores([0], parts={shown}, details={shown})"
+
     def test_as_a_table_in_notebooks(self) -> None:
         html = self.SCORES._repr_html_()
         titles = ("", "score", "member/0", "&lt;b&gt;", "error")

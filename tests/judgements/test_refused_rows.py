@@ -21,7 +21,7 @@ LISTED = "one value for each of the 3 completions, not 2, is allowed"
     [
         (
             {},
-            "there is nothing judged; the row has the columns none. A row to train on has one of these: 'chosen' and 'rejected', or",
+            "there is nothing judged; the row has the columns none. A row to train on or to evaluate has one of these: 'chosen'",
         ),
         ({"chosen": "a"}, "there is no 'rejected'; the row has the columns 'chosen'."),
         ({"prompt": "Q", "chosen": None, "rejected": "a"}, "there is no 'chosen'; the row has"),
@@ -97,6 +97,29 @@ LISTED = "one value for each of the 3 completions, not 2, is allowed"
 def test_what_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         judgement(row)
+
+
+SCORED = (
+    "Without a judgement, `rm-plugins score` scores completions, and `rm-plugins rank` compares those of a prompt by a reward."
+)
+RENAMED = "Rename columns with --map OLD=NEW, where NEW is one of these names."
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"prompt": "Q", "completion": "a"}, SCORED),
+        ({"id": 7, "prompt": "Q", "completions": ["a", "b"]}, SCORED),
+        ({"messages": [USER, FOUR]}, SCORED),
+        (completions(is_correct=[1, 0, 1]), f"{RENAMED} {SCORED}"),
+        ({"prompt": "Q", "chosen": "a"}, RENAMED),
+        ({"prompt": "Q"}, RENAMED),
+    ],
+)
+def test_the_advice_fits_the_columns_that_the_row_has(row: dict[str, Any], advice: str) -> None:
+    with pytest.raises(DataError) as refused:
+        judgement(row)
+    assert str(refused.value).endswith(f"or 'label'. {advice}")
 
 
 def test_a_refused_value_is_quoted_in_short() -> None:

@@ -108,7 +108,10 @@ def test_a_verdict_that_is_ignored_is_said_once(name: str, caplog: pytest.LogCap
 
 def test_several_margins_are_an_error_that_says_where() -> None:
     rows = [{**TEXT, "margin": [1.0]}, {**TEXT, "margin": [1.0, 2.0]}]
-    with pytest.raises(ValueError, match=r"Row 1 of the train dataset: 'margin' is \[1\.0, 2\.0\]; a finite number is allowed"):
+    with pytest.raises(
+        ValueError,
+        match=r"Row 1 \(counted from 0\) of the train dataset: 'margin' is \[1\.0, 2\.0\]; a finite number",
+    ):
         trained_on(Dataset.from_list(rows))
 
 

@@ -81,7 +81,7 @@ def test_data_without_the_column_is_refused(streamed: bool, tiny_decoder: Any, t
 
 def test_a_value_that_is_no_number_is_refused(tiny_decoder: Any, tmp_path: Path) -> None:
     rows = [{**row, "confidence": "high"} for row in PAIRS]
-    with pytest.raises(DataError, match=r"Row 0 of the train dataset: 'confidence' is 'high'"):
+    with pytest.raises(DataError, match=r"Row 0 \(counted from 0\) of the train dataset: 'confidence' is 'high'"):
         trainer(str(tiny_decoder()), tmp_path, outside_loss(), Dataset.from_list(rows))
 
 

@@ -167,9 +167,13 @@ def test_rows_whose_completions_begin_at_different_positions_are_an_error(tiny_t
 
 def test_prompts_that_only_a_column_tells_apart_are_refused(tiny_tokenizer: Any) -> None:
     RewardModel(Recorder(), tiny_tokenizer, prompts=[TEXTS[0], TEXTS[1], TEXTS[0]])
-    with pytest.raises(DataError, match="Rows 1 and 3 of `prompts` are the same prompt to the policy but differ"):
+    with pytest.raises(
+        DataError, match=r"Rows 1 and 3 of `prompts` \(counted from 0\) are the same prompt to the policy but differ"
+    ):
         RewardModel(Recorder(), tiny_tokenizer, prompts=[*TEXTS[:3], {**TEXTS[1], "answer": "other"}])
-    with pytest.raises(DataError, match="Row 1 of `prompts` has no 'prompt'; it has the columns 'question'"):
+    with pytest.raises(
+        DataError, match=r"Row 1 \(counted from 0\) of `prompts` has no 'prompt'; it has the columns 'question'"
+    ):
         RewardModel(Recorder(), tiny_tokenizer, prompts=[TEXTS[0], {"question": "a"}])
 
 

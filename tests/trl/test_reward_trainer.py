@@ -122,7 +122,7 @@ class TestFormats:
 
     def test_a_row_that_is_no_pair_is_named(self, tiny_decoder: Any, tmp_path: Path) -> None:
         rows = [FORMATS["text"], {"prompt": "x", "chosen": None, "rejected": "y"}]
-        with pytest.raises(DataError, match="Row 1 of the train dataset: there is no 'chosen'"):
+        with pytest.raises(DataError, match=r"Row 1 \(counted from 0\) of the train dataset: there is no 'chosen'"):
             trained(tiny_decoder(), tmp_path, rows)
 
 

@@ -194,7 +194,9 @@ class TestOurs:
             settings = RewardConfig(str(tmp_path), **QUIET, members=2, bootstrap=True)
             self.Watching(str(tiny_decoder()), settings, train_dataset=data)
         tie = Dataset.from_list([{**row, "tie": False} for row in PAIRS] + [{**PAIRS[0], "margin": None, "tie": True}])
-        with pytest.raises(DataError, match="Row 8 of the train dataset is not a preference pair with a winner"):
+        with pytest.raises(
+            DataError, match=r"Row 8 \(counted from 0\) of the train dataset is not a preference pair with a winner"
+        ):
             self.Watching(str(tiny_decoder()), RewardConfig(str(tmp_path), **QUIET), train_dataset=tie)
 
     def test_long_rows_are_counted(self, tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

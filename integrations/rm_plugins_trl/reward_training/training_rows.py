@@ -152,7 +152,7 @@ def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, .
         try:
             attributes |= dict.fromkeys(attribute_names(row))
         except DataError as error:
-            raise DataError(f"Row {number} of the train dataset: {error}") from error
+            raise DataError(f"Row {number} (counted from 0) of the train dataset: {error}") from error
         if row.get("chosen") is not None and row.get("rejected") is not None:
             ignored |= dict.fromkeys(ignored_verdicts(row))
     warnings += [warning_of_ignored([*ignored]) if ignored else "", repeated.warning]
@@ -228,7 +228,7 @@ class Tokenization:
                 for need in needs:
                     needed[need.column].append(need.read(row, judged))
             except DataError as error:
-                raise DataError(f"Row {number} of the {self.name} dataset: {error}") from error
+                raise DataError(f"Row {number} (counted from 0) of the {self.name} dataset: {error}") from error
             judgements.append(judged)
             section = row.get(self.section) if self.section is not None else None
             sections.append(None if section is None else str(section))

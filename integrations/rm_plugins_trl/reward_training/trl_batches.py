@@ -143,8 +143,8 @@ class TrlTokenization:
         for number, pairs in zip(numbers, rows["pairs"], strict=True):
             if [*map(tuple, pairs)] != [(0, 1)]:
                 raise DataError(
-                    f"Row {number} of the {self.tokenization.name} dataset is not a preference pair with a winner, and TRL's batches hold "
-                    "nothing else. Leave it out, or write a loss instead of the subclass: RewardConfig(loss=...)."
+                    f"Row {number} (counted from 0) of the {self.tokenization.name} dataset is not a preference pair with a winner, and "
+                    "TRL's batches hold nothing else. Leave it out, or write a loss instead of the subclass: RewardConfig(loss=...)."
                 )
         made = {name: rows[name] for name in ("chosen_ids", "rejected_ids", "longest")}
         if "margin" in columns:

@@ -121,7 +121,7 @@ def test_completions_are_sampled_of_several_datasets_in_turn(
 
 def test_a_row_of_one_of_several_datasets_is_named(ppo: ModuleType, call: Any) -> None:
     datasets = {"math": [{"prompt": "one"}], "rain": [{"question": "what is rain?"}]}
-    with pytest.raises(DataError, match=r"Row 0 of eval_dataset\['rain'\] has no 'prompt'.*'question'"):
+    with pytest.raises(DataError, match=r"Row 0 \(counted from 0\) of eval_dataset\['rain'\] has no 'prompt'.*'question'"):
         ppo.PPOTrainer(**call(reward_model=Recording(), eval_dataset=datasets))
 
 

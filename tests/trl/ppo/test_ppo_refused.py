@@ -55,10 +55,10 @@ def test_a_policy_with_code_of_its_own_is_refused(
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ([{"question": "a"}], DataError, r"Row 0 of train_dataset has no 'prompt'.*'question'"),
+        ([{"question": "a"}], DataError, r"Row 0 \(counted from 0\) of train_dataset has no 'prompt'.*'question'"),
         ([], DataError, "train_dataset has no rows"),
-        ([{"prompt": ""}], DataError, "Row 0 of train_dataset has a prompt of 0 tokens"),
-        ([{"prompt": 3}], DataError, "Row 0 of train_dataset: .*text or a list of messages"),
+        ([{"prompt": ""}], DataError, r"Row 0 \(counted from 0\) of train_dataset has a prompt of 0 tokens"),
+        ([{"prompt": 3}], DataError, r"Row 0 \(counted from 0\) of train_dataset: .*text or a list of messages"),
         ({"train": []}, UnsupportedError, "one dataset with a length"),
         (iter(()), UnsupportedError, "one dataset with a length"),
     ],
@@ -78,12 +78,14 @@ def test_a_later_row_without_a_prompt_is_named(ppo: ModuleType, settings: Any, t
         reward_model=Recording(),
         train_dataset=Dataset.from_list(rows),
     )
-    with pytest.raises(DataError, match=r"Row 4 of train_dataset has no 'prompt'.*'prompt', 'answer'"):
+    with pytest.raises(DataError, match=r"Row 4 \(counted from 0\) of train_dataset has no 'prompt'.*'prompt', 'answer'"):
         trainer.train()
 
 
 def test_a_conversation_needs_a_chat_template(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
-    with pytest.raises(DataError, match="Row 0 of train_dataset: the policy's chat template refused the prompt"):
+    with pytest.raises(
+        DataError, match=r"Row 0 \(counted from 0\) of train_dataset: the policy's chat template refused the prompt"
+    ):
         ppo.PPOTrainer(
             model=policy_in(tiny_decoder(chat_template=None)),
             args=settings(),
