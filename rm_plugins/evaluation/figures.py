@@ -36,7 +36,11 @@ FIGURES: Mapping[str, Figure] = {
         "The share of pairs whose better answer gets the strictly higher reward; without ties, chance is 50%.",
         "higher",
     ),
-    "ties": _share("Ties", "The share of pairs with equal rewards, which count as wrong in every accuracy.", "lower"),
+    "ties": _share(
+        "Ties",
+        "The share of pairs with equal rewards; they count as wrong in every accuracy, unless its row says otherwise.",
+        "lower",
+    ),
     "accuracy_ties_half": _share(
         "Accuracy, ties half",
         "The accuracy where a tie counts as half right, as in some benchmarks; chance is 50%.",
@@ -44,7 +48,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "agreement": _share(
         "Agreement with ties",
-        "The share of pairs, with a winner or judged to tie, on which the reward agrees when it uses the tie threshold.",
+        "The share of pairs in which the reward agrees with the judgement (a winner or a tie); up to the tie threshold, it sees a tie.",
         "higher",
     ),
     "tie_threshold": Figure(
@@ -128,7 +132,7 @@ FIGURES: Mapping[str, Figure] = {
     "kendall/*": Figure("Tau with {}", "Kendall's tau-b of reward and {} over all answers with this rating.", "higher"),
     "auc/*": Figure(
         "AUC of {}",
-        "How often an answer with {} gets a higher reward than one without, over all prompts; chance is 0.5.",
+        "How often an answer whose {0} is true (1) gets a higher reward than one where it is false (0), over all prompts; chance is 0.5.",
         "higher",
     ),
     "member_agreement": _share(

@@ -138,13 +138,13 @@ class Focal(Loss):
 class Scaled(Loss):
     """Bradley-Terry in which a strong preference counts for more than a weak one.
 
-    Formula: s · −log σ(Δ)
+    Formula: m · −log σ(Δ)
 
     | input | shape | |
     |---|---|---|
     | ``rewards`` | [N, heads] | |
     | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
-    | ``margins`` | [M] | s: how strong each preference is |
+    | ``margins`` | [M] | m: how strong each preference is |
     | ``weights`` | [N] | optional, a pair has its winner's |
 
     Raises:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Hinge(Loss):
     """Hinge: a pair costs what its winner lacks of a margin.
 
-    Formula: max(0, m − Δ)
+    Formula: max(0, t − Δ)
 
     | input | shape | |
     |---|---|---|
@@ -24,7 +24,7 @@ class Hinge(Loss):
     | ``weights`` | [N] | optional, a pair has its winner's |
 
     Args:
-        margin: m, the same for all pairs; margins of the data are not used.
+        margin: t, the same for all pairs; margins of the data are not used.
 
     Raises:
         SpecError: ``margin`` is not positive and finite: with 0, equal rewards would have no loss.
@@ -50,7 +50,7 @@ class Hinge(Loss):
 class SquaredHinge(Hinge):
     """Squared hinge: a pair costs the square of what its winner lacks of a margin.
 
-    Formula: max(0, m − Δ)²
+    Formula: max(0, t − Δ)²
 
     | input | shape | |
     |---|---|---|
@@ -59,7 +59,7 @@ class SquaredHinge(Hinge):
     | ``weights`` | [N] | optional, a pair has its winner's |
 
     Args:
-        margin: m, the same for all pairs; margins of the data are not used.
+        margin: t, the same for all pairs; margins of the data are not used.
 
     Raises:
         SpecError: ``margin`` is not positive and finite: with 0, equal rewards would have no loss.
@@ -81,7 +81,7 @@ class SquaredHinge(Hinge):
 class Ipo(Loss):
     """Identity preference optimization: every pair is drawn to the same finite difference.
 
-    Formula: (Δ − m)² with m = 1/(2β)
+    Formula: (Δ − ½/β)²
 
     | input | shape | |
     |---|---|---|

@@ -24,11 +24,11 @@ class Odin(Loss):
     |---|---|---|
     | ``rewards`` | [N, 2] | r_Q, the quality, which is the reward, and r_L, the length |
     | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
-    | ``lengths`` | [N] | n, with which ρ is Pearson's correlation over the rows of the batch; 0 if one side is constant |
+    | ``lengths`` | [N] | n, with which ρ is Pearson's correlation over the texts of the batch; 0 if one side is constant |
     | ``head`` | [2, hidden] | w, the weights that give the two outputs |
     | ``weights`` | [N] | optional, a pair has its winner's; correlations are not weighted |
 
-    Only the first term is a mean over pairs. A correlation depends on which rows share a batch, so gradient accumulation over
+    Only the first term is a mean over pairs. A correlation depends on which texts share a batch, so gradient accumulation over
     small batches is not the same as one large batch.
 
     Args:

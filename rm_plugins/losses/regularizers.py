@@ -40,16 +40,16 @@ class Centering(Regularizer):
 class LengthCorrelation(Regularizer):
     """Keeps rewards from following the length of the text.
 
-    Formula: |ρ(r, n)|, where ρ is Pearson's correlation over the rows of the batch
+    Formula: |ρ(r, n)|, where ρ is Pearson's correlation over the texts of the batch
 
     | input | shape | |
     |---|---|---|
     | ``rewards`` | [N, heads] | r |
     | ``lengths`` | [N] | n, in tokens |
 
-    It is 0, without a gradient, for fewer than two rows and where all rewards or all lengths are the same. A correlation depends
-    on which rows share a batch, so gradient accumulation over small batches is not the same as one large batch. In batches of a few
-    rows it is mostly noise: with two rows it is 1.
+    It is 0, without a gradient, for fewer than two texts and where all rewards or all lengths are the same. A correlation depends
+    on which texts share a batch, so gradient accumulation over small batches is not the same as one large batch. In batches of a few
+    texts it is mostly noise: with two texts it is 1.
 
     Source: the length term of ODIN, arXiv 2402.07319, for one output.
 
@@ -68,7 +68,7 @@ class LengthCorrelation(Regularizer):
 class LogBarrier(Regularizer):
     """Keeps rewards between two bounds, near which the cost grows steeply; a usual weight is 0.02.
 
-    Formula: −log(b − r) − log(r − a), mean over rows, with r first clamped to [a + ε, b − ε]
+    Formula: −log(b − r) − log(r − a), mean over texts, with r first clamped to [a + ε, b − ε]
 
     | input | shape | |
     |---|---|---|
@@ -85,7 +85,7 @@ class LogBarrier(Regularizer):
     Raises:
         SpecError: The bounds are not in order, or ε is not between 0 and half their distance.
 
-    Source: InternLM2, arXiv 2403.17297; xtuner, whose default weight of 0.01 is for the sum of a pair's two rows, not their mean.
+    Source: InternLM2, arXiv 2403.17297; xtuner, whose default weight of 0.01 is for the sum of a pair's two texts, not their mean.
 
     >>> batch = RewardBatch.of([[4.0], [-4.0]], pairs=[[0, 1]])
     >>> round(LogBarrier()(batch).item(), 4)  # -log 1 - log 9
@@ -105,7 +105,7 @@ class LogBarrier(Regularizer):
         self.epsilon = epsilon
 
     def __call__(self, batch: RewardBatch) -> Tensor:
-        """The mean over rows and heads."""
+        """The mean over texts and heads."""
         rewards = at_least_float32(batch.rewards).clamp(self.lower + self.epsilon, self.upper - self.epsilon)
         return mean_over_items(-(self.upper - rewards).log() - (rewards - self.lower).log())
 
@@ -113,13 +113,13 @@ class LogBarrier(Regularizer):
 class ScoreL2(Regularizer):
     """Keeps rewards small; a usual weight is 0.001.
 
-    Formula: r², mean over rows
+    Formula: r², mean over texts
 
     | input | shape | |
     |---|---|---|
     | ``rewards`` | [N, heads] | |
 
-    Over pairs that share no row this is the mean of ½(r_winner² + r_loser²). As a mean over rows it is there for rankings,
+    Over pairs that share no text this is the mean of ½(r_winner² + r_loser²). As a mean over texts it is there for rankings,
     ratings and unpaired labels too.
 
     Source: Open-Assistant, ``RMLoss``, with a weight of 0.001.
@@ -132,5 +132,5 @@ class ScoreL2(Regularizer):
     name = "score-l2"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
-        """The mean over rows and heads."""
+        """The mean over texts and heads."""
         return mean_over_items(batch.rewards.square())

@@ -18,7 +18,7 @@ _TAIL = -20.0  # where the series of log Φ is exact to 1e-9
 class Thurstone(Loss):
     """Thurstone's case V: Gaussian noise is added to both rewards, and the larger sum wins.
 
-    Formula: −log Φ(Δ / (√2·σ))
+    Formula: −log Φ(Δ / (√2·s)), Φ the normal distribution function
 
     | input | shape | |
     |---|---|---|
@@ -26,10 +26,10 @@ class Thurstone(Loss):
     | ``pairs`` | [M, 2] | winner and loser; Δ is the difference of their rewards |
     | ``weights`` | [N] | optional, a pair has its winner's |
 
-    A pair that is wrong by Δ costs about Δ²/(4σ²); Bradley-Terry's cost is linear in Δ.
+    A pair that is wrong by Δ costs about Δ²/(4s²); Bradley-Terry's cost is linear in Δ.
 
     Args:
-        sigma: σ, the standard deviation of the noise of one reward.
+        sigma: s, the standard deviation of the noise of one reward.
 
     Raises:
         SpecError: ``sigma`` is not positive and finite.

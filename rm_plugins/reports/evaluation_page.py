@@ -27,14 +27,14 @@ CHARTS: Mapping[str, str] = MappingProxyType(
             "better."
         ),
         "sections": (
-            "A dot is a reward's accuracy in a section, and its line is the 95% interval. The dashed line is chance (half of "
-            "the pairs without a tie, since ties are wrong). The bar across the row is the accuracy of always choosing the "
+            "A dot is a reward's accuracy in a section, and its line is the 95% interval. The dashed line is chance, which "
+            "is (1 - share of ties) / 2: with 10% ties, 45%. The bar across the row is the accuracy of always choosing the "
             "longer answer."
         ),
         "by_length": (
             "The better answer is much shorter in the top row and much longer in the bottom row. If the dots move right from "
-            "top to bottom, the reward prefers long answers; if they move left, short ones. The dashed line is chance (half "
-            "of the pairs without a tie, since ties are wrong)."
+            "top to bottom, the reward prefers long answers; if they move left, short ones. The dashed line is chance, "
+            "which is (1 - share of ties) / 2: with 10% ties, 45%."
         ),
         "distribution": (
             "The less the rewards of better answers (area) and of worse answers (line) overlap, the better the reward "
@@ -55,20 +55,20 @@ CHARTS: Mapping[str, str] = MappingProxyType(
             "penalizes it. The small numbers are its accuracies where the better answer has more and less of the feature."
         ),
         "members": (
-            "The figure is how often two members prefer the same answer, darker if more often. Members that always agree add "
-            "nothing to each other. On pairs on which they disagree, the reward is less reliable."
+            "The number in a cell is how often two members prefer the same answer, darker if more often. Members that always "
+            "agree add nothing to each other. On pairs on which they disagree, the reward is less reliable."
         ),
         "best_of_n": (
             "The curve is the mean gold reward of the best of n answers when this reward chooses; its band is the 95% "
             "interval. A curve that falls again shows over-optimization. The dashed line is the best possible choice."
         ),
         "comparisons": (
-            "The figure is the accuracy of one reward minus that of another on the same pairs, with its 95% interval. p is "
-            "the probability of such a difference if both rewards are equally good. We call p < 0.05 significant."
+            "The number in a cell is the accuracy of one reward minus that of another on the same pairs, with its 95% interval. "
+            "p is the probability of such a difference if both rewards are equally good. We call p < 0.05 significant."
         ),
         "comparisons_by_section": (
-            "To the right of the dashed line, a reward is more accurate in a section than the first one; to the left, it is "
-            "less accurate."
+            "To the right of the dashed line, a reward is more accurate in a section than the first reward; to the left, it "
+            "is less accurate."
         ),
         "won": "Pairs on which the second reward is right and the first is wrong, the clearest first.",
         "lost": "Pairs on which the first reward is right and the second is wrong, the clearest first.",

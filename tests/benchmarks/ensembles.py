@@ -39,7 +39,7 @@ from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest
 from rm_plugins.rendering.rendering import Rendering
 from tests.benchmarks.models import DecoderSize, save_decoder, train_tokenizer
-from tests.benchmarks.page import ENSEMBLES, machine, table, with_section
+from tests.benchmarks.page import ENSEMBLES, TITLE, machine, table, with_section
 from tests.benchmarks.scoring import DATA, PAGE, ROOT
 from tests.benchmarks.texts import Texts, spread
 
@@ -342,7 +342,7 @@ def main() -> None:
     print(f"\n{found}")
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
-        page = output.read_text(encoding="utf-8") if output.is_file() else "# Benchmarks\n"
+        page = output.read_text(encoding="utf-8") if output.is_file() else f"{TITLE}\n"
         write_atomically(output, with_section(page, ENSEMBLES, found))
 
 

@@ -66,11 +66,11 @@ class Results:
 def render(results: Results) -> str:
     """The whole page, as Markdown."""
     parts = [
-        "# Benchmarks",
+        TITLE,
         f"Made by `{results.command}`.\nAll contenders score the same texts, in turn. Seconds are medians of "
         f"{results.rounds} rounds after one warm-up call of each.\nMachines differ, so compare the ratios rather than the seconds.",
         machine(),
-        "## Targets\n\n" + table(("", "wanted", "measured", ""), _targets(results)),
+        f"## Targets\n\n{_LETTERS}\n\n" + table(("", "wanted", "measured", ""), _targets(results)),
         *(_shape(letter, *results.titles[letter], measured) for letter, measured in results.shapes.items()),
     ]
     if results.steps:
@@ -99,6 +99,9 @@ Everything runs on the CPU, in float32 unless another type is given. Every conte
 differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 
 
+TITLE = "# Speed and memory"
+_LETTERS = """(a), (b) and (c) are the sections below with these letters. [Contenders](#contenders) describes what is compared.
+5x is five times as much as ours."""
 TRAINING, ENSEMBLES, GPU = "Training a reward model", "Ensembles", "On a GPU"
 """The headings of the sections that other benchmarks write."""
 

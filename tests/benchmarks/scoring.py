@@ -217,8 +217,9 @@ def _steps_are(sizes: Sizes) -> str:
         f"TRL's `GRPOTrainer` on the CPU, with {grpo_step.PROMPTS} prompts of about {sizes.prompt_tokens} tokens of LLMBar's text. A "
         f"small Qwen2 policy writes {grpo_step.GENERATIONS} generations\nof at most {grpo_step.COMPLETION_TOKENS} tokens for each, and the "
         f"decoder of (b) scores them. Figures are medians of `step_time` in {sizes.passes} trainings of {sizes.steps} steps\nwith each "
-        "reward in turn, without the first step. The reward that costs nothing shows the cost of the rest of a step. Both rewards of\n"
-        "the model score the same text, without EOS, and agree on the first step."
+        "reward in turn, without the first step. The reward that costs nothing shows the cost of the rest of a step. The first two\n"
+        "rewards are the same model: once as `reward_func(folder)`, once given to TRL as it is. They score the same texts, without EOS,\n"
+        "and their mean rewards of the first step agree."
     )
 
 

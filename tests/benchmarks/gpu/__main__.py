@@ -160,9 +160,9 @@ def _write_results(rows: Path, parts: list[Part], arguments: argparse.Namespace)
     print(f"\n{text}\n\nWritten to {arguments.output}.", flush=True)
     page = arguments.page or (None if arguments.miniature else PAGE)
     if page is not None and any(event["kind"] == "row" for event in events):
-        from tests.benchmarks.page import GPU, with_section
+        from tests.benchmarks.page import GPU, TITLE, with_section
 
-        before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
+        before = page.read_text(encoding="utf-8") if page.is_file() else f"{TITLE}\n"
         page.write_text(with_section(before, GPU, text), encoding="utf-8")
 
 
