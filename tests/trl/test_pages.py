@@ -255,7 +255,9 @@ def shape(value: Any) -> Any:
 def test_the_readmes_own_spec_warns_of_nothing(world: dict[str, str]) -> None:
     with warnings.catch_warnings(action="error"):
         rewards = rm.load("helpful.yaml")
-    assert rewards.score([rm.Sample("Name a colour.", "It is blue.")]).errors == {}
+    scores = rewards.score([rm.Sample("Name a colour.", "It is blue."), rm.Sample("Name a colour.", "blue")])
+    assert scores.errors == {}
+    assert scores.values[0] > scores.values[1], "a malformed answer never pays"
 
 
 @pytest.mark.parametrize("notebook", [page for page in PAGES if page.suffix == ".ipynb"], ids=lambda page: page.name)
