@@ -38,7 +38,7 @@ FACTS_LAST = 30.0
 """Seconds without an answer after which the facts about a server are requested again, because another server may have replaced it."""
 
 _heard_urls: set[str] = set()
-"""The URLs that answered in this process, whichever provider asked them."""
+"""The URLs that answered any provider of this process."""
 
 _LONGEST_QUESTION = 10.0
 """The timeout in seconds of requests for facts about a server."""
@@ -222,7 +222,7 @@ class Fleet:
 
         try:
             while endpoint.facts is None and endpoint.left_out is None:
-                await asyncio.sleep(endpoint.breaker.wait(monotonic()))
+                await asyncio.sleep(min(endpoint.breaker.wait(monotonic()), max(0.0, self._absence_left())))
                 sent_at = monotonic()
                 try:
                     facts = await self.protocol.prepare(ask)
