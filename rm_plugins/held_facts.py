@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_OF_ITS_USE = frozenset(("_alone", "_counts", "_varies", "label", "observer", "unnamed_failures", "where"))
+_OF_ITS_USE = frozenset(("_alone", "_counts", "_varies", "_warned", "label", "observer", "unnamed_failures", "where"))
 """Attributes that record where and how often an object is used."""
 
 

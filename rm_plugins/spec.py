@@ -35,7 +35,7 @@ MOST_FILES = 50
 SHARED_KEYS = ("provider", "label", "transform", "on_error")
 """Keys that every provider's spec has in addition to its own."""
 
-_FILE_ENDINGS = (".yaml", ".yml", ".json")
+FILE_ENDINGS = (".yaml", ".yml", ".json")
 _LONGEST_SHOWN = 200
 _SECRET = ("headers",)
 """Keys whose values no message quotes."""
@@ -209,7 +209,7 @@ class SpecBuilder:
             raise self.error(path, f"{text!r:.200} cannot be checked: {error.strerror}.") from error
         if is_folder:
             return self.from_mapping({"provider": "sequence-classifier", "model": str(path_named), **settings}, path)
-        if path_named.suffix in _FILE_ENDINGS and path_named.is_file():
+        if path_named.suffix in FILE_ENDINGS and path_named.is_file():
             inner = self.inside(path_named, path)
             content = _read_mapping(path_named)
             if "provider" not in content and "provider" not in settings:
@@ -222,7 +222,7 @@ class SpecBuilder:
             return inner.from_mapping({**content, **settings}, "")
         if meant := of_python_file(text):
             raise self.error(path, f"{text!r} names a Python file. Name the module and the function: {meant!r}.")
-        if text.startswith((".", "/", "~")) or path_named.suffix in _FILE_ENDINGS:
+        if text.startswith((".", "/", "~")) or path_named.suffix in FILE_ENDINGS:
             if kind := other_kind(path_named):
                 raise self.error(path, f"{text!r} is {kind}, not a readable file.")
             raise self.error(path, f"{text!r} does not exist (looked for {path_named}).")

@@ -28,6 +28,12 @@ from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, parts_of_columns
 from rm_plugins.wire import sample_to_json
 
+DEADLINE = 600.0
+"""Seconds for one call if the spec does not set `deadline`."""
+
+ABSENCE = 30.0
+"""Seconds after which a call fails if nothing ever listened and the spec does not set `deadline`."""
+
 _NOT_FOR_SPECS = ("authorization", "proxy-authorization", "cookie", "api-key", "x-api-key")
 _NOT_FOR_USERS = ("connection", "content-length", "content-type", "host", "transfer-encoding")
 
@@ -60,7 +66,8 @@ class Remote(Provider):
         batch_size: The most samples per request; the server's own limit if unset, and never more than that.
         concurrency: The most requests at a time to one URL; fewer while the server is overloaded.
         timeout: Seconds per request.
-        deadline: Seconds for one call of `score`, with all retries.
+        deadline: Seconds for one call of `score`, with all retries; 600 if unset. If it is unset, a call also fails after 30 seconds at
+            which nothing listens at any of the addresses, unless one of them has answered in this process.
         tries: How often a request is tried; while no server can be reached, it is tried until the deadline.
         hedge_after: Seconds after which a request without an answer is sent a second time; the first answer counts.
         ca_file: The certificates that sign the server's; the system's if unset.
@@ -97,7 +104,7 @@ class Remote(Provider):
         batch_size: int | None = None,
         concurrency: int = 16,
         timeout: float = 60.0,
-        deadline: float = 600.0,
+        deadline: float | None = None,
         tries: int = 6,
         hedge_after: float | None = None,
         ca_file: ModelSource | None = None,
@@ -125,7 +132,8 @@ class Remote(Provider):
             batch_size=batch_size,
             concurrency=concurrency,
             timeout=timeout,
-            deadline=deadline,
+            deadline=DEADLINE if deadline is None else deadline,
+            absence=ABSENCE if deadline is None else None,
             tries=tries,
             hedge_after=hedge_after,
             ca_file=ca_file,

@@ -241,7 +241,12 @@ def _failure_of(error: Exception, has_begun: bool) -> RequestFailure:
         return RequestFailure("retry", f"the request could not be sent ({_described(error)})")
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
         return RequestFailure("timeout", f"no answer ({_described(error)})")
-    return RequestFailure("connection", f"no connection ({_described(error)})")
+    unencrypted = not any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
+    return RequestFailure(
+        "connection",
+        f"no connection ({_described(error)})",
+        nothing_listens=isinstance(error, httpx2.ConnectError) and unencrypted,
+    )
 
 
 def _described(error: Exception) -> str:

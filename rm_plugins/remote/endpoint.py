@@ -95,6 +95,8 @@ class Endpoint:
     heard_at: float = -math.inf
     not_before: float = -math.inf
     trouble: str = ""
+    absent_since: float = math.inf
+    """When it was first asked of the attempts in a row at which nothing listened; infinite if the last one met something."""
 
     def wait(self, now: float) -> float:
         """Seconds until a request may be sent; infinite if something else must happen first."""

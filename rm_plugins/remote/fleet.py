@@ -37,6 +37,9 @@ redact_logs([__name__])
 FACTS_LAST = 30.0
 """Seconds without an answer after which the facts about a server are requested again, because another server may have replaced it."""
 
+_heard_urls: set[str] = set()
+"""The URLs that answered any provider of this process."""
+
 _LONGEST_QUESTION = 10.0
 """The timeout in seconds of requests for facts about a server."""
 
@@ -207,6 +210,7 @@ class Fleet:
     async def _ask_for_facts(self, endpoint: Endpoint) -> None:
         """Ask a server for its facts until it answers or cannot be used."""
         unreachable = failed = 0
+        endpoint.absent_since = math.inf
         statuses: set[int] = set()
 
         async def ask(request: Request) -> Response:
@@ -218,7 +222,7 @@ class Fleet:
 
         try:
             while endpoint.facts is None and endpoint.left_out is None:
-                await asyncio.sleep(endpoint.breaker.wait(monotonic()))
+                await asyncio.sleep(min(endpoint.breaker.wait(monotonic()), max(0.0, self._absence_left())))
                 sent_at = monotonic()
                 try:
                     facts = await self.protocol.prepare(ask)
@@ -244,9 +248,13 @@ class Fleet:
                             else ""
                         )
                         self.leave_out(endpoint, kind(f"{failure}. {hint}" if hint else str(failure)))
+                        continue
+                    endpoint.absent_since = min(endpoint.absent_since, sent_at) if failure.nothing_listens else math.inf
+                    self.noted(endpoint, failure, sent_at, self.tally, self._until_when(failure))
+                    if (left := self._absence_left()) <= 0:
+                        self._leave_out_absent()
                     else:
-                        self.noted(endpoint, failure, sent_at, self.tally, "asking it again for its description")
-                        await asyncio.sleep(backoff(unreachable + failed, self.random.random()))
+                        await asyncio.sleep(min(left, backoff(unreachable + failed, self.random.random())))
                 else:
                     endpoint.heard_at = monotonic()
                     again = " again" if endpoint in self._known else ""
@@ -254,9 +262,38 @@ class Fleet:
                         notice = f"{endpoint.url} is available{again}: {endpoint.facts.description}"
                         self._notices.say((endpoint.url, notice), notice, logging.INFO)
                     self._known.add(endpoint)
+                    _heard_urls.add(endpoint.url)
         finally:
             del self._asked[endpoint]
             self._assign_turns()
+
+    @property
+    def _never_heard(self) -> bool:
+        return not any(endpoint.url in _heard_urls for endpoint in self.endpoints)
+
+    def _until_when(self, failure: RequestFailure) -> str:
+        """How long a server is asked again for its description, for messages."""
+        absence = self.settings.absence
+        if failure.nothing_listens and absence is not None and self._never_heard:
+            return f"retrying for {absence:g} seconds; to wait longer for a server that is starting, set `deadline` in the spec"
+        return f"retrying until the deadline of {self.settings.deadline:g} seconds (`deadline` in the spec)"
+
+    def _absence_left(self) -> float:
+        """Seconds until calls give up because nothing listens at any address; infinite if that is not so."""
+        if self.settings.absence is None or not self._never_heard:
+            return math.inf
+        since = max((endpoint.absent_since for endpoint in self.endpoints if not endpoint.left_out), default=math.inf)
+        return since + self.settings.absence - monotonic()
+
+    def _leave_out_absent(self) -> None:
+        for endpoint in self.endpoints:
+            if not endpoint.left_out:
+                reason = (
+                    f"{endpoint.trouble}. Nothing listened at this address for {self.settings.absence:g} seconds. Is the server running, "
+                    "and is the address right? To wait longer for a server that is starting, set `deadline` (in seconds) in the spec: "
+                    f"{{provider: remote, url: {endpoint.url}, deadline: {self.settings.deadline:g}}}."
+                )
+                self.leave_out(endpoint, ScoringError(reason))
 
     def _as_failure(self, error: Exception) -> RequestFailure:
         if isinstance(error, RequestFailure):

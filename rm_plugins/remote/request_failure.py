@@ -35,13 +35,17 @@ class RequestFailure(ScoringError):
         reason: A description for messages.
         status: The status of the answer; 0 if there was none.
         retry_after: Seconds after which the server asked to retry; None if it did not ask.
+        nothing_listens: Whether no connection was possible: it was refused, or the host is unknown.
     """
 
-    def __init__(self, cause: Cause, reason: str, *, status: int = 0, retry_after: float | None = None) -> None:
+    def __init__(
+        self, cause: Cause, reason: str, *, status: int = 0, retry_after: float | None = None, nothing_listens: bool = False
+    ) -> None:
         super().__init__(reason)
         self.cause = cause
         self.status = status
         self.retry_after = retry_after
+        self.nothing_listens = nothing_listens
 
     @property
     def speaks_of_the_server(self) -> bool:

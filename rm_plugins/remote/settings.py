@@ -10,7 +10,11 @@ from rm_plugins.errors import ScoringError
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The request settings of one provider; documented in `rm_plugins.providers.remote.Remote`."""
+    """The request settings of one provider; documented in `rm_plugins.providers.remote.Remote`.
+
+    Args:
+        absence: Seconds after which a call gives up if nothing listens at any address and none ever answered; None for the deadline.
+    """
 
     api_key_env: str | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -18,6 +22,7 @@ class Settings:
     concurrency: int = 16
     timeout: float = 60.0
     deadline: float = 600.0
+    absence: float | None = None
     tries: int = 6
     hedge_after: float | None = None
     ca_file: str | None = None

@@ -21,7 +21,7 @@ from rm_plugins.scores import Scores
 from rm_plugins.server.dialects.dialect import Output, Token
 from rm_plugins.server.model_output import output_of
 from rm_plugins.server.tokens import text_of_ids, tokens_of
-from rm_plugins.spec import load
+from rm_plugins.spec import FILE_ENDINGS, load
 from rm_plugins.wire import sample_to_json
 
 if TYPE_CHECKING:
@@ -287,9 +287,17 @@ class ServedReward(HostedReward):
         self.provider.close()
 
 
+def _label_of(provider: Provider, source: str | Path | Mapping[str, Any] | None) -> str:
+    """The provider's label; if that is only the kind of provider, such as ``gate``, the name of the spec's file."""
+    label = provider.label or provider.name
+    is_chosen = provider.spec is None or label != provider.name or "label" in provider.spec
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix in FILE_ENDINGS
+    return label if is_chosen or not is_file else Path(str(source)).stem
+
+
 def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None) -> RewardFacts:
     source = provider.spec if source is None else source
-    label = provider.label or provider.name
+    label = _label_of(provider, source)
     called = [source.get("model") if isinstance(source, Mapping) else source, (provider.spec or {}).get("model")]
     parts = dict(provider.walk())
     renderers = [(part, part.renderer) for part in parts.values() if part.renderer is not None]
@@ -300,7 +308,11 @@ def _facts_of(provider: Provider, source: str | Path | Mapping[str, Any] | None)
     budgets = [model.engine.max_tokens for model in models]
     return RewardFacts(
         label=label,
-        names=tuple(dict.fromkeys([label, *(str(name) for name in called if isinstance(name, (str, Path)))])),
+        names=tuple(
+            dict.fromkeys(
+                [label, provider.label or provider.name, *(str(name) for name in called if isinstance(name, (str, Path)))]
+            )
+        ),
         spec=provider.spec,
         shown_spec=shown_spec(provider),
         fingerprint=fingerprint(provider),

@@ -195,4 +195,16 @@ def test_the_documented_example_is_a_spec(here: Path) -> None:
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     example = re.sub(r"rules:\w+|\./Qwen2\.5-Reward", "combinator_rules:length", example)
     (here / "spec.yaml").write_text(example)
-    same(rm.load("spec.yaml").score(SAMPLES).values, [-1, 1.5, 3, 4.5])
+    same(rm.load("spec.yaml").score(SAMPLES).values, [-10, 1.5, 3, 4.5])
+
+
+def test_every_gate_of_the_documentation_sets_closed() -> None:
+    """The default of 0.0 pays for a closed gate if the reward may be negative."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    shown = [
+        block for page in pages for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    gates = [block for block in shown if "provider: gate" in block]
+    assert len(gates) >= 3
+    assert [block for block in gates if "closed: -" not in block] == []

@@ -123,6 +123,37 @@ class TestGate:
         same(scored(provider="gate", gate=LONGER, at=12, reward=LENGTH).values, [NAN, 0, 2, 3])
         same(scored(provider="gate", gate=LENGTH, at=0, reward=LONGER).values, [NAN, 11, 12, 13])
 
+    def test_it_is_said_once_if_closing_the_gate_pays(self, caplog: pytest.LogCaptureFixture) -> None:
+        reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 2, "reward": LONGER, "label": "neat"})
+        reward.score(SAMPLES)
+        assert not caplog.text, "12 and 13 pay more than 0"
+        reward.reward = rm.load(constant(-1.25))
+        reward.score(SAMPLES[:2])
+        assert not caplog.text, "none passed"
+        reward.score(SAMPLES)
+        reward.score(SAMPLES)
+        (message,) = caplog.messages
+        assert (
+            "'neat'" in message
+            and "scored -1.25" in message
+            and "less than the 0 of" in message
+            and "Set `closed` below" in message
+        )
+
+    @pytest.mark.parametrize("closed", [0.0, -1.0, None])
+    def test_a_closed_that_is_written_is_taken_as_intended(
+        self, closed: float | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scored(provider="gate", gate=LENGTH, at=2, reward=constant(-1.25), closed=closed)
+        assert not caplog.text
+
+    def test_a_gate_made_in_python_warns_too_and_stays_the_same_reward(self, caplog: pytest.LogCaptureFixture) -> None:
+        gate = Gate(gate=rm.load(LENGTH), reward=rm.load(constant(-1.25)), at=2)
+        before = gate.identity
+        gate.score(SAMPLES)
+        assert "scored -1.25" in caplog.text
+        assert gate.identity == before
+
     def test_the_names_of_details_are_the_same_in_every_batch(self) -> None:
         reward = rm.load({"provider": "gate", "gate": "combinator_rules:with_details", "at": 3, "reward": LENGTH})
         assert {tuple(reward.score([sample]).columns) for sample in SAMPLES} == {("gate", "reward", "gate/std")}

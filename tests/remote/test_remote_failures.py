@@ -265,6 +265,37 @@ class TestFailures:
         assert caught.value.rows == frozenset(range(5))
         assert provider.counts["connection_errors"] >= 2
 
+    @pytest.mark.parametrize("address", [["http://127.0.0.1:9"], ["http://127.0.0.1:9", "http://no-such-host.invalid:9"]])
+    @pytest.mark.parametrize("protocol", [Native(), None])
+    def test_a_server_that_never_ran_is_soon_given_up(
+        self, address: list[str], protocol: Native | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("rm_plugins.providers.remote.ABSENCE", 0.3)
+        provider = Remote(url=address, protocol=protocol)
+        for _ in range(2):
+            begun = time.monotonic()
+            with pytest.raises(ScoringError, match=r"cannot be used.*Is the server running.*deadline: 600}") as caught:
+                provider.score(SAMPLES)
+            assert 0.3 <= time.monotonic() - begun < 3
+        assert all(f"{url}: no connection" in str(caught.value) for url in address)
+        assert "retrying for 0.3 seconds; to wait longer for a server that is starting, set `deadline`" in caplog.messages[0]
+
+    def test_a_deadline_in_the_spec_and_a_server_that_answered_before_are_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("rm_plugins.providers.remote.ABSENCE", 0.1)
+        monkeypatch.setattr("rm_plugins.providers.remote.DEADLINE", 0.6)
+        with serving(Scorer(), lifespan="off") as url:
+            there = Remote(url=url, protocol=Native())
+            assert there.score(SAMPLES).values.tolist() == EXPECTED
+        patient = Remote(url="http://127.0.0.1:9", protocol=Native(), deadline=0.6)
+        again, pair = Remote(url=url, protocol=Native()), Remote(url=["http://127.0.0.1:9", url], protocol=Native())
+        for provider in (there, patient, again, pair):
+            caplog.clear()
+            with pytest.raises(ScoringError, match=r"no score within the deadline of 0\.6 seconds"):
+                provider.score(SAMPLES)
+            assert "retrying until the deadline of 0.6 seconds (`deadline` in the spec)" in caplog.text
+
     def test_a_server_that_speaks_no_protocol_is_refused_at_once(self) -> None:
         async def shop(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.start", "status": 404, "headers": []})

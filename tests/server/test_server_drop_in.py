@@ -67,6 +67,17 @@ class TestNames:
         with served(ServedReward.load(file)) as client:
             assert accepts(client, str(folder)) == accepts(client, str(file)) == accepts(client, folder.name) == {200}
 
+    @pytest.mark.parametrize(("label", "called"), [("", "helpful"), ("label: polite\n", "polite")])
+    def test_a_combination_in_a_file_is_called_by_the_file_unless_it_has_a_label(
+        self, label: str, called: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "helpful.yaml"
+        file.write_text(f"provider: sum\nmembers: [{{provider: constant, value: 1}}]\n{label}")
+        reward = ServedReward.load(file)
+        assert reward.provider.label == (called if label else "sum"), "trainers' metrics keep their names"
+        with served(reward) as client:
+            assert client.post("/v1/rewards", json={"samples": [{"prompt": "a", "completion": "b"}]}).json()["model"] == called
+
     def test_a_name_that_is_given_is_the_only_one(self) -> None:
         with served(ServedReward(FixedProvider(scores=lengths), "/models/rm"), model_name="mine") as client:
             assert [entry["id"] for entry in client.get("/v1/models").json()["data"]] == ["mine"]

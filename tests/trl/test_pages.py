@@ -92,13 +92,17 @@ def commands_of(page: Path) -> list[str]:
     ]
 
 
-OTHER_FORMAT = "Such samples are not mentioned again"
+OTHER_FORMAT = "This warning is logged only once"
 """The end of the warning that a model gets text and was trained on conversations, or the reverse."""
 
 SERVED = "127.0.0.1:8000"
 """The server that pages speak to."""
 
 CURL = re.compile(r"^\$ (curl (?:.*\n)(?:  .*\n)*)", re.MULTILINE)
+
+
+TEXTS_ONLY = re.compile(r"^curl -sS http://[^/]+/(score|rerank) ")
+"""Requests that cannot send messages: a model that was trained on conversations warns of them."""
 
 
 def requests_of(page: Path) -> list[str]:
@@ -226,10 +230,24 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @each_page(requests_of)
 def test_curl_examples_run(page: Path, world: dict[str, str]) -> None:
-    answers = []
+    commands = requests_of(page)
+    texts_only = [command for command in commands if TEXTS_ONLY.search(command)]
+    answers, log = answers_to([command for command in commands if command not in texts_only])
+    assert OTHER_FORMAT not in log
+    answers_to(texts_only)
+    shown = json.loads(blocks(page, "json")[0])
+    found = json.loads(answers[0])
+    assert shape(found) == shape(shown)
+
+
+def answers_to(commands: list[str]) -> tuple[list[str], str]:
+    """What a server answers to each command, and the server's log."""
+    answers: list[str] = []
+    if not commands:
+        return answers, ""
     with RewardServer("./Qwen2.5-Reward", "--api-key-env", "REWARD_KEY", REWARD_KEY="a-long-secret") as server:
         keyed = '--fail-with-body -H "Authorization: Bearer $REWARD_KEY"'
-        for command in requests_of(page):
+        for command in commands:
             command = command.replace(f"http://{SERVED}", server.url).replace("curl", f"curl {keyed}", 1)
             run = subprocess.run(
                 ["bash", "-c", command],
@@ -240,9 +258,7 @@ def test_curl_examples_run(page: Path, world: dict[str, str]) -> None:
             )
             assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
             answers.append(run.stdout)
-    shown = json.loads(blocks(page, "json")[0])
-    found = json.loads(answers[0])
-    assert shape(found) == shape(shown)
+    return answers, server.log
 
 
 def shape(value: Any) -> Any:
@@ -255,7 +271,9 @@ def shape(value: Any) -> Any:
 def test_the_readmes_own_spec_warns_of_nothing(world: dict[str, str]) -> None:
     with warnings.catch_warnings(action="error"):
         rewards = rm.load("helpful.yaml")
-    assert rewards.score([rm.Sample("Name a colour.", "It is blue.")]).errors == {}
+    scores = rewards.score([rm.Sample("Name a colour.", "It is blue."), rm.Sample("Name a colour.", "blue")])
+    assert scores.errors == {}
+    assert scores.values[0] > scores.values[1], "a malformed answer never pays"
 
 
 @pytest.mark.parametrize("notebook", [page for page in PAGES if page.suffix == ".ipynb"], ids=lambda page: page.name)
