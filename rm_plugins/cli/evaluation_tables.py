@@ -7,7 +7,7 @@ import math
 from rich.markup import escape
 from rich.table import Table
 
-from rm_plugins.cli.printed import Console, echo
+from rm_plugins.cli.printed import Console, counted, echo
 from rm_plugins.evaluation.figures import figures_of
 from rm_plugins.evaluation.results import Difference, Evaluation, FlippedPair
 from rm_plugins.reports.reward_styles import side_by_side
@@ -20,7 +20,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print what an evaluation found: figures side by side, sections, the benchmark's own score, and what stands out."""
     data = evaluation.data
     console = Console()
-    what = f"{data.source or 'The data'}: {data.rows:,} rows, {data.pairs:,} pairs, {data.prompts:,} prompts"
+    what = f"{data.source or 'The data'}: {counted(data.rows, 'row')}, {counted(data.pairs, 'pair')}, {counted(data.prompts, 'prompt')}"
     if not math.isnan(data.longer_chosen):
         what += f"; the longer answer is the better in {data.longer_chosen:.1%} of pairs"
     console.print(escape(what) + ".", highlight=False)
