@@ -11,7 +11,8 @@ import click
 
 from rm_plugins.cli.command import Command
 from rm_plugins.cli.evaluation_outputs import check_drawing
-from rm_plugins.cli.printed import Console, echo, say
+from rm_plugins.cli.job_options import check_separate
+from rm_plugins.cli.printed import Console, counted, echo, say
 from rm_plugins.files import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def command(journal: Path, output: Path | None, last: int | None, window: int, a
     steps = read_journal(journal)
     summary = summarize(steps if last is None else deque(steps, last), window=window)
     out = output or journal / "report.html"
+    check_separate([("a file of JOURNAL", str(file)) for file in journal.glob("*.parquet")], [("--output", out)])
     check_output(out)
     check_drawing()
     if as_json:
@@ -77,7 +79,7 @@ def _print(summary: RewardSummary) -> None:
         if name in summary.early and name in summary.recent:
             table.add_row(title, f"{summary.early[name]:.4g}", f"{summary.recent[name]:.4g}")
     Console().print(table)
-    echo(f"{summary.steps:,} steps, {summary.samples:,} samples")
+    echo(f"{counted(summary.steps, 'step')}, {counted(summary.samples, 'sample')}")
     for sign in summary.evidence:
         echo(f"warning, step {sign.step}: {sign.message}")
     if not summary.evidence:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.files import write_atomically
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, file_digests
 from rm_plugins_trl.reward_training.score_head import HEADS
+from rm_plugins_trl.reward_training.started_folder import checkpoints_in
 
 if TYPE_CHECKING:
     from rm_plugins.losses import Loss
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 _LOSS_STATE = "loss_state.json"
 _MADE_WITH = "made_with.json"
 _WRITTEN_LAST = "trainer_state.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "pytorch_model.bin")
 _SAMPLED = 4_096  # elements of a weight that its digest is over
 _ROWS_AT_A_TIME = 10_000
@@ -83,12 +82,6 @@ def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: Path) -> P
         logger.warning("%s was not saved completely and is skipped: %s.", path, problem)
     logger.warning("There is no checkpoint in %s, so training starts from the beginning.", output_dir)
     return None
-
-
-def checkpoints_in(output_dir: Path) -> list[tuple[int, Path]]:
-    """The steps and folders of the checkpoints in a folder, the last step first, whole or not."""
-    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
-    return sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True)
 
 
 def _problem(checkpoint: Path) -> str:

@@ -1,8 +1,9 @@
-"""What a training's output folder holds already, which a new training would overwrite."""
+"""What a training's output folder holds already, which a new training would overwrite. Importing it imports neither torch nor trl."""
 
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from rm_plugins.errors import OutputError
 from rm_plugins.files import check_output
-from rm_plugins_trl.reward_training.resuming import checkpoints_in
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,14 @@ _MODEL = (
     "pytorch_model.bin",
     "reward_manifest.json",
 )
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ADVICE = "train into another output_dir, or set overwrite_output_dir to overwrite it"
+
+
+def checkpoints_in(output_dir: Path) -> list[tuple[int, Path]]:
+    """The steps and folders of the checkpoints in a folder, the last step first, whole or not."""
+    names = ((path, _CHECKPOINT.fullmatch(path.name)) for path in (output_dir.iterdir() if output_dir.is_dir() else ()))
+    return sorted(((int(name[1]), path) for path, name in names if name and path.is_dir()), reverse=True)
 
 
 def held_already(folder: Path) -> str:
