@@ -130,6 +130,16 @@ class TestTheCommand:
             "specs/reward.yaml", "rows.jsonl", "-o", "out.json"
         )
 
+    def test_nothing_is_cut_where_the_table_is_redirected(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        member = ensemble(function("length"), function("picky"))
+        Path("deep.yaml").write_text(yaml.safe_dump(ensemble(ensemble(ensemble(member, member), member), function("length"))))
+        printed = CliRunner().invoke(main, ["calibrate", "deep.yaml", "rows.jsonl", "-o", "out.yaml"], env={"COLUMNS": None})
+        lines = [line for line in printed.stdout.splitlines() if "members[" in line]
+        assert len(lines) == 12
+        for line in lines:
+            assert re.search(r"^(members\[\d\]\.)+transform +zscore +mean [-\d.e+]+, std [\d.e+-]+ +\d+ +\d+$", line), line
+
     def test_limit_and_transform(self) -> None:
         printed = run("calibrated_functions:length", "rows.jsonl", "-o", "out.yaml", "--limit", "35", "--transform", "min-max")
         assert re.search(r"transform +min-max +low 1, high 8 +35 +0\n", printed)

@@ -106,7 +106,7 @@ class TestScore:
         rows = [{"prompt": "Q", "completions": ["a", "b", "a", "a"]}]
         result = run("score", tiny_decoder(), write("in.jsonl", rows), "-o", "out.jsonl")
         assert re.search(
-            r"Wrote 1 rows to out.jsonl: 4 samples scored now \([\d,]+ tokens/s, 50% duplicates\), 0 abstained", result.stderr
+            r"Wrote 1 row to out.jsonl: 4 samples scored now \([\d,]+ tokens/s, 50% duplicates\), 0 abstained", result.stderr
         )
 
     def test_details_are_columns(self, run: Any, tiny_decoder: Any) -> None:
@@ -247,6 +247,10 @@ class TestList:
         assert all(row["formula"] for row in losses.values())
         assert losses["hinge"]["formula"] in run("list", "hinge").output
         assert found["broken"] == []
+
+    def test_a_formula_is_printed_once(self, run: Any) -> None:
+        for loss in json.loads(run("list", "losses", "--json").output)["registered"]:
+            assert run("list", loss["name"]).output.count(loss["formula"]) == 1
 
     def test_an_unknown_kind(self, run: Any) -> None:
         assert "Did you mean 'losses'?" in run("list", "loses").output

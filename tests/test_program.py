@@ -124,9 +124,27 @@ class TestQuietAndVerbose:
         return CliRunner().invoke(main, ["score", spec, "in.jsonl", "-o", "out.jsonl", "--overwrite", *options])
 
     def test_quiet_prints_nothing_where_there_is_no_result(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert "Wrote 1 rows to out.jsonl" in self.score(tmp_path, monkeypatch).stderr
+        assert "Wrote 1 row to out.jsonl" in self.score(tmp_path, monkeypatch).stderr
         for flag in ("-q", "--quiet"):
             assert self.score(tmp_path, monkeypatch, flag).output == ""
+
+    def test_help_and_page_say_the_same_of_quiet(self) -> None:
+        page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+        (row,) = (line for line in page.splitlines() if line.startswith("| `-q`"))
+        printed = row.split("|")[2].strip()
+        for command in ("score", "train"):
+            assert printed in " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
+
+    def test_quiet_keeps_warnings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("in.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n', encoding="utf-8")
+        Path("constant.yaml").write_text("{provider: constant, value: 1.0}", encoding="utf-8")
+        program = [sys.executable, "-c", "from rm_plugins.cli import main; main()"]
+        told = subprocess.run([*program, "score", "constant.yaml", "in.jsonl", "-q"], capture_output=True, text=True)
+        assert (told.returncode, "has no 'prompt'" in told.stderr, "Wrote" in told.stderr) == (0, True, False), told.stderr
+
+    def test_help_shows_a_mapping_in_braces(self) -> None:
+        assert "|{YAML}" in CliRunner().invoke(main, ["score", "--help"]).output
 
     def test_a_warning_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "warns.py").write_text(

@@ -13,10 +13,11 @@ import click
 
 import rm_plugins as rm
 from rm_plugins.cli.command import Command
-from rm_plugins.cli.job_options import map_option, progress_bar
+from rm_plugins.cli.job_options import check_separate, map_option, progress_bar
 from rm_plugins.cli.printed import STANDARD_OUTPUT, Console, echo, say
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output, would_replace, write_atomically
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.calibration import Calibrated
@@ -55,6 +56,7 @@ def command(
     from rm_plugins.calibration import Calibration
     from rm_plugins.data.row_files import read_rows
     from rm_plugins.data.rows import row_samples
+    from rm_plugins.transforms.fitted import FEWEST_SCORES
 
     prints_spec = output == STANDARD_OUTPUT
     if prints_spec and as_json:
@@ -63,6 +65,7 @@ def command(
     if out.suffix not in (".yaml", ".yml"):
         raise click.UsageError(f"-o writes .yaml, or - for standard output; {out.name!r} is neither.")
     if not prints_spec:
+        check_separate([("FILE", file), ("SPEC", spec)], [("the output", out)])
         check_output(out)
         if would_replace(out) and not overwrite:
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
@@ -71,6 +74,11 @@ def command(
     samples = [sample for number, row in rows for sample in row_samples(row, f"row {number}").samples]
     if not samples:
         raise DataError(f"{file} has no row to calibrate with.")
+    if len(samples) < FEWEST_SCORES:  # before a model is loaded
+        raise DataError(
+            f"Each transform needs at least {FEWEST_SCORES} scores for its statistics, and {file} has {counted(len(samples), 'sample')}. "
+            "Give more rows."
+        )
     calibration = Calibration(spec, transform=transform)
     with progress_bar() as bar:
         task = bar.add_task(f"Scoring {len(samples):,} samples", total=sum(1 for _ in calibration.provider.walk()))
@@ -99,7 +107,8 @@ def _show(calibrated: list[Calibrated]) -> None:
     from rich.table import Column, Table
 
     counts = (Column(heading, justify="right") for heading in ("scores", "abstained"))
-    table = Table("path", "transform", "statistics", *counts, box=None, pad_edge=False)
+    texts = (Column(heading, overflow="fold") for heading in ("path", "transform", "statistics"))
+    table = Table(*texts, *counts, box=None, pad_edge=False)
     for entry in calibrated:
         statistics = ", ".join(f"{name} {value:.6g}" for name, value in entry.statistics.items())
         table.add_row(escape(entry.path), entry.transform, statistics, f"{entry.scores:,}", f"{entry.abstained:,}")

@@ -41,7 +41,7 @@ def _on_help_all(ctx: click.Context, _: click.Parameter, is_given: bool) -> None
 def _verbosity_options() -> list[click.Option]:
     settings: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
     return [
-        click.Option(["-q", "--quiet"], callback=_on_quiet, help="Print results and errors only.", **settings),
+        click.Option(["-q", "--quiet"], callback=_on_quiet, help="Print results, warnings and errors only.", **settings),
         click.Option(
             ["-v", "--verbose"], callback=_on_verbose, help="Print tracebacks, and what libraries have to say.", **settings
         ),

@@ -13,6 +13,7 @@ import click
 from rm_plugins.cli.command import Command
 from rm_plugins.cli.job_options import map_option, progress_bar
 from rm_plugins.cli.printed import Console, echo
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.check_report import DataReport, Problem
@@ -156,7 +157,7 @@ def _print(report: DataReport) -> None:
 
 
 def _problem_lines(problem: Problem) -> str:
-    rows = f"{problem.count:,} row{'s' if problem.count != 1 else ''} " if problem.count else ""
+    rows = f"{counted(problem.count, 'row')} " if problem.count else ""
     lines = [f"{'error' if problem.is_error else 'warning'}: {rows}{problem.description}"]
     for example in problem.examples if problem.is_error else problem.examples[:1]:
         lines.append(f"  {example.source}, row {example.row}: {example.text}")

@@ -17,7 +17,7 @@ from rm_plugins.cli.evaluation_options import (
     output_and_json,
 )
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
-from rm_plugins.cli.job_options import ConsoleProgress
+from rm_plugins.cli.job_options import ConsoleProgress, check_separate
 from rm_plugins.cli.printed import echo
 from rm_plugins.errors import DataError
 
@@ -68,6 +68,7 @@ def command(
 
     check_data(data, options["suite"])
     output, as_json = output_and_json(output, as_json)
+    check_separate([("DATA", data), ("A", a), ("B", b)], [("--output", output), ("--report", report)])
     check_outputs(output, report)
     with evaluated([a, b], data, shown=max(show, SHOWN), progress=ConsoleProgress(), **options) as evaluation:
         if not evaluation.differences:

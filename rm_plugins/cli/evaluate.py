@@ -17,7 +17,7 @@ from rm_plugins.cli.evaluation_options import (
     output_and_json,
 )
 from rm_plugins.cli.evaluation_outputs import check_outputs, write_outputs
-from rm_plugins.cli.job_options import ConsoleProgress
+from rm_plugins.cli.job_options import ConsoleProgress, check_separate
 from rm_plugins.cli.printed import echo, say
 from rm_plugins.errors import DataError
 from rm_plugins.files import check_output
@@ -75,6 +75,8 @@ def command(
     check_data(data, options["suite"])
     gates = parse_gates(fail_under, fail_over)
     output, as_json = output_and_json(output, as_json)
+    inputs = [("DATA", data), *(("SPEC", spec) for spec in rewards)]
+    check_separate(inputs, [("--output", output), ("--report", report)])
     check_outputs(output, report)
     folders = [_card_folder(spec) for spec in rewards] if card else []
     with evaluated(rewards, data, progress=ConsoleProgress(), **options) as evaluation:

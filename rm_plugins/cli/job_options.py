@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ import click
 from rm_plugins.cli.printed import STANDARD_OUTPUT, Console, is_quiet, say, write_data
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.jobs.progress import JobProgress
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
 
 _WRITTEN = (".jsonl", ".json", ".ndjson", ".parquet")
-_RESUMED = {"scoring": "rows scored", "generating": "prompts whose completions were written"}
+_RESUMED = {"scoring": ("row", "scored"), "generating": ("prompt", "whose completions were written")}
 
 
 def output_path(source: str, split: str, out: str | None, ending: str) -> Path:
@@ -60,6 +61,34 @@ def rows_output(source: str, split: str, out: str | None, ending: str) -> Iterat
         write_data(file)
 
 
+def check_separate(inputs: Iterable[tuple[str, str]], outputs: Iterable[tuple[str, Path | str | None]]) -> None:
+    """Refuse an output that would replace an input or another output.
+
+    Args:
+        inputs: What each is called, and a path; what is not a path, such as a URL, is the same as no output.
+        outputs: What each is called, and its path; None or ``-`` where there is none.
+
+    Raises:
+        click.UsageError: Two are the same file, under one name or two.
+    """
+    places = [(name, Path(text)) for name, text in inputs if text != "-"]
+    for name, given in outputs:
+        if given is None or str(given) == STANDARD_OUTPUT:
+            continue
+        path = Path(given)
+        for other, place in places:
+            if _is_same(path, place):
+                raise click.UsageError(f"{other} and {name} are the same file, {str(path)!r}. Name different ones.")
+        places.append((name, path))
+
+
+def _is_same(path: Path, place: Path) -> bool:
+    try:
+        return path.resolve() == place.resolve() or path.samefile(place)
+    except (OSError, ValueError):  # one does not exist, or is not a path
+        return False
+
+
 def shown_output(out: Path, given: str | None) -> str:
     """What a message calls the output."""
     return "standard output" if given == STANDARD_OUTPUT else str(out)
@@ -83,10 +112,11 @@ map_option = click.option(
     "--map",
     "--rename",
     "mapping",
-    metavar="PRESET|OLD=NEW|FILE.yaml",
+    metavar="PRESET|OLD=NEW|FILE.yaml|{YAML}",
     multiple=True,
     callback=_mapping,
-    help="Rename or convert columns: a known format such as arena, OLD=NEW, or a YAML file. May be repeated.",
+    help="Rename or convert columns: a known format such as arena, OLD=NEW, a YAML file, or YAML in braces, as `data check` proposes. May "
+    "be repeated.",
 )
 
 batch_size_option = click.option(
@@ -120,7 +150,8 @@ class ConsoleProgress(JobProgress):
 
     def resume(self, work: str, done: int) -> None:
         """Say what an earlier run has left."""
-        say(f"Resuming after {done} {_RESUMED[work]}.")
+        thing, state = _RESUMED[work]
+        say(f"Resuming after {counted(done, thing)} {state}.")
 
     def note(self, message: str) -> None:
         """Print it."""

@@ -85,7 +85,8 @@ def _in_full(kind: str, entry: Any) -> str:
     details = _details(entry)
     version = f" {entry.version}" if entry.version else ""
     lines = [f"{kind} {entry.name}", f"  from {entry.plugin}{version}"]
-    if formula := _facts(entry).get("formula"):
+    formula = _facts(entry).get("formula")
+    if formula and formula not in details["documentation"]:
         lines.append(f"  formula: {formula}")
     if details["arguments"]:
         lines += ["  arguments:", *(f"    {name}{default}" for name, default in details["arguments"].items())]

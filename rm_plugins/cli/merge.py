@@ -56,14 +56,22 @@ def command(
     The models must have the same architecture, tokenizer and rendering, and be trained from the same weights; an error names what
     differs. With --data, the accuracy of each model and of the merged one is printed.
     """
+    from rm_plugins.data.row_files import check_source, read_rows
+
+    if data is not None and output.resolve() in Path(data).resolve().parents:
+        raise click.UsageError(
+            f"--data {data} is in the output folder {str(output)!r}, which is replaced. Name another output."
+        )
+    check_output(output, is_folder=True)
+    if data is not None:
+        check_source(data)
+
     import numpy as np
     from rich.markup import escape
 
-    from rm_plugins.data.row_files import read_rows
     from rm_plugins.models.manifest import ScoreStatistics
     from rm_plugins.models.merge import merge_models
 
-    check_output(output, is_folder=True)
     rows = None if data is None else list(read_rows(data, split, mapping=mapping))
     measured: dict[str, PairMetrics] = {}
     with progress_bar() as bar:

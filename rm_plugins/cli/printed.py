@@ -7,6 +7,7 @@ to standard output, everything else to standard error.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import traceback
@@ -24,6 +25,9 @@ from rm_plugins.printable import printable
 
 _QUIET, _VERBOSE, _SILENCED = "rm_plugins.quiet", "rm_plugins.verbose", "rm_plugins.silenced"
 _OUR_LOGGERS = ("rm_plugins", "rm_plugins_trl")
+
+_UNLIMITED = 100_000
+"""The width of a table that is not on a terminal, in characters."""
 
 STANDARD_OUTPUT = "-"
 """The name of standard output as an output file."""
@@ -63,7 +67,7 @@ def write_data(file: Path) -> None:
 
 
 def set_quiet(ctx: click.Context) -> None:
-    """Print results and errors only."""
+    """Print results, warnings and errors only."""
     ctx.meta[_QUIET] = True
 
 
@@ -116,7 +120,15 @@ def until_verbose(ctx: click.Context, silenced: ExitStack) -> Iterator[None]:
 
 
 class Console(rich.console.Console):
-    """A console of rich that obeys its own styles only, and no command in a text."""
+    """A console of rich that obeys its own styles only, and no command in a text.
+
+    Where it writes to a file or a pipe, lines are as long as they need to be, unless ``COLUMNS`` says how long.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not self.is_terminal and "width" not in settings and "COLUMNS" not in os.environ:
+            self.width = _UNLIMITED
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None

@@ -28,6 +28,7 @@ from rm_plugins.cli.rank_options import (
 )
 from rm_plugins.errors import DataError, RmPluginsError
 from rm_plugins.files import in_utf8, replacing, would_replace
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.scored_rows import ScoredRow
@@ -123,7 +124,7 @@ def _rank(
     form = options["form"] or ("pairs" if options["pairs"] else "ranked")
     check_options(context, form, options)
     curve_file = check_curve_file(options["curve"])
-    check_files(file, out, _on_the_way(out, options), options)
+    check_files(spec, file, out, _on_the_way(out, options), options)
     given = RowSource.of(file, split, options["mapping"])
     rows = _Rows(given, out, overwrite, options)
     gold, column = options["gold"], gold_column(options["gold"], given, options["generate"])
@@ -311,18 +312,24 @@ def _shaped(
 
 def _tell(count: int, prompts: list[ScoredPrompt], form: str, out: str, left_out: Counter[str]) -> None:
     if form == "ranked":
-        say(f"Wrote {count} prompts to {out}.")
+        say(f"Wrote {counted(count, 'prompt')} to {out}.")
         return
-    what = {"best": "completions", "pairs": "pairs"}[form]
-    reasons = "; ".join(f"{number} have {reason}" for reason, number in left_out.items())
-    dropped = f" {left_out.total()} prompts are left out: {reasons}." if left_out else ""
-    say(f"Wrote {count} {what} of {len(prompts) - left_out.total()} prompts to {out}.{dropped}")
+    what = {"best": "completion", "pairs": "pair"}[form]
+    reasons = "; ".join(f"{number:,} {'has' if number == 1 else 'have'} {reason}" for reason, number in left_out.items())
+    are = "is" if left_out.total() == 1 else "are"
+    dropped = f" {counted(left_out.total(), 'prompt')} {are} left out: {reasons}." if left_out else ""
+    used = counted(len(prompts) - left_out.total(), "prompt")
+    say(f"Wrote {counted(count, what)} of {used} to {out}.{dropped}")
     abstained = sum(prompt.scores.count(None) for prompt in prompts)
     if abstained:
-        say(f"The reward abstained on {abstained} completions, which are not written.")
+        are = "is" if abstained == 1 else "are"
+        say(f"The reward abstained on {counted(abstained, 'completion')}, which {are} not written.")
 
 
 def _tell_of_few(prompts: list[ScoredPrompt], n: int | None) -> None:
-    few = sum(len(prompt.scores) < n for prompt in prompts) if n is not None else 0
-    if few:
-        say(f"{few} of {len(prompts)} prompts have fewer than {n} completions: all of them are used, except in a curve.")
+    if n is not None and (few := sum(len(prompt.scores) < n for prompt in prompts)):
+        have = "has" if few == 1 else "have"
+        say(
+            f"{few:,} of {counted(len(prompts), 'prompt')} {have} fewer than {counted(n, 'completion')}: all of them are used, except in a "
+            "curve."
+        )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from rm_plugins.cli.job_options import check_separate
 from rm_plugins.errors import MissingDependencyError
 from rm_plugins.files import check_output
 
@@ -79,10 +80,11 @@ def check_options(context: click.Context, form: str, options: Mapping[str, Any])
         raise click.UsageError(f"No margin is at least {low:g} (--min-margin) and at most {high:g} (--max-margin).")
 
 
-def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mapping[str, Any]) -> None:
+def check_files(spec: str, file: str, out: Path, on_the_way: Iterable[Path], options: Mapping[str, Any]) -> None:
     """Refuse files that cannot be written, or of which one would replace another, before anything is done for them.
 
     Args:
+        spec: The reward's spec.
         file: The source.
         out: The output.
         on_the_way: Files that are made before it.
@@ -94,11 +96,11 @@ def check_files(file: str, out: Path, on_the_way: Iterable[Path], options: Mappi
     """
     named = {"--keep-completions": options["keep_completions"], "--curve": options["curve"]}
     written = {"the output": out, **{name: Path(path) for name, path in named.items() if path is not None}}
-    places = {} if file == "-" else {Path(file).resolve(): "FILE"}
-    for name, path in written.items():
-        other = places.setdefault(path.resolve(), name)
-        if other != name:
-            raise click.UsageError(f"{other} and {name} are the same file, {str(path)!r}. Name different ones.")
+    inputs = {"FILE": file, "SPEC": spec, "--gold": options["gold"], "--generate": options["generate"]}
+    check_separate([(name, text) for name, text in inputs.items() if text is not None], written.items())
+    places = {path.resolve(): name for name, path in written.items()}
+    if file != "-":
+        places[Path(file).resolve()] = "FILE"
     for path in on_the_way:
         other = places.get(path.resolve(), "--keep-completions")
         if other != "--keep-completions":

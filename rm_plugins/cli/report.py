@@ -11,6 +11,7 @@ import click
 
 from rm_plugins.cli.command import Command
 from rm_plugins.cli.evaluation_outputs import check_drawing
+from rm_plugins.cli.job_options import check_separate
 from rm_plugins.cli.printed import Console, echo, say
 from rm_plugins.files import check_output, write_atomically
 from rm_plugins.labels import counted
@@ -43,6 +44,7 @@ def command(journal: Path, output: Path | None, last: int | None, window: int, a
     steps = read_journal(journal)
     summary = summarize(steps if last is None else deque(steps, last), window=window)
     out = output or journal / "report.html"
+    check_separate([("a file of JOURNAL", str(file)) for file in journal.glob("*.parquet")], [("--output", out)])
     check_output(out)
     check_drawing()
     if as_json:

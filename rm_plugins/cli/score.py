@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from rm_plugins.cli.command import Command
-from rm_plugins.cli.job_options import ConsoleProgress, how_to_resume, rows_output, scoring_options, shown_output
+from rm_plugins.cli.job_options import (
+    ConsoleProgress,
+    check_separate,
+    how_to_resume,
+    rows_output,
+    scoring_options,
+    shown_output,
+)
 from rm_plugins.cli.printed import say
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
@@ -45,11 +53,12 @@ def command(
     from rm_plugins.jobs.scored_rows import ScoringJob
 
     with rows_output(file, split, output, "scored") as out:
+        check_separate([("FILE", file), ("SPEC", spec)], [("the output", out)])
         job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column)
         count = job.write(batch_size, ConsoleProgress())
         counts = job.provider.counts
     speed = f" ({job.throughput})" if job.throughput else ""
     say(
-        f"Wrote {count} rows to {shown_output(out, output)}: {counts['samples']} samples scored now{speed}, "
+        f"Wrote {counted(count, 'row')} to {shown_output(out, output)}: {counted(counts['samples'], 'sample')} scored now{speed}, "
         f"{counts['abstained']} abstained."
     )

@@ -12,6 +12,7 @@ import rm_plugins as rm
 from rm_plugins.cli.command import Command
 from rm_plugins.cli.printed import echo
 from rm_plugins.errors import UnsupportedError
+from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.models.trained_reward import TrainedReward
@@ -64,4 +65,4 @@ def _told(name: str, model: TrainedReward, problems: Sequence[str]) -> str:
         return "\n".join([f"{name} does not match its {MANIFEST_NAME}:", *(f"- {problem}" for problem in problems)])
     manifests = [origin.manifest for origin in model.origins if origin.manifest is not None]
     files, golden = sum(len(manifest.files) for manifest in manifests), sum(len(manifest.golden) for manifest in manifests)
-    return f"{name} matches its {MANIFEST_NAME}: {files} files, {golden} golden scores."
+    return f"{name} matches its {MANIFEST_NAME}: {counted(files, 'file')}, {counted(golden, 'golden score')}."

@@ -148,6 +148,23 @@ def mapped_rows(
             yield mapped
 
 
+def check_source(source: str) -> None:
+    """Refuse a source that can only be a file or folder and is not there; it is cheap, as nothing is read.
+
+    Raises:
+        DataError: The message names the path.
+    """
+    if not is_data_file(source):
+        _check_name(source)
+    elif source != "-":
+        _check_file(Path(source))
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"There is no file {str(path)!r}.")
+
+
 def _standard_input(refuse: _Refuse) -> Iterator[dict[str, Any]]:
     if sys.stdin is None:
         raise DataError("Standard input is closed.")
@@ -156,8 +173,7 @@ def _standard_input(refuse: _Refuse) -> Iterator[dict[str, Any]]:
 
 
 def _path_rows(path: Path, refuse: _Refuse) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}.")
+    _check_file(path)
     name = path.name.lower()
     for ending in _COMPRESSED:
         name = name.removesuffix(ending)

@@ -23,7 +23,7 @@ from typing import Any
 import rm_plugins as rm
 from rm_plugins.data.mapping import RowMapping
 from rm_plugins.data.repeated_prompts import RepeatedPrompts
-from rm_plugins.data.row_files import is_data_file, json_line, read_rows, write_rows
+from rm_plugins.data.row_files import check_source, is_data_file, json_line, read_rows, write_rows
 from rm_plugins.data.rows import RowSamples, row_samples
 from rm_plugins.data.scored_rows import ScoredRow, scored_batches
 from rm_plugins.errors import DataError
@@ -56,7 +56,12 @@ class RowSource:
 
     @classmethod
     def of(cls, name: str, split: str, mapping: RowMapping | None = None) -> RowSource:
-        """The rows that `read_rows` reads."""
+        """The rows that `read_rows` reads.
+
+        Raises:
+            DataError: The name can only be a path, and there is nothing.
+        """
+        check_source(name)
         file = spooled_input() if name == "-" else name
         return cls(name, split, lambda: read_rows(file, split, mapping=mapping))
 
@@ -200,13 +205,14 @@ class ScoringJob(RowScoring):
         part = out.with_name(f"{out.name}.part")
         if would_replace(out) and not overwrite and not part.exists():  # an interrupted run with --overwrite has a part
             raise DataError(f"{out} exists already. Name another output with -o, or replace it with --overwrite.")
+        rows = RowSource.of(source, split, mapping)  # refuses a missing file before a model is loaded
         provider = rm.load(spec)
         identity = {"spec": spec, "fingerprint": fingerprint(provider)}
         self.out = out
         self._column = column
         self._told = False
         self._repeated = RepeatedPrompts()
-        super().__init__(provider, RowSource.of(source, split, mapping), part, identity, self._samples_to_score)
+        super().__init__(provider, rows, part, identity, self._samples_to_score)
         if overwrite:
             self.discard()
 

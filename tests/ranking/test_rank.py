@@ -21,8 +21,7 @@ class TestBest:
         told = rank("rules:length", write(listed("Q", "a", "ccc", "abstain"), listed("R", "abstain")), "--format", "best")
         assert read() == [{"prompt": "Q", "completion": "ccc", "score": 3.0}]
         assert (
-            "Wrote 1 completions of 1 prompts to in.ranked.jsonl. 1 prompts are left out: 1 have no completion that"
-            in told.stderr
+            "Wrote 1 completion of 1 prompt to in.ranked.jsonl. 1 prompt is left out: 1 has no completion that" in told.stderr
         )
         assert "The reward abstained on 2 completions, which are not written." in told.stderr
 
@@ -60,7 +59,7 @@ class TestPairs:
         told = rank("rules:length", source, "--pairs", "all", "--min-margin", "1", "--max-margin", "2")
         found = {(row["chosen"], row["rejected"]) for row in read()}
         assert found == {("dddd", "bb"), ("dddd", "cc"), ("bb", "a"), ("cc", "a")}  # bb and cc score the same
-        assert "Wrote 4 pairs of 1 prompts" in told.stderr
+        assert "Wrote 4 pairs of 1 prompt" in told.stderr
 
     def test_the_best_and_a_random_other(self, rank: Any) -> None:
         source = write(*(listed(f"Q{number}", "a", "bb", "ccc", "dddd") for number in range(40)))
@@ -211,7 +210,7 @@ class TestInterrupted:
         Path("stop").unlink()
         told = rank("rules:late", source, *curve)
         assert "in.ranked.jsonl will be replaced: a run with --overwrite was interrupted." in told.stderr
-        assert "Resuming after 1 rows" in told.stderr
+        assert "Resuming after 1 row" in told.stderr
         assert [row["completions"] for row in read()] == [["aaa", "b"], ["fail", "c"]]
         assert json.loads(Path("curve.json").read_text(encoding="utf-8"))["prompts"] == 2
         assert "in.ranked.jsonl exists already" in rank("rules:late", source, *curve, code=1).output

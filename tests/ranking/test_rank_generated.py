@@ -83,7 +83,7 @@ class TestGenerate:
         with Path("in.ranked.jsonl.completions.jsonl.part").open("a") as file:
             file.write('{"prompt": "half a li')
         assert read() == whole  # until there is something to replace it with
-        assert "Resuming after 1 prompts whose completions were written." in generate().stderr
+        assert "Resuming after 1 prompt whose completions were written." in generate().stderr
         assert generated == [0, 1, 2]
         assert read() == whole
         assert left_behind() == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import rm_plugins as rm
@@ -85,6 +87,10 @@ def test_the_whole_demonstration_in_small(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not empty"):
         run_demo(out)
     # The commands that the summary tells to run next.
+    (shell,) = (line.strip() for line in text.splitlines() if "echo" in line)
+    subprocess.run(shell, shell=True, check=True, cwd=out)
+    assert yaml.safe_load((out / "rm_plugins.yaml").read_text(encoding="utf-8")).keys() == {"demo_reward", "gold", "helpful"}
+    assert "rewards.helpful --bf16 false  # on a GPU, leave out --bf16 false" in text
     ranked = CliRunner().invoke(main, ["rank", str(out / "reward-model"), str(out / "completions.jsonl"), "--best", "1"])
     assert ranked.exit_code == 0
     assert len((out / "completions.ranked.jsonl").read_text(encoding="utf-8").splitlines()) == 8

@@ -51,6 +51,13 @@ def demo(
     """
     if find_spec("matplotlib") is None:
         raise MissingDependencyError("The picture of the rewards needs matplotlib: pip install 'rm-plugins[demo]'.")
+    from rm_plugins.data.row_files import check_source
+    from rm_plugins_trl.demo.output_folder import check_free
+
+    check_free(output_dir, overwrite)
+    if dataset is not None:
+        check_source(dataset)
+
     from rm_plugins_trl.demo.run import run_demo
 
     path = run_demo(

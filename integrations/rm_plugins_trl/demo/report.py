@@ -132,9 +132,9 @@ Next, on a real model:
 
     rm-plugins train --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \\
         --dataset_name trl-lib/ultrafeedback_binarized --output_dir Qwen2.5-Reward
-    echo "helpful: ./Qwen2.5-Reward" > rm_plugins.yaml
+    echo "helpful: ./Qwen2.5-Reward" >> rm_plugins.yaml
     trl grpo --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name trl-lib/ultrafeedback-prompt \\
-        --output_dir grpo --reward_funcs rm_plugins_trl.rewards.helpful
+        --output_dir grpo --reward_funcs rm_plugins_trl.rewards.helpful --bf16 false  # on a GPU, leave out --bf16 false
 """
 
 

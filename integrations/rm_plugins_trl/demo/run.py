@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import rm_plugins as rm
 from rm_plugins.cli.printed import Console
 from rm_plugins.data.row_files import write_rows
-from rm_plugins.errors import DataError, ManifestError, ModelError
+from rm_plugins.errors import ManifestError, ModelError
 from rm_plugins.evaluation import PairMetrics, evaluate_pairs
-from rm_plugins.files import check_output, write_atomically
+from rm_plugins.files import write_atomically
 from rm_plugins.models.model_folder import load_config
+from rm_plugins_trl.demo.output_folder import check_free
 from rm_plugins_trl.demo.policies import (
     NO_SETTING,
     load_policy,
@@ -141,9 +142,7 @@ def run_demo(
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:
-    check_output(folder, is_folder=True)
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise DataError(f"{folder} is not empty. Name another --output-dir, or replace what is there with --overwrite.")
+    check_free(folder, overwrite)
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in FILES:

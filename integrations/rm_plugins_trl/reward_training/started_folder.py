@@ -1,4 +1,4 @@
-"""What a training's output folder holds already, which a new training would overwrite."""
+"""What a training's output folder holds already, which a new training would overwrite. Importing it imports neither torch nor trl."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -60,7 +61,7 @@ class _Train(Command):
                 )
         formatter.write_paragraph()
         formatter.write_text(
-            "-q prints results and errors only, and -v also prints tracebacks. --help-all shows all options, ours before TRL's."
+            "-q prints results, warnings and errors only, and -v also prints tracebacks. --help-all shows all options, ours before TRL's."
         )
 
 
@@ -119,6 +120,7 @@ def train(arguments: tuple[str, ...]) -> None:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and train, under ``accelerate launch`` if they ask for it."""
     _check_config(arguments)
+    _check_paths(arguments)
     parser = _parser()
     try:
         *_, from_config, from_line = parser.parse_args_and_config(
@@ -150,6 +152,34 @@ def _check_config(arguments: Sequence[str]) -> None:
     from rm_plugins.written_settings import read_settings
 
     read_settings(Path(arguments[place]))
+
+
+def _check_paths(arguments: Sequence[str]) -> None:
+    """Refuse a used output folder, or a data file that is not there, before the imports that the parser needs, which take seconds.
+
+    The settings of a configuration file are checked after them.
+
+    Raises:
+        OutputError: The folder holds an earlier training, and no option asks to resume or overwrite it.
+        DataError: A data file is not there.
+    """
+    from rm_plugins.data.row_files import check_source
+    from rm_plugins_trl.reward_training.started_folder import check_folder
+
+    options: dict[str, str] = {}
+    for argument, following in pairwise([*arguments, ""]):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            options[name.replace("-", "_")] = value if equals else following
+    is_settled = any(
+        name.startswith(("config", "overwrite", "resume")) for name in options
+    )  # as argparse takes shortened names
+    if options.get("output_dir") and not is_settled:
+        unset = {"overwrite_output_dir": False, "resume_from_checkpoint": None}
+        check_folder(SimpleNamespace(output_dir=options["output_dir"], **unset), arguments)
+    for name in ("dataset_name", "eval_dataset_name"):
+        if options.get(name):
+            check_source(options[name])
 
 
 def _refuse(message: str) -> None:
