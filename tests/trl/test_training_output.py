@@ -25,7 +25,7 @@ ALLOWED = (
     rf"( +eval)? +\d+( +{NUMBER})+ *",
     rf"Accuracy on the evaluation data: {NUMBER}",
     r"Trained 2 steps on 16 pairs in [\d.]+ s\. Last loss [\d.]+, accuracy [\d.]+%\.",
-    r"Preset .*",
+    r"The preset .*",
     r"Saved the reward model to .*\.",
     r"  rm-plugins (verify|evaluate|serve) .*",
     r"",
