@@ -49,7 +49,7 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Choice(["prompt", "row"]),
                 default="prompt",
                 show_default=True,
-                help="The unit of resampling for intervals: all rows of a prompt together, or each row.",
+                help="What intervals treat as independent: prompts, or single rows.",
             ),
             map_option,
             click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N rows."),

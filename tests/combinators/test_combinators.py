@@ -127,7 +127,7 @@ class TestGate:
         reward = rm.load({"provider": "gate", "gate": LENGTH, "at": 2, "reward": LONGER, "label": "neat"})
         reward.score(SAMPLES)
         assert not caplog.text, "12 and 13 pay more than 0"
-        reward.reward = rm.load(constant(-1.25))
+        reward.reward = rm.load(constant(-1.25))  # type: ignore[attr-defined]
         reward.score(SAMPLES[:2])
         assert not caplog.text, "none passed"
         reward.score(SAMPLES)

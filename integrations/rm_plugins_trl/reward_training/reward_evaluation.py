@@ -53,7 +53,7 @@ class RewardEvaluation(TrainerCallback):
         every: ``evaluate`` for whenever the trainer evaluates, a number of steps, or ``end`` for the final model only.
         section: The column that names a row's section; ``section`` or ``subset`` by default.
         by: The rating that rated samples are compared by; the mean of all by default.
-        cluster: The unit of resampling for the intervals: a prompt, or each ``row``.
+        cluster: Whether the intervals treat prompts (``prompt``) or single rows (``row``) as independent.
         split: The split of datasets that are given by name; a benchmark's own, or else ``test``, by default.
         report: A folder for a page with the last evaluation of each data, ``NAME.html``.
         batch_size: Rows scored at a time.
