@@ -94,7 +94,7 @@ class TestGenerate:
         Path("rules.py").write_text(RULES.replace('raise RuntimeError("out of memory")', "return vowels(samples)"))
         sys.modules.pop("rules")
         told = generate(spec="rules:fails")
-        assert "Taking the completions of 3 prompts that were written before." in told.stderr
+        assert "Using the completions of 3 prompts that an earlier run wrote." in told.stderr
         assert generated == [0, 1, 2]
         assert left_behind() == []
 
