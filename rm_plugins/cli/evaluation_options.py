@@ -49,7 +49,7 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Choice(["prompt", "row"]),
                 default="prompt",
                 show_default=True,
-                help="What intervals treat as independent: prompts, or single rows.",
+                help="Whether intervals treat prompts or single rows as independent.",
             ),
             map_option,
             click.option("--limit", type=click.IntRange(min=1), help="Evaluate only the first N rows."),

@@ -75,7 +75,7 @@ def test_its_column_reaches_the_loss(tiny_decoder: Any, tmp_path: Path) -> None:
 def test_data_without_the_column_is_refused(streamed: bool, tiny_decoder: Any, tmp_path: Path) -> None:
     rows = [{name: value for name, value in row.items() if name != "confidence"} for row in PAIRS]
     data = IterableDataset.from_generator(lambda: iter(rows)) if streamed else Dataset.from_list(rows)
-    with pytest.raises(DataError, match=r"needs confidence, .* has no such values. It is how sure"):
+    with pytest.raises(DataError, match=r"needs confidence, .* has (none|no such values)\. It is how sure"):
         trainer(str(tiny_decoder()), tmp_path, outside_loss(), data).train()
 
 
