@@ -73,7 +73,7 @@ def test_a_curve_does_not_mix_with_rows(folder: Path) -> None:
 
 
 def test_a_calibrated_spec_on_standard_output(folder: Path) -> None:
-    told = run(folder, "calibrate", "rules:length", "in.jsonl", "-o", "-")
+    told = run(folder, "calibrate", "rules:length", "pairs.jsonl", "-o", "-")
     assert told.returncode == 0, told.stderr
     assert yaml.safe_load(told.stdout)["transform"]["name"] == "zscore"
 
@@ -109,7 +109,7 @@ INTERRUPTED: dict[str, tuple[Sequence[str], str]] = {
     "rank": (["rank", "rules:slow", "in.jsonl", "--batch-size", "2"], "resumes after the last batch that was scored"),
     "evaluate": (["evaluate", "rules:slow", "pairs.jsonl", "--batch-size", "2"], "resumes after the last batch"),
     "diff": (["diff", "rules:slow", "rules:length", "pairs.jsonl", "--batch-size", "2"], "resumes after the last batch"),
-    "calibrate": (["calibrate", "rules:slow", "in.jsonl"], "Nothing was written; run the same command again"),
+    "calibrate": (["calibrate", "rules:slow", "pairs.jsonl"], "Nothing was written; run the same command again"),
 }
 
 

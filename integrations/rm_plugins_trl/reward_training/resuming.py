@@ -34,12 +34,12 @@ _ONCE_UNSAID = {"read": "before-padding", "pair": False, "convention": "trl"}
 _WHAT = ("base_model", "outputs", "loss", "regularizers", "rendering", "train_data")
 """What is trained, on what and towards what; if one differs, the checkpoint is of another training."""
 
-_OF_THE_CHECKPOINT = ("learning_rate", "weight_decay", "optim")
+_OF_THE_CHECKPOINT = ("learning_rate", "weight_decay")
 """What the optimizer's state contains, so a changed argument has no effect."""
 
 _HOW = (
     *_OF_THE_CHECKPOINT,
-    *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_grad_norm", "num_train_epochs", "max_steps"),
+    *("optim", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "max_grad_norm", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "bf16", "fp16"),
     *("neftune_noise_alpha", "members", "bootstrap", "overlong", "weight_column", "disable_dropout"),
 )
