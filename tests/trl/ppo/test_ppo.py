@@ -323,7 +323,7 @@ def test_a_checkpoint_is_written_and_holds_the_policy(
 @pytest.mark.parametrize("package", ["rm_plugins_trl", "rm_plugins_trl.ppo"])
 def test_a_newer_trl_is_told_where_ppo_went(package: str) -> None:
     with pytest.raises(
-        MissingDependencyError, match=rf"left TRL in version 1\.13, and TRL {version('trl')} is.*rm-plugins\[ppo\]"
+        MissingDependencyError, match=rf"removed PPO in version 1\.13, and TRL {version('trl')} is.*rm-plugins\[ppo\]"
     ):
         importlib.import_module(package).PPOTrainer  # noqa: B018 - the attribute is what fails
     with pytest.raises(ImportError):
