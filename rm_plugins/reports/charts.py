@@ -81,7 +81,7 @@ def fit_values(axes: Any, values: Iterable[float]) -> None:
 def around_one_value(values: Iterable[float]) -> tuple[float, float] | None:
     """The ends of an axis for values that differ only by rounding; None if they differ by more, or if there are none.
 
-    >>> around_one_value([0.7, 0.7 + 1e-12]), around_one_value([0.7, 0.8])
+    >>> around_one_value([0.7, 0.7 + 1e-14]), around_one_value([0.7, 0.8])
     ((0.2, 1.2), None)
     """
     known = [value for value in values if math.isfinite(value)]

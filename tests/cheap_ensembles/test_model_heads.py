@@ -106,7 +106,7 @@ class TestHeads:
             ),
             ({"member_transforms": ["scale", "scal", "scale"]}, r"^member_transforms\[1\]: .*'scale'"),
             ({"aggregate": {"name": "weighted", "weights": [1.0]}}, r"^aggregate\.weights: there are 1 weights for 3 members"),
-            ({"aggregate": "mim"}, r"^aggregate: .*'min'"),
+            ({"aggregate": "medain"}, r"^aggregate: .*'median'"),
             ({"aggregate": "min", "head": 0}, r"^aggregate: .* has a single member here.*and the key `head`"),
         ],
     )

@@ -197,7 +197,7 @@ class TestStart:
     ) -> None:
         other = with_manifest(from_another_seed(tiny_decoder()), training={"base_model": "owner/other"})
         with_manifest(members[0], training={"base_model": "owner/start"})
-        message = r"not trained from the same weights: the cosine .* is -?0\.0\d\d, .*manifests say owner/other and owner/start"
+        message = r"not trained from the same weights: the cosine .* is -?0\.0\d\d, .*name the base models owner/other and owner/start"
         with pytest.raises(ModelError, match=f"{other} and {members[0]} were {message}.*allow_different_starts"):
             merge_models(names(members[0], other), tmp_path / "out")
         with caplog.at_level(logging.WARNING):

@@ -174,7 +174,7 @@ class TestProgram:
         result = run("a", "b", "c", "-o", "merged", "--weights", "1,1,2")
         assert result.exit_code == 0, result.output
         assert result.stdout == ""
-        assert result.stderr.endswith("Wrote merged: the mean of 3 models.\n")
+        assert result.stderr.endswith("Wrote merged: the mean of 3 models. `rm-plugins verify merged` checks it.\n")
         assert CliRunner().invoke(main, ["verify", "merged"]).exit_code == 0
         training = Manifest.read(Path("merged") / MANIFEST_NAME).training
         assert [member["weight"] for member in training["members"]] == [0.25, 0.25, 0.5]

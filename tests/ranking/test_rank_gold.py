@@ -85,7 +85,7 @@ class TestGold:
         rows = [listed(f"Q{number}", "aa" * 2, "b" * 9, "c", good=[3 + number % 2, 0, 1]) for number in range(30)]
         told = rank("rules:length", write(*rows), "--gold", "good", "--curve", "curve.html")
         assert re.search(
-            r"Gold is highest at n = 1 \(1.5\) and falls to 0 at n = 3, by 1.5 \[1.4\d*, 1.5\d*\], while the proxy rises",
+            r"Gold is highest at n = 1 \(1.5\) and falls to 0 at n = 3, a fall of 1.5 \[1.4\d*, 1.5\d*\], while the proxy rises",
             told.stdout,
         )
         assert 'class="warning">Gold is highest' in Path("curve.html").read_text(encoding="utf-8")

@@ -264,7 +264,9 @@ def test_what_cannot_be_loaded_ends_all_processes(start: Start, tmp_path: Path) 
 
 def test_every_option_and_every_limit_is_documented() -> None:
     serve: Any = main.get_command(click.Context(main), "serve")
-    options = {option for parameter in serve.params for option in parameter.opts if option.startswith("--")}
+    of_all_commands = ("help_all", "quiet", "verbose")
+    parameters = [parameter for parameter in serve.params if parameter.name not in of_all_commands]
+    options = {option for parameter in parameters for option in parameter.opts if option.startswith("--")}
     pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("serving", "security")}
     assert not [option for option in options if option not in pages["serving"]]
     for setting in fields(Settings):

@@ -158,7 +158,7 @@ class TestWrongInputs:
 
     def test_without_a_model_or_data(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert "--model_name_or_path MODEL" in CliRunner().invoke(main, ["train"]).stderr
+        assert "--model_name_or_path FOLDER_OR_ID" in CliRunner().invoke(main, ["train"]).stderr
 
 
 @newest_trl

@@ -33,7 +33,7 @@ def recording() -> tuple[Callable[..., list[float]], list[dict[str, Any]]]:
 
     def record(**everything: Any) -> list[float]:
         calls.append(everything)
-        return [0.5] * len(everything["prompts"])
+        return [float(len(str(completion))) for completion in everything["completions"]]
 
     return record, calls
 
@@ -69,7 +69,7 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
 
 
 def len_of_completions(completions: Sequence[Any]) -> list[float]:
-    return [float(len(completion)) for completion in completions]
+    return [float(len(str(completion))) for completion in completions]
 
 
 def kind(sample: rm.Sample) -> str:
@@ -264,7 +264,7 @@ def test_what_depends_on_the_run_is_not_cached(name: str) -> None:
     source = f"def scored(completions, {name}): return [0.0] * len(completions)"
     scope: dict[str, Any] = {}
     exec(source, scope)
-    with pytest.raises(SpecError, match=f"'scored' takes {name}, which changes while a policy is trained"):
+    with pytest.raises(SpecError, match=f"'scored' takes {name}, which changes during training"):
         rm.load({"provider": "cached", "path": "memory", "reward": function(scope["scored"])})
 
 

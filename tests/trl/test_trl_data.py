@@ -67,8 +67,7 @@ class TestLengths:
         assert kept[0] == kept[1]
         assert len(kept[0]) == 8
         assert (
-            "rows of the train dataset are longer than the 16 tokens that the tokenizer or the model says it is for"
-            in caplog.text
+            "rows of the train dataset are longer than the 16 tokens that the tokenizer or the model is made for" in caplog.text
         )
 
     def test_the_tokenizers_limit_is_no_limit(self, tiny_decoder: Any, tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ class TestColumns:
             found[column] = losses_of(trainer)
             told = [record.getMessage() for record in caplog.records if "weighs each row" in record.getMessage()]
             assert len(told) == bool(column)
-            assert not column or f"by the column {column!r}; RewardConfig(weight_column=...)" in told[0]
+            assert not column or f"by its column {column!r}. RewardConfig(weight_column=...)" in told[0]
         assert found[None] == found[""] == pytest.approx(theirs, abs=1e-5)
         assert found["weight"] != pytest.approx(theirs, abs=1e-2) != found["votes"]
         assert found["weight"] != pytest.approx(found["votes"], abs=1e-2)
