@@ -33,9 +33,8 @@ def _environment() -> Iterator[None]:
     """Within it, libraries that are imported read these settings; what the user has set is kept."""
     settings = {"TRANSFORMERS_VERBOSITY": "error", "TRL_EXPERIMENTAL_SILENCE": "1"}
     if sys.stderr is not None and sys.stderr.isatty():
-        settings["TQDM_DELAY"] = (
-            "1"  # seconds: a bar that would only flash up, such as that of a small model's weights, stays away
-        )
+        # Seconds: a bar that would only flash up, such as that of a small model's weights, stays away.
+        settings["TQDM_DELAY"] = "1"
     else:
         settings |= dict.fromkeys(("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1")
     added = [name for name in settings if name not in os.environ]

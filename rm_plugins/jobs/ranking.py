@@ -137,9 +137,8 @@ def scored_prompts(rows: Sequence[ScoredRow], golds: Sequence[list[float | None]
         if len(finished) == len(samples) and all(isinstance(value, bool) for value in finished):
             prompt.finished += finished
     names = [name for name in PROMPT_COLUMNS if any(name in prompt.beside for prompt in prompts.values())]
-    for (
-        prompt
-    ) in prompts.values():  # rows of a dataset have the same columns; TRL unpacks the second one, so it must not be null
+    # Rows of a dataset have the same columns. TRL unpacks the second one, so it must not be null.
+    for prompt in prompts.values():
         prompt.beside = {name: prompt.beside.get(name, {} if name == "chat_template_kwargs" else None) for name in names}
     return list(prompts.values())
 

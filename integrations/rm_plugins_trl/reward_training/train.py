@@ -171,9 +171,8 @@ def _check_paths(arguments: Sequence[str]) -> None:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             options[name.replace("-", "_")] = value if equals else following
-    is_settled = any(
-        name.startswith(("config", "overwrite", "resume")) for name in options
-    )  # as argparse takes shortened names
+    # Only the start of a name is compared, because argparse takes shortened names.
+    is_settled = any(name.startswith(("config", "overwrite", "resume")) for name in options)
     if options.get("output_dir") and not is_settled:
         unset = {"overwrite_output_dir": False, "resume_from_checkpoint": None}
         check_folder(SimpleNamespace(output_dir=options["output_dir"], **unset), arguments)
