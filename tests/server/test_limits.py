@@ -196,6 +196,19 @@ class TestHeads:
                     pass
                 assert time.monotonic() < started + 2
 
+    def test_requests_in_advance_are_few(self, port: int) -> None:
+        short = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert exchange(port, short * 8, timeout=2).count(b"200 OK") == 8
+        assert exchange(port, short * 20, timeout=2).count(b"200 OK") < 20
+
+
+class TestConnections:
+    @pytest.fixture
+    def port(self) -> Iterator[int]:
+        settings = Settings(max_client_connections=8)  # time enough for a head: a busy machine opens eight connections slowly
+        with serving(create_app(FixedProvider(scores=lengths), settings), http=Connections(settings).protocol) as url:
+            yield int(url.rpartition(":")[2])
+
     def test_one_client_has_so_many_connections_and_the_oldest_idle_one_makes_room(self, port: int) -> None:
         opened = [socket.create_connection(("127.0.0.1", port), 3) for _ in range(8)]
         alive = request("GET", "/health", Connection="keep-alive")
@@ -223,11 +236,6 @@ class TestHeads:
         assert b"Retry-After: 1" in refused
         for connection in busy:
             connection.close()
-
-    def test_requests_in_advance_are_few(self, port: int) -> None:
-        short = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-        assert exchange(port, short * 8, timeout=2).count(b"200 OK") == 8
-        assert exchange(port, short * 20, timeout=2).count(b"200 OK") < 20
 
 
 class TestVisitors:

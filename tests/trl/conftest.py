@@ -20,6 +20,7 @@ from trl import __version__ as trl_version
 from tests.conftest import make_tokenizer
 
 HELD_OUT = 800
+TRAINED_ON = 1_500
 MODELS_VARIABLE = "RM_PLUGINS_TEST_MODELS"
 
 newest_trl = pytest.mark.skipif(Version(trl_version) < Version("1.13"), reason="runs in the world of the newest TRL")
@@ -81,14 +82,14 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def polarity_pairs(data_folder: Path) -> list[dict[str, Any]]:
-    """5,331 pairs of film-review sentences; the last 800 are held out."""
+    """5,331 pairs of film-review sentences; the first 1,500 are trained on, and the last 800 are held out."""
     with gzip.open(data_folder / "rt_sentence_polarity_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 @pytest.fixture(scope="session")
 def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM trained by ``rm-plugins train`` on 4,531 pairs: once, whichever process needs it first.
+    """MiniLM trained by ``rm-plugins train`` on 1,500 pairs: once, whichever process needs it first.
 
     It is kept for the other TRL world where the environment says where.
     """
@@ -97,7 +98,7 @@ def polarity_model(polarity_pairs: list[dict[str, Any]], minilm_path: Path, tmp_
     out = folder / "polarity-rm"
     with FileLock(folder / "polarity-rm.lock"):
         if not out.is_dir():
-            train = write_jsonl(folder / "train.jsonl", polarity_pairs[:-HELD_OUT])
+            train = write_jsonl(folder / "train.jsonl", polarity_pairs[:TRAINED_ON])
             held_out = write_jsonl(folder / "held-out.jsonl", polarity_pairs[-HELD_OUT:])
             unfinished = folder / "unfinished"
             run_program(
