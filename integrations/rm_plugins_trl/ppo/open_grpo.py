@@ -51,7 +51,9 @@ class OpenGRPOTrainer(GRPOTrainer):
         """The token ids of each prompt; None leaves it to TRL."""
         return None
 
-    def generated(self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None) -> None:
+    def generated(
+        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
+    ) -> None:
         """Called with what this process has generated; the mask is 1 for the tokens that the policy chose."""
 
     def rollout_log_probs(self, width: int) -> Tensor | None:

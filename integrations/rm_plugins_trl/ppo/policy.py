@@ -24,10 +24,10 @@ _REFERENCE_ADAPTER = "ref"
 
 
 def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_config: Any = None) -> PreTrainedModel:
-    """The policy, in float32 unless ``args.model_init_kwargs`` has another ``dtype``.
+    """The policy, in float32 unless ``args.model_init_kwargs`` has another ``dtype``, with the adapter and the end token of `args`.
 
     Args:
-        model: The policy, or its folder or hub id.
+        model: The policy, or its folder or hub id; by default ``args.sft_model_path``.
         args: The configuration of PPO.
         quantization_config: How a policy given by name is quantized.
 
@@ -35,8 +35,21 @@ def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_con
         ModelError: It cannot be loaded, or has code of its own that may not run.
         UnsupportedError: There is none.
     """
+    policy = _loaded(args.sft_model_path if model is None else model, args, quantization_config)
+    if args.model_adapter_name is not None:
+        policy.set_adapter(args.model_adapter_name)
+    if args.stop_token_id is not None:
+        ends = policy.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        policy.generation_config.eos_token_id = [*dict.fromkeys([*ends, args.stop_token_id])]
+    return policy
+
+
+def _loaded(model: PreTrainedModel | str | None, args: Any, quantization_config: Any) -> PreTrainedModel:
     if model is None:
-        raise UnsupportedError("PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id.")
+        raise UnsupportedError(
+            "PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id."
+        )
     if not isinstance(model, str):
         return model
     load_config(model, code_setting=CODE_SETTING, trust_remote_code=args.trust_remote_code)

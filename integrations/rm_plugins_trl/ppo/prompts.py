@@ -68,7 +68,8 @@ def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Datase
         raise DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
     if first.get("prompt") is None and first.get("input_ids") is not None:
         rows = rows.map(
-            lambda batch: {"prompt": decoded_texts([list(map(int, ids)) for ids in batch["input_ids"]], tokenizer)}, batched=True
+            lambda batch: {"prompt": decoded_texts([list(map(int, ids)) for ids in batch["input_ids"]], tokenizer)},
+            batched=True,
         )
         first = next(iter(rows))
     prompt_of(first, f"Row 0 (counted from 0) of {name}")

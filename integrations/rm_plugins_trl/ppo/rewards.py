@@ -112,7 +112,9 @@ class CompletionRewards:
             ScoringError: All functions abstained on all completions, or a reward is infinite.
         """
         if rewards.isinf().any():
-            raise ScoringError(f"A reward is infinite: {rewards[rewards.isinf().any(1)][0].tolist()}. PPO needs finite rewards.")
+            raise ScoringError(
+                f"A reward is infinite: {rewards[rewards.isinf().any(1)][0].tolist()}. PPO needs finite rewards."
+            )
         abstained = rewards.isnan().all(1)
         if abstained.all():
             raise ScoringError(
@@ -131,11 +133,6 @@ class CompletionRewards:
 
     def _of_unfinished(self, scores: Tensor, is_cut: Tensor) -> Tensor:
         """The rewards, with those of completions that were cut off at the longest length as the configuration says."""
-        penalty, treatment = self.args.missing_eos_penalty, self.args.truncated_completions
-        if treatment == "mask":
+        if self.args.truncated_completions == "mask":
             return scores.masked_fill(is_cut, torch.nan)
-        if penalty is None:
-            return scores
-        if treatment == "penalty":
-            return scores.masked_fill(is_cut & ~scores.isnan(), -penalty)
-        return scores - penalty * is_cut
+        return scores - (self.args.missing_eos_penalty or 0.0) * is_cut

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -46,7 +46,9 @@ class Rollout:
         """The completions at these places, in this order."""
         chosen = torch.tensor(list(places), dtype=torch.long, device=self.mask.device)
         tensors = {name: getattr(self, name)[chosen] for name in _TENSORS if getattr(self, name) is not None}
-        return replace(self, rows=[self.rows[place] for place in places], starts=[self.starts[place] for place in places], **tensors)
+        return replace(
+            self, rows=[self.rows[place] for place in places], starts=[self.starts[place] for place in places], **tensors
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything, as lists and tensors on the CPU."""
@@ -108,6 +110,11 @@ class Generation:
     def is_token(self) -> Tensor:
         """The places in [N, L] that hold a token, bool."""
         return token_places(self.rows, self.starts, self.chosen.shape[1], self.chosen.device)
+
+    def chunks(self, size: int) -> Iterator[tuple[list[list[int]], list[int]]]:
+        """Rows and starts of at most `size` completions at a time, in order."""
+        for first in range(0, len(self.rows), size):
+            yield self.rows[first : first + size], self.starts[first : first + size]
 
     def has_ended(self, end_tokens: Sequence[int]) -> Tensor:
         """Whether each completion ended with one of these tokens, bool [N]."""

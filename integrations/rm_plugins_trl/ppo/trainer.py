@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +101,13 @@ class PPOTrainer(OpenGRPOTrainer):
         if args is not None and config is not None:
             raise UnsupportedError("`config` is another name of `args`; give one of them.")
         if data_collator is not None:
-            raise UnsupportedError("PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`.")
-        args = own_copy(args if args is not None else config if config is not None else PPOConfig())
+            raise UnsupportedError(
+                "PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`."
+            )
+        args = _arguments(args if args is not None else config)
         self.settings: PPOConfig = args
         rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
-        policy = load_policy(model if model is not None else args.sft_model_path, args, quantization_config)
+        policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, needs_prompts=environment_factory is None)
         reference = reference_of(policy, ref_model, args, peft_config)
@@ -142,25 +143,39 @@ class PPOTrainer(OpenGRPOTrainer):
             )
         self.reward_model = rewards.provider
         self.reference = reference.prepared(self.accelerator)
-        read = partial(TokenForward, max_tokens=args.max_batch_tokens, temperature=args.temperature)
-        self._policy = read(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        self._policy = self._reader(self.model)
         if self.reference.model is not None:
-            read(self.accelerator.unwrap_model(self.reference.model))
+            self._reader(self.accelerator.unwrap_model(self.reference.model))
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.reference.model, accelerator=self.accelerator))
         self.critic = critic.to(self.accelerator.device).train()
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
         self.progress = Progress(
-            AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon), self._completion_rewards.scale, self._fixed()
+            AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon),
+            self._completion_rewards.scale,
+            self._fixed(),
         )
         self._rows: list[dict[str, Any]] = []
         self._generation: Generation | None = None
         self._attention = ExitStack()
 
+    def _reader(self, model: Any) -> TokenForward:
+        """Lets a policy be read token by token."""
+        plain = model.get_base_model() if is_peft_model(model) else model
+        reader = TokenForward(plain, self.settings.max_batch_tokens, temperature=self.settings.temperature)
+        reader.packs = reader.packs and self.settings.pack
+        return reader
+
     def _fixed(self) -> dict[str, Any]:
         """The settings that decide what a checkpoint's rollout means."""
-        names = ("num_mini_batches", "num_ppo_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+        names = (
+            "num_mini_batches",
+            "num_ppo_epochs",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_generations",
+        )
         return {"processes": self.accelerator.num_processes, **{name: getattr(self.args, name) for name in names}}
 
     def _total(self, numbers: Tensor) -> Tensor:
@@ -188,7 +203,9 @@ class PPOTrainer(OpenGRPOTrainer):
             self._refuse_longer(ids)
         return ids
 
-    def generated(self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None) -> None:
+    def generated(
+        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
+    ) -> None:
         """Take in what was generated."""
         self._refuse_longer(prompt_ids)
         self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
@@ -225,11 +242,14 @@ class PPOTrainer(OpenGRPOTrainer):
 
     @torch.no_grad()
     def _read_policy(self, generation: Generation) -> None:
-        with self.accelerator.autocast():
-            read = self.model(rows=generation.rows, completion_starts=generation.starts)
-            values = self._critic(rows=generation.rows, starts=generation.starts, hidden=read.hidden)
-        generation.log_probs = by_completion(read.log_probs.float(), generation.is_token)
-        generation.values = by_completion(values.float(), generation.is_token)
+        log_probs, values = [], []
+        for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size):
+            with self.accelerator.autocast():
+                read = self.model(rows=rows, completion_starts=starts)
+                values.append(self._critic(rows=rows, starts=starts, hidden=read.hidden).float())
+            log_probs.append(read.log_probs.float())
+        generation.log_probs = by_completion(torch.cat(log_probs), generation.is_token)
+        generation.values = by_completion(torch.cat(values), generation.is_token)
 
     @torch.no_grad()
     def _read_all(self) -> None:
@@ -238,8 +258,11 @@ class PPOTrainer(OpenGRPOTrainer):
             self._read_policy(generation)
         if self.reference.is_used:
             with self.reference.of(self.model) as reference, self.accelerator.autocast():
-                read = reference(rows=generation.rows, completion_starts=generation.starts)
-            generation.ref_log_probs = by_completion(read.log_probs.float(), generation.is_token)
+                read = [
+                    reference(rows=rows, completion_starts=starts).log_probs.float()
+                    for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size)
+                ]
+            generation.ref_log_probs = by_completion(torch.cat(read), generation.is_token)
 
     def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Rollout:
         """Completions of the rows' prompts, with everything that the losses need.
@@ -254,7 +277,10 @@ class PPOTrainer(OpenGRPOTrainer):
         self._generation = None
         learns = self.mode == "train"
         scores = self._completion_rewards(
-            generation.rewards, self.reward_weights, self.accelerator.gather(generation.has_ended(self.eos_token_ids)), learns=learns
+            generation.rewards,
+            self.reward_weights,
+            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
+            learns=learns,
         )
         local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
         mask = generation.chosen & ~local.isnan()[:, None]
@@ -408,7 +434,9 @@ class PPOTrainer(OpenGRPOTrainer):
             )
         self.record(means)
         if self.mode == "train" and "policy/approxkl_avg" in means:
-            self.progress.see_kl(means["policy/approxkl_avg"], self.settings.target_kl, ends_step=self.accelerator.sync_gradients)
+            self.progress.see_kl(
+                means["policy/approxkl_avg"], self.settings.target_kl, ends_step=self.accelerator.sync_gradients
+            )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer of policy and critic."""
@@ -433,7 +461,7 @@ class PPOTrainer(OpenGRPOTrainer):
     def save_more(self, folder: str, *, is_checkpoint: bool) -> None:
         """Save the critic in ``critic/``, and in a checkpoint where the training is."""
         if self.accelerator.is_main_process:
-            self.critic.save(Path(folder) / "critic")
+            self.critic.save(Path(folder))
         if is_checkpoint:
             self.progress.save(Path(folder), self.accelerator.process_index)
 
@@ -449,4 +477,20 @@ class PPOTrainer(OpenGRPOTrainer):
                 f"The training cannot be resumed from {folder} with other settings: {'; '.join(changed)}. Use the settings from before, or "
                 "start a new training from the saved policy: PPOTrainer(model=FOLDER, value_model=FOLDER/critic, ...)."
             )
-        self.critic.load(Path(folder) / "critic")
+        self.critic.load(Path(folder))
+
+
+def _arguments(given: Any) -> PPOConfig:
+    """A copy of the configuration, with the number of optimizer steps that its episodes need.
+
+    Raises:
+        UnsupportedError: It is the configuration of another trainer.
+    """
+    if given is None:
+        given = PPOConfig()
+    if not isinstance(given, PPOConfig):
+        raise UnsupportedError(f"PPOTrainer needs a PPOConfig of rm_plugins_trl as `args`, not a {type(given).__name__}.")
+    args = own_copy(given)
+    if args.episode_steps is not None:
+        args.max_steps = args.episode_steps
+    return args
