@@ -76,7 +76,7 @@ def make_critic(
         model, shift = reward_as_value_model(reward, policy, tokenizer)
         return ValueModel(model, max_tokens, shift=shift, vocabulary=digest)
     if isinstance(kind_or_model, PreTrainedModel) or hasattr(kind_or_model, "peft_config"):
-        model = kind_or_model  # type: ignore[assignment]
+        model = kind_or_model
         check_value_model(model, "The value model")
         check_vocabulary(model, "The value model", policy, tokenizer, None)
         return ValueModel(model, max_tokens, vocabulary=digest)
