@@ -20,6 +20,7 @@ from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
 from rm_plugins_trl.ppo.rewards import CompletionRewards
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
+from rm_plugins_trl.ppo.steps import StepRewards
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -32,6 +33,7 @@ class RolloutTrainer(OpenGRPOTrainer):
     """Where the training is in its rollout."""
     _critic: Any
     _completion_rewards: CompletionRewards
+    _steps: StepRewards
     _rows: Sequence[dict[str, Any]] = ()
     _generation: Generation | None = None
 
@@ -146,7 +148,10 @@ class RolloutTrainer(OpenGRPOTrainer):
         kl = kl_terms(log_probs, reference, self.settings.kl_estimator) * generation.chosen
         mean_kl = self._mean(kl.sum(1))
         self._refuse_exploded(mean_kl)
-        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight)
+        steps = self._steps.of_tokens(generation, self.reward_weights, self._decoded)
+        if steps is not None:
+            steps = steps / self._completion_rewards.divisor
+        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight, steps)
         if self.settings.whiten_rewards:
             rewards = whitened(rewards, mask, self._total, shift_mean=False)
         advantages, returns = generalized_advantages(rewards, values, mask, self.settings.gamma, self.settings.lam)
@@ -176,6 +181,9 @@ class RolloutTrainer(OpenGRPOTrainer):
         weights = found.get("importance_sampling_ratio")
         weights = None if weights is None else weights.expand(len(rows), -1)[:, : mask.shape[1]].expand(mask.shape)
         return Rollout(generation.rows, generation.starts, mask, log_probs, values, advantages, returns, weights)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.processing_class.decode(ids, skip_special_tokens=True))
 
     def _mean(self, numbers: Tensor) -> float:
         """The mean of a number of each completion over all processes."""

@@ -26,6 +26,7 @@ from rm_plugins_trl.ppo.prompts import placeholder, prompt_datasets
 from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
 from rm_plugins_trl.ppo.rollout import Rollout
 from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
+from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.trl_internals import is_sharded
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class PPOTrainer(RolloutTrainer):
         self.critic = critic.to(self.accelerator.device).train()
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
+        self._steps = StepRewards(rewards.functions)
         self.progress = Progress(
             AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon),
             self._completion_rewards.scale,
