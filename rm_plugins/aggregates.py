@@ -1,7 +1,7 @@
 """Ways to combine the scores of an ensemble's members, used as ``aggregate: NAME`` or ``aggregate: {name: NAME, ...}``.
 
-Reward models trained on preferences are only defined up to a shift, and each has its own spread. An aggregate that compares members
-with each other therefore needs them on one scale first (`needs_common_scale`).
+Reward models trained on preferences are only defined up to a shift, and each has its own spread. Some aggregates, such as ``min``,
+therefore need a common scale of the members (`needs_common_scale`).
 """
 
 from __future__ import annotations

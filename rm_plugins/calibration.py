@@ -111,7 +111,7 @@ class Calibration:
         self._fitting: list[_Fitting] = []
         self._builder = _CalibratingBuilder(self.registry, Path.cwd(), fitting=self._fitting)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The aggregate .* compares members")  # they will be on one scale
+            warnings.filterwarnings("ignore", "The aggregate .* needs a common scale")  # they will have one
             self.provider = self._builder.provider(spec, "")
 
     def _give_transforms(self, sample: Sample) -> None:

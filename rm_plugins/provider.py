@@ -95,7 +95,7 @@ class Aggregate(Component):
     kind: ClassVar[str] = "aggregate"
 
     needs_common_scale: ClassVar[bool] = False
-    """Whether it compares members with each other, which needs them on one scale."""
+    """Whether it needs a common scale: members whose scores have the same zero and unit. If some have no transform, the ensemble warns."""
 
     @abstractmethod
     def __call__(self, members: FloatArray) -> FloatArray:

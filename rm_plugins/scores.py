@@ -104,7 +104,7 @@ class Scores:
                 raise ScoringError(f"Row {unknown[0]} has an error, but there are only {len(values)} samples.")
             if not np.isnan(values[list(self.errors)]).all():
                 values = values.copy()
-                values[list(self.errors)] = np.nan  # a failure is never a number
+                values[list(self.errors)] = np.nan  # a sample with an error has no score
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "details", details)
 

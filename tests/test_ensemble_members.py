@@ -318,13 +318,15 @@ class TestCommonScale:
         with pytest.warns(UserWarning) as caught:
             ensemble = Ensemble(members=[fixed(1, 2, 3, 4), fixed(1, 2, 3, 4)], aggregate=Min())
         (warning,) = caught
-        assert "aggregate 'min' of 'ensemble' compares members, and all of them have no transform" in str(warning.message)
+        assert "aggregate 'min' of 'ensemble' needs a common scale, but all of its members have no transform" in str(
+            warning.message
+        )
         assert "`transform: zscore`" in str(warning.message) and "`common_scale: true`" in str(warning.message)
         ensemble.score(SAMPLES)
 
     def test_those_without_a_transform_are_named(self) -> None:
         scaled = rm.load({"provider": "function", "function": lengths, "transform": "scale"})
-        with pytest.warns(UserWarning, match=r"some of them have no transform \(0, 2\)"):
+        with pytest.warns(UserWarning, match=r"some of its members have no transform \(0, 2\)"):
             Ensemble(members=[fixed(1, 2, 3, 4), scaled, fixed(1, 2, 3, 4)], aggregate=Min())
 
     def test_where_nothing_is_to_be_warned_of(self) -> None:

@@ -1,4 +1,4 @@
-"""rm-plugins in TRL's trainers: the only package here that imports trl, and only when a name is used."""
+"""rm-plugins in TRL's trainers. No other package of rm-plugins imports trl; this one does when one of the names below is first used."""
 
 from importlib import import_module
 from logging import getLogger

@@ -72,7 +72,7 @@ class RewardModel(nn.Module):
     These trainers give a reward model only the policy's token ids. The true prompt and the row's columns come from
     `PPOTrainer`, which announces its rows, or from `prompts`. The completion is the policy's text up to its first
     padding token, decoded without special tokens, as in GRPO; under a conversational prompt it is one assistant message.
-    Without either, the whole decoded text is the completion of an empty prompt.
+    If neither gives a prompt, the whole decoded text is the completion of an empty prompt.
 
     It has no parameters, is its own backbone, and repeats a row's reward along the sequence, so any position may be
     read.

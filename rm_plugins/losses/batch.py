@@ -15,7 +15,7 @@ class RewardBatch:
     """The rewards of N rows (texts that the model scored) and what the data says about them.
 
     Preference pairs, rankings, ratings and unpaired labels are all converted to this, so that one trainer serves every loss. With several
-    processes it holds the rows of all of them; with a shared-trunk ensemble a loss is given one member's outputs at a time.
+    processes it holds the rows of all of them; for members that share a backbone a loss is given one member's outputs at a time.
 
     Args:
         rewards: float [N, heads], the model's outputs for each row.

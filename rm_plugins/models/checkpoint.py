@@ -66,8 +66,18 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
 
     Raises:
-        ModelError: It is neither a folder nor a hub id, it cannot be loaded, or it has no tokenizer, no configuration, or no trained
-            classification head.
+        ModelError: As for `load_model`, or it has no tokenizer.
+    """
+    model, base = load_model(source, settings)
+    return _beside(model, source, base, settings)
+
+
+def load_model(source: str, settings: ModelSettings) -> tuple[PreTrainedModel, str | None]:
+    """Load the model of a model folder, a LoRA adapter folder, or a hub id, without its tokenizer; returns an adapter's base model, too.
+
+    Raises:
+        ModelError: It is neither a folder nor a hub id, it cannot be loaded, or it has no configuration or no trained classification
+            head.
     """
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
@@ -79,7 +89,7 @@ def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
         base = _base_of(source, settings.revision)
         model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
         model = own_weights(model.to(device).eval())
-    return _beside(model, source, base, settings)
+    return model, base
 
 
 def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Iterator[Checkpoint], list[Callable[[], None]]]:

@@ -12,7 +12,7 @@ from rm_plugins.scores import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The outputs of a model's head, possibly for several members with a shared trunk.
+    """The outputs of a model's head, possibly for several members with a shared backbone.
 
     A model with K members has K times the outputs of one member; those of the first member come first.
 

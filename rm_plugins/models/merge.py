@@ -21,6 +21,7 @@ from transformers import AutoConfig
 import rm_plugins
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.files import check_output, replacing_folder
+from rm_plugins.models.adapters import without_adapter
 from rm_plugins.models.checkpoint import load_checkpoint
 from rm_plugins.models.golden import golden_rows, golden_scores
 from rm_plugins.models.heads import Heads
@@ -163,7 +164,7 @@ def _averaged(
 
 def _read(source: str) -> tuple[PreTrainedModel, _Member]:
     checkpoint = load_checkpoint(source, ModelSettings(dtype="float32", device="cpu"))
-    model, manifest, tokenizer = _without_adapter(checkpoint.model, source), checkpoint.manifest, checkpoint.tokenizer
+    model, manifest, tokenizer = without_adapter(checkpoint.model, source), checkpoint.manifest, checkpoint.tokenizer
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(
             f"{source} is quantized, and quantized weights cannot be averaged. Merge the models before they are quantized."
@@ -189,30 +190,6 @@ def _read(source: str) -> tuple[PreTrainedModel, _Member]:
         head=_matrices(model, head=True),
     )
     return model, member
-
-
-def _without_adapter(model: PreTrainedModel, source: str) -> PreTrainedModel:
-    """The model with the layers of a LoRA adapter merged, like peft's ``merge_and_unload``."""
-    if not hasattr(model, "peft_config"):
-        return model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    for name, module in list(model.named_modules()):
-        parent, _, own_name = name.rpartition(".")
-        if isinstance(module, ModulesToSaveWrapper):
-            setattr(model.get_submodule(parent), own_name, module.modules_to_save[module.active_adapter])
-        elif isinstance(module, BaseTunerLayer):
-            module.merge()
-            setattr(model.get_submodule(parent), own_name, module.get_base_layer())
-    unmerged = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
-    if unmerged:
-        raise ModelError(
-            f"{source} is an adapter with layers that cannot be merged here: {unmerged[0]}. Merge it with peft's merge_and_unload, save "
-            "the whole model, and name its folder instead."
-        )
-    del model.peft_config
-    return model
 
 
 def _stored_dtype(model: PreTrainedModel) -> torch.dtype:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from rm_plugins.engine import batch_forward
+from rm_plugins.engine import rows_forward
 from rm_plugins.engine.batch_forward import BatchForward, BatchOutput
 from tests.batch_forward.conftest import (
     EXPERTS,
@@ -278,7 +278,7 @@ def test_no_keys_and_values_are_kept(family: str) -> None:
 def test_the_budget_suits_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(family)
     forward = BatchForward(model)
-    monkeypatch.setattr(batch_forward, "default_max_tokens", lambda model: 70)
+    monkeypatch.setattr(rows_forward, "default_max_tokens", lambda model: 70)
     spy = Spy(model, monkeypatch)
     model(rows=batch_of_rows())
     assert forward.max_tokens == 70
@@ -324,7 +324,7 @@ class TestTheComparison:
         self, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # As a recurrent layer does, which transformers gives another attention as well.
-        monkeypatch.setattr(batch_forward, "attends_packed", lambda model: True)
+        monkeypatch.setattr(rows_forward, "attends_packed", lambda model: True)
         model = family_model("minimax", PADDED["minimax"])
         expected = one_by_one(model, rows)
         forward = BatchForward(model)

@@ -1,4 +1,4 @@
-"""What an ensemble costs beside one model: heads on one trunk, adapters of one base, whole models, members that wait.
+"""What an ensemble costs beside one model: heads on one backbone, adapters of one base, whole models, members that wait.
 
 Run it with ``make bench-ensembles``; it writes its section of ``docs/benchmarks.md``. Needs the real data that the tests use.
 """
@@ -48,7 +48,7 @@ MEMBERS = 5
 LATENCY, LOCAL = 0.3, 0.4
 
 ONE = "one model"
-HEADS = f"{MEMBERS} heads on one trunk"
+HEADS = f"{MEMBERS} heads on one backbone"
 ONE_ADAPTER = "one adapter"
 LORA = f"`lora-ensemble` of {MEMBERS} adapters"
 APART = f"`ensemble` of {MEMBERS} adapters, each loaded with its base"

@@ -129,9 +129,9 @@ class TestLora:
             with warnings.catch_warnings(record=True) as caught:  # among those of libraries
                 warnings.simplefilter("always")
                 lora(adapters, aggregate="max", **settings)
-            messages = [str(warning.message) for warning in caught if "compares members" in str(warning.message)]
+            messages = [str(warning.message) for warning in caught if "needs a common scale" in str(warning.message)]
             assert len(messages) == expected
-            assert all(text.startswith("The aggregate 'max' of 'lora-ensemble' compares members") for text in messages)
+            assert all(text.startswith("The aggregate 'max' of 'lora-ensemble' needs a common scale") for text in messages)
 
     def test_paths_are_relative_to_the_spec(self, adapters: list[str], tmp_path: Path) -> None:
         spec = tmp_path / "spec.yaml"

@@ -1,4 +1,4 @@
-"""Ensembles that are one loaded model: heads on one trunk, LoRA adapters of one base, passes with dropout."""
+"""Ensembles that are one loaded model: heads on one backbone, LoRA adapters of one base, passes with dropout."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TestHeads:
 
     def test_a_missing_scale_is_warned_of_once(self, folder: Path) -> None:
         with pytest.warns(
-            UserWarning, match=r"aggregate 'min' of .* compares members, and all of them have no transform"
+            UserWarning, match=r"aggregate 'min' of .* needs a common scale, but all of its members have no transform"
         ) as caught:
             provider = rm.load(folder, aggregate="min")
         assert len(caught) == 1

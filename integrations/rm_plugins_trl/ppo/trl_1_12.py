@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import AutoModelForSequenceClassification
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, MissingDependencyError, ModelError, UnsupportedError
-from rm_plugins.models.model_folder import load_tokenizer, reason_in_short
+from rm_plugins.errors import DataError, MissingDependencyError, UnsupportedError
+from rm_plugins.models.model_folder import load_tokenizer
 from rm_plugins.processes import all_gathered
 from rm_plugins_trl.configs import bf16_by_default, own_copy, with_help
 from rm_plugins_trl.language_models import load_language_model
+from rm_plugins_trl.ppo.value_models import CODE_SETTING, policy_as_value_model
 from rm_plugins_trl.reward_function import detail_metric
 from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
 
@@ -54,9 +53,6 @@ _Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 _ROW = "dataset_row"
 """The key under which a batch carries the numbers of its rows."""
-
-_CODE_SETTING = "PPOConfig(trust_remote_code=True)"
-"""What lets the code in a policy's checkpoint run."""
 
 _STATISTICS: Mapping[str, Callable[[Any], Any]] = {
     "mean": np.mean,
@@ -157,7 +153,7 @@ class PPOTrainer(TrlPPOTrainer):
         args = PPOConfig() if args is None else own_copy(args)
         trusted = bool(getattr(args, "trust_remote_code", False))  # TRL's own configuration has no such field
         if isinstance(model, str):
-            model = load_language_model(model, code_setting=_CODE_SETTING, trust_remote_code=trusted)
+            model = load_language_model(model, code_setting=CODE_SETTING, trust_remote_code=trusted)
         tokenizer = _tokenizer_of(model, trusted) if processing_class is None else deepcopy(processing_class)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -173,7 +169,7 @@ class PPOTrainer(TrlPPOTrainer):
             reward_model=reward,
             # TRL wants to count and shuffle rows while it is made; `train` refuses this one.
             train_dataset=[None] if train_prompts is None else train_prompts,
-            value_model=_value_model(model, trusted) if value_model is None else value_model,
+            value_model=policy_as_value_model(model, trust_remote_code=trusted) if value_model is None else value_model,
             data_collator=_Collator(tokenizer.pad_token_id, data_collator),
             eval_dataset=eval_prompts,
             optimizers=optimizers,
@@ -404,27 +400,7 @@ def _tokenizer_of(policy: PreTrainedModel, trusted: bool) -> PreTrainedTokenizer
         [source],
         f"the policy {source!r}",
         advice="Give it as `processing_class`.",
-        code_setting=_CODE_SETTING,
+        code_setting=CODE_SETTING,
         padding_side="left",
         trust_remote_code=trusted,
     )
-
-
-def _value_model(policy: PreTrainedModel, trusted: bool) -> PreTrainedModel:
-    """A sequence classifier with one label, a random head, and a backbone with the policy's weights."""
-    try:
-        plain = deepcopy(policy).merge_and_unload() if is_peft_model(policy) else policy
-        config = deepcopy(plain.config)
-        config.num_labels = 1
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-            config, dtype=plain.dtype, trust_remote_code=trusted
-        )
-        backbone = getattr(plain, plain.base_model_prefix)
-        getattr(model, model.base_model_prefix).load_state_dict(backbone.state_dict())
-    except (AttributeError, RuntimeError, ValueError) as error:
-        reason = reason_in_short(error, _CODE_SETTING)
-        raise ModelError(
-            f"The policy ({type(policy).__name__}) cannot be turned into a value model: {reason} Give a sequence classifier with one "
-            "label as `value_model`."
-        ) from error
-    return model

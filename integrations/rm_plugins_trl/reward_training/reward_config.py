@@ -38,8 +38,9 @@ class RewardConfig(TrlRewardConfig):
             ``center_rewards_coefficient`` is the same as ``{"centering": ...}``.
         overlong: For a dataset row with a text of more than ``max_length`` tokens: ``drop`` leaves the row out, as in TRL, and
             ``truncate`` cuts the beginning of the text. The rows are counted and reported.
-        read: The token of a row at which a decoder is scored: ``before-padding`` as in TRL and transformers, ``last`` as in OpenRLHF and
-            vLLM. They differ only if the padding token is also the EOS token that ends a text. The manifest records it.
+        read: The token of a row at which a decoder is scored. ``before-padding`` is the last token that is not padding, as in TRL and
+            transformers. ``last`` is the last token of any kind, as in OpenRLHF and vLLM. They differ only if the padding token is also the
+            EOS token that ends a text. The manifest records it.
         pair: Whether a prompt and a completion are encoded as a pair, with separators and token types, as for cross-encoders. If
             not, they are one text, as in TRL.
         attributes: The attributes of ratings, in the order of the model's outputs; those of the first row if unset.

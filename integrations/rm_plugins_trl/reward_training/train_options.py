@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
     "Reward": (
         TrainOption("--loss", "NAME|JSON", "`rm-plugins list losses` shows them.", "bradley-terry"),
         TrainOption("--regularizers", "JSON", 'Terms added to the loss, such as {"centering": 0.01}.'),
-        TrainOption("--members", "N", "Score heads of a shared-trunk ensemble.", "1"),
+        TrainOption("--members", "N", "Score heads of an ensemble on one backbone.", "1"),
         TrainOption("--max_length", "TOKENS", "The longest text.", "1024"),
         TrainOption("--overlong", "drop|truncate", "Drop rows with longer texts, or truncate the texts.", "drop"),
     ),

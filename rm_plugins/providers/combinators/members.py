@@ -109,13 +109,14 @@ def bound_aggregate(aggregate: Aggregate | None, members: int) -> Aggregate:
 
 
 def warn_without_common_scale(aggregate: Aggregate, transforms: Sequence[Transform | None], called: str) -> None:
-    """Warn where an aggregate compares members that no transform brings to one scale."""
+    """Warn where an aggregate needs a common scale, and members have no transform."""
     bare = [number for number, transform in enumerate(transforms) if transform is None]
     if aggregate.needs_common_scale and bare and len(transforms) > 1:
         warnings.warn(
-            f"The aggregate {aggregate.name!r} of {called} compares members, and {'all' if len(bare) == len(transforms) else 'some'} "
-            f"of them have no transform ({', '.join(map(str, bare))}). Rewards learned from preferences are only defined up to a shift, "
-            "so one member may always be the lowest. Give each member `transform: zscore` (in one model: `member_transforms`), use "
-            "`rm-plugins calibrate`, or set `common_scale: true` if they share a scale.",
+            f"The aggregate {aggregate.name!r} of {called} needs a common scale, but {'all' if len(bare) == len(transforms) else 'some'} "
+            f"of its members have no transform ({', '.join(map(str, bare))}). "
+            "Rewards learned from preferences are only defined up to a shift, so one member may always be the lowest. Give each "
+            "member `transform: zscore` (in one model: `member_transforms`), use `rm-plugins calibrate`, or set "
+            "`common_scale: true` if they share a scale.",
             stacklevel=3,
         )

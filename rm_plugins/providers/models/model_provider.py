@@ -128,8 +128,12 @@ class ModelProvider(Provider):
     @property
     def statistics(self) -> ScoreStatistics | None:
         """The statistics in the model's manifest, if they apply: members must be averaged without transforms."""
-        is_mean = isinstance(self._aggregate, Mean) and not self.member_transforms
-        return self.trained.statistics if is_mean else None
+        return self.trained.statistics if self.is_weighted_sum else None
+
+    @property
+    def is_weighted_sum(self) -> bool:
+        """Whether the reward, before its transform, is the sum of the model's outputs with the weights `Heads.reward_weights`."""
+        return isinstance(self._aggregate, Mean) and not self.member_transforms
 
     @property
     def identity(self) -> list[Any]:

@@ -1,0 +1,139 @@
+"""TRL's ``GRPOTrainer``, with the private places that PPO changes under public names.
+
+Read in TRL 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for each that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+
+class OpenGRPOTrainer(GRPOTrainer):
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing."""
+
+    # --- To call ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """``train`` or ``eval``."""
+        return "train" if self.model.training else "eval"
+
+    def record(self, figures: Mapping[str, float]) -> None:
+        """Have the next log show the mean of each figure since the last one."""
+        for name, value in figures.items():
+            self._metrics[self.mode][name].append(float(value))
+
+    def drop_figures(self, *names: str) -> None:
+        """Have the next log leave out what TRL recorded under these names."""
+        for name in names:
+            self._metrics[self.mode].pop(name, None)
+
+    def replace_logged_advantages(self, advantages: Sequence[float]) -> None:
+        """Show these, one for each completion of all processes, in the table of completions instead of GRPO's."""
+        logged = self._logs["advantages"]
+        for _ in range(min(len(advantages), len(logged))):
+            logged.pop()
+        logged.extend(advantages)
+
+    def roll_out(self, rows: list[dict[str, Any]]) -> Any:
+        """Generate completions for rows of the dataset, score them, and return what is learned from them."""
+        return self._generate_and_score_completions(rows)
+
+    # --- Hooks ------------------------------------------------------------------------------------------------------------
+
+    def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
+        """The token ids of each prompt; None leaves it to TRL."""
+        return None
+
+    def generated(
+        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
+    ) -> None:
+        """Called with what this process has generated; the mask is 1 for the tokens that the policy chose."""
+
+    def rollout_log_probs(self, width: int) -> Tensor | None:
+        """Log-probabilities [N, width] of what was generated, under the policy; None leaves it to TRL."""
+        return None
+
+    def scored(self, score: Callable[[], Tensor]) -> Tensor:
+        """The rewards of all processes, [N of all, reward functions]: call `score`, which every process must do once."""
+        return score()
+
+    def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Any:
+        """What is learned from rows of the dataset; `learn` generates, calls the rewards and returns TRL's tensors."""
+        return learn()
+
+    def next_batch(self, rows: list[dict[str, Any]]) -> Any:
+        """What `compute_loss` gets for the rows of a generation batch."""
+        return super()._prepare_inputs(rows)
+
+    def save_more(self, folder: str, *, is_checkpoint: bool) -> None:
+        """Save what TRL's trainer does not have; every process calls it."""
+
+    def load_more(self, folder: str) -> None:
+        """Load it from a checkpoint."""
+
+    # --- TRL's and transformers' names ------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        ids = self.tokenized(prompts)
+        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        found = super()._generate(prompts)
+        self.generated(*found[:3])
+        return found
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        width = kwargs["logits_to_keep"] if "logits_to_keep" in kwargs else args[3]
+        log_probs = self.rollout_log_probs(width)
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs) if log_probs is None else (log_probs, None, None)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
+        calculate = super()._calculate_rewards
+        return self.scored(lambda: calculate(*args, **kwargs))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        learn = super()._generate_and_score_completions
+        return self.rolled_out(inputs, lambda: learn(inputs))
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        return self.next_batch(generation_batch)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return _ByEpoch(super()._get_train_sampler(dataset))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_more(resume_from_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy and the critic, by default into ``args.output_dir``."""
+        super().save_model(output_dir, _internal_call)
+        self.save_more(output_dir or self.args.output_dir, is_checkpoint=_internal_call)
+
+
+class _ByEpoch(Sampler[int]):
+    """TRL's sampler, whose order depends on the epoch alone, so that a resumed training reads the rows that it would have read."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Any:
+        generator: torch.Generator | None = getattr(self.sampler, "generator", None)
+        if generator is not None and self.sampler.seed is not None:
+            generator.manual_seed(self.sampler.seed + self.epoch)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)

@@ -1,0 +1,154 @@
+"""The policy that PPO trains, its tokenizer, and the reference from which it must not move far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import is_peft_model
+
+from rm_plugins.errors import ModelError, UnsupportedError
+from rm_plugins.models.model_folder import load_config, load_tokenizer, reason_in_short
+from rm_plugins_trl.trl_internals import create_model_from_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CODE_SETTING = "PPOConfig(trust_remote_code=True)"
+"""What lets the code in a policy's checkpoint run."""
+
+_REFERENCE_ADAPTER = "ref"
+
+
+def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_config: Any = None) -> PreTrainedModel:
+    """The policy, in float32 unless ``args.model_init_kwargs`` has another ``dtype``, with the adapter and the end token of `args`.
+
+    Args:
+        model: The policy, or its folder or hub id; by default ``args.sft_model_path``.
+        args: The configuration of PPO.
+        quantization_config: How a policy given by name is quantized.
+
+    Raises:
+        ModelError: It cannot be loaded, or has code of its own that may not run.
+        UnsupportedError: There is none.
+    """
+    policy = _loaded(args.sft_model_path if model is None else model, args, quantization_config)
+    if args.model_adapter_name is not None:
+        policy.set_adapter(args.model_adapter_name)
+    if args.stop_token_id is not None:
+        ends = policy.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        policy.generation_config.eos_token_id = [*dict.fromkeys([*ends, args.stop_token_id])]
+    return policy
+
+
+def _loaded(model: PreTrainedModel | str | None, args: Any, quantization_config: Any) -> PreTrainedModel:
+    if model is None:
+        raise UnsupportedError(
+            "PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id."
+        )
+    if not isinstance(model, str):
+        return model
+    load_config(model, code_setting=CODE_SETTING, trust_remote_code=args.trust_remote_code)
+    given = {"quantization_config": quantization_config} if quantization_config is not None else {}
+    settings = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), **given}
+    try:
+        loaded: PreTrainedModel = create_model_from_path(model, **settings)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The policy {model!r} cannot be loaded: {reason_in_short(error, CODE_SETTING)}") from error
+    return loaded
+
+
+def policy_tokenizer(
+    policy: PreTrainedModel, given: PreTrainedTokenizerBase | None, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """A copy of the given tokenizer, or the one beside the policy; EOS becomes the padding token where there is none.
+
+    Raises:
+        ModelError: There is none beside the policy.
+    """
+    if given is not None:
+        tokenizer = deepcopy(given)
+    else:
+        source = policy.config.name_or_path
+        tokenizer = load_tokenizer(
+            [source],
+            f"the policy {source!r}",
+            advice="Give it as `processing_class`.",
+            code_setting=CODE_SETTING,
+            padding_side="left",
+            trust_remote_code=trust_remote_code,
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference policy.
+
+    Args:
+        model: A model of its own; None if it is the policy with another adapter or without one, or if there is no KL penalty.
+        adapter: The policy's adapter that is the reference; None for the policy without an adapter.
+        is_used: Whether there is a KL penalty.
+    """
+
+    model: Any = None
+    adapter: str | None = None
+    is_used: bool = True
+
+    def prepared(self, accelerator: Any) -> Reference:
+        """The same on the accelerator's device, without gradients."""
+        if self.model is None:
+            return self
+        self.model.requires_grad_(False)
+        return replace(self, model=accelerator.prepare_model(self.model, evaluation_mode=True))
+
+    @contextmanager
+    def of(self, policy: Any) -> Iterator[Any]:
+        """The model to call for the reference's log-probabilities; within it, a policy's adapters are the reference's."""
+        if self.model is not None:
+            yield self.model
+        elif self.adapter is None:
+            with policy.disable_adapter():
+                yield policy
+        else:
+            trained = policy.active_adapter
+            policy.set_adapter(self.adapter)
+            try:
+                yield policy
+            finally:
+                policy.set_adapter(trained)
+
+
+def reference_of(policy: Any, given: PreTrainedModel | None, args: Any, peft_config: Any) -> Reference:
+    """The reference for a policy that is not trained yet.
+
+    It is the given model; or, for a policy that gets a new adapter, the policy without it; or, for one that has an adapter, a copy of
+    the adapter; or else a copy of the policy.
+
+    Raises:
+        UnsupportedError: A reference is given for a policy with an adapter.
+    """
+    if not args.kl_coef and args.adaptive_kl_target is None and args.max_kl is None:
+        return Reference(is_used=False)
+    if given is not None:
+        if given is policy:
+            raise UnsupportedError("`ref_model` is the policy itself, which changes in training. Leave it out, or give a copy.")
+        return Reference(given)
+    if peft_config is not None:
+        return Reference()
+    if not is_peft_model(policy):
+        return Reference(deepcopy(policy))
+    if args.ref_adapter_name is not None:
+        return Reference(adapter=args.ref_adapter_name)
+    trained = policy.active_adapter
+    policy.add_adapter(_REFERENCE_ADAPTER, policy.peft_config[trained])
+    for name, parameter in policy.named_parameters():
+        if f".{trained}." in name:
+            policy.get_parameter(name.replace(f".{trained}.", f".{_REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
+    return Reference(adapter=_REFERENCE_ADAPTER)

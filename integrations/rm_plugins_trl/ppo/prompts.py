@@ -1,0 +1,147 @@
+"""The prompts that PPO trains and evaluates on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, UnsupportedError
+from rm_plugins_trl.reward_model import decoded_texts, prompt_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_OF_A_ROW = ("input_ids", "tools", "chat_template_kwargs")
+"""Columns that say how the prompt of their row becomes token ids."""
+
+
+@dataclass(frozen=True)
+class PromptDatasets:
+    """The datasets of a training, as TRL's GRPO trainer takes them."""
+
+    train: Dataset | IterableDataset | None
+    evaluation: Any
+
+
+def prompt_datasets(
+    train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, *, needs_prompts: bool = True
+) -> PromptDatasets:
+    """The datasets of a training, each with a ``prompt`` in every row.
+
+    Args:
+        train: Rows to train on: a dataset, a stream, or a list of mappings.
+        evaluation: Rows of the same kind, or several by name; None or no rows for no evaluation.
+        tokenizer: The policy's tokenizer, which decodes the prompts of rows that have only ``input_ids``.
+        needs_prompts: Whether there must be rows to train on; environments may have prompts of their own.
+
+    Raises:
+        DataError: A dataset is empty, or its first row has no prompt.
+        UnsupportedError: Something is not a dataset.
+    """
+    if train is None:
+        if needs_prompts:
+            raise DataError(
+                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
+            )
+        return PromptDatasets(None, None)
+    if isinstance(evaluation, Mapping):
+        named = {name: _prompts(rows, f"eval_dataset[{name!r}]", tokenizer) for name, rows in evaluation.items()}
+        return PromptDatasets(_prompts(train, "train_dataset", tokenizer), named or None)
+    is_empty = evaluation is None or (isinstance(evaluation, Sized) and len(evaluation) == 0)
+    return PromptDatasets(
+        _prompts(train, "train_dataset", tokenizer), None if is_empty else _prompts(evaluation, "eval_dataset", tokenizer)
+    )
+
+
+def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
+    if isinstance(rows, Sequence) and not isinstance(rows, str):
+        rows = Dataset.from_list([dict(row) for row in rows])
+    if not isinstance(rows, (Dataset, IterableDataset)):
+        raise UnsupportedError(f"{name} must be a dataset of rows with a 'prompt' column, not {type(rows).__name__}.")
+    first = next(iter(rows), None)
+    if first is None:
+        raise DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
+    if first.get("prompt") is None and first.get("input_ids") is not None:
+        rows = rows.map(
+            lambda batch: {"prompt": decoded_texts([list(map(int, ids)) for ids in batch["input_ids"]], tokenizer)},
+            batched=True,
+        )
+        first = next(iter(rows))
+    prompt_of(first, f"Row 0 (counted from 0) of {name}")
+    return rows
+
+
+def given_prompt_ids(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, dataset: str
+) -> list[list[int]] | None:
+    """The token ids of the rows' prompts, where a row says how they are made; None where the trainer makes them as of any prompt.
+
+    A row may have ``input_ids``, or ``tools`` and ``chat_template_kwargs`` for the chat template.
+    """
+    if not any(row.get(name) for row in rows for name in _OF_A_ROW):
+        return None
+    return [prompt_ids(row, tokenizer, f"A row of {dataset}") for row in rows]
+
+
+def prompt_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """The policy's token ids of a row's prompt.
+
+    Args:
+        row: Columns by name: ``input_ids``, or ``prompt`` and perhaps ``tools`` and ``chat_template_kwargs``.
+        tokenizer: The policy's tokenizer.
+        where: What an error message calls the row.
+
+    Raises:
+        DataError: The row has no prompt, the chat template refuses it, or it has no token.
+    """
+    ids = [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
+    ids = ids or tokenized_prompt(prompt_of(row, where), tokenizer, where)
+    if not ids:
+        raise DataError(f"{where} has a prompt of 0 tokens, which a policy cannot continue.")
+    return ids
+
+
+def tokenized_prompt(prompt: rm.Sample, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """The token ids of a prompt: of its text, or of what the chat template makes of its messages.
+
+    Raises:
+        DataError: The chat template refuses it.
+    """
+    if isinstance(prompt.prompt, str):
+        return list(tokenizer(prompt.prompt)["input_ids"])
+    tools = prompt.columns.get("tools")
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in prompt.prompt],
+            tools=json.loads(tools) if isinstance(tools, str) else tools or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            **(prompt.columns.get("chat_template_kwargs") or {}),
+        )
+    except Exception as error:  # a template is a program and raises whatever its author wrote
+        raise DataError(f"{where}: the policy's chat template refused the prompt: {error}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def refuse_longer(prompts: Sequence[Sequence[int]], longest_row: int | None, completion_tokens: int) -> None:
+    """Refuse a prompt that leaves the policy no room for its completion.
+
+    Args:
+        prompts: Token ids per prompt.
+        longest_row: The number of positions that the policy has; None for no limit.
+        completion_tokens: The most tokens of a completion.
+
+    Raises:
+        DataError: A prompt and its completion may be longer than the policy's positions.
+    """
+    longest = max(map(len, prompts), default=0)
+    if longest_row is not None and longest + completion_tokens > longest_row:
+        raise DataError(
+            f"A prompt of {longest} tokens and a completion of up to {completion_tokens} (response_length) are longer than the "
+            f"{longest_row} positions of the policy. Shorten or drop long prompts, or lower response_length."
+        )

@@ -1,0 +1,496 @@
+"""PPO on TRL's GRPO trainer (TRL 1.13 and later), with any provider as its reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from rm_plugins.engine.token_forward import TokenForward
+from rm_plugins.errors import DataError, TrainingError, UnsupportedError
+from rm_plugins_trl.configs import own_copy
+from rm_plugins_trl.ppo.advantages import explained_variance, generalized_advantages, token_rewards, whitened
+from rm_plugins_trl.ppo.config import PPOConfig
+from rm_plugins_trl.ppo.critic import make_critic, trained_groups
+from rm_plugins_trl.ppo.kl import AdaptiveKl, kl_terms
+from rm_plugins_trl.ppo.losses import policy_loss, value_loss
+from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
+from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
+from rm_plugins_trl.ppo.progress import Progress
+from rm_plugins_trl.ppo.prompts import given_prompt_ids, prompt_datasets, refuse_longer
+from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
+from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
+from rm_plugins_trl.trl_internals import is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from rm_plugins_trl.reward_function import Spec
+
+
+class PPOTrainer(OpenGRPOTrainer):
+    """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) of a language model, with any provider as its reward.
+
+    Prompts, generation, tools, environments, reward functions, adapters and the log of completions are those of TRL's
+    ``GRPOTrainer``. PPO adds a critic, a KL penalty for each token, generalized advantage estimates, and several epochs of minibatches
+    with clipped losses. All averages are over the tokens of a minibatch in all processes, so that the number of processes does not
+    change an update.
+
+    Only the policy, the reward and the prompts are required. The first arguments have the names and the order of TRL 1.12's
+    ``PPOTrainer``.
+
+    Args:
+        args: The configuration.
+        processing_class: The policy's tokenizer. By default the one beside the policy; EOS becomes the padding token of a
+            tokenizer without one.
+        model: The policy, or its folder or hub id; by default ``args.sft_model_path``.
+        ref_model: The reference policy, by default a copy of the policy, or the policy without its adapter.
+        reward_model: A reward: anything that `rm_plugins.load` takes, or a sequence classifier. By default ``args.reward_model_path``.
+        train_dataset: Rows with ``prompt``, text or messages, or with ``input_ids``; every other column reaches the reward.
+        value_model: The critic: a sequence classifier with one label, or its folder or hub id; by default what ``args.critic`` says.
+        data_collator: Refused, because prompts are tokenized here.
+        eval_dataset: Rows of the same kind, or several datasets by name.
+        optimizers: The optimizer and the learning rate scheduler; those of `args` where None. The critic's parameters are added.
+        callbacks: Callbacks beside TRL's own.
+        peft_config: The adapter that the policy is trained with.
+        config: Another name of `args`.
+        reward_funcs: Several rewards in place of `reward_model`, each as there, or a function with TRL's signature. They are weighed by
+            ``args.reward_weights``.
+        tools: Functions that the policy may call, as in GRPO.
+        environment_factory: Environments, as in GRPO.
+        rollout_func: A rollout of one's own, as in GRPO.
+        quantization_config: How a policy given by name is quantized.
+
+    Raises:
+        SpecError: A reward's spec is wrong.
+        ModelError: The policy has no tokenizer beside it, or the critic does not fit it.
+        DataError: A dataset is empty, or its first row has no prompt.
+        UnsupportedError: There is no policy, no reward or no prompts, or the arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        args: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model: PreTrainedModel | str | None = None,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: Spec | nn.Module | None = None,
+        train_dataset: Any = None,
+        value_model: PreTrainedModel | str | None = None,
+        data_collator: Any = None,
+        eval_dataset: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+        *,
+        config: Any = None,
+        reward_funcs: Any = None,
+        tools: list[Callable[..., Any]] | None = None,
+        environment_factory: Any = None,
+        rollout_func: Any = None,
+        quantization_config: Any = None,
+    ) -> None:
+        if args is not None and config is not None:
+            raise UnsupportedError("`config` is another name of `args`; give one of them.")
+        if data_collator is not None:
+            raise UnsupportedError(
+                "PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`."
+            )
+        args = _arguments(args if args is not None else config)
+        self.settings: PPOConfig = args
+        rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
+        policy = load_policy(model, args, quantization_config)
+        tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
+        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, needs_prompts=environment_factory is None)
+        reference = reference_of(policy, ref_model, args, peft_config)
+        critic = make_critic(
+            value_model if value_model is not None else args.critic,
+            policy,
+            rewards.provider,
+            tokenizer,
+            max_tokens=args.max_batch_tokens,
+            trust_remote_code=args.trust_remote_code,
+        )
+        kl_coef, args.beta = args.kl_coef, 0.0  # TRL would load a reference of its own
+        sync_ref_model, args.sync_ref_model = args.sync_ref_model, False
+        super().__init__(
+            model=policy,
+            reward_funcs=rewards.functions,
+            args=args,
+            train_dataset=datasets.train,
+            eval_dataset=datasets.evaluation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            tools=tools,
+            environment_factory=environment_factory,
+            rollout_func=rollout_func,
+        )
+        args.beta, args.sync_ref_model = kl_coef, sync_ref_model
+        if is_sharded(self):
+            raise UnsupportedError(
+                "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism "
+                "(`accelerate launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
+            )
+        self.reward_model = rewards.provider
+        self.reference = reference.prepared(self.accelerator)
+        self._policy = self._reader(self.model)
+        if self.reference.model is not None:
+            self._reader(self.accelerator.unwrap_model(self.reference.model))
+        if sync_ref_model:
+            self.add_callback(SyncRefModelCallback(ref_model=self.reference.model, accelerator=self.accelerator))
+        self.critic = critic.to(self.accelerator.device).train()
+        self._critic: Any = self.accelerator.prepare_model(self.critic)
+        self._completion_rewards = CompletionRewards(args)
+        self.progress = Progress(
+            AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon),
+            self._completion_rewards.scale,
+            self._fixed(),
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._generation: Generation | None = None
+        self._attention = ExitStack()
+
+    def _reader(self, model: Any) -> TokenForward:
+        """Lets a policy be read token by token."""
+        plain = model.get_base_model() if is_peft_model(model) else model
+        reader = TokenForward(plain, self.settings.max_batch_tokens, temperature=self.settings.temperature)
+        reader.packs = reader.packs and self.settings.pack
+        return reader
+
+    def _fixed(self) -> dict[str, Any]:
+        """The settings that decide what a checkpoint's rollout means."""
+        names = (
+            "num_mini_batches",
+            "num_ppo_epochs",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_generations",
+        )
+        return {"processes": self.accelerator.num_processes, **{name: getattr(self.args, name) for name in names}}
+
+    def _total(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total: Tensor = self.accelerator.reduce(numbers, reduction="sum")
+        return total
+
+    # --- Rollouts ---------------------------------------------------------------------------------------------------------
+
+    def next_batch(self, rows: list[dict[str, Any]]) -> Rollout:
+        """The completions that the next forward pass learns from; generates new ones where the last were used up."""
+        if self.mode == "eval":
+            return self.roll_out(rows)
+        progress, passes = self.progress, self.args.steps_per_generation
+        if progress.place == 0 or progress.rollout is None:
+            progress.start(self.roll_out(rows))
+        if progress.place % passes == 0 or not progress.order:
+            progress.shuffle(passes, self.args.gradient_accumulation_steps, self._total)
+        return progress.part(passes)
+
+    def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
+        """The token ids of prompts whose rows say how they are made."""
+        ids = given_prompt_ids(self._rows, self.processing_class, "eval_dataset" if self.mode == "eval" else "train_dataset")
+        if ids is not None:
+            self._refuse_longer(ids)
+        return ids
+
+    def generated(
+        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
+    ) -> None:
+        """Take in what was generated."""
+        self._refuse_longer(prompt_ids)
+        self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
+
+    def _refuse_longer(self, prompts: Sequence[Sequence[int]]) -> None:
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        refuse_longer(prompts, positions, self.max_completion_length)
+
+    def rollout_log_probs(self, width: int) -> Tensor:
+        """The log-probabilities of what was generated, under the policy, [N, width]."""
+        generation = self._generated
+        if generation.log_probs is None:
+            self._read_policy(generation)
+        assert generation.log_probs is not None
+        return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
+
+    def scored(self, score: Callable[[], Tensor]) -> Tensor:
+        """The rewards, which a single process waits for while it reads what it has generated."""
+        if self.accelerator.num_processes > 1:  # both communicate, which must not happen at once
+            rewards = score()
+            self._read_all()
+        else:
+            with ThreadPoolExecutor(1, "rewards") as pool:
+                pending = pool.submit(score)
+                self._read_all()
+                rewards = pending.result()
+        self._generated.rewards = rewards
+        return rewards
+
+    @property
+    def _generated(self) -> Generation:
+        assert self._generation is not None, "nothing was generated"
+        return self._generation
+
+    @torch.no_grad()
+    def _read_policy(self, generation: Generation) -> None:
+        log_probs, values = [], []
+        for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size):
+            with self.accelerator.autocast():
+                read = self.model(rows=rows, completion_starts=starts)
+                values.append(self._critic(rows=rows, starts=starts, hidden=read.hidden).float())
+            log_probs.append(read.log_probs.float())
+        generation.log_probs = by_completion(torch.cat(log_probs), generation.is_token)
+        generation.values = by_completion(torch.cat(values), generation.is_token)
+
+    @torch.no_grad()
+    def _read_all(self) -> None:
+        generation = self._generated
+        if generation.log_probs is None:
+            self._read_policy(generation)
+        if self.reference.is_used:
+            with self.reference.of(self.model) as reference, self.accelerator.autocast():
+                read = [
+                    reference(rows=rows, completion_starts=starts).log_probs.float()
+                    for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size)
+                ]
+            generation.ref_log_probs = by_completion(torch.cat(read), generation.is_token)
+
+    def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Rollout:
+        """Completions of the rows' prompts, with everything that the losses need.
+
+        Raises:
+            ScoringError: The reward abstained on all completions, or is infinite.
+            TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
+        """
+        self._rows = rows
+        found = learn()
+        generation = self._generated
+        self._generation = None
+        learns = self.mode == "train"
+        scores = self._completion_rewards(
+            generation.rewards,
+            self.reward_weights,
+            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
+            learns=learns,
+        )
+        local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
+        mask = generation.chosen & ~local.isnan()[:, None]
+        log_probs, values = generation.log_probs, generation.values
+        assert log_probs is not None and values is not None
+        reference = generation.ref_log_probs if generation.ref_log_probs is not None else log_probs
+        kl = kl_terms(log_probs, reference, self.settings.kl_estimator) * generation.chosen
+        mean_kl = self._mean(kl.sum(1))
+        self._refuse_exploded(mean_kl)
+        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight)
+        if self.settings.whiten_rewards:
+            rewards = whitened(rewards, mask, self._total, shift_mean=False)
+        advantages, returns = generalized_advantages(rewards, values, mask, self.settings.gamma, self.settings.lam)
+        explained = explained_variance(returns, values, mask, self._total)
+        logged = self.accelerator.gather((advantages.sum(1) / mask.sum(1).clamp(min=1)).contiguous())
+        self.replace_logged_advantages(logged.tolist())
+        if self.settings.whiten_advantages:
+            advantages = whitened(advantages, mask, self._total)
+        penalty = -self.progress.kl.weight * mean_kl
+        score = float(scores.nanmean())
+        self.drop_figures("frac_reward_zero_std")
+        self.record(
+            {
+                "objective/kl": mean_kl,
+                "objective/entropy": self._mean(-(log_probs * generation.chosen).sum(1)),
+                "objective/scores": score,
+                "objective/non_score_reward": penalty,
+                "objective/rlhf_reward": score + penalty,
+                "objective/kl_coef": self.progress.kl.weight,
+                "objective/abstained": float(scores.isnan().double().mean()),
+                "critic/explained_variance": explained,
+                "episode": self._episodes(),
+            }
+        )
+        if learns:
+            self.progress.kl.update(mean_kl, len(scores))
+        weights = found.get("importance_sampling_ratio")
+        weights = None if weights is None else weights.expand(len(rows), -1)[:, : mask.shape[1]].expand(mask.shape)
+        return Rollout(generation.rows, generation.starts, mask, log_probs, values, advantages, returns, weights)
+
+    def _mean(self, numbers: Tensor) -> float:
+        """The mean of a number of each completion over all processes."""
+        total, count = self._total(torch.stack([numbers.double().sum(), numbers.new_tensor(len(numbers), dtype=torch.double)]))
+        return float(total / count)
+
+    def _episodes(self) -> int:
+        """The number of completions that have been generated for training."""
+        steps = self.settings.num_ppo_epochs * self.settings.num_mini_batches
+        return (self.state.global_step // steps + 1) * self.args.generation_batch_size
+
+    def _refuse_exploded(self, kl: float) -> None:
+        limit = self.settings.max_kl
+        if math.isfinite(kl) and (limit is None or kl <= limit):
+            return
+        what = "is not finite" if not math.isfinite(kl) else f"is larger than max_kl={limit}"
+        raise TrainingError(
+            f"Step {self.state.global_step}: the policy's KL divergence from the reference, {kl:.4g} per completion, {what}. "
+            f"{self._evidence()} The policy was not changed by this rollout. Lower learning_rate, raise kl_coef, or set target_kl; "
+            "resume from an earlier checkpoint."
+        )
+
+    def _evidence(self) -> str:
+        """What the last logs say about the course of the training."""
+        shown = ("objective/kl", "objective/scores", "policy/approxkl_avg")
+        entries = [entry for entry in self.state.log_history if "objective/kl" in entry][-3:]
+        said = [
+            f"step {entry['step']}: " + ", ".join(f"{name} {entry[name]:.4g}" for name in shown if entry.get(name) is not None)
+            for entry in entries
+        ]
+        return f"Before: {'; '.join(said)}." if said else "Nothing was logged before."
+
+    # --- Updates ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; nothing where ``target_kl`` has ended the updates of this rollout."""
+        args, progress = self.args, self.progress
+        place = progress.advance(
+            self.state.global_step, args.gradient_accumulation_steps, args.steps_per_generation * self.num_iterations
+        )
+        if progress.begins_step:
+            self.critic.zero_grad()
+        if progress.has_ended and place and progress.rollout is not None:
+            return torch.zeros((), device=self.accelerator.device)
+        with ExitStack() as self._attention:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    @property
+    def _critic_alone(self) -> bool:
+        return self.mode == "train" and self.state.global_step < self.settings.critic_warmup_steps
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Rollout, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of policy and critic for some completions.
+
+        Raises:
+            TrainingError: It is not finite.
+        """
+        settings, batch = self.settings, inputs
+        is_token, alone = batch.is_token, self._critic_alone
+        mask = batch.mask[is_token]
+        read = None
+        if not alone or self.critic.needs_hidden:
+            self._attention.enter_context(self._policy.attention())
+            with torch.no_grad() if alone else nullcontext():
+                read = (self.model if alone else model)(rows=batch.rows, completion_starts=batch.starts)
+        with self._unless_synchronized():
+            self._attention.enter_context(self.critic.attention())
+            values = self._critic(rows=batch.rows, starts=batch.starts, hidden=None if read is None else read.hidden).float()
+        of_value = value_loss(values, batch.values[is_token], batch.returns[is_token], settings.cliprange_value)
+        sums = {"loss/value_avg": of_value.loss, "val/clipfrac_avg": of_value.is_clipped.float()}
+        per_token = settings.vf_coef * of_value.loss
+        if not alone:
+            assert read is not None
+            log_ratio = read.log_probs.float() - batch.log_probs[is_token]
+            of_policy = policy_loss(log_ratio, batch.advantages[is_token], settings.cliprange)
+            loss = of_policy.loss if batch.weights is None else of_policy.loss * batch.weights[is_token]
+            per_token = per_token + loss - settings.entropy_coef * read.entropy
+            sums |= {
+                "loss/policy_avg": loss,
+                "policy/clipfrac_avg": of_policy.is_clipped.float(),
+                "policy/approxkl_avg": 0.5 * log_ratio.square(),
+                "policy/entropy_avg": read.entropy,
+                "val/ratio": log_ratio.exp(),
+            }
+        self._record_updates(sums, mask)
+        return torch.where(mask, per_token, 0.0).sum() / self._tokens(mask) * self.accelerator.num_processes
+
+    def _tokens(self, mask: Tensor) -> float:
+        """The number of tokens that the loss is a mean over: those of the minibatch, in all its forward passes and processes."""
+        if self.mode == "eval":
+            return max(float(self._total(mask.sum())), 1.0)
+        return self.progress.minibatch_tokens(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
+
+    def _unless_synchronized(self) -> AbstractContextManager[Any]:
+        """The critic's gradients are exchanged with the policy's, once a step."""
+        is_last = self.mode == "eval" or self.accelerator.sync_gradients
+        context: AbstractContextManager[Any] = nullcontext() if is_last else self.accelerator.no_sync(model=self._critic)
+        return context
+
+    def _record_updates(self, sums: Mapping[str, Tensor], mask: Tensor) -> None:
+        stacked = torch.stack([torch.where(mask, numbers.detach(), 0.0).double().sum() for numbers in sums.values()])
+        *totals, count = self._total(torch.cat([stacked, mask.sum().double()[None]])).tolist()
+        means = {name: total / max(count, 1.0) for name, total in zip(sums, totals, strict=True)}
+        broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if broken:
+            raise TrainingError(
+                f"Step {self.state.global_step}: {broken[0]} is {means[broken[0]]}. {self._evidence()} The weights are those before this "
+                "step. Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+            )
+        self.record(means)
+        if self.mode == "train" and "policy/approxkl_avg" in means:
+            self.progress.see_kl(
+                means["policy/approxkl_avg"], self.settings.target_kl, ends_step=self.accelerator.sync_gradients
+            )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer of policy and critic."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        present = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        if not present & {id(one) for one in self.critic.parameters()}:
+            rate = self.settings.critic_learning_rate or self.settings.learning_rate
+            for group in trained_groups(self.critic, rate, self.args.weight_decay):
+                optimizer.add_param_group(group)
+            optimizer.register_step_pre_hook(self._before_step)
+        return optimizer
+
+    def _before_step(self, *_: Any) -> None:
+        if self.args.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
+        if self._critic_alone:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+
+    # --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def save_more(self, folder: str, *, is_checkpoint: bool) -> None:
+        """Save the critic in ``critic/``, and in a checkpoint where the training is."""
+        if self.accelerator.is_main_process:
+            self.critic.save(Path(folder))
+        if is_checkpoint:
+            self.progress.save(Path(folder), self.accelerator.process_index)
+
+    def load_more(self, folder: str) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            DataError: It was written with other batches, epochs or processes, or not by this trainer.
+        """
+        changed = self.progress.load(Path(folder), self.accelerator.process_index, self.accelerator.device)
+        if changed:
+            raise DataError(
+                f"The training cannot be resumed from {folder} with other settings: {'; '.join(changed)}. Use the settings from before, or "
+                "start a new training from the saved policy: PPOTrainer(model=FOLDER, value_model=FOLDER/critic, ...)."
+            )
+        self.critic.load(Path(folder))
+
+
+def _arguments(given: Any) -> PPOConfig:
+    """A copy of the configuration, with the number of optimizer steps that its episodes need.
+
+    Raises:
+        UnsupportedError: It is the configuration of another trainer.
+    """
+    if given is None:
+        given = PPOConfig()
+    if not isinstance(given, PPOConfig):
+        raise UnsupportedError(f"PPOTrainer needs a PPOConfig of rm_plugins_trl as `args`, not a {type(given).__name__}.")
+    args = own_copy(given)
+    if args.episode_steps is not None:
+        args.max_steps = args.episode_steps
+    return args

@@ -1,0 +1,271 @@
+"""Runs a model over rows of any lengths with gradients, in one call: packed without padding where its attention allows it."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
+from rm_plugins.engine.lengths import LengthClasses
+from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
+from rm_plugins.engine.plan import micro_batches
+from rm_plugins.engine.prefix_cache import is_causal
+from rm_plugins.engine.rotary import changing_frequencies
+from rm_plugins.engine.tensors import padded
+from rm_plugins.engine.transformers_internals import attention_as
+from rm_plugins.engine.undisturbed import undisturbed
+from rm_plugins.rendering.tokenize import common_beginning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OVER_BUDGET = 1.25
+"""A pack may exceed the budget by this factor, because short common beginnings are counted once but not always shared."""
+
+
+class RowsForward(ABC):
+    """The base of what replaces a model's ``forward`` by one that takes rows: ``model(rows=[[token ids], ...])``.
+
+    Wrappers such as DDP require a single call, however many micro-batches it runs. A decoder whose attention can be replaced runs over
+    packed rows (`rm_plugins.engine.packing`): without padding, and with shared prefixes stored once. Any other model runs over
+    padded micro-batches sorted by length. Outputs and gradients equal those of the rows computed one by one.
+
+    This is checked on a few rows: for every new class of row lengths, and again after 10, 100, ... calls, separately for training and
+    evaluation. If the results differ because the model depends on other rows or on the length of the batch (batch normalization, NEFTune's
+    noise), all rows run at once, padded to the longest, as trainers usually do.
+
+    Args:
+        model: The model; its ``forward`` is replaced by this object, which passes every other call to the original.
+        max_tokens: The token budget of a micro-batch; by default chosen for the model's device.
+        share_prefixes: Whether rows may share the computation of common beginnings.
+        decoder: Whether the outputs are read from the last hidden states of the model's backbone.
+    """
+
+    outcome = "A row's reward"
+    """What may depend on the other rows, in the warning about it."""
+
+    def __init__(self, model: PreTrainedModel, max_tokens: int | None, *, share_prefixes: bool, decoder: bool) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        self.share_prefixes = share_prefixes
+        self._decoder = decoder
+        self.packs = decoder and is_causal(model) and attends_packed(model)
+        self.whole = False
+        self._window = attention_window(model)
+        self._classes = LengthClasses(model.config)
+        self._frequencies = changing_frequencies(model.config)
+        self._calls = {True: 0, False: 0}
+        self._compared: set[tuple[bool, int, int]] = set()
+        self._attention: str = model.config.get_text_config()._attn_implementation
+        self._forward = model.forward
+        self.__signature__ = inspect.signature(model.forward)  # `generate` and trainers read the names of a model's arguments
+        model.forward = self
+
+    def attention(self) -> AbstractContextManager[None]:
+        """The context in which a batch must run and its gradients must be computed.
+
+        Calls without rows, such as those of ``generate``, use the model's own attention in it too.
+        """
+        return attention_as(self.model, PACKED) if self.packs else nullcontext()
+
+    def __call__(
+        self,
+        *args: Any,
+        rows: Sequence[Sequence[int]] | None = None,
+        completion_starts: Sequence[int | None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The outputs for `rows`, or those of the model's own ``forward`` if `rows` is None.
+
+        Args:
+            args: The model's own arguments.
+            rows: Token ids per row, [N] non-empty lists without padding.
+            completion_starts: The number of prompt tokens of each row, [N].
+            kwargs: The model's own arguments.
+        """
+        if rows is None:
+            with self._own_attention():
+                return self._forward(*args, **kwargs)
+        self._decide(rows)
+        return self._outputs(rows, completion_starts)
+
+    def _own_attention(self) -> AbstractContextManager[None]:
+        """The context of the calls without rows: packed attention would fail there."""
+        is_packed = self.model.config.get_text_config()._attn_implementation == PACKED
+        return attention_as(self.model, self._attention) if is_packed else nullcontext()
+
+    @abstractmethod
+    def _outputs(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None] | None) -> Any:
+        """The outputs for rows that may run as decided."""
+
+    @abstractmethod
+    def _compared_values(self, rows: Sequence[Sequence[int]], *, packs: bool = False, whole: bool = False) -> torch.Tensor:
+        """What must not depend on how rows run, in row order."""
+
+    def _decide(self, rows: Sequence[Sequence[int]]) -> None:
+        """Find out how these rows can run."""
+        if self.packs and max(map(len, rows)) > self._window:
+            self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
+        if self._frequencies is not None and not self.whole and max(map(len, rows)) > self._frequencies.beyond:
+            self.stop_splitting("the frequencies of its rotary positions depend on the longest row")
+        if self._is_due(rows):
+            self._check(rows)
+
+    def _states(
+        self, rows: Sequence[Sequence[int]], *, packs: bool, whole: bool
+    ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+        """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
+        return self._packed(rows) if packs else self._hidden(rows, self._groups(rows, whole=whole))
+
+    def _packed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+        """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        for group, packing in self._packs(rows):
+            arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
+            with attention_as(self.model, PACKED):
+                hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
+            yield group, hidden, [packing.tokens_of(place) for place in range(len(group))]
+
+    def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
+        """Rows that run together: neighbours in the order of their tokens, because these share the longest prefixes."""
+        budget = self._budget()
+        pack: list[int] = []
+        tokens = 0
+        for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
+            new = len(rows[row]) - (common_beginning(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
+            if pack and tokens + new > budget:
+                yield from self._packings(rows, pack)
+                pack, tokens, new = [], 0, len(rows[row])
+            pack.append(row)
+            tokens += new
+        yield from self._packings(rows, pack)
+
+    def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
+        """The pack, or its halves if it is too long because not every common prefix is shared, as with many turns of one dialogue."""
+        packing = Packing([rows[row] for row in pack], share_prefixes=self.share_prefixes, device=self.model.device)
+        if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
+            yield pack, packing
+        else:
+            middle = len(pack) // 2
+            yield from self._packings(rows, pack[:middle])
+            yield from self._packings(rows, pack[middle:])
+
+    def _hidden(
+        self, rows: Sequence[Sequence[int]], groups: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
+        """The same as `_packed`, for padded micro-batches."""
+        backbone = getattr(self.model, self.model.base_model_prefix)
+        for group in groups:
+            inputs = self._padded(rows, group)
+            with attention_as(self.model, self._attention):
+                hidden = backbone(**inputs, use_cache=False).last_hidden_state
+            starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
+            places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
+            yield group, hidden.flatten(0, 1), places
+
+    def _groups(self, rows: Sequence[Sequence[int]], *, whole: bool) -> list[list[int]]:
+        return (
+            [[*range(len(rows))]]
+            if whole
+            else micro_batches([len(row) for row in rows], self._budget(), costs_of(self.model).launch)
+        )
+
+    def _padded(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> dict[str, torch.Tensor]:
+        pad_token_id = self.model.config.get_text_config().pad_token_id
+        return padded([rows[row] for row in group], pad_token_id or 0, self.model.device)
+
+    def _budget(self) -> int:
+        if not self._decoder and not self._pads():
+            return 0  # without a padding token, an encoder can only run one row at a time
+        if self.max_tokens is None:
+            self.max_tokens = default_max_tokens(self.model)
+        return self.max_tokens
+
+    def _pads(self) -> bool:
+        return self.model.config.get_text_config().pad_token_id is not None
+
+    def _is_due(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether the rows of this call are checked: for new classes of lengths, and at calls 1, 10, 100, ...
+
+        Later checks are needed because a dependence between rows may have weights that start at zero.
+        """
+        training = self.model.training
+        self._calls[training] += 1
+        calls = self._calls[training]
+        key = (training, *(self._classes.of(bound(map(len, rows))) for bound in (min, max)))
+        is_new = key not in self._compared
+        self._compared.add(key)
+        return not self.whole and (is_new or calls == 10 ** (len(str(calls)) - 1)) and (self._decoder or self._pads())
+
+    @torch.no_grad()
+    def _check(self, rows: Sequence[Sequence[int]]) -> None:
+        """Compare a few rows between the ways to run them; disable the ways that give other scores."""
+        by_length = sorted(rows, key=len)
+        # Several rows, so that a model that mixes rows is noticed.
+        few = sorted([by_length[0], by_length[-1], *rows[:2], rows[0][1:] or rows[0]], key=len)
+        ends = [few[0], few[-1]]
+        with undisturbed(self.model) as has_drawn:
+            together = self._compared_values(ends, whole=True)
+            alone = torch.cat([self._compared_values([row], whole=True) for row in ends])
+            if has_drawn():
+                problem: str | None = "it draws random numbers besides dropout, as NEFTune does"
+            else:
+                problem = self._difference(together, alone)
+            if problem is not None:
+                self.stop_splitting(problem)
+            elif self.packs and (problem := self._problem_of_packing(few)):
+                self.stop_packing(problem)
+
+    def _problem_of_packing(self, rows: Sequence[Sequence[int]]) -> str | None:
+        try:
+            return self._difference(self._compared_values(rows, packs=True), self._compared_values(rows))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # only a trial shows whether a model supports another attention
+            return f"{type(error).__name__}: {error}"
+
+    def _difference(self, values: torch.Tensor, expected: torch.Tensor) -> str | None:
+        found, plain = (tensor.double().cpu().numpy() for tensor in (values, expected))
+        return scores_differ(found, plain, exact=self._is_exact())
+
+    def stop_packing(self, problem: str) -> None:
+        """Pad rows from now on, with a warning.
+
+        Args:
+            problem: Why they cannot be packed.
+        """
+        self._stop_packing()
+        self._warn(
+            f"cannot be trained on packed rows ({problem}), so rows are padded instead. Results stay exact; training is slower if prompts "
+            "are shared."
+        )
+
+    def stop_splitting(self, problem: str) -> None:
+        """Run all rows of a batch at once from now on, padded to the longest, with a warning.
+
+        Args:
+            problem: How a row depends on the others.
+        """
+        self._stop_packing()
+        self.whole = True
+        self._warn(
+            f"does not compute each row independently ({problem}), so all rows of a batch run at once, padded to the longest, as in "
+            f"TRL's trainer. {self.outcome} may depend on its batch."
+        )
+
+    def _stop_packing(self) -> None:
+        self.packs = False
+        self.model.config.get_text_config()._attn_implementation = self._attention
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"{type(self.model).__name__} {what}", stacklevel=2)
+
+    def _is_exact(self) -> bool:
+        exact = self.model.dtype in (torch.float32, torch.float64)
+        return exact and not torch.is_autocast_enabled(self.model.device.type)

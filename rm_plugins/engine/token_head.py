@@ -1,0 +1,164 @@
+"""The head of a causal language model over chosen hidden states, without the logits of all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.linalg import vecdot
+from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
+
+from rm_plugins.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGITS_AT_ONCE = 2**25
+"""How many logits exist at a time."""
+
+TokenStatistics = tuple[torch.Tensor, torch.Tensor]
+
+
+def token_statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> TokenStatistics:
+    """The log-probability of each target under softmax(logits / temperature), and that distribution's entropy in nats.
+
+    Args:
+        logits: Float [T, vocabulary].
+        targets: The chosen tokens, int64 [T].
+        temperature: What the logits are divided by.
+
+    Returns:
+        Both float [T]: float64 for float64 logits, else float32. Both have gradients.
+    """
+    statistics: TokenStatistics = _TokenStatistics.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
+    return statistics
+
+
+class _TokenStatistics(torch.autograd.Function):
+    """With p = softmax(z) and H its entropy: d log p[t] / dz = onehot(t) - p, dH / dz = -p (log p + H)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> TokenStatistics:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        logs = wide.sub_(wide.logsumexp(-1, keepdim=True))
+        chosen = logs.gather(1, targets[:, None])[:, 0]
+        # A token that the model excludes has the logit -inf, and no part in the entropy.
+        logs = logs.clamp_(min=torch.finfo(logs.dtype).min)
+        probabilities = logs.exp()
+        entropy = -vecdot(probabilities, logs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logs, probabilities, entropy, targets)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return chosen, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_chosen: torch.Tensor | None, of_entropy: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None, None]:
+        logs, probabilities, entropy, targets = ctx.saved_tensors
+        if of_entropy is not None:
+            weights = (logs + entropy[:, None]).mul_(-of_entropy[:, None])
+            weights = weights if of_chosen is None else weights.sub_(of_chosen[:, None])
+        elif of_chosen is not None:
+            weights = -of_chosen[:, None]
+        else:
+            return None, None, None
+        gradient = probabilities * weights
+        if of_chosen is not None:
+            gradient.scatter_add_(1, targets[:, None], of_chosen[:, None])
+        return gradient.div_(ctx.temperature).to(ctx.dtype), None, None
+
+
+def backbones(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules that a causal language model's ``forward`` may call for its last hidden states; inner ones first."""
+    modules = [model.get_decoder(), model.base_model]  # OPT's `forward` calls the decoder in its backbone
+    return [module for module in dict.fromkeys(modules) if module is not model]
+
+
+class TokenHead:
+    """The logits that a model's own ``forward`` makes of last hidden states, in chunks which are computed again for gradients.
+
+    The model's own code runs, with its backbone replaced by the hidden states. So whatever it does to logits is done: a bias, a scale, a
+    soft cap, an adapter of the head.
+
+    Args:
+        model: The causal language model.
+        forward: Its own ``forward``.
+    """
+
+    def __init__(self, model: PreTrainedModel, forward: Callable[..., Any]) -> None:
+        self.model = model
+        self.forward = forward
+
+    def statistics(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> TokenStatistics:
+        """`token_statistics` of the targets, each [T].
+
+        Args:
+            hidden: The last hidden states in which the targets were chosen, float [T, size].
+            targets: int64 [T].
+            temperature: What the logits are divided by.
+
+        Raises:
+            UnsupportedError: The model's ``forward`` does not make its logits from its backbone's last hidden states alone.
+        """
+        size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
+        chunks = [
+            checkpoint(self._of_chunk, states, chosen, temperature, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else self._of_chunk(states, chosen, temperature)
+            for states, chosen in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        ]
+        log_probs, entropies = zip(*chunks, strict=True)
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> TokenStatistics:
+        return token_statistics(self.logits(hidden), targets, temperature)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits, float [T, vocabulary], of hidden states [T, size]."""
+        given = hidden[None]
+        with _backbones_return(given, backbones(self.model)) as calls:
+            ids = torch.zeros(given.shape[:2], dtype=torch.int64, device=hidden.device)
+            logits: torch.Tensor = self.forward(input_ids=ids, use_cache=False).logits
+        if len(calls) != 1:
+            raise UnsupportedError(f"{type(self.model).__name__} does not make its logits from its backbone's output alone.")
+        return logits[0]
+
+
+@dataclass
+class _BackboneOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
+    """A backbone's output of any class: everything but the hidden states is None."""
+
+    last_hidden_state: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _backbones_return(hidden: torch.Tensor, modules: list[torch.nn.Module]) -> Iterator[list[int]]:
+    """Within it, modules return these hidden states; yields a list that counts the calls."""
+    calls: list[int] = []
+
+    def forward(*args: Any, **kwargs: Any) -> _BackboneOutput:
+        calls.append(1)
+        return _BackboneOutput(last_hidden_state=hidden)
+
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = forward
+    try:
+        yield calls
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
