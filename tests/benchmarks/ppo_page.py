@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _LEARNING = (
     "from the start at the sampled tokens, in nats per token. Seconds are CPU seconds of one thread, without evaluations."
 )
 _SEEDS = "Mean ± standard deviation over {seeds} seeds, each with its own world, policy and reward model."
-_RATES = "Each learning rate is the best of those that were tried, by the gold reward at the end, in another world (one run each): {tried}."
+_RATES = "Each learning rate is the best of those that were tried, by the highest gold reward of an evaluation, in another world (one run each): {tried}."
 _REAL = (
     "SmolLM2-135M-Instruct continues film reviews; the reward is a MiniLM classifier of their polarity that was trained on other reviews "
     "of the same data. {sizes} (rollouts x completions x the most tokens of a completion, and PPO's epochs). The learning rate is {rates}. "
@@ -133,7 +133,7 @@ def _tried(results: Sequence[Mapping[str, Any]], sizes: str) -> str:
     tried = [line for line in results if line["run"][0] == "rates" and line["run"][1] == sizes]
     texts = [
         f"{TITLES[name]} "
-        + ", ".join(f"{line['points'][-1]['gold']:.3f} at {line['run'][3]:g}" for line in sorted(lines, key=_rate))
+        + ", ".join(f"{_highest(line['points']):.3f} at {line['run'][3]:g}" for line in sorted(lines, key=_rate))
         for name, lines in _by_contender(tried).items()
     ]
     return _RATES.format(tried="; ".join(texts)) if texts else ""
@@ -222,8 +222,8 @@ def _reward_error(runs: Iterable[Mapping[str, Any]]) -> float:
 def _speed(runs: list[Mapping[str, Any]]) -> str:
     parts = [f"Made by `python -m {MODULE} --only speed`: {machine()} PPO with TRL 1.12 runs with trl 1.12.0.", _SPEED]
     rows = []
-    for shape, lines in groupby(runs, key=lambda line: str(line["run"][1])):
-        by_contender = _by_contender(list(lines))
+    for shape in dict.fromkeys(str(line["run"][1]) for line in runs):
+        by_contender = _by_contender(line for line in runs if line["run"][1] == shape)
         if set(by_contender) != {OLDER, OURS}:
             continue
         figures = {name: _step(found) for name, found in by_contender.items()}

@@ -90,7 +90,7 @@ class LearningSizes:
     """
 
     pairs: int = 8_000
-    updates: int = 120
+    updates: int = 60
     completions: int = 64
     epochs: int = 4
     points: int = 12
