@@ -345,18 +345,17 @@ class TestValueModel:
         assert not values_of(critic).any()
         assert not same(weights_of(critic.model.model), weights_of(policy.model))
 
-    def test_loaded_weights_are_not_those_of_the_file(self, make: Make, folder: Path) -> None:
-        critic = make(folder)
+    @pytest.mark.parametrize("kind", [Qwen2ForCausalLM, Qwen2ForSequenceClassification])
+    def test_loaded_weights_are_not_those_of_the_file(self, make: Make, policy: Any, tmp_path: Path, kind: Any) -> None:
+        policy.config.num_labels = 1
+        kind(policy.config).save_pretrained(tmp_path)
+        critic = make(tmp_path)
         before = weights_of(critic.model)
-        (file,) = folder.glob("*.safetensors")
-        content = file.read_bytes()
-        try:
-            with file.open("r+b") as opened:
-                opened.seek(-8_000, 2)
-                opened.write(bytes(8_000))
-            assert same(weights_of(critic.model), before)
-        finally:
-            file.write_bytes(content)
+        (file,) = tmp_path.glob("*.safetensors")
+        with file.open("r+b") as opened:
+            opened.seek(-8_000, 2)
+            opened.write(bytes(8_000))
+        assert same(weights_of(critic.model), before)
 
     def test_two_labels_are_refused(self, make: Make, tiny_decoder: Any) -> None:
         for given in (
@@ -422,10 +421,17 @@ class TestValueModel:
         with pytest.raises(ModelError, match=r"has the token '<\|start\|>' with the id 2, and the other lacks it"):
             make(tmp_path)
 
-    def test_a_policy_s_own_padding_token_makes_no_difference(self, make: Make, folder: Path) -> None:
+    def test_a_policy_s_own_padding_token_makes_no_difference(self, make: Make, folder: Path, tmp_path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        settings = {**AutoConfig.from_pretrained(folder).to_dict(), "vocab_size": len(tokenizer) + 8}
+        Qwen2ForSequenceClassification(Qwen2Config(**settings)).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        policy = Qwen2ForCausalLM(Qwen2Config(**settings))
         tokenizer.add_special_tokens({"pad_token": "<|my pad|>"})
-        assert isinstance(make(folder, tokenizer=tokenizer), ValueModel)
+        assert isinstance(make(tmp_path, policy=policy, tokenizer=tokenizer), ValueModel)
+        tokenizer.add_tokens("<|word|>")
+        with pytest.raises(ModelError, match=r"has the token '<\|word\|>' .* and the other lacks it"):
+            make(tmp_path, policy=policy, tokenizer=tokenizer)
 
     def test_a_folder_that_is_no_model_is_refused(self, make: Make, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="is not a model folder"):
