@@ -496,7 +496,7 @@ class TestSaving:
             again = make(str(place))
             assert type(again) is type(critic)
             assert torch.equal(again(rows=ROWS, starts=STARTS, hidden=hidden), expected)
-        resumed = make(kind, reward)
+        resumed = make(kind, loaded(str(folder)))
         parameters = [*resumed.parameters()]
         resumed.load(tmp_path / "checkpoint-1")
         assert torch.equal(resumed(rows=ROWS, starts=STARTS, hidden=hidden), expected)
