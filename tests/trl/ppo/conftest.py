@@ -17,6 +17,8 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rm_plugins as rm
+from rm_plugins_trl.ppo.critic import Critic, make_critic
+from tests.trl.ppo.critics import Make
 
 HAS_PPO = Version(version("trl")) < Version("1.13")
 
@@ -131,3 +133,25 @@ def length(samples: list[rm.Sample]) -> list[float]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # several are slower for models of this size
+
+
+@pytest.fixture
+def folder(tiny_decoder: Any) -> Path:
+    made: Path = tiny_decoder()
+    return made
+
+
+@pytest.fixture
+def policy(folder: Path) -> Any:
+    return policy_in(folder)
+
+
+@pytest.fixture
+def make(policy: Any, folder: Path) -> Make:
+    """`make_critic` for the policy, which differs in all weights from the classifier in its folder."""
+
+    def made(kind: Any, reward: Any = None, **changes: Any) -> Critic:
+        given = {"policy": policy, "tokenizer": AutoTokenizer.from_pretrained(folder), **changes}
+        return make_critic(kind, given.pop("policy"), reward, given.pop("tokenizer"), **given)
+
+    return made
