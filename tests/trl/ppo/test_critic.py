@@ -392,7 +392,7 @@ class TestValueModel:
     def test_a_folder_that_is_no_model_is_refused(self, make: Make, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="is not a model folder"):
             make(tmp_path)
-        with pytest.raises(ModelError, match="There is no folder .*nowhere"):
+        with pytest.raises(ModelError, match=r"There is no folder .*nowhere"):
             make(tmp_path / "nowhere")
         with pytest.raises(ModelError, match=r"cannot be loaded.*Did you mean 'policy'"):
             make("polcy")

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import spec_from_loader
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +22,9 @@ from transformers import AutoTokenizer
 import rm_plugins as rm
 from rm_plugins.errors import MissingDependencyError, ScoringError
 from rm_plugins_trl.reward_model import RewardModel
+from tests.trl.conftest import TRL_WARNINGS
 from tests.trl.ppo.conftest import (
     CONVERSATIONS,
-    HAS_PPO,
     TEXTS,
     Recording,
     policy_ids,
@@ -33,9 +32,11 @@ from tests.trl.ppo.conftest import (
     text_of,
 )
 
+pytestmark = TRL_WARNINGS
+
 
 @pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch, ppo: ModuleType) -> list[tuple[list[int], list[int]]]:
+def handed(monkeypatch: pytest.MonkeyPatch, trl_s_ppo: ModuleType) -> list[tuple[list[int], list[int]]]:
     """The token ids that TRL hands to the reward model: query and response of each row."""
     module = importlib.import_module("trl.experimental.ppo.ppo_trainer")
     rows: list[tuple[list[int], list[int]]] = []
@@ -123,7 +124,9 @@ def test_datasets_of_token_ids_still_work(
         assert sample.prompt == ([{"role": "user", "content": answer}] if with_prompt else prompts[answer])
 
 
-def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+def test_rows_reach_the_reward_in_the_order_of_the_loader(
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any
+) -> None:
     collated: list[int] = []
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,7 +143,20 @@ def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: Module
     )
     trainer.train()
     seen = [sample.columns["tag"] for sample in reward.seen]
-    assert seen == collated[: len(seen)], "in the order in which the loader handed them out"
+    assert seen == collated[: len(seen)]
+    assert len(seen) == 24
+
+
+def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    reward = Recording()
+    trainer = ppo.PPOTrainer(
+        model=policy_in(tiny_decoder()),
+        args=settings(total_episodes=24),
+        reward_model=reward,
+        train_dataset=Dataset.from_list([{"prompt": "one, two,", "tag": tag} for tag in range(9)]),
+    )
+    trainer.train()
+    seen = [sample.columns["tag"] for sample in reward.seen]
     assert len(seen) == 24
     epochs = [seen[start : start + 8] for start in (0, 8, 16)]
     assert all(len(set(epoch)) == 8 for epoch in epochs), "the ninth row of an epoch does not fill a batch"
@@ -148,7 +164,7 @@ def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: Module
 
 
 def test_completions_sampled_for_evaluation_are_scored_with_their_own_prompts_and_not_logged(
-    ppo: ModuleType, settings: Any, tiny_decoder: Any, capsys: pytest.CaptureFixture[str]
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reward = Recording()
     trainer = ppo.PPOTrainer(
@@ -168,7 +184,7 @@ def test_completions_sampled_for_evaluation_are_scored_with_their_own_prompts_an
     reward.seen.clear()
     trainer.generate_completions()
     assert [sample.prompt for sample in reward.seen] == [f"count {number}" for number in range(4)]
-    assert trainer.reward_model.rollout is None
+    assert trainer.reward_model.announced is None
     assert "model response" in capsys.readouterr().out
 
 
@@ -248,7 +264,9 @@ os._exit(0)
 """
 
 
-def test_two_processes_score_their_own_rows_and_log_the_same(ppo: ModuleType, tiny_decoder: Any, tmp_path: Path) -> None:
+def test_two_processes_score_their_own_rows_and_log_the_same(
+    ppo: ModuleType, trl_s_ppo: ModuleType, tiny_decoder: Any, tmp_path: Path
+) -> None:
     folder, script = tiny_decoder(), tmp_path / "two_processes.py"
     policy_in(folder).save_pretrained(folder / "policy")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "policy")
@@ -277,7 +295,9 @@ def test_two_processes_score_their_own_rows_and_log_the_same(ppo: ModuleType, ti
         assert log["rewards/reward/double"] == pytest.approx(2 * np.mean(tags))
 
 
-def test_an_abstention_is_an_error_that_says_what_to_do(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+def test_an_abstention_is_an_error_that_says_what_to_do(
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any
+) -> None:
     def abstains(samples: list[rm.Sample]) -> list[float | None]:
         return [None if sample.prompt == "a" else 1.0 for sample in samples]
 
@@ -300,7 +320,7 @@ def test_a_fallback_scores_what_failed(ppo: ModuleType, settings: Any, tiny_deco
 
 
 def test_bf16_follows_the_machine_unless_it_was_said(ppo: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ppo, "bf16_by_default", lambda fp16: False)
+    monkeypatch.setattr(sys.modules[ppo.PPOConfig.__module__], "bf16_by_default", lambda fp16: False)
     assert ppo.PPOConfig(output_dir=str(tmp_path)).bf16 is False
     assert ppo.PPOConfig(output_dir=str(tmp_path), bf16=True, use_cpu=True).bf16 is True
 
@@ -319,18 +339,9 @@ def test_a_checkpoint_is_written_and_holds_the_policy(
     assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= set(saved)
 
 
-@pytest.mark.skipif(HAS_PPO, reason="this TRL has PPO")
-@pytest.mark.parametrize("package", ["rm_plugins_trl", "rm_plugins_trl.ppo"])
-def test_a_newer_trl_is_told_where_ppo_went(package: str) -> None:
-    with pytest.raises(
-        MissingDependencyError, match=rf"removed PPO in version 1\.13, and TRL {version('trl')} is.*rm-plugins\[ppo\]"
-    ):
-        importlib.import_module(package).PPOTrainer  # noqa: B018 - the attribute is what fails
-    with pytest.raises(ImportError):
-        exec(f"from {package} import PPOConfig")
-
-
-def test_a_package_that_trl_s_ppo_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_trl_s_ppo_needs_is_named(
+    ppo: ModuleType, trl_s_ppo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Fails:
         @staticmethod
         def find_spec(name: str, path: Any, target: Any = None) -> Any:
@@ -341,10 +352,8 @@ def test_a_package_that_trl_s_ppo_needs_is_named(monkeypatch: pytest.MonkeyPatch
 
         def exec_module(self, module: Any) -> None: ...
 
-    for name in [name for name in sys.modules if name.startswith(("trl.experimental.ppo", "rm_plugins_trl.ppo"))]:
+    for name in [name for name in sys.modules if name.startswith(("trl.experimental.ppo", "rm_plugins_trl.ppo.trl_1_12"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Fails, *sys.meta_path])
-    with pytest.raises(
-        MissingDependencyError, match=r"its PPO needs the package 'requests', which is not installed.*rm-plugins\[ppo\]"
-    ):
-        importlib.import_module("rm_plugins_trl.ppo")
+    with pytest.raises(MissingDependencyError, match=r"its PPO needs the package 'requests', .*`pip install requests`"):
+        ppo.PPOTrainer  # noqa: B018 - the attribute is what fails
