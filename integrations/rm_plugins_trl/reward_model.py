@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
-_POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
+POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
 """Columns that the policy sees; the reward may use all others."""
 
 
@@ -191,7 +191,7 @@ def prompt_of(row: Mapping[str, Any], where: str) -> rm.Sample:
     row = plain_row(row)
     if row.get("prompt") is None:
         raise DataError(f"{where} has no 'prompt'; it has the columns {', '.join(map(repr, row)) or 'none'}.")
-    columns = {name: value for name, value in row.items() if name not in _POLICY_COLUMNS}
+    columns = {name: value for name, value in row.items() if name not in POLICY_COLUMNS}
     try:
         return rm.Sample(row["prompt"], "", columns)
     except DataError as error:

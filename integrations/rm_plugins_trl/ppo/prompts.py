@@ -93,6 +93,8 @@ def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Datase
         rows = Dataset.from_list([dict(row) for row in rows])
     if not isinstance(rows, (Dataset, IterableDataset)):
         raise not_a_dataset(rows, name, "a dataset")
+    if isinstance(rows, IterableDataset) or rows.format["type"] != "custom":
+        rows = rows.with_format(None)  # the reward gets Python's values
     first = next(iter(rows), None)
     if first is None:
         raise no_rows(name)
@@ -102,7 +104,7 @@ def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Datase
             batched=True,
         )
         first = next(iter(rows))
-    prompt_of(first, f"Row 0 (counted from 0) of {name}")
+    prompt_ids(first, tokenizer, f"Row 0 (counted from 0) of {name}")  # an error in every row shows before training
     return rows
 
 
@@ -112,8 +114,11 @@ def given_prompt_ids(
     """The token ids of the rows' prompts, where a row says how they are made; None where the trainer makes them as of any prompt.
 
     A row may have ``input_ids``, or ``tools`` and ``chat_template_kwargs`` for the chat template.
+
+    Raises:
+        DataError: A row has no prompt, or an empty one.
     """
-    if not any(row.get(name) for row in rows for name in _OF_A_ROW):
+    if not any(row.get(name) for row in rows for name in _OF_A_ROW) and all(row.get("prompt") for row in rows):
         return None
     return [prompt_ids(row, tokenizer, f"A row of {dataset}") for row in rows]
 
