@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -13,15 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rm_plugins as rm
+from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.ppo.critic import Critic, make_critic
 from tests.trl.ppo.critics import Make
-
-HAS_PPO = Version(version("trl")) < Version("1.13")
-
 
 USER = [{"role": "user", "content": "Name a colour."}]
 
@@ -53,9 +49,15 @@ def text_of(completion: Any) -> str:
 
 @pytest.fixture
 def ppo() -> ModuleType:
-    if not HAS_PPO:
-        pytest.skip("PPO left TRL in 1.13")
     return importlib.import_module("rm_plugins_trl.ppo")
+
+
+@pytest.fixture
+def trl_s_ppo() -> ModuleType:
+    """TRL's own PPO, of TRL up to 1.12."""
+    if not TRL_HAS_PPO:
+        pytest.skip("PPO left TRL in 1.13")
+    return importlib.import_module("trl.experimental.ppo")
 
 
 def policy_in(folder: Path, **likely: float) -> Any:
