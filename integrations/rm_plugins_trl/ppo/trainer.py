@@ -118,6 +118,7 @@ class PPOTrainer(RolloutTrainer):
         )
         kl_coef, args.beta = args.kl_coef, 0.0  # TRL would load a reference of its own
         sync_ref_model, args.sync_ref_model = args.sync_ref_model, False
+        loading, args.model_init_kwargs = args.model_init_kwargs, None  # the policy is loaded already, of which TRL would warn
         super().__init__(
             model=policy,
             reward_funcs=rewards.functions,
@@ -132,7 +133,7 @@ class PPOTrainer(RolloutTrainer):
             environment_factory=environment_factory,
             rollout_func=rollout_func,
         )
-        args.beta, args.sync_ref_model = kl_coef, sync_ref_model
+        args.beta, args.sync_ref_model, args.model_init_kwargs = kl_coef, sync_ref_model, loading
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
