@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,7 @@ def test_a_chain_of_tokens(tmp_path: Path) -> None:
 
     def reward(samples: Sequence[rm.Sample]) -> list[float]:
         return [
-            (3.0 if sample.prompt == "a a" else 1.0)
-            * sum(b == follows.get(a) for a, b in zip(tokens, tokens[1:], strict=False))
+            (3.0 if sample.prompt == "a a" else 1.0) * sum(b == follows.get(a) for a, b in pairwise(tokens))
             for sample in samples
             for tokens in [[str(sample.prompt)[-1], *str(sample.completion).split()]]
         ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM
 
 import rm_plugins as rm
 from rm_plugins_trl import PPOConfig, PPOTrainer
@@ -111,7 +111,9 @@ def trainer(folder: Path, *, cls: Any = PPOTrainer, **changes: Any) -> PPOTraine
         "train_dataset": Dataset.from_list(PROMPTS),
         **given,
     }
-    return cls(**changes, **{name: value for name, value in arguments.items() if value is not ...})
+    made: PPOTrainer = cls(**changes, **{name: value for name, value in arguments.items() if value is not ...})
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
