@@ -15,7 +15,10 @@ from trl import GRPOTrainer
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing."""
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing but the names of figures."""
+
+    _evaluated = ""
+    """The name of the dataset that is being evaluated, where there are several."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 
@@ -32,7 +35,7 @@ class OpenGRPOTrainer(GRPOTrainer):
     @property
     def end_tokens(self) -> list[int]:
         """The tokens that end a completion; before TRL 1.15 only the tokenizer's EOS token does."""
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = self.processing_class
         return list(getattr(self, "eos_token_ids", None) or [tokenizer.eos_token_id])
 
     def drop_figures(self, *names: str) -> None:
@@ -89,6 +92,24 @@ class OpenGRPOTrainer(GRPOTrainer):
         """Load it from a checkpoint."""
 
     # --- TRL's and transformers' names ------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate; the figures of one of several datasets have its name, as its loss has: ``eval_NAME_reward``."""
+        before = self._evaluated
+        self._evaluated = metric_key_prefix.removeprefix("eval").removeprefix("_")
+        try:
+            found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluated = before
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; takes what transformers' trainer does."""
+        if self._evaluated and self.mode == "eval":
+            figures = self._metrics["eval"]
+            for name in [*figures]:
+                figures[f"{self._evaluated}_{name}"] = figures.pop(name)
+        super().log(logs, start_time)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         ids = self.tokenized(prompts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
+from transformers import ProcessorMixin
 
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.models.model_folder import load_tokenizer
@@ -70,7 +71,13 @@ def policy_tokenizer(
 
     Raises:
         ModelError: There is none beside the policy.
+        UnsupportedError: It is a processor of images.
     """
+    if isinstance(given, ProcessorMixin):
+        raise UnsupportedError(
+            f"PPO trains on text alone, and processing_class is a {type(given).__name__}, which reads images, too. Give its tokenizer: "
+            "processing_class=PROCESSOR.tokenizer."
+        )
     if given is not None:
         tokenizer = deepcopy(given)
     else:
