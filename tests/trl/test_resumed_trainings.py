@@ -23,7 +23,7 @@ from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume, com
 from rm_plugins_trl.reward_training.resuming import data_digest
 from rm_plugins_trl.reward_training.saving import how_to_go_on
 from rm_plugins_trl.reward_training.started_folder import check_folder
-from rm_plugins_trl.reward_training.train import _how_to_resume
+from rm_plugins_trl.trl_command import _how_to_resume
 from tests.trl.conftest import TRL_WARNINGS
 
 pytestmark = TRL_WARNINGS

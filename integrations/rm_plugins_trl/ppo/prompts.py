@@ -28,34 +28,29 @@ class PromptDatasets:
     evaluation: Any
 
 
-def prompt_datasets(
-    train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, *, needs_prompts: bool = True
-) -> PromptDatasets:
+def prompt_datasets(train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase) -> PromptDatasets:
     """The datasets of a training, each with a ``prompt`` in every row.
 
     Args:
-        train: Rows to train on: a dataset, a stream, or a list of mappings.
+        train: Rows to train on: a dataset, a stream, or a list of mappings; None for none.
         evaluation: Rows of the same kind, or several by name; None or no rows for no evaluation.
         tokenizer: The policy's tokenizer, which decodes the prompts of rows that have only ``input_ids``.
-        needs_prompts: Whether there must be rows to train on; environments may have prompts of their own.
 
     Raises:
         DataError: A dataset is empty, or its first row has no prompt.
         UnsupportedError: Something is not a dataset.
     """
-    if train is None:
-        if needs_prompts:
-            raise DataError(
-                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
-            )
-        return PromptDatasets(None, None)
+    trained = None if train is None else _prompts(train, "train_dataset", tokenizer)
     if isinstance(evaluation, Mapping):
         named = {name: _prompts(rows, f"eval_dataset[{name!r}]", tokenizer) for name, rows in evaluation.items()}
-        return PromptDatasets(_prompts(train, "train_dataset", tokenizer), named or None)
+        return PromptDatasets(trained, named or None)
     is_empty = evaluation is None or (isinstance(evaluation, Sized) and len(evaluation) == 0)
-    return PromptDatasets(
-        _prompts(train, "train_dataset", tokenizer), None if is_empty else _prompts(evaluation, "eval_dataset", tokenizer)
-    )
+    return PromptDatasets(trained, None if is_empty else _prompts(evaluation, "eval_dataset", tokenizer))
+
+
+def placeholder(rows: int) -> Dataset:
+    """Prompts for a trainer that is made without any; TRL's trainer wants some."""
+    return Dataset.from_dict({"prompt": [""] * rows})
 
 
 def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:

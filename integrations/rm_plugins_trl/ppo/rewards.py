@@ -126,10 +126,15 @@ class CompletionRewards:
         if self.args.reward_scaling == "running":
             if learns:
                 self.scale.add(scores[~abstained])
-            scores = scores / self.scale.std
+            scores = scores / self.divisor
         if self.args.reward_clip is not None:
             scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
         return self._of_unfinished(scores, ~has_ended)
+
+    @property
+    def divisor(self) -> float:
+        """What scores are divided by now."""
+        return self.scale.std if self.args.reward_scaling == "running" else 1.0
 
     def _of_unfinished(self, scores: Tensor, is_cut: Tensor) -> Tensor:
         """The rewards, with those of completions that were cut off at the longest length as the configuration says."""

@@ -45,7 +45,7 @@ class Rollout:
     def part(self, places: Sequence[int]) -> Self:
         """The completions at these places, in this order."""
         chosen = torch.tensor(list(places), dtype=torch.long, device=self.mask.device)
-        tensors = {name: getattr(self, name)[chosen] for name in _TENSORS if getattr(self, name) is not None}
+        tensors: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _TENSORS if getattr(self, name) is not None}
         return replace(
             self, rows=[self.rows[place] for place in places], starts=[self.starts[place] for place in places], **tensors
         )
@@ -62,7 +62,10 @@ class Rollout:
     @classmethod
     def of_state(cls, state: Mapping[str, Any], device: torch.device) -> Self:
         """The inverse of `state`."""
-        return cls(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()})
+        placed: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()
+        }
+        return cls(**placed)
 
 
 _TENSORS = ("mask", "log_probs", "values", "advantages", "returns", "weights")

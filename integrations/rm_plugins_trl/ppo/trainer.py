@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,17 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError, UnsupportedError
 from rm_plugins_trl.configs import own_copy
-from rm_plugins_trl.ppo.advantages import explained_variance, generalized_advantages, token_rewards, whitened
 from rm_plugins_trl.ppo.config import PPOConfig
 from rm_plugins_trl.ppo.critic import make_critic, trained_groups
-from rm_plugins_trl.ppo.kl import AdaptiveKl, kl_terms
+from rm_plugins_trl.ppo.kl import AdaptiveKl
 from rm_plugins_trl.ppo.losses import policy_loss, value_loss
-from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
 from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
 from rm_plugins_trl.ppo.progress import Progress
-from rm_plugins_trl.ppo.prompts import given_prompt_ids, prompt_datasets, refuse_longer
+from rm_plugins_trl.ppo.prompts import placeholder, prompt_datasets
 from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
-from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
+from rm_plugins_trl.ppo.rollout import Rollout
+from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
+from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.trl_internals import is_sharded
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from rm_plugins_trl.reward_function import Spec
 
 
-class PPOTrainer(OpenGRPOTrainer):
+class PPOTrainer(RolloutTrainer):
     """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) of a language model, with any provider as its reward.
 
     Prompts, generation, tools, environments, reward functions, adapters and the log of completions are those of TRL's
@@ -109,7 +108,8 @@ class PPOTrainer(OpenGRPOTrainer):
         rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
         policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
-        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, needs_prompts=environment_factory is None)
+        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
+        has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config)
         critic = make_critic(
             value_model if value_model is not None else args.critic,
@@ -125,7 +125,7 @@ class PPOTrainer(OpenGRPOTrainer):
             model=policy,
             reward_funcs=rewards.functions,
             args=args,
-            train_dataset=datasets.train,
+            train_dataset=datasets.train if has_prompts else placeholder(args.generation_batch_size),
             eval_dataset=datasets.evaluation,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -136,12 +136,14 @@ class PPOTrainer(OpenGRPOTrainer):
             rollout_func=rollout_func,
         )
         args.beta, args.sync_ref_model = kl_coef, sync_ref_model
+        if not has_prompts:
+            self.train_dataset = None
         if is_sharded(self):
             raise UnsupportedError(
                 "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism "
                 "(`accelerate launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
             )
-        self.reward_model = rewards.provider
+        self.reward_model: Any = rewards.functions[0] if len(rewards.functions) == 1 else None
         self.reference = reference.prepared(self.accelerator)
         self._policy = self._reader(self.model)
         if self.reference.model is not None:
@@ -151,13 +153,12 @@ class PPOTrainer(OpenGRPOTrainer):
         self.critic = critic.to(self.accelerator.device).train()
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
+        self._steps = StepRewards(rewards.functions)
         self.progress = Progress(
             AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon),
             self._completion_rewards.scale,
             self._fixed(),
         )
-        self._rows: list[dict[str, Any]] = []
-        self._generation: Generation | None = None
         self._attention = ExitStack()
 
     def _reader(self, model: Any) -> TokenForward:
@@ -178,179 +179,26 @@ class PPOTrainer(OpenGRPOTrainer):
         )
         return {"processes": self.accelerator.num_processes, **{name: getattr(self.args, name) for name in names}}
 
-    def _total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes."""
-        total: Tensor = self.accelerator.reduce(numbers, reduction="sum")
-        return total
-
-    # --- Rollouts ---------------------------------------------------------------------------------------------------------
-
-    def next_batch(self, rows: list[dict[str, Any]]) -> Rollout:
-        """The completions that the next forward pass learns from; generates new ones where the last were used up."""
-        if self.mode == "eval":
-            return self.roll_out(rows)
-        progress, passes = self.progress, self.args.steps_per_generation
-        if progress.place == 0 or progress.rollout is None:
-            progress.start(self.roll_out(rows))
-        if progress.place % passes == 0 or not progress.order:
-            progress.shuffle(passes, self.args.gradient_accumulation_steps, self._total)
-        return progress.part(passes)
-
-    def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
-        """The token ids of prompts whose rows say how they are made."""
-        ids = given_prompt_ids(self._rows, self.processing_class, "eval_dataset" if self.mode == "eval" else "train_dataset")
-        if ids is not None:
-            self._refuse_longer(ids)
-        return ids
-
-    def generated(
-        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
-    ) -> None:
-        """Take in what was generated."""
-        self._refuse_longer(prompt_ids)
-        self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
-
-    def _refuse_longer(self, prompts: Sequence[Sequence[int]]) -> None:
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        refuse_longer(prompts, positions, self.max_completion_length)
-
-    def rollout_log_probs(self, width: int) -> Tensor:
-        """The log-probabilities of what was generated, under the policy, [N, width]."""
-        generation = self._generated
-        if generation.log_probs is None:
-            self._read_policy(generation)
-        assert generation.log_probs is not None
-        return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
-
-    def scored(self, score: Callable[[], Tensor]) -> Tensor:
-        """The rewards, which a single process waits for while it reads what it has generated."""
-        if self.accelerator.num_processes > 1:  # both communicate, which must not happen at once
-            rewards = score()
-            self._read_all()
-        else:
-            with ThreadPoolExecutor(1, "rewards") as pool:
-                pending = pool.submit(score)
-                self._read_all()
-                rewards = pending.result()
-        self._generated.rewards = rewards
-        return rewards
-
-    @property
-    def _generated(self) -> Generation:
-        assert self._generation is not None, "nothing was generated"
-        return self._generation
-
-    @torch.no_grad()
-    def _read_policy(self, generation: Generation) -> None:
-        log_probs, values = [], []
-        for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size):
-            with self.accelerator.autocast():
-                read = self.model(rows=rows, completion_starts=starts)
-                values.append(self._critic(rows=rows, starts=starts, hidden=read.hidden).float())
-            log_probs.append(read.log_probs.float())
-        generation.log_probs = by_completion(torch.cat(log_probs), generation.is_token)
-        generation.values = by_completion(torch.cat(values), generation.is_token)
-
-    @torch.no_grad()
-    def _read_all(self) -> None:
-        generation = self._generated
-        if generation.log_probs is None:
-            self._read_policy(generation)
-        if self.reference.is_used:
-            with self.reference.of(self.model) as reference, self.accelerator.autocast():
-                read = [
-                    reference(rows=rows, completion_starts=starts).log_probs.float()
-                    for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size)
-                ]
-            generation.ref_log_probs = by_completion(torch.cat(read), generation.is_token)
-
-    def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Rollout:
-        """Completions of the rows' prompts, with everything that the losses need.
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; takes and returns what transformers' trainer does.
 
         Raises:
-            ScoringError: The reward abstained on all completions, or is infinite.
-            TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
+            DataError: There are no prompts to train on, or fewer than one rollout needs; or a checkpoint is of another training.
+            ScoringError: The reward failed, or abstained on all completions of a rollout.
+            TrainingError: A loss or the KL divergence is not finite, or the latter is above ``max_kl``.
         """
-        self._rows = rows
-        found = learn()
-        generation = self._generated
-        self._generation = None
-        learns = self.mode == "train"
-        scores = self._completion_rewards(
-            generation.rewards,
-            self.reward_weights,
-            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
-            learns=learns,
-        )
-        local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
-        mask = generation.chosen & ~local.isnan()[:, None]
-        log_probs, values = generation.log_probs, generation.values
-        assert log_probs is not None and values is not None
-        reference = generation.ref_log_probs if generation.ref_log_probs is not None else log_probs
-        kl = kl_terms(log_probs, reference, self.settings.kl_estimator) * generation.chosen
-        mean_kl = self._mean(kl.sum(1))
-        self._refuse_exploded(mean_kl)
-        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight)
-        if self.settings.whiten_rewards:
-            rewards = whitened(rewards, mask, self._total, shift_mean=False)
-        advantages, returns = generalized_advantages(rewards, values, mask, self.settings.gamma, self.settings.lam)
-        explained = explained_variance(returns, values, mask, self._total)
-        logged = self.accelerator.gather((advantages.sum(1) / mask.sum(1).clamp(min=1)).contiguous())
-        self.replace_logged_advantages(logged.tolist())
-        if self.settings.whiten_advantages:
-            advantages = whitened(advantages, mask, self._total)
-        penalty = -self.progress.kl.weight * mean_kl
-        score = float(scores.nanmean())
-        self.drop_figures("frac_reward_zero_std")
-        self.record(
-            {
-                "objective/kl": mean_kl,
-                "objective/entropy": self._mean(-(log_probs * generation.chosen).sum(1)),
-                "objective/scores": score,
-                "objective/non_score_reward": penalty,
-                "objective/rlhf_reward": score + penalty,
-                "objective/kl_coef": self.progress.kl.weight,
-                "objective/abstained": float(scores.isnan().double().mean()),
-                "critic/explained_variance": explained,
-                "episode": self._episodes(),
-            }
-        )
-        if learns:
-            self.progress.kl.update(mean_kl, len(scores))
-        weights = found.get("importance_sampling_ratio")
-        weights = None if weights is None else weights.expand(len(rows), -1)[:, : mask.shape[1]].expand(mask.shape)
-        return Rollout(generation.rows, generation.starts, mask, log_probs, values, advantages, returns, weights)
-
-    def _mean(self, numbers: Tensor) -> float:
-        """The mean of a number of each completion over all processes."""
-        total, count = self._total(torch.stack([numbers.double().sum(), numbers.new_tensor(len(numbers), dtype=torch.double)]))
-        return float(total / count)
-
-    def _episodes(self) -> int:
-        """The number of completions that have been generated for training."""
-        steps = self.settings.num_ppo_epochs * self.settings.num_mini_batches
-        return (self.state.global_step // steps + 1) * self.args.generation_batch_size
-
-    def _refuse_exploded(self, kl: float) -> None:
-        limit = self.settings.max_kl
-        if math.isfinite(kl) and (limit is None or kl <= limit):
-            return
-        what = "is not finite" if not math.isfinite(kl) else f"is larger than max_kl={limit}"
-        raise TrainingError(
-            f"Step {self.state.global_step}: the policy's KL divergence from the reference, {kl:.4g} per completion, {what}. "
-            f"{self._evidence()} The policy was not changed by this rollout. Lower learning_rate, raise kl_coef, or set target_kl; "
-            "resume from an earlier checkpoint."
-        )
-
-    def _evidence(self) -> str:
-        """What the last logs say about the course of the training."""
-        shown = ("objective/kl", "objective/scores", "policy/approxkl_avg")
-        entries = [entry for entry in self.state.log_history if "objective/kl" in entry][-3:]
-        said = [
-            f"step {entry['step']}: " + ", ".join(f"{name} {entry[name]:.4g}" for name in shown if entry.get(name) is not None)
-            for entry in entries
-        ]
-        return f"Before: {'; '.join(said)}." if said else "Nothing was logged before."
+        if self.train_dataset is None:
+            raise DataError(
+                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
+            )
+        prompts = self.args.generation_batch_size // self.num_generations
+        if isinstance(self.train_dataset, Sized) and len(self.train_dataset) < prompts:
+            raise DataError(
+                f"train_dataset has {len(self.train_dataset)} rows, fewer than the {prompts} prompts of one rollout "
+                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes / num_generations). PPO drops "
+                "an incomplete rollout, so there is nothing to train on. Give more rows, or make the rollout smaller."
+            )
+        return super().train(*args, **kwargs)
 
     # --- Updates ----------------------------------------------------------------------------------------------------------
 
@@ -408,7 +256,8 @@ class PPOTrainer(OpenGRPOTrainer):
                 "val/ratio": log_ratio.exp(),
             }
         self._record_updates(sums, mask)
-        return torch.where(mask, per_token, 0.0).sum() / self._tokens(mask) * self.accelerator.num_processes
+        mean = torch.where(mask, per_token, 0.0).sum() / self._tokens(mask)
+        return mean * int(self.accelerator.num_processes)  # data parallelism divides by it
 
     def _tokens(self, mask: Tensor) -> float:
         """The number of tokens that the loss is a mean over: those of the minibatch, in all its forward passes and processes."""

@@ -26,12 +26,13 @@ _MODEL = (
 _ADVICE = "train into another output_dir, or set overwrite_output_dir to overwrite it"
 
 
-def check_folder(args: Any, arguments: Sequence[str]) -> str:
+def check_folder(args: Any, arguments: Sequence[str], *, command: str = "train") -> str:
     """Refuse a training on the command line that would overwrite an earlier model or checkpoints without consent.
 
     Args:
         args: The trainer's arguments.
         arguments: Those of the command line.
+        command: The command that trains.
 
     Returns:
         Why there is nothing to train, if the training to resume is finished; otherwise empty.
@@ -58,7 +59,7 @@ def check_folder(args: Any, arguments: Sequence[str]) -> str:
         or (args.resume_from_checkpoint and not finds_checkpoint(args.resume_from_checkpoint))
     ):
         return ""
-    resume = shlex.join(["rm-plugins", "train", *arguments, "--resume_from_checkpoint", "true"])
+    resume = shlex.join(["rm-plugins", command, *arguments, "--resume_from_checkpoint", "true"])
     choices = f"Resume it: {resume}\nOr {_ADVICE}" if last is not None and not is_finished else f"{_ADVICE.capitalize()}"
     finished = " The training in it is finished." if is_finished else ""
     raise OutputError(

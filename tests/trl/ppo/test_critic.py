@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +27,7 @@ import rm_plugins as rm
 from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, ModelError, UnsupportedError
 from rm_plugins.models.heads import Heads
+from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
 from rm_plugins.transforms import Chain, Clip, MinMax, Scale, Tanh, ZScore
 from rm_plugins_trl.ppo.critic import Critic, ValueHead, ValueModel, make_critic, trained_groups
 from rm_plugins_trl.ppo.reward_as_critic import transform_as_line
@@ -61,9 +64,15 @@ def make(policy: Any, folder: Path) -> Make:
     return made
 
 
+def loaded(spec: Any) -> SequenceClassifier:
+    reward = rm.load(spec)
+    assert isinstance(reward, SequenceClassifier)
+    return reward
+
+
 def values_of(critic: Critic) -> torch.Tensor:
     with torch.no_grad():
-        return critic(rows=ROWS, starts=STARTS)
+        return critic.values(ROWS, STARTS)
 
 
 def scores_by_token(model: Any) -> torch.Tensor:
@@ -128,9 +137,24 @@ class TestPolicy:
         assert critic.model.dtype == torch.bfloat16
         assert values_of(critic).dtype == torch.float32
 
-    def test_its_dropout_is_off(self, make: Make) -> None:
-        settings = AutoConfig.for_model("gpt2", vocab_size=400, n_embd=32, n_layer=1, n_head=2)
-        critic = make("policy", policy=AutoModelForCausalLM.from_config(settings))
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2},
+            {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32},
+            {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "attention_dropout": 0.5,
+            },
+        ],
+        ids=lambda settings: settings["model_type"],
+    )
+    def test_its_dropout_is_off(self, make: Make, settings: dict[str, Any]) -> None:
+        config = AutoConfig.for_model(**settings, vocab_size=400)
+        critic = make("policy", policy=AutoModelForCausalLM.from_config(config))
         torch.nn.init.normal_(critic.model.score.weight)
         critic.train()
         assert torch.equal(values_of(critic), values_of(critic))
@@ -146,6 +170,20 @@ class TestPolicy:
         policy.config = AutoConfig.for_model("speecht5")
         with pytest.raises(ModelError, match=r"cannot be turned into a value model: .* or set critic='head'"):
             make("policy")
+
+    def test_its_forward_is_what_a_wrapper_of_several_processes_sees(self, make: Make, tmp_path: Path) -> None:
+        critic = make("policy")
+        torch.nn.init.normal_(critic.model.score.weight)
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", world_size=1, rank=0)
+        try:
+            wrapped = DistributedDataParallel(critic)
+            with critic.attention():
+                values = wrapped(rows=ROWS, starts=STARTS)
+                values.sum().backward()
+        finally:
+            distributed.destroy_process_group()
+        assert torch.allclose(values, values_of(critic))
+        assert all(parameter.grad is not None for parameter in critic.parameters())
 
 
 class TestHead:
@@ -198,7 +236,7 @@ class TestHead:
 
 class TestReward:
     def test_it_starts_from_the_reward_which_its_training_leaves_alone(self, make: Make, folder: Path) -> None:
-        reward = rm.load(str(folder))
+        reward = loaded(str(folder))
         sample = rm.Sample("Question: what is rain?", " Water.")
         before, score = weights_of(reward.model), reward.score([sample]).values
         critic = make("reward", reward)
@@ -226,7 +264,7 @@ class TestReward:
         self, make: Make, folder: Path, transform: Any, line: tuple[float, float] | None
     ) -> None:
         assert transform_as_line(transform) == line
-        reward = rm.load(str(folder))
+        reward = loaded(str(folder))
         reward.transform = transform
         if line is None:
             with pytest.raises(UnsupportedError, match=r"is not linear with fixed numbers.*critic='policy'"):
@@ -236,14 +274,14 @@ class TestReward:
         assert torch.allclose(values_of(make("reward", reward)), line[0] * plain + line[1], atol=1e-4)
 
     def test_labels_with_weights_become_one(self, make: Make, tiny_decoder: Any) -> None:
-        reward = rm.load(
+        reward = loaded(
             {"provider": "sequence-classifier", "model": str(tiny_decoder(num_labels=3)), "head": {0: 1.0, 2: -0.5}}
         )
         expected = scores_by_token(reward.model) @ torch.tensor([1.0, 0.0, -0.5])
         assert torch.allclose(values_of(make("reward", reward)), expected, atol=1e-5)
 
     def test_members_become_their_mean_and_no_other_aggregate(self, make: Make, tiny_decoder: Any) -> None:
-        reward = rm.load({"provider": "sequence-classifier", "model": str(tiny_decoder(num_labels=2)), "head": 0})
+        reward = loaded({"provider": "sequence-classifier", "model": str(tiny_decoder(num_labels=2)), "head": 0})
         reward.trained.heads = Heads(members=2)
         assert torch.allclose(values_of(make("reward", reward)), scores_by_token(reward.model).mean(1), atol=1e-5)
         reward.member_transforms = [Scale(), Scale()]
@@ -257,7 +295,7 @@ class TestReward:
         )
         peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained(folder), adapter).save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-        reward = rm.load(str(tmp_path))
+        reward = loaded(str(tmp_path))
         before = weights_of(reward.model)
         critic = make("reward", reward)
         assert torch.allclose(values_of(critic), scores_by_token(reward.model)[:, 0], atol=1e-5)
@@ -276,15 +314,15 @@ class TestReward:
         self, make: Make, tiny_encoder: Any, tiny_decoder: Any
     ) -> None:
         with pytest.raises(ModelError, match=r"is a bert, and the policy is a qwen2.*critic='policy'"):
-            make("reward", rm.load(str(tiny_encoder())))
-        other = rm.load(str(tiny_decoder(end="<|stop|>")))
+            make("reward", loaded(str(tiny_encoder())))
+        other = loaded(str(tiny_decoder(end="<|stop|>")))
         with pytest.raises(
             ModelError, match=r"another vocabulary than the policy: .*'<\|end\|>' with the id 1, and the other lacks it"
         ):
             make("reward", other)
 
     def test_a_reward_without_causal_attention_is_refused(self, make: Make, folder: Path) -> None:
-        reward = rm.load(str(folder))
+        reward = loaded(str(folder))
         reward.model.config.is_causal = False
         with pytest.raises(ModelError, match="values would depend on tokens that are still to come"):
             make("reward", reward)
@@ -392,7 +430,7 @@ class TestValueModel:
     def test_a_folder_that_is_no_model_is_refused(self, make: Make, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="is not a model folder"):
             make(tmp_path)
-        with pytest.raises(ModelError, match="There is no folder .*nowhere"):
+        with pytest.raises(ModelError, match=r"There is no folder .*nowhere"):
             make(tmp_path / "nowhere")
         with pytest.raises(ModelError, match=r"cannot be loaded.*Did you mean 'policy'"):
             make("polcy")
@@ -438,7 +476,7 @@ class TestValueModel:
 class TestSaving:
     @pytest.mark.parametrize("kind", ["policy", "reward", "head"])
     def test_a_saved_critic_is_made_again_from_its_folder(self, make: Make, folder: Path, tmp_path: Path, kind: str) -> None:
-        reward = rm.load(str(folder))
+        reward = loaded(str(folder))
         reward.transform = ZScore(mean=1.0, std=4.0)
         critic = make(kind, reward)
         for parameter in critic.parameters():

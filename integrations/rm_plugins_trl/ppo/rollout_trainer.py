@@ -1,0 +1,217 @@
+"""The part of PPO that makes rollouts: completions with their rewards, log-probabilities, values, advantages and returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rm_plugins.errors import TrainingError
+from rm_plugins_trl.ppo.advantages import explained_variance, generalized_advantages, token_rewards, whitened
+from rm_plugins_trl.ppo.config import PPOConfig
+from rm_plugins_trl.ppo.kl import kl_terms
+from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
+from rm_plugins_trl.ppo.policy import Reference
+from rm_plugins_trl.ppo.progress import Progress
+from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
+from rm_plugins_trl.ppo.rewards import CompletionRewards
+from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
+from rm_plugins_trl.ppo.steps import StepRewards
+
+
+class RolloutTrainer(OpenGRPOTrainer):
+    """Generates, scores and reads completions; `rm_plugins_trl.ppo.trainer.PPOTrainer` learns from them."""
+
+    settings: PPOConfig
+    """The configuration."""
+    reference: Reference
+    progress: Progress
+    """Where the training is in its rollout."""
+    _critic: Any
+    _completion_rewards: CompletionRewards
+    _steps: StepRewards
+    _rows: Sequence[dict[str, Any]] = ()
+    _generation: Generation | None = None
+
+    def _total(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total: Tensor = self.accelerator.reduce(numbers, reduction="sum")
+        return total
+
+    def next_batch(self, rows: list[dict[str, Any]]) -> Rollout:
+        """The completions that the next forward pass learns from; generates new ones where the last were used up."""
+        if self.mode == "eval":
+            evaluated: Rollout = self.roll_out(rows)
+            return evaluated
+        progress, passes = self.progress, self.args.steps_per_generation
+        if progress.place == 0 or progress.rollout is None:
+            progress.start(self.roll_out(rows))
+        if progress.place % passes == 0 or not progress.order:
+            progress.shuffle(passes, self.args.gradient_accumulation_steps, self._total)
+        return progress.part(passes)
+
+    def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
+        """The token ids of prompts whose rows say how they are made."""
+        ids = given_prompt_ids(self._rows, self.processing_class, "eval_dataset" if self.mode == "eval" else "train_dataset")
+        if ids is not None:
+            self._refuse_longer(ids)
+        return ids
+
+    def generated(
+        self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
+    ) -> None:
+        """Take in what was generated."""
+        self._refuse_longer(prompt_ids)
+        self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
+
+    def _refuse_longer(self, prompts: Sequence[Sequence[int]]) -> None:
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        refuse_longer(prompts, positions, self.max_completion_length)
+
+    def rollout_log_probs(self, width: int) -> Tensor:
+        """The log-probabilities of what was generated, under the policy, [N, width]."""
+        generation = self._generated
+        if generation.log_probs is None:
+            self._read_policy(generation)
+        assert generation.log_probs is not None
+        return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
+
+    def scored(self, score: Callable[[], Tensor]) -> Tensor:
+        """The rewards, which a single process waits for while it reads what it has generated."""
+        if self.accelerator.num_processes > 1:  # both communicate, which must not happen at once
+            rewards = score()
+            self._read_all()
+        else:
+            with ThreadPoolExecutor(1, "rewards") as pool:
+                pending = pool.submit(score)
+                self._read_all()
+                rewards = pending.result()
+        self._generated.rewards = rewards
+        return rewards
+
+    @property
+    def _generated(self) -> Generation:
+        assert self._generation is not None, "nothing was generated"
+        return self._generation
+
+    @torch.no_grad()
+    def _read_policy(self, generation: Generation) -> None:
+        log_probs, values = [], []
+        for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size):
+            with self.accelerator.autocast():
+                read = self.model(rows=rows, completion_starts=starts)
+                values.append(self._critic(rows=rows, starts=starts, hidden=read.hidden).float())
+            log_probs.append(read.log_probs.float())
+        generation.log_probs = by_completion(torch.cat(log_probs), generation.is_token)
+        generation.values = by_completion(torch.cat(values), generation.is_token)
+
+    @torch.no_grad()
+    def _read_all(self) -> None:
+        generation = self._generated
+        if generation.log_probs is None:
+            self._read_policy(generation)
+        if self.reference.is_used:
+            with self.reference.of(self.model) as reference, self.accelerator.autocast():
+                read = [
+                    reference(rows=rows, completion_starts=starts).log_probs.float()
+                    for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size)
+                ]
+            generation.ref_log_probs = by_completion(torch.cat(read), generation.is_token)
+
+    def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Rollout:
+        """Completions of the rows' prompts, with everything that the losses need.
+
+        Raises:
+            ScoringError: The reward abstained on all completions, or is infinite.
+            TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
+        """
+        self._rows = rows
+        found = learn()
+        generation = self._generated
+        self._generation = None
+        learns = self.mode == "train"
+        scores = self._completion_rewards(
+            generation.rewards,
+            self.reward_weights,
+            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
+            learns=learns,
+        )
+        local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
+        mask = generation.chosen & ~local.isnan()[:, None]
+        log_probs, values = generation.log_probs, generation.values
+        assert log_probs is not None and values is not None
+        reference = generation.ref_log_probs if generation.ref_log_probs is not None else log_probs
+        kl = kl_terms(log_probs, reference, self.settings.kl_estimator) * generation.chosen
+        mean_kl = self._mean(kl.sum(1))
+        self._refuse_exploded(mean_kl)
+        steps = self._steps.of_tokens(generation, self.reward_weights, self._decoded)
+        if steps is not None:
+            steps = steps / self._completion_rewards.divisor
+        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight, steps)
+        if self.settings.whiten_rewards:
+            rewards = whitened(rewards, mask, self._total, shift_mean=False)
+        advantages, returns = generalized_advantages(rewards, values, mask, self.settings.gamma, self.settings.lam)
+        explained = explained_variance(returns, values, mask, self._total)
+        logged = self.accelerator.gather((advantages.sum(1) / mask.sum(1).clamp(min=1)).contiguous())
+        self.replace_logged_advantages(logged.tolist())
+        if self.settings.whiten_advantages:
+            advantages = whitened(advantages, mask, self._total)
+        penalty = -self.progress.kl.weight * mean_kl
+        score = float(scores.nanmean())
+        self.drop_figures("frac_reward_zero_std")
+        self.record(
+            {
+                "objective/kl": mean_kl,
+                "objective/entropy": self._mean(-(log_probs * generation.chosen).sum(1)),
+                "objective/scores": score,
+                "objective/non_score_reward": penalty,
+                "objective/rlhf_reward": score + penalty,
+                "objective/kl_coef": self.progress.kl.weight,
+                "objective/abstained": float(scores.isnan().double().mean()),
+                "critic/explained_variance": explained,
+                "episode": self._episodes(),
+            }
+        )
+        if learns:
+            self.progress.kl.update(mean_kl, len(scores))
+        weights = found.get("importance_sampling_ratio")
+        weights = None if weights is None else weights.expand(len(rows), -1)[:, : mask.shape[1]].expand(mask.shape)
+        return Rollout(generation.rows, generation.starts, mask, log_probs, values, advantages, returns, weights)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.processing_class.decode(ids, skip_special_tokens=True))
+
+    def _mean(self, numbers: Tensor) -> float:
+        """The mean of a number of each completion over all processes."""
+        total, count = self._total(torch.stack([numbers.double().sum(), numbers.new_tensor(len(numbers), dtype=torch.double)]))
+        return float(total / count)
+
+    def _episodes(self) -> int:
+        """The number of completions that have been generated for training."""
+        steps = self.settings.num_ppo_epochs * self.settings.num_mini_batches
+        return int((self.state.global_step // steps + 1) * self.args.generation_batch_size)
+
+    def _refuse_exploded(self, kl: float) -> None:
+        limit = self.settings.max_kl
+        if math.isfinite(kl) and (limit is None or kl <= limit):
+            return
+        what = "is not finite" if not math.isfinite(kl) else f"is larger than max_kl={limit}"
+        raise TrainingError(
+            f"Step {self.state.global_step}: the policy's KL divergence from the reference, {kl:.4g} per completion, {what}. "
+            f"{self._evidence()} The policy was not changed by this rollout. Lower learning_rate, raise kl_coef, or set target_kl; "
+            "resume from an earlier checkpoint."
+        )
+
+    def _evidence(self) -> str:
+        """What the last logs say about the course of the training."""
+        shown = ("objective/kl", "objective/scores", "policy/approxkl_avg")
+        entries = [entry for entry in self.state.log_history if "objective/kl" in entry][-3:]
+        said = [
+            f"step {entry['step']}: " + ", ".join(f"{name} {entry[name]:.4g}" for name in shown if entry.get(name) is not None)
+            for entry in entries
+        ]
+        return f"Before: {'; '.join(said)}." if said else "Nothing was logged before."
