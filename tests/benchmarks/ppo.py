@@ -55,7 +55,7 @@ TRIED_RATES: Mapping[str, Sequence[float]] = {
     OURS: (1e-4, 3e-4),
     GRPO: (3e-4, 1e-3),
 }
-RATES: Mapping[str, float] = {OLDER: 3e-4, OURS: 3e-4, GRPO: 1e-3}
+RATES: Mapping[str, float] = {OLDER: 1e-4, OURS: 1e-4, GRPO: 3e-4}
 """The tried learning rate with the highest gold reward of an evaluation."""
 REAL_RATES: Mapping[str, float] = {OLDER: 1e-5, OURS: 1e-5, GRPO: 1e-5}
 LEARNING = LearningSizes()
@@ -70,7 +70,11 @@ def runs(small: bool, rounds: int) -> list[Run]:
         Run("speed", name, number, 1e-6, shape.title) for number in range(rounds) for shape in shapes for name in (OLDER, OURS)
     ]
     if not small:
-        found += [Run("rates", name, RATES_SEED, rate, learning.name) for name in CONTENDERS for rate in TRIED_RATES[name]]
+        found += [
+            Run("rates", name, RATES_SEED, rate, learning.name)
+            for place in range(2)
+            for name, rate in ((name, TRIED_RATES[name][place]) for name in CONTENDERS)
+        ]
     found += [Run("learning", name, seed, RATES[name], learning.name) for seed in range(seeds) for name in CONTENDERS]
     if not small:
         found += [Run("real", name, 0, REAL_RATES[name], REAL.name) for name in CONTENDERS]
