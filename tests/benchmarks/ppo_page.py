@@ -47,11 +47,10 @@ _REAL = (
     "held-out prompts, with a standard error of about {error:.2f}."
 )
 _SPEED = (
-    "The same rollouts in both: the same instructions of LLMBar in every rollout, and completions of lengths that are drawn evenly between "
-    "the shortest and the longest, the same for both. The reward costs nothing. One minibatch per epoch, float32, no gradient "
-    "checkpointing, a value model of the policy's size, one thread. Each run has a process of its own, and the trainers take turns. "
-    "Seconds are CPU seconds, and the first rollout of a run does not count. Memory is the peak of the process, with Python and its "
-    "libraries."
+    "The rollouts are the same in both: prompts are stretches of LLMBar's text, and completions end at lengths that are drawn evenly "
+    "between the shortest and the longest. The reward costs nothing. One minibatch per epoch, float32, no gradient checkpointing, a value "
+    "model of the policy's size, one thread. Each run has a process of its own, and the trainers take turns. Seconds are CPU seconds, and "
+    "the first rollout of a run does not count. Memory is the peak of the process, with Python and its libraries."
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.benchmarks.models import DecoderSize, save_policy, train_tokenizer
 from tests.benchmarks.ppo_rollouts import Rollouts
 from tests.benchmarks.ppo_runs import Run, Training
 from tests.benchmarks.scoring import own_peak_memory
-from tests.benchmarks.texts import data_rows
+from tests.benchmarks.texts import data_rows, spread, token_stream
 from tests.conftest import converted_smollm2
 
 __all__ = ["SHAPES", "Shape", "measure_speed"]
@@ -30,8 +31,8 @@ class Shape:
         title: What the table calls it.
         size: A random decoder's size; None for SmolLM2-135M.
         rows: Completions of a rollout.
-        prompt_tokens: The most tokens of a prompt.
-        tokens: The shortest and the longest completion.
+        prompts: The tokens of the shortest and the longest prompt; the others are spread evenly between them.
+        tokens: Those of the shortest and the longest completion.
         epochs: PPO's epochs over a rollout.
         updates: Rollouts of a run; the first is not counted.
     """
@@ -39,7 +40,7 @@ class Shape:
     title: str
     size: DecoderSize | None
     rows: int
-    prompt_tokens: int
+    prompts: tuple[int, int]
     tokens: tuple[int, int]
     epochs: int
     updates: int
@@ -47,14 +48,14 @@ class Shape:
     @property
     def description(self) -> str:
         """What a table says about it."""
-        shortest, longest = self.tokens
-        return f"{self.title} of {shortest} to {longest} tokens, prompts of at most {self.prompt_tokens} tokens, {self.epochs} epochs"
+        completions, prompts = (f"{shortest} to {longest}" for shortest, longest in (self.tokens, self.prompts))
+        return f"{self.title} of {completions} tokens, prompts of {prompts}, {self.epochs} epochs"
 
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("2 layers of 64, 64 completions", DecoderSize(1_024, 64, 192, 2, 4, 4), 64, 64, (8, 53), 4, 6),
-    Shape("16M parameters, 16 completions", DecoderSize(), 16, 96, (8, 53), 4, 4),
-    Shape("SmolLM2-135M, 8 completions", None, 8, 96, (8, 32), 2, 3),
+    Shape("A decoder of 2 layers, 64 completions", DecoderSize(1_024, 64, 192, 2, 4, 4), 64, (16, 48), (8, 53), 4, 6),
+    Shape("A decoder of 19M parameters, 16 completions", DecoderSize(), 16, (32, 96), (8, 53), 4, 4),
+    Shape("SmolLM2-135M, 8 completions", None, 8, (32, 96), (8, 32), 2, 3),
 )
 """The steps whose speed is measured."""
 
@@ -70,7 +71,7 @@ def measure_speed(run: Run, shape: Shape, data: Path) -> dict[str, Any]:
     Args:
         run: The run.
         shape: The step.
-        data: The folder of LLMBar, whose instructions are the prompts.
+        data: The folder of LLMBar, of whose text the prompts are stretches.
 
     Returns:
         For each update except the first:
@@ -82,19 +83,21 @@ def measure_speed(run: Run, shape: Shape, data: Path) -> dict[str, Any]:
         For the run: ``prompt_tokens`` of a rollout, ``peak``, the most memory of the process in bytes, the policy's ``parameters``, and
         ``threads``.
     """
-    texts = list(dict.fromkeys(row["prompt"][0]["content"] for row in data_rows(data, "llmbar")))
+    texts = [message["content"] for row in data_rows(data, "llmbar") for message in (*row["prompt"], *row["chosen"])]
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         if shape.size is None:
             policy = converted_smollm2()
         else:
             policy = save_policy(Path(scratch) / "policy", shape.size, train_tokenizer(texts, shape.size.vocabulary))
         _, tokenizer = load_policy(str(policy))
-        lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
-        chosen = [place for place, length in enumerate(lengths) if length <= shape.prompt_tokens][: shape.rows]
+        lengths = spread(*shape.prompts, shape.rows)
+        ids = iter(token_stream(tokenizer, texts, sum(lengths)))
+        # As many prompts as a rollout has, so that all rollouts have the same.
+        prompts = [{"prompt": tokenizer.decode(list(islice(ids, length)))} for length in lengths]
         training = Training(
             policy,
             "tests.benchmarks.ppo_speed:no_reward",
-            [{"prompt": texts[place]} for place in chosen],  # as many as a rollout has, so that all rollouts have the same
+            prompts,
             shape.rows,
             shape.tokens[1],
             shape.updates,
@@ -113,7 +116,7 @@ def measure_speed(run: Run, shape: Shape, data: Path) -> dict[str, Any]:
         "seconds": [round(end - start, 3) for start, end in zip(rollouts.starts, ends, strict=True)][1:],
         "generation": [round(end - start, 3) for start, end in zip(rollouts.starts, rollouts.ends, strict=True)][1:],
         "tokens": rollouts.tokens[1:],
-        "prompt_tokens": sum(lengths[place] for place in chosen),
+        "prompt_tokens": sum(lengths),
         "peak": own_peak_memory(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": torch.get_num_threads(),
