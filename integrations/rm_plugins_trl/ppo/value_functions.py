@@ -222,7 +222,7 @@ class ValueModel(Critic):
         if rows is None or starts is None:
             raise UnsupportedError("A value model reads token ids; pass `rows` and `starts`.")
         self._check(rows)
-        values: torch.Tensor = self.model(rows=rows, completion_starts=starts).values
+        values: torch.Tensor = self.model(rows=rows, completion_starts=starts).token_values
         return values.float() + self.shift
 
     def attention(self) -> AbstractContextManager[Any]:
