@@ -132,7 +132,7 @@ class TrlCommand(Command):
             ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=partial(_show_all_options, program)
         )
         super().__init__(
-            *arguments, **{**settings, "params": [*(settings.get("params") or ()), help_all], "resuming": _how_to_resume}
+            *arguments, **{**settings, "params": [*(settings.get("params") or ()), help_all], "resuming": how_to_resume}
         )
         self.program = program
 
@@ -208,7 +208,8 @@ def _described(action: Any) -> tuple[str, str]:
     return f"{action.option_strings[0]} {values}".strip(), f"{text}{default}"
 
 
-def _how_to_resume(parameters: Mapping[str, Any]) -> str:
+def how_to_resume(parameters: Mapping[str, Any]) -> str:
+    """What to do after Ctrl-C, given the command's parameters."""
     arguments = list(parameters.get("arguments", ()))
     folder = next((value for name, value in pairwise(arguments) if name == "--output_dir"), None)
     again = "run the same command again with --resume_from_checkpoint true"

@@ -21,6 +21,7 @@ from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
 from rm_plugins_trl.ppo.rewards import CompletionRewards
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
+from rm_plugins_trl.reward_model import POLICY_COLUMNS
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -80,6 +81,10 @@ class RolloutTrainer(OpenGRPOTrainer):
         assert generation.log_probs is not None
         return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
 
+    def rewarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row without the columns that are the policy's alone."""
+        return {name: value for name, value in row.items() if name == "prompt" or name not in POLICY_COLUMNS}
+
     def scored(self, score: Callable[[], Tensor]) -> Tensor:
         """The rewards, which a single process waits for while it reads what it has generated."""
         if self.accelerator.num_processes > 1:  # both communicate, which must not happen at once
@@ -137,7 +142,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         scores = self._completion_rewards(
             generation.rewards,
             self.reward_weights,
-            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
+            self.accelerator.gather(generation.has_ended(self.end_tokens)),
             learns=learns,
         )
         local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
