@@ -1,6 +1,7 @@
 """TRL's ``GRPOTrainer``, with the private places that PPO changes under public names.
 
-Read in TRL 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for each that changed.
+Read in TRL 1.13.0, 1.14.0, 1.15.0 and 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for
+each that changed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,12 +142,17 @@ class PPOTrainer(RolloutTrainer):
                 processing_class=tokenizer,
                 callbacks=callbacks,
                 optimizers=optimizers,
-                peft_config=peft_config,
+                peft_config=deepcopy(peft_config),  # the trainer writes the policy's name into it
                 tools=tools,
                 environment_factory=environment_factory,
                 rollout_func=rollout_func,
             )
         args.beta, args.sync_ref_model, args.model_init_kwargs = kl_coef, sync_ref_model, loading
+        if args.stop_token_id is not None and args.stop_token_id not in self.end_tokens:
+            raise UnsupportedError(
+                f"stop_token_id needs TRL 1.15 or later, and TRL {version('trl')} is installed, where completions end at the tokenizer's "
+                "EOS token alone. Leave it out, or upgrade: `pip install -U trl`."
+            )
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
