@@ -19,7 +19,7 @@ from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
 from rm_plugins_trl.ppo.policy import Reference
 from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
-from rm_plugins_trl.ppo.rewards import CompletionRewards
+from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.reward_training.quiet import without_noise
 
@@ -46,6 +46,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         device = self.accelerator.device
         with (
             without_noise(disable_bars=self.args.disable_tqdm),
+            unlearned(self.reward_funcs, self.state.stateful_callbacks),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             return super().evaluate(*args, **kwargs)

@@ -110,7 +110,9 @@ class PPOTrainer(RolloutTrainer):
             )
         args = _arguments(args if args is not None else config)
         self.settings: PPOConfig = args
-        rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
+        rewards = reward_functions(
+            reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
+        )
         policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
