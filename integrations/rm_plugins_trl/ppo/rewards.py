@@ -48,14 +48,12 @@ def reward_functions(reward: Any, several: Any, path: str | None, *, is_optional
     if reward is not None and several is not None:
         raise UnsupportedError("`reward_funcs` replaces `reward_model`; give one of them.")
     given = several if several is not None else reward if reward is not None else path
-    if given is None and is_optional:
-        return Rewards([])
-    if given is None:
+    each = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if not each and not is_optional:
         raise UnsupportedError(
             "PPO needs a reward: PPOTrainer(..., reward_model=SPEC), PPOTrainer(..., reward_funcs=[SPEC, ...]), or "
             "PPOConfig(reward_model_path=SPEC)."
         )
-    each = given if isinstance(given, (list, tuple)) else [given]
     return Rewards([_function(one) for one in each])
 
 

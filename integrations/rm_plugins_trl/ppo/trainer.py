@@ -117,7 +117,7 @@ class PPOTrainer(RolloutTrainer):
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
         has_prompts = datasets.train is not None or environment_factory is not None
-        reference = reference_of(policy, ref_model, args, peft_config)
+        reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
         if args.sync_ref_model and reference.model is None:
             raise UnsupportedError(
                 "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
