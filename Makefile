@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-presets bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -86,6 +86,10 @@ bench-presets: $(VENV)/models.stamp  ## Train real models with several learning 
 
 bench-overoptimization: $(VENV)/dev.stamp  ## Optimize against one reward model and against five, about an hour, and write docs/overoptimization.md.
 	$(BIN)/python -m tests.benchmarks.overoptimization
+
+bench-ppo: $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Compare PPO with TRL 1.12's and with GRPO, about two hours, and write sections of docs/ppo.md; resumable.
+	export RM_PLUGINS_TEST_MODELS="$${RM_PLUGINS_TEST_MODELS:-$(CURDIR)/build/test-models}" && mkdir -p "$$RM_PLUGINS_TEST_MODELS" && \
+	  $(BIN)/python -m pytest -q tests/trl/test_real_models.py -k minilm_learns && $(BIN)/python -m tests.benchmarks.ppo
 
 clean:  ## Remove everything that was made, the environment too.
 	rm -rf $(VENV) dist build docs/_build demo-output .mypy_cache .ruff_cache .hypothesis .import_linter_cache

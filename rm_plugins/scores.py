@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,18 @@ class TokenCounts:
         return TokenCounts(used, truncated)
 
 
+class StepReward(NamedTuple):
+    """The reward of a step of a completion.
+
+    Args:
+        end: Where the step ends in `Sample.completion_text`, in characters from its beginning.
+        reward: What the step adds to the sample's score.
+    """
+
+    end: int
+    reward: float
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Scores:
     """The scores of a batch of N samples, with details and errors; a table in notebooks.
@@ -68,6 +80,8 @@ class Scores:
         kind: What these scores are as a part of others, such as ``member`` or ``head``; it begins their name where scores are written
             out (`columns`).
         tokens: How long the samples were for the models; None where no model scored.
+        steps: The steps of each sample in order, [N], whose rewards add up to its score. PPO gives each step's reward at its end. Empty
+            or None where a score is of the whole completion.
 
     Raises:
         ScoringError: The arrays do not have one entry per sample, or an error is of a row that the batch does not have.
@@ -86,6 +100,7 @@ class Scores:
     parts: Mapping[str, Scores] = field(default_factory=dict, kw_only=True)
     kind: str = field(default="", kw_only=True)
     tokens: TokenCounts | None = field(default=None, kw_only=True, repr=False)
+    steps: Sequence[Sequence[StepReward]] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=np.float64)
@@ -98,6 +113,8 @@ class Scores:
         for name, part in self.parts.items():
             if len(part) != len(values):
                 raise ScoringError(f"The part {name!r} has {len(part)} scores; {len(values)} were expected.")
+        if self.steps is not None and len(self.steps) != len(values):
+            raise ScoringError(f"There are steps of {len(self.steps)} samples; {len(values)} were expected.")
         if self.errors:
             unknown = [row for row in self.errors if not 0 <= row < len(values)]
             if unknown:
@@ -188,6 +205,7 @@ class Scores:
             errors={places[row]: error for row, error in self.errors.items() if row in places},
             parts={name: part.rows(rows) for name, part in self.parts.items()},
             tokens=None if self.tokens is None else self.tokens.rows(rows),
+            steps=None if self.steps is None else [self.steps[row] for row in chosen.tolist()],
         )
 
     def scattered(self, rows: Sequence[int], size: int) -> Scores:
@@ -205,7 +223,20 @@ class Scores:
             errors={int(rows[row]): error for row, error in self.errors.items()},
             parts={name: part.scattered(rows, size) for name, part in self.parts.items()},
             tokens=None if self.tokens is None else self.tokens.scattered(rows, size),
+            steps=None if self.steps is None else _spread_steps(self.steps, rows, size),
         )
+
+    @property
+    def lost_steps(self) -> bool:
+        """Whether the score of a part has steps, and these scores, which are made of it, have none."""
+        return self.steps is None and any(part.steps is not None or part.lost_steps for part in self.parts.values())
+
+
+def _spread_steps(steps: Sequence[Sequence[StepReward]], rows: Sequence[int], size: int) -> list[Sequence[StepReward]]:
+    out: list[Sequence[StepReward]] = [()] * size
+    for row, of_row in zip(rows, steps, strict=True):
+        out[row] = of_row
+    return out
 
 
 def _shown_names(names: Iterable[str]) -> str:
@@ -231,6 +262,8 @@ def joined(scored: Sequence[Scores]) -> Scores:
     """Scores of disjoint rows of one batch, each [N], merged into one; at least one must be given."""
     parts = _by_name(scores.parts for scores in scored)
     counts = [scores.tokens for scores in scored if scores.tokens is not None]
+    known = [scores.steps for scores in scored if scores.steps is not None]
+    steps = [next(filter(None, of_row), ()) for of_row in zip(*known, strict=True)] if known else None
     return Scores(
         _laid_over([scores.values for scores in scored]),
         {name: _laid_over(columns) for name, columns in _by_name(scores.details for scores in scored).items()},
@@ -239,6 +272,7 @@ def joined(scored: Sequence[Scores]) -> Scores:
         parts={name: joined(same) for name, same in parts.items()},
         kind=scored[0].kind,
         tokens=None if not counts else sum(counts[1:], counts[0]),
+        steps=steps,
     )
 
 

@@ -16,6 +16,7 @@ from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.plan import Costs
+from rm_plugins.errors import SpecError
 from tests.conftest import MakeFolder
 from tests.test_scoring_engine import make_model
 
@@ -189,3 +190,9 @@ def test_members_on_several_devices(tiny_decoder: MakeFolder, tmp_path: Path) ->
     scores = rm.load({"provider": "ensemble", "members": members}).score(samples)
     alone = rm.load(folder, device="cpu", dtype="float32").score(samples).values
     np.testing.assert_allclose(scores.values, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:-3", "cpu:x", "", "xpu:7", "meta:1:2"])
+def test_a_device_that_is_not_there_is_a_fault_of_the_spec(tiny_encoder: MakeFolder, device: str) -> None:
+    with pytest.raises(SpecError, match=r"device: there is no device .* on this machine"):
+        rm.load(tiny_encoder(), device=device)

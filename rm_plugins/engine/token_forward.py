@@ -34,14 +34,15 @@ class TokenOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped
     Args:
         log_probs: The log-probability of each token under softmax(logits / temperature), [T]; None for a classifier.
         entropy: The entropy of that distribution in nats, [T]; None for a classifier.
-        hidden: The last hidden state in which each token was chosen, that of the token before it, [T, size]; None for a classifier.
-        values: A classifier's score at the token before each token, [T]; None for a language model.
+        hidden: The last hidden state in which each token was chosen, that of the token before it, [T, size]; None for a classifier, and
+            for a model whose ``forward`` does not call its backbone.
+        token_values: A classifier's score at the token before each token, [T]; None for a language model.
     """
 
     log_probs: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
-    values: torch.Tensor | None = None
+    token_values: torch.Tensor | None = None
 
 
 class TokenForward(RowsForward):
@@ -104,7 +105,7 @@ class TokenForward(RowsForward):
         """The log-probabilities or values of each row's last tokens; their means by row, [rows], in half precision."""
         starts = [min(len(row), max(1, len(row) - _COMPARED)) for row in rows]
         output = self._run(rows, starts, packs=packs, whole=whole)
-        values = output.values if self._scores else output.log_probs
+        values = output.token_values if self._scores else output.log_probs
         assert values is not None
         if self._is_exact():
             return values
@@ -127,7 +128,7 @@ class TokenForward(RowsForward):
         hidden = torch.cat(states)[on_device(np.argsort(numbers), states[0].device)]
         if self._scores:
             values = self.model.score(hidden)[:, 0]
-            return TokenOutput(values=values.to(torch.promote_types(values.dtype, torch.float32)))
+            return TokenOutput(token_values=values.to(torch.promote_types(values.dtype, torch.float32)))
         log_probs, entropy = self._head.statistics(hidden, targets, self.temperature)
         return TokenOutput(log_probs=log_probs, entropy=entropy, hidden=hidden)
 
@@ -136,7 +137,7 @@ class TokenForward(RowsForward):
     ) -> TokenOutput:
         sizes = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         of_row = torch.split(targets, sizes)
-        found: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        found: dict[int, tuple[torch.Tensor, ...]] = {}
         captured: list[torch.Tensor] = []
         hooks = [
             module.register_forward_hook(lambda _, inputs, output: captured.append(output.last_hidden_state))
@@ -146,16 +147,14 @@ class TokenForward(RowsForward):
             for group in self._groups(rows, whole=whole):
                 with attention_as(self.model, self._attention):
                     logits = self._forward(**self._padded(rows, group), use_cache=False).logits
-                hidden = captured[-1]
                 for place, row in enumerate(group):
                     before = slice(starts[row] - 1, len(rows[row]) - 1)
-                    statistics = token_statistics(logits[place, before], of_row[row], self.temperature)
-                    found[row] = (*statistics, hidden[place, before])
+                    states = [hidden[place, before] for hidden in captured[-1:]]
+                    found[row] = (*token_statistics(logits[place, before], of_row[row], self.temperature), *states)
         finally:
             for hook in hooks:
                 hook.remove()
-        log_probs, entropy, hidden = (torch.cat(parts) for parts in zip(*(found[row] for row in range(len(rows))), strict=True))
-        return TokenOutput(log_probs=log_probs, entropy=entropy, hidden=hidden)
+        return TokenOutput(*(torch.cat(parts) for parts in zip(*(found[row] for row in range(len(rows))), strict=True)))
 
     def _decide(self, rows: Sequence[Sequence[int]]) -> None:
         if not self._head_compared:
@@ -164,7 +163,7 @@ class TokenForward(RowsForward):
 
     @torch.no_grad()
     def _compare_head(self, row: Sequence[int]) -> None:
-        """Compare the head's outputs with those of the model's own logits for a row; use the latter if they differ."""
+        """Compare the head's outputs for a row with those of the model's own logits, which are used if they differ."""
         if len(row) == 1:
             return  # nothing to compare yet
         self._head_compared = True

@@ -35,7 +35,8 @@ def token_statistics(logits: torch.Tensor, targets: torch.Tensor, temperature: f
     Returns:
         Both float [T]: float64 for float64 logits, else float32. Both have gradients.
     """
-    statistics: TokenStatistics = _TokenStatistics.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
+    with torch.autocast(logits.device.type, enabled=False):  # it would compute the entropy in half precision
+        statistics: TokenStatistics = _TokenStatistics.apply(logits, targets, temperature)  # type: ignore[no-untyped-call]
     return statistics
 
 
@@ -84,8 +85,8 @@ def backbones(model: PreTrainedModel) -> list[torch.nn.Module]:
 class TokenHead:
     """The logits that a model's own ``forward`` makes of last hidden states, in chunks which are computed again for gradients.
 
-    The model's own code runs, with its backbone replaced by the hidden states. So whatever it does to logits is done: a bias, a scale, a
-    soft cap, an adapter of the head.
+    The model's own code runs, with its backbone replaced by the hidden states. So everything that it does to logits is done: a bias, a
+    scale, a soft cap, an adapter of the head.
 
     Args:
         model: The causal language model.
@@ -133,7 +134,7 @@ class TokenHead:
 
 @dataclass
 class _BackboneOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """A backbone's output of any class: everything but the hidden states is None."""
+    """A backbone's output of any class: all fields except the hidden states are None."""
 
     last_hidden_state: torch.Tensor | None = None
 

@@ -45,7 +45,8 @@ def undisturbed(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
         for module, name, rate in dropping:
             setattr(module, name, rate)
         for module, name, buffer, values in buffers:
-            setattr(module, name, buffer.copy_(values))
+            # An unnecessary copy would invalidate the gradients of earlier calls, which may have saved the buffer.
+            setattr(module, name, buffer if torch.equal(buffer, values) else buffer.copy_(values))
 
 
 def _rates(module: nn.Module) -> list[str]:

@@ -62,6 +62,26 @@ def default_device() -> torch.device:
     return torch.device(accelerator.type, index % max(1, torch.accelerator.device_count()))
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device of a spec's ``device``.
+
+    Raises:
+        SpecError: There is no such device on this machine.
+    """
+    if name == "auto":
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # each backend raises its own
+        reason = str(error).splitlines()[0]
+        raise SpecError(
+            f"there is no device {name!r} on this machine ({reason}). Use 'auto', 'cpu', or an accelerator's name, such as 'cuda:0'.",
+            key="device",
+        ) from error
+    return device
+
+
 def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
 
@@ -150,7 +170,7 @@ def _head_in_words(labels: int | None) -> str:
 
 def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
     """The arguments of transformers' ``from_pretrained``, and the device of the model."""
-    device = default_device() if settings.device == "auto" else torch.device(settings.device)
+    device = chosen_device(settings.device)
     attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
     loading = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
     return {**loading, "dtype": _dtype(settings.dtype, device), **attention}, device

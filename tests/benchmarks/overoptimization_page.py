@@ -17,6 +17,7 @@ import numpy as np
 
 from rm_plugins.files import write_atomically
 from rm_plugins.scores import FloatArray
+from tests.benchmarks.charts import save_chart
 from tests.benchmarks.overoptimization_runs import FLIP_RATE, KL_WEIGHT, MEMBERS, PROXIES, SINGLE, Sizes
 from tests.benchmarks.page import table
 
@@ -236,7 +237,7 @@ def _draw_best_of_n(path: Path, seeds: Sequence[Seed]) -> None:
         axes.set_xlabel("square root of the divergence's bound, in nats")
         axes.set_ylabel("gold reward of the best of n")
 
-    _draw(path, draw)
+    save_chart(path, draw)
 
 
 def _draw_grpo(path: Path, seeds: Sequence[Seed]) -> None:
@@ -250,28 +251,7 @@ def _draw_grpo(path: Path, seeds: Sequence[Seed]) -> None:
         axes.set_xlabel("square root of the divergence that was measured, in nats per token")
         axes.set_ylabel("gold reward")
 
-    _draw(path, draw)
-
-
-def _draw(path: Path, draw: Callable[[Any], None]) -> None:
-    """A picture on white, for it to be legible on any page."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ink, faint = "#222222", "#8a8a8a"
-    settings: dict[str, Any] = {"svg.hashsalt": "gold", "font.size": 10, "figure.facecolor": "white", "axes.edgecolor": faint}
-    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with pyplot.rc_context(settings):  # type: ignore[arg-type]  # its keys are typed one by one
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
-        draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e5e5e5", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
-        pyplot.close(figure)
+    save_chart(path, draw)
 
 
 def _versions() -> str:

@@ -24,7 +24,20 @@ from rm_plugins_trl.demo.training import TINY, optimize_policy, start_policy, tr
 from rm_plugins_trl.demo.world import World, gold, make_world
 from rm_plugins_trl.reward_function import reward_func
 
-__all__ = ["MEMBERS", "PROXIES", "SINGLE", "Sizes", "best_of_n", "make_seed", "proxy_spec", "train_policy"]
+__all__ = [
+    "COMPLETION_TOKENS",
+    "FLIP_RATE",
+    "GOLD",
+    "MEMBERS",
+    "PROXIES",
+    "SINGLE",
+    "Sizes",
+    "best_of_n",
+    "make_models",
+    "make_seed",
+    "proxy_spec",
+    "train_policy",
+]
 
 MEMBERS = 5
 FLIP_RATE = 0.25
@@ -82,25 +95,8 @@ def make_seed(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
     Returns:
         The accuracy of each on held-out pairs with true labels.
     """
-    world = make_world(seed, pairs=sizes.pairs, flip_rate=FLIP_RATE)
-    policy, start = folder / "policy", folder / "start"
     with quiet_libraries():
-        if not policy.exists():
-            tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in world.demonstrations])
-            model = make_language_model(tokenizer, seed)
-            start_policy(model, tokenizer, world.demonstrations, _stage(), seed)
-            for name in (policy, start):
-                tokenizer.save_pretrained(name)
-            model.save_pretrained(policy)
-            set_seed(seed)
-            AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(start)
-        for number in range(MEMBERS):
-            member = folder / f"member-{number}"
-            if not (member / "reward_manifest.json").exists():
-                shutil.rmtree(member, ignore_errors=True)
-                train_reward_model(
-                    str(start), world.pairs, world.held_out_pairs, member, TINY, _stage(), seed * MEMBERS + number + 1
-                )
+        make_models(folder, seed, sizes.pairs, MEMBERS)
         if not (folder / "warm").exists():
             merge_models([str(folder / f"member-{number}") for number in range(MEMBERS)], folder / "warm")
         rows = _true_pairs(seed)
@@ -108,6 +104,28 @@ def make_seed(folder: Path, seed: int, sizes: Sizes) -> dict[str, Any]:
             "members": [evaluate_pairs(rm.load(folder / f"member-{number}"), rows).accuracy for number in range(MEMBERS)],
             **{name: evaluate_pairs(rm.load(proxy_spec(name, folder)), rows).accuracy for name in PROXIES},
         }
+
+
+def make_models(folder: Path, seed: int, pairs: int, members: int) -> None:
+    """Make what a folder lacks of a seed's policy and its first members, each trained on `pairs` pairs."""
+    world = make_world(seed, pairs=pairs, flip_rate=FLIP_RATE)
+    policy, start = folder / "policy", folder / "start"
+    if not policy.exists():
+        tokenizer = make_tokenizer([row["prompt"] + row["completion"] for row in world.demonstrations])
+        model = make_language_model(tokenizer, seed)
+        start_policy(model, tokenizer, world.demonstrations, _stage(), seed)
+        for name in (policy, start):
+            tokenizer.save_pretrained(name)
+        model.save_pretrained(policy)
+        set_seed(seed)
+        AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(start)
+    for number in range(members):
+        member = folder / f"member-{number}"
+        if not (member / "reward_manifest.json").exists():
+            shutil.rmtree(member, ignore_errors=True)
+            train_reward_model(
+                str(start), world.pairs, world.held_out_pairs, member, TINY, _stage(), seed * MEMBERS + number + 1
+            )
 
 
 def _true_pairs(seed: int) -> list[dict[str, Any]]:

@@ -176,10 +176,11 @@ def _score_once(name: str, folder: str, path: str) -> None:
         padded_batch(*loaded(Path(folder)), texts)()
     else:
         rm.load(folder).score([rm.Sample("", text) for text in texts])
-    print(_peak())
+    print(own_peak_memory())
 
 
-def _peak() -> int:
+def own_peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
     # Linux hands its parent's peak on to a process that it starts, in getrusage but not in /proc.
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []

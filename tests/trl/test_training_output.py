@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from rm_plugins.cli import main
-from rm_plugins_trl.reward_training import train as training
-from rm_plugins_trl.reward_training.train_options import GROUPS, OF_LAUNCHER
+from rm_plugins_trl.reward_training.train import PROGRAM
+from rm_plugins_trl.reward_training.train_options import GROUPS
+from rm_plugins_trl.trl_command import OF_LAUNCHER
 from tests.trl.conftest import newest_trl, write_jsonl
 
 NUMBER = r"-?[\d.]+(e[+-]\d+)?%?"
@@ -78,7 +79,7 @@ def test_a_training_shorter_than_its_logging_prints_numbers(tiny_decoder: Any, t
 
 def test_the_help_tells_the_truth() -> None:
     """The common options are written down; here they are compared with the parser."""
-    actions = {option: action for action in training._parser()._actions for option in action.option_strings}
+    actions = {option: action for action in PROGRAM.parser()._actions for option in action.option_strings}
     for option in [option for group in GROUPS.values() for option in group if option.flag != "--config"]:
         assert option.flag in actions
         if option.default:

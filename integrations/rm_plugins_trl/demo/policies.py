@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -105,24 +106,34 @@ def sampled_completions(
 ) -> list[str]:
     """One completion for each prompt, sampled as GRPO does: at temperature 1 from the whole distribution."""
     set_seed(seed)
+    return [
+        completion
+        for start in range(0, len(prompts), batch_size)
+        for completion in tokenizer.batch_decode(
+            sampled_ids(model, tokenizer, prompts[start : start + batch_size], completion_tokens)[1], skip_special_tokens=True
+        )
+    ]
+
+
+def sampled_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Row], completion_tokens: int
+) -> tuple[BatchEncoding, torch.Tensor]:
+    """The prompts' encoding, padded on the left, and the ids of one completion for each, padded on the right: one batch."""
     model.eval()
-    completions: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = [row["prompt"] for row in prompts[start : start + batch_size]]
-        conversational = not isinstance(batch[0], str)
-        texts = tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=False) if conversational else batch
-        inputs = tokenizer(
-            texts, add_special_tokens=not conversational, padding=True, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        with torch.inference_mode():
-            outputs = model.generate(
-                **inputs,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=completion_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        completions += tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return completions
+    batch = [row["prompt"] for row in prompts]
+    conversational = not isinstance(batch[0], str)
+    texts = tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=False) if conversational else batch
+    inputs = tokenizer(texts, add_special_tokens=not conversational, padding=True, padding_side="left", return_tensors="pt").to(
+        model.device
+    )
+    with torch.inference_mode():
+        outputs = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=completion_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return inputs, outputs[:, inputs["input_ids"].shape[1] :]

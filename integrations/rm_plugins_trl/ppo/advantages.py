@@ -24,17 +24,21 @@ def last_tokens(mask: Tensor) -> Tensor:
     return mask & (later == 1)
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, steps: Tensor | None = None) -> Tensor:
     """The reward of each token, float [N, L]: the KL penalty, and the score of the completion at its last token.
 
     Args:
         scores: The reward of each completion, [N].
+        steps: What of it belongs to earlier tokens, [N, L]; the last token gets the rest. None for nothing.
         kl: The KL term of each token, [N, L].
         mask: The tokens that the policy chose, [N, L].
         kl_coef: The weight of the KL penalty.
     """
     penalty = torch.where(mask, -kl_coef * kl, 0.0)
-    return penalty + last_tokens(mask) * scores.to(kl.dtype)[:, None]
+    if steps is None:
+        return penalty + last_tokens(mask) * scores.to(kl.dtype)[:, None]
+    of_steps = torch.where(mask, steps.to(kl.dtype), 0.0)
+    return penalty + of_steps + last_tokens(mask) * (scores.to(kl.dtype) - of_steps.sum(1))[:, None]
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

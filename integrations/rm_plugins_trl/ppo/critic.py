@@ -59,9 +59,9 @@ def make_critic(
         trust_remote_code: Whether code in a checkpoint may run.
 
     Raises:
-        ModelError: The model is no causal decoder with one label, has another vocabulary than the policy, or cannot be loaded or made of
+        ModelError: The model is not a causal decoder with one label, has another vocabulary than the policy, or cannot be loaded or made of
             the policy.
-        UnsupportedError: The reward is no plain sequence classifier, or `kind_or_model` is something else.
+        UnsupportedError: The reward is not a plain sequence classifier, or `kind_or_model` is something else.
     """
     if isinstance(kind_or_model, Critic):
         return kind_or_model

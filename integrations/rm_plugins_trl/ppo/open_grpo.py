@@ -32,6 +32,12 @@ class OpenGRPOTrainer(GRPOTrainer):
         for name, value in figures.items():
             self._metrics[self.mode][name].append(float(value))
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a completion; before TRL 1.15 only the tokenizer's EOS token does."""
+        tokenizer: Any = self.processing_class
+        return list(getattr(self, "eos_token_ids", None) or [tokenizer.eos_token_id])
+
     def drop_figures(self, *names: str) -> None:
         """Have the next log leave out what TRL recorded under these names."""
         for name in names:
@@ -65,6 +71,10 @@ class OpenGRPOTrainer(GRPOTrainer):
     def rollout_log_probs(self, width: int) -> Tensor | None:
         """Log-probabilities [N, width] of what was generated, under the policy; None leaves it to TRL."""
         return None
+
+    def rewarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a row that reach the rewards."""
+        return row
 
     def scored(self, score: Callable[[], Tensor]) -> Tensor:
         """The rewards of all processes, [N of all, reward functions]: call `score`, which every process must do once."""
@@ -120,9 +130,9 @@ class OpenGRPOTrainer(GRPOTrainer):
         log_probs = self.rollout_log_probs(width)
         return super()._get_per_token_logps_and_entropies(*args, **kwargs) if log_probs is None else (log_probs, None, None)
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        calculate = super()._calculate_rewards
-        return self.scored(lambda: calculate(*args, **kwargs))
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        calculate, rows = super()._calculate_rewards, [self.rewarded(row) for row in inputs]
+        return self.scored(lambda: calculate(rows, *args, **kwargs))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
         learn = super()._generate_and_score_completions

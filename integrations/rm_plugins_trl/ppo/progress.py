@@ -104,6 +104,7 @@ class Progress:
 
     def save(self, folder: Path, rank: int) -> None:
         """Write what this process needs into a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)  # another process may be about to make it
         torch.save(
             {
                 "settings": dict(self.settings),

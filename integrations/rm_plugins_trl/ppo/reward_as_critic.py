@@ -1,4 +1,4 @@
-"""A value model that starts from the weights of the reward model, as in InstructGPT (arXiv 2203.02155, appendix C.4)."""
+"""A value model that starts from the weights of the reward model, as in InstructGPT (arXiv 2203.02155)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reward_as_value_model(
         The copy, on the CPU and in the policy's dtype, which shares no weight with the reward; and the summand.
 
     Raises:
-        UnsupportedError: The reward is no plain sequence classifier, or its transform or members are not linear.
+        UnsupportedError: The reward is not a plain sequence classifier, or its transform or members are not linear.
         ModelError: Its model has another architecture or vocabulary than the policy, or no causal attention.
     """
     if not isinstance(reward, (SequenceClassifier, ModelInMemory)):

@@ -50,18 +50,30 @@ def reward_functions(reward: Any, several: Any, path: str | None, *, is_optional
     given = several if several is not None else reward if reward is not None else path
     each = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     if not each and not is_optional:
-        raise UnsupportedError(
-            "PPO needs a reward: PPOTrainer(..., reward_model=SPEC), PPOTrainer(..., reward_funcs=[SPEC, ...]), or "
-            "PPOConfig(reward_model_path=SPEC)."
-        )
+        given_reward(None, None)
     return Rewards([_function(one) for one in each])
+
+
+def given_reward(reward: Any, path: str | None) -> Any:
+    """The reward, or else the spec to load.
+
+    Raises:
+        UnsupportedError: There is neither.
+    """
+    if reward is None and path is None:
+        raise UnsupportedError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
+    return path if reward is None else reward
+
+
+def is_module(reward: Any) -> bool:
+    """Whether TRL calls it with token ids by itself."""
+    return isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider)
 
 
 def _function(reward: Any) -> Any:
     if isinstance(reward, RewardModel):
         return RewardFunction(reward.provider)
-    is_module = isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider)
-    if isinstance(reward, RewardFunction) or is_module or iscoroutinefunction(reward):
+    if isinstance(reward, RewardFunction) or is_module(reward) or iscoroutinefunction(reward):
         return reward  # TRL runs a coroutine function beside the others
     return RewardFunction(reward)
 
@@ -148,10 +160,15 @@ class CompletionRewards:
         if self.args.reward_scaling == "running":
             if learns:
                 self.scale.add(scores[~abstained])
-            scores = scores / self.scale.std
+            scores = scores / self.divisor
         if self.args.reward_clip is not None:
             scores = scores.clamp(-self.args.reward_clip, self.args.reward_clip)
         return self._of_unfinished(scores, ~has_ended)
+
+    @property
+    def divisor(self) -> float:
+        """What scores are divided by now."""
+        return self.scale.std if self.args.reward_scaling == "running" else 1.0
 
     def _of_unfinished(self, scores: Tensor, is_cut: Tensor) -> Tensor:
         """The rewards, with those of completions that were cut off at the longest length as the configuration says."""

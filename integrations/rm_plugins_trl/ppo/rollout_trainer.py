@@ -21,7 +21,8 @@ from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
 from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
-from rm_plugins_trl.reward_model import prompt_of
+from rm_plugins_trl.ppo.steps import StepRewards
+from rm_plugins_trl.reward_model import POLICY_COLUMNS, prompt_of
 from rm_plugins_trl.reward_training.quiet import without_noise
 
 _ENDLESS = 5
@@ -38,6 +39,7 @@ class RolloutTrainer(OpenGRPOTrainer):
     """Where the training is in its rollout."""
     _critic: Any
     _completion_rewards: CompletionRewards
+    _steps: StepRewards
     _rows: Sequence[dict[str, Any]] = ()
     _generation: Generation | None = None
     _endless: float = 0
@@ -96,6 +98,10 @@ class RolloutTrainer(OpenGRPOTrainer):
             self._read_policy(generation)
         assert generation.log_probs is not None
         return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
+
+    def rewarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row without the columns that are the policy's alone."""
+        return {name: value for name, value in row.items() if name == "prompt" or name not in POLICY_COLUMNS}
 
     def scored(self, score: Callable[[], Tensor]) -> Tensor:
         """The rewards, which a single process waits for while it reads what it has generated."""
@@ -163,7 +169,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         generation = self._generated
         self._generation = None
         learns = self.mode == "train"
-        has_ended = self.accelerator.gather(generation.has_ended(self.eos_token_ids))
+        has_ended = self.accelerator.gather(generation.has_ended(self.end_tokens))
         if learns:
             self._see_ends(has_ended)
         scores = self._completion_rewards(generation.rewards, self.reward_weights, has_ended, learns=learns)
@@ -175,7 +181,10 @@ class RolloutTrainer(OpenGRPOTrainer):
         kl = kl_terms(log_probs, reference, self.settings.kl_estimator) * generation.chosen
         mean_kl = self._mean(kl.sum(1))
         self._refuse_exploded(mean_kl)
-        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight)
+        steps = self._steps.of_tokens(generation, self.reward_weights, self._decoded)
+        if steps is not None:
+            steps = steps / self._completion_rewards.divisor
+        rewards = token_rewards(local.nan_to_num(), kl, mask, self.progress.kl.weight, steps)
         if self.settings.whiten_rewards:
             rewards = whitened(rewards, mask, self._total, shift_mean=False)
         advantages, returns = generalized_advantages(rewards, values, mask, self.settings.gamma, self.settings.lam)
@@ -206,6 +215,9 @@ class RolloutTrainer(OpenGRPOTrainer):
         weights = found.get("importance_sampling_ratio")
         weights = None if weights is None else weights.expand(len(rows), -1)[:, : mask.shape[1]].expand(mask.shape)
         return Rollout(generation.rows, generation.starts, mask, log_probs, values, advantages, returns, weights)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.processing_class.decode(ids, skip_special_tokens=True))
 
     def _see_ends(self, has_ended: Tensor) -> None:
         """Warn, once, of a policy that does not end what it writes."""

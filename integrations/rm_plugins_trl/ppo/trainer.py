@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model, parse_flag_from_env
 from torch import Tensor, nn
-from trl.trainer.callbacks import SyncRefModelCallback
 
 from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError, UnsupportedError
-from rm_plugins_trl.configs import own_copy
+from rm_plugins_trl.configs import given_configuration, own_copy
 from rm_plugins_trl.ppo.config import PPOConfig
 from rm_plugins_trl.ppo.critic import make_critic, trained_groups
 from rm_plugins_trl.ppo.kl import AdaptiveKl
 from rm_plugins_trl.ppo.losses import policy_loss, value_loss
 from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
 from rm_plugins_trl.ppo.progress import Progress
-from rm_plugins_trl.ppo.prompts import placeholder, prompt_datasets
+from rm_plugins_trl.ppo.prompts import no_prompts, placeholder, prompt_datasets, too_few_prompts
 from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
 from rm_plugins_trl.ppo.rollout import Rollout
 from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
+from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.reward_training.quiet import without_noise
-from rm_plugins_trl.trl_internals import is_sharded
+from rm_plugins_trl.trl_internals import SyncRefModelCallback, is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -102,13 +102,11 @@ class PPOTrainer(RolloutTrainer):
         rollout_func: Any = None,
         quantization_config: Any = None,
     ) -> None:
-        if args is not None and config is not None:
-            raise UnsupportedError("`config` is another name of `args`; give one of them.")
+        args = _arguments(given_configuration(args, config))
         if data_collator is not None:
             raise UnsupportedError(
                 "PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`."
             )
-        args = _arguments(args if args is not None else config)
         self.settings: PPOConfig = args
         rewards = reward_functions(
             reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
@@ -133,6 +131,7 @@ class PPOTrainer(RolloutTrainer):
         )
         kl_coef, args.beta = args.kl_coef, 0.0  # TRL would load a reference of its own
         sync_ref_model, args.sync_ref_model = args.sync_ref_model, False
+        loading, args.model_init_kwargs = args.model_init_kwargs, None  # the policy is loaded already, of which TRL would warn
         with without_noise(disable_bars=args.disable_tqdm):
             super().__init__(
                 model=policy,
@@ -148,7 +147,7 @@ class PPOTrainer(RolloutTrainer):
                 environment_factory=environment_factory,
                 rollout_func=rollout_func,
             )
-        args.beta, args.sync_ref_model = kl_coef, sync_ref_model
+        args.beta, args.sync_ref_model, args.model_init_kwargs = kl_coef, sync_ref_model, loading
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
@@ -166,6 +165,7 @@ class PPOTrainer(RolloutTrainer):
                 self.critic.gradient_checkpointing_enable(_checkpointing(args))
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
+        self._steps = StepRewards(rewards.functions)
         self.progress = Progress(
             AdaptiveKl(kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon),
             self._completion_rewards.scale,
@@ -200,15 +200,13 @@ class PPOTrainer(RolloutTrainer):
             TrainingError: A loss or the KL divergence is not finite, or the latter is above ``max_kl``.
         """
         if self.train_dataset is None:
-            raise DataError(
-                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
-            )
+            raise no_prompts()
         prompts = self.args.generation_batch_size // self.num_generations
         if isinstance(self.train_dataset, Sized) and len(self.train_dataset) < prompts:
-            raise DataError(
-                f"train_dataset has {len(self.train_dataset)} rows, fewer than the {prompts} prompts of one rollout "
-                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes / num_generations). PPO drops "
-                "an incomplete rollout, so there is nothing to train on. Give more rows, or make the rollout smaller."
+            raise too_few_prompts(
+                len(self.train_dataset),
+                prompts,
+                "per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes / num_generations",
             )
         with without_noise(disable_bars=self.args.disable_tqdm):
             return super().train(*args, **kwargs)

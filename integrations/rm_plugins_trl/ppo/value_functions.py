@@ -16,10 +16,10 @@ from torch import nn
 
 from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, ModelError, UnsupportedError
-from rm_plugins.files import replacing_folder
+from rm_plugins.files import output_errors, replacing_folder
 from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
 from rm_plugins.models.model_folder import read_model_json
-from rm_plugins_trl.ppo.value_models import load_value_model
+from rm_plugins_trl.ppo.value_models import load_value_model, without_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,8 +80,9 @@ class Critic(nn.Module, ABC):
         Raises:
             OutputError: It cannot be written.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with replacing_folder(Path(folder) / FOLDER) as new:
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(folder / FOLDER) as new:
             self._save_weights(new)
             text = json.dumps({"kind": self.kind, **self._settings()}, indent=2)
             (new / _SETTINGS).write_text(f"{text}\n", encoding="utf-8")
@@ -113,9 +114,9 @@ class Critic(nn.Module, ABC):
 class ValueHead(Critic):
     """A linear layer on the hidden states of the policy, which then is policy and critic in one forward pass.
 
-    It needs no memory of a second model, and is the cheap choice for a policy with LoRA. The weights begin at zero, as in OpenAI's
-    lm-human-preferences: all values are zero until it has learned, and the first gradients do not change the trunk. It computes in float32,
-    also under autocast.
+    It needs no memory of a second model, and is the cheap choice for a policy with LoRA (``peft_config``). The weights begin at zero, as in
+    OpenAI's lm-human-preferences (arXiv 1909.08593). All values are then zero until it has learned, and the first gradients do not change
+    the trunk. It computes in float32, also under autocast.
 
     Args:
         size: The size of a hidden state.
@@ -204,10 +205,7 @@ class ValueModel(Critic):
         self.shift = shift
         self.vocabulary = vocabulary
         self._known_tokens, self._known_positions = embedded_tokens(model), embedded_positions(model)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        self.token_forward = TokenForward(model, max_tokens)
+        self.token_forward = TokenForward(without_dropout(model), max_tokens)
 
     def forward(
         self,
@@ -224,7 +222,7 @@ class ValueModel(Critic):
         if rows is None or starts is None:
             raise UnsupportedError("A value model reads token ids; pass `rows` and `starts`.")
         self._check(rows)
-        values: torch.Tensor = self.model(rows=rows, completion_starts=starts).values
+        values: torch.Tensor = self.model(rows=rows, completion_starts=starts).token_values
         return values.float() + self.shift
 
     def attention(self) -> AbstractContextManager[Any]:
@@ -280,7 +278,7 @@ def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         ModelError: There is none, or it is of an unknown kind.
     """
-    place = saved_critic(Path(folder))
+    place = saved_critic(folder)
     if place is None:
         raise ModelError(f"{folder} holds no critic: neither it nor its folder {FOLDER!r} has a file {_SETTINGS}.")
     settings = read_model_json(place / _SETTINGS)

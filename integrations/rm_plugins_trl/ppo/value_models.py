@@ -85,6 +85,17 @@ def zero_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch off dropout for good, that of layers and that of attention and other functions; returns the model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
 def load_value_model(
     source: str, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -98,7 +109,7 @@ def load_value_model(
         trust_remote_code: Whether code in the checkpoint may run.
 
     Raises:
-        ModelError: It is no model, has no weights as safetensors, lacks weights beside the head, or has code that may not run.
+        ModelError: It is not a model, has no weights as safetensors, lacks weights beside the head, or has code that may not run.
     """
     if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         raise ModelError(f"There is no folder {source} to load a value model from. Check the path.")

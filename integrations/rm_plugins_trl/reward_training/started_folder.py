@@ -26,12 +26,13 @@ _MODEL = (
 _ADVICE = "train into another output_dir, or set overwrite_output_dir to overwrite it"
 
 
-def check_folder(args: Any, arguments: Sequence[str]) -> str:
+def check_folder(args: Any, arguments: Sequence[str], *, command: str = "train") -> str:
     """Refuse a training on the command line that would overwrite an earlier model or checkpoints without consent.
 
     Args:
         args: The trainer's arguments.
         arguments: Those of the command line.
+        command: The command that trains.
 
     Returns:
         Why there is nothing to train, if the training to resume is finished; otherwise empty.
@@ -45,9 +46,10 @@ def check_folder(args: Any, arguments: Sequence[str]) -> str:
     is_finished = last is not None and _is_finished(folder, last)
     if last is not None and finds_checkpoint(args.resume_from_checkpoint):
         if is_finished and not _asks_for_more(args, last):
+            other = "reward" if command == "ppo" else "loss"
             return (
                 f"The training in {folder} is already finished: it did all of its {last.step} steps, and nothing is left to train. To "
-                "train longer, raise --num_train_epochs or --max_steps. To train on other data or with another loss, name another "
+                f"train longer, raise --num_train_epochs or --max_steps. To train on other data or with another {other}, name another "
                 "--output_dir."
             )
         return ""
@@ -58,7 +60,7 @@ def check_folder(args: Any, arguments: Sequence[str]) -> str:
         or (args.resume_from_checkpoint and not finds_checkpoint(args.resume_from_checkpoint))
     ):
         return ""
-    resume = shlex.join(["rm-plugins", "train", *arguments, "--resume_from_checkpoint", "true"])
+    resume = shlex.join(["rm-plugins", command, *arguments, "--resume_from_checkpoint", "true"])
     choices = f"Resume it: {resume}\nOr {_ADVICE}" if last is not None and not is_finished else f"{_ADVICE.capitalize()}"
     finished = " The training in it is finished." if is_finished else ""
     raise OutputError(

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class TrainOption(NamedTuple):
-    """An option as ``--help`` shows it; `default` is empty where there is none, or where the help says it."""
-
-    flag: str
-    metavar: str
-    help: str
-    default: str = ""
-
+from rm_plugins_trl.trl_command import TrainOption
 
 GROUPS: dict[str, tuple[TrainOption, ...]] = {
     "Model and data": (
@@ -47,10 +37,3 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
         TrainOption("--report_to", "TRACKER", "Such as wandb or tensorboard.", "none"),
     ),
 }
-
-LAUNCHER = "Several processes"
-OF_LAUNCHER = (
-    TrainOption("--num_processes", "N", "One for each GPU; as in `accelerate launch`."),
-    TrainOption("--accelerate_config", "NAME|FILE", "Such as fsdp2 or zero3; as in TRL."),
-)
-"""Those that start several processes; `accelerate launch` has more."""

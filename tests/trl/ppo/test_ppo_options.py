@@ -144,13 +144,14 @@ class TestRollouts:
 
 class TestUpdates:
     def test_target_kl_skips_the_rest_of_a_rollout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        passes = []
+        passes: list[int] = []
         plain = PPOTrainer.compute_loss
-        monkeypatch.setattr(
-            PPOTrainer,
-            "compute_loss",
-            lambda self, *args, **kwargs: passes.append(self.state.global_step) or plain(self, *args, **kwargs),
-        )
+
+        def counted(self: PPOTrainer, *args: Any, **kwargs: Any) -> Any:
+            passes.append(self.state.global_step)
+            return plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(PPOTrainer, "compute_loss", counted)
         trained, steps = watched(tmp_path, target_kl=1e-9)
         trained.train()
         assert passes == [0, 1, 4, 5]  # the first step of a rollout has a divergence of 0
