@@ -61,6 +61,9 @@ class OpenGRPOTrainer(GRPOTrainer):
         """The token ids of each prompt; None leaves it to TRL."""
         return None
 
+    def read(self, prompt_ids: list[list[int]]) -> None:
+        """Called with the token ids of the prompts that completions are going to be generated for."""
+
     def generated(
         self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
     ) -> None:
@@ -114,7 +117,9 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         ids = self.tokenized(prompts)
-        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+        found = super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+        self.read(found[0])
+        return found
 
     def _generate(self, prompts: list[Any]) -> Any:
         found = super()._generate(prompts)

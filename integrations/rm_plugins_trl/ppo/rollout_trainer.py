@@ -18,11 +18,11 @@ from rm_plugins_trl.ppo.kl import kl_terms
 from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
 from rm_plugins_trl.ppo.policy import Reference
 from rm_plugins_trl.ppo.progress import Progress
-from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
-from rm_plugins_trl.ppo.rewards import CompletionRewards
+from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
+from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
-from rm_plugins_trl.reward_model import POLICY_COLUMNS
+from rm_plugins_trl.reward_model import POLICY_COLUMNS, prompt_of
 from rm_plugins_trl.reward_training.quiet import without_noise
 
 _ENDLESS = 5
@@ -45,10 +45,11 @@ class RolloutTrainer(OpenGRPOTrainer):
     _endless: float = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; takes and returns what transformers' trainer does. Training goes on as if there had been no evaluation."""
+        """Evaluate; takes and returns what transformers' trainer does. A training continues as if there had been no evaluation."""
         device = self.accelerator.device
         with (
             without_noise(disable_bars=self.args.disable_tqdm),
+            unlearned(self.reward_funcs, self.state.stateful_callbacks),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             return super().evaluate(*args, **kwargs)
@@ -72,21 +73,23 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
         """The token ids of prompts whose rows say how they are made."""
-        ids = given_prompt_ids(self._rows, self.processing_class, "eval_dataset" if self.mode == "eval" else "train_dataset")
-        if ids is not None:
-            self._refuse_longer(ids)
-        return ids
+        return given_prompt_ids(self._rows, self.processing_class, self._dataset)
+
+    @property
+    def _dataset(self) -> str:
+        return "eval_dataset" if self.mode == "eval" else "train_dataset"
+
+    def read(self, prompt_ids: list[list[int]]) -> None:
+        """Refuse prompts without a token, and those that are too long."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        refuse_unreadable(prompt_ids, positions, self.max_completion_length, f"A row of {self._dataset}")
 
     def generated(
         self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
     ) -> None:
         """Take in what was generated."""
-        self._refuse_longer(prompt_ids)
+        self.read(prompt_ids)  # a rollout function makes its own
         self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
-
-    def _refuse_longer(self, prompts: Sequence[Sequence[int]]) -> None:
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        refuse_longer(prompts, positions, self.max_completion_length)
 
     def rollout_log_probs(self, width: int) -> Tensor:
         """The log-probabilities of what was generated, under the policy, [N, width]."""
@@ -146,10 +149,14 @@ class RolloutTrainer(OpenGRPOTrainer):
         """Completions of the rows' prompts, with everything that the losses need.
 
         Raises:
+            DataError: A row has no prompt, or one that the policy cannot continue.
             ScoringError: The reward abstained on all completions, or is infinite.
-            TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
+            TrainingError: The policy's probabilities are not finite, or the KL divergence is not, or is larger than ``max_kl``.
         """
         self._rows = rows
+        if self.environment_factories is None:  # which may make the prompt
+            for row in rows:
+                prompt_of(row, f"A row of {self._dataset}")
         try:
             found = learn()
         except RuntimeError as error:

@@ -110,12 +110,14 @@ class PPOTrainer(RolloutTrainer):
                 "PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`."
             )
         self.settings: PPOConfig = args
-        rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
+        rewards = reward_functions(
+            reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
+        )
         policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
         has_prompts = datasets.train is not None or environment_factory is not None
-        reference = reference_of(policy, ref_model, args, peft_config)
+        reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
         if args.sync_ref_model and reference.model is None:
             raise UnsupportedError(
                 "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "

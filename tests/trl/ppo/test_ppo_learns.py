@@ -53,6 +53,7 @@ def test_a_bandit_ends_at_the_optimum_under_the_kl_penalty(kl_coef: float, tmp_p
     assert distance(found) < 0.03
 
 
+@pytest.mark.filterwarnings("ignore:All completions of the last 5 rollouts were cut off")  # none needs to end
 def test_a_chain_of_tokens(tmp_path: Path) -> None:
     """After a comes b, after b comes c, ...: each right step is worth 1 after the prompt `a b`, and 3 after `a a`."""
     follows = dict(zip(LETTERS, LETTERS[1:] + LETTERS[:1], strict=True))

@@ -103,12 +103,11 @@ def trainer(folder: Path, *, cls: Any = PPOTrainer, **changes: Any) -> PPOTraine
     given = {name: changes.pop(name) for name in own & changes.keys()}
     if "args" not in changes:
         changes = {"args": config(folder, **changes)}
-    if not {"reward_model", "reward_funcs"} & given.keys():
-        given["reward_model"] = count_a
     arguments: dict[str, Any] = {
         "model": letters_policy(),
         "processing_class": letters_tokenizer(),
         "train_dataset": Dataset.from_list(PROMPTS),
+        "reward_model": ... if "reward_funcs" in given else count_a,
         **given,
     }
     made: PPOTrainer = cls(**changes, **{name: value for name, value in arguments.items() if value is not ...})
