@@ -143,7 +143,7 @@ class OpenGRPOTrainer(GRPOTrainer):
         return self.next_batch(generation_batch)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return _ByEpoch(super()._get_train_sampler(dataset))
+        return _ByEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -156,20 +156,19 @@ class OpenGRPOTrainer(GRPOTrainer):
 
 
 class _ByEpoch(Sampler[int]):
-    """TRL's sampler, whose order depends on the epoch alone, so that a resumed training reads the rows that it would have read."""
+    """TRL's sampler, whose order depends on the epoch alone, so that a resumed training reads the rows that it would have read.
 
-    def __init__(self, sampler: Any) -> None:
+    It asks for the epoch: ``set_epoch`` does not reach a sampler inside the loader of a resumed training on several processes.
+    """
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]) -> None:
         self.sampler = sampler
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Any:
         generator: torch.Generator | None = getattr(self.sampler, "generator", None)
         if generator is not None and self.sampler.seed is not None:
-            generator.manual_seed(self.sampler.seed + self.epoch)
+            generator.manual_seed(self.sampler.seed + self.epoch())
         return iter(self.sampler)
 
     def __len__(self) -> int:
