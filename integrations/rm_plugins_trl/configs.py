@@ -7,9 +7,11 @@ import inspect
 import re
 from dataclasses import fields
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers.utils import is_torch_bf16_gpu_available
+
+from rm_plugins.errors import UnsupportedError
 
 Config = TypeVar("Config")
 
@@ -22,6 +24,17 @@ def own_copy(args: Config) -> Config:
     own = copy.copy(args)
     vars(own).update({name: copy.deepcopy(value) for name, value in vars(args).items() if isinstance(value, (dict, list))})
     return own
+
+
+def given_configuration(args: Any, config: Any) -> Any:
+    """What was given of `args` and its other name `config`; None if neither was.
+
+    Raises:
+        UnsupportedError: Both were.
+    """
+    if args is not None and config is not None:
+        raise UnsupportedError("`config` is another name of `args`; give one of them.")
+    return config if args is None else args
 
 
 def bf16_by_default(fp16: bool) -> bool:

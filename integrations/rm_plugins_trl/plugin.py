@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def rm_register_commands() -> Sequence[click.Command]:
-    """``train`` and ``demo``."""
+    """``train``, ``ppo`` and ``demo``."""
     from rm_plugins_trl.demo.command import demo
+    from rm_plugins_trl.ppo.command import ppo
     from rm_plugins_trl.reward_training.train import train
 
-    return [train, demo]
+    return [train, ppo, demo]

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
-_POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
+POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
 """Columns that the policy sees; the reward may use all others."""
 
 
 @dataclass
-class Rollout:
+class AnnouncedPrompts:
     """A batch of prompts that a trainer will complete and score, in order and possibly in chunks.
 
     Args:
@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
         self.processing_class = processing_class
         self.config = PretrainedConfig(name_or_path=self.provider.label)
         self.score = nn.Identity()
-        self.rollout: Rollout | None = None
+        self.announced: AnnouncedPrompts | None = None
         self._known = None if prompts is None else _KnownPrompts(prompts, processing_class)
 
     @property
@@ -140,7 +140,7 @@ class RewardModel(nn.Module):
         # TRL masks by `ids != pad` and writes 0 there; undoing that restores an EOS inside a prompt where EOS is the padding.
         ids = input_ids if attention_mask is None else torch.where(attention_mask.bool(), input_ids, pad)
         samples = self._samples(ids)
-        training = None if self.rollout is None else self.rollout.training
+        training = None if self.announced is None else self.announced.training
         whole = {} if training is None else {"trainer_state": training}
         with handed_over(HandedOver(samples, whole, {})):
             scores = self._scorer.score(samples, training_of(training))
@@ -152,18 +152,18 @@ class RewardModel(nn.Module):
                 "have failures scored by another reward; a reward that abstains by its own choice must give a number here.",
                 rows=abstained,
             )
-        if self.rollout is None or self.rollout.observe is not None:
+        if self.announced is None or self.announced.observe is not None:
             for watcher in self.watchers:
                 watcher(samples, scores, training)
-        if self.rollout is not None and self.rollout.observe is not None:
-            self.rollout.observe(scores)
+        if self.announced is not None and self.announced.observe is not None:
+            self.announced.observe(scores)
         rewards = torch.tensor(scores.values, dtype=torch.float32, device=input_ids.device)[:, None]
         repeated = rewards[:, None].expand(-1, input_ids.shape[1], -1)
         return SequenceClassifierOutput(logits=rewards, hidden_states=(repeated,))
 
     def _samples(self, ids: torch.Tensor) -> list[rm.Sample]:
-        if self.rollout is not None:
-            prompts, context = self.rollout.take(ids)
+        if self.announced is not None:
+            prompts, context = self.announced.take(ids)
         elif self._known is not None:
             prompts, context = self._known.find(ids.tolist())
         else:
@@ -175,7 +175,7 @@ class RewardModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A trainer's batch means nothing in another process, and holds on to the trainer.
-        return {**self.__dict__, "rollout": None, "watchers": []}
+        return {**self.__dict__, "announced": None, "watchers": []}
 
 
 def prompt_of(row: Mapping[str, Any], where: str) -> rm.Sample:
@@ -191,7 +191,7 @@ def prompt_of(row: Mapping[str, Any], where: str) -> rm.Sample:
     row = plain_row(row)
     if row.get("prompt") is None:
         raise DataError(f"{where} has no 'prompt'; it has the columns {', '.join(map(repr, row)) or 'none'}.")
-    columns = {name: value for name, value in row.items() if name not in _POLICY_COLUMNS}
+    columns = {name: value for name, value in row.items() if name not in POLICY_COLUMNS}
     try:
         return rm.Sample(row["prompt"], "", columns)
     except DataError as error:

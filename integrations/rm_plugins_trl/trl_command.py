@@ -86,7 +86,14 @@ class TrlProgram:
         else:
             from rm_plugins_trl.launching import launch
 
-            launch(self, [*from_config, *from_line], _without(list(arguments), from_line))
+            launch(
+                self.name,
+                self.module,
+                [*from_config, *from_line],
+                _without(list(arguments), from_line),
+                options=self.options,
+                advice=self.advice,
+            )
 
     def run_as_one_of_several(self) -> None:
         """What each process of a launcher does: a failure is a message and an exit code, and the launcher ends the others."""
@@ -106,6 +113,10 @@ class TrlProgram:
         parser = TrlParser(self.configurations(), prog=f"rm-plugins {self.name}")
         parser.error = partial(_refuse, self.name)
         return parser
+
+    def options(self) -> list[str]:
+        """Every option, as it is written on the command line."""
+        return [option for action in self.parser()._actions for option in action.option_strings]
 
     def own_options(self) -> set[str]:
         """The names of the options that are declared here and not in TRL or transformers."""
@@ -132,7 +143,7 @@ class TrlCommand(Command):
             ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=partial(_show_all_options, program)
         )
         super().__init__(
-            *arguments, **{**settings, "params": [*(settings.get("params") or ()), help_all], "resuming": _how_to_resume}
+            *arguments, **{**settings, "params": [*(settings.get("params") or ()), help_all], "resuming": how_to_resume}
         )
         self.program = program
 
@@ -208,7 +219,8 @@ def _described(action: Any) -> tuple[str, str]:
     return f"{action.option_strings[0]} {values}".strip(), f"{text}{default}"
 
 
-def _how_to_resume(parameters: Mapping[str, Any]) -> str:
+def how_to_resume(parameters: Mapping[str, Any]) -> str:
+    """What to do after Ctrl-C, given the command's parameters."""
     arguments = list(parameters.get("arguments", ()))
     folder = next((value for name, value in pairwise(arguments) if name == "--output_dir"), None)
     again = "run the same command again with --resume_from_checkpoint true"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from trl import RewardTrainer
 from trl.cli.accelerate_config import resolve_accelerate_config_argument  # `--accelerate_config fsdp2`: a file of TRL's
+from trl.trainer.callbacks import SyncRefModelCallback  # follows the policy with the reference
 from trl.trainer.utils import create_model_from_path  # float32 by default, on the device that is asked for
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ except ImportError:  # pragma: no cover - it only spares a warning
 
 __all__ = [
     "OpenRewardTrainer",
+    "SyncRefModelCallback",
     "callbacks_of",
     "create_model_from_path",
     "is_sharded",

@@ -18,7 +18,7 @@ from trl import __version__ as trl_version
 import rm_plugins as rm
 from rm_plugins.data.rows import preference_samples
 from rm_plugins_trl import RewardConfig, RewardModel, RewardTrainer, reward_func
-from rm_plugins_trl.reward_model import Rollout
+from rm_plugins_trl.reward_model import AnnouncedPrompts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -49,7 +49,7 @@ def by_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> l
         ids = torch.tensor([[*pad, *query, *response, *pad]])
         context = len(pad) + len(query)
         # As PPOTrainer announces each batch that it hands out.
-        model.rollout = Rollout(ids[:, :context], [replace(sample, completion="")], lambda scores: None)
+        model.announced = AnnouncedPrompts(ids[:, :context], [replace(sample, completion="")], lambda scores: None)
         _, reward, _ = get_reward(model, ids, tokenizer.pad_token_id, context)
         values.append(reward.item())
     return values

@@ -23,7 +23,7 @@ from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume, com
 from rm_plugins_trl.reward_training.resuming import data_digest
 from rm_plugins_trl.reward_training.saving import how_to_go_on
 from rm_plugins_trl.reward_training.started_folder import check_folder
-from rm_plugins_trl.trl_command import _how_to_resume
+from rm_plugins_trl.trl_command import how_to_resume
 from tests.trl.conftest import TRL_WARNINGS
 
 pytestmark = TRL_WARNINGS
@@ -193,7 +193,7 @@ def test_what_was_not_saved_completely_is_not_a_checkpoint_anywhere(
     model, folder = again
     (folder / "checkpoint-6" / "trainer_state.json").unlink()
     assert last_checkpoint(folder) is None
-    assert f"There is no complete checkpoint in {folder} yet" in _how_to_resume({"arguments": ["--output_dir", str(folder)]})
+    assert f"There is no complete checkpoint in {folder} yet" in how_to_resume({"arguments": ["--output_dir", str(folder)]})
     assert "Nothing was saved" in how_to_go_on(str(folder))
     with pytest.raises(ModelError) as error:
         trainer_of(folder, folder / "other")

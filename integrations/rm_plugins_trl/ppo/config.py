@@ -60,7 +60,7 @@ class PPOConfig(GRPOConfig):
         response_length: The most tokens of a completion.
         stop_token: Completions end at the tokenizer's EOS token, with ``eos`` and with None. With None, TRL up to 1.12 let all run to
             response_length.
-        stop_token_id: The token that ends completions, instead of stop_token.
+        stop_token_id: A further token that ends completions.
         missing_eos_penalty: What is subtracted from the score of a completion without an end.
         truncated_completions: What a completion without an end counts: ``score`` its score, ``penalty`` its score minus
             missing_eos_penalty (as score does where there is one), ``mask`` nothing.

@@ -15,7 +15,10 @@ from trl import GRPOTrainer
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing."""
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing but the names of figures."""
+
+    _evaluated = ""
+    """The name of the dataset that is being evaluated, where there are several."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 
@@ -28,6 +31,12 @@ class OpenGRPOTrainer(GRPOTrainer):
         """Have the next log show the mean of each figure since the last one."""
         for name, value in figures.items():
             self._metrics[self.mode][name].append(float(value))
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a completion; before TRL 1.15 only the tokenizer's EOS token does."""
+        tokenizer: Any = self.processing_class
+        return list(getattr(self, "eos_token_ids", None) or [tokenizer.eos_token_id])
 
     def drop_figures(self, *names: str) -> None:
         """Have the next log leave out what TRL recorded under these names."""
@@ -60,6 +69,10 @@ class OpenGRPOTrainer(GRPOTrainer):
         """Log-probabilities [N, width] of what was generated, under the policy; None leaves it to TRL."""
         return None
 
+    def rewarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a row that reach the rewards."""
+        return row
+
     def scored(self, score: Callable[[], Tensor]) -> Tensor:
         """The rewards of all processes, [N of all, reward functions]: call `score`, which every process must do once."""
         return score()
@@ -80,6 +93,24 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     # --- TRL's and transformers' names ------------------------------------------------------------------------------------
 
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate; the figures of one of several datasets have its name, as its loss has: ``eval_NAME_reward``."""
+        before = self._evaluated
+        self._evaluated = metric_key_prefix.removeprefix("eval").removeprefix("_")
+        try:
+            found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluated = before
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; takes what transformers' trainer does."""
+        if self._evaluated and self.mode == "eval":
+            figures = self._metrics["eval"]
+            for name in [*figures]:
+                figures[f"{self._evaluated}_{name}"] = figures.pop(name)
+        super().log(logs, start_time)
+
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         ids = self.tokenized(prompts)
         return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
@@ -94,9 +125,9 @@ class OpenGRPOTrainer(GRPOTrainer):
         log_probs = self.rollout_log_probs(width)
         return super()._get_per_token_logps_and_entropies(*args, **kwargs) if log_probs is None else (log_probs, None, None)
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        calculate = super()._calculate_rewards
-        return self.scored(lambda: calculate(*args, **kwargs))
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        calculate, rows = super()._calculate_rewards, [self.rewarded(row) for row in inputs]
+        return self.scored(lambda: calculate(rows, *args, **kwargs))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
         learn = super()._generate_and_score_completions

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
+from transformers import ProcessorMixin
 
-from rm_plugins.errors import ModelError, UnsupportedError
-from rm_plugins.models.model_folder import load_config, load_tokenizer, reason_in_short
-from rm_plugins_trl.trl_internals import create_model_from_path
+from rm_plugins.errors import UnsupportedError
+from rm_plugins.models.model_folder import load_tokenizer
+from rm_plugins_trl.language_models import load_language_model
+from rm_plugins_trl.ppo.value_models import CODE_SETTING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CODE_SETTING = "PPOConfig(trust_remote_code=True)"
-"""What lets the code in a policy's checkpoint run."""
 
 _REFERENCE_ADAPTER = "ref"
 
@@ -35,7 +34,9 @@ def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_con
         ModelError: It cannot be loaded, or has code of its own that may not run.
         UnsupportedError: There is none.
     """
-    policy = _loaded(args.sft_model_path if model is None else model, args, quantization_config)
+    quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
+    settings = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), **quantized}
+    policy = given_policy(args.sft_model_path if model is None else model, **settings)
     if args.model_adapter_name is not None:
         policy.set_adapter(args.model_adapter_name)
     if args.stop_token_id is not None:
@@ -45,21 +46,22 @@ def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_con
     return policy
 
 
-def _loaded(model: PreTrainedModel | str | None, args: Any, quantization_config: Any) -> PreTrainedModel:
+def given_policy(model: PreTrainedModel | str | None, **settings: Any) -> PreTrainedModel:
+    """The policy itself, or what is loaded from its folder or hub id.
+
+    Args:
+        model: The policy, or its folder or hub id.
+        settings: How one is loaded; see `rm_plugins_trl.language_models.load_language_model`.
+
+    Raises:
+        ModelError: It cannot be loaded, or has code of its own that may not run.
+        UnsupportedError: There is none.
+    """
     if model is None:
         raise UnsupportedError(
             "PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id."
         )
-    if not isinstance(model, str):
-        return model
-    load_config(model, code_setting=CODE_SETTING, trust_remote_code=args.trust_remote_code)
-    given = {"quantization_config": quantization_config} if quantization_config is not None else {}
-    settings = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), **given}
-    try:
-        loaded: PreTrainedModel = create_model_from_path(model, **settings)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The policy {model!r} cannot be loaded: {reason_in_short(error, CODE_SETTING)}") from error
-    return loaded
+    return load_language_model(model, code_setting=CODE_SETTING, **settings) if isinstance(model, str) else model
 
 
 def policy_tokenizer(
@@ -69,7 +71,13 @@ def policy_tokenizer(
 
     Raises:
         ModelError: There is none beside the policy.
+        UnsupportedError: It is a processor of images.
     """
+    if isinstance(given, ProcessorMixin):
+        raise UnsupportedError(
+            f"PPO trains on text alone, and processing_class is a {type(given).__name__}, which reads images, too. Give its tokenizer: "
+            "processing_class=PROCESSOR.tokenizer."
+        )
     if given is not None:
         tokenizer = deepcopy(given)
     else:

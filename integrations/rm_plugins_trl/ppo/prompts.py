@@ -53,21 +53,58 @@ def placeholder(rows: int) -> Dataset:
     return Dataset.from_dict({"prompt": [""] * rows})
 
 
+def not_a_dataset(rows: Any, name: str, needed: str) -> UnsupportedError:
+    """The error for something that does not hold prompts as PPO needs them.
+
+    Args:
+        rows: What was given.
+        name: The argument.
+        needed: What it must be.
+    """
+    return UnsupportedError(f"{name} must be {needed} of rows with a 'prompt' column, not {type(rows).__name__}.")
+
+
+def no_rows(name: str) -> DataError:
+    """The error for an argument that holds no prompts."""
+    return DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
+
+
+def no_prompts() -> DataError:
+    """The error for a training without prompts."""
+    return DataError("PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column.")
+
+
+def too_few_prompts(rows: int, prompts: int, factors: str) -> DataError:
+    """The error for a dataset that does not fill one rollout.
+
+    Args:
+        rows: The number of its rows.
+        prompts: The number of prompts of a rollout.
+        factors: The arguments whose product that is.
+    """
+    return DataError(
+        f"train_dataset has {rows} rows, fewer than the {prompts} prompts of one rollout ({factors}). PPO drops an incomplete rollout, "
+        "so there is nothing to train on. Give more rows, or make the rollout smaller."
+    )
+
+
 def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
     if isinstance(rows, Sequence) and not isinstance(rows, str):
         rows = Dataset.from_list([dict(row) for row in rows])
     if not isinstance(rows, (Dataset, IterableDataset)):
-        raise UnsupportedError(f"{name} must be a dataset of rows with a 'prompt' column, not {type(rows).__name__}.")
+        raise not_a_dataset(rows, name, "a dataset")
+    if isinstance(rows, IterableDataset) or rows.format["type"] != "custom":
+        rows = rows.with_format(None)  # the reward gets Python's values
     first = next(iter(rows), None)
     if first is None:
-        raise DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
+        raise no_rows(name)
     if first.get("prompt") is None and first.get("input_ids") is not None:
         rows = rows.map(
             lambda batch: {"prompt": decoded_texts([list(map(int, ids)) for ids in batch["input_ids"]], tokenizer)},
             batched=True,
         )
         first = next(iter(rows))
-    prompt_of(first, f"Row 0 (counted from 0) of {name}")
+    prompt_ids(first, tokenizer, f"Row 0 (counted from 0) of {name}")  # an error in every row shows before training
     return rows
 
 
@@ -77,8 +114,11 @@ def given_prompt_ids(
     """The token ids of the rows' prompts, where a row says how they are made; None where the trainer makes them as of any prompt.
 
     A row may have ``input_ids``, or ``tools`` and ``chat_template_kwargs`` for the chat template.
+
+    Raises:
+        DataError: A row has no prompt, or an empty one.
     """
-    if not any(row.get(name) for row in rows for name in _OF_A_ROW):
+    if not any(row.get(name) for row in rows for name in _OF_A_ROW) and all(row.get("prompt") for row in rows):
         return None
     return [prompt_ids(row, tokenizer, f"A row of {dataset}") for row in rows]
 
@@ -94,11 +134,15 @@ def prompt_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where
     Raises:
         DataError: The row has no prompt, the chat template refuses it, or it has no token.
     """
-    ids = [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
-    ids = ids or tokenized_prompt(prompt_of(row, where), tokenizer, where)
+    ids = given_ids(row) or tokenized_prompt(prompt_of(row, where), tokenizer, where)
     if not ids:
         raise DataError(f"{where} has a prompt of 0 tokens, which a policy cannot continue.")
     return ids
+
+
+def given_ids(row: Mapping[str, Any]) -> list[int]:
+    """The token ids that a row has; none if it has no ``input_ids``."""
+    return [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
 
 
 def tokenized_prompt(prompt: rm.Sample, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:

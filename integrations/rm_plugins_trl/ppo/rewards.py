@@ -42,21 +42,31 @@ def reward_functions(reward: Any, several: Any, path: str | None) -> Rewards:
     """
     if reward is not None and several is not None:
         raise UnsupportedError("`reward_funcs` replaces `reward_model`; give one of them.")
-    given = several if several is not None else reward if reward is not None else path
-    if given is None:
-        raise UnsupportedError(
-            "PPO needs a reward: PPOTrainer(..., reward_model=SPEC), PPOTrainer(..., reward_funcs=[SPEC, ...]), or "
-            "PPOConfig(reward_model_path=SPEC)."
-        )
+    given = several if several is not None else given_reward(reward, path)
     each = given if isinstance(given, (list, tuple)) else [given]
     return Rewards([_function(one) for one in each])
+
+
+def given_reward(reward: Any, path: str | None) -> Any:
+    """The reward, or else the spec to load.
+
+    Raises:
+        UnsupportedError: There is neither.
+    """
+    if reward is None and path is None:
+        raise UnsupportedError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
+    return path if reward is None else reward
+
+
+def is_module(reward: Any) -> bool:
+    """Whether TRL calls it with token ids by itself."""
+    return isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider)
 
 
 def _function(reward: Any) -> Any:
     if isinstance(reward, RewardModel):
         return RewardFunction(reward.provider)
-    is_module = isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider)
-    if isinstance(reward, RewardFunction) or is_module or iscoroutinefunction(reward):
+    if isinstance(reward, RewardFunction) or is_module(reward) or iscoroutinefunction(reward):
         return reward  # TRL runs a coroutine function beside the others
     return RewardFunction(reward)
 

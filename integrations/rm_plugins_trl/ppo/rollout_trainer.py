@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,11 @@ from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
 from rm_plugins_trl.ppo.rewards import CompletionRewards
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
+from rm_plugins_trl.reward_model import POLICY_COLUMNS
+from rm_plugins_trl.reward_training.quiet import without_noise
+
+_ENDLESS = 5
+"""After how many rollouts without any end to warn."""
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -36,6 +42,16 @@ class RolloutTrainer(OpenGRPOTrainer):
     _steps: StepRewards
     _rows: Sequence[dict[str, Any]] = ()
     _generation: Generation | None = None
+    _endless: float = 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; takes and returns what transformers' trainer does. Training goes on as if there had been no evaluation."""
+        device = self.accelerator.device
+        with (
+            without_noise(disable_bars=self.args.disable_tqdm),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            return super().evaluate(*args, **kwargs)
 
     def _total(self, numbers: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -79,6 +95,10 @@ class RolloutTrainer(OpenGRPOTrainer):
             self._read_policy(generation)
         assert generation.log_probs is not None
         return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
+
+    def rewarded(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row without the columns that are the policy's alone."""
+        return {name: value for name, value in row.items() if name == "prompt" or name not in POLICY_COLUMNS}
 
     def scored(self, score: Callable[[], Tensor]) -> Tensor:
         """The rewards, which a single process waits for while it reads what it has generated."""
@@ -130,16 +150,22 @@ class RolloutTrainer(OpenGRPOTrainer):
             TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
         """
         self._rows = rows
-        found = learn()
+        try:
+            found = learn()
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise TrainingError(
+                f"Step {self.state.global_step}: the policy's probabilities are not finite, so nothing can be sampled. {self._evidence()} "
+                "Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+            ) from error
         generation = self._generated
         self._generation = None
         learns = self.mode == "train"
-        scores = self._completion_rewards(
-            generation.rewards,
-            self.reward_weights,
-            self.accelerator.gather(generation.has_ended(self.eos_token_ids)),
-            learns=learns,
-        )
+        has_ended = self.accelerator.gather(generation.has_ended(self.end_tokens))
+        if learns:
+            self._see_ends(has_ended)
+        scores = self._completion_rewards(generation.rewards, self.reward_weights, has_ended, learns=learns)
         local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
         mask = generation.chosen & ~local.isnan()[:, None]
         log_probs, values = generation.log_probs, generation.values
@@ -160,6 +186,8 @@ class RolloutTrainer(OpenGRPOTrainer):
         self.replace_logged_advantages(logged.tolist())
         if self.settings.whiten_advantages:
             advantages = whitened(advantages, mask, self._total)
+        if learns:
+            self.record({"episode": self._episodes()})
         penalty = -self.progress.kl.weight * mean_kl
         score = float(scores.nanmean())
         self.drop_figures("frac_reward_zero_std")
@@ -173,7 +201,6 @@ class RolloutTrainer(OpenGRPOTrainer):
                 "objective/kl_coef": self.progress.kl.weight,
                 "objective/abstained": float(scores.isnan().double().mean()),
                 "critic/explained_variance": explained,
-                "episode": self._episodes(),
             }
         )
         if learns:
@@ -184,6 +211,18 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.processing_class.decode(ids, skip_special_tokens=True))
+
+    def _see_ends(self, has_ended: Tensor) -> None:
+        """Warn, once, of a policy that does not end what it writes."""
+        self._endless = 0 if has_ended.any() else self._endless + 1
+        if self._endless == _ENDLESS and self.max_completion_length > 1 and self.accelerator.is_main_process:
+            warnings.warn(
+                f"All completions of the last {_ENDLESS} rollouts were cut off at response_length={self.max_completion_length}, before the "
+                "policy ended them. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it ends "
+                "with another token than its tokenizer's EOS, set stop_token_id.",
+                stacklevel=2,
+            )
+            self._endless = -math.inf
 
     def _mean(self, numbers: Tensor) -> float:
         """The mean of a number of each completion over all processes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -17,14 +16,15 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 import rm_plugins as rm
-from rm_plugins.errors import DataError, MissingDependencyError, UnsupportedError
-from rm_plugins.models.model_folder import load_tokenizer
+from rm_plugins.errors import MissingDependencyError
 from rm_plugins.processes import all_gathered
-from rm_plugins_trl.configs import bf16_by_default, own_copy, with_help
-from rm_plugins_trl.language_models import load_language_model
-from rm_plugins_trl.ppo.value_models import CODE_SETTING, policy_as_value_model
+from rm_plugins_trl.configs import bf16_by_default, given_configuration, own_copy, with_help
+from rm_plugins_trl.ppo.policy import given_policy, policy_tokenizer
+from rm_plugins_trl.ppo.prompts import given_ids, no_prompts, no_rows, not_a_dataset, prompt_ids, too_few_prompts
+from rm_plugins_trl.ppo.rewards import given_reward, is_module
+from rm_plugins_trl.ppo.value_models import policy_as_value_model
 from rm_plugins_trl.reward_function import detail_metric
-from rm_plugins_trl.reward_model import RewardModel, Rollout, decoded_texts, prompt_of
+from rm_plugins_trl.reward_model import AnnouncedPrompts, RewardModel, decoded_texts, prompt_of
 
 try:
     with warnings.catch_warnings():
@@ -33,16 +33,10 @@ try:
         from trl.experimental.ppo import PPOConfig as TrlPPOConfig
         from trl.experimental.ppo import PPOTrainer as TrlPPOTrainer
 except ModuleNotFoundError as error:
-    _installed = f"TRL {version('trl')} is installed"
-    if str(error.name).startswith("trl."):
-        raise MissingDependencyError(
-            f"TRL removed PPO in version 1.13, and {_installed}. `pip install 'rm-plugins[ppo]'` installs the last TRL with PPO. "
-            "GRPO and RLOO (with rm_plugins_trl.reward_func) work with every version."
-        ) from None  # the message says all
     raise MissingDependencyError(
-        f"{_installed}, and its PPO needs the package {error.name!r}, which is not installed. "
-        "`pip install 'rm-plugins[ppo]'` installs both."
-    ) from None
+        f"TRL {version('trl')} is installed, and its PPO needs the package {error.name!r}, which is not installed: "
+        f"`pip install {error.name}`. With TRL 1.13 or later, PPO does not need it."
+    ) from None  # the message says all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
@@ -143,33 +137,25 @@ class PPOTrainer(TrlPPOTrainer):
         *,
         config: Any = None,
     ) -> None:
-        if args is not None and config is not None:
-            raise UnsupportedError("`config` is another name of `args`; give one of them.")
-        if model is None:
-            raise UnsupportedError(
-                "PPO needs a policy: PPOTrainer(..., model=MODEL), where MODEL is a model, a folder or a hub id."
-            )
-        args = config if args is None else args
+        args = given_configuration(args, config)
         args = PPOConfig() if args is None else own_copy(args)
         trusted = bool(getattr(args, "trust_remote_code", False))  # TRL's own configuration has no such field
-        if isinstance(model, str):
-            model = load_language_model(model, code_setting=CODE_SETTING, trust_remote_code=trusted)
-        tokenizer = _tokenizer_of(model, trusted) if processing_class is None else deepcopy(processing_class)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        reward = _reward(reward_model, args, tokenizer)
+        policy = given_policy(model, trust_remote_code=trusted)
+        tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=trusted)
+        given = given_reward(reward_model, args.reward_model_path)
+        reward = given if is_module(given) else RewardModel(given, tokenizer)
         train_prompts = None if train_dataset is None else _Prompts(train_dataset, tokenizer, "train_dataset")
         eval_prompts = None if eval_dataset is None else _eval_prompts(eval_dataset, tokenizer)
         episodes = args.total_episodes
         super().__init__(
             args=args,
             processing_class=tokenizer,
-            model=model,
+            model=policy,
             ref_model=ref_model,
             reward_model=reward,
             # TRL wants to count and shuffle rows while it is made; `train` refuses this one.
             train_dataset=[None] if train_prompts is None else train_prompts,
-            value_model=policy_as_value_model(model, trust_remote_code=trusted) if value_model is None else value_model,
+            value_model=policy_as_value_model(policy, trust_remote_code=trusted) if value_model is None else value_model,
             data_collator=_Collator(tokenizer.pad_token_id, data_collator),
             eval_dataset=eval_prompts,
             optimizers=optimizers,
@@ -200,14 +186,12 @@ class PPOTrainer(TrlPPOTrainer):
             ScoringError: The reward failed, or abstained.
         """
         if self.train_dataset is None:
-            raise DataError(
-                "PPO needs prompts to train on: PPOTrainer(..., train_dataset=DATASET), rows with a 'prompt' column."
-            )
+            raise no_prompts()
         if len(self.dataloader) == 0:
-            raise DataError(
-                f"train_dataset has {len(self.train_dataset)} rows, fewer than the {self.args.batch_size} rows of one batch "
-                "(per_device_train_batch_size * gradient_accumulation_steps * processes). PPO drops an incomplete batch, "
-                "so there is nothing to train on. Give more rows, or make the batch smaller."
+            raise too_few_prompts(
+                len(self.train_dataset),
+                self.args.batch_size,
+                "per_device_train_batch_size * gradient_accumulation_steps * processes",
             )
         super().train()
 
@@ -250,9 +234,9 @@ class _Prompts(Dataset[dict[str, Any]]):
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         if isinstance(rows, Mapping) or not isinstance(rows, Sized):
-            raise UnsupportedError(f"{name} must be one dataset with a length for PPO, not {type(rows).__name__}.")
+            raise not_a_dataset(rows, name, "one dataset with a length")
         if len(rows) == 0:
-            raise DataError(f"{name} has no rows. PPO needs rows with a 'prompt' column.")
+            raise no_rows(name)
         self.rows = rows
         self.tokenizer = tokenizer
         self.name = name
@@ -263,40 +247,17 @@ class _Prompts(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number]
-        ids = self._given_ids(row) or self._tokenized(self.prompt(number), number)
-        if not ids:
-            raise DataError(
-                f"Row {number} (counted from 0) of {self.name} has a prompt of 0 tokens, which a policy cannot continue."
-            )
-        return {**row, "input_ids": ids, _ROW: number}
+        return {**row, "input_ids": prompt_ids(row, self.tokenizer, self._where(number)), _ROW: number}
 
     def prompt(self, number: int) -> rm.Sample:
         """The row as the reward sees it, without a completion."""
         row = self.rows[number]
-        if row.get("prompt") is None and (ids := self._given_ids(row)):
+        if row.get("prompt") is None and (ids := given_ids(row)):
             row = {**row, "prompt": decoded_texts([ids], self.tokenizer)[0]}
-        return prompt_of(row, f"Row {number} (counted from 0) of {self.name}")
+        return prompt_of(row, self._where(number))
 
-    def _given_ids(self, row: Mapping[str, Any]) -> list[int]:
-        return [] if row.get("input_ids") is None else list(map(int, row["input_ids"]))
-
-    def _tokenized(self, prompt: rm.Sample, number: int) -> list[int]:
-        if isinstance(prompt.prompt, str):
-            return list(self.tokenizer(prompt.prompt)["input_ids"])
-        tools = prompt.columns.get("tools")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in prompt.prompt],
-                tools=json.loads(tools) if isinstance(tools, str) else tools or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                **(prompt.columns.get("chat_template_kwargs") or {}),
-            )
-        except Exception as error:  # a template is a program and raises whatever its author wrote
-            raise DataError(
-                f"Row {number} (counted from 0) of {self.name}: the policy's chat template refused the prompt: {error}"
-            ) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _where(self, number: int) -> str:
+        return f"Row {number} (counted from 0) of {self.name}"
 
 
 class _PromptsInTurn(Dataset[dict[str, Any]]):
@@ -367,14 +328,14 @@ class _AnnouncedBatches:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             prompts = [self.prompts.prompt(number) for number in batch[_ROW].tolist()]
-            rollout = Rollout(batch["input_ids"], prompts, self.observe, self.training())
-            self.reward_model.rollout = rollout
+            announced = AnnouncedPrompts(batch["input_ids"], prompts, self.observe, self.training())
+            self.reward_model.announced = announced
             try:
                 yield batch
             finally:
                 # Completions for evaluation are sampled between two training batches, and must not stay.
-                if self.reward_model.rollout is rollout:
-                    self.reward_model.rollout = None
+                if self.reward_model.announced is announced:
+                    self.reward_model.announced = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -383,24 +344,3 @@ class _AnnouncedBatches:
         if name == "loader":  # not there yet, while a copy is being made
             raise AttributeError(name)
         return getattr(self.loader, name)
-
-
-def _reward(reward: Any, args: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    if isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider):
-        return reward
-    spec = args.reward_model_path if reward is None else reward
-    if spec is None:
-        raise UnsupportedError("PPO needs a reward: PPOTrainer(..., reward_model=SPEC), or PPOConfig(reward_model_path=SPEC).")
-    return RewardModel(spec, tokenizer)
-
-
-def _tokenizer_of(policy: PreTrainedModel, trusted: bool) -> PreTrainedTokenizerBase:
-    source = policy.config.name_or_path
-    return load_tokenizer(
-        [source],
-        f"the policy {source!r}",
-        advice="Give it as `processing_class`.",
-        code_setting=CODE_SETTING,
-        padding_side="left",
-        trust_remote_code=trusted,
-    )

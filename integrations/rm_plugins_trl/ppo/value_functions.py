@@ -114,9 +114,9 @@ class Critic(nn.Module, ABC):
 class ValueHead(Critic):
     """A linear layer on the hidden states of the policy, which then is policy and critic in one forward pass.
 
-    It needs no memory of a second model, and is the cheap choice for a policy with LoRA. The weights begin at zero, as in OpenAI's
-    lm-human-preferences: all values are zero until it has learned, and the first gradients do not change the trunk. It computes in float32,
-    also under autocast.
+    It needs no memory of a second model, and is the cheap choice for a policy with LoRA (``peft_config``). The weights begin at zero, as in
+    OpenAI's lm-human-preferences (arXiv 1909.08593). All values are then zero until it has learned, and the first gradients do not change
+    the trunk. It computes in float32, also under autocast.
 
     Args:
         size: The size of a hidden state.

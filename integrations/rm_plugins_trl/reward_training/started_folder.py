@@ -46,9 +46,10 @@ def check_folder(args: Any, arguments: Sequence[str], *, command: str = "train")
     is_finished = last is not None and _is_finished(folder, last)
     if last is not None and finds_checkpoint(args.resume_from_checkpoint):
         if is_finished and not _asks_for_more(args, last):
+            other = "reward" if command == "ppo" else "loss"
             return (
                 f"The training in {folder} is already finished: it did all of its {last.step} steps, and nothing is left to train. To "
-                "train longer, raise --num_train_epochs or --max_steps. To train on other data or with another loss, name another "
+                f"train longer, raise --num_train_epochs or --max_steps. To train on other data or with another {other}, name another "
                 "--output_dir."
             )
         return ""

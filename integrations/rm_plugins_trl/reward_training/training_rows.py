@@ -71,7 +71,7 @@ def features(own: Sequence[Need] = ()) -> Features:
 
 
 COLUMNS = tuple(features())
-_ROW_JSON = "row_json"
+ROW_JSON = "row_json"
 _LOOKED_AT = 1_000
 _RATED = {"score", "scores", "label", "labels"}
 _WEIGHED = (
@@ -105,20 +105,18 @@ def stored_rows(rows: Iterable[Mapping[str, Any]]) -> Dataset:
 
     With a column for each key, all rows would get the keys and the types of the first ones.
     """
-    return Dataset.from_dict(
-        {_ROW_JSON: [json_line(row) for row in rows]}, features=Features({_ROW_JSON: Value("large_string")})
-    )
+    return Dataset.from_dict({ROW_JSON: [json_line(row) for row in rows]}, features=Features({ROW_JSON: Value("large_string")}))
 
 
 def stored_stream(rows: Callable[[], Iterator[Mapping[str, Any]]]) -> IterableDataset:
     """`stored_rows` for rows that are read when needed."""
     return IterableDataset.from_generator(
-        lambda: ({_ROW_JSON: json_line(row)} for row in rows()), features=Features({_ROW_JSON: Value("large_string")})
+        lambda: ({ROW_JSON: json_line(row)} for row in rows()), features=Features({ROW_JSON: Value("large_string")})
     )
 
 
 def _row(columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    row: Mapping[str, Any] = json.loads(columns[_ROW_JSON]) if _ROW_JSON in columns else columns
+    row: Mapping[str, Any] = json.loads(columns[ROW_JSON]) if ROW_JSON in columns else columns
     return row
 
 
@@ -146,7 +144,7 @@ def looked_at(dataset: Any, weight: str | None = "weight") -> tuple[tuple[str, .
     repeated = RepeatedPrompts()
     for columns in islice(dataset, _LOOKED_AT) if isinstance(dataset, Dataset) else [first]:
         repeated.add(_row(columns))
-    all_alike = not isinstance(dataset, Dataset) or not first.keys() & {_ROW_JSON, *_RATED}
+    all_alike = not isinstance(dataset, Dataset) or not first.keys() & {ROW_JSON, *_RATED}
     for number, columns in enumerate([first] if all_alike else dataset):
         row = _row(columns)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -13,13 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rm_plugins as rm
-
-HAS_PPO = Version(version("trl")) < Version("1.13")
-
+from rm_plugins_trl.ppo import TRL_HAS_PPO
+from rm_plugins_trl.ppo.critic import Critic, make_critic
+from tests.trl.ppo.critics import Make
 
 USER = [{"role": "user", "content": "Name a colour."}]
 
@@ -51,9 +49,15 @@ def text_of(completion: Any) -> str:
 
 @pytest.fixture
 def ppo() -> ModuleType:
-    if not HAS_PPO:
-        pytest.skip("PPO left TRL in 1.13")
     return importlib.import_module("rm_plugins_trl.ppo")
+
+
+@pytest.fixture
+def trl_s_ppo() -> ModuleType:
+    """TRL's own PPO, of TRL up to 1.12."""
+    if not TRL_HAS_PPO:
+        pytest.skip("PPO left TRL in 1.13")
+    return importlib.import_module("trl.experimental.ppo")
 
 
 def policy_in(folder: Path, **likely: float) -> Any:
@@ -131,3 +135,25 @@ def length(samples: list[rm.Sample]) -> list[float]:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # several are slower for models of this size
+
+
+@pytest.fixture
+def folder(tiny_decoder: Any) -> Path:
+    made: Path = tiny_decoder()
+    return made
+
+
+@pytest.fixture
+def policy(folder: Path) -> Any:
+    return policy_in(folder)
+
+
+@pytest.fixture
+def make(policy: Any, folder: Path) -> Make:
+    """`make_critic` for the policy, which differs in all weights from the classifier in its folder."""
+
+    def made(kind: Any, reward: Any = None, **changes: Any) -> Critic:
+        given = {"policy": policy, "tokenizer": AutoTokenizer.from_pretrained(folder), **changes}
+        return make_critic(kind, given.pop("policy"), reward, given.pop("tokenizer"), **given)
+
+    return made

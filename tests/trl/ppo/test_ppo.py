@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import spec_from_loader
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +21,11 @@ from transformers import AutoTokenizer
 
 import rm_plugins as rm
 from rm_plugins.errors import MissingDependencyError, ScoringError
+from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.reward_model import RewardModel
+from tests.trl.conftest import TRL_WARNINGS
 from tests.trl.ppo.conftest import (
     CONVERSATIONS,
-    HAS_PPO,
     TEXTS,
     Recording,
     policy_ids,
@@ -33,9 +33,16 @@ from tests.trl.ppo.conftest import (
     text_of,
 )
 
+pytestmark = TRL_WARNINGS
+
+
+def steps_of(trainer: Any) -> list[dict[str, Any]]:
+    """What was logged with the rewards of a rollout."""
+    return [entry for entry in trainer.state.log_history if "objective/scores" in entry]
+
 
 @pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch, ppo: ModuleType) -> list[tuple[list[int], list[int]]]:
+def handed(monkeypatch: pytest.MonkeyPatch, trl_s_ppo: ModuleType) -> list[tuple[list[int], list[int]]]:
     """The token ids that TRL hands to the reward model: query and response of each row."""
     module = importlib.import_module("trl.experimental.ppo.ppo_trainer")
     rows: list[tuple[list[int], list[int]]] = []
@@ -119,11 +126,13 @@ def test_datasets_of_token_ids_still_work(
     prompts = {row["answer"]: row["prompt"] for row in TEXTS}
     for sample in reward.seen:
         answer = sample.columns["answer"]
-        assert sample.columns == {"answer": answer}
+        assert {**sample.columns, "completion_ids": None} == {"answer": answer, "completion_ids": None}
         assert sample.prompt == ([{"role": "user", "content": answer}] if with_prompt else prompts[answer])
 
 
-def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+def test_rows_reach_the_reward_in_the_order_of_the_loader(
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any
+) -> None:
     collated: list[int] = []
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,7 +149,20 @@ def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: Module
     )
     trainer.train()
     seen = [sample.columns["tag"] for sample in reward.seen]
-    assert seen == collated[: len(seen)], "in the order in which the loader handed them out"
+    assert seen == collated[: len(seen)]
+    assert len(seen) == 24
+
+
+def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+    reward = Recording()
+    trainer = ppo.PPOTrainer(
+        model=policy_in(tiny_decoder()),
+        args=settings(total_episodes=24),
+        reward_model=reward,
+        train_dataset=Dataset.from_list([{"prompt": "one, two,", "tag": tag} for tag in range(9)]),
+    )
+    trainer.train()
+    seen = [sample.columns["tag"] for sample in reward.seen]
     assert len(seen) == 24
     epochs = [seen[start : start + 8] for start in (0, 8, 16)]
     assert all(len(set(epoch)) == 8 for epoch in epochs), "the ninth row of an epoch does not fill a batch"
@@ -148,7 +170,7 @@ def test_rows_that_share_a_prompt_keep_their_own_columns_over_epochs(ppo: Module
 
 
 def test_completions_sampled_for_evaluation_are_scored_with_their_own_prompts_and_not_logged(
-    ppo: ModuleType, settings: Any, tiny_decoder: Any, capsys: pytest.CaptureFixture[str]
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reward = Recording()
     trainer = ppo.PPOTrainer(
@@ -168,7 +190,7 @@ def test_completions_sampled_for_evaluation_are_scored_with_their_own_prompts_an
     reward.seen.clear()
     trainer.generate_completions()
     assert [sample.prompt for sample in reward.seen] == [f"count {number}" for number in range(4)]
-    assert trainer.reward_model.rollout is None
+    assert trainer.reward_model.announced is None
     assert "model response" in capsys.readouterr().out
 
 
@@ -179,12 +201,14 @@ def test_each_log_has_the_statistics_since_the_last_one(ppo: ModuleType, setting
         model=policy_in(tiny_decoder(), end=0.2), args=settings(), reward_model=reward, train_dataset=TEXTS
     )
     trainer.train()
-    for step, entry in enumerate(trainer.state.log_history):
+    assert len(steps_of(trainer)) == 2
+    for step, entry in enumerate(steps_of(trainer)):
         lengths = [len(text_of(sample.completion)) for sample in reward.seen[4 * step : 4 * step + 4]]
         assert entry["rewards/length/mean"] == pytest.approx(np.mean(lengths))
         assert entry["rewards/length/mean"] == pytest.approx(entry["objective/scores"])
         assert entry["rewards/length/std"] == pytest.approx(np.std(lengths, ddof=1))
-        assert (entry["rewards/length/min"], entry["rewards/length/max"]) == (min(lengths), max(lengths))
+        if TRL_HAS_PPO:
+            assert (entry["rewards/length/min"], entry["rewards/length/max"]) == (min(lengths), max(lengths))
         assert entry["rewards/length/halved"] == pytest.approx(np.mean(lengths) / 2)
         assert entry["rewards/length/std/mean"] == 7.0
     trainer.log({"other": 1.0})
@@ -204,7 +228,7 @@ def test_a_trained_model_gives_ppo_the_number_that_it_gives_everywhere(
     trainer.reward_model.provider.observer = lambda provider, samples, scores: seen.extend(samples)
     trainer.train()
     expected = rm.load(str(folder)).score(seen).values
-    for step, entry in enumerate(trainer.state.log_history):
+    for step, entry in enumerate(steps_of(trainer)):
         assert entry["objective/scores"] == pytest.approx(np.mean(expected[4 * step : 4 * step + 4]), abs=1e-4)
     assert len(set(np.round(expected, 4))) > 4
 
@@ -248,7 +272,9 @@ os._exit(0)
 """
 
 
-def test_two_processes_score_their_own_rows_and_log_the_same(ppo: ModuleType, tiny_decoder: Any, tmp_path: Path) -> None:
+def test_two_processes_score_their_own_rows_and_log_the_same(
+    ppo: ModuleType, trl_s_ppo: ModuleType, tiny_decoder: Any, tmp_path: Path
+) -> None:
     folder, script = tiny_decoder(), tmp_path / "two_processes.py"
     policy_in(folder).save_pretrained(folder / "policy")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "policy")
@@ -277,7 +303,9 @@ def test_two_processes_score_their_own_rows_and_log_the_same(ppo: ModuleType, ti
         assert log["rewards/reward/double"] == pytest.approx(2 * np.mean(tags))
 
 
-def test_an_abstention_is_an_error_that_says_what_to_do(ppo: ModuleType, settings: Any, tiny_decoder: Any) -> None:
+def test_an_abstention_is_an_error_that_says_what_to_do(
+    ppo: ModuleType, trl_s_ppo: ModuleType, settings: Any, tiny_decoder: Any
+) -> None:
     def abstains(samples: list[rm.Sample]) -> list[float | None]:
         return [None if sample.prompt == "a" else 1.0 for sample in samples]
 
@@ -296,11 +324,11 @@ def test_a_fallback_scores_what_failed(ppo: ModuleType, settings: Any, tiny_deco
     spec = {"provider": "function", "function": fails, "on_error": {"fallback": constant}}
     trainer = ppo.PPOTrainer(model=policy_in(tiny_decoder()), args=settings(), reward_model=spec, train_dataset=TEXTS)
     trainer.train()
-    assert [entry["rewards/fails/mean"] for entry in trainer.state.log_history] == [3.0, 3.0]
+    assert [entry["rewards/fails/mean"] for entry in steps_of(trainer)] == [3.0, 3.0]
 
 
 def test_bf16_follows_the_machine_unless_it_was_said(ppo: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ppo, "bf16_by_default", lambda fp16: False)
+    monkeypatch.setattr(sys.modules[ppo.PPOConfig.__module__], "bf16_by_default", lambda fp16: False)
     assert ppo.PPOConfig(output_dir=str(tmp_path)).bf16 is False
     assert ppo.PPOConfig(output_dir=str(tmp_path), bf16=True, use_cpu=True).bf16 is True
 
@@ -319,18 +347,9 @@ def test_a_checkpoint_is_written_and_holds_the_policy(
     assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= set(saved)
 
 
-@pytest.mark.skipif(HAS_PPO, reason="this TRL has PPO")
-@pytest.mark.parametrize("package", ["rm_plugins_trl", "rm_plugins_trl.ppo"])
-def test_a_newer_trl_is_told_where_ppo_went(package: str) -> None:
-    with pytest.raises(
-        MissingDependencyError, match=rf"removed PPO in version 1\.13, and TRL {version('trl')} is.*rm-plugins\[ppo\]"
-    ):
-        importlib.import_module(package).PPOTrainer  # noqa: B018 - the attribute is what fails
-    with pytest.raises(ImportError):
-        exec(f"from {package} import PPOConfig")
-
-
-def test_a_package_that_trl_s_ppo_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_trl_s_ppo_needs_is_named(
+    ppo: ModuleType, trl_s_ppo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Fails:
         @staticmethod
         def find_spec(name: str, path: Any, target: Any = None) -> Any:
@@ -341,10 +360,8 @@ def test_a_package_that_trl_s_ppo_needs_is_named(monkeypatch: pytest.MonkeyPatch
 
         def exec_module(self, module: Any) -> None: ...
 
-    for name in [name for name in sys.modules if name.startswith(("trl.experimental.ppo", "rm_plugins_trl.ppo"))]:
+    for name in [name for name in sys.modules if name.startswith(("trl.experimental.ppo", "rm_plugins_trl.ppo.trl_1_12"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Fails, *sys.meta_path])
-    with pytest.raises(
-        MissingDependencyError, match=r"its PPO needs the package 'requests', which is not installed.*rm-plugins\[ppo\]"
-    ):
-        importlib.import_module("rm_plugins_trl.ppo")
+    with pytest.raises(MissingDependencyError, match=r"its PPO needs the package 'requests', .*`pip install requests`"):
+        ppo.PPOTrainer  # noqa: B018 - the attribute is what fails

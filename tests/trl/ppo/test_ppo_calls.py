@@ -14,12 +14,15 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from rm_plugins.errors import DataError, UnsupportedError
+from tests.trl.conftest import TRL_WARNINGS
 from tests.trl.ppo.conftest import TEXTS, Recording, policy_in
+
+pytestmark = TRL_WARNINGS
 
 
 @pytest.fixture
-def trl_s(ppo: ModuleType) -> Any:
-    return importlib.import_module("trl.experimental.ppo").PPOTrainer
+def trl_s(trl_s_ppo: ModuleType) -> Any:
+    return trl_s_ppo.PPOTrainer
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_trl_samples_nothing_of_several_evaluation_datasets(trl_s: Any, call: An
 
 @pytest.mark.parametrize("made_of", [dict, DatasetDict])
 def test_completions_are_sampled_of_several_datasets_in_turn(
-    ppo: ModuleType, call: Any, made_of: Callable[[dict[str, Any]], Any], capsys: pytest.CaptureFixture[str]
+    ppo: ModuleType, trl_s: Any, call: Any, made_of: Callable[[dict[str, Any]], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     reward = Recording()
     datasets = {name: Dataset.from_list([{"prompt": text, "of": name} for text in texts]) for name, texts in SEVERAL.items()}
@@ -253,9 +256,8 @@ def test_a_configuration_that_trl_refuses_is_refused(ppo: ModuleType, trl_s: Any
 
 
 def test_unknown_fields_of_a_configuration(ppo: ModuleType) -> None:
-    for config in (importlib.import_module("trl.experimental.ppo").PPOConfig, ppo.PPOConfig):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
-            config(learning_rat=1.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
+        ppo.PPOConfig(learning_rat=1.0)
 
 
 @pytest.mark.parametrize("left_out", ["processing_class", "ref_model", "train_dataset", "value_model"])
