@@ -140,7 +140,12 @@ class TrlCommand(Command):
 
     def __init__(self, *arguments: Any, program: TrlProgram, **settings: Any) -> None:
         help_all = click.Option(
-            ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=partial(_show_all_options, program)
+            ["--help-all"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=partial(_show_all_options, program),
+            help="Show all options and exit.",
         )
         super().__init__(
             *arguments, **{**settings, "params": [*(settings.get("params") or ()), help_all], "resuming": how_to_resume}

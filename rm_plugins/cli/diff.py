@@ -33,11 +33,17 @@ _GROUPS = {
 @click.argument("b")
 @click.argument("data")
 @click.option(
-    "--show", type=click.IntRange(min=0), default=5, show_default=True, help="How many flipped pairs of each kind to print."
+    "--show",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="How many pairs to print on which only B is right, and on which only A is.",
 )
 @json_options
 @click.option(
-    "--report", type=click.Path(path_type=Path), help="Write a page with the differences and the flipped pairs (.html)."
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write a page with the differences and the pairs on which only A or only B is right (.html).",
 )
 @click.option(
     "--fail-if",

@@ -25,7 +25,9 @@ def json_options(command: Callable[..., None]) -> Callable[..., None]:
     """``-o`` and ``--json``; ``-o -`` is the same as ``--json``."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print all results as JSON instead of tables."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all results as JSON; - is --json."),
+        click.option(
+            "-o", "--output", type=click.Path(path_type=Path), help="Write all results as JSON; - prints them, as --json does."
+        ),
     ):
         command = option(command)
     return command

@@ -69,7 +69,9 @@ _ADVANCED = (
 @click.option("--pairs", type=click.Choice(PAIRS), help="How pairs are formed; implies --format pairs. By default best-worst.")
 @click.option("--min-score", type=float, help="Minimum score of a best or chosen completion.")
 @click.option(
-    "--min-margin", type=float, help="Minimum lead: of a best one over the prompt's mean, of a chosen one over the rejected."
+    "--min-margin",
+    type=float,
+    help="Minimum lead of the best completion over the mean of its prompt; with --format pairs, of the chosen one over the rejected one.",
 )
 @click.option("--max-margin", type=float, help="Maximum lead of a chosen completion over the rejected one.")
 @click.option("--finished-only", is_flag=True, help="Leave out completions that the token limit cut off.")
@@ -87,7 +89,9 @@ _ADVANCED = (
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of generation and of random pairs."
 )
-@click.option("--gold", metavar="SPEC|COLUMN", help="Compare with another reward, or with a column of FILE, over n.")
+@click.option(
+    "--gold", metavar="SPEC|COLUMN", help="Judge the best of n completions, for each n, by another reward or a column of FILE."
+)
 @click.option("--curve", metavar="FILE", help="Write the best-of-n curve (.html, .json or .svg).")
 @scoring_options
 @click.pass_context

@@ -80,13 +80,13 @@ def _times(command: Callable[..., None]) -> Callable[..., None]:
     "eos_texts",
     multiple=True,
     metavar="TEXT",
-    help="The end-of-text marker of the texts that OpenRLHF sends, to be removed for rewards that are not models only; '' for none. By "
-    "default anything that looks like a special token, such as <|im_end|>.",
+    help="The end-of-text marker to remove from the texts that OpenRLHF sends, if the reward has a part that is not a model; '' for none. "
+    "By default anything that looks like a special token, such as <|im_end|>, is removed.",
 )
 @click.option(
     "--max-batch-tokens",
     type=click.IntRange(1),
-    help="Approximate number of tokens, from waiting requests, that are scored together; by default 16 micro-batches of the model.",
+    help="Approximate number of tokens, from waiting requests, that are scored together; by default 16 times what the model reads at once.",
 )
 @click.option(
     "--allowed-host",

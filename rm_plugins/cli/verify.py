@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def command(context: click.Context, spec: str, as_json: bool) -> None:
     """Check that each model of SPEC still gives the scores that its manifest records.
 
-    Compares every file and scores the golden samples again. Exits with 1 and names what differs if anything does. If SPEC has
-    several models, each is named by its path in SPEC.
+    Compares every file with its digest, and scores the samples with recorded scores (golden samples) again. Exits with 1 and
+    names what differs if anything does. If SPEC has several models, each is named by its path in SPEC.
     """
     from rm_plugins.models.trained_reward import loading_unchecked
 

@@ -42,29 +42,34 @@ _SETUP = (
     "The world is the one of `rm-plugins demo`, with a known true (gold) reward.",
     "Noise: {flipped:.0%} of the labels are flipped, in addition to those where the worse answer won at random.",
     (
-        "{members} members train on the same {pairs:,} pairs, each in its own order, from the same initial weights. "
-        "Scores are z-scores with the statistics in the manifests. Models have two layers of 64 units."
+        "{members} reward models, the members, train on the same {pairs:,} pairs, each in its own order, from the same initial "
+        "weights. They have two layers of 64 units. Their scores are standardized ([`zscore`](transforms.md)) with the statistics "
+        "in their [manifests](reference/manifest.md)."
     ),
-    "WARM is one model with the mean of the members' weights.",
+    (
+        "`mean`, `min`, `lcb` and `uwo` combine the members' scores ([aggregates](providers/ensembles.md#aggregates)). WARM is one "
+        "model with the [mean of the members' weights](merging.md)."
+    ),
+    ('"One model" is the mean over the {members} members for the accuracy and the best of n, and the first member for GRPO.'),
     "{seeds} seeds, each with its own world, policy and members.",
 )
 _BEST_OF_N = (
     "Each of {prompts} held-out prompts has {completions} completions by the untrained policy. The figures are the expected "
-    "gold reward of the best of n by each reward, estimated without bias. The divergence is at most log n - (n - 1) / n nats."
-    ' "One model" is the mean over the five members.'
+    "gold reward of the best of n by each reward, estimated without bias. The KL divergence of the best of n from the untrained "
+    "policy is at most log n - (n - 1) / n nats; the chart uses this bound."
 )
 _GRPO = (
-    "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is almost none. The gold reward belongs to "
-    "the completions sampled in training, as the mean of {smoothing} steps. The divergence is TRL's estimate `kl`, in nats "
-    'per token, as the median of {smoothing} steps, because single estimates have large errors. "One model" is the first '
-    "member."
+    "{steps} steps from the same policy, with a KL penalty of {weight:g}, which is almost none. The gold reward is "
+    "measured on the completions sampled in training, and averaged over the last {smoothing} steps. The divergence from that policy is "
+    "TRL's estimate `kl`, in nats per token: the median of the last {smoothing} steps, because single estimates have large "
+    "errors."
 )
 _READING = (
-    "Figures are means over seeds. Below the first row, the difference from one model follows in brackets, with the standard "
-    "error of the paired differences. **Bold** marks a difference of more than two standard errors with the same sign for "
+    "In the tables, figures are means over seeds. Below the first row, the difference from one model follows in brackets, with the "
+    "standard error of the paired differences. **Bold** marks a difference of more than two standard errors with the same sign for "
     "every seed. With {seeds} seeds this is a weak test, so some bold figures are due to chance. The members share their "
     "initial weights and their pairs, so they share many errors. Members with different data or backbones would disagree "
-    "more. No aggregate was tuned."
+    "more. The parameters of the aggregates were not tuned."
 )
 
 
@@ -108,6 +113,7 @@ def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
         "# Over-optimization",
         _paragraph(_INTRO),
         _items(text.format(flipped=FLIP_RATE, members=MEMBERS, pairs=sizes.pairs, seeds=len(seeds)) for text in _SETUP),
+        _paragraph(_READING.format(seeds=len(seeds))),
         _versions(),
         "## Accuracy",
         _paragraph(
@@ -137,7 +143,6 @@ def write(output: Path, folders: Sequence[Path], sizes: Sizes) -> None:
             },
         ),
         "## Conclusions",
-        _paragraph(_READING.format(seeds=len(seeds))),
         *_verdicts(seeds, counts),
     ]
     write_atomically(output, "\n\n".join(parts) + "\n")

@@ -32,7 +32,7 @@ class JsonSchema(LimitedRule):
             any JSON is valid. Its references must stay inside it.
         extract: What is read: the ``whole`` completion, its first ``fenced`` block that is marked as ``json``, or ``auto``: such a
             block if there is one, else the whole.
-        partial: The score of JSON that is not valid.
+        partial: The score of JSON that does not match the schema.
         timeout: Seconds that one completion may take. On some texts, validating never ends.
         max_characters: How long a completion may be.
 
