@@ -7,7 +7,7 @@ each that changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     _evaluated = ""
     """The name of the dataset that is being evaluated, where there are several."""
+
+    _name = "PPO"
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": "@article{schulman2017proximal,\n    title  = {{Proximal Policy Optimization Algorithms}},\n    author = {John Schulman and "
+        "Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},\n    year   = 2017,\n    eprint = {arXiv:1707.06347},\n}",
+    }
+    """What TRL's model card says of the training."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 
