@@ -7,6 +7,7 @@ each that changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import dedent
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +27,13 @@ class OpenGRPOTrainer(GRPOTrainer):
     _paper: ClassVar[dict[str, str]] = {
         "title": "Proximal Policy Optimization Algorithms",
         "id": "1707.06347",
-        "citation": "@article{schulman2017proximal,\n    title  = {{Proximal Policy Optimization Algorithms}},\n    author = {John Schulman and "
-        "Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},\n    year   = 2017,\n    eprint = {arXiv:1707.06347},\n}",
+        "citation": dedent("""\
+            @article{schulman2017proximal,
+                title  = {{Proximal Policy Optimization Algorithms}},
+                author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+                year   = 2017,
+                eprint = {arXiv:1707.06347},
+            }"""),
     }
     """What TRL's model card says of the training."""
 
