@@ -37,11 +37,11 @@ class TrainingTable(TrainerCallback):
     """The metrics that are shown."""
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+        self.trainer = trainer
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._has_header = False
-        self._last: dict[str, float] = {}
+        self.last: dict[str, float] = {}
         self._first_step = 0
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
@@ -79,7 +79,7 @@ class TrainingTable(TrainerCallback):
             return
         is_evaluation = any(name.startswith(_EVALUATION) for name in logs)
         if not is_evaluation:
-            self._last |= {column.metric: float(logs[column.metric]) for column in self.columns if column.metric in logs}
+            self.last |= {column.metric: float(logs[column.metric]) for column in self.columns if column.metric in logs}
         if "train_runtime" in logs and (steps := state.global_step - self._first_step):
             self._print(self.closing(steps, logs))
         if not is_evaluation and "loss" not in logs:

@@ -86,7 +86,14 @@ class TrlProgram:
         else:
             from rm_plugins_trl.launching import launch
 
-            launch(self, [*from_config, *from_line], _without(list(arguments), from_line))
+            launch(
+                self.name,
+                self.module,
+                [*from_config, *from_line],
+                _without(list(arguments), from_line),
+                options=self.options,
+                advice=self.advice,
+            )
 
     def run_as_one_of_several(self) -> None:
         """What each process of a launcher does: a failure is a message and an exit code, and the launcher ends the others."""
@@ -106,6 +113,10 @@ class TrlProgram:
         parser = TrlParser(self.configurations(), prog=f"rm-plugins {self.name}")
         parser.error = partial(_refuse, self.name)
         return parser
+
+    def options(self) -> list[str]:
+        """Every option, as it is written on the command line."""
+        return [option for action in self.parser()._actions for option in action.option_strings]
 
     def own_options(self) -> set[str]:
         """The names of the options that are declared here and not in TRL or transformers."""

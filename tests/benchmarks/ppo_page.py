@@ -15,6 +15,7 @@ from tests.benchmarks.charts import save_chart
 from tests.benchmarks.overoptimization_runs import FLIP_RATE
 from tests.benchmarks.page import machine, table
 from tests.benchmarks.ppo_runs import CONTENDERS, GRPO, GRPO_KL_WEIGHT, OLDER, OURS, PPO_KL_WEIGHT
+from tests.benchmarks.ppo_speed import SHAPES
 
 __all__ = ["LEARNING", "REAL", "SPEED", "sections"]
 
@@ -35,7 +36,10 @@ _LEARNING = (
     "from the start at the sampled tokens, in nats per token. Seconds are CPU seconds of one thread, without evaluations."
 )
 _SEEDS = "Mean ± standard deviation over {seeds} seeds, each with its own world, policy and reward model."
-_RATES = "Each learning rate is the best of those that were tried, by the highest gold reward of an evaluation, in another world (one run each): {tried}."
+_RATES = (
+    "Each learning rate is the best of those that were tried, by the highest gold reward of an evaluation, in another world (one run "
+    "each): {tried}."
+)
 _REAL = (
     "SmolLM2-135M-Instruct continues film reviews; the reward is a MiniLM classifier of their polarity that was trained on other reviews "
     "of the same data. {sizes} (rollouts x completions x the most tokens of a completion, and PPO's epochs). The learning rate is {rates}. "
@@ -43,11 +47,10 @@ _REAL = (
     "held-out prompts, with a standard error of about {error:.2f}."
 )
 _SPEED = (
-    "The same rollouts in both: the same prompts, of LLMBar, in every rollout, and completions of lengths that are drawn evenly between "
-    "the shortest and the longest, the same for both. The reward costs nothing. One minibatch per epoch, float32, no gradient "
-    "checkpointing, a value model of the policy's size, one thread. Each run has a process of its own, and the trainers take turns. "
-    "Seconds are CPU seconds, and the first rollout of a run does not count. Memory is the peak of the process, with Python and its "
-    "libraries."
+    "The rollouts are the same in both: prompts are stretches of LLMBar's text, and completions end at lengths that are drawn evenly "
+    "between the shortest and the longest. The reward costs nothing. One minibatch per epoch, float32, no gradient checkpointing, a value "
+    "model of the policy's size, one thread. Each run has a process of its own, and the trainers take turns. Seconds are CPU seconds, and "
+    "the first rollout of a run does not count. Memory is the peak of the process, with Python and its libraries."
 )
 
 
@@ -221,6 +224,7 @@ def _reward_error(runs: Iterable[Mapping[str, Any]]) -> float:
 
 def _speed(runs: list[Mapping[str, Any]]) -> str:
     parts = [f"Made by `python -m {MODULE} --only speed`: {machine()} PPO with TRL 1.12 runs with trl 1.12.0.", _SPEED]
+    known = {shape.title: shape for shape in SHAPES}
     rows = []
     for shape in dict.fromkeys(str(line["run"][1]) for line in runs):
         by_contender = _by_contender(line for line in runs if line["run"][1] == shape)
@@ -231,7 +235,7 @@ def _speed(runs: list[Mapping[str, Any]]) -> str:
             older = figures[OLDER]
             rows.append(
                 [
-                    shape,
+                    known[shape].description if shape in known else shape,
                     TITLES[name],
                     f"{seconds:.2f}",
                     f"{generation:.2f}",

@@ -1,4 +1,4 @@
-"""What is measured of PPO, and how: learning in a world whose true reward is known, learning on real text, speed and memory."""
+"""What a policy learns with PPO and with GRPO: in a world whose true reward is known, and on real text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
@@ -20,10 +19,8 @@ from rm_plugins_trl.demo.policies import load_policy
 from rm_plugins_trl.demo.progress import quiet_libraries
 from rm_plugins_trl.demo.training import GENERATIONS
 from rm_plugins_trl.demo.world import Row, gold, make_world
-from tests.benchmarks.models import DecoderSize, save_policy, train_tokenizer
 from tests.benchmarks.overoptimization_runs import COMPLETION_TOKENS, SINGLE, make_models, proxy_spec
 from tests.benchmarks.ppo_rollouts import Rollouts, divergence
-from tests.benchmarks.scoring import own_peak_memory
 from tests.benchmarks.texts import data_rows
 from tests.conftest import converted_smollm2
 
@@ -37,11 +34,10 @@ __all__ = [
     "REAL",
     "LearningSizes",
     "Run",
-    "Shape",
+    "Training",
     "learn",
     "learn_real",
     "make_seed_models",
-    "measure_speed",
 ]
 
 OLDER, OURS, GRPO = "TRL 1.12's PPO", "PPO", "GRPO"
@@ -104,29 +100,6 @@ class LearningSizes:
 
 
 REAL = LearningSizes(updates=20, completions=16, epochs=2, points=2, prompts=32, tokens=16)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A PPO step whose speed is measured.
-
-    Args:
-        title: What the table calls it.
-        size: A random decoder's size; None for SmolLM2-135M.
-        rows: Completions of a rollout.
-        prompt_tokens: The most tokens of a prompt.
-        tokens: The shortest and the longest completion.
-        epochs: PPO's epochs over a rollout.
-        updates: Rollouts of a run; the first is not counted.
-    """
-
-    title: str
-    size: DecoderSize | None
-    rows: int
-    prompt_tokens: int
-    tokens: tuple[int, int]
-    epochs: int
-    updates: int
 
 
 # --- Trainers -------------------------------------------------------------------------------------------------------------
@@ -351,6 +324,7 @@ def _curve(
     every = max(1, sizes.updates // sizes.points)
 
     def evaluate(update: int) -> None:
+        seconds = rollouts.seconds()
         completions, kl, length = divergence(
             policy, start, tokenizer, held_out, sizes.tokens, seed=0, batch_size=sizes.completions
         )
@@ -367,7 +341,7 @@ def _curve(
             {
                 "updates": update,
                 "tokens": sum(rollouts.tokens),
-                "seconds": round(rollouts.seconds(), 2),
+                "seconds": round(seconds, 2),
                 **{name: round(value, 5) for name, value in found.items()},
             }
         )
@@ -388,67 +362,3 @@ def _curve(
 
 def _answer(row: Row, text: str) -> Any:
     return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-
-
-# --- Speed ----------------------------------------------------------------------------------------------------------------
-
-
-def no_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """A reward that costs nothing: the length of the completion."""
-    return [len(str(completion)) / 100 for completion in completions]
-
-
-def measure_speed(run: Run, shape: Shape, data: Path) -> dict[str, Any]:
-    """Run a few PPO steps.
-
-    Args:
-        run: The run.
-        shape: The step.
-        data: The folder of LLMBar, whose instructions are the prompts.
-
-    Returns:
-        For each update except the first:
-
-        - ``seconds``: the CPU seconds;
-        - ``generation``: the CPU seconds in which completions were generated;
-        - ``tokens``: the completion tokens.
-
-        For the run: ``prompt_tokens`` of a rollout, ``peak``, the most memory of the process in bytes, the policy's ``parameters``, and
-        ``threads``.
-    """
-    texts = list(dict.fromkeys(row["prompt"][0]["content"] for row in data_rows(data, "llmbar")))
-    with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
-        if shape.size is None:
-            policy = converted_smollm2()
-        else:
-            policy = save_policy(Path(scratch) / "policy", shape.size, train_tokenizer(texts, shape.size.vocabulary))
-        _, tokenizer = load_policy(str(policy))
-        lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
-        chosen = [place for place, length in enumerate(lengths) if length <= shape.prompt_tokens][: shape.rows]
-        training = Training(
-            policy,
-            "tests.benchmarks.ppo_runs:no_reward",
-            [{"prompt": texts[place]} for place in chosen],  # as many as a rollout has, so that all rollouts have the same
-            shape.rows,
-            shape.tokens[1],
-            shape.updates,
-            shape.epochs,
-            run.rate,
-            run.seed,
-        )
-        model, tokenizer = training.load()
-        trainer = training.trainer(run.contender, model, tokenizer, scratch)
-        rollouts = Rollouts(model, tokenizer, lengths=shape.tokens)
-        trainer.train()
-        ends = [*rollouts.starts[1:], rollouts.seconds()]
-    if len(rollouts.starts) != shape.updates:
-        raise SystemExit(f"{run.contender} generated {len(rollouts.starts)} times in {shape.updates} updates.")
-    return {
-        "seconds": [round(end - start, 3) for start, end in zip(rollouts.starts, ends, strict=True)][1:],
-        "generation": [round(end - start, 3) for start, end in zip(rollouts.starts, rollouts.ends, strict=True)][1:],
-        "tokens": rollouts.tokens[1:],
-        "prompt_tokens": sum(lengths[place] for place in chosen),
-        "peak": own_peak_memory(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "threads": torch.get_num_threads(),
-    }

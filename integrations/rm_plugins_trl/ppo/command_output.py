@@ -27,10 +27,10 @@ class PPOOutput(TrainingTable):
 
     def closing(self, steps: int, logs: Mapping[str, Any]) -> str:
         """The number of completions, and the last score and KL divergence."""
-        args = self._trainer.args
+        args = self.trainer.args
         rollouts = math.ceil(steps / (args.num_ppo_epochs * args.num_mini_batches))
-        score = f" Last score {self._last['objective/scores']:.4g}" if "objective/scores" in self._last else ""
-        kl = f", KL {self._last['objective/kl']:.3g}" if score and "objective/kl" in self._last else ""
+        score = f" Last score {self.last['objective/scores']:.4g}" if "objective/scores" in self.last else ""
+        kl = f", KL {self.last['objective/kl']:.3g}" if score and "objective/kl" in self.last else ""
         return (
             f"Trained {steps} step{'s' * (steps > 1)} on {rollouts * args.batch_size} completions in "
             f"{duration(float(logs['train_runtime']))}.{score}{kl}{'.' * bool(score)}"

@@ -1,6 +1,7 @@
 """TRL's ``GRPOTrainer``, with the private places that PPO changes under public names.
 
-Read in TRL 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for each that changed.
+Read in TRL 1.13.0, 1.14.0, 1.15.0 and 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for
+each that changed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from trl import GRPOTrainer
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing."""
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing but the names of figures."""
+
+    _evaluated = ""
+    """The name of the dataset that is being evaluated, where there are several."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 
@@ -32,7 +36,7 @@ class OpenGRPOTrainer(GRPOTrainer):
     @property
     def end_tokens(self) -> list[int]:
         """The tokens that end a completion; before TRL 1.15 only the tokenizer's EOS token does."""
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = self.processing_class
         return list(getattr(self, "eos_token_ids", None) or [tokenizer.eos_token_id])
 
     def drop_figures(self, *names: str) -> None:
@@ -56,6 +60,9 @@ class OpenGRPOTrainer(GRPOTrainer):
     def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
         """The token ids of each prompt; None leaves it to TRL."""
         return None
+
+    def read(self, prompt_ids: list[list[int]]) -> None:
+        """Called with the token ids of the prompts that completions are going to be generated for."""
 
     def generated(
         self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
@@ -90,9 +97,29 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     # --- TRL's and transformers' names ------------------------------------------------------------------------------------
 
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate; the figures of one of several datasets have its name, as its loss has: ``eval_NAME_reward``."""
+        before = self._evaluated
+        self._evaluated = metric_key_prefix.removeprefix("eval").removeprefix("_")
+        try:
+            found: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._evaluated = before
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; takes what transformers' trainer does."""
+        if self._evaluated and self.mode == "eval":
+            figures = self._metrics["eval"]
+            for name in [*figures]:
+                figures[f"{self._evaluated}_{name}"] = figures.pop(name)
+        super().log(logs, start_time)
+
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         ids = self.tokenized(prompts)
-        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+        found = super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+        self.read(found[0])
+        return found
 
     def _generate(self, prompts: list[Any]) -> Any:
         found = super()._generate(prompts)

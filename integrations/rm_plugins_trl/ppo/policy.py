@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
+from transformers import ProcessorMixin
 
-from rm_plugins.errors import UnsupportedError
+from rm_plugins.errors import ModelError, UnsupportedError, did_you_mean
+from rm_plugins.models.embeddings import embedded_tokens
 from rm_plugins.models.model_folder import load_tokenizer
 from rm_plugins_trl.language_models import load_language_model
-from rm_plugins_trl.ppo.value_models import CODE_SETTING
+from rm_plugins_trl.ppo.value_models import CODE_SETTING, policy_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,18 +33,26 @@ def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_con
 
     Raises:
         ModelError: It cannot be loaded, or has code of its own that may not run.
-        UnsupportedError: There is none.
+        UnsupportedError: There is none, or it has no adapter of the given name.
     """
     quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
     settings = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), **quantized}
     policy = given_policy(args.sft_model_path if model is None else model, **settings)
     if args.model_adapter_name is not None:
+        _check_adapter(policy, "model_adapter_name", args.model_adapter_name)
         policy.set_adapter(args.model_adapter_name)
     if args.stop_token_id is not None:
         ends = policy.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         policy.generation_config.eos_token_id = [*dict.fromkeys([*ends, args.stop_token_id])]
     return policy
+
+
+def _check_adapter(policy: Any, setting: str, name: str) -> None:
+    adapters = list(getattr(policy, "peft_config", None) or {})
+    if name not in adapters:
+        has = did_you_mean(name, adapters) if adapters else "It has none."
+        raise UnsupportedError(f"{setting}={name!r} is not an adapter of the policy. {has}")
 
 
 def given_policy(model: PreTrainedModel | str | None, **settings: Any) -> PreTrainedModel:
@@ -70,7 +80,13 @@ def policy_tokenizer(
 
     Raises:
         ModelError: There is none beside the policy.
+        UnsupportedError: It is a processor of images.
     """
+    if isinstance(given, ProcessorMixin):
+        raise UnsupportedError(
+            f"PPO trains on text alone, and processing_class is a {type(given).__name__}, which reads images, too. Give its tokenizer: "
+            "processing_class=PROCESSOR.tokenizer."
+        )
     if given is not None:
         tokenizer = deepcopy(given)
     else:
@@ -126,23 +142,34 @@ class Reference:
                 policy.set_adapter(trained)
 
 
-def reference_of(policy: Any, given: PreTrainedModel | None, args: Any, peft_config: Any) -> Reference:
+def reference_of(
+    policy: Any, given: PreTrainedModel | None, args: Any, peft_config: Any, tokenizer: PreTrainedTokenizerBase
+) -> Reference:
     """The reference for a policy that is not trained yet.
 
     It is the given model; or, for a policy that gets a new adapter, the policy without it; or, for one that has an adapter, a copy of
     the adapter; or else a copy of the policy.
 
     Raises:
-        UnsupportedError: A reference is given for a policy with an adapter.
+        ModelError: The given model lacks tokens that the policy writes.
+        UnsupportedError: The given model is the policy itself, or the policy has no adapter of the given name.
     """
     if not args.kl_coef and args.adaptive_kl_target is None and args.max_kl is None:
         return Reference(is_used=False)
     if given is not None:
         if given is policy:
             raise UnsupportedError("`ref_model` is the policy itself, which changes in training. Leave it out, or give a copy.")
+        known, written = embedded_tokens(given), 1 + max(policy_vocabulary(policy, tokenizer).values())
+        if known < written:
+            raise ModelError(
+                f"`ref_model` has embeddings of {known:,} token ids, and the policy writes {written:,}. Use a model of the policy's "
+                "vocabulary."
+            )
         return Reference(given)
     if peft_config is not None:
         return Reference()
+    if args.ref_adapter_name is not None:
+        _check_adapter(policy, "ref_adapter_name", args.ref_adapter_name)
     if not is_peft_model(policy):
         return Reference(deepcopy(policy))
     if args.ref_adapter_name is not None:

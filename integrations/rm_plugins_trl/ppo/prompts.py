@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
@@ -98,6 +99,10 @@ def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Datase
     first = next(iter(rows), None)
     if first is None:
         raise no_rows(name)
+    if not {"prompt", "input_ids"} & first.keys() and (close := get_close_matches("prompt", list(first))):
+        raise DataError(
+            f"{name} has no column 'prompt'. Did you mean {close[0]!r}? Then rename it: DATASET.rename_column({close[0]!r}, 'prompt')."
+        )
     if first.get("prompt") is None and first.get("input_ids") is not None:
         rows = rows.map(
             lambda batch: {"prompt": decoded_texts([list(map(int, ids)) for ids in batch["input_ids"]], tokenizer)},
@@ -167,17 +172,20 @@ def tokenized_prompt(prompt: rm.Sample, tokenizer: PreTrainedTokenizerBase, wher
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def refuse_longer(prompts: Sequence[Sequence[int]], longest_row: int | None, completion_tokens: int) -> None:
-    """Refuse a prompt that leaves the policy no room for its completion.
+def refuse_unreadable(prompts: Sequence[Sequence[int]], longest_row: int | None, completion_tokens: int, where: str) -> None:
+    """Refuse a prompt without a token, and one that leaves the policy no room for its completion.
 
     Args:
         prompts: Token ids per prompt.
         longest_row: The number of positions that the policy has; None for no limit.
         completion_tokens: The most tokens of a completion.
+        where: What an error message calls a row.
 
     Raises:
-        DataError: A prompt and its completion may be longer than the policy's positions.
+        DataError: A prompt has no token, or it and its completion may be longer than the policy's positions.
     """
+    if not all(prompts):
+        raise DataError(f"{where} has a prompt of 0 tokens, which a policy cannot continue.")
     longest = max(map(len, prompts), default=0)
     if longest_row is not None and longest + completion_tokens > longest_row:
         raise DataError(

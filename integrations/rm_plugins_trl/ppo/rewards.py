@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from typing import Any
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 import rm_plugins as rm
 from rm_plugins.errors import ScoringError, UnsupportedError
+from rm_plugins.training.reward_state import restore_reward_state, reward_state
 from rm_plugins_trl.reward_function import RewardFunction
 from rm_plugins_trl.reward_model import RewardModel
 
@@ -28,13 +32,14 @@ class Rewards:
         return first.provider if isinstance(first, RewardFunction) else None
 
 
-def reward_functions(reward: Any, several: Any, path: str | None) -> Rewards:
+def reward_functions(reward: Any, several: Any, path: str | None, *, is_optional: bool = False) -> Rewards:
     """The reward functions of a training.
 
     Args:
         reward: A reward.
         several: One or several rewards in place of it.
         path: The spec to load if there is neither.
+        is_optional: Whether there may be none, because an environment may have its own.
 
     Raises:
         UnsupportedError: There is none, or there are both.
@@ -42,8 +47,10 @@ def reward_functions(reward: Any, several: Any, path: str | None) -> Rewards:
     """
     if reward is not None and several is not None:
         raise UnsupportedError("`reward_funcs` replaces `reward_model`; give one of them.")
-    given = several if several is not None else given_reward(reward, path)
-    each = given if isinstance(given, (list, tuple)) else [given]
+    given = several if several is not None else reward if reward is not None else path
+    each = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if not each and not is_optional:
+        given_reward(None, None)
     return Rewards([_function(one) for one in each])
 
 
@@ -69,6 +76,23 @@ def _function(reward: Any) -> Any:
     if isinstance(reward, RewardFunction) or is_module(reward) or iscoroutinefunction(reward):
         return reward  # TRL runs a coroutine function beside the others
     return RewardFunction(reward)
+
+
+@contextmanager
+def unlearned(functions: Iterable[Any], kept: MutableMapping[str, Any]) -> Iterator[None]:
+    """Within it, rewards that learn from what they score learn as usual; afterwards, they are as they were before.
+
+    Args:
+        functions: The reward functions of a trainer.
+        kept: What the trainer's checkpoints keep.
+    """
+    own = [one for one in functions if isinstance(one, RewardFunction)]
+    before, kept_before = [deepcopy(reward_state(one.provider)) for one in own], dict(kept)
+    yield
+    for one, state in zip(own, before, strict=True):
+        restore_reward_state(one.provider, kept_before.get(f"rm_plugins/{one.__name__}", state))  # a resumed one, too
+    kept.clear()
+    kept.update(kept_before)
 
 
 @dataclass

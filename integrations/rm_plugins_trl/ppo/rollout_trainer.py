@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,11 +18,15 @@ from rm_plugins_trl.ppo.kl import kl_terms
 from rm_plugins_trl.ppo.open_grpo import OpenGRPOTrainer
 from rm_plugins_trl.ppo.policy import Reference
 from rm_plugins_trl.ppo.progress import Progress
-from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_longer
-from rm_plugins_trl.ppo.rewards import CompletionRewards
+from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
+from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
-from rm_plugins_trl.reward_model import POLICY_COLUMNS
+from rm_plugins_trl.reward_model import POLICY_COLUMNS, prompt_of
+from rm_plugins_trl.reward_training.quiet import without_noise
+
+_ENDLESS = 5
+"""After how many rollouts without any end to warn."""
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -37,6 +42,17 @@ class RolloutTrainer(OpenGRPOTrainer):
     _steps: StepRewards
     _rows: Sequence[dict[str, Any]] = ()
     _generation: Generation | None = None
+    _endless: float = 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; takes and returns what transformers' trainer does. A training continues as if there had been no evaluation."""
+        device = self.accelerator.device
+        with (
+            without_noise(disable_bars=self.args.disable_tqdm),
+            unlearned(self.reward_funcs, self.state.stateful_callbacks),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            return super().evaluate(*args, **kwargs)
 
     def _total(self, numbers: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -57,21 +73,23 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
         """The token ids of prompts whose rows say how they are made."""
-        ids = given_prompt_ids(self._rows, self.processing_class, "eval_dataset" if self.mode == "eval" else "train_dataset")
-        if ids is not None:
-            self._refuse_longer(ids)
-        return ids
+        return given_prompt_ids(self._rows, self.processing_class, self._dataset)
+
+    @property
+    def _dataset(self) -> str:
+        return "eval_dataset" if self.mode == "eval" else "train_dataset"
+
+    def read(self, prompt_ids: list[list[int]]) -> None:
+        """Refuse prompts without a token, and those that are too long."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        refuse_unreadable(prompt_ids, positions, self.max_completion_length, f"A row of {self._dataset}")
 
     def generated(
         self, prompt_ids: list[list[int]], completion_ids: list[list[int]], tool_mask: list[list[int]] | None
     ) -> None:
         """Take in what was generated."""
-        self._refuse_longer(prompt_ids)
+        self.read(prompt_ids)  # a rollout function makes its own
         self._generation = Generation.of(prompt_ids, completion_ids, tool_mask, self.accelerator.device)
-
-    def _refuse_longer(self, prompts: Sequence[Sequence[int]]) -> None:
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        refuse_longer(prompts, positions, self.max_completion_length)
 
     def rollout_log_probs(self, width: int) -> Tensor:
         """The log-probabilities of what was generated, under the policy, [N, width]."""
@@ -131,20 +149,30 @@ class RolloutTrainer(OpenGRPOTrainer):
         """Completions of the rows' prompts, with everything that the losses need.
 
         Raises:
+            DataError: A row has no prompt, or one that the policy cannot continue.
             ScoringError: The reward abstained on all completions, or is infinite.
-            TrainingError: The KL divergence is not finite, or larger than ``max_kl``.
+            TrainingError: The policy's probabilities are not finite, or the KL divergence is not, or is larger than ``max_kl``.
         """
         self._rows = rows
-        found = learn()
+        if self.environment_factories is None:  # which may make the prompt
+            for row in rows:
+                prompt_of(row, f"A row of {self._dataset}")
+        try:
+            found = learn()
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise TrainingError(
+                f"Step {self.state.global_step}: the policy's probabilities are not finite, so nothing can be sampled. {self._evidence()} "
+                "Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+            ) from error
         generation = self._generated
         self._generation = None
         learns = self.mode == "train"
-        scores = self._completion_rewards(
-            generation.rewards,
-            self.reward_weights,
-            self.accelerator.gather(generation.has_ended(self.end_tokens)),
-            learns=learns,
-        )
+        has_ended = self.accelerator.gather(generation.has_ended(self.end_tokens))
+        if learns:
+            self._see_ends(has_ended)
+        scores = self._completion_rewards(generation.rewards, self.reward_weights, has_ended, learns=learns)
         local = scores[self.accelerator.process_index * len(rows) :][: len(rows)].to(self.accelerator.device)
         mask = generation.chosen & ~local.isnan()[:, None]
         log_probs, values = generation.log_probs, generation.values
@@ -165,6 +193,8 @@ class RolloutTrainer(OpenGRPOTrainer):
         self.replace_logged_advantages(logged.tolist())
         if self.settings.whiten_advantages:
             advantages = whitened(advantages, mask, self._total)
+        if learns:
+            self.record({"episode": self._episodes()})
         penalty = -self.progress.kl.weight * mean_kl
         score = float(scores.nanmean())
         self.drop_figures("frac_reward_zero_std")
@@ -178,7 +208,6 @@ class RolloutTrainer(OpenGRPOTrainer):
                 "objective/kl_coef": self.progress.kl.weight,
                 "objective/abstained": float(scores.isnan().double().mean()),
                 "critic/explained_variance": explained,
-                "episode": self._episodes(),
             }
         )
         if learns:
@@ -189,6 +218,18 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.processing_class.decode(ids, skip_special_tokens=True))
+
+    def _see_ends(self, has_ended: Tensor) -> None:
+        """Warn, once, of a policy that does not end what it writes."""
+        self._endless = 0 if has_ended.any() else self._endless + 1
+        if self._endless == _ENDLESS and self.max_completion_length > 1 and self.accelerator.is_main_process:
+            warnings.warn(
+                f"All completions of the last {_ENDLESS} rollouts were cut off at response_length={self.max_completion_length}, before the "
+                "policy ended them. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it ends "
+                "with another token than its tokenizer's EOS, set stop_token_id.",
+                stacklevel=2,
+            )
+            self._endless = -math.inf
 
     def _mean(self, numbers: Tensor) -> float:
         """The mean of a number of each completion over all processes."""

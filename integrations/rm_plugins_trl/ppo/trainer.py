@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model, parse_flag_from_env
 from torch import Tensor, nn
 
 from rm_plugins.engine.token_forward import TokenForward
@@ -27,6 +29,7 @@ from rm_plugins_trl.ppo.rollout import Rollout
 from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
 from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
+from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.trl_internals import SyncRefModelCallback, is_sharded
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
+_SHARDED = (
+    "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism (`accelerate "
+    "launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
+)
 _REFERENCE = "reference.pt"
 """The file of a checkpoint with the weights of a reference that moves."""
 
@@ -106,12 +113,19 @@ class PPOTrainer(RolloutTrainer):
                 "PPOTrainer takes prompts and tokenizes them itself, so it has no use for a `data_collator`."
             )
         self.settings: PPOConfig = args
-        rewards = reward_functions(reward_model, reward_funcs, args.reward_model_path)
+        rewards = reward_functions(
+            reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
+        )
         policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
         has_prompts = datasets.train is not None or environment_factory is not None
-        reference = reference_of(policy, ref_model, args, peft_config)
+        reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
+        if args.sync_ref_model and reference.model is None:
+            raise UnsupportedError(
+                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
+                "policy with another adapter. Leave sync_ref_model out."
+            )
         critic = make_critic(
             value_model if value_model is not None else args.critic,
             policy,
@@ -123,28 +137,31 @@ class PPOTrainer(RolloutTrainer):
         kl_coef, args.beta = args.kl_coef, 0.0  # TRL would load a reference of its own
         sync_ref_model, args.sync_ref_model = args.sync_ref_model, False
         loading, args.model_init_kwargs = args.model_init_kwargs, None  # the policy is loaded already, of which TRL would warn
-        super().__init__(
-            model=policy,
-            reward_funcs=rewards.functions,
-            args=args,
-            train_dataset=datasets.train if has_prompts else placeholder(args.generation_batch_size),
-            eval_dataset=datasets.evaluation,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            tools=tools,
-            environment_factory=environment_factory,
-            rollout_func=rollout_func,
-        )
+        with without_noise(disable_bars=args.disable_tqdm):
+            super().__init__(
+                model=policy,
+                reward_funcs=rewards.functions,
+                args=args,
+                train_dataset=datasets.train if has_prompts else placeholder(args.generation_batch_size),
+                eval_dataset=datasets.evaluation,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=deepcopy(peft_config),  # the trainer writes the policy's name into it
+                tools=tools,
+                environment_factory=environment_factory,
+                rollout_func=rollout_func,
+            )
         args.beta, args.sync_ref_model, args.model_init_kwargs = kl_coef, sync_ref_model, loading
+        if args.stop_token_id is not None and args.stop_token_id not in self.end_tokens:
+            raise UnsupportedError(
+                f"stop_token_id needs TRL 1.15 or later, and TRL {version('trl')} is installed, where completions end at the tokenizer's "
+                "EOS token alone. Leave it out, or upgrade: `pip install -U trl`."
+            )
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
-            raise UnsupportedError(
-                "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism "
-                "(`accelerate launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
-            )
+            raise UnsupportedError(_SHARDED)
         self.reward_model: Any = rewards.functions[0] if len(rewards.functions) == 1 else None
         self.reference = reference.prepared(self.accelerator)
         self._policy = self._reader(self.model)
@@ -153,6 +170,9 @@ class PPOTrainer(RolloutTrainer):
         if sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.reference.model, accelerator=self.accelerator))
         self.critic = critic.to(self.accelerator.device).train()
+        if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
+            with without_noise():
+                self.critic.gradient_checkpointing_enable(_checkpointing(args))
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
         self._steps = StepRewards(rewards.functions)
@@ -209,7 +229,8 @@ class PPOTrainer(RolloutTrainer):
             )
         self.progress.begin()
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        with without_noise(disable_bars=self.args.disable_tqdm):
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     # --- Updates ----------------------------------------------------------------------------------------------------------
 
@@ -226,6 +247,11 @@ class PPOTrainer(RolloutTrainer):
         with ExitStack() as self._attention:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss of one batch of an evaluation; takes and returns what transformers' trainer does."""
+        with ExitStack() as self._attention:
+            return super().prediction_step(*args, **kwargs)
 
     @property
     def _critic_alone(self) -> bool:
@@ -288,10 +314,7 @@ class PPOTrainer(RolloutTrainer):
         means = {name: total / max(count, 1.0) for name, total in zip(sums, totals, strict=True)}
         broken = [name for name, mean in means.items() if not math.isfinite(mean)]
         if broken:
-            raise TrainingError(
-                f"Step {self.state.global_step}: {broken[0]} is {means[broken[0]]}. {self._evidence()} The weights are those before this "
-                "step. Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
-            )
+            raise TrainingError(self._broken(broken[0], means[broken[0]]))
         self.record(means)
         if self.mode == "train" and "policy/approxkl_avg" in means:
             self.progress.see_kl(
@@ -303,9 +326,10 @@ class PPOTrainer(RolloutTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         present = {id(one) for group in optimizer.param_groups for one in group["params"]}
         if not present & {id(one) for one in self.critic.parameters()}:
-            rate = self.settings.critic_learning_rate or self.settings.learning_rate
+            given = self.settings.critic_learning_rate
+            rate = self.settings.learning_rate if given is None else given
             for group in trained_groups(self.critic, rate, self.args.weight_decay):
-                optimizer.add_param_group(group)
+                _add_group(optimizer, self.lr_scheduler, group)
             optimizer.register_step_pre_hook(self._before_step)
         return optimizer
 
@@ -315,6 +339,16 @@ class PPOTrainer(RolloutTrainer):
         if self._critic_alone:
             for parameter in self.model.parameters():
                 parameter.grad = None
+        for name, trained in (("policy", self.model), ("critic", self.critic)):
+            gradients = [parameter.grad for parameter in trained.parameters() if parameter.grad is not None]
+            if not math.isfinite(norm := float(nn.utils.get_total_norm(gradients))):
+                raise TrainingError(self._broken(f"the norm of the {name}'s gradient", norm))
+
+    def _broken(self, what: str, value: float) -> str:
+        return (
+            f"Step {self.state.global_step}: {what} is {value}. {self._evidence()} The weights are those before this step. Lower "
+            "learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+        )
 
     # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -346,16 +380,36 @@ class PPOTrainer(RolloutTrainer):
             self.accelerator.unwrap_model(self.reference.model).load_state_dict(weights)
 
 
+def _add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:
+    """Add a group to an optimizer, and to the scheduler that was made for it before, if there is one."""
+    rate = group["lr"]
+    if (rates := getattr(scheduler, "base_lrs", None)) is not None:
+        rates.append(rate)
+        group["initial_lr"] = rate
+        if (schedules := getattr(scheduler, "lr_lambdas", None)) is not None:
+            schedules.append(schedules[0])
+            group["lr"] = rate * schedules[0](scheduler.last_epoch)
+    optimizer.add_param_group(group)
+
+
+def _checkpointing(args: PPOConfig) -> dict[str, Any] | None:
+    """How activations are computed again, without what transformers' trainer takes for itself."""
+    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None
+
+
 def _arguments(given: Any) -> PPOConfig:
     """A copy of the configuration, with the number of optimizer steps that its episodes need.
 
     Raises:
-        UnsupportedError: It is the configuration of another trainer.
+        UnsupportedError: It is the configuration of another trainer, or asks for FSDP or DeepSpeed.
     """
     if given is None:
         given = PPOConfig()
     if not isinstance(given, PPOConfig):
         raise UnsupportedError(f"PPOTrainer needs a PPOConfig of rm_plugins_trl as `args`, not a {type(given).__name__}.")
+    if given.fsdp or given.deepspeed or any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))):
+        raise UnsupportedError(_SHARDED)
     args = own_copy(given)
     if args.episode_steps is not None:
         args.max_steps = args.episode_steps

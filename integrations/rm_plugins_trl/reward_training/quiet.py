@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from transformers.utils import logging as transformers_logging
 
 _WARNINGS = (
-    "`(is_)?gradient_checkpointing` is deprecated",  # TRL sets the one, and peft asks for the other
+    "`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated",  # TRL sets it and switches it around generation; peft asks for it
     "'pin_memory' argument is set as true but no accelerator is found",  # transformers' default, on a CPU
 )
 _MESSAGES = {

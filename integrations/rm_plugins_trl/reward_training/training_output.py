@@ -30,15 +30,15 @@ class TrainingOutput(TrainingTable):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say after which step the training resumes, and show the bar."""
-        self._items_before = self._trainer.trained_items
+        self._items_before = self.trainer.trained_items
         super().on_train_begin(args, state, control, **kwargs)
 
     def closing(self, steps: int, logs: Mapping[str, Any]) -> str:
         """The number of items, and the last loss and accuracy."""
-        trainer = self._trainer
+        trainer = self.trainer
         items = f"{trainer.trained_items - self._items_before} {trainer.losses[0].mean_over}"
-        loss = self._last.get("loss", float(logs["train_loss"]))  # the mean of all steps if none was logged
-        accuracy = f", accuracy {self._last['accuracy']:.1%}" if "accuracy" in self._last else ""
+        loss = self.last.get("loss", float(logs["train_loss"]))  # the mean of all steps if none was logged
+        accuracy = f", accuracy {self.last['accuracy']:.1%}" if "accuracy" in self.last else ""
         return (
             f"Trained {steps} step{'s' * (steps > 1)} on {items} in {duration(float(logs['train_runtime']))}. "
             f"Last loss {loss:.4f}{accuracy}."
