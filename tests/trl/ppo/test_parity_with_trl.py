@@ -215,7 +215,7 @@ def test_every_number_of_an_update_is_trls(job: str, folder: Path, tmp_path: Pat
 
 
 def test_completions_that_end_differ_by_one_state_after_the_last_token(folder: Path, tmp_path: Path) -> None:
-    """TRL's completion goes on for one token after EOS, gets its score there, and values that state."""
+    """TRL's completion continues for one token after EOS, gets its score there, and values that state."""
     (update,) = torch.load(folder / f"{ENDED}.pt")
     trainer, _ = trained(folder, [update], tmp_path, stop_token="eos", total_episodes=8)
     (rollout,) = trainer.rollouts
