@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import is_peft_model
 from transformers import ProcessorMixin
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REFERENCE_ADAPTER = "ref"
+_REFERENCE_FILE = "reference.pt"
 
 
 def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_config: Any = None) -> PreTrainedModel:
@@ -124,6 +127,14 @@ class Reference:
             return self
         self.model.requires_grad_(False)
         return replace(self, model=accelerator.prepare_model(self.model, evaluation_mode=True))
+
+    def save(self, folder: Path) -> None:
+        """Write the weights of a model of its own, which moves with ``sync_ref_model``, into a checkpoint."""
+        torch.save(self.model.state_dict(), folder / _REFERENCE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights that `save` wrote."""
+        self.model.load_state_dict(torch.load(folder / _REFERENCE_FILE, map_location="cpu", weights_only=True))
 
     @contextmanager
     def of(self, policy: Any) -> Iterator[Any]:

@@ -50,13 +50,13 @@ LONG: dict[str, Any] = {
 }
 """A training that samples."""
 RESUMED = {
-    "in the middle of a rollout": 6,
+    "in the middle of a pass over a rollout": 5,
     "between passes over a rollout": 10,
     "between epochs": 12,
     "in a later epoch": 15,
     "between rollouts of a later epoch": 16,
 }
-IN_TWO_PROCESSES = ("in the middle of a rollout", "between epochs", "in a later epoch")
+IN_TWO_PROCESSES = ("in the middle of a pass over a rollout", "between epochs", "in a later epoch")
 
 
 @pytest.fixture(scope="module")
