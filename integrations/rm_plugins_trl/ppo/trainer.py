@@ -113,7 +113,7 @@ class PPOTrainer(RolloutTrainer):
         )
         policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
-        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
+        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, has_environment=environment_factory is not None)
         has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
         if args.sync_ref_model and reference.model is None:

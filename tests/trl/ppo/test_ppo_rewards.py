@@ -296,7 +296,7 @@ class Calculator:
 
     def reset(self, **columns: Any) -> str | None:
         self.calls = 0
-        return None
+        return columns.get("question")
 
     def multiply(self, a: int, b: int) -> int:
         """Multiply two numbers.
@@ -313,7 +313,7 @@ class Calculator:
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")
-@pytest.mark.parametrize("kind", ["tools", "environment", "environment's own reward"])
+@pytest.mark.parametrize("kind", ["tools", "environment", "environment's own reward", "environment's own prompt"])
 def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(start="<|im_start|>", end="<|im_end|>")
     tokenizer.chat_template = QWEN3.read_text(encoding="utf-8")
@@ -330,13 +330,19 @@ def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: 
         return [float(sum(message["role"] == "tool" for message in completion)) for completion in completions]
 
     policy.generate = generate
+    question = "What is 3 times 4?"
     offered: dict[str, Any] = {"tools": [multiply]} if kind == "tools" else {"environment_factory": Calculator}
     trained = trainer(
         tmp_path,
         model=policy,
         processing_class=tokenizer,
-        train_dataset=[{"prompt": [{"role": "user", "content": "What is 3 times 4?"}]}] * 8,
-        reward_model=... if kind == "environment's own reward" else calls,
+        train_dataset=[
+            {"question": question}
+            if kind == "environment's own prompt"
+            else {"prompt": [{"role": "user", "content": question}]}
+        ]
+        * 8,
+        reward_model=calls if kind in ("tools", "environment") else ...,
         response_length=300,
         total_episodes=8,
         **offered,
@@ -349,6 +355,7 @@ def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: 
         written = [token for token, is_own in zip(row[start:], mask.tolist(), strict=False) if is_own]
         assert tokenizer.decode(written) == f"{CALL}<|im_end|>Done<|im_end|>"
         assert "<tool_response>" in tokenizer.decode(row[start:])
+        assert question in tokenizer.decode(row[:start])
         assert "12" in tokenizer.decode(row[start:])
     assert logged(trained, "tools/call_frequency")[0] == 1.0
     assert logged(trained, "objective/scores")[0] == (1.0 if kind != "environment" else 2.0)
