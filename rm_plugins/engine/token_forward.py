@@ -167,9 +167,10 @@ class TokenForward(RowsForward):
         if len(row) == 1:
             return  # nothing to compare yet
         self._head_compared = True
+        targets = on_device(row[1:], self.model.device)
         with undisturbed(self.model):
-            targets = on_device(row[1:], self.model.device)
             own = self._from_own_logits([row], [1], targets, whole=True)
+        with undisturbed(self.model):  # once more, so that a model that draws random numbers draws the same
             try:
                 output = self._run([row], [1], packs=False, whole=True)
                 problem = self._difference(_both(output), _both(own))

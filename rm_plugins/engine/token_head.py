@@ -79,7 +79,7 @@ class _TokenStatistics(torch.autograd.Function):
 def backbones(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The modules that a causal language model's ``forward`` may call for its last hidden states; inner ones first."""
     modules = [model.get_decoder(), model.base_model]  # OPT's `forward` calls the decoder in its backbone
-    return [module for module in dict.fromkeys(modules) if module is not model]
+    return [module for module in dict.fromkeys(modules) if module is not None and module is not model]
 
 
 class TokenHead:

@@ -324,6 +324,7 @@ def _curve(
     every = max(1, sizes.updates // sizes.points)
 
     def evaluate(update: int) -> None:
+        seconds = rollouts.seconds()
         completions, kl, length = divergence(
             policy, start, tokenizer, held_out, sizes.tokens, seed=0, batch_size=sizes.completions
         )
@@ -340,7 +341,7 @@ def _curve(
             {
                 "updates": update,
                 "tokens": sum(rollouts.tokens),
-                "seconds": round(rollouts.seconds(), 2),
+                "seconds": round(seconds, 2),
                 **{name: round(value, 5) for name, value in found.items()},
             }
         )

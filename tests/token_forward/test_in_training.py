@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from rm_plugins.engine.token_forward import TokenForward, TokenOutput
 from tests.batch_forward.conftest import family_model, gradients
+from tests.batch_forward.test_looking_around import Centered, Noise
 from tests.test_scoring_engine import VOCABULARY
 from tests.token_forward.conftest import (
     TEMPERATURE,
@@ -182,18 +183,19 @@ def test_dropout_is_that_of_training() -> None:
     assert not torch.equal(first, model(rows=rows, completion_starts=starts).log_probs)
 
 
+@pytest.mark.parametrize("looks", [Noise, lambda: Centered(1, gate=0.1)])
 @pytest.mark.parametrize("kind", ["log_probs", "token_values"])
-def test_a_model_that_looks_around(kind: str) -> None:
+def test_a_model_that_looks_around(kind: str, looks: Callable[[], nn.Module]) -> None:
     model = language_model("llama") if kind == "log_probs" else family_model("llama", {})
-    model.get_input_embeddings().register_forward_hook(lambda _, inputs, hidden: hidden - 0.1 * hidden.mean(1, keepdim=True))
+    module = looks()
+    model.train().get_input_embeddings().register_forward_hook(lambda _, inputs, hidden: module(hidden))
     forward = TokenForward(model, 8)
     rows = [[5, 6, 7, 8, 9], [5, 6, 7], [11, 12, 13, 14]]
     told = "does not compute each row independently .*A token's log-probability or value may depend on its batch"
     with pytest.warns(UserWarning, match=told) as caught:
-        model(rows=rows, completion_starts=[1, 2, 3])
-    assert len(caught) == 1 and forward.whole and not forward.packs
-    with nullcontext() if kind == "token_values" else torch.no_grad():
-        assert len(model(rows=rows, completion_starts=[1, 2, 3])[kind]) == 6
+        output = model(rows=rows, completion_starts=[1, 2, 3])
+    assert len(caught) == 1 and forward.whole and not forward.packs and not forward.own_logits
+    assert len(output[kind]) == 6
 
 
 def test_half_precision_packs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -289,7 +290,9 @@ class TestTheModelIsTheSame:
         ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
         settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
         expected = model.generate(ids, **settings)
+        arguments = inspect.signature(model.forward)
         forward = TokenForward(model)
+        assert inspect.signature(model.forward) == arguments  # `generate` looks whether there is `logits_to_keep`
         model(rows=[[5, 6, 7]], completion_starts=[1])
         assert torch.equal(model.generate(ids, **settings), expected)
         with forward.attention():

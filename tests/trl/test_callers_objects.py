@@ -21,7 +21,7 @@ from rm_plugins.losses.loss import Loss
 from rm_plugins_trl import RewardConfig, RewardTrainer, reward_func
 from rm_plugins_trl.configs import own_copy
 from tests.conftest import MakeFolder, make_tokenizer
-from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo
+from tests.trl.conftest import TRL_WARNINGS
 
 pytestmark = TRL_WARNINGS
 
@@ -96,7 +96,6 @@ def test_a_reward_trainers_of_a_model_in_memory(tiny_decoder: MakeFolder, tmp_pa
     assert changed <= {"problem_type", "pad_token_id", "use_cache"}
 
 
-@last_trl_with_ppo
 def test_a_ppo_trainers(tiny_policy: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

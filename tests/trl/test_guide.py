@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rm_plugins.data.rows import preference_samples
-from tests.trl.conftest import HELD_OUT, last_trl_with_ppo, write_jsonl
+from tests.trl.conftest import HELD_OUT, write_jsonl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -58,7 +58,6 @@ def test_training_then_pipeline(tiny_decoder: Any, working_directory: Path) -> N
         assert scores[0]["score"] == pytest.approx(trainer.model.eval()(**inputs).logits.item(), abs=1e-5)
 
 
-@last_trl_with_ppo
 def test_ppo(tiny_decoder: Any, tiny_policy: Path, working_directory: Path) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rm_plugins as rm
 from rm_plugins_trl import reward_func
 from tests.servers import RewardServer
-from tests.trl.conftest import TRL_WARNINGS, last_trl_with_ppo, newest_trl
+from tests.trl.conftest import TRL_WARNINGS, newest_trl
 
 pytestmark = TRL_WARNINGS
 
@@ -78,7 +78,6 @@ def test_grpo_survives_a_server_restarted_in_the_middle(tiny_decoder: Any, tiny_
     assert remote.counts["errors"] == remote.counts["abstained"] == 0
 
 
-@last_trl_with_ppo
 def test_ppo_gets_the_rewards_that_it_gets_from_the_same_model_here(tiny_decoder: Any, tmp_path: Path) -> None:
     ppo = importlib.import_module("rm_plugins_trl.ppo")
     folder = tiny_decoder()

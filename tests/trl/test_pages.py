@@ -23,9 +23,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from datasets import Dataset
-from packaging.version import Version
 from trl import RewardConfig as TrlRewardConfig
-from trl import __version__ as trl_version
 
 import rm_plugins as rm
 from rm_plugins.cli import main
@@ -51,7 +49,6 @@ AS_ON_A_CPU = [
     page for page in PAGES if page.parent.name in (ROOT.name, "getting-started", "tutorials") or page.name == "watching.md"
 ]
 """Pages whose trainings start on a machine without a GPU as they are printed."""
-HAS_PPO = Version(trl_version) < Version("1.13")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("rm-plugins", "trl")
 QUESTION = [{"role": "user", "content": "Name a colour."}]
@@ -76,9 +73,8 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
 
 
 def python_of(page: Path) -> list[str]:
-    """The Python of a page or notebook that runs with this TRL."""
-    written = ["".join(cell["source"]) for cell in cells(page)] if page.suffix == ".ipynb" else blocks(page, "python")
-    return [code for code in written if HAS_PPO or "PPOTrainer" not in code]
+    """The Python of a page or notebook."""
+    return ["".join(cell["source"]) for cell in cells(page)] if page.suffix == ".ipynb" else blocks(page, "python")
 
 
 def commands_of(page: Path) -> list[str]:

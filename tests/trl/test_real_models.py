@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 import rm_plugins as rm
 from rm_plugins.evaluation import evaluate_pairs
 from rm_plugins_trl import reward_func
-from tests.trl.conftest import HELD_OUT, last_trl_with_ppo, newest_trl, run_program, write_jsonl
+from tests.trl.conftest import HELD_OUT, newest_trl, run_program, write_jsonl
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
@@ -82,7 +82,6 @@ def test_grpo_of_smollm2(
     assert all(0 <= entry["rewards/polarity/duplicate_share"] < 1 for entry in logged)
 
 
-@last_trl_with_ppo
 def test_ppo_of_smollm2(polarity_model: Path, smollm2_path: Path, polarity_pairs: list[dict[str, Any]], tmp_path: Path) -> None:
     from rm_plugins_trl import PPOConfig, PPOTrainer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
-from trl import RewardTrainer
+from trl import GRPOTrainer, RewardTrainer
+from trl.trainer.utils import RepeatSampler
 
 import rm_plugins_trl
 from rm_plugins_trl import trl_internals
+from tests.trl.conftest import newest_trl
 
 FOLDER = Path(rm_plugins_trl.__file__).parent
 
@@ -29,6 +32,44 @@ def trainer_attributes() -> set[str]:
     """What `Trainer.__init__` and what it calls set."""
     tree = ast.parse(inspect.getsource(inspect.getmodule(Trainer)))  # type: ignore[arg-type]
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+
+
+def tree_of(function: Callable[..., Any]) -> ast.FunctionDef:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef)
+    return tree
+
+
+def returned(function: Callable[..., Any]) -> list[list[str]]:
+    """What each ``return`` of a function names, one list of expressions for each; those of functions in it do not count."""
+    found: list[list[str]] = []
+    nodes: list[ast.AST] = [*tree_of(function).body]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Return) and node.value is not None:
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            found.append([ast.unparse(value) for value in values])
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            nodes.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def calls(function: Callable[..., Any], method: str) -> list[tuple[list[str], list[str]]]:
+    """The calls of ``self.METHOD`` whose result a function takes apart: what it is taken apart into, and the arguments' names."""
+    return [
+        (
+            [ast.unparse(name) for name in node.targets[0].elts],
+            [*map(ast.unparse, node.value.args), *(str(keyword.arg) for keyword in node.value.keywords)],
+        )
+        for node in ast.walk(tree_of(function))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Call)
+        if ast.unparse(node.value.func) == f"self.{method}"
+    ]
+
+
+def stored_by_grpo(text: str) -> bool:
+    """Whether a line of GRPO's trainer has the text."""
+    return text in inspect.getsource(GRPOTrainer)
 
 
 CHECKS: dict[str, Callable[[], bool]] = {
@@ -59,6 +100,54 @@ CHECKS: dict[str, Callable[[], bool]] = {
     ),
 }
 
+"""By the names of TRL 1.12.0 and 1.16.0, and of transformers 4.57.6 and 5.23.0."""
+
+PPO_CHECKS: dict[str, Callable[[], bool]] = {
+    "trl.GRPOTrainer._tokenize_prompts": lambda: (
+        parameters(GRPOTrainer._tokenize_prompts) == ["self", "prompts"]
+        and all(names == ["prompt_ids", "images", "multimodal_fields"] for names in returned(GRPOTrainer._tokenize_prompts))
+    ),
+    "trl.GRPOTrainer._generate": lambda: (
+        parameters(GRPOTrainer._generate) == ["self", "prompts"]
+        and [names[:3] for names in returned(GRPOTrainer._generate)] == [["prompt_ids", "completion_ids", "tool_mask"]]
+    ),
+    "trl.GRPOTrainer._get_per_token_logps_and_entropies": lambda: (
+        (found := calls(GRPOTrainer._generate_and_score_completions, "_get_per_token_logps_and_entropies")) != []
+        and all(len(into) == 3 and arguments[3] == "logits_to_keep" for into, arguments in found)
+    ),
+    "trl.GRPOTrainer._calculate_rewards": lambda: (
+        parameters(GRPOTrainer._calculate_rewards)[:2] == ["self", "inputs"]
+        and returned(GRPOTrainer._calculate_rewards) == [["rewards_per_func"]]
+    ),
+    "trl.GRPOTrainer._generate_and_score_completions": lambda: (
+        parameters(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+        and returned(GRPOTrainer._generate_and_score_completions) == [["output"]]
+        and stored_by_grpo('output["importance_sampling_ratio"] = ')
+    ),
+    "trl.GRPOTrainer._prepare_inputs": lambda: parameters(GRPOTrainer._prepare_inputs) == ["self", "generation_batch"],
+    "trl.GRPOTrainer._get_train_sampler": lambda: (
+        parameters(GRPOTrainer._get_train_sampler) == ["self", "dataset"]
+        and [names[0].partition("(")[0] for names in returned(GRPOTrainer._get_train_sampler)] == ["RepeatSampler"]
+    ),
+    "trl.trainer.utils.RepeatSampler.generator": lambda: (
+        (sampler := RepeatSampler([0, 1], 1, seed=3)).seed == 3 and hasattr(sampler, "generator")
+    ),
+    "trl.GRPOTrainer._metrics": lambda: stored_by_grpo(
+        'self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}'
+    ),
+    "trl.GRPOTrainer._logs": lambda: stored_by_grpo('self._logs["advantages"].extend('),
+    "trl.trainer.callbacks.SyncRefModelCallback": lambda: (
+        parameters(trl_internals.SyncRefModelCallback.__init__) == ["self", "ref_model", "accelerator"]
+    ),
+    "transformers.Trainer._load_from_checkpoint": lambda: (
+        parameters(GRPOTrainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
+    ),
+    "transformers.Trainer.save_model(_internal_call)": lambda: (
+        parameters(GRPOTrainer.save_model) == ["self", "output_dir", "_internal_call"]
+    ),
+}
+"""What `rm_plugins_trl.ppo.open_grpo` relies on, in TRL 1.13.0, 1.14.0, 1.15.0 and 1.16.0."""
+
 
 def broken(checks: dict[str, Callable[[], bool]]) -> list[str]:
     """The names whose check fails, or cannot be made."""
@@ -76,17 +165,53 @@ def test_none_is_broken() -> None:
     assert broken(CHECKS) == [], "TRL or transformers has changed what rm_plugins_trl.trl_internals relies on"
 
 
+@newest_trl
+def test_none_of_ppo_is_broken() -> None:
+    assert broken(PPO_CHECKS) == [], "TRL or transformers has changed what rm_plugins_trl.ppo.open_grpo relies on"
+
+
+@newest_trl
+def test_every_private_name_of_ppo_is_checked() -> None:
+    tree = ast.parse((FOLDER / "ppo" / "open_grpo.py").read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)}
+    assert used == {name.rpartition(".")[2] for name in PPO_CHECKS if re.search(r"Trainer\._[a-z_]+$", name)}
+
+
+@newest_trl
+def test_the_one_of_ppo_that_broke_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changed(GRPOTrainer):  # type: ignore[misc]
+        def _generate(self, prompts: Any) -> Any:
+            completion_ids, prompt_ids, tool_mask = super()._generate(prompts)
+            return completion_ids, prompt_ids, tool_mask
+
+        def _prepare_inputs(self, batch: Any) -> Any:
+            return batch
+
+    monkeypatch.setitem(globals(), "GRPOTrainer", Changed)
+    assert {"trl.GRPOTrainer._generate", "trl.GRPOTrainer._prepare_inputs"} <= {*broken(PPO_CHECKS)}
+    monkeypatch.setitem(globals(), "GRPOTrainer", object)
+    assert {name for name in PPO_CHECKS if "GRPOTrainer" in name} <= {*broken(PPO_CHECKS)}
+
+
 def test_the_one_that_broke_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(RewardTrainer, "_prepare_dataset")
     monkeypatch.setattr(trl_internals, "create_model_from_path", lambda source: source)
     assert broken(CHECKS) == ["trl.RewardTrainer._prepare_dataset", "trl.trainer.utils.create_model_from_path"]
 
 
+def names_made_in(tree: ast.Module) -> set[str]:
+    """The functions, classes, variables and attributes that a file makes."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return own | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+
+
 def private_names(path: Path) -> Iterator[str]:
     """What a file takes of TRL and transformers that is private: submodules of TRL, and names with an underscore."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own = names_made_in(tree)
+    if path.name in ("trainer.py", "rollout_trainer.py"):  # one class in two files
+        own |= names_made_in(ast.parse((FOLDER / "ppo" / "rollout_trainer.py").read_text(encoding="utf-8")))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in ("trl", "transformers"):
             submodule = node.module.startswith("trl.") and not node.module.startswith("trl.experimental.")
@@ -98,8 +223,10 @@ def private_names(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
 def test_no_other_file_names_one(path: Path) -> None:
     expected = {
+        "open_grpo.py": {"_logs", "_metrics"},  # and what it overrides
         "trl_internals.py": {
             "trl.cli.accelerate_config.resolve_accelerate_config_argument",
+            "trl.trainer.callbacks.SyncRefModelCallback",
             "trl.trainer.reward_trainer.suppress_seqcls_warning",
             "trl.trainer.utils.create_model_from_path",
         },

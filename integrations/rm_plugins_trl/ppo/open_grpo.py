@@ -1,12 +1,14 @@
 """TRL's ``GRPOTrainer``, with the private places that PPO changes under public names.
 
-Read in TRL 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for each that changed.
+Read in TRL 1.13.0, 1.14.0, 1.15.0 and 1.16.0. A release may change them without notice; ``tests/trl/test_trl_internals.py`` fails for
+each that changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from textwrap import dedent
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,21 @@ class OpenGRPOTrainer(GRPOTrainer):
 
     _evaluated = ""
     """The name of the dataset that is being evaluated, where there are several."""
+
+    _name = "PPO"
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": dedent("""\
+            @article{schulman2017proximal,
+                title  = {{Proximal Policy Optimization Algorithms}},
+                author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+                year   = 2017,
+                eprint = {arXiv:1707.06347},
+            }"""),
+    }
+    """What TRL's model card says of the training."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 
@@ -142,7 +159,7 @@ class OpenGRPOTrainer(GRPOTrainer):
         return self.next_batch(generation_batch)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        return _ByEpoch(super()._get_train_sampler(dataset))
+        return _ByEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -155,20 +172,19 @@ class OpenGRPOTrainer(GRPOTrainer):
 
 
 class _ByEpoch(Sampler[int]):
-    """TRL's sampler, whose order depends on the epoch alone, so that a resumed training reads the rows that it would have read."""
+    """TRL's sampler, whose order depends on the epoch alone, so that a resumed training reads the rows that it would have read.
 
-    def __init__(self, sampler: Any) -> None:
+    It asks for the epoch: ``set_epoch`` does not reach a sampler inside the loader of a resumed training on several processes.
+    """
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]) -> None:
         self.sampler = sampler
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Any:
         generator: torch.Generator | None = getattr(self.sampler, "generator", None)
         if generator is not None and self.sampler.seed is not None:
-            generator.manual_seed(self.sampler.seed + self.epoch)
+            generator.manual_seed(self.sampler.seed + self.epoch())
         return iter(self.sampler)
 
     def __len__(self) -> int:

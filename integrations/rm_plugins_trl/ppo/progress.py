@@ -40,6 +40,10 @@ class Progress:
     _step: int = -1
     _micro_step: int = 0
 
+    def begin(self) -> None:
+        """Begin a training."""
+        self.rollout, self._step = None, -1
+
     def advance(self, step: int, accumulation: int, cycle: int) -> int:
         """The number of the next forward pass since the rollout; 0 begins a new one.
 
@@ -103,8 +107,8 @@ class Progress:
             self.approximate_kl = []
 
     def save(self, folder: Path, rank: int) -> None:
-        """Write what this process needs into a checkpoint."""
-        folder.mkdir(parents=True, exist_ok=True)  # another process may be about to make it
+        """Write what this process needs into a checkpoint, whose folder another process may not have made yet."""
+        folder.mkdir(parents=True, exist_ok=True)
         torch.save(
             {
                 "settings": dict(self.settings),

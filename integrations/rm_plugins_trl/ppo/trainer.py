@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
 from rm_plugins_trl.ppo.rollout import Rollout
 from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
 from rm_plugins_trl.ppo.steps import StepRewards
+from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.trl_internals import SyncRefModelCallback, is_sharded
 
@@ -38,6 +41,8 @@ _SHARDED = (
     "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism (`accelerate "
     "launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
 )
+_REFERENCE = "reference.pt"
+"""The file of a checkpoint with the weights of a reference that moves."""
 
 
 class PPOTrainer(RolloutTrainer):
@@ -143,12 +148,17 @@ class PPOTrainer(RolloutTrainer):
                 processing_class=tokenizer,
                 callbacks=callbacks,
                 optimizers=optimizers,
-                peft_config=peft_config,
+                peft_config=deepcopy(peft_config),  # the trainer writes the policy's name into it
                 tools=tools,
                 environment_factory=environment_factory,
                 rollout_func=rollout_func,
             )
         args.beta, args.sync_ref_model, args.model_init_kwargs = kl_coef, sync_ref_model, loading
+        if args.stop_token_id is not None and args.stop_token_id not in self.end_tokens:
+            raise UnsupportedError(
+                f"stop_token_id needs TRL 1.15 or later, and TRL {version('trl')} is installed, where completions end at the tokenizer's "
+                "EOS token alone. Leave it out, or upgrade: `pip install -U trl`."
+            )
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
@@ -189,14 +199,23 @@ class PPOTrainer(RolloutTrainer):
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
             "num_generations",
+            "sync_ref_model",
         )
         return {"processes": self.accelerator.num_processes, **{name: getattr(self.args, name) for name in names}}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; takes and returns what transformers' trainer does.
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; returns what transformers' trainer does.
+
+        A resumed training goes on as if it had not been interrupted.
+
+        Args:
+            resume_from_checkpoint: The folder of a checkpoint, or True for the last complete one in ``args.output_dir``.
+            args: What else transformers' trainer takes.
+            kwargs: What else transformers' trainer takes.
 
         Raises:
-            DataError: There are no prompts to train on, or fewer than one rollout needs; or a checkpoint is of another training.
+            DataError: There are no prompts to train on, or fewer than one rollout needs; or a checkpoint is incomplete, or of another
+                training.
             ScoringError: The reward failed, or abstained on all completions of a rollout.
             TrainingError: A loss or the KL divergence is not finite, or the latter is above ``max_kl``.
         """
@@ -209,8 +228,10 @@ class PPOTrainer(RolloutTrainer):
                 prompts,
                 "per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes / num_generations",
             )
+        self.progress.begin()
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
         with without_noise(disable_bars=self.args.disable_tqdm):
-            return super().train(*args, **kwargs)
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     # --- Updates ----------------------------------------------------------------------------------------------------------
 
@@ -338,8 +359,11 @@ class PPOTrainer(RolloutTrainer):
         """Save the critic in ``critic/``, and in a checkpoint where the training is."""
         if self.accelerator.is_main_process:
             self.critic.save(Path(folder))
+            if is_checkpoint and self.args.sync_ref_model:
+                torch.save(self.accelerator.unwrap_model(self.reference.model).state_dict(), Path(folder) / _REFERENCE)
         if is_checkpoint:
             self.progress.save(Path(folder), self.accelerator.process_index)
+            self.accelerator.wait_for_everyone()  # the file without which a checkpoint is incomplete is written later
 
     def load_more(self, folder: str) -> None:
         """Go on from a checkpoint.
@@ -354,6 +378,9 @@ class PPOTrainer(RolloutTrainer):
                 "start a new training from the saved policy: PPOTrainer(model=FOLDER, value_model=FOLDER/critic, ...)."
             )
         self.critic.load(Path(folder))
+        if self.args.sync_ref_model:
+            weights = torch.load(Path(folder) / _REFERENCE, map_location="cpu", weights_only=True)
+            self.accelerator.unwrap_model(self.reference.model).load_state_dict(weights)
 
 
 def _add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from datasets import Dataset
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_plugins.errors import DataError, ModelError, ScoringError, UnsupportedError
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from tests.coded_checkpoints import with_model_code, with_tokenizer_code
-from tests.trl.conftest import TRL_WARNINGS
+from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, policy_ids, policy_in
 
 pytestmark = TRL_WARNINGS
@@ -144,3 +146,17 @@ def test_the_import_warns_of_nothing() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "TRLExperimentalWarning" not in ended.stderr
+
+
+@newest_trl
+def test_a_stop_token_that_this_trl_does_not_stop_at_is_refused(
+    ppo: ModuleType, settings: Any, tiny_decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before TRL 1.15, completions end at the tokenizer's EOS token alone."""
+    given = {"reward_model": Recording(), "train_dataset": TEXTS, "args": settings(stop_token=None, stop_token_id=5)}
+    trainer_class = ppo.PPOTrainer
+    if Version(version("trl")) >= Version("1.15"):
+        assert 5 in trainer_class(model=policy_in(tiny_decoder()), **given).end_tokens
+        monkeypatch.setattr(trainer_class, "end_tokens", property(lambda self: [self.processing_class.eos_token_id]))
+    with pytest.raises(UnsupportedError, match=rf"stop_token_id needs TRL 1\.15 or later, and TRL {version('trl')} is"):
+        trainer_class(model=policy_in(tiny_decoder()), **given)
