@@ -22,7 +22,7 @@ from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
 from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
-from rm_plugins_trl.reward_model import POLICY_COLUMNS, prompt_of
+from rm_plugins_trl.reward_model import POLICY_COLUMNS
 from rm_plugins_trl.reward_training.quiet import without_noise
 
 _ENDLESS = 5
@@ -73,6 +73,8 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
         """The token ids of prompts whose rows say how they are made."""
+        if self.tools or self.environment_factories is not None:
+            return None  # they are part of the prompt
         return given_prompt_ids(self._rows, self.processing_class, self._dataset)
 
     @property
@@ -154,9 +156,6 @@ class RolloutTrainer(OpenGRPOTrainer):
             TrainingError: The policy's probabilities are not finite, or the KL divergence is not, or is larger than ``max_kl``.
         """
         self._rows = rows
-        if self.environment_factories is None:  # which may make the prompt
-            for row in rows:
-                prompt_of(row, f"A row of {self._dataset}")
         try:
             found = learn()
         except RuntimeError as error:

@@ -114,9 +114,10 @@ class PPOTrainer(RolloutTrainer):
         rewards = reward_functions(
             reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
         )
-        policy = load_policy(model, args, quantization_config)
+        with without_noise(disable_bars=args.disable_tqdm):
+            policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
-        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
+        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, has_environment=environment_factory is not None)
         has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
         if args.sync_ref_model and reference.model is None:
@@ -335,6 +336,8 @@ class PPOTrainer(RolloutTrainer):
         if self._critic_alone:
             for parameter in self.model.parameters():
                 parameter.grad = None
+        if self.accelerator.scaler is not None:
+            return  # fp16's scaler leaves out such steps
         for name, trained in (("policy", self.model), ("critic", self.critic)):
             gradients = [parameter.grad for parameter in trained.parameters() if parameter.grad is not None]
             if not math.isfinite(norm := float(nn.utils.get_total_norm(gradients))):
