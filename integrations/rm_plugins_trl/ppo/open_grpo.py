@@ -33,7 +33,7 @@ class OpenGRPOTrainer(GRPOTrainer):
     @property
     def end_tokens(self) -> list[int]:
         """The tokens that end a completion; before TRL 1.15 only the tokenizer's EOS token does."""
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         return list(getattr(self, "eos_token_ids", None) or [tokenizer.eos_token_id])
 
     def drop_figures(self, *names: str) -> None:
