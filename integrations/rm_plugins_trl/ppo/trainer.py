@@ -18,7 +18,7 @@ from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError, UnsupportedError
 from rm_plugins_trl.configs import given_configuration, own_copy
 from rm_plugins_trl.ppo.config import PPOConfig
-from rm_plugins_trl.ppo.critic import make_critic, trained_groups
+from rm_plugins_trl.ppo.critic import add_group, checkpointing, make_critic, trained_groups
 from rm_plugins_trl.ppo.kl import AdaptiveKl
 from rm_plugins_trl.ppo.losses import policy_loss, value_loss
 from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
@@ -122,11 +122,7 @@ class PPOTrainer(RolloutTrainer):
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, has_environment=environment_factory is not None)
         has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
-        if args.sync_ref_model and reference.model is None:
-            raise UnsupportedError(
-                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
-                "policy with another adapter. Leave sync_ref_model out."
-            )
+        reference.check_sync(args)
         critic = make_critic(
             value_model if value_model is not None else args.critic,
             policy,
@@ -173,7 +169,7 @@ class PPOTrainer(RolloutTrainer):
         self.critic = critic.to(self.accelerator.device).train()
         if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
             with without_noise():
-                self.critic.gradient_checkpointing_enable(_checkpointing(args))
+                self.critic.gradient_checkpointing_enable(checkpointing(args))
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
         self._steps = StepRewards(rewards.functions)
@@ -330,7 +326,7 @@ class PPOTrainer(RolloutTrainer):
             given = self.settings.critic_learning_rate
             rate = self.settings.learning_rate if given is None else given
             for group in trained_groups(self.critic, rate, self.args.weight_decay):
-                _add_group(optimizer, self.lr_scheduler, group)
+                add_group(optimizer, self.lr_scheduler, group)
             optimizer.register_step_pre_hook(self._before_step)
         return optimizer
 
@@ -381,24 +377,6 @@ class PPOTrainer(RolloutTrainer):
         if self.args.sync_ref_model:
             weights = torch.load(Path(folder) / _REFERENCE, map_location="cpu", weights_only=True)
             self.accelerator.unwrap_model(self.reference.model).load_state_dict(weights)
-
-
-def _add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:
-    """Add a group to an optimizer, and to the scheduler that was made for it before, if there is one."""
-    rate = group["lr"]
-    if (rates := getattr(scheduler, "base_lrs", None)) is not None:
-        rates.append(rate)
-        group["initial_lr"] = rate
-        if (schedules := getattr(scheduler, "lr_lambdas", None)) is not None:
-            schedules.append(schedules[0])
-            group["lr"] = rate * schedules[0](scheduler.last_epoch)
-    optimizer.add_param_group(group)
-
-
-def _checkpointing(args: PPOConfig) -> dict[str, Any] | None:
-    """How activations are computed again, without what transformers' trainer takes for itself."""
-    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
-    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None
 
 
 def _arguments(given: Any) -> PPOConfig:
