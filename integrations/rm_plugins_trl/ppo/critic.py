@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.provider import Provider
 
-__all__ = ["Critic", "CriticKind", "ValueHead", "ValueModel", "add_group", "make_critic", "trained_groups"]
+__all__ = ["Critic", "CriticKind", "ValueHead", "ValueModel", "add_group", "checkpointing", "make_critic", "trained_groups"]
 
 CriticKind: TypeAlias = Literal["policy", "reward", "head"]
 
@@ -145,3 +145,9 @@ def add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:
             schedules.append(schedules[0])
             group["lr"] = rate * schedules[0](scheduler.last_epoch)
     optimizer.add_param_group(group)
+
+
+def checkpointing(args: Any) -> dict[str, Any] | None:
+    """How activations are computed again, without what transformers' trainer takes for itself."""
+    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None

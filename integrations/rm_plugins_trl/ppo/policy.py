@@ -121,6 +121,18 @@ class Reference:
     adapter: str | None = None
     is_used: bool = True
 
+    def check_sync(self, args: Any) -> None:
+        """Check that there is a model for ``sync_ref_model`` to change.
+
+        Raises:
+            UnsupportedError: There is none.
+        """
+        if args.sync_ref_model and self.model is None:
+            raise UnsupportedError(
+                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
+                "policy with another adapter. Leave sync_ref_model out."
+            )
+
     def prepared(self, accelerator: Any) -> Reference:
         """The same on the accelerator's device, without gradients."""
         if self.model is None:

@@ -18,7 +18,7 @@ from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError, UnsupportedError
 from rm_plugins_trl.configs import given_configuration, own_copy
 from rm_plugins_trl.ppo.config import PPOConfig
-from rm_plugins_trl.ppo.critic import add_group, make_critic, trained_groups
+from rm_plugins_trl.ppo.critic import add_group, checkpointing, make_critic, trained_groups
 from rm_plugins_trl.ppo.kl import AdaptiveKl
 from rm_plugins_trl.ppo.losses import policy_loss, value_loss
 from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
@@ -120,11 +120,7 @@ class PPOTrainer(RolloutTrainer):
         datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, has_environment=environment_factory is not None)
         has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
-        if args.sync_ref_model and reference.model is None:
-            raise UnsupportedError(
-                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
-                "policy with another adapter. Leave sync_ref_model out."
-            )
+        reference.check_sync(args)
         critic = make_critic(
             value_model if value_model is not None else args.critic,
             policy,
@@ -171,7 +167,7 @@ class PPOTrainer(RolloutTrainer):
         self.critic = critic.to(self.accelerator.device).train()
         if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
             with without_noise():
-                self.critic.gradient_checkpointing_enable(_checkpointing(args))
+                self.critic.gradient_checkpointing_enable(checkpointing(args))
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
         self._steps = StepRewards(rewards.functions)
@@ -376,12 +372,6 @@ class PPOTrainer(RolloutTrainer):
         self.critic.load(Path(folder))
         if self.args.sync_ref_model:
             self.reference.load(Path(folder))
-
-
-def _checkpointing(args: PPOConfig) -> dict[str, Any] | None:
-    """How activations are computed again, without what transformers' trainer takes for itself."""
-    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
-    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None
 
 
 def _arguments(given: Any) -> PPOConfig:
