@@ -135,6 +135,7 @@ PPO_CHECKS: dict[str, Callable[[], bool]] = {
     "trl.GRPOTrainer._metrics": lambda: stored_by_grpo(
         'self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}'
     ),
+    "trl.GRPOTrainer: the names in a model card": lambda: {"_name", "_tag_names", "_paper"} <= {*vars(GRPOTrainer)},
     "trl.GRPOTrainer._logs": lambda: stored_by_grpo('self._logs["advantages"].extend('),
     "trl.trainer.callbacks.SyncRefModelCallback": lambda: (
         parameters(trl_internals.SyncRefModelCallback.__init__) == ["self", "ref_model", "accelerator"]
