@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing but the names of figures."""
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they only change the names of figures."""
 
     _evaluated = ""
     """The name of the dataset that is being evaluated, where there are several."""

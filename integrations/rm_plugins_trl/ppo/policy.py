@@ -170,8 +170,8 @@ def reference_of(
 ) -> Reference:
     """The reference for a policy that is not trained yet.
 
-    It is the given model; or, for a policy that gets a new adapter, the policy without it; or, for one that has an adapter, a copy of
-    the adapter; or else a copy of the policy.
+    It is the given model, if there is one. Otherwise it is the policy without its new adapter, a copy of the adapter that the policy
+    already has, or a copy of the policy.
 
     Raises:
         ModelError: The given model lacks tokens that the policy writes.

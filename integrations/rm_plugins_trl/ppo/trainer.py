@@ -73,7 +73,7 @@ class PPOTrainer(RolloutTrainer):
             ``args.reward_weights``.
         tools: Functions that the policy may call, as in GRPO.
         environment_factory: Environments, as in GRPO.
-        rollout_func: A rollout of one's own, as in GRPO.
+        rollout_func: Your own rollout, as in GRPO.
         quantization_config: How a policy given by name is quantized.
 
     Raises:
