@@ -26,7 +26,8 @@ from rm_plugins_trl.reward_model import POLICY_COLUMNS
 from rm_plugins_trl.reward_training.quiet import without_noise
 
 _ENDLESS = 5
-"""After how many rollouts without any end to warn."""
+_ENDLESS_COMPLETIONS = 32
+"""After how many rollouts, and how many completions, without any end to warn."""
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -221,9 +222,10 @@ class RolloutTrainer(OpenGRPOTrainer):
     def _see_ends(self, has_ended: Tensor) -> None:
         """Warn, once, of a policy that does not end what it writes."""
         self._endless = 0 if has_ended.any() else self._endless + 1
-        if self._endless == _ENDLESS and self.max_completion_length > 1 and self.accelerator.is_main_process:
+        is_endless = self._endless >= _ENDLESS and self._endless * len(has_ended) >= _ENDLESS_COMPLETIONS
+        if is_endless and self.max_completion_length > 1 and self.accelerator.is_main_process:
             warnings.warn(
-                f"All completions of the last {_ENDLESS} rollouts were cut off at response_length={self.max_completion_length}, before the "
+                f"All completions of the last {self._endless} rollouts were cut off at response_length={self.max_completion_length}, before the "
                 "policy ended them. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it ends "
                 "with another token than its tokenizer's EOS, set stop_token_id.",
                 stacklevel=2,
