@@ -225,9 +225,9 @@ class RolloutTrainer(OpenGRPOTrainer):
         is_endless = self._endless >= _ENDLESS and self._endless * len(has_ended) >= _ENDLESS_COMPLETIONS
         if is_endless and self.max_completion_length > 1 and self.accelerator.is_main_process:
             warnings.warn(
-                f"All completions of the last {self._endless} rollouts were cut off at response_length={self.max_completion_length}, before "
-                "the policy ended them. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it ends "
-                "with another token than its tokenizer's EOS, set stop_token_id.",
+                f"All completions of the last {self._endless} rollouts were cut off at response_length={self.max_completion_length}: the "
+                "policy did not end one. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it "
+                "ends with another token than its tokenizer's EOS, set stop_token_id.",
                 stacklevel=2,
             )
             self._endless = -math.inf
