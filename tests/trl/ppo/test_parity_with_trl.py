@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
     TrainerCallback,
@@ -28,7 +27,7 @@ from rm_plugins_trl.ppo.advantages import generalized_advantages, token_rewards,
 from rm_plugins_trl.ppo.kl import kl_terms
 from rm_plugins_trl.ppo.rollout import Rollout
 from tests.conftest import make_tokenizer
-from tests.trl.conftest import TRL_WARNINGS, newest_trl
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, tiny_config
 
 pytestmark = [newest_trl, *TRL_WARNINGS, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 
@@ -65,19 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("TRL 1.12, which has a PPO trainer, is not in this environment: `make test` installs it")
     place = tmp_path_factory.mktemp("trl-ppo")
     tokenizer = make_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        initializer_range=0.15,
-        num_labels=1,
-    )
+    config = tiny_config(tokenizer, initializer_range=0.15, num_labels=1)
     for seed, name in enumerate(("policy", "reference", "value", "reward")):
         set_seed(seed)
         kind = Qwen2ForCausalLM if name in {"policy", "reference"} else Qwen2ForSequenceClassification
