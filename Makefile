@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself, and again only when pyproject.toml or constraints.txt has changed.
 
 PYTHON ?= python3
-# The last TRL with PPO: the trainers' tests run with it as well as with the one in constraints.txt.
+# The last TRL with a PPO of its own: the trainers' tests run with it as well as with the one in constraints.txt.
 OLDER_TRL := 1.12.0
 
 VENV := .venv

@@ -1,4 +1,4 @@
-"""A provider in the form in which TRL's PPO, Nash-MD and XPO take a reward model."""
+"""A provider in the form in which TRL's own PPO, Nash-MD and XPO take a reward model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POLICY_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids")
 
 @dataclass
 class AnnouncedPrompts:
-    """A batch of prompts that a trainer will complete and score, in order and possibly in chunks.
+    """A batch of prompts that TRL's own PPO trainer will complete and score, in order and possibly in chunks.
 
     Args:
         prompt_ids: int64 [B, context], padded on the left.
@@ -67,10 +67,10 @@ class AnnouncedPrompts:
 
 
 class RewardModel(nn.Module):
-    """Any provider as a reward model whose ``get_reward`` TRL's PPO, Nash-MD and XPO can call (TRL up to 1.13).
+    """Any provider as a reward model whose ``get_reward`` TRL's PPO (up to 1.12), Nash-MD and XPO (up to 1.13) can call.
 
     These trainers give a reward model only the policy's token ids. The true prompt and the row's columns come from
-    `PPOTrainer`, which announces its rows, or from `prompts`. The completion is the policy's text up to its first
+    `PPOTrainer` with TRL up to 1.12, which announces its rows, or from `prompts`. The completion is the policy's text up to its first
     padding token, decoded without special tokens, as in GRPO; under a conversational prompt it is one assistant message.
     If neither gives a prompt, the whole decoded text is the completion of an empty prompt.
 

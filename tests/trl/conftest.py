@@ -58,11 +58,9 @@ def run_program(*arguments: str | Path, cwd: Path | None = None, **environment: 
     return found.stdout + found.stderr
 
 
-@pytest.fixture
-def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random causal language model of one layer, with the tokenizer of the tiny classifiers."""
-    tokenizer = make_tokenizer()
-    config = Qwen2Config(
+def tiny_config(tokenizer: Any, **changes: Any) -> Qwen2Config:
+    """The configuration of a decoder of one layer for a tokenizer."""
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -72,10 +70,17 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        **changes,
     )
+
+
+@pytest.fixture
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random causal language model of one layer, with the tokenizer of the tiny classifiers."""
+    tokenizer = make_tokenizer()
     set_seed(0)
     folder = tmp_path_factory.mktemp("policy")
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    Qwen2ForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from packaging.version import Version
 from transformers import AutoTokenizer, pipeline
-from trl import __version__ as trl_version
 
 import rm_plugins as rm
 from rm_plugins.data.rows import preference_samples
 from rm_plugins_trl import RewardConfig, RewardModel, RewardTrainer, reward_func
+from rm_plugins_trl.ppo import TRL_HAS_PPO
+from rm_plugins_trl.ppo.rewards import reward_functions
 from rm_plugins_trl.reward_model import AnnouncedPrompts
 
 pytestmark = [
@@ -34,6 +34,19 @@ def in_text(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> list[float]:
+    """The rewards that PPO on TRL's GRPO trainer gets for completions that it decodes from the policy's token ids."""
+    texts = [sample.completion[0]["content"] if sample.is_conversational else sample.completion for sample in samples]  # type: ignore[index]
+    decoded = tokenizer.batch_decode(tokenizer(texts)["input_ids"], skip_special_tokens=True)
+    completions = [
+        [{"role": "assistant", "content": text}] if sample.is_conversational else text
+        for sample, text in zip(samples, decoded, strict=True)
+    ]
+    (function,) = reward_functions(provider, None, None).functions
+    values: list[float] = function([sample.prompt for sample in samples], completions)
+    return values
+
+
+def by_trl_s_ppo(provider: rm.Provider, samples: list[rm.Sample], tokenizer: Any) -> list[float]:
     """The rewards that TRL's PPO reads off our module, one policy's token ids a sample."""
     from trl.experimental.utils import get_reward
 
@@ -91,8 +104,8 @@ def test_every_path_agrees(
         "RewardTrainer's evaluation": in_training,
         "pipeline": [found["score"] for found in classify([provider.render(sample) for sample in samples], batch_size=1)],
     }
-    if Version(trl_version) < Version("1.13"):
-        paths["PPO"] = by_ppo(provider, samples, AutoTokenizer.from_pretrained(smollm2_path))
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    paths["PPO"] = (by_trl_s_ppo if TRL_HAS_PPO else by_ppo)(provider, samples, tokenizer)
     differences = {name: float(np.abs(np.asarray(found, dtype=float) - values).max()) for name, found in paths.items()}
     shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     record_property("measured", f"{kind}, {form}: largest difference from the provider on {len(samples)} samples: {shown}")

@@ -25,3 +25,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{'trl_1_12' if TRL_HAS_PPO else _HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

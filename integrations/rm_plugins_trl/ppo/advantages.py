@@ -1,7 +1,7 @@
 """Rewards of tokens, their advantages and the returns, of a rollout of N completions with at most L tokens.
 
-A tensor [N, L] has a completion's tokens on the left. A mask, bool [N, L], is true for the tokens that the policy chose; the tokens of
-tools and of environments between them are no steps, and padding is none either.
+A tensor [N, L] has a completion's tokens on the left. A mask, bool [N, L], is true for the tokens that the policy chose. Padding, and the
+tokens of tools and environments between them, do not count.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.provider import Provider
 
-__all__ = ["Critic", "CriticKind", "ValueHead", "ValueModel", "make_critic", "trained_groups"]
+__all__ = ["Critic", "CriticKind", "ValueHead", "ValueModel", "add_group", "checkpointing", "make_critic", "trained_groups"]
 
 CriticKind: TypeAlias = Literal["policy", "reward", "head"]
 
@@ -133,3 +133,21 @@ def trained_groups(critic: nn.Module, learning_rate: float, weight_decay: float)
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return [{**group, "lr": learning_rate} for group in groups if group["params"]]
+
+
+def add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:
+    """Add a group to an optimizer, and to the scheduler that was made for it before, if there is one."""
+    rate = group["lr"]
+    if (rates := getattr(scheduler, "base_lrs", None)) is not None:
+        rates.append(rate)
+        group["initial_lr"] = rate
+        if (schedules := getattr(scheduler, "lr_lambdas", None)) is not None:
+            schedules.append(schedules[0])
+            group["lr"] = rate * schedules[0](scheduler.last_epoch)
+    optimizer.add_param_group(group)
+
+
+def checkpointing(args: Any) -> dict[str, Any] | None:
+    """How activations are computed again, without what transformers' trainer takes for itself."""
+    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None

@@ -32,7 +32,7 @@ def policy_loss(log_ratio: Tensor, advantages: Tensor, cliprange: float) -> Toke
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> TokenLoss:
-    """Half the squared error of the value or of the clipped value, whichever is larger.
+    """Half the squared error of the value or of the clipped value: the larger one.
 
     ``0.5 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)``: the value loss of OpenAI's baselines, which InstructGPT
     (Ouyang et al. 2022, arXiv:2203.02155) trains with, too.

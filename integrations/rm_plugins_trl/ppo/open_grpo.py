@@ -7,7 +7,8 @@ each that changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from textwrap import dedent
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,25 @@ from trl import GRPOTrainer
 
 
 class OpenGRPOTrainer(GRPOTrainer):
-    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they change nothing but the names of figures."""
+    """What TRL's trainer does, and hooks that a subclass overrides; by themselves they only change the names of figures."""
 
     _evaluated = ""
     """The name of the dataset that is being evaluated, where there are several."""
+
+    _name = "PPO"
+    _tag_names: ClassVar[list[str]] = ["trl", "ppo"]
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": dedent("""\
+            @article{schulman2017proximal,
+                title  = {{Proximal Policy Optimization Algorithms}},
+                author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+                year   = 2017,
+                eprint = {arXiv:1707.06347},
+            }"""),
+    }
+    """What TRL's model card says of the training."""
 
     # --- To call ----------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import is_peft_model
 from transformers import ProcessorMixin
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REFERENCE_ADAPTER = "ref"
+_REFERENCE_FILE = "reference.pt"
 
 
 def load_policy(model: PreTrainedModel | str | None, args: Any, quantization_config: Any = None) -> PreTrainedModel:
@@ -118,12 +121,32 @@ class Reference:
     adapter: str | None = None
     is_used: bool = True
 
+    def check_sync(self, args: Any) -> None:
+        """Check that there is a model for ``sync_ref_model`` to change.
+
+        Raises:
+            UnsupportedError: There is none.
+        """
+        if args.sync_ref_model and self.model is None:
+            raise UnsupportedError(
+                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
+                "policy with another adapter. Leave sync_ref_model out."
+            )
+
     def prepared(self, accelerator: Any) -> Reference:
         """The same on the accelerator's device, without gradients."""
         if self.model is None:
             return self
         self.model.requires_grad_(False)
         return replace(self, model=accelerator.prepare_model(self.model, evaluation_mode=True))
+
+    def save(self, folder: Path) -> None:
+        """Write the weights of a model of its own, which moves with ``sync_ref_model``, into a checkpoint."""
+        torch.save(self.model.state_dict(), folder / _REFERENCE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights that `save` wrote."""
+        self.model.load_state_dict(torch.load(folder / _REFERENCE_FILE, map_location="cpu", weights_only=True))
 
     @contextmanager
     def of(self, policy: Any) -> Iterator[Any]:
@@ -147,8 +170,8 @@ def reference_of(
 ) -> Reference:
     """The reference for a policy that is not trained yet.
 
-    It is the given model; or, for a policy that gets a new adapter, the policy without it; or, for one that has an adapter, a copy of
-    the adapter; or else a copy of the policy.
+    It is the given model, if there is one. Otherwise it is the policy without its new adapter, a copy of the adapter that the policy
+    already has, or a copy of the policy.
 
     Raises:
         ModelError: The given model lacks tokens that the policy writes.

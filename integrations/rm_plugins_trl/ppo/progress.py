@@ -1,4 +1,4 @@
-"""Where PPO is in a rollout, and what a checkpoint keeps of it so that a resumed training goes on exactly."""
+"""Where PPO is in a rollout, and what a checkpoint keeps of it so that a resumed training continues exactly."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Progress:
         )
 
     def load(self, folder: Path, rank: int, device: torch.device) -> list[str]:
-        """Go on from a checkpoint; returns the settings that differ, as text.
+        """Continue from a checkpoint; returns the settings that differ, as text.
 
         Raises:
             DataError: The checkpoint has no state for this process.

@@ -29,24 +29,29 @@ class PromptDatasets:
     evaluation: Any
 
 
-def prompt_datasets(train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase) -> PromptDatasets:
+def prompt_datasets(
+    train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, *, has_environment: bool = False
+) -> PromptDatasets:
     """The datasets of a training, each with a ``prompt`` in every row.
 
     Args:
         train: Rows to train on: a dataset, a stream, or a list of mappings; None for none.
         evaluation: Rows of the same kind, or several by name; None or no rows for no evaluation.
         tokenizer: The policy's tokenizer, which decodes the prompts of rows that have only ``input_ids``.
+        has_environment: Whether an environment may make the prompts, so that rows need none.
 
     Raises:
         DataError: A dataset is empty, or its first row has no prompt.
         UnsupportedError: Something is not a dataset.
     """
-    trained = None if train is None else _prompts(train, "train_dataset", tokenizer)
+    trained = None if train is None else _prompts(train, "train_dataset", tokenizer, has_environment)
     if isinstance(evaluation, Mapping):
-        named = {name: _prompts(rows, f"eval_dataset[{name!r}]", tokenizer) for name, rows in evaluation.items()}
+        named = {
+            name: _prompts(rows, f"eval_dataset[{name!r}]", tokenizer, has_environment) for name, rows in evaluation.items()
+        }
         return PromptDatasets(trained, named or None)
     is_empty = evaluation is None or (isinstance(evaluation, Sized) and len(evaluation) == 0)
-    return PromptDatasets(trained, None if is_empty else _prompts(evaluation, "eval_dataset", tokenizer))
+    return PromptDatasets(trained, None if is_empty else _prompts(evaluation, "eval_dataset", tokenizer, has_environment))
 
 
 def placeholder(rows: int) -> Dataset:
@@ -89,7 +94,7 @@ def too_few_prompts(rows: int, prompts: int, factors: str) -> DataError:
     )
 
 
-def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
+def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase, has_environment: bool) -> Dataset | IterableDataset:
     if isinstance(rows, Sequence) and not isinstance(rows, str):
         rows = Dataset.from_list([dict(row) for row in rows])
     if not isinstance(rows, (Dataset, IterableDataset)):
@@ -99,6 +104,8 @@ def _prompts(rows: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> Datase
     first = next(iter(rows), None)
     if first is None:
         raise no_rows(name)
+    if has_environment:
+        return rows
     if not {"prompt", "input_ids"} & first.keys() and (close := get_close_matches("prompt", list(first))):
         raise DataError(
             f"{name} has no column 'prompt'. Did you mean {close[0]!r}? Then rename it: DATASET.rename_column({close[0]!r}, 'prompt')."

@@ -123,7 +123,7 @@ class RunningScale:
 
 @dataclass
 class CompletionRewards:
-    """Makes one number of what the reward functions said about a completion; NaN if the policy shall not learn from it.
+    """Makes one number of what the reward functions said about a completion; NaN if the policy does not learn from it.
 
     Args:
         args: The configuration of PPO.

@@ -22,11 +22,12 @@ from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
 from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
 from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
-from rm_plugins_trl.reward_model import POLICY_COLUMNS, prompt_of
+from rm_plugins_trl.reward_model import POLICY_COLUMNS
 from rm_plugins_trl.reward_training.quiet import without_noise
 
 _ENDLESS = 5
-"""After how many rollouts without any end to warn."""
+_ENDLESS_COMPLETIONS = 32
+"""After how many rollouts, and how many completions, without any end to warn."""
 
 
 class RolloutTrainer(OpenGRPOTrainer):
@@ -73,6 +74,8 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     def tokenized(self, prompts: list[Any]) -> list[list[int]] | None:
         """The token ids of prompts whose rows say how they are made."""
+        if self.tools or self.environment_factories is not None:
+            return None  # they are part of the prompt
         return given_prompt_ids(self._rows, self.processing_class, self._dataset)
 
     @property
@@ -154,9 +157,6 @@ class RolloutTrainer(OpenGRPOTrainer):
             TrainingError: The policy's probabilities are not finite, or the KL divergence is not, or is larger than ``max_kl``.
         """
         self._rows = rows
-        if self.environment_factories is None:  # which may make the prompt
-            for row in rows:
-                prompt_of(row, f"A row of {self._dataset}")
         try:
             found = learn()
         except RuntimeError as error:
@@ -222,11 +222,12 @@ class RolloutTrainer(OpenGRPOTrainer):
     def _see_ends(self, has_ended: Tensor) -> None:
         """Warn, once, of a policy that does not end what it writes."""
         self._endless = 0 if has_ended.any() else self._endless + 1
-        if self._endless == _ENDLESS and self.max_completion_length > 1 and self.accelerator.is_main_process:
+        is_endless = self._endless >= _ENDLESS and self._endless * len(has_ended) >= _ENDLESS_COMPLETIONS
+        if is_endless and self.max_completion_length > 1 and self.accelerator.is_main_process:
             warnings.warn(
-                f"All completions of the last {_ENDLESS} rollouts were cut off at response_length={self.max_completion_length}, before the "
-                "policy ended them. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it ends "
-                "with another token than its tokenizer's EOS, set stop_token_id.",
+                f"All completions of the last {self._endless} rollouts were cut off at response_length={self.max_completion_length}: the "
+                "policy did not end one. Raise response_length, or set missing_eos_penalty, such as 1.0, so that it learns to end. If it "
+                "ends with another token than its tokenizer's EOS, set stop_token_id.",
                 stacklevel=2,
             )
             self._endless = -math.inf

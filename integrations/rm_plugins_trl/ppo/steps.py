@@ -99,7 +99,7 @@ def _token_ends(
     if not tokens or decode(tokens) != text:
         raise ScoringError(
             f"The reward {name!r} gives completion {row} (counted from 0) rewards of steps, but the text that it scored is not that of the "
-            "completion's tokens, as where tools were called or a template took reasoning out. Give the reward of the whole completion.",
+            "completion's tokens. Tools and templates that take reasoning out change the text. Give the reward of the whole completion.",
             rows=[row],
         )
     return [next((place for place, length in enumerate(lengths) if length >= end), len(tokens) - 1) for end in ends]

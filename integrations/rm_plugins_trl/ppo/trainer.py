@@ -18,7 +18,7 @@ from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError, UnsupportedError
 from rm_plugins_trl.configs import given_configuration, own_copy
 from rm_plugins_trl.ppo.config import PPOConfig
-from rm_plugins_trl.ppo.critic import make_critic, trained_groups
+from rm_plugins_trl.ppo.critic import add_group, checkpointing, make_critic, trained_groups
 from rm_plugins_trl.ppo.kl import AdaptiveKl
 from rm_plugins_trl.ppo.losses import policy_loss, value_loss
 from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_of
@@ -41,8 +41,6 @@ _SHARDED = (
     "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism (`accelerate "
     "launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
 )
-_REFERENCE = "reference.pt"
-"""The file of a checkpoint with the weights of a reference that moves."""
 
 
 class PPOTrainer(RolloutTrainer):
@@ -75,7 +73,7 @@ class PPOTrainer(RolloutTrainer):
             ``args.reward_weights``.
         tools: Functions that the policy may call, as in GRPO.
         environment_factory: Environments, as in GRPO.
-        rollout_func: A rollout of one's own, as in GRPO.
+        rollout_func: Your own rollout, as in GRPO.
         quantization_config: How a policy given by name is quantized.
 
     Raises:
@@ -116,16 +114,13 @@ class PPOTrainer(RolloutTrainer):
         rewards = reward_functions(
             reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
         )
-        policy = load_policy(model, args, quantization_config)
+        with without_noise(disable_bars=args.disable_tqdm):
+            policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
-        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer)
+        datasets = prompt_datasets(train_dataset, eval_dataset, tokenizer, has_environment=environment_factory is not None)
         has_prompts = datasets.train is not None or environment_factory is not None
         reference = reference_of(policy, ref_model, args, peft_config, tokenizer)
-        if args.sync_ref_model and reference.model is None:
-            raise UnsupportedError(
-                "sync_ref_model=True moves a reference model towards the policy, and there is none: kl_coef is 0, or the reference is the "
-                "policy with another adapter. Leave sync_ref_model out."
-            )
+        reference.check_sync(args)
         critic = make_critic(
             value_model if value_model is not None else args.critic,
             policy,
@@ -172,7 +167,7 @@ class PPOTrainer(RolloutTrainer):
         self.critic = critic.to(self.accelerator.device).train()
         if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
             with without_noise():
-                self.critic.gradient_checkpointing_enable(_checkpointing(args))
+                self.critic.gradient_checkpointing_enable(checkpointing(args))
         self._critic: Any = self.accelerator.prepare_model(self.critic)
         self._completion_rewards = CompletionRewards(args)
         self._steps = StepRewards(rewards.functions)
@@ -205,8 +200,6 @@ class PPOTrainer(RolloutTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; returns what transformers' trainer does.
 
-        A resumed training goes on as if it had not been interrupted.
-
         Args:
             resume_from_checkpoint: The folder of a checkpoint, or True for the last complete one in ``args.output_dir``.
             args: What else transformers' trainer takes.
@@ -216,7 +209,7 @@ class PPOTrainer(RolloutTrainer):
             DataError: There are no prompts to train on, or fewer than one rollout needs; or a checkpoint is incomplete, or of another
                 training.
             ScoringError: The reward failed, or abstained on all completions of a rollout.
-            TrainingError: A loss or the KL divergence is not finite, or the latter is above ``max_kl``.
+            TrainingError: A loss or the KL divergence is not finite, or the divergence is above ``max_kl``.
         """
         if self.train_dataset is None:
             raise no_prompts()
@@ -329,7 +322,7 @@ class PPOTrainer(RolloutTrainer):
             given = self.settings.critic_learning_rate
             rate = self.settings.learning_rate if given is None else given
             for group in trained_groups(self.critic, rate, self.args.weight_decay):
-                _add_group(optimizer, self.lr_scheduler, group)
+                add_group(optimizer, self.lr_scheduler, group)
             optimizer.register_step_pre_hook(self._before_step)
         return optimizer
 
@@ -339,6 +332,8 @@ class PPOTrainer(RolloutTrainer):
         if self._critic_alone:
             for parameter in self.model.parameters():
                 parameter.grad = None
+        if self.accelerator.scaler is not None:
+            return  # fp16's scaler leaves out such steps
         for name, trained in (("policy", self.model), ("critic", self.critic)):
             gradients = [parameter.grad for parameter in trained.parameters() if parameter.grad is not None]
             if not math.isfinite(norm := float(nn.utils.get_total_norm(gradients))):
@@ -357,13 +352,13 @@ class PPOTrainer(RolloutTrainer):
         if self.accelerator.is_main_process:
             self.critic.save(Path(folder))
             if is_checkpoint and self.args.sync_ref_model:
-                torch.save(self.accelerator.unwrap_model(self.reference.model).state_dict(), Path(folder) / _REFERENCE)
+                self.reference.save(Path(folder))
         if is_checkpoint:
             self.progress.save(Path(folder), self.accelerator.process_index)
             self.accelerator.wait_for_everyone()  # the file without which a checkpoint is incomplete is written later
 
     def load_more(self, folder: str) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises:
             DataError: It was written with other batches, epochs or processes, or not by this trainer.
@@ -376,26 +371,7 @@ class PPOTrainer(RolloutTrainer):
             )
         self.critic.load(Path(folder))
         if self.args.sync_ref_model:
-            weights = torch.load(Path(folder) / _REFERENCE, map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(self.reference.model).load_state_dict(weights)
-
-
-def _add_group(optimizer: Any, scheduler: Any, group: dict[str, Any]) -> None:
-    """Add a group to an optimizer, and to the scheduler that was made for it before, if there is one."""
-    rate = group["lr"]
-    if (rates := getattr(scheduler, "base_lrs", None)) is not None:
-        rates.append(rate)
-        group["initial_lr"] = rate
-        if (schedules := getattr(scheduler, "lr_lambdas", None)) is not None:
-            schedules.append(schedules[0])
-            group["lr"] = rate * schedules[0](scheduler.last_epoch)
-    optimizer.add_param_group(group)
-
-
-def _checkpointing(args: PPOConfig) -> dict[str, Any] | None:
-    """How activations are computed again, without what transformers' trainer takes for itself."""
-    given = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
-    return {name: value for name, value in given.items() if name not in ("every_n_layers", "offload")} or None
+            self.reference.load(Path(folder))
 
 
 def _arguments(given: Any) -> PPOConfig:

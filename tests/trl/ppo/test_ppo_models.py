@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rm_plugins.errors import DataError, UnsupportedError
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.reward_model import AnnouncedPrompts, RewardModel
-from tests.trl.conftest import TRL_WARNINGS
+from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.ppo.conftest import CONVERSATIONS, TEXTS, Recording, length, policy_in
 
 pytestmark = TRL_WARNINGS
@@ -65,6 +65,19 @@ def test_a_policy_is_loaded_from_its_folder(ppo: ModuleType, settings: Any, tiny
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     trainer = ppo.PPOTrainer(model=str(tmp_path), args=settings(), reward_model=Recording())
     assert policy_of(trainer).dtype == torch.float32
+
+
+@newest_trl
+def test_a_policy_is_loaded_as_the_configuration_says(ppo: ModuleType, settings: Any, tiny_policy: Path) -> None:
+    args = settings(model_init_kwargs={"dtype": "bfloat16"}, sft_model_path=str(tiny_policy))
+    assert policy_of(ppo.PPOTrainer(args=args, reward_model=Recording())).dtype == torch.bfloat16
+
+
+def test_an_adapter_s_configuration_stays_the_caller_s(ppo: ModuleType, settings: Any, tiny_policy: Path) -> None:
+    adapter = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    before = copy.deepcopy(adapter.to_dict())
+    ppo.PPOTrainer(model=str(tiny_policy), args=settings(), reward_model=Recording(), peft_config=adapter)
+    assert adapter.to_dict() == before
 
 
 def same_weights(value_model: Any, policy: Any) -> bool:

@@ -151,7 +151,8 @@ class TestAbstentions:
         def gradients(part: Any) -> list[torch.Tensor]:
             trained.model.zero_grad()
             trained.critic.zero_grad()
-            trained.compute_loss(trained.model, part).backward()
+            loss: Any = trained.compute_loss(trained.model, part)
+            loss.backward()
             return [
                 one.grad.clone() for one in [*trained.model.parameters(), *trained.critic.parameters()] if one.grad is not None
             ]
@@ -185,7 +186,10 @@ def test_running_statistics_are_in_checkpoints(tmp_path: Path) -> None:
     trained.train()
     state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert "rm_plugins/scaled" in state["stateful_callbacks"]
-    again = trainer(tmp_path, reward_model=spec, save_strategy="steps", save_steps=4)
+    evaluating = {"eval_dataset": [{"prompt": "e"}] * 2, "eval_strategy": "steps", "eval_steps": 100, "eval_on_start": True}
+    again = trainer(
+        tmp_path, reward_model=spec, save_strategy="steps", save_steps=4, per_device_eval_batch_size=2, **evaluating
+    )
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     other = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"]["rm_plugins/scaled"] == other["stateful_callbacks"]["rm_plugins/scaled"]
@@ -227,8 +231,8 @@ class TestRows:
     def test_conversations(self, tmp_path: Path) -> None:
         rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("a b", "c")] * 4
         samples, rollout = self.seen(rows, tmp_path)
-        assert {sample.prompt[0]["content"] for sample in samples} == {"a b", "c"}
-        assert all(sample.completion[0]["role"] == "assistant" for sample in samples)
+        assert {json.dumps(sample.prompt) for sample in samples} == {json.dumps(row["prompt"]) for row in rows}
+        assert all('"role": "assistant"' in json.dumps(sample.completion) for sample in samples)
         assert self.prompts(rollout) == {"a b", "c"}
 
     def test_token_ids(self, tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ class TestRows:
     def test_tools_and_template_arguments_of_a_row(self, tmp_path: Path) -> None:
         tools = json.dumps([{"type": "function", "function": {"name": "paint"}}])
         conversation = [{"role": "user", "content": "a"}]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"prompt": conversation, "tools": tools, "chat_template_kwargs": None},
             {"prompt": conversation, "tools": None, "chat_template_kwargs": {"closing": "d"}},
         ] * 4
@@ -296,7 +300,7 @@ class Calculator:
 
     def reset(self, **columns: Any) -> str | None:
         self.calls = 0
-        return None
+        return columns.get("question")
 
     def multiply(self, a: int, b: int) -> int:
         """Multiply two numbers.
@@ -313,7 +317,7 @@ class Calculator:
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")
-@pytest.mark.parametrize("kind", ["tools", "environment", "environment's own reward"])
+@pytest.mark.parametrize("kind", ["tools", "environment", "environment's own reward", "environment's own prompt"])
 def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(start="<|im_start|>", end="<|im_end|>")
     tokenizer.chat_template = QWEN3.read_text(encoding="utf-8")
@@ -330,13 +334,19 @@ def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: 
         return [float(sum(message["role"] == "tool" for message in completion)) for completion in completions]
 
     policy.generate = generate
+    question = "What is 3 times 4?"
     offered: dict[str, Any] = {"tools": [multiply]} if kind == "tools" else {"environment_factory": Calculator}
     trained = trainer(
         tmp_path,
         model=policy,
         processing_class=tokenizer,
-        train_dataset=[{"prompt": [{"role": "user", "content": "What is 3 times 4?"}]}] * 8,
-        reward_model=... if kind == "environment's own reward" else calls,
+        train_dataset=[
+            {"question": question}
+            if kind == "environment's own prompt"
+            else {"prompt": [{"role": "user", "content": question}]}
+        ]
+        * 8,
+        reward_model=calls if kind in ("tools", "environment") else ...,
         response_length=300,
         total_episodes=8,
         **offered,
@@ -349,6 +359,7 @@ def test_the_tokens_of_tools_are_read_and_not_learned_from(kind: str, tmp_path: 
         written = [token for token, is_own in zip(row[start:], mask.tolist(), strict=False) if is_own]
         assert tokenizer.decode(written) == f"{CALL}<|im_end|>Done<|im_end|>"
         assert "<tool_response>" in tokenizer.decode(row[start:])
+        assert question in tokenizer.decode(row[:start])
         assert "12" in tokenizer.decode(row[start:])
     assert logged(trained, "tools/call_frequency")[0] == 1.0
     assert logged(trained, "objective/scores")[0] == (1.0 if kind != "environment" else 2.0)

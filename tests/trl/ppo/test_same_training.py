@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM, set_seed
 
 from rm_plugins.errors import DataError, ModelError
 from rm_plugins_trl.ppo.critic import make_critic
 from tests.conftest import make_tokenizer
-from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program
+from tests.trl.conftest import TRL_WARNINGS, newest_trl, run_program, tiny_config
 from tests.trl.ppo.train_ppo import run_jobs, state_of, train_job
 
 pytestmark = [newest_trl, *TRL_WARNINGS, pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
@@ -50,31 +50,20 @@ LONG: dict[str, Any] = {
 }
 """A training that samples."""
 RESUMED = {
-    "in the middle of a rollout": 6,
+    "in the middle of a pass over a rollout": 5,
     "between passes over a rollout": 10,
     "between epochs": 12,
     "in a later epoch": 15,
     "between rollouts of a later epoch": 16,
 }
-IN_TWO_PROCESSES = ("in the middle of a rollout", "between epochs", "in a later epoch")
+IN_TWO_PROCESSES = ("in the middle of a pass over a rollout", "between epochs", "in a later epoch")
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random policy of one layer with some likely tokens."""
     tokenizer = make_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        initializer_range=0.15,
-    )
+    config = tiny_config(tokenizer, initializer_range=0.15)
     set_seed(0)
     folder = tmp_path_factory.mktemp("policy")
     Qwen2ForCausalLM(config).save_pretrained(folder)

@@ -72,7 +72,6 @@ def train_job(job: dict[str, Any]) -> Job:
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") if job.get("lora") else None
     trainer = Job(
         model=job["model"],
-        processing_class=job.get("tokenizer"),
         args=PPOConfig(**{**QUIET, **job["config"]}),
         reward_model=reward,
         train_dataset=Dataset.from_list(ROWS),

@@ -82,7 +82,7 @@ def count_a(samples: Sequence[rm.Sample]) -> list[float]:
 
 
 def trainer(folder: Path, *, cls: Any = PPOTrainer, **changes: Any) -> PPOTrainer:
-    """A trainer; what is no argument of it is one of its configuration."""
+    """A trainer; arguments that are not its own are those of its configuration."""
     own = {
         "model",
         "ref_model",
