@@ -71,7 +71,7 @@ def measure_speed(run: Run, shape: Shape, data: Path) -> dict[str, Any]:
     Args:
         run: The run.
         shape: The step.
-        data: The folder of LLMBar, of whose text the prompts are stretches.
+        data: The folder of LLMBar; the prompts are stretches of its text.
 
     Returns:
         For each update except the first:
