@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rm_plugins_trl.demo.policies import make_language_model, make_tokenizer
-from tests.benchmarks.ppo_page import LEARNING, REAL, SPEED, sections
+from tests.benchmarks.ppo_page import LEARNING, REAL, SPEED, TITLES, sections
 from tests.benchmarks.ppo_rollouts import Rollouts, divergence
 from tests.benchmarks.ppo_runs import CONTENDERS, GRPO, OLDER, OURS, Run
 
@@ -46,19 +46,19 @@ def test_learning_is_summarized(tmp_path: Path) -> None:
     assert "over 3 seeds" in text
     assert "seconds to gold 0.60" in text
     # Half of the way from 0.5 to 0.7 is at the second of three evaluations.
-    assert row(text, "PPO with TRL 1.16")[2:7] == ["0.700 ± 0.000", "0.700 ± 0.000", "0.200 ± 0.000", "0.100 ± 0.000", "10 ± 0"]
+    assert row(text, TITLES[OURS])[2:7] == ["0.700 ± 0.000", "0.700 ± 0.000", "0.200 ± 0.000", "0.100 ± 0.000", "10 ± 0"]
 
 
 def test_runs_of_other_sizes_are_left_out(tmp_path: Path) -> None:
     older = curve(OURS, 0, 0.9)
     older["run"][1] = "other sizes"
     text = sections([older, *(curve(OURS, seed, 0.7) for seed in (0, 1))], tmp_path / "ppo.md")[LEARNING]
-    assert row(text, "PPO with TRL 1.16")[2] == "0.700 ± 0.000"
+    assert row(text, TITLES[OURS])[2] == "0.700 ± 0.000"
 
 
 def test_speeds_are_relative_to_the_older_trainer(tmp_path: Path) -> None:
     text = sections([step(OLDER, 4.0, 2**30), step(OURS, 2.0, 2**29)], tmp_path / "ppo.md")[SPEED]
-    assert row(text, "PPO with TRL 1.16") == ["a step", "PPO with TRL 1.16", "2.00", "1.00", "50.0", "2.00x", "512", "0.50"]
+    assert row(text, TITLES[OURS]) == ["a step", TITLES[OURS], "2.00", "1.00", "50.0", "2.00x", "512", "0.50"]
 
 
 def test_nothing_measured_has_no_section(tmp_path: Path) -> None:

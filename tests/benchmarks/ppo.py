@@ -56,7 +56,7 @@ TRIED_RATES: Mapping[str, Sequence[float]] = {
     GRPO: (3e-4, 1e-3),
 }
 RATES: Mapping[str, float] = {OLDER: 1e-4, OURS: 1e-4, GRPO: 3e-4}
-"""The tried learning rate with the highest gold reward of an evaluation."""
+"""The learning rates of the comparison."""
 REAL_RATES: Mapping[str, float] = {OLDER: 1e-5, OURS: 1e-5, GRPO: 1e-5}
 LEARNING = LearningSizes()
 SMALL = LearningSizes(pairs=400, updates=3, completions=16, epochs=2, points=1, prompts=16, tokens=12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 from tests.benchmarks.charts import save_chart
 from tests.benchmarks.overoptimization_runs import FLIP_RATE
 from tests.benchmarks.page import machine, table
-from tests.benchmarks.ppo_runs import CONTENDERS, GRPO, GRPO_KL_WEIGHT, OLDER, OURS, PPO_KL_WEIGHT
+from tests.benchmarks.ppo_runs import CONTENDERS, GRPO, GRPO_KL_WEIGHT, OLDER, OURS, PPO_KL_WEIGHT, LearningSizes
+from tests.benchmarks.ppo_runs import REAL as REAL_SIZES
 from tests.benchmarks.ppo_speed import SHAPES
 
-__all__ = ["LEARNING", "REAL", "SPEED", "sections"]
+__all__ = ["LEARNING", "REAL", "SPEED", "TITLES", "sections"]
 
 LEARNING, REAL, SPEED = "Measured learning", "Measured on a real model", "Measured speed and memory"
 """The headings of the sections."""
-TITLES: Mapping[str, str] = {OLDER: "PPO with TRL 1.12", OURS: "PPO with TRL 1.16", GRPO: "GRPO with TRL 1.16"}
+_NEWEST = "TRL " + ".".join(version("trl").split(".")[:2])
+TITLES: Mapping[str, str] = {OLDER: "PPO with TRL 1.12", OURS: f"PPO with {_NEWEST}", GRPO: f"GRPO with {_NEWEST}"}
 COLOURS: Mapping[str, str] = {OLDER: "#8a4fa3", OURS: "#3b6fb6", GRPO: "#c2571a"}
 PICTURES: Mapping[str, str] = {"kl": "ppo-gold-kl.svg", "seconds": "ppo-gold-seconds.svg"}
 MODULE = "tests.benchmarks.ppo"
@@ -36,10 +39,7 @@ _LEARNING = (
     "from the start at the sampled tokens, in nats per token. Seconds are CPU seconds of one thread, without evaluations."
 )
 _SEEDS = "Mean ± standard deviation over {seeds} seeds, each with its own world, policy and reward model."
-_RATES = (
-    "Each learning rate is the best of those that were tried, by the highest gold reward of an evaluation, in another world (one run "
-    "each): {tried}."
-)
+_RATES = "The highest gold reward of an evaluation by learning rate, in another world (one run each): {tried}."
 _REAL = (
     "SmolLM2-135M-Instruct continues film reviews; the reward is a MiniLM classifier of their polarity that was trained on other reviews "
     "of the same data. {sizes} (rollouts x completions x the most tokens of a completion, and PPO's epochs). The learning rate is {rates}. "
@@ -117,10 +117,12 @@ def _learning(runs: list[Mapping[str, Any]], results: Sequence[Mapping[str, Any]
             rates=_rates(by_contender),
             ppo=PPO_KL_WEIGHT,
             grpo=GRPO_KL_WEIGHT,
-            prompts=192,
+            prompts=LearningSizes().prompts,
         ),
         _tried(results, runs[0]["run"][1]),
-        _SEEDS.format(seeds=" or ".join(map(str, sorted(seeds)))),
+        _SEEDS.format(seeds=" or ".join(map(str, sorted(seeds))))
+        if seeds != {1}
+        else "One seed, so small differences mean nothing.",
     ]
     return "\n\n".join(
         [
@@ -210,7 +212,9 @@ def _real(runs: list[Mapping[str, Any]]) -> str:
     )
     said = [
         f"Made by `python -m {MODULE} --only real`: {machine()} PPO with TRL 1.12 runs with trl 1.12.0.",
-        _REAL.format(sizes=runs[0]["run"][1], rates=_rates(by_contender), prompts=32, error=_reward_error(runs)),
+        _REAL.format(
+            sizes=runs[0]["run"][1], rates=_rates(by_contender), prompts=REAL_SIZES.prompts, error=_reward_error(runs)
+        ),
     ]
     return "\n\n".join([*map(_paragraph, said), table(head, rows)])
 
