@@ -55,7 +55,7 @@ class Shape:
 SHAPES: tuple[Shape, ...] = (
     Shape("A decoder of 2 layers, 64 completions", DecoderSize(1_024, 64, 192, 2, 4, 4), 64, (16, 48), (8, 53), 4, 6),
     Shape("A decoder of 22M parameters, 16 completions", DecoderSize(), 16, (32, 96), (8, 53), 4, 4),
-    Shape("SmolLM2-135M, 8 completions", None, 8, (32, 96), (8, 32), 2, 3),
+    Shape("SmolLM2-135M, 8 completions", None, 8, (32, 96), (8, 32), 2, 6),
 )
 """The steps whose speed is measured."""
 
