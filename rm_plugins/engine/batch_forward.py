@@ -27,7 +27,8 @@ class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped
 
     Args:
         logits: The head's outputs, float [N, num_labels].
-        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not requested; None if no row requested it.
+        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not requested. If no row requested it, None;
+            with sharded weights, None if no starts were given.
     """
 
     logits: torch.Tensor | None = None
@@ -69,32 +70,42 @@ class BatchForward(RowsForward):
     def _outputs(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None] | None) -> BatchOutput:
         if starts is not None and (self.language_model_head is None or not self._decoder):
             raise UnsupportedError(f"{type(self.model).__name__} has no language-model head, so it gives no log-probabilities.")
-        return self._run(rows, starts or [None] * len(rows), packs=self.packs, whole=self.whole)
+        asked = starts is not None and (self._shards is not None or any(start is not None for start in starts))
+        return self._run(rows, starts or [None] * len(rows), packs=self.packs, whole=self.whole, asked=asked)
 
     def _compared_values(self, rows: Sequence[Sequence[int]], *, packs: bool = False, whole: bool = False) -> torch.Tensor:
         logits = self._run(rows, [None] * len(rows), packs=packs, whole=whole).logits
         assert logits is not None
         return logits
 
-    def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool, whole: bool) -> BatchOutput:
+    def _run(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int | None],
+        *,
+        packs: bool,
+        whole: bool,
+        asked: bool = False,
+    ) -> BatchOutput:
+        count = len(rows)
+        rows, batches = self._micro_batches(rows, packs=packs, whole=whole)
+        starts = [*starts, *[None] * (len(rows) - count)]
         if not self._decoder:
-            groups = self._groups(rows, whole=whole)
-            return BatchOutput(
-                logits=_in_order([(group, self._forward(**self._padded(rows, group)).logits) for group in groups])
-            )
+            outputs = [(group, self._forward(**self._padded(rows, group)).logits) for group, _ in batches]
+            return BatchOutput(logits=_in_order(outputs, count))
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
         readout = self.readout or LastToken.of(self.model, self.read)  # read now: a trainer may change the padding token
-        for group, hidden, places in self._states(rows, packs=packs, whole=whole):
+        for group, hidden, places in self._states(rows, batches):
             reads = [
                 (row, tokens[position])
                 for row, tokens in zip(group, places, strict=True)
                 for position in readout.positions(rows[row])
             ]
             logits.append(([row for row, _ in reads], self.model.score(hidden[torch.stack([token for _, token in reads])])))
-            if any(start is not None for start in starts):
+            if asked:
                 logprobs.append((group, self._logprobs(rows, starts, group, hidden, places)))
-        return BatchOutput(logits=_in_order(logits), logprobs=_in_order(logprobs) if logprobs else None)
+        return BatchOutput(logits=_in_order(logits, count), logprobs=_in_order(logprobs, count) if logprobs else None)
 
     def _logprobs(
         self,
@@ -107,10 +118,13 @@ class BatchForward(RowsForward):
         """Mean log-probability of each row's tokens from its start on, float [rows of the group], NaN for rows without a start."""
         assert self.language_model_head is not None
         means = []
+        nothing: torch.Tensor | float = 0.0
+        if self._shards is not None and all(starts[row] is None for row in group):
+            nothing = self.language_model_head(hidden[:0]).sum()  # the others may gather the head's weights
         for row, tokens in zip(group, places, strict=True):
             start = starts[row]
             if start is None or len(tokens) <= max(start, 1):
-                means.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
+                means.append(hidden.new_tensor(torch.nan, dtype=torch.float32) + nothing)
                 continue
             first = max(start, 1)  # nothing predicts a row's first token
             targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
@@ -118,7 +132,8 @@ class BatchForward(RowsForward):
         return torch.stack(means)
 
 
-def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
-    """Concatenate tensors of groups of rows, in the order of the row numbers."""
-    order = np.argsort([row for group, _ in batches for row in group], kind="stable")
+def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]], count: int) -> torch.Tensor:
+    """Concatenate tensors of groups of rows, in the order of the row numbers, without rows from number `count` on."""
+    rows = np.array([row for group, _ in batches for row in group])
+    order = np.argsort(rows, kind="stable")[: (rows < count).sum()]
     return torch.cat([values for _, values in batches])[torch.from_numpy(order).to(batches[0][1].device)]

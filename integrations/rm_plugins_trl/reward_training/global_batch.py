@@ -42,6 +42,12 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     )
 
 
+def whole_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that FSDP2 may have sharded, with its gradient: gathered from all processes, which must call this together."""
+    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole
+
+
 def summed_gradient(loss: torch.Tensor, processes: int) -> torch.Tensor:
     """The same value, whose gradients add up over processes where a wrapper such as DDP takes their mean."""
     return loss if processes == 1 else loss + (processes - 1) * (loss - loss.detach())
