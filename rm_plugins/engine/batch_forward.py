@@ -46,7 +46,8 @@ class BatchForward(RowsForward):
         model: The classifier; its ``forward`` is replaced by this object, which passes every other call to the original.
         max_tokens: The token budget of a micro-batch; by default chosen for the model's device.
         share_prefixes: Whether rows may share the computation of common beginnings.
-        language_model_head: Maps hidden states [n, size] to vocabulary logits [n, vocabulary].
+        language_model_head: Maps hidden states [n, size] to vocabulary logits [n, vocabulary]. It may have a method ``gathered``, which
+            returns such a function for one call; with sharded weights, all processes call it together.
         readout: The tokens of a row that a decoder's head scores; by default the last token as defined by `read`. A row that is scored at
             several tokens has as many consecutive rows in `BatchOutput.logits`.
         read: Which token of a row is its last, as for `rm_plugins.engine.readout.LastToken.of`.
@@ -93,6 +94,8 @@ class BatchForward(RowsForward):
         if not self._decoder:
             outputs = [(group, self._forward(**self._padded(rows, group)).logits) for group, _ in batches]
             return BatchOutput(logits=_in_order(outputs, count))
+        # A head whose weights are sharded apart from the model's root is gathered once.
+        head = getattr(self.language_model_head, "gathered", lambda: self.language_model_head)() if asked else None
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
         readout = self.readout or LastToken.of(self.model, self.read)  # read now: a trainer may change the padding token
@@ -102,13 +105,18 @@ class BatchForward(RowsForward):
                 for row, tokens in zip(group, places, strict=True)
                 for position in readout.positions(rows[row])
             ]
-            logits.append(([row for row, _ in reads], self.model.score(hidden[torch.stack([token for _, token in reads])])))
-            if asked:
-                logprobs.append((group, self._logprobs(rows, starts, group, hidden, places)))
+            scored = self.model.score(hidden[torch.stack([token for _, token in reads])])
+            if head is not None and self._shards is not None:
+                # The sum of nothing: with it, every process gathers the head's weights and reduces their gradients.
+                scored = scored + head(hidden[:0]).sum().to(scored.dtype)
+            logits.append(([row for row, _ in reads], scored))
+            if head is not None:
+                logprobs.append((group, self._logprobs(head, rows, starts, group, hidden, places)))
         return BatchOutput(logits=_in_order(logits, count), logprobs=_in_order(logprobs, count) if logprobs else None)
 
     def _logprobs(
         self,
+        head: Callable[[torch.Tensor], torch.Tensor],
         rows: Sequence[Sequence[int]],
         starts: Sequence[int | None],
         group: Sequence[int],
@@ -116,19 +124,15 @@ class BatchForward(RowsForward):
         places: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """Mean log-probability of each row's tokens from its start on, float [rows of the group], NaN for rows without a start."""
-        assert self.language_model_head is not None
         means = []
-        nothing: torch.Tensor | float = 0.0
-        if self._shards is not None and all(starts[row] is None for row in group):
-            nothing = self.language_model_head(hidden[:0]).sum()  # the others may gather the head's weights
         for row, tokens in zip(group, places, strict=True):
             start = starts[row]
             if start is None or len(tokens) <= max(start, 1):
-                means.append(hidden.new_tensor(torch.nan, dtype=torch.float32) + nothing)
+                means.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
                 continue
             first = max(start, 1)  # nothing predicts a row's first token
             targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
-            means.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
+            means.append(-cross_entropy(head(hidden[tokens[first - 1 : -1]]).float(), targets))
         return torch.stack(means)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import linear
 
 from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.losses import RewardBatch
 from rm_plugins.losses.loss import own_needs
 from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, whole_weight
+from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from tests.batch_forward.conftest import family_model
 from tests.losses.conftest import attributes_of, full_batch, loss_of, outputs_of
 from tests.sharded.steps import (
@@ -34,14 +34,15 @@ from tests.token_forward.conftest import language_model
 # --- Log-probabilities, tokens, losses ---------------------------------------------------------------------------------------
 
 
-def tied_head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda hidden: linear(hidden, model.model.embed_tokens.weight)
+TIED = {"tie_word_embeddings": True}
 
 
-def logprobs_in_one_process() -> None:
-    plain, own = family_model("llama", {}), family_model("llama", {})
+def logprobs_in_one_process(*, shards_embedding: bool) -> None:
+    plain, own = family_model("llama", TIED), family_model("llama", TIED)
     for model in (plain, own):
-        BatchForward(model, 100, language_model_head=tied_head(model))
+        BatchForward(model, 100, language_model_head=language_model_head(model))
+    if shards_embedding:
+        fully_shard(own.get_input_embeddings())
     sharded(own)
     for step in range(3):
         of_processes = [[row * 2 for row in rows] for rows in shares(step)]
@@ -112,10 +113,10 @@ def losses(specs: Sequence[dict[str, Any]], *, reshards_root: bool = False) -> N
     bounds = {2: [0, 1, 11], 4: [0, 1, 7, 7, 11]}[processes()]
     for number, spec in enumerate(specs):
         loss = loss_of(spec)
-        config = {"num_labels": outputs_of(loss)}
+        config = {"num_labels": outputs_of(loss), **TIED}
         plain, own = family_model("llama", config), family_model("llama", config)
         for model in (plain, own):
-            BatchForward(model, 60, language_model_head=tied_head(model))
+            BatchForward(model, 60, language_model_head=language_model_head(model))
         sharded(own, **({"reshard_after_forward": True} if reshards_root else {}))
         every = rows_of([9, 40, 7, 12, 30, 8, 8, 50, 20, 3, 6], number)
         mine = every[bounds[rank()] : bounds[rank() + 1]]

@@ -42,9 +42,19 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     )
 
 
-def whole_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight that FSDP2 may have sharded, with its gradient: gathered from all processes, which must call this together."""
-    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+def whole_weight(weight: torch.Tensor, *, averages: bool = False) -> torch.Tensor:
+    """A weight that FSDP2 may have sharded, whole and with a gradient. All processes must call this together.
+
+    Args:
+        weight: The weight.
+        averages: Whether the gradient is the mean of those of all processes, as FSDP2's are; by default, each process has the same.
+    """
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    placements = [Partial("avg")] * weight.device_mesh.ndim if averages else None
+    whole: torch.Tensor = weight.full_tensor(grad_placements=placements)
     return whole
 
 
