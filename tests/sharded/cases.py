@@ -15,7 +15,9 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
 
 from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.shards import shards_of
+from rm_plugins.errors import UnsupportedError
 from tests.batch_forward.conftest import family_model
 from tests.losses.conftest import SPECS
 from tests.sharded.launcher import run
@@ -162,6 +164,28 @@ def a_problem_in_one_process() -> None:
         assert forward.packs == packs and forward.whole == (method == "_difference")
 
 
+def an_error_for_the_rows_of_one_process() -> None:
+    """It is raised in the middle of the model, where the other process would gather further weights."""
+    attention = Packing.attention
+
+    def only_short(self: Packing, *arguments: Any) -> torch.Tensor:
+        if self.longest > 100:
+            raise UnsupportedError("the row is too long")
+        return attention(self, *arguments)
+
+    plain, own, _, forward = models("llama", 400)
+    vars(plain).pop("forward")
+    Packing.attention = only_short  # type: ignore[method-assign, assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            BatchForward(plain, 400).packs = False
+            together(own, plain, [[rows_of([120 if number == 1 else 20] * 2, number) for number in range(processes())]] * 2)
+    finally:
+        Packing.attention = attention  # type: ignore[method-assign]
+    assert not forward.packs and not forward.whole
+
+
 def rows_that_see_each_other() -> None:
     _, own, _, forward = models("llama", 100)
     own.get_input_embeddings().register_forward_hook(lambda _, inputs, hidden: hidden - 0.1 * hidden.mean(1, keepdim=True))
@@ -253,6 +277,7 @@ IN_TWO: dict[str, Callable[[], None]] = {
     "without gradients": without_gradients,
     "half precision": half_precision,
     "a problem in one process": a_problem_in_one_process,
+    "an error for the rows of one process": an_error_for_the_rows_of_one_process,
     "rows that see each other": rows_that_see_each_other,
     "frequencies that change with the longest row": frequencies_that_change_with_the_longest_row,
     "a check that is due in one process": a_check_that_is_due_in_one_process,
@@ -277,7 +302,7 @@ GROUPS = {2: IN_TWO, 4: IN_FOUR}
 
 
 def main() -> None:
-    """Run all cases, or those named behind the folder."""
+    """Run all cases, or those named after the folder."""
     folder, chosen = Path(sys.argv[1]), sys.argv[2:]
     for size, cases in GROUPS.items():
         run({name: case for name, case in cases.items() if not chosen or name in chosen}, folder, size)

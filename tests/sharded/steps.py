@@ -67,7 +67,7 @@ def weighted(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def assert_steps(plain: Any, own: Any, losses: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Losses and gradients of both models are the same, and so are their weights after a step of both."""
+    """Losses and gradients of both models are the same, also in the next step, after a step of both."""
     for expected, found in losses:
         total = found.detach().clone()
         distributed.all_reduce(total)

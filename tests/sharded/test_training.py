@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import rm_plugins as rm
 from tests.sharded.training import LOSSES, rows, train
-from tests.trl.conftest import TRL_WARNINGS, run_program, tiny_policy  # noqa: F401
+from tests.trl.conftest import TRL_WARNINGS, run_program
 
 pytestmark = TRL_WARNINGS
 

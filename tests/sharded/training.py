@@ -63,7 +63,7 @@ def train(model: str, folder: Path, loss: str, *, rows_at_a_time: int, shards: b
 
 
 def _shard(trainer: Any) -> None:
-    """Let accelerate shard the model, which it does on the CPU only if the processes are said to be those of FSDP."""
+    """Let accelerate shard the model, which it does on the CPU only if its state names FSDP."""
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",

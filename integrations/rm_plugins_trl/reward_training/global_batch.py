@@ -51,11 +51,11 @@ def whole_weight(weight: torch.Tensor, *, averages: bool = False) -> torch.Tenso
     """
     if not hasattr(weight, "full_tensor"):
         return weight
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
+    assert isinstance(weight, DTensor)
     placements = [Partial("avg")] * weight.device_mesh.ndim if averages else None
-    whole: torch.Tensor = weight.full_tensor(grad_placements=placements)
-    return whole
+    return weight.full_tensor(grad_placements=placements)
 
 
 def summed_gradient(loss: torch.Tensor, processes: int) -> torch.Tensor:
