@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from rm_plugins.engine.batch_forward import BatchForward
 from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import UnsupportedError
+from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from tests.batch_forward.conftest import family_model
 from tests.losses.conftest import SPECS
 from tests.sharded.launcher import run
@@ -260,6 +262,10 @@ def weights_of_zero_are_recognized() -> None:
     found = shards_of(model)
     assert found is not None and found.largest(rank(), -rank()) == [processes() - 1, 0]
     assert found.gathered(rank()) == [*range(processes())]
+    head: Any = language_model_head(family_model("llama", {"tie_word_embeddings": True}))
+    head.model.get_input_embeddings().weight.ds_id = 1
+    with pytest.raises(UnsupportedError, match="stage 3 of ZeRO shards it"):
+        head.gathered()
 
 
 IN_TWO: dict[str, Callable[[], None]] = {

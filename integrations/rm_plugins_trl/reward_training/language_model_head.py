@@ -28,8 +28,18 @@ class _Embedding:
         return linear(hidden, self.model.get_input_embeddings().weight)
 
     def gathered(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The same, where FSDP2 may have sharded the embedding: all processes gather it together, once."""
-        weight = whole_weight(self.model.get_input_embeddings().weight, averages=True)
+        """The same, where FSDP2 may have sharded the embedding: all processes gather it together, once.
+
+        Raises:
+            UnsupportedError: DeepSpeed's ZeRO has sharded it.
+        """
+        given = self.model.get_input_embeddings().weight
+        if hasattr(given, "ds_id"):
+            raise UnsupportedError(
+                "The loss needs log-probabilities, whose head is the model's embedding, and stage 3 of ZeRO shards it. Use FSDP2, stage 2, "
+                "or another loss."
+            )
+        weight = whole_weight(given, averages=True)
         return lambda hidden: linear(hidden, weight.to(hidden.dtype))
 
 
