@@ -27,7 +27,8 @@ class BatchOutput(ModelOutput):  # type: ignore[misc]  # transformers is untyped
 
     Args:
         logits: The head's outputs, float [N, num_labels].
-        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not requested; None if no row requested it.
+        logprobs: Mean log-probability of each completion's tokens, float [N], NaN where it was not requested. If no row requested it, None;
+            with sharded weights, None if no starts were given.
     """
 
     logits: torch.Tensor | None = None
@@ -45,7 +46,8 @@ class BatchForward(RowsForward):
         model: The classifier; its ``forward`` is replaced by this object, which passes every other call to the original.
         max_tokens: The token budget of a micro-batch; by default chosen for the model's device.
         share_prefixes: Whether rows may share the computation of common beginnings.
-        language_model_head: Maps hidden states [n, size] to vocabulary logits [n, vocabulary].
+        language_model_head: Maps hidden states [n, size] to vocabulary logits [n, vocabulary]. It may have a method ``gathered``, which
+            returns such a function for one call; with sharded weights, all processes call it together.
         readout: The tokens of a row that a decoder's head scores; by default the last token as defined by `read`. A row that is scored at
             several tokens has as many consecutive rows in `BatchOutput.logits`.
         read: Which token of a row is its last, as for `rm_plugins.engine.readout.LastToken.of`.
@@ -69,35 +71,52 @@ class BatchForward(RowsForward):
     def _outputs(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None] | None) -> BatchOutput:
         if starts is not None and (self.language_model_head is None or not self._decoder):
             raise UnsupportedError(f"{type(self.model).__name__} has no language-model head, so it gives no log-probabilities.")
-        return self._run(rows, starts or [None] * len(rows), packs=self.packs, whole=self.whole)
+        asked = starts is not None and (self._shards is not None or any(start is not None for start in starts))
+        return self._run(rows, starts or [None] * len(rows), packs=self.packs, whole=self.whole, asked=asked)
 
     def _compared_values(self, rows: Sequence[Sequence[int]], *, packs: bool = False, whole: bool = False) -> torch.Tensor:
         logits = self._run(rows, [None] * len(rows), packs=packs, whole=whole).logits
         assert logits is not None
         return logits
 
-    def _run(self, rows: Sequence[Sequence[int]], starts: Sequence[int | None], *, packs: bool, whole: bool) -> BatchOutput:
+    def _run(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int | None],
+        *,
+        packs: bool,
+        whole: bool,
+        asked: bool = False,
+    ) -> BatchOutput:
+        count = len(rows)
+        rows, batches = self._micro_batches(rows, packs=packs, whole=whole)
+        starts = [*starts, *[None] * (len(rows) - count)]
         if not self._decoder:
-            groups = self._groups(rows, whole=whole)
-            return BatchOutput(
-                logits=_in_order([(group, self._forward(**self._padded(rows, group)).logits) for group in groups])
-            )
+            outputs = [(group, self._forward(**self._padded(rows, group)).logits) for group, _ in batches]
+            return BatchOutput(logits=_in_order(outputs, count))
+        # A head whose weights are sharded apart from the model's root is gathered once.
+        head = getattr(self.language_model_head, "gathered", lambda: self.language_model_head)() if asked else None
         logits: list[tuple[list[int], torch.Tensor]] = []
         logprobs: list[tuple[list[int], torch.Tensor]] = []
         readout = self.readout or LastToken.of(self.model, self.read)  # read now: a trainer may change the padding token
-        for group, hidden, places in self._states(rows, packs=packs, whole=whole):
+        for group, hidden, places in self._states(rows, batches):
             reads = [
                 (row, tokens[position])
                 for row, tokens in zip(group, places, strict=True)
                 for position in readout.positions(rows[row])
             ]
-            logits.append(([row for row, _ in reads], self.model.score(hidden[torch.stack([token for _, token in reads])])))
-            if any(start is not None for start in starts):
-                logprobs.append((group, self._logprobs(rows, starts, group, hidden, places)))
-        return BatchOutput(logits=_in_order(logits), logprobs=_in_order(logprobs) if logprobs else None)
+            scored = self.model.score(hidden[torch.stack([token for _, token in reads])])
+            if head is not None and self._shards is not None:
+                # The sum of nothing: with it, every process gathers the head's weights and reduces their gradients.
+                scored = scored + head(hidden[:0]).sum().to(scored.dtype)
+            logits.append(([row for row, _ in reads], scored))
+            if head is not None:
+                logprobs.append((group, self._logprobs(head, rows, starts, group, hidden, places)))
+        return BatchOutput(logits=_in_order(logits, count), logprobs=_in_order(logprobs, count) if logprobs else None)
 
     def _logprobs(
         self,
+        head: Callable[[torch.Tensor], torch.Tensor],
         rows: Sequence[Sequence[int]],
         starts: Sequence[int | None],
         group: Sequence[int],
@@ -105,7 +124,6 @@ class BatchForward(RowsForward):
         places: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """Mean log-probability of each row's tokens from its start on, float [rows of the group], NaN for rows without a start."""
-        assert self.language_model_head is not None
         means = []
         for row, tokens in zip(group, places, strict=True):
             start = starts[row]
@@ -114,11 +132,12 @@ class BatchForward(RowsForward):
                 continue
             first = max(start, 1)  # nothing predicts a row's first token
             targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
-            means.append(-cross_entropy(self.language_model_head(hidden[tokens[first - 1 : -1]]).float(), targets))
+            means.append(-cross_entropy(head(hidden[tokens[first - 1 : -1]]).float(), targets))
         return torch.stack(means)
 
 
-def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
-    """Concatenate tensors of groups of rows, in the order of the row numbers."""
-    order = np.argsort([row for group, _ in batches for row in group], kind="stable")
+def _in_order(batches: Sequence[tuple[list[int], torch.Tensor]], count: int) -> torch.Tensor:
+    """Concatenate tensors of groups of rows, in the order of the row numbers, without rows from number `count` on."""
+    rows = np.array([row for group, _ in batches for row in group])
+    order = np.argsort(rows, kind="stable")[: (rows < count).sum()]
     return torch.cat([values for _, values in batches])[torch.from_numpy(order).to(batches[0][1].device)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
 from rm_plugins.engine.lengths import LengthClasses
@@ -17,6 +19,7 @@ from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal
 from rm_plugins.engine.rotary import changing_frequencies
+from rm_plugins.engine.shards import Shards, shards_of
 from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
@@ -29,6 +32,10 @@ _OVER_BUDGET = 1.25
 """A pack may exceed the budget by this factor, because short common beginnings are counted once but not always shared."""
 
 
+_NO_ROW = 2**40
+"""More than the tokens of any row."""
+
+
 class RowsForward(ABC):
     """The base of what replaces a model's ``forward`` by one that takes rows: ``model(rows=[[token ids], ...])``.
 
@@ -39,6 +46,15 @@ class RowsForward(ABC):
     This is checked on a few rows: for every new class of row lengths, and again after 10, 100, ... calls, separately for training and
     evaluation. If the results differ because the model depends on other rows or on the length of the batch (batch normalization, NEFTune's
     noise), all rows run at once, padded to the longest, as trainers usually do.
+
+    If the weights are sharded over processes (`rm_plugins.engine.shards`), every process calls this object equally often, with any
+    rows, or with none where another process has some. All processes then run the same modules in the same order, in the forward and in
+    the backward. Three rules keep this true:
+
+    - Every decision about how rows run is made from what all processes have exchanged. A check compares the same rows everywhere.
+    - All processes run as many micro-batches as the one with the most. An idle one computes a short row whose outputs are dropped, so
+      that it takes part in the backward with a gradient of zero.
+    - Every process applies every head, even to an empty tensor of hidden states. So the same weights get gradients everywhere.
 
     Args:
         model: The model; its ``forward`` is replaced by this object, which passes every other call to the original.
@@ -57,6 +73,8 @@ class RowsForward(ABC):
         self._decoder = decoder
         self.packs = decoder and is_causal(model) and attends_packed(model)
         self.whole = False
+        self._shards: Shards | None = None
+        self._idle_row: Sequence[int] | None = None
         self._window = attention_window(model)
         self._classes = LengthClasses(model.config)
         self._frequencies = changing_frequencies(model.config)
@@ -88,10 +106,14 @@ class RowsForward(ABC):
             rows: Token ids per row, [N] non-empty lists without padding.
             completion_starts: The number of prompt tokens of each row, [N].
             kwargs: The model's own arguments.
+
+        Raises:
+            ValueError: There is no row, in any process if the weights are sharded.
         """
         if rows is None:
             with self._own_attention():
                 return self._forward(*args, **kwargs)
+        self._shards = self._shards or shards_of(self.model)  # a trainer may shard the model after this object was made
         self._decide(rows)
         return self._outputs(rows, completion_starts)
 
@@ -110,27 +132,66 @@ class RowsForward(ABC):
 
     def _decide(self, rows: Sequence[Sequence[int]]) -> None:
         """Find out how these rows can run."""
-        if self.packs and max(map(len, rows)) > self._window:
+        shortest, longest = self._extremes(rows)
+        if self.packs and longest > self._window:
             self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
-        if self._frequencies is not None and not self.whole and max(map(len, rows)) > self._frequencies.beyond:
+        if self._frequencies is not None and not self.whole and longest > self._frequencies.beyond:
             self.stop_splitting("the frequencies of its rotary positions depend on the longest row")
-        if self._is_due(rows):
-            self._check(rows)
+        if self._is_due(shortest, longest):
+            self._check(self._shared(rows))
+        elif self._shards is not None and self._idle_row is None:
+            self._shared(rows)
+
+    def _extremes(self, rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """The shortest and the longest length of a row in any process."""
+        lengths = [*map(len, rows)]
+        if self._shards is None:
+            return min(lengths), max(lengths)
+        negative, longest = self._shards.largest(-min(lengths, default=_NO_ROW), max(lengths, default=0))
+        if not longest:
+            raise ValueError("No process has a row.")
+        return -negative, longest
+
+    def _shared(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The rows that decisions are made from: the same ones in all processes."""
+        if self._shards is None:
+            return rows
+        own = [min(rows, key=len), max(rows, key=len), rows[0]] if rows else []
+        shared = [row for of_process in self._shards.gathered(own) for row in of_process]
+        self._idle_row = min(shared, key=len)
+        return shared
+
+    def _micro_batches(
+        self, rows: Sequence[Sequence[int]], *, packs: bool, whole: bool
+    ) -> tuple[Sequence[Sequence[int]], Iterable[tuple[list[int], Packing | None]]]:
+        """The rows, and row numbers by micro-batch, with the packing if it `packs`; with sharded weights, as many in every process.
+
+        Idle micro-batches have further rows, which come after the given ones.
+        """
+        batches = self._packs(rows) if packs else ((group, None) for group in self._groups(rows, whole=whole))
+        if self._shards is None:
+            return rows, batches
+        planned: deque[tuple[list[int], Packing | None]] = deque(batches if rows else ())
+        assert self._idle_row is not None
+        idle = self._shards.largest(len(planned))[0] - len(planned)
+        for number in range(len(rows), len(rows) + idle):
+            planned.append(([number], self._packing([self._idle_row]) if packs else None))
+        # A packing's masks are freed with it.
+        return [*rows, *[self._idle_row] * idle], (planned.popleft() for _ in range(len(planned)))
 
     def _states(
-        self, rows: Sequence[Sequence[int]], *, packs: bool, whole: bool
+        self, rows: Sequence[Sequence[int]], batches: Iterable[tuple[list[int], Packing | None]]
     ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
         """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
-        return self._packed(rows) if packs else self._hidden(rows, self._groups(rows, whole=whole))
+        for group, packing in batches:
+            yield group, *(self._hidden(rows, group) if packing is None else self._packed(packing, len(group)))
 
-    def _packed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
-        """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
+    def _packed(self, packing: Packing, size: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         backbone = getattr(self.model, self.model.base_model_prefix)
-        for group, packing in self._packs(rows):
-            arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
-            with attention_as(self.model, PACKED):
-                hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
-            yield group, hidden, [packing.tokens_of(place) for place in range(len(group))]
+        arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
+        with attention_as(self.model, PACKED):
+            hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
+        return hidden, [packing.tokens_of(place) for place in range(size)]
 
     def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
         """Rows that run together: neighbours in the order of their tokens, because these share the longest prefixes."""
@@ -148,7 +209,7 @@ class RowsForward(ABC):
 
     def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
         """The pack, or its halves if it is too long because not every common prefix is shared, as with many turns of one dialogue."""
-        packing = Packing([rows[row] for row in pack], share_prefixes=self.share_prefixes, device=self.model.device)
+        packing = self._packing([rows[row] for row in pack])
         if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
             yield pack, packing
         else:
@@ -156,18 +217,18 @@ class RowsForward(ABC):
             yield from self._packings(rows, pack[:middle])
             yield from self._packings(rows, pack[middle:])
 
-    def _hidden(
-        self, rows: Sequence[Sequence[int]], groups: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
-        """The same as `_packed`, for padded micro-batches."""
+    def _packing(self, rows: Sequence[Sequence[int]]) -> Packing:
+        return Packing(rows, share_prefixes=self.share_prefixes, device=self.model.device)
+
+    def _hidden(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The same as `_packed`, for a padded micro-batch."""
         backbone = getattr(self.model, self.model.base_model_prefix)
-        for group in groups:
-            inputs = self._padded(rows, group)
-            with attention_as(self.model, self._attention):
-                hidden = backbone(**inputs, use_cache=False).last_hidden_state
-            starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
-            places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
-            yield group, hidden.flatten(0, 1), places
+        inputs = self._padded(rows, group)
+        with attention_as(self.model, self._attention):
+            hidden = backbone(**inputs, use_cache=False).last_hidden_state
+        starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
+        places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
+        return hidden.flatten(0, 1), places
 
     def _groups(self, rows: Sequence[Sequence[int]], *, whole: bool) -> list[list[int]]:
         return (
@@ -190,7 +251,7 @@ class RowsForward(ABC):
     def _pads(self) -> bool:
         return self.model.config.get_text_config().pad_token_id is not None
 
-    def _is_due(self, rows: Sequence[Sequence[int]]) -> bool:
+    def _is_due(self, shortest: int, longest: int) -> bool:
         """Whether the rows of this call are checked: for new classes of lengths, and at calls 1, 10, 100, ...
 
         Later checks are needed because a dependence between rows may have weights that start at zero.
@@ -198,7 +259,7 @@ class RowsForward(ABC):
         training = self.model.training
         self._calls[training] += 1
         calls = self._calls[training]
-        key = (training, *(self._classes.of(bound(map(len, rows))) for bound in (min, max)))
+        key = (training, self._classes.of(shortest), self._classes.of(longest))
         is_new = key not in self._compared
         self._compared.add(key)
         return not self.whole and (is_new or calls == 10 ** (len(str(calls)) - 1)) and (self._decoder or self._pads())
@@ -217,10 +278,17 @@ class RowsForward(ABC):
                 problem: str | None = "it draws random numbers besides dropout, as NEFTune does"
             else:
                 problem = self._difference(together, alone)
-            if problem is not None:
+            if (problem := self._of_any(problem)) is not None:
                 self.stop_splitting(problem)
-            elif self.packs and (problem := self._problem_of_packing(few)):
+            elif self.packs and (problem := self._of_any(self._problem_of_packing(few))):
                 self.stop_packing(problem)
+
+    def _of_any(self, problem: str | None) -> str | None:
+        """The problem of the first process that has one."""
+        if self._shards is None:
+            return problem
+        problems = self._shards.gathered(None if problem is None else f"in process {distributed.get_rank()}: {problem}")
+        return next((problem for problem in problems if problem is not None), None)
 
     def _problem_of_packing(self, rows: Sequence[Sequence[int]]) -> str | None:
         try:
@@ -264,6 +332,8 @@ class RowsForward(ABC):
         self.model.config.get_text_config()._attn_implementation = self._attention
 
     def _warn(self, what: str) -> None:
+        if self._shards is not None and distributed.get_rank():
+            return  # process 0 warns for all
         warnings.warn(f"{type(self.model).__name__} {what}", stacklevel=2)
 
     def _is_exact(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
+from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.prefix_cache import is_causal, is_decoder
 from rm_plugins.engine.rows_forward import RowsForward
 from rm_plugins.engine.tensors import on_device
@@ -118,23 +119,33 @@ class TokenForward(RowsForward):
         )
         if self.own_logits:
             return self._from_own_logits(rows, starts, targets, whole=whole)
+        rows, starts, batches = self._token_batches(rows, starts, packs=packs, whole=whole)
         numbers: list[int] = []
         states = []
         offsets = np.cumsum([0, *(len(row) - start for row, start in zip(rows, starts, strict=True))])
-        for group, hidden, places in self._states(rows, packs=packs, whole=whole):
+        for group, hidden, places in self._states(rows, batches):
             before = [tokens[starts[row] - 1 : -1] for row, tokens in zip(group, places, strict=True)]
             numbers += [number for row in group for number in range(offsets[row], offsets[row + 1])]
             states.append(hidden[torch.cat(before).to(hidden.device)])
         hidden = torch.cat(states)[on_device(np.argsort(numbers), states[0].device)]
         if self._scores:
             values = self.model.score(hidden)[:, 0]
-            return TokenOutput(token_values=values.to(torch.promote_types(values.dtype, torch.float32)))
-        log_probs, entropy = self._head.statistics(hidden, targets, self.temperature)
+            # Copied, because FSDP2 warns of outputs that are views.
+            return TokenOutput(token_values=values.to(torch.promote_types(values.dtype, torch.float32), copy=True))
+        log_probs, entropy = self._head.statistics(hidden, targets, self.temperature, self._shards)
         return TokenOutput(log_probs=log_probs, entropy=entropy, hidden=hidden)
+
+    def _token_batches(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], *, packs: bool, whole: bool
+    ) -> tuple[Sequence[Sequence[int]], Sequence[int], Iterable[tuple[list[int], Packing | None]]]:
+        """The rows, their starts and their micro-batches; an idle micro-batch has a row whose completion has no tokens."""
+        every, batches = self._micro_batches(rows, packs=packs, whole=whole)
+        return every, [*starts, *map(len, every[len(rows) :])], batches
 
     def _from_own_logits(
         self, rows: Sequence[Sequence[int]], starts: Sequence[int], targets: torch.Tensor, *, whole: bool
     ) -> TokenOutput:
+        rows, starts, batches = self._token_batches(rows, starts, packs=False, whole=whole)
         sizes = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         of_row = torch.split(targets, sizes)
         found: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -144,7 +155,7 @@ class TokenForward(RowsForward):
             for module in backbones(self.model)
         ]
         try:
-            for group in self._groups(rows, whole=whole):
+            for group, _ in batches:
                 with attention_as(self.model, self._attention):
                     logits = self._forward(**self._padded(rows, group), use_cache=False).logits
                 for place, row in enumerate(group):
@@ -158,7 +169,7 @@ class TokenForward(RowsForward):
 
     def _decide(self, rows: Sequence[Sequence[int]]) -> None:
         if not self._head_compared:
-            self._compare_head(max(rows, key=len)[: _COMPARED + 1])
+            self._compare_head(max(self._shared(rows), key=len)[: _COMPARED + 1])
         super()._decide(rows)
 
     @torch.no_grad()
@@ -178,6 +189,7 @@ class TokenForward(RowsForward):
                 raise
             except Exception as error:  # only a trial shows whether a model's logits follow from its last hidden states
                 problem = f"{type(error).__name__}: {error}"
+        problem = self._of_any(problem)
         if problem is not None:
             self.own_logits = True
             self._stop_packing()

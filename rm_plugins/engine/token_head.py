@@ -13,6 +13,7 @@ from torch.linalg import vecdot
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from rm_plugins.engine.shards import Shards
 from rm_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -97,23 +98,29 @@ class TokenHead:
         self.model = model
         self.forward = forward
 
-    def statistics(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> TokenStatistics:
+    def statistics(
+        self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, shards: Shards | None = None
+    ) -> TokenStatistics:
         """`token_statistics` of the targets, each [T].
 
         Args:
             hidden: The last hidden states in which the targets were chosen, float [T, size].
             targets: int64 [T].
             temperature: What the logits are divided by.
+            shards: The processes that share the weights; all of them then compute equally many chunks, of which some may be empty.
 
         Raises:
             UnsupportedError: The model's ``forward`` does not make its logits from its backbone's last hidden states alone.
         """
         size = max(1, LOGITS_AT_ONCE // self.model.config.get_text_config().vocab_size)
+        parts = [*zip(torch.split(hidden, size), torch.split(targets, size), strict=True)]
+        if shards is not None:
+            parts += [(hidden[:0], targets[:0])] * (shards.largest(len(parts))[0] - len(parts))
         chunks = [
             checkpoint(self._of_chunk, states, chosen, temperature, use_reentrant=False)
             if torch.is_grad_enabled()
             else self._of_chunk(states, chosen, temperature)
-            for states, chosen in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+            for states, chosen in parts
         ]
         log_probs, entropies = zip(*chunks, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)

@@ -42,6 +42,22 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     )
 
 
+def whole_weight(weight: torch.Tensor, *, averages: bool = False) -> torch.Tensor:
+    """A weight that FSDP2 may have sharded, whole and with a gradient. All processes must call this together.
+
+    Args:
+        weight: The weight.
+        averages: Whether the gradient is the mean of those of all processes, as FSDP2's are; by default, each process has the same.
+    """
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import DTensor, Partial
+
+    assert isinstance(weight, DTensor)
+    placements = [Partial("avg")] * weight.device_mesh.ndim if averages else None
+    return weight.full_tensor(grad_placements=placements)
+
+
 def summed_gradient(loss: torch.Tensor, processes: int) -> torch.Tensor:
     """The same value, whose gradients add up over processes where a wrapper such as DDP takes their mean."""
     return loss if processes == 1 else loss + (processes - 1) * (loss - loss.detach())

@@ -10,11 +10,37 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from rm_plugins.errors import UnsupportedError
+from rm_plugins_trl.reward_training.global_batch import whole_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class _Embedding:
+    """The head that is the model's embedding."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return linear(hidden, self.model.get_input_embeddings().weight)
+
+    def gathered(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The same, where FSDP2 may have sharded the embedding: all processes gather it together, once.
+
+        Raises:
+            UnsupportedError: DeepSpeed's ZeRO has sharded it.
+        """
+        given = self.model.get_input_embeddings().weight
+        if hasattr(given, "ds_id"):
+            raise UnsupportedError(
+                "The loss needs log-probabilities, whose head is the model's embedding, and stage 3 of ZeRO shards it. Use FSDP2, stage 2, "
+                "or another loss."
+            )
+        weight = whole_weight(given, averages=True)
+        return lambda hidden: linear(hidden, weight.to(hidden.dtype))
 
 
 def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -33,7 +59,7 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
             f"{type(model).__name__} reshapes its logits ({', '.join(special)}), which is not supported here. Use another loss."
         )
     if config.tie_word_embeddings:
-        return lambda hidden: linear(hidden, model.get_input_embeddings().weight)
+        return _Embedding(model)
     source = model.config.name_or_path
     try:
         # Of a class that came from a checkpoint, which was allowed then.

@@ -34,7 +34,7 @@ from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_conf
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
-from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient
+from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, whole_weight
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -307,7 +307,7 @@ class RewardTrainer(OpenRewardTrainer):
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=getattr(outputs, "logprobs", None),
-            head=None if self._head_layer is None else self._head_layer.weight,
+            head=None if self._head_layer is None else whole_weight(self._head_layer.weight),
             extras=extras,
             **known,
         )
