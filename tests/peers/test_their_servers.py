@@ -105,7 +105,7 @@ def test_its_own_numbers_are_those_of_transformers(served: Served, server: Serve
     if served.own is None:
         pytest.skip("it is not asked by hand")
     original = Original(folder)
-    eos = original.tokenizer.eos_token if served.own.rows == "closed texts" else ""
+    eos = original.tokenizer.eos_token if served.own.rows == "texts that end with EOS" else ""
     texts = [f"{sample.prompt}{sample.completion}{eos}" for sample in samples.texts()]
     pairs = [(str(sample.prompt), str(sample.completion)) for sample in samples.texts()]
     with httpx2.Client(base_url=server.url, timeout=120, trust_env=False) as client:

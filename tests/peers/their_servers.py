@@ -11,7 +11,7 @@ import httpx2
 from tests.peers.server import Peer
 from tests.peers.servers import infinity, open_inference, openrlhf, swift, vllm
 
-Rows: TypeAlias = Literal["texts", "closed texts", "pairs"]
+Rows: TypeAlias = Literal["texts", "texts that end with EOS", "pairs"]
 """Texts as they are, texts that end with EOS, or pairs of texts."""
 
 
@@ -96,7 +96,7 @@ SERVED = [
             Way(compared="read before padding, /pooling", spec=_POOLING),
             Way(compared="texts at /score, no tokenizer here", spec=_SCORE, samples="texts", has_tokenizer=False),
         ),
-        own=Own(rows="closed texts", ask=vllm.texts),
+        own=Own(rows="texts that end with EOS", ask=vllm.texts),
         wrong_model=({"protocol": {"name": "vllm", "model": "another"}}, "another"),
     ),
     Served(
@@ -111,7 +111,7 @@ SERVED = [
         peer=openrlhf.PEER,
         model="decoder",
         ways=tuple(replace(way, spec={"protocol": {"name": "openrlhf", "reads": "last"}}) for way in BOTH_READS),
-        own=Own(rows="closed texts", ask=openrlhf.texts),
+        own=Own(rows="texts that end with EOS", ask=openrlhf.texts),
     ),
     Served(
         peer=openrlhf.LITSERVE,
