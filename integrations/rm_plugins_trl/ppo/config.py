@@ -164,6 +164,11 @@ class PPOConfig(GRPOConfig):
         with without_noise():
             super().__post_init__()
         check_generation(self)
+        if self.torch_compile:
+            raise UnsupportedError(
+                "torch_compile=True compiles for batches of one shape, and PPO reads completions without padding, in batches of any. Leave "
+                "it out."
+            )
         self.num_generations, self.num_generations_eval = generations
         self._derive()
         self._is_made = True

@@ -111,7 +111,7 @@ def check_grpo_arguments(config: Any) -> None:
 
 
 def check_generation(config: Any) -> None:
-    """Refuse settings in ``generation_kwargs`` of which the training would not know.
+    """Refuse settings in ``generation_kwargs`` that the training would not follow.
 
     Raises:
         UnsupportedError: There is one; the message names the argument of PPO to set instead.
@@ -119,11 +119,11 @@ def check_generation(config: Any) -> None:
     given = config.generation_kwargs or {}
     for name, advice in _OF_GENERATION.items():
         if name in given:
-            raise UnsupportedError(f"generation_kwargs sets {name}, of which the training would not know. {advice}.")
+            raise UnsupportedError(f"generation_kwargs sets {name}, which the training would not follow. {advice}.")
     counts = config.truncated_completions != "score" or config.missing_eos_penalty is not None
     for name in _STOPS:
         if counts and name in given:
             raise UnsupportedError(
-                f"generation_kwargs sets {name}, and a completion that ends there counts as one without an end. Set stop_token_id, or leave "
-                "out truncated_completions and missing_eos_penalty."
+                f"generation_kwargs sets {name}, and a completion that ends there counts as one without an end. Set stop_token_id, or "
+                "leave out truncated_completions and missing_eos_penalty."
             )

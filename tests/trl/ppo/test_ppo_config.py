@@ -146,6 +146,7 @@ def test_the_living_trainers_arguments_are_derived_and_follow() -> None:
         ("off_policy_mask_threshold", 0.5, "target_kl"),
         ("use_bias_correction_kl", False, "kl_estimator"),
         ("auto_find_batch_size", True, "per_device_train_batch_size"),
+        ("torch_compile", True, "Leave it out"),
     ],
 )
 def test_an_argument_of_grpo_is_refused_with_what_replaces_it(name: str, value: Any, advice: str) -> None:
@@ -175,7 +176,7 @@ def test_vllm_s_stops_are_refused_where_an_end_counts() -> None:
     stops = {"generation_kwargs": {"stop": ["."]}}
     assert config_of(**stops).generation_kwargs == stops["generation_kwargs"]
     for counts in ({"missing_eos_penalty": 1.0}, {"truncated_completions": "mask"}):
-        with pytest.raises(UnsupportedError, match="generation_kwargs sets stop, and .*stop_token_id"):
+        with pytest.raises(UnsupportedError, match=r"generation_kwargs sets stop, and .*stop_token_id"):
             config_of(**stops, **counts)
 
 
