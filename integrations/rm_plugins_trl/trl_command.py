@@ -52,6 +52,7 @@ class TrlProgram:
         train: The training, given the arguments and an instance of each dataclass.
         set_defaults: Changes the parser's defaults, given the arguments, before they are parsed.
         advice: What to do instead of giving an option that there is not; empty if unknown.
+        launcher: The options that start several processes.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TrlProgram:
     train: Callable[..., None]
     set_defaults: Callable[[Any, Sequence[str]], None] = lambda parser, arguments: None
     advice: Callable[[str], str] = lambda option: ""
+    launcher: Sequence[TrainOption] = OF_LAUNCHER
 
     def run(self, arguments: Sequence[str]) -> None:
         """Parse the arguments and train, under ``accelerate launch`` if they ask for it.
@@ -163,7 +165,7 @@ class TrlCommand(Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the common options below their headings."""
-        for title, options in {**self.program.groups, LAUNCHER: OF_LAUNCHER}.items():
+        for title, options in {**self.program.groups, LAUNCHER: self.program.launcher}.items():
             with formatter.section(title):
                 formatter.write_dl(
                     [

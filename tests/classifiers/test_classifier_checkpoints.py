@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import rm_plugins as rm
-from rm_plugins.errors import ManifestError, ModelError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.errors import ManifestError, ModelError, ScoringError, UnsupportedError
 from rm_plugins.models.golden import GOLDEN_SAMPLES
 from rm_plugins.models.manifest import GoldenScore, Manifest, ScoreStatistics, file_digests, token_digest
 from rm_plugins.providers.models.sequence_classifier import SequenceClassifier
@@ -200,10 +200,6 @@ class TestRefused:
         rewrite(folder, lambda tensors: tensors["score.weight"].fill_(3e38))
         with pytest.raises(ScoringError, match="weights are finite, so the computation overflowed in float32"):
             rm.load(folder).score(SAMPLES)
-
-    def test_a_device_that_is_not_there(self, tiny_decoder: MakeFolder) -> None:
-        with pytest.raises(SpecError, match="'sequence-classifier' could not be made: RuntimeError"):
-            rm.load(tiny_decoder(), device="nowhere")
 
 
 def with_manifest(folder: Path, **settings: Any) -> Manifest:

@@ -143,6 +143,7 @@ PPO_CHECKS: dict[str, Callable[[], bool]] = {
     "transformers.Trainer._load_from_checkpoint": lambda: (
         parameters(GRPOTrainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
     ),
+    "transformers.Trainer._load_best_model": lambda: parameters(GRPOTrainer._load_best_model) == ["self"],
     "transformers.Trainer.save_model(_internal_call)": lambda: (
         parameters(GRPOTrainer.save_model) == ["self", "output_dir", "_internal_call"]
     ),

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from rm_plugins.errors import SpecError, UnsupportedError
 from rm_plugins_trl.configs import bf16_by_default, with_help
-from rm_plugins_trl.ppo.other_names import check_grpo_arguments, check_other_names, takes_other_names
+from rm_plugins_trl.ppo.other_names import check_generation, check_grpo_arguments, check_other_names, takes_other_names
 from rm_plugins_trl.ppo.ranges import check_choices, check_ranges
 from rm_plugins_trl.reward_training.quiet import without_noise
 
@@ -90,6 +90,8 @@ class PPOConfig(GRPOConfig):
             eval_strategy, eval_steps and log_completions. 0 leaves these as they are.
         model_adapter_name: The adapter of the policy that is trained, if it has several.
         ref_adapter_name: The adapter of the policy that is the reference policy.
+        dataset_num_proc: Has no effect: prompts are tokenized as completions are sampled. Scripts for TRL up to 1.12 read it where they
+            tokenize the dataset themselves.
 
     Raises:
         SpecError: A value is out of its range, or two contradict each other.
@@ -137,6 +139,7 @@ class PPOConfig(GRPOConfig):
     num_sample_generations: int = 0
     model_adapter_name: str | None = None
     ref_adapter_name: str | None = None
+    dataset_num_proc: int | None = None
 
     # What the living trainer reads under its own names is derived from the fields above, and so is no argument.
     beta: float = field(init=False, default=0.05)
@@ -160,6 +163,12 @@ class PPOConfig(GRPOConfig):
         self.generation_batch_size = None
         with without_noise():
             super().__post_init__()
+        check_generation(self)
+        if self.torch_compile:
+            raise UnsupportedError(
+                "torch_compile=True compiles for batches of one shape, and PPO reads completions without padding, in batches of any. Leave "
+                "it out."
+            )
         self.num_generations, self.num_generations_eval = generations
         self._derive()
         self._is_made = True

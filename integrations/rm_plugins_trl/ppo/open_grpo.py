@@ -111,6 +111,9 @@ class OpenGRPOTrainer(GRPOTrainer):
     def load_more(self, folder: str) -> None:
         """Load it from a checkpoint."""
 
+    def load_best(self, folder: str) -> None:
+        """Called when the policy of the best checkpoint has been loaded at the training's end."""
+
     # --- TRL's and transformers' names ------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -164,6 +167,11 @@ class OpenGRPOTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_more(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self.load_best(self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the critic, by default into ``args.output_dir``."""

@@ -31,7 +31,6 @@ OTHER_NAMES: Mapping[str, str] = {
     "micro_batch_size": "Set per_device_train_batch_size",
     "num_total_batches": "Set total_episodes",
     "world_size": "It is the number of processes of the launcher: set --num_processes of `accelerate launch`",
-    "dataset_num_proc": "Prompts are tokenized as completions are sampled, so that there is nothing to prepare. Leave it out",
 }
 """The arguments that are derived from others or have no meaning, and what to do instead."""
 
@@ -53,6 +52,19 @@ _OF_GRPO: Mapping[str, str] = {
     "use_bias_correction_kl": "The KL divergence is a part of the reward here: set kl_coef and kl_estimator",
 }
 _FAMILIES = {"sapo_": f"SAPO's loss is not PPO's. {_CLIPPED}", "vespo_": f"VESPO's loss is not PPO's. {_CLIPPED}"}
+
+_OF_GENERATION: Mapping[str, str] = {
+    "eos_token_id": "Set stop_token_id: what follows another token would be trained on, padding included",
+    "max_length": "Set response_length",
+    "max_new_tokens": "Set response_length",
+    "max_tokens": "Set response_length",
+    "n": "Set num_generations",
+    "num_return_sequences": "Set num_generations",
+    "stop_strings": "Set stop_token_id, the token that ends a completion",
+    "temperature": "Set temperature, which holds for the log-probabilities, too",
+}
+_STOPS = ("stop", "stop_token_ids")
+"""What vLLM stops at: TRL counts a completion that ends there as one without an end."""
 
 
 def takes_other_names(config: type[Config]) -> type[Config]:
@@ -96,3 +108,22 @@ def check_grpo_arguments(config: Any) -> None:
             advice is not None and value != one.default and not (one.name == "scale_rewards" and value is True)
         ):  # "group", its default
             raise UnsupportedError(f"{one.name}={value!r} is an argument of GRPO that PPO does not have. {advice}.")
+
+
+def check_generation(config: Any) -> None:
+    """Refuse settings in ``generation_kwargs`` that the training would not follow.
+
+    Raises:
+        UnsupportedError: There is one; the message names the argument of PPO to set instead.
+    """
+    given = config.generation_kwargs or {}
+    for name, advice in _OF_GENERATION.items():
+        if name in given:
+            raise UnsupportedError(f"generation_kwargs sets {name}, which the training would not follow. {advice}.")
+    counts = config.truncated_completions != "score" or config.missing_eos_penalty is not None
+    for name in _STOPS:
+        if counts and name in given:
+            raise UnsupportedError(
+                f"generation_kwargs sets {name}, and a completion that ends there counts as one without an end. Set stop_token_id, or "
+                "leave out truncated_completions and missing_eos_penalty."
+            )

@@ -31,6 +31,19 @@ class Rewards:
         first = self.functions[0] if len(self.functions) == 1 else None
         return first.provider if isinstance(first, RewardFunction) else None
 
+    def check_not_trained(self, value_model: Any) -> None:
+        """Check that no reward is a model that the critic's training changes.
+
+        Raises:
+            UnsupportedError: One shares weights with the value model.
+        """
+        trained = {id(one) for one in value_model.parameters()} if isinstance(value_model, nn.Module) else set()
+        if any(id(one) in trained for function in self.functions if is_module(function) for one in function.parameters()):
+            raise UnsupportedError(
+                "`value_model` shares weights with the reward model, which training the critic would change. Load it a second time, give a "
+                "copy, or set critic='reward' and give the reward model's folder."
+            )
+
 
 def reward_functions(reward: Any, several: Any, path: str | None, *, is_optional: bool = False) -> Rewards:
     """The reward functions of a training.
@@ -70,7 +83,24 @@ def is_module(reward: Any) -> bool:
     return isinstance(reward, nn.Module) and not isinstance(reward, rm.Provider)
 
 
+def _check_module(reward: nn.Module) -> None:
+    """Check that TRL can call a module, and reads the right one of its numbers."""
+    labels = getattr(getattr(reward, "config", None), "num_labels", None)
+    if labels is None:
+        raise UnsupportedError(
+            f"The reward is a {type(reward).__name__}, which is not a sequence classifier of transformers. Give a function that calls it: "
+            "reward_model=FUNCTION, of samples or with TRL's signature."
+        )
+    if labels != 1:
+        raise UnsupportedError(
+            f"The reward, a {type(reward).__name__}, has {labels} labels. Give a spec with its folder and the label to use: "
+            "{provider: sequence-classifier, model: FOLDER, head: LABEL_0}."
+        )
+
+
 def _function(reward: Any) -> Any:
+    if is_module(reward) and not isinstance(reward, RewardModel):
+        _check_module(reward)
     if isinstance(reward, RewardModel):
         return RewardFunction(reward.provider)
     if isinstance(reward, RewardFunction) or is_module(reward) or iscoroutinefunction(reward):

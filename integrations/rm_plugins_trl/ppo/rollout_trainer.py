@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rm_plugins.errors import TrainingError
+from rm_plugins.errors import DataError, TrainingError
 from rm_plugins_trl.ppo.advantages import explained_variance, generalized_advantages, token_rewards, whitened
 from rm_plugins_trl.ppo.config import PPOConfig
 from rm_plugins_trl.ppo.kl import kl_terms
@@ -35,6 +36,7 @@ class RolloutTrainer(OpenGRPOTrainer):
 
     settings: PPOConfig
     """The configuration."""
+    log_completions: bool
     reference: Reference
     progress: Progress
     """Where the training is in its rollout."""
@@ -54,6 +56,30 @@ class RolloutTrainer(OpenGRPOTrainer):
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             return super().evaluate(*args, **kwargs)
+
+    def generate_completions(self, sampling: bool = False) -> None:
+        """Sample and score completions of ``eval_dataset`` and show them, as after the training of TRL 1.12's example.
+
+        Args:
+            sampling: Whether the prompts of one evaluation batch are enough.
+
+        Raises:
+            DataError: There is no ``eval_dataset``.
+        """
+        if self.eval_dataset is None:
+            raise DataError(
+                "generate_completions samples completions of eval_dataset, and there is none. Give one to PPOTrainer."
+            )
+        given = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
+        rows = self.args.eval_batch_size * self.accelerator.num_processes
+        (Path(self.args.output_dir) / "completions").mkdir(parents=True, exist_ok=True)  # where TRL writes them, too
+        before, self.log_completions = self.log_completions, True
+        try:
+            for name, dataset in given.items():
+                some = sampling and not (isinstance(dataset, Sized) and len(dataset) <= rows)
+                self.evaluate(dataset.take(rows) if some else dataset, metric_key_prefix=f"eval_{name}" if name else "eval")
+        finally:
+            self.log_completions = before
 
     def _total(self, numbers: Tensor) -> Tensor:
         """The sum over all processes."""

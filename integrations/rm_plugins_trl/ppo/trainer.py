@@ -114,6 +114,7 @@ class PPOTrainer(RolloutTrainer):
         rewards = reward_functions(
             reward_model, reward_funcs, args.reward_model_path, is_optional=environment_factory is not None
         )
+        rewards.check_not_trained(value_model)
         with without_noise(disable_bars=args.disable_tqdm):
             policy = load_policy(model, args, quantization_config)
         tokenizer = policy_tokenizer(policy, processing_class, trust_remote_code=args.trust_remote_code)
@@ -372,6 +373,10 @@ class PPOTrainer(RolloutTrainer):
         self.critic.load(Path(folder))
         if self.args.sync_ref_model:
             self.reference.load(Path(folder))
+
+    def load_best(self, folder: str) -> None:
+        """Take over the critic that belongs to the policy."""
+        self.critic.load(Path(folder))
 
 
 def _arguments(given: Any) -> PPOConfig:

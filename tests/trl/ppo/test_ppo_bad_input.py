@@ -45,6 +45,16 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], dict[str, Any]], type[RmPluginsErr
         ModelError,
         "embeddings of 11 token ids",
     ),
+    "a loaded reward with two labels": (
+        lambda: {"reward_model": value_model(num_labels=2)},
+        UnsupportedError,
+        "has 2 labels. Give a spec with its folder",
+    ),
+    "a module that is no classifier": (
+        lambda: {"reward_model": torch.nn.Linear(1, 1)},
+        UnsupportedError,
+        "The reward is a Linear, which is not a sequence classifier",
+    ),
     "unknown critic": (lambda: {"critic": "polcy"}, SpecError, "critic must be 'policy' or 'reward' or 'head'"),
     "indivisible": (lambda: {"num_generations": 3}, SpecError, "num_generations=3 does not divide"),
     "GRPO's configuration": (
@@ -90,6 +100,12 @@ BEFORE_TRAINING: dict[str, tuple[Callable[[], dict[str, Any]], type[RmPluginsErr
         "`ref_model` has embeddings of 5 token ids, and the policy writes 8",
     ),
 }
+
+
+def test_a_reward_that_the_critic_s_training_would_change(tmp_path: Path) -> None:
+    shared = value_model()
+    with pytest.raises(UnsupportedError, match="`value_model` shares weights with the reward model"):
+        trainer(tmp_path, reward_model=shared, value_model=shared)
 
 
 @pytest.mark.parametrize("case", BEFORE_TRAINING)

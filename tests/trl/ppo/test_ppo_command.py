@@ -177,6 +177,13 @@ def test_the_help_tells_the_truth() -> None:
 
 
 @newest_trl
+def test_the_help_names_no_sharding_that_ppo_refuses() -> None:
+    told = CliRunner().invoke(main, ["ppo", "--help"]).output
+    assert "multi_gpu" in told
+    assert not re.search("fsdp|zero3", told)
+
+
+@newest_trl
 def test_all_options_ours_first() -> None:
     told = CliRunner().invoke(main, ["ppo", "--help-all"]).output
     ours, theirs = told.split("Options of TRL and transformers:")

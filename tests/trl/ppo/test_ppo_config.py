@@ -55,7 +55,6 @@ OF_TRL_1_12 = {
 """The fields of TRL 1.12's PPOConfig beside those of TrainingArguments, each with a value that is not its default."""
 REPLACED = {
     "batch_size": "num_mini_batches",
-    "dataset_num_proc": "Leave it out",
     "local_batch_size": "num_mini_batches",
     "local_mini_batch_size": "gradient_accumulation_steps",
     "micro_batch_size": "per_device_train_batch_size",
@@ -147,11 +146,38 @@ def test_the_living_trainers_arguments_are_derived_and_follow() -> None:
         ("off_policy_mask_threshold", 0.5, "target_kl"),
         ("use_bias_correction_kl", False, "kl_estimator"),
         ("auto_find_batch_size", True, "per_device_train_batch_size"),
+        ("torch_compile", True, "Leave it out"),
     ],
 )
 def test_an_argument_of_grpo_is_refused_with_what_replaces_it(name: str, value: Any, advice: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{name}.*{advice}"):
         config_of(**{name: value})
+
+
+@newest_trl
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("temperature", 0.1, "Set temperature"),
+        ("eos_token_id", [3], "Set stop_token_id"),
+        ("stop_strings", ["."], "Set stop_token_id"),
+        ("max_new_tokens", 3, "Set response_length"),
+        ("num_return_sequences", 2, "Set num_generations"),
+    ],
+)
+def test_a_setting_of_generation_that_the_training_would_not_know_of_is_refused(name: str, value: Any, advice: str) -> None:
+    for given in ({name: value}, json.dumps({name: value})):
+        with pytest.raises(UnsupportedError, match=f"generation_kwargs sets {name}.*{advice}"):
+            config_of(generation_kwargs=given)
+
+
+@newest_trl
+def test_vllm_s_stops_are_refused_where_an_end_counts() -> None:
+    stops = {"generation_kwargs": {"stop": ["."]}}
+    assert config_of(**stops).generation_kwargs == stops["generation_kwargs"]
+    for counts in ({"missing_eos_penalty": 1.0}, {"truncated_completions": "mask"}):
+        with pytest.raises(UnsupportedError, match=r"generation_kwargs sets stop, and .*stop_token_id"):
+            config_of(**stops, **counts)
 
 
 @newest_trl

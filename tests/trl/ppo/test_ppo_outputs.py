@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from rm_plugins.engine.token_forward import TokenForward
+from rm_plugins.errors import DataError
 from tests.trl.conftest import TRL_WARNINGS, newest_trl
 from tests.trl.ppo.worlds import (
     letters_policy,
@@ -36,6 +37,34 @@ LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"
 
 class TestEvaluation:
     HELD_OUT = Dataset.from_list([{"prompt": "a b c"}, {"prompt": "f"}, {"prompt": "e e"}, {"prompt": "d"}])
+
+    def test_the_critic_of_the_best_checkpoint_comes_back_with_its_policy(self, tmp_path: Path) -> None:
+        best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward", "greater_is_better": True}
+        saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+        trained = trainer(tmp_path, eval_dataset=self.HELD_OUT, **best, **saving)
+        scores = iter([3.0] + [0.0] * 16)
+        evaluate = trained.evaluate
+        trained.evaluate = lambda *args, **given: {**evaluate(*args, **given), "eval_reward": next(scores)}  # type: ignore
+        trained.train()
+        folder = Path(trained.state.best_model_checkpoint)
+        trained.save_model(str(tmp_path / "final"))
+        for name in ("model.safetensors", "critic/model.safetensors"):
+            assert (tmp_path / "final" / name).read_bytes() == (folder / name).read_bytes()
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_completions_are_shown_on_demand_as_by_trl_1_12(
+        self, several: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        held_out = {"easy": self.HELD_OUT, "hard": self.HELD_OUT} if several else self.HELD_OUT
+        trained = trainer(tmp_path, eval_dataset=held_out, per_device_eval_batch_size=2)
+        trained.generate_completions(sampling=True)
+        assert "Completion" in capsys.readouterr().out
+        trained.generate_completions()
+        figures = ["eval_easy_reward", "eval_hard_reward"] if several else ["eval_reward"]
+        assert all(len(logged(trained, name)) == 2 for name in figures)
+        assert trained.log_completions is False
+        with pytest.raises(DataError, match="samples completions of eval_dataset, and there is none"):
+            trainer(tmp_path).generate_completions()
 
     def test_it_changes_no_training(self, tmp_path: Path) -> None:
         evaluating = {"eval_dataset": self.HELD_OUT, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
