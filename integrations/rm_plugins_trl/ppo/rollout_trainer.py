@@ -57,6 +57,21 @@ class RolloutTrainer(OpenGRPOTrainer):
         ):
             return super().evaluate(*args, **kwargs)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; takes and returns what transformers' trainer does.
+
+        Raises:
+            DataError: The dataset is a stream that ends before the first rollout.
+        """
+        found = super().train(*args, **kwargs)
+        if self.state.global_step == 0 and not isinstance(self.train_dataset, Sized):
+            raise DataError(
+                f"train_dataset is a stream that ends before the {self.args.generation_batch_size // self.num_generations} prompts of one "
+                "rollout, so there is nothing to train on. Give more rows, or make the rollout smaller: set per_device_train_batch_size, "
+                "gradient_accumulation_steps or num_mini_batches."
+            )
+        return found
+
     def generate_completions(self, sampling: bool = False) -> None:
         """Sample and score completions of ``eval_dataset`` and show them, as after the training of TRL 1.12's example.
 

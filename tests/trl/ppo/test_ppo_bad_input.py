@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import ProcessorMixin, Qwen2Config, Qwen2ForSequenceClassification
 from trl import GRPOConfig
@@ -142,6 +143,14 @@ def test_too_few_rows(tmp_path: Path) -> None:
     trained = trainer(tmp_path, train_dataset=PROMPTS[:7])
     with pytest.raises(DataError, match="train_dataset has 7 rows, fewer than the 8 prompts of one rollout"):
         trained.train()
+
+
+def test_a_stream_of_too_few_rows(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield from PROMPTS[:7]
+
+    with pytest.raises(DataError, match="a stream that ends before the 8 prompts of one rollout"):
+        trainer(tmp_path, train_dataset=IterableDataset.from_generator(rows)).train()
 
 
 @pytest.mark.parametrize(
