@@ -218,6 +218,10 @@ def test_commands_run(page: Path, world: dict[str, str]) -> None:
         if command == "train":
             shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)  # the model that the page trains
             run_program("rm_plugins", command, *arguments, *quick)
+        elif command == "ppo":
+            run_program(
+                "rm_plugins", command, *arguments, *quick, "--response_length", "4", "--per_device_train_batch_size", "2"
+            )
         elif program == "trl":
             run_program("trl.cli.main", command, *arguments, *quick, *of_grpo)
         else:

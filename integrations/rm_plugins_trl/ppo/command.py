@@ -24,7 +24,7 @@ from rm_plugins_trl.training_run import (
     run_training,
     set_loading,
 )
-from rm_plugins_trl.trl_command import OF_LAUNCHER, TrlCommand, TrlProgram, value_of
+from rm_plugins_trl.trl_command import OF_LAUNCHER, TrainOption, TrlCommand, TrlProgram, value_of
 
 
 def _configurations() -> tuple[type[Any], ...]:
@@ -140,7 +140,7 @@ PROGRAM = TrlProgram(
     train=_train,
     set_defaults=_take_preset,
     advice=_advice,
-    launcher=(OF_LAUNCHER[0], OF_LAUNCHER[1]._replace(help="Such as multi_gpu; as in TRL.")),
+    launcher=(OF_LAUNCHER[0], TrainOption("--accelerate_config", "NAME|FILE", "Such as multi_gpu; as in TRL.")),
 )
 
 
