@@ -39,7 +39,9 @@ _LEARNING = (
     "from the start at the sampled tokens, in nats per token. Seconds are CPU seconds of one thread, without evaluations."
 )
 _SEEDS = "Mean ± standard deviation over {seeds} seeds, each with its own world, policy and reward model."
-_RATES = "The highest gold reward of an evaluation by learning rate, in another world (one run each): {tried}."
+_RATES = (
+    "The learning rates were tried in another world, one run each. The highest gold reward of an evaluation there:\n\n{tried}"
+)
 _REAL = (
     "SmolLM2-135M-Instruct continues film reviews; the reward is a MiniLM classifier of their polarity that was trained on other reviews "
     "of the same data. {sizes} (rollouts x completions x the most tokens of a completion, and PPO's epochs). The learning rate is {rates}. "
@@ -137,11 +139,11 @@ def _learning(runs: list[Mapping[str, Any]], results: Sequence[Mapping[str, Any]
 def _tried(results: Sequence[Mapping[str, Any]], sizes: str) -> str:
     tried = [line for line in results if line["run"][0] == "rates" and line["run"][1] == sizes]
     texts = [
-        f"{TITLES[name]} "
+        f"- {TITLES[name]}: "
         + ", ".join(f"{_highest(line['points']):.3f} at {line['run'][3]:g}" for line in sorted(lines, key=_rate))
         for name, lines in _by_contender(tried).items()
     ]
-    return _RATES.format(tried="; ".join(texts)) if texts else ""
+    return _RATES.format(tried="\n".join(texts)) if texts else ""
 
 
 def _rate(line: Mapping[str, Any]) -> float:
