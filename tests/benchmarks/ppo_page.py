@@ -295,4 +295,5 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _paragraph(text: str) -> str:
-    return textwrap.fill(text, 138, break_long_words=False, break_on_hyphens=False)
+    lines = text.split("\n")  # those of lists stay
+    return "\n".join(textwrap.fill(line, 138, break_long_words=False, break_on_hyphens=False) for line in lines)
