@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -128,7 +129,7 @@ def _parts(page: str, heading: str) -> tuple[str, str, str]:
 
 def machine() -> str:
     """What the figures were measured on and with."""
-    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS if find_spec(name.replace("-", "_")))
     return f"{_cpu()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}; {versions}."
 
 
