@@ -241,7 +241,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         self.drop_figures("frac_reward_zero_std")
         self.record(
             {
-                "objective/kl": mean_kl,
+                **({"objective/kl": mean_kl} if self.reference.is_used else {}),  # without a reference, there is no divergence
                 "objective/entropy": self._mean(-(log_probs * generation.chosen).sum(1)),
                 "objective/scores": score,
                 "objective/non_score_reward": penalty,
@@ -297,7 +297,7 @@ class RolloutTrainer(OpenGRPOTrainer):
     def _evidence(self) -> str:
         """What the last logs say about the course of the training."""
         shown = ("objective/kl", "objective/scores", "policy/approxkl_avg")
-        entries = [entry for entry in self.state.log_history if "objective/kl" in entry][-3:]
+        entries = [entry for entry in self.state.log_history if "objective/scores" in entry][-3:]
         said = [
             f"step {entry['step']}: " + ", ".join(f"{name} {entry[name]:.4g}" for name in shown if entry.get(name) is not None)
             for entry in entries

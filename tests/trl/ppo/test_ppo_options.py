@@ -117,7 +117,7 @@ class TestRollouts:
         assert trained.reference.model is None
         assert trained.ref_model is None
         trained.train()
-        assert set(logged(trained, "objective/kl")) == {0.0}
+        assert not any("objective/kl" in entry for entry in trained.state.log_history)  # nothing to diverge from
 
     def test_the_reference_follows_the_policy(self, tmp_path: Path) -> None:
         trained = trainer(tmp_path, sync_ref_model=True, ref_model_mixup_alpha=1.0, ref_model_sync_steps=1)
