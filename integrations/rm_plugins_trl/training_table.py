@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -26,7 +27,7 @@ class Column(NamedTuple):
     width: int
 
 
-class TrainingTable(TrainerCallback):
+class TrainingTable(TrainerCallback, ABC):
     """Prints a line for each entry of a trainer's log and a closing line, and shows a bar where standard error is a terminal.
 
     Args:
@@ -47,6 +48,7 @@ class TrainingTable(TrainerCallback):
             trainer.remove_callback(printer)
         trainer.add_callback(self)
 
+    @abstractmethod
     def closing(self, steps: int, logs: Mapping[str, Any]) -> str:
         """The closing line.
 
@@ -54,7 +56,6 @@ class TrainingTable(TrainerCallback):
             steps: The steps of this training, since it was resumed.
             logs: The trainer's last log.
         """
-        raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say after which step the training resumes, and show the bar."""

@@ -32,6 +32,15 @@ class TrainOption(NamedTuple):
     default: str = ""
 
 
+EVALUATION_AND_CHECKPOINTS = (
+    TrainOption("--eval_strategy", "no|steps|epoch", "When to evaluate during training.", "no"),
+    TrainOption("--logging_steps", "N", "Steps between two lines of the table.", "10"),
+    TrainOption("--save_steps", "N", "Steps between two checkpoints.", "500"),
+    TrainOption("--resume_from_checkpoint", "true", "Resume from the last checkpoint of --output_dir."),
+    TrainOption("--report_to", "TRACKER", "Such as wandb or tensorboard.", "none"),
+)
+"""Those of every training."""
+
 LAUNCHER = "Several processes"
 OF_LAUNCHER = (
     TrainOption("--num_processes", "N", "One for each GPU; as in `accelerate launch`."),

@@ -26,6 +26,9 @@ from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.reward_model import POLICY_COLUMNS
 from rm_plugins_trl.reward_training.quiet import without_noise
 
+CALMER = "Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+"""What to do about a training that diverges."""
+
 _ENDLESS = 5
 _ENDLESS_COMPLETIONS = 32
 """After how many rollouts, and how many completions, without any end to warn."""
@@ -205,7 +208,7 @@ class RolloutTrainer(OpenGRPOTrainer):
                 raise
             raise TrainingError(
                 f"Step {self.state.global_step}: the policy's probabilities are not finite, so nothing can be sampled. {self._evidence()} "
-                "Lower learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
+                f"{CALMER}"
             ) from error
         generation = self._generated
         self._generation = None
@@ -290,8 +293,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         what = "is not finite" if not math.isfinite(kl) else f"is larger than max_kl={limit}"
         raise TrainingError(
             f"Step {self.state.global_step}: the policy's KL divergence from the reference, {kl:.4g} per completion, {what}. "
-            f"{self._evidence()} The policy was not changed by this rollout. Lower learning_rate, raise kl_coef, or set target_kl; "
-            "resume from an earlier checkpoint."
+            f"{self._evidence()} The policy was not changed by this rollout. {CALMER}"
         )
 
     def _evidence(self) -> str:

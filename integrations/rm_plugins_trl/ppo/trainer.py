@@ -26,7 +26,7 @@ from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import no_prompts, placeholder, prompt_datasets, too_few_prompts
 from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
 from rm_plugins_trl.ppo.rollout import Rollout
-from rm_plugins_trl.ppo.rollout_trainer import RolloutTrainer
+from rm_plugins_trl.ppo.rollout_trainer import CALMER, RolloutTrainer
 from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.quiet import without_noise
@@ -328,23 +328,19 @@ class PPOTrainer(RolloutTrainer):
         return optimizer
 
     def _before_step(self, *_: Any) -> None:
-        if self.args.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.critic.parameters(), self.args.max_grad_norm)
         if self._critic_alone:
             for parameter in self.model.parameters():
                 parameter.grad = None
-        if self.accelerator.scaler is not None:
-            return  # fp16's scaler leaves out such steps
-        for name, trained in (("policy", self.model), ("critic", self.critic)):
-            gradients = [parameter.grad for parameter in trained.parameters() if parameter.grad is not None]
-            if not math.isfinite(norm := float(nn.utils.get_total_norm(gradients))):
-                raise TrainingError(self._broken(f"the norm of the {name}'s gradient", norm))
+        norm = _gradient_norm(self.critic)
+        if self.accelerator.scaler is None:  # fp16's scaler leaves out a step that is not finite
+            for name, found in (("policy", _gradient_norm(self.model)), ("critic", norm)):
+                if not found.isfinite():
+                    raise TrainingError(self._broken(f"the norm of the {name}'s gradient", float(found)))
+        if self.args.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.critic.parameters(), self.args.max_grad_norm, norm)
 
     def _broken(self, what: str, value: float) -> str:
-        return (
-            f"Step {self.state.global_step}: {what} is {value}. {self._evidence()} The weights are those before this step. Lower "
-            "learning_rate, raise kl_coef, or set target_kl; resume from an earlier checkpoint."
-        )
+        return f"Step {self.state.global_step}: {what} is {value}. {self._evidence()} The weights are those before this step. {CALMER}"
 
     # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -377,6 +373,10 @@ class PPOTrainer(RolloutTrainer):
     def load_best(self, folder: str) -> None:
         """Take over the critic that belongs to the policy."""
         self.critic.load(Path(folder))
+
+
+def _gradient_norm(model: nn.Module) -> Tensor:
+    return nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
 
 
 def _arguments(given: Any) -> PPOConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rm_plugins_trl.trl_command import TrainOption
+from rm_plugins_trl.trl_command import EVALUATION_AND_CHECKPOINTS, TrainOption
 
 GROUPS: dict[str, tuple[TrainOption, ...]] = {
     "Model and data": (
@@ -29,11 +29,5 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
         TrainOption("--use_peft", "", "Train a LoRA adapter; see --lora_r, --lora_alpha."),
         TrainOption("--seed", "N", "Seed of everything random.", "42"),
     ),
-    "Evaluation and checkpoints": (
-        TrainOption("--eval_strategy", "no|steps|epoch", "When to evaluate during training.", "no"),
-        TrainOption("--logging_steps", "N", "Steps between two lines of the table.", "10"),
-        TrainOption("--save_steps", "N", "Steps between two checkpoints.", "500"),
-        TrainOption("--resume_from_checkpoint", "true", "Resume from the last checkpoint of --output_dir."),
-        TrainOption("--report_to", "TRACKER", "Such as wandb or tensorboard.", "none"),
-    ),
+    "Evaluation and checkpoints": EVALUATION_AND_CHECKPOINTS,
 }
