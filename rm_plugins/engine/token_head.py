@@ -116,11 +116,13 @@ class TokenHead:
         parts = [*zip(torch.split(hidden, size), torch.split(targets, size), strict=True)]
         if shards is not None:
             parts += [(hidden[:0], targets[:0])] * (shards.largest(len(parts))[0] - len(parts))
+        # The gradients of the last chunk are computed first, when nothing else of the head is in memory: its logits can stay until then.
+        recomputed = range(len(parts) - 1 if torch.is_grad_enabled() else 0)
         chunks = [
             checkpoint(self._of_chunk, states, chosen, temperature, use_reentrant=False)
-            if torch.is_grad_enabled()
+            if number in recomputed
             else self._of_chunk(states, chosen, temperature)
-            for states, chosen in parts
+            for number, (states, chosen) in enumerate(parts)
         ]
         log_probs, entropies = zip(*chunks, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)

@@ -77,7 +77,7 @@ def runs(small: bool, rounds: int) -> list[Run]:
         ]
     found += [Run("learning", name, seed, RATES[name], learning.name) for seed in range(seeds) for name in CONTENDERS]
     if not small:
-        found += [Run("real", name, 0, REAL_RATES[name], REAL.name) for name in CONTENDERS]
+        found += [Run("real", name, seed, REAL_RATES[name], REAL.name) for seed in range(seeds) for name in CONTENDERS]
     return found
 
 

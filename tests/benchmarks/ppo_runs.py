@@ -99,7 +99,7 @@ class LearningSizes:
         return f"{self.updates} x {self.completions} x {self.tokens}, {self.epochs} epochs"
 
 
-REAL = LearningSizes(updates=10, completions=8, epochs=2, points=1, prompts=32, tokens=16)
+REAL = LearningSizes(updates=20, completions=8, epochs=2, points=2, prompts=96, tokens=16)
 
 
 # --- Trainers -------------------------------------------------------------------------------------------------------------

@@ -67,15 +67,15 @@ class Progress:
         self.rollout, self.order, self.has_ended = rollout, [], False
 
     def shuffle(self, passes: int, accumulation: int, total: Callable[[Tensor], Tensor]) -> None:
-        """Begin an epoch: draw a new order, and count the tokens of each of its minibatches in all processes.
+        """Begin an epoch: draw a new order, unless one forward pass takes all completions, and count the tokens of each minibatch.
 
         Args:
             passes: How many forward passes an epoch takes.
             accumulation: How many of them are one minibatch.
-            total: Adds up over processes.
+            total: Adds up over processes, whose minibatches are one.
         """
         assert self.rollout is not None
-        self.order = torch.randperm(len(self.rollout)).tolist()
+        self.order = torch.randperm(len(self.rollout)).tolist() if passes > 1 else [*range(len(self.rollout))]
         minibatches = passes // accumulation
         size = len(self.rollout) // minibatches
         counts = [self.rollout.mask[self.order[start : start + size]].sum() for start in range(0, size * minibatches, size)]

@@ -128,8 +128,13 @@ def given_prompt_ids(
     A row may have ``input_ids``, or ``tools`` and ``chat_template_kwargs`` for the chat template.
 
     Raises:
-        DataError: A row has no prompt, or an empty one.
+        DataError: A row has no prompt, or an empty one; or some prompts are text and others are messages.
     """
+    if len({isinstance(row["prompt"], str) for row in rows if row.get("prompt") is not None}) > 1:
+        raise DataError(
+            f"Some prompts of {dataset} are text and others are messages, and a rollout has prompts of one kind. Write a text as messages: "
+            '[{"role": "user", "content": TEXT}].'
+        )
     if not any(row.get(name) for row in rows for name in _OF_A_ROW) and all(row.get("prompt") for row in rows):
         return None
     return [prompt_ids(row, tokenizer, f"A row of {dataset}") for row in rows]

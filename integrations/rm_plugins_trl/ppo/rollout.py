@@ -71,6 +71,21 @@ class Rollout:
 _TENSORS = ("mask", "log_probs", "values", "advantages", "returns", "weights")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What policy and critic say of the T tokens of some completions, completion by completion; float32.
+
+    Args:
+        values: The critic's estimates, [T].
+        log_probs: Log-probabilities under the policy, [T]; None if only the critic was asked.
+        entropy: The entropy of the policy's distribution at each token, in nats, [T]; None if only the critic was asked.
+    """
+
+    values: Tensor
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+
+
 @dataclass
 class Generation:
     """N completions that were just generated, and what is being found out about them.

@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rm_plugins.engine.token_forward import TokenForward
 from rm_plugins.errors import DataError, TrainingError
 from rm_plugins_trl.ppo.advantages import explained_variance, generalized_advantages, token_rewards, whitened
 from rm_plugins_trl.ppo.config import PPOConfig
@@ -21,8 +23,9 @@ from rm_plugins_trl.ppo.policy import Reference
 from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import given_prompt_ids, refuse_unreadable
 from rm_plugins_trl.ppo.rewards import CompletionRewards, unlearned
-from rm_plugins_trl.ppo.rollout import Generation, Rollout, by_completion
+from rm_plugins_trl.ppo.rollout import Generation, Reading, Rollout, by_completion
 from rm_plugins_trl.ppo.steps import StepRewards
+from rm_plugins_trl.ppo.value_functions import Critic
 from rm_plugins_trl.reward_model import POLICY_COLUMNS
 from rm_plugins_trl.reward_training.quiet import without_noise
 
@@ -41,13 +44,19 @@ class RolloutTrainer(OpenGRPOTrainer):
     """The configuration."""
     log_completions: bool
     reference: Reference
+    critic: Critic
     progress: Progress
     """Where the training is in its rollout."""
+    _policy: TokenForward
     _critic: Any
+    _attention: ExitStack
+    """The contexts in which a pass runs forward and backward."""
     _completion_rewards: CompletionRewards
     _steps: StepRewards
     _rows: Sequence[dict[str, Any]] = ()
     _generation: Generation | None = None
+    _reading: Reading | None = None
+    """The reading of the rollout, where the next `compute_loss` would read the same completions with the same weights."""
     _endless: float = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -142,7 +151,7 @@ class RolloutTrainer(OpenGRPOTrainer):
         """The log-probabilities of what was generated, under the policy, [N, width]."""
         generation = self._generated
         if generation.log_probs is None:
-            self._read_policy(generation)
+            self._read(generation)
         assert generation.log_probs is not None
         return nn.functional.pad(generation.log_probs, (0, width - generation.log_probs.shape[1]))
 
@@ -168,29 +177,59 @@ class RolloutTrainer(OpenGRPOTrainer):
         assert self._generation is not None, "nothing was generated"
         return self._generation
 
-    @torch.no_grad()
-    def _read_policy(self, generation: Generation) -> None:
-        log_probs, values = [], []
-        for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size):
-            with self.accelerator.autocast():
-                read = self.model(rows=rows, completion_starts=starts)
-                values.append(self._critic(rows=rows, starts=starts, hidden=read.hidden).float())
-            log_probs.append(read.log_probs.float())
-        generation.log_probs = by_completion(torch.cat(log_probs), generation.is_token)
-        generation.values = by_completion(torch.cat(values), generation.is_token)
+    def _read(self, generation: Generation) -> None:
+        """Ask policy and critic about what was generated.
 
-    @torch.no_grad()
+        If the next forward pass of the updates takes the same completions, it takes this reading, with its gradients, too.
+        """
+        learns = self.mode == "train"
+        is_next = not learns or self.args.steps_per_generation == 1
+        keeps = learns and is_next
+        model = self.model_wrapped if keeps else self.model
+        log_probs, entropy, values = [], [], []
+        with torch.set_grad_enabled(keeps), self.accelerator.autocast():
+            size = len(generation.rows) if keeps else self.settings.local_rollout_forward_batch_size
+            for rows, starts in generation.chunks(size):
+                policy = self.read_policy(model, rows, starts)
+                log_probs.append(policy.log_probs.float())
+                entropy.append(policy.entropy)
+                values.append(self.read_values(rows, starts, policy.hidden))
+            reading = Reading(torch.cat(values), torch.cat(log_probs), torch.cat(entropy))
+        generation.log_probs, generation.values = (
+            by_completion(torch.cat(tokens).detach(), generation.is_token) for tokens in (log_probs, values)
+        )
+        self._reading = reading if is_next else None
+
+    def read_policy(self, model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Any:
+        """The policy's `TokenOutput` for completions; without gradients while the critic learns alone."""
+        self._attention.enter_context(self._policy.attention())
+        with torch.no_grad() if self.critic_alone else nullcontext():
+            return (self.model if self.critic_alone else model)(rows=rows, completion_starts=starts)
+
+    def read_values(self, rows: Sequence[Sequence[int]], starts: Sequence[int], hidden: Tensor | None) -> Tensor:
+        """The critic's values of completions, [T]. Its gradients are exchanged with the policy's, once a step."""
+        is_last = self.mode == "eval" or self.accelerator.sync_gradients
+        with nullcontext() if is_last else self.accelerator.no_sync(model=self._critic):
+            self._attention.enter_context(self.critic.attention())
+            values: Tensor = self._critic(rows=rows, starts=starts, hidden=hidden).float()
+        return values
+
+    @property
+    def critic_alone(self) -> bool:
+        """Whether only the critic learns now."""
+        return self.mode == "train" and self.state.global_step < self.settings.critic_warmup_steps
+
     def _read_all(self) -> None:
         generation = self._generated
-        if generation.log_probs is None:
-            self._read_policy(generation)
         if self.reference.is_used:
-            with self.reference.of(self.model) as reference, self.accelerator.autocast():
+            with torch.no_grad(), self.reference.of(self.model) as reference, self.accelerator.autocast():
                 read = [
                     reference(rows=rows, completion_starts=starts).log_probs.float()
                     for rows, starts in generation.chunks(self.settings.local_rollout_forward_batch_size)
                 ]
             generation.ref_log_probs = by_completion(torch.cat(read), generation.is_token)
+        if generation.log_probs is None:  # last, because its activations may stay until the updates
+            self._read(generation)
 
     def rolled_out(self, rows: list[dict[str, Any]], learn: Callable[[], dict[str, Any]]) -> Rollout:
         """Completions of the rows' prompts, with everything that the losses need.
@@ -200,7 +239,7 @@ class RolloutTrainer(OpenGRPOTrainer):
             ScoringError: The reward abstained on all completions, or is infinite.
             TrainingError: The policy's probabilities are not finite, or the KL divergence is not, or is larger than ``max_kl``.
         """
-        self._rows = rows
+        self._rows, self._reading = rows, None
         try:
             found = learn()
         except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sized
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from rm_plugins_trl.ppo.policy import load_policy, policy_tokenizer, reference_o
 from rm_plugins_trl.ppo.progress import Progress
 from rm_plugins_trl.ppo.prompts import no_prompts, placeholder, prompt_datasets, too_few_prompts
 from rm_plugins_trl.ppo.rewards import CompletionRewards, reward_functions
-from rm_plugins_trl.ppo.rollout import Rollout
+from rm_plugins_trl.ppo.rollout import Reading, Rollout
 from rm_plugins_trl.ppo.rollout_trainer import CALMER, RolloutTrainer
 from rm_plugins_trl.ppo.steps import StepRewards
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
@@ -247,10 +247,6 @@ class PPOTrainer(RolloutTrainer):
         with ExitStack() as self._attention:
             return super().prediction_step(*args, **kwargs)
 
-    @property
-    def _critic_alone(self) -> bool:
-        return self.mode == "train" and self.state.global_step < self.settings.critic_warmup_steps
-
     def compute_loss(
         self, model: nn.Module, inputs: Rollout, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -260,22 +256,16 @@ class PPOTrainer(RolloutTrainer):
             TrainingError: It is not finite.
         """
         settings, batch = self.settings, inputs
-        is_token, alone = batch.is_token, self._critic_alone
+        is_token, alone = batch.is_token, self.critic_alone
         mask = batch.mask[is_token]
-        read = None
-        if not alone or self.critic.needs_hidden:
-            self._attention.enter_context(self._policy.attention())
-            with torch.no_grad() if alone else nullcontext():
-                read = (self.model if alone else model)(rows=batch.rows, completion_starts=batch.starts)
-        with self._unless_synchronized():
-            self._attention.enter_context(self.critic.attention())
-            values = self._critic(rows=batch.rows, starts=batch.starts, hidden=None if read is None else read.hidden).float()
+        read, self._reading = self._reading or self._read_again(model, batch), None
+        values = read.values
         of_value = value_loss(values, batch.values[is_token], batch.returns[is_token], settings.cliprange_value)
         sums = {"loss/value_avg": of_value.loss, "val/clipfrac_avg": of_value.is_clipped.float()}
         per_token = settings.vf_coef * of_value.loss
         if not alone:
-            assert read is not None
-            log_ratio = read.log_probs.float() - batch.log_probs[is_token]
+            assert read.log_probs is not None and read.entropy is not None
+            log_ratio = read.log_probs - batch.log_probs[is_token]
             of_policy = policy_loss(log_ratio, batch.advantages[is_token], settings.cliprange)
             loss = of_policy.loss if batch.weights is None else of_policy.loss * batch.weights[is_token]
             per_token = per_token + loss - settings.entropy_coef * read.entropy
@@ -290,17 +280,17 @@ class PPOTrainer(RolloutTrainer):
         mean = torch.where(mask, per_token, 0.0).sum() / self._tokens(mask)
         return mean * int(self.accelerator.num_processes)  # data parallelism divides by it
 
+    def _read_again(self, model: nn.Module, batch: Rollout) -> Reading:
+        if self.critic_alone and not self.critic.needs_hidden:
+            return Reading(self.read_values(batch.rows, batch.starts, None))
+        policy = self.read_policy(model, batch.rows, batch.starts)
+        return Reading(self.read_values(batch.rows, batch.starts, policy.hidden), policy.log_probs.float(), policy.entropy)
+
     def _tokens(self, mask: Tensor) -> float:
         """The number of tokens that the loss is a mean over: those of the minibatch, in all its forward passes and processes."""
         if self.mode == "eval":
             return max(float(self._total(mask.sum())), 1.0)
         return self.progress.minibatch_tokens(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
-
-    def _unless_synchronized(self) -> AbstractContextManager[Any]:
-        """The critic's gradients are exchanged with the policy's, once a step."""
-        is_last = self.mode == "eval" or self.accelerator.sync_gradients
-        context: AbstractContextManager[Any] = nullcontext() if is_last else self.accelerator.no_sync(model=self._critic)
-        return context
 
     def _record_updates(self, sums: Mapping[str, Tensor], mask: Tensor) -> None:
         stacked = torch.stack([torch.where(mask, numbers.detach(), 0.0).double().sum() for numbers in sums.values()])
@@ -328,7 +318,7 @@ class PPOTrainer(RolloutTrainer):
         return optimizer
 
     def _before_step(self, *_: Any) -> None:
-        if self._critic_alone:
+        if self.critic_alone:
             for parameter in self.model.parameters():
                 parameter.grad = None
         norm = _gradient_norm(self.critic)

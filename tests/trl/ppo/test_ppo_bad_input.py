@@ -153,6 +153,16 @@ def test_a_stream_of_too_few_rows(tmp_path: Path) -> None:
         trainer(tmp_path, train_dataset=IterableDataset.from_generator(rows)).train()
 
 
+def test_a_stream_of_texts_and_messages(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in PROMPTS * 4:
+            yield {"prompt": row["prompt"]}
+            yield {"prompt": [{"role": "user", "content": row["prompt"]}]}
+
+    with pytest.raises(DataError, match="Some prompts of train_dataset are text and others are messages"):
+        trainer(tmp_path, train_dataset=IterableDataset.from_generator(rows)).train()
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [(None, "A row of train_dataset has no 'prompt'"), ("", "A row of train_dataset has a prompt of 0 tokens")],

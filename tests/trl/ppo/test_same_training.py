@@ -28,11 +28,15 @@ COMMON: dict[str, Any] = {
     **{"num_ppo_epochs": 2, "gradient_accumulation_steps": 2, "response_length": 7, "temperature": 1.0},
     **{"learning_rate": 2e-3, "save_strategy": "no", "logging_steps": 1, "adam_epsilon": 1e-3},
 }
+ONE_PASS = {"gradient_accumulation_steps": 1}
+"""A rollout is one forward pass, whose first one reads what the rewards need, too."""
 SPLIT: dict[str, dict[str, Any]] = {
     "critic of the policy": {"config": {"critic": "policy", "whiten_rewards": True}},
     "head": {"config": {"critic": "head", "vf_coef": 0.5}},
     "adapter and head": {"config": {"critic": "head", "reward_scaling": "running"}, "lora": True},
     "adapter and critic of the policy": {"config": {"critic": "policy", "max_grad_norm": 0.05}, "lora": True},
+    "critic of the policy, in one pass": {"config": {"critic": "policy", "whiten_rewards": True, **ONE_PASS}, "rows": 8},
+    "head, in one pass": {"config": {"critic": "head", "vf_coef": 0.5, **ONE_PASS}, "rows": 8},
 }
 """Trainings whose completions are given: those of two processes must be those of one."""
 # A rollout has 2 * 2 optimizer steps, and the 24 prompts are 3 rollouts, which are 12 steps.
@@ -80,7 +84,7 @@ def split(policy: str, folder: Path, processes: int) -> list[dict[str, Any]]:
             "config": {
                 **COMMON,
                 "output_dir": str(folder / name),
-                "per_device_train_batch_size": 4 // processes,
+                "per_device_train_batch_size": job.get("rows", 4) // processes,
                 "total_episodes": 40,
                 **job["config"],
             },
@@ -160,6 +164,23 @@ def test_two_processes_give_the_weights_of_one(name: str, one: Path, two: Path, 
     changed = [key for key, tensor in expected["policy"].items() if key not in before or not torch.equal(before[key], tensor)]
     assert len(changed) >= 4
     assert all(tensor.abs().max() > 1e-4 for key, tensor in expected["critic"].items() if "score" in key)
+
+
+@pytest.mark.parametrize("name", ["critic of the policy", "head"])
+def test_a_minibatch_in_one_forward_pass_or_two_gives_the_same_weights(name: str, one: Path) -> None:
+    (two_passes,), (one_pass,) = states(one / name), states(one / f"{name}, in one pass")
+    assert one_pass["prompts"] == two_passes["prompts"]
+    for part in ("policy", "critic"):
+        same(one_pass[part], two_passes[part], part, atol=1e-6, rtol=0)
+
+
+def test_the_schedule_counts_optimizer_steps(one: Path) -> None:
+    (whole,) = states(one / "whole")
+    rates = torch.tensor(whole["rates"], dtype=torch.float64)
+    assert len(rates) == LONG["max_steps"]
+    torch.testing.assert_close(
+        rates.diff(), torch.full((19,), -COMMON["learning_rate"] / LONG["max_steps"], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(("name", "processes"), [*((name, 1) for name in RESUMED), *((name, 2) for name in IN_TWO_PROCESSES)])

@@ -95,6 +95,7 @@ def state_of(trainer: Job) -> dict[str, Any]:
         "prompts": trainer.prompts,
         "random": torch.rand(2),
         "step": trainer.state.global_step,
+        "rates": [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry],
         "episode": [entry["episode"] for entry in trainer.state.log_history if "episode" in entry],
     }
 
