@@ -336,3 +336,15 @@ class TestCritics:
         before = weights(trained.critic)
         trained.train()
         assert not same(before, weights(trained.critic))
+
+
+@pytest.mark.parametrize(("passes", "readings"), [(1, 3), (2, 1 + 3 * 2)])
+def test_a_rollout_of_one_forward_pass_is_read_once_before_and_in_the_first_epoch(
+    passes: int, readings: int, tmp_path: Path
+) -> None:
+    size = {"per_device_train_batch_size": 8 // passes, "gradient_accumulation_steps": passes}
+    trained = trainer(tmp_path, num_ppo_epochs=3, num_mini_batches=1, total_episodes=8, **size)
+    calls: list[int] = []
+    trained.critic.register_forward_hook(lambda *_: calls.append(1))
+    trained.train()
+    assert len(calls) == readings
