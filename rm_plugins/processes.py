@@ -2,24 +2,116 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 import sys
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rm_plugins.errors import ProcessError
+from rm_plugins.late_processes import await_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
 
+_FRAME = 1024
+"""Bytes of the first exchange: what a process is about, and its value if there is room, so that few values need a second one."""
+_HEAD = struct.Struct("<q64s")
+"""The length of the value, and what is exchanged."""
+_ROOM = _FRAME - _HEAD.size
 
-def all_gathered(value: Value) -> list[Value]:
+
+def all_gathered(value: Value, purpose: str = "values") -> list[Value]:
     """The value of every process, in the order of ranks; only this process's value if ``torch.distributed`` is not initialized.
 
-    All processes must make the same calls in the same order.
+    All processes must make the same calls in the same order. A process that does not come is named (`rm_plugins.late_processes`).
 
     Args:
         value: Anything that can be pickled.
+        purpose: What is exchanged, for messages.
+
+    Raises:
+        ProcessError: Another process is late by more than half of the group's timeout, or has ended.
     """
     torch = sys.modules.get("torch")  # if torch was never imported, nothing is initialized
     distributed = getattr(torch, "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return [value]
-    values: list[Value] = [value] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
+    return gathered(value, purpose)
+
+
+def gathered(value: Value, purpose: str, group: ProcessGroup | None = None) -> list[Value]:
+    """The value of every process of a group, in the group's order.
+
+    Args:
+        value: Anything that can be pickled.
+        purpose: What is exchanged, for messages.
+        group: The processes; None is the group of all processes.
+
+    Raises:
+        ProcessError: As in `all_gathered`; or the processes exchange different things, so they have taken different steps.
+    """
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    frames = _exchanged((_HEAD.pack(len(data), purpose.encode()) + data[:_ROOM]).ljust(_FRAME, b"\0"), purpose, group)
+    lengths, purposes = zip(*map(_HEAD.unpack_from, frames), strict=True)
+    if len({*purposes}) > 1:
+        raise _out_of_step([purpose.rstrip(b"\0").decode(errors="replace") for purpose in purposes], group)
+    contents = [frame[_HEAD.size :] for frame in frames]
+    if (more := max(lengths) - _ROOM) > 0:
+        rests = _exchanged(data[_ROOM:].ljust(more, b"\0"), purpose, group)
+        contents = [content + rest for content, rest in zip(contents, rests, strict=True)]
+    return [pickle.loads(content[:length]) for content, length in zip(contents, lengths, strict=True)]
+
+
+def largest(numbers: Sequence[int], purpose: str, group: ProcessGroup | None = None) -> list[int]:
+    """The largest value of each number in any process of a group.
+
+    Args:
+        numbers: This process's numbers.
+        purpose: What they are, for messages.
+        group: The processes; None is the group of all processes.
+    """
+    return [*map(max, zip(*gathered(tuple(numbers), purpose, group), strict=True))]
+
+
+def device_of(group: ProcessGroup | None) -> str:
+    """A device on which a group communicates; the CPU if possible, because numbers are needed there."""
+    from torch import distributed
+
+    devices = [part.partition(":")[0] for part in distributed.get_backend_config(group).split(",")]
+    return "cpu" if "cpu" in devices else devices[0]
+
+
+def _exchanged(data: bytes, purpose: str, group: ProcessGroup | None) -> list[bytes]:
+    """The bytes of every process, as many in all of them."""
+    import torch
+    from torch import distributed
+
+    group = _known(group)
+    device = device_of(group)
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+    every: Tensor = own.new_empty(distributed.get_world_size(group) * len(data))
+    await_all(distributed.all_gather([*every.view(-1, len(data))], own, group, async_op=True), group, device, purpose)
+    found = every.cpu().numpy().tobytes()
+    return [found[start : start + len(data)] for start in range(0, len(found), len(data))]
+
+
+def _out_of_step(purposes: Sequence[str], group: ProcessGroup | None) -> ProcessError:
+    from torch import distributed
+
+    ranks = distributed.get_process_group_ranks(_known(group))
+    told = "; ".join(f"process {rank}: {purpose}" for rank, purpose in zip(ranks, purposes, strict=True))
+    return ProcessError(
+        f"The processes of this training have taken different steps, and now exchange different things ({told}). All of them must run "
+        "the same code on batches of the same number."
+    )
+
+
+def _known(group: ProcessGroup | None) -> Any:
+    """The group, also of all processes."""
+    from torch import distributed
+
+    return distributed.group.WORLD if group is None else group

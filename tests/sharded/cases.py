@@ -235,7 +235,7 @@ def no_row_anywhere() -> None:
 def whole_weights_exchange_nothing() -> None:
     model = family_model("llama", {})
     forward = BatchForward(model, 100)
-    names = ("all_reduce", "all_gather_object")
+    names = ("all_reduce", "all_gather", "all_gather_object")
     before = {name: getattr(distributed, name) for name in names}
 
     def refuse(*_: Any, **__: Any) -> None:

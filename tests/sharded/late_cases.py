@@ -1,0 +1,91 @@
+"""Groups of three processes of which one is late, ended, or takes other steps; each writes what happened to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from rm_plugins.engine.shards import Shards
+from rm_plugins.processes import all_gathered
+
+PROCESSES = 3
+TIMEOUT = timedelta(seconds=5)
+LATE = 1
+"""The process that misbehaves."""
+
+
+def _sleeps(seconds: float) -> Callable[[], None]:
+    return lambda: time.sleep(seconds)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "late, but not too late": _sleeps(2),
+    "sleeps": _sleeps(600),
+    "ends": lambda: os._exit(3),
+    "ends while the others wait": lambda: (time.sleep(1.5), os._exit(3))[0],
+    "fails": lambda: sys.exit("a broken row"),
+    "takes another step": lambda: print(all_gathered("other", "the numbers of items")),
+    "is elsewhere": lambda: print(distributed.barrier()),
+}
+
+
+def start(case: str, folder: Path) -> list[multiprocessing.context.ForkProcess]:
+    """Start the processes of a case."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run, args=(case, folder, rank)) for rank in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _run(case: str, folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    (folder / case).mkdir(exist_ok=True)
+    logging.basicConfig(filename=folder / case / f"{rank}.log", format="%(message)s", force=True)
+    distributed.init_process_group("gloo", f"file://{folder / case / 'meeting'}", timeout=TIMEOUT, rank=rank, world_size=PROCESSES)
+    shards = Shards((None,))
+    assert all_gathered(rank) == [*range(PROCESSES)]
+    assert all_gathered("x" * 5_000 * rank)[2] == "x" * 10_000  # in two exchanges
+    assert shards.any(rank == 2) and not shards.any(False)
+    distributed.barrier()
+    if rank == LATE:
+        CASES[case]()
+    started = time.monotonic()
+    error = ""
+    try:
+        all_gathered(rank, "the rewards of a batch")
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    found = {"error": error, "seconds": time.monotonic() - started, "left": time.time()}
+    (folder / case / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    sys.exit(1 if error else 0)
+
+
+def main() -> None:
+    """Run all cases, or those named after the folder, at once; write for each when each process had ended."""
+    folder, chosen = Path(sys.argv[1]), sys.argv[2:] or [*CASES]
+    started = {case: start(case, folder) for case in chosen}
+    until = time.monotonic() + 25
+    for case, processes in started.items():
+        for rank, process in enumerate(processes):
+            if not (rank == LATE and case == "sleeps"):
+                process.join(max(0.0, until - time.monotonic()))
+        ended = [process.exitcode for process in processes]
+        (folder / case / "ended.json").write_text(json.dumps(ended), encoding="utf-8")
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+if __name__ == "__main__":
+    main()
