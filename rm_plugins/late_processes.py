@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ WARNS_AFTER = 60.0
 SHARE_OF_TIMEOUT = 0.5
 """The part of the group's timeout after which waiting is an error; torch's own would not name anybody."""
 
+_MARGIN = 0.5
+"""Seconds for a call to end itself at its limit."""
 _SPINS = 0.002
 _PAUSE = 0.000_5
 """Where a process must ask whether a call is done: at first without pauses, then with these, in seconds."""
@@ -37,29 +41,49 @@ _calls: Counter[str] = Counter()
 """The calls of each group so far. A group's processes make the same calls in the same order, so all of them count the same."""
 
 
-def await_all(work: Work, group: ProcessGroup, device: str, purpose: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a process waits for the others of a group.
+
+    Args:
+        limit: The time after which it is an error.
+        ends_calls: Whether a call must be started with this limit. A call of gloo would keep Python from exiting until its own time is up.
+            One of NCCL would end the process then, before the error names anybody.
+    """
+
+    limit: timedelta
+    ends_calls: bool
+
+    @classmethod
+    def of(cls, group: ProcessGroup, device: str) -> Patience:
+        """That of a group on this device."""
+        import torch
+        from torch.distributed.distributed_c10d import default_pg_timeout
+
+        backend = group._get_backend(torch.device(device))
+        timeout = getattr(getattr(backend, "options", None), "_timeout", default_pg_timeout)
+        return cls(timeout * SHARE_OF_TIMEOUT, backend.name() == "gloo")
+
+
+def await_all(work: Work, group: ProcessGroup, patience: Patience, purpose: str) -> None:
     """Wait until a collective is done.
 
     Args:
         work: The collective, which has been started.
         group: The group of the processes.
-        device: The device on which they communicate.
+        patience: How long to wait.
         purpose: What the processes exchange, for messages.
 
     Raises:
         ProcessError: A process is late by more than half of the group's timeout, or has ended.
     """
-    import torch
-    from torch import distributed
-
+    started = time.monotonic()
     _calls[group.group_name] += 1
     call = _Call(group, _calls[group.group_name], purpose)
-    backend = group._get_backend(torch.device(device))
-    timeout = getattr(getattr(backend, "options", None), "_timeout", distributed.distributed_c10d.default_pg_timeout)
-    limit = SHARE_OF_TIMEOUT * timeout.total_seconds()
-    waits = _waits_on_host if backend.name() == "gloo" else _waits_on_device
+    limit = patience.limit.total_seconds()
     warns = min(WARNS_AFTER, limit / 2)
     announces = min(ANNOUNCED_AFTER, warns / 2)
+    waits = _waits_on_host if patience.ends_calls else _waits_on_device
     try:
         if waits(work, announces):
             return
@@ -69,10 +93,13 @@ def await_all(work: Work, group: ProcessGroup, device: str, purpose: str) -> Non
         logger.warning(
             "Process %d has waited %.0f s for %s. After %.0f s this is an error.", call.rank, warns, call.awaited(), limit
         )
-        if waits(work, limit - warns):
+        if waits(work, limit - warns + _MARGIN):
             return
-    except RuntimeError as error:  # a connection was closed
-        raise call.broken(error, limit) from error
+    except RuntimeError as error:
+        if time.monotonic() - started < limit:
+            raise call.broken(error, limit) from error
+    if not patience.ends_calls:
+        call.end()
     raise call.late(limit)
 
 
@@ -104,11 +131,9 @@ class _Call:
 
     def late(self, seconds: float) -> ProcessError:
         """The error where the wait was too long."""
-        awaited = self.awaited()
-        self._give_up()
         return ProcessError(
-            f"Process {self.rank} waited {seconds:.0f} s for {awaited}. A process that is late has ended, hangs, is much slower, or takes "
-            "other steps than the others; see its own output. If it only needs longer, raise the timeout of the processes "
+            f"Process {self.rank} waited {seconds:.0f} s for {self.awaited()}. A process that is late has ended, hangs, is much slower, or "
+            "takes other steps than the others; see its own output. If it only needs longer, raise the timeout of the processes "
             "(`ddp_timeout`, in seconds), of which half is waited."
         )
 
@@ -119,26 +144,23 @@ class _Call:
             until = time.monotonic() + min(2 * ANNOUNCED_AFTER, limit)
             while (late := self._late()) and time.monotonic() < until:
                 time.sleep(0.05)
-            ended = _named(late) if late else "another process"
+            who = _named(late) if late else "another process"
         except RuntimeError:  # the store has ended too
-            ended = "the process that keeps their store, usually process 0,"
-        self._give_up()
+            who = "the process that keeps their store, usually process 0,"
         return ProcessError(
-            f"Process {self.rank} waited to exchange {self.purpose} (call {self.number}), and {ended} ended meanwhile. See the output of the "
-            f"process that ended for the cause. ({error})"
+            f"Process {self.rank} waited for {who} to exchange {self.purpose} (call {self.number}), and the connection was closed. The "
+            f"other process has probably ended: see its output for the cause. ({error})"
         )
+
+    def end(self) -> None:
+        """End what still runs on a GPU, for which Python would wait when it exits."""
+        with suppress(AttributeError, RuntimeError):  # of an old torch, or a backend that cannot
+            self.group.abort()
 
     def _late(self) -> list[int]:
         """The processes that have not announced this call."""
         keys = {rank: _key(rank) for rank in self._ranks if rank != self.rank}
         return [rank for rank, key in keys.items() if not self._store.check([key]) or int(self._store.get(key)) < self.number]
-
-    def _give_up(self) -> None:
-        """End what still runs in the background, for which Python would wait when it exits."""
-        try:
-            self.group.abort()
-        except (AttributeError, RuntimeError):  # of an old torch, or a backend that cannot
-            logger.debug("The group of the processes could not be aborted.", exc_info=True)
 
     @property
     def _store(self) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.errors import ProcessError
-from rm_plugins.late_processes import await_all
+from rm_plugins.late_processes import Patience, await_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,12 +89,18 @@ def _exchanged(data: bytes, purpose: str, group: ProcessGroup | None) -> list[by
     """The bytes of every process, as many in all of them."""
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import AllgatherOptions
 
     group = _known(group)
     device = device_of(group)
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
     every: Tensor = own.new_empty(distributed.get_world_size(group) * len(data))
-    await_all(distributed.all_gather([*every.view(-1, len(data))], own, group, async_op=True), group, device, purpose)
+    patience = Patience.of(group, device)
+    options = AllgatherOptions()
+    options.asyncOp = True
+    if patience.ends_calls:
+        options.timeout = patience.limit
+    await_all(group.allgather([[*every.view(-1, len(data))]], [own], options), group, patience, purpose)
     found = every.cpu().numpy().tobytes()
     return [found[start : start + len(data)] for start in range(0, len(found), len(data))]
 

@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from rm_plugins import late_processes, processes
 from rm_plugins.engine.shards import Shards
 from rm_plugins.processes import all_gathered
 
 PROCESSES = 3
-TIMEOUT = timedelta(seconds=5)
+TIMEOUT = timedelta(seconds=80)
+LIMIT = 2.5
+"""Seconds that the processes wait."""
 LATE = 1
 """The process that misbehaves."""
 
@@ -42,17 +45,20 @@ CASES: dict[str, Callable[[], None]] = {
 def start(case: str, folder: Path) -> list[multiprocessing.context.ForkProcess]:
     """Start the processes of a case."""
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run, args=(case, folder, rank)) for rank in range(PROCESSES)]
-    for process in processes:
+    started = [context.Process(target=_run, args=(case, folder, rank)) for rank in range(PROCESSES)]
+    for process in started:
         process.start()
-    return processes
+    return started
 
 
 def _run(case: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    late_processes.SHARE_OF_TIMEOUT = LIMIT / TIMEOUT.total_seconds()
     (folder / case).mkdir(exist_ok=True)
     logging.basicConfig(filename=folder / case / f"{rank}.log", format="%(message)s", force=True)
-    distributed.init_process_group("gloo", f"file://{folder / case / 'meeting'}", timeout=TIMEOUT, rank=rank, world_size=PROCESSES)
+    distributed.init_process_group(
+        "gloo", f"file://{folder / case / 'meeting'}", timeout=TIMEOUT, rank=rank, world_size=PROCESSES
+    )
     shards = Shards((None,))
     assert all_gathered(rank) == [*range(PROCESSES)]
     assert all_gathered("x" * 5_000 * rank)[2] == "x" * 10_000  # in two exchanges
@@ -60,13 +66,17 @@ def _run(case: str, folder: Path, rank: int) -> None:
     distributed.barrier()
     if rank == LATE:
         CASES[case]()
+    works: list[distributed.Work] = []
+    await_all = processes.await_all
+    processes.await_all = lambda work, *arguments: (works.append(work), await_all(work, *arguments))[1]  # type: ignore[assignment]
     started = time.monotonic()
     error = ""
     try:
         all_gathered(rank, "the rewards of a batch")
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
-    found = {"error": error, "seconds": time.monotonic() - started, "left": time.time()}
+    # Python would wait for a call that still runs when it exits.
+    found = {"error": error, "seconds": time.monotonic() - started, "runs": any(not work.is_completed() for work in works)}
     (folder / case / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     sys.exit(1 if error else 0)
 
@@ -75,16 +85,15 @@ def main() -> None:
     """Run all cases, or those named after the folder, at once; write for each when each process had ended."""
     folder, chosen = Path(sys.argv[1]), sys.argv[2:] or [*CASES]
     started = {case: start(case, folder) for case in chosen}
-    until = time.monotonic() + 25
-    for case, processes in started.items():
-        for rank, process in enumerate(processes):
+    until = time.monotonic() + 30
+    for case, of_case in started.items():
+        for rank, process in enumerate(of_case):
             if not (rank == LATE and case == "sleeps"):
                 process.join(max(0.0, until - time.monotonic()))
-        ended = [process.exitcode for process in processes]
-        (folder / case / "ended.json").write_text(json.dumps(ended), encoding="utf-8")
-        for process in processes:
+        codes = [process.exitcode for process in of_case]
+        (folder / case / "ended.json").write_text(json.dumps(codes), encoding="utf-8")
+        for process in of_case:
             process.kill()
-            process.join()
 
 
 if __name__ == "__main__":
