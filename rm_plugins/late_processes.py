@@ -32,7 +32,7 @@ SHARE_OF_TIMEOUT = 0.5
 """The part of the group's timeout after which waiting is an error; torch's own would not name anybody."""
 
 _MARGIN = 0.5
-"""Seconds for a call to end itself at its limit."""
+"""Seconds around its limit within which a call ends itself."""
 _SPINS = 0.002
 _PAUSE = 0.000_5
 """Where a process must ask whether a call is done: at first without pauses, then with these, in seconds."""
@@ -96,7 +96,7 @@ def await_all(work: Work, group: ProcessGroup, patience: Patience, purpose: str)
         if waits(work, limit - warns + _MARGIN):
             return
     except RuntimeError as error:
-        if time.monotonic() - started < limit:
+        if time.monotonic() - started < limit - _MARGIN:
             raise call.broken(error, limit) from error
     if not patience.ends_calls:
         call.end()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_plugins.errors import ProcessError
@@ -22,6 +28,9 @@ _FRAME = 1024
 _HEAD = struct.Struct("<q64s")
 """The length of the value, and what is exchanged."""
 _ROOM = _FRAME - _HEAD.size
+_SHOWN = 60
+"""Characters of a fact in a message."""
+_PACKAGES = ("rm-plugins", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets")
 
 
 def all_gathered(value: Value, purpose: str = "values") -> list[Value]:
@@ -41,6 +50,66 @@ def all_gathered(value: Value, purpose: str = "values") -> list[Value]:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return [value]
     return gathered(value, purpose)
+
+
+def check_same(facts: Callable[[], Mapping[str, Any]], purpose: str) -> None:
+    """Check that all processes have the same facts and the same packages. Each of them must call this.
+
+    Args:
+        facts: Finds this process's facts, as JSON values by name. None is not known in this process, and not compared. If it fails in one
+            process, all of them end with an error.
+        purpose: What the facts are, for messages.
+
+    Raises:
+        ProcessError: A fact differs, or another process could not find its facts.
+    """
+    own: dict[str, Any] = {}
+    problem: Exception | None = None
+    try:
+        own = {**facts(), **packages()}
+    except Exception as error:  # the other processes wait for an answer
+        problem = error
+    told = None if problem is None else f"{type(problem).__name__}: {problem}"
+    every = all_gathered((own, told), purpose)
+    if problem is not None:
+        raise problem
+    if failed := [f"process {rank}: {told}" for rank, (_, told) in enumerate(every) if told is not None]:
+        raise ProcessError(f"Another process of this training has failed ({'; '.join(failed)}).")
+    names = dict.fromkeys(name for facts_of_process, _ in every for name in facts_of_process)
+    if differences := [told for name in names if (told := _difference(name, [process.get(name) for process, _ in every]))]:
+        raise ProcessError(
+            f"The processes of this training differ: {'; '.join(differences)}. Give every node the same files, settings and packages, so "
+            "that all processes train the same."
+        )
+
+
+def _difference(name: str, values: Sequence[Any]) -> str | None:
+    """How a fact differs between processes; None if it does not."""
+    processes: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            processes.setdefault(text, []).append(rank)
+    if len(processes) < 2:
+        return None
+    shown = [
+        f"{text:.{_SHOWN}} in process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+        for text, ranks in processes.items()
+    ]
+    return f"{name} is {' and '.join(shown)}"
+
+
+@cache
+def packages() -> dict[str, str]:
+    """The versions of what computes scores, and a digest of this package's own code, which may be newer than its version."""
+    own = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        own.update(path.read_bytes())
+    found = {"the code of rm_plugins": own.hexdigest()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[f"the version of {name}"] = version(name)
+    return found
 
 
 def gathered(value: Value, purpose: str, group: ProcessGroup | None = None) -> list[Value]:
@@ -89,7 +158,7 @@ def _exchanged(data: bytes, purpose: str, group: ProcessGroup | None) -> list[by
     """The bytes of every process, as many in all of them."""
     import torch
     from torch import distributed
-    from torch.distributed.distributed_c10d import AllgatherOptions
+    from torch._C._distributed_c10d import AllgatherOptions
 
     group = _known(group)
     device = device_of(group)

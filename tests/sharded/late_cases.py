@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -27,18 +29,19 @@ LATE = 1
 """The process that misbehaves."""
 
 
-def _sleeps(seconds: float) -> Callable[[], None]:
-    return lambda: time.sleep(seconds)
+def _ends_later() -> None:
+    time.sleep(1.5)
+    os._exit(3)
 
 
-CASES: dict[str, Callable[[], None]] = {
-    "late, but not too late": _sleeps(2),
-    "sleeps": _sleeps(600),
-    "ends": lambda: os._exit(3),
-    "ends while the others wait": lambda: (time.sleep(1.5), os._exit(3))[0],
-    "fails": lambda: sys.exit("a broken row"),
-    "takes another step": lambda: print(all_gathered("other", "the numbers of items")),
-    "is elsewhere": lambda: print(distributed.barrier()),
+CASES: dict[str, Callable[[], object]] = {
+    "late, but not too late": partial(time.sleep, 2),
+    "sleeps": partial(time.sleep, 600),
+    "ends": partial(os._exit, 3),
+    "ends while the others wait": _ends_later,
+    "fails": partial(sys.exit, "a broken row"),
+    "takes another step": partial(all_gathered, "other", "the numbers of items"),
+    "is elsewhere": distributed.barrier,
 }
 
 
@@ -66,9 +69,13 @@ def _run(case: str, folder: Path, rank: int) -> None:
     distributed.barrier()
     if rank == LATE:
         CASES[case]()
-    works: list[distributed.Work] = []
-    await_all = processes.await_all
-    processes.await_all = lambda work, *arguments: (works.append(work), await_all(work, *arguments))[1]  # type: ignore[assignment]
+    works: list[Any] = []
+
+    def kept(work: Any, *arguments: Any) -> None:
+        works.append(work)
+        await_all(work, *arguments)
+
+    await_all, processes.await_all = late_processes.await_all, kept  # type: ignore[attr-defined, assignment]
     started = time.monotonic()
     error = ""
     try:
