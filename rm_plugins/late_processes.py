@@ -4,7 +4,7 @@ A collective of ``torch.distributed`` waits for all processes of a group: by def
 at best that time is up. Here a process that has waited for two seconds tells the group's store which call it is in. So after a while each
 process can see who has not come to the call.
 
-A call that nobody is late for communicates nothing besides: no barrier, no heartbeat, nothing in the store.
+As long as all processes come in time, a call sends nothing else: no barrier, no heartbeat, no entry in the store.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _Call:
         return ProcessError(
             f"Process {self.rank} waited {seconds:.0f} s for {self.awaited()}. A process that is late has ended, hangs, is much slower, or "
             "takes other steps than the others; see its own output. If it only needs longer, raise the timeout of the processes "
-            "(`ddp_timeout`, in seconds), of which half is waited."
+            "(`ddp_timeout`, in seconds): waiting ends after half of it."
         )
 
     def broken(self, error: BaseException, limit: float) -> ProcessError:

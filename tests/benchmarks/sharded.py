@@ -101,7 +101,7 @@ def measure(folder: Path, model: Path, batches: Sequence[Sequence[Rows]]) -> Non
                 found.seconds[name].append(perf_counter() - started)
                 found.exchanges[name].append(sum(spent) - before)
     if distributed.get_rank() == 0:
-        facts = {name: getattr(found, name) for name in Measured.__slots__}  # type: ignore[attr-defined]
+        facts = {name: getattr(found, name) for name in Measured.__slots__}
         (folder / "measured.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

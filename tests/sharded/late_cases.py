@@ -19,6 +19,7 @@ from torch import distributed
 
 from rm_plugins import late_processes, processes
 from rm_plugins.engine.shards import Shards
+from rm_plugins.late_processes import Patience
 from rm_plugins.processes import all_gathered
 
 PROCESSES = 3
@@ -29,6 +30,9 @@ LATE = 1
 """The process that misbehaves."""
 
 
+POLLED = "sleeps, and calls are asked whether they are done, as on a GPU"
+
+
 def _ends_later() -> None:
     time.sleep(1.5)
     os._exit(3)
@@ -37,6 +41,7 @@ def _ends_later() -> None:
 CASES: dict[str, Callable[[], object]] = {
     "late, but not too late": partial(time.sleep, 2),
     "sleeps": partial(time.sleep, 600),
+    POLLED: partial(time.sleep, 600),
     "ends": partial(os._exit, 3),
     "ends while the others wait": _ends_later,
     "fails": partial(sys.exit, "a broken row"),
@@ -57,6 +62,9 @@ def start(case: str, folder: Path) -> list[multiprocessing.context.ForkProcess]:
 def _run(case: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     late_processes.SHARE_OF_TIMEOUT = LIMIT / TIMEOUT.total_seconds()
+    if case == POLLED:
+        limit = Patience(timedelta(seconds=LIMIT), ends_calls=False)
+        Patience.of = lambda *_: limit  # type: ignore[method-assign]
     (folder / case).mkdir(exist_ok=True)
     logging.basicConfig(filename=folder / case / f"{rank}.log", format="%(message)s", force=True)
     distributed.init_process_group(
@@ -95,7 +103,7 @@ def main() -> None:
     until = time.monotonic() + 30
     for case, of_case in started.items():
         for rank, process in enumerate(of_case):
-            if not (rank == LATE and case == "sleeps"):
+            if not (rank == LATE and case in ("sleeps", POLLED)):
                 process.join(max(0.0, until - time.monotonic()))
         codes = [process.exitcode for process in of_case]
         (folder / case / "ended.json").write_text(json.dumps(codes), encoding="utf-8")

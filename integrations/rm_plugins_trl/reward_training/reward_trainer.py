@@ -315,7 +315,7 @@ class RewardTrainer(OpenRewardTrainer):
         processes = self.accelerator.num_processes
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
-        shares: list[BatchFacts] = all_gathered(facts)
+        shares: list[BatchFacts] = all_gathered(facts, "the facts of a batch")
         whole = BatchFacts.joined(shares)
         self._last_rewards = batch.rewards.detach()
         loss = self._loss(mode, batch, whole.numbers)
@@ -365,7 +365,9 @@ class RewardTrainer(OpenRewardTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self._batches is not None:
             return batches, items
-        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
+        if not batches:
+            return batches, None
+        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches), "the numbers of items of a step"))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows.
