@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import struct
@@ -123,7 +124,7 @@ def gathered(value: Value, purpose: str, group: ProcessGroup | None = None) -> l
     Raises:
         ProcessError: As in `all_gathered`; or the processes exchange different things, so they have taken different steps.
     """
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    data = _pickled(value)
     frames = _exchanged((_HEAD.pack(len(data), purpose.encode()) + data[:_ROOM]).ljust(_FRAME, b"\0"), purpose, group)
     lengths, purposes = zip(*map(_HEAD.unpack_from, frames), strict=True)
     if len({*purposes}) > 1:
@@ -152,6 +153,36 @@ def device_of(group: ProcessGroup | None) -> str:
 
     devices = [part.partition(":")[0] for part in distributed.get_backend_config(group).split(",")]
     return "cpu" if "cpu" in devices else devices[0]
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as arrays, which is some twenty times faster than torch's own way."""
+
+    def reducer_override(self, value: Any) -> Any:
+        import torch
+
+        if (
+            type(value) is not torch.Tensor
+            or value.device.type != "cpu"
+            or value.requires_grad
+            or value.dtype not in _as_arrays()
+        ):
+            return NotImplemented
+        return torch.from_numpy, (value.numpy(),)
+
+
+@cache
+def _as_arrays() -> frozenset[Any]:
+    """The types of tensors that NumPy has too."""
+    import torch
+
+    return frozenset((torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.bool))
+
+
+def _pickled(value: Any) -> bytes:
+    written = io.BytesIO()
+    _Pickler(written, pickle.HIGHEST_PROTOCOL).dump(value)
+    return written.getvalue()
 
 
 def _exchanged(data: bytes, purpose: str, group: ProcessGroup | None) -> list[bytes]:
