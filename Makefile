@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -64,6 +64,9 @@ bench: $(VENV)/bench.stamp  ## Measure how fast scoring is, and write docs/bench
 
 bench-training: $(VENV)/bench.stamp  ## Measure how fast a reward model is trained, and write its section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.training
+
+bench-sharded: $(VENV)/bench.stamp  ## Measure how fast two processes train with sharded weights beside DDP, and write their section of docs/benchmarks.md.
+	$(BIN)/python -m tests.benchmarks.sharded
 
 bench-ensembles: $(VENV)/bench.stamp  ## Measure what ensembles cost beside one model, and write their section of docs/benchmarks.md.
 	$(BIN)/python -m tests.benchmarks.ensembles

@@ -14,6 +14,7 @@ Each error also inherits the built-in that fits, so that ``except ValueError`` k
     │   └── ManifestError                          a manifest that does not match the model beside it
     ├── ScoringError                (RuntimeError) a provider that could not score
     │   └── AnswerError                            a remote scorer whose answer violates its protocol
+    ├── ProcessError                (RuntimeError) processes of one training of which one is missing, or that differ
     ├── TrainingError               (FloatingPointError) a training whose loss or weights became NaN or infinite
     ├── UnsupportedError            (TypeError)    something this provider or TRL version does not do
     └── MissingDependencyError      (ImportError)  an optional package that is not installed
@@ -35,6 +36,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PluginError",
+    "ProcessError",
     "RmPluginsError",
     "ScoringError",
     "SpecError",
@@ -148,6 +150,10 @@ class AnswerError(ScoringError):
 
 class TrainingError(RmPluginsError, FloatingPointError):
     """A training has diverged: its loss or a weight is NaN or infinite."""
+
+
+class ProcessError(RmPluginsError, RuntimeError):
+    """One of several processes of a training does not answer or has ended, or the processes have different data, settings or packages."""
 
 
 class UnsupportedError(RmPluginsError, TypeError):

@@ -25,6 +25,23 @@ def fingerprint(provider: Provider) -> str:
     return hashlib.sha256(canonical_json(facts, default=str).encode()).hexdigest()
 
 
+def fingerprints_of_parts(provider: Provider) -> dict[str, str]:
+    """A SHA-256 for each part of a reward, by its path in the spec, which is the same in all processes of a training.
+
+    The reward itself has the path ``""``. Each process may ask its own server, so addresses do not count. A part that was made in Python
+    may hold what belongs to one process, such as its device, so only its code counts.
+    """
+    facts = {path: [*_shared_facts(part), *others_code(_classes_in(part))] for path, part in provider.walk()}
+    return {path: hashlib.sha256(canonical_json(fact, default=str).encode()).hexdigest() for path, fact in facts.items()}
+
+
+def _shared_facts(part: Provider) -> list[Any]:
+    if part.spec is None:
+        return [type(part).__qualname__]
+    settings, *others = part.identity
+    return [{key: value for key, value in settings.items() if key != "url"}, *others]
+
+
 def _classes_in(part: Provider) -> Iterator[type]:
     """The classes of a reward and of the components of its spec, its children left aside."""
     pending: list[Any] = [part]

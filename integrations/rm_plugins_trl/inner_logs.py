@@ -40,7 +40,7 @@ class InnerLogs:
 
     def hand_on(self, log_metric: Callable[[str, float], None], log_extra: Callable[[str, list[Any]], None]) -> None:
         """Log everything, under the same names in all processes, each of which must call it."""
-        gathered = all_gathered((list(self._columns), self._metrics))
+        gathered = all_gathered((list(self._columns), self._metrics), "what functions have logged")
         for column in sorted({column for columns, _ in gathered for column in columns}):
             log_extra(column, self._columns.get(column, [None] * self._size))
         for name in sorted({name for _, metrics in gathered for name in metrics}):

@@ -183,7 +183,7 @@ def detail_metric(detail: str) -> str:
 
 def _shared_details(scores: rm.Scores) -> Mapping[str, FloatArray]:
     """The details of a batch, with NaN for those that only other processes have: TRL would wait forever for what not all log."""
-    gathered = all_gathered(list(scores.columns))
+    gathered = all_gathered(list(scores.columns), "the names of a reward's details")
     if len(gathered) == 1:
         return scores.columns
     missing = np.full(len(scores), np.nan)

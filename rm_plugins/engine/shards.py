@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import distributed
+
+from rm_plugins import processes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,21 +32,36 @@ class Shards:
 
     groups: tuple[ProcessGroup | None, ...]
 
-    def largest(self, *numbers: int) -> list[int]:
-        """The largest value of each number in any process."""
+    def largest(self, *numbers: int, purpose: str = "how their rows run") -> list[int]:
+        """The largest value of each number in any process.
+
+        Args:
+            numbers: This process's numbers.
+            purpose: What they are, for the message about a process that does not come.
+        """
         for group in self.groups:
-            values = torch.tensor(numbers, dtype=torch.int64, device=_device_of(group))
-            distributed.all_reduce(values, distributed.ReduceOp.MAX, group)
-            numbers = tuple(values.tolist())
+            numbers = tuple(processes.largest(numbers, purpose, group))
         return [*numbers]
 
-    def gathered(self, value: Value) -> list[Value]:
-        """The value of every process, in the same order in all of them."""
+    def any(self, flag: bool, purpose: str = "how their rows run") -> bool:
+        """Whether the flag is set in any process.
+
+        Args:
+            flag: This process's.
+            purpose: What it says, for the message about a process that does not come.
+        """
+        return bool(self.largest(int(flag), purpose=purpose)[0])
+
+    def gathered(self, value: Value, purpose: str = "rows to compare") -> list[Value]:
+        """The value of every process, in the same order in all of them.
+
+        Args:
+            value: Anything that can be pickled.
+            purpose: What is exchanged, for the message about a process that does not come.
+        """
         values = [value]
         for group in self.groups:
-            found: list[list[Value]] = [[]] * distributed.get_world_size(group)
-            distributed.all_gather_object(found, values, group)
-            values = [value for of_process in found for value in of_process]
+            values = [value for of_process in processes.gathered(values, purpose, group) for value in of_process]
         return values
 
 
@@ -85,9 +101,3 @@ def _of_zero(model: nn.Module) -> Iterator[ProcessGroup | None]:
     for weight in model.parameters():
         if hasattr(weight, "ds_id"):
             yield getattr(weight, "ds_process_group", None)
-
-
-def _device_of(group: ProcessGroup | None) -> str:
-    """A device on which a group communicates; the CPU if possible, because numbers are needed there."""
-    devices = [part.partition(":")[0] for part in distributed.get_backend_config(group).split(",")]
-    return "cpu" if "cpu" in devices else devices[0]

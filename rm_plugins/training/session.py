@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rm_plugins.errors import DataError, SpecError
+from rm_plugins.identity import fingerprints_of_parts
+from rm_plugins.processes import check_same
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
@@ -45,6 +47,8 @@ class RewardInTraining:
       `rm_plugins.training_progress`).
     - What the provider has learned is put among what the training's checkpoints keep, as ``rm_plugins/NAME``. At the first batch of
       a training that was resumed, it is taken from there.
+    - At the first batch of a training, all processes check that they have the same reward (see `rm_plugins.identity`). So all of them must
+      score that batch, even if it is empty in some.
 
     Args:
         provider: The reward.
@@ -68,11 +72,13 @@ class RewardInTraining:
 
         Raises:
             DataError: The training is resumed from a checkpoint of another reward.
+            ProcessError: Another process has another reward, or does not answer.
             SpecError: Another reward of the training has the same name.
             ScoringError: The provider failed and its `on_error` is ``raise``.
         """
         if training is not None and training.kept is not self._kept:
             self._check_name(training)
+            check_same(self._parts, "the fingerprints of the reward")
             self._kept = training.kept
             self._in_training.add(self)
             self._resume(training)
@@ -82,6 +88,11 @@ class RewardInTraining:
         if training is not None and (learned := reward_state(self.provider)):
             training.kept[self.key] = learned
         return scores
+
+    def _parts(self) -> dict[str, str]:
+        """The fingerprints of the reward and its parts, as they are called in messages."""
+        name = f"the reward {self.provider.label!r}"
+        return {f"{path} of {name}" if path else name: digest for path, digest in fingerprints_of_parts(self.provider).items()}
 
     def _check_name(self, training: Training) -> None:
         if any(other.key == self.key and other._kept is training.kept for other in self._in_training):

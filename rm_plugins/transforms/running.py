@@ -16,6 +16,8 @@ from rm_plugins.processes import all_gathered
 from rm_plugins.provider import Provider, Transform, transforms_of
 from rm_plugins.scores import FloatArray
 
+_PURPOSE = "scores for running statistics"
+
 
 class RunningStatistics:
     """Number, mean and sum of squared deviations of all scores so far.
@@ -44,7 +46,7 @@ class RunningStatistics:
         known = values[~np.isnan(values)].tolist()
         batch = _batch.get()
         if batch is None:
-            self._merge(_joined(all_gathered(known)))
+            self._merge(_joined(all_gathered(known, _PURPOSE)))
         else:
             batch.update(self, known)
 
@@ -119,7 +121,7 @@ class _Batch:
     def update(self, statistics: RunningStatistics, scores: list[float]) -> None:
         place = next((place for place, other in enumerate(self.order) if other is statistics), None)
         if place is None:  # it is not in the tree, such as inside a function, whose processes must gather in the same order
-            statistics._merge(_joined(all_gathered(scores)))
+            statistics._merge(_joined(all_gathered(scores, _PURPOSE)))
             return
         if place < self.done or threading.get_ident() != self.thread:
             self.late[place] += scores
@@ -131,7 +133,7 @@ class _Batch:
         if not self.order:
             return
         self._skip_to(len(self.order))
-        late = all_gathered(dict(self.late))
+        late = all_gathered(dict(self.late), "the late scores of a batch")
         for place, statistics in enumerate(self.order):
             statistics._merge(_joined(share.get(place, []) for share in late))
 
@@ -142,7 +144,7 @@ class _Batch:
     def _gather(self, scores: list[float]) -> None:
         statistics = self.order[self.done]
         self.done += 1
-        statistics._merge(_joined(all_gathered(scores)))
+        statistics._merge(_joined(all_gathered(scores, _PURPOSE)))
 
 
 _batch: ContextVar[_Batch | None] = ContextVar("rm_plugins_shared_batch", default=None)

@@ -22,6 +22,7 @@ from rm_plugins.errors import UnsupportedError
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from tests.batch_forward.conftest import family_model
 from tests.losses.conftest import SPECS
+from tests.sharded.drawn_batches import drawn_batches
 from tests.sharded.launcher import run
 from tests.sharded.loss_cases import logprobs_in_one_process, losses, tokens
 from tests.sharded.steps import (
@@ -235,7 +236,7 @@ def no_row_anywhere() -> None:
 def whole_weights_exchange_nothing() -> None:
     model = family_model("llama", {})
     forward = BatchForward(model, 100)
-    names = ("all_reduce", "all_gather_object")
+    names = ("all_reduce", "all_gather", "all_gather_object")
     before = {name: getattr(distributed, name) for name in names}
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -294,6 +295,8 @@ IN_TWO: dict[str, Callable[[], None]] = {
     "tokens of a language model": lambda: tokens("log_probs", tie_word_embeddings=False),
     "tokens by the model's own logits": lambda: tokens("own logits", tie_word_embeddings=False),
     "every loss": lambda: losses(SPECS),
+    "drawn batches, sharded weights": lambda: drawn_batches(shards=True),
+    "drawn batches, whole weights": lambda: drawn_batches(shards=False),
     "a loss of the head, the root sharded again": lambda: losses([{"name": "odin"}], reshards_root=True),
     "whole weights exchange nothing": whole_weights_exchange_nothing,
     "weights of ZeRO are recognized": weights_of_zero_are_recognized,

@@ -48,6 +48,8 @@ def outcomes(folder: Path, processes: int) -> dict[str, dict[int, str]]:
 
 def _run(cases: Cases, folder: Path, rank: int, processes: int) -> None:
     torch.set_num_threads(1)
+    of_accelerate = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
+    os.environ |= {name: str(value) for name, value in of_accelerate.items()}
     meeting = f"file://{folder / f'meeting-{processes}'}"
     distributed.init_process_group("gloo", meeting, timeout=HANGS_AFTER, rank=rank, world_size=processes)
     with (folder / f"{processes}-{rank}.jsonl").open("w", encoding="utf-8", buffering=1) as file:

@@ -228,7 +228,7 @@ def test_processes_log_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
     logs[1].log_metric("other", 2.0)
     logs[1].log_metric("share", 0.0)
     monkeypatch.setattr(
-        "rm_plugins_trl.inner_logs.all_gathered", lambda value: [(list(one._columns), one._metrics) for one in logs]
+        "rm_plugins_trl.inner_logs.all_gathered", lambda value, _: [(list(one._columns), one._metrics) for one in logs]
     )
     told = []
     for one in logs:

@@ -208,7 +208,7 @@ class PPOTrainer(TrlPPOTrainer):
 
     def _reward_metrics(self) -> dict[str, float]:
         # Every process gets the scores of all processes, so the metrics have the same names in each.
-        scored = [scores for of_process in all_gathered(self._scored) for scores in of_process]
+        scored = [scores for of_process in all_gathered(self._scored, "the scores since the last log") for scores in of_process]
         self._scored = []
         if not scored:
             return {}

@@ -26,7 +26,7 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
     if processes == 1:
         return own
     device = own.rewards.device
-    shares: list[RewardBatch] = all_gathered(_on_cpu(own))
+    shares: list[RewardBatch] = all_gathered(_on_cpu(own), "the rewards of a batch")
     shares[process] = own
     rows = [len(share.rewards) for share in shares]
     groups = [int(share.groups.max()) + 1 if len(share.groups) else 0 for share in shares]

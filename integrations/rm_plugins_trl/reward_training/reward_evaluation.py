@@ -263,7 +263,7 @@ class _SharedScoring(ModelInMemory):
 
     def check_rows(self, data: _Data) -> None:
         """Check that all processes have the same number of rows; one with more would wait forever for the others."""
-        counts = all_gathered(len(data.rows))  # type: ignore[arg-type]
+        counts = all_gathered(len(data.rows), "the numbers of rows of an evaluation")  # type: ignore[arg-type]
         if len(set(counts)) > 1:
             raise DataError(
                 f"The processes have different rows of {data.name}, {', '.join(map(str, counts))}; they must have the same."
@@ -280,7 +280,7 @@ class _SharedScoring(ModelInMemory):
                 part = super().score_batch([samples[row] for row in own]).scattered(own, len(samples))
         except Exception as error:  # the other processes wait for an answer
             problem = f"Process {self._process}: {error}"
-        shares = all_gathered((part, problem))
+        shares = all_gathered((part, problem), "the scores of an evaluation")
         problems = [problem for _, problem in shares if problem is not None]
         if problems:
             raise ScoringError(" ".join(problems))

@@ -59,6 +59,7 @@ from rm_plugins_trl.reward_training.resuming import (
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
 from rm_plugins_trl.reward_training.reward_log import RewardLog
+from rm_plugins_trl.reward_training.same_start import started_together
 from rm_plugins_trl.reward_training.saving import (
     check_weights,
     how_to_go_on,
@@ -314,7 +315,7 @@ class RewardTrainer(OpenRewardTrainer):
         processes = self.accelerator.num_processes
         batch = global_batch(own, processes, self.accelerator.process_index, self._own_needs)
         check_batch(batch, self.losses[0])
-        shares: list[BatchFacts] = all_gathered(facts)
+        shares: list[BatchFacts] = all_gathered(facts, "the facts of a batch")
         whole = BatchFacts.joined(shares)
         self._last_rewards = batch.rewards.detach()
         loss = self._loss(mode, batch, whole.numbers)
@@ -364,7 +365,9 @@ class RewardTrainer(OpenRewardTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self._batches is not None:
             return batches, items
-        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches))) if batches else None
+        if not batches:
+            return batches, None
+        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches), "the numbers of items of a step"))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows.
@@ -440,14 +443,15 @@ class RewardTrainer(OpenRewardTrainer):
 
         Raises:
             DataError: The checkpoint was not saved completely, or is of another training.
+            ProcessError: The processes have different data, settings, packages or weights, or one of them does not answer.
             TrainingError: The loss or a weight is not finite; the last good checkpoint is kept.
         """
         evaluations = attached_evaluations(self)
         self._made_with = None
         self.trained_items = 0
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
+        checkpoint = started_together(self, partial(checkpoint_to_resume, resume_from_checkpoint, Path(self.args.output_dir)))
         if checkpoint is not None:
-            changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
+            changed = changed_since(self.what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
         warn_of_overwriting(self.args, resumes=checkpoint is not None)
@@ -496,9 +500,9 @@ class RewardTrainer(OpenRewardTrainer):
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
-            save_made_with(self._what_decides(), folder)
+            save_made_with(self.what_decides(), folder)
 
-    def _what_decides(self) -> dict[str, Any]:
+    def what_decides(self) -> dict[str, Any]:
         """What the checkpoints of a training are made with; computed once, because it reads all training data."""
         if self._made_with is None:
             self._made_with = made_with(self)
