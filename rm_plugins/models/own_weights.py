@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
+from rm_plugins.engine.placement import offloaded_weights
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -19,4 +21,6 @@ def own_weights(model: Model) -> Model:
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+    for weights in offloaded_weights(model):
+        weights.update({name: tensor.clone() for name, tensor in weights.items()})
     return model
