@@ -61,7 +61,9 @@ def golden_again(reward: TrainedReward, rows: Sequence[Sequence[int]]) -> list[l
     for (variant, row, golden, manifest), row_ids, of_variants in zip(chosen, ids, outputs, strict=True):
         heads = manifest.heads or reward.settings.heads(reward.model, manifest, reward.source)
         score = float(of_variants[variant] @ np.array(heads.reward_weights))
-        tolerance = manifest.tolerance(golden.score, *reward.computed_in)
+        # Rounding weights moves small scores as much as large ones.
+        size = golden.score if reward.quantization is None else max(abs(one.score) for one in manifest.golden)
+        tolerance = manifest.tolerance(size, *reward.computed_in)
         again[variant].append(GoldenAgain(row, golden, token_digest(row_ids), score, tolerance))
     return again
 

@@ -391,10 +391,15 @@ class TrainedReward:
             shortest = sorted({*by_length[:1], *(templated[:1] if is_template else ())})
             chosen.append(range(len(golden)) if self.quantization else shortest)
         scored = golden_again(self, chosen)
+        coarse = (
+            f"{self.quantization} may be too coarse for it: load it without `quantization` to know. "
+            if self.quantization
+            else ""
+        )
         for origin, wrong, again in zip(self.origins, files, scored, strict=True):
             if problems := [*wrong, *chain(*(one.problems for one in again))]:
                 raise ManifestError(
-                    f"The manifest of {origin.source} does not match the model: {'; '.join(problems)}. Run `rm-plugins verify "
+                    f"The manifest of {origin.source} does not match the model: {'; '.join(problems)}. {coarse}Run `rm-plugins verify "
                     f"{origin.source}` for the whole list; load with verify=False to use the model anyway."
                 )
         if self.quantization is not None:
