@@ -240,6 +240,10 @@ def _load_adapter(
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
+    if placement.split:
+        raise ModelError(
+            f"{source} is a LoRA adapter, which cannot be split with `tp_plan`. Merge it into its base model first."
+        )
     check_adapter(PeftConfig.from_pretrained(source, revision=arguments["revision"]), source)
     weights = _adapter_weights(source, arguments["revision"])
     head_labels = _head_labels(weights)

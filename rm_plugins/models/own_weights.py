@@ -19,7 +19,7 @@ def own_weights(model: Model) -> Model:
     Mapped weights are pages of the file: writing into the file would change the model, and truncating it would crash the process.
     """
     for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and not hasattr(tensor, "full_tensor"):  # transformers copies the parts of split weights
             tensor.data = tensor.data.clone()
     for weights in offloaded_weights(model):
         weights.update({name: tensor.clone() for name, tensor in weights.items()})

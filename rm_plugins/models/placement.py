@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rm_plugins.errors import ModelError, SpecError
+from rm_plugins.engine.score_cache import MEMORY
+from rm_plugins.errors import MissingDependencyError, ModelError, SpecError
 from rm_plugins.models.own_weights import own_weights
 from rm_plugins.models.quantization import Quantization, head_modules, keep_weights, quantized_already
 
@@ -62,12 +63,14 @@ class Placement:
         device_map: How it is spread; None for a model on one device.
         dtype: The dtype of the weights that are not quantized; ``auto`` is that of the checkpoint.
         quantization: How its weights are quantized, if they are.
+        split: Whether its layers are split over the processes of the launcher.
     """
 
     device: torch.device
     device_map: DeviceMap | None
     dtype: torch.dtype | str
     quantization: Quantization | None
+    split: bool = False
 
     @classmethod
     def of(cls, settings: ModelSettings) -> Self:
@@ -78,6 +81,8 @@ class Placement:
             MissingDependencyError: The library of the quantization is not installed.
         """
         device_map = settings.device_map
+        if settings.tp_plan is not None:
+            _check_processes(settings)
         quantization = None if settings.quantization is None else Quantization.of(settings.quantization)
         if device_map is not None and settings.device != "auto":
             raise SpecError(
@@ -91,7 +96,7 @@ class Placement:
         dtype = _dtype(name, device)
         if quantization is not None:
             quantization.check(device, str(dtype).removeprefix("torch."))
-        return cls(device, device_map, dtype, quantization)
+        return cls(device, device_map, dtype, quantization, split=settings.tp_plan is not None)
 
     def arguments(self, source: str, config: PretrainedConfig | None, *, trust_remote_code: bool) -> dict[str, Any]:
         """Arguments of transformers' ``from_pretrained`` beside the dtype.
@@ -99,6 +104,8 @@ class Placement:
         Raises:
             ModelError: The checkpoint is quantized already.
         """
+        if self.split:
+            return _split_arguments(source, config)
         if self.quantization is None or config is None:
             return {} if self.device_map is None else {"device_map": self._written_map}
         if method := quantized_already(config):
@@ -123,6 +130,8 @@ class Placement:
         Raises:
             ModelError: Some of its weights would stay on the disk, or no layer could be quantized.
         """
+        if self.split:
+            return own_weights(model.eval())
         if self.device_map is None and self.quantization is None:
             model = model.to(self.device)
         on_disk = [name for name, device in getattr(model, "hf_device_map", {}).items() if device == "disk"]
@@ -135,6 +144,60 @@ class Placement:
         if self.quantization is not None:
             self.quantization.check_layers(model, source)
         return own_weights(keep_weights(model).eval())
+
+
+def _check_processes(settings: ModelSettings) -> None:
+    """Refuse what does not go together with a model that is split over processes.
+
+    Raises:
+        SpecError: There is one process, or another key that does not fit.
+    """
+    if _processes() < 2:
+        raise SpecError(
+            "a model can be split over several processes only, but this program has one. Start it with torchrun: "
+            "`torchrun --nproc-per-node 2 PROGRAM`.",
+            "tp_plan",
+        )
+    others = {"device": settings.device != "auto", "device_map": settings.device_map, "quantization": settings.quantization}
+    # Of a file, one process could read a score that another has just written, and would then run other rows than that.
+    others["cache"] = settings.cache not in (None, MEMORY)
+    if wrong := [name for name, is_set in others.items() if is_set]:
+        raise SpecError(
+            f"a model that is split over processes takes no {' and no '.join(f'`{name}`' for name in wrong)}.", wrong[0]
+        )
+
+
+def _processes() -> int:
+    """The number of processes that a launcher started."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _split_arguments(source: str, config: PretrainedConfig | None) -> dict[str, Any]:
+    """The arguments of transformers' ``from_pretrained`` that split a model over all processes.
+
+    Raises:
+        ModelError: Its attention heads cannot be shared out equally.
+        MissingDependencyError: This transformers cannot do it.
+    """
+    try:
+        from transformers.distributed import DistributedConfig
+
+        split = DistributedConfig(tp_plan="auto", tp_size=_processes())
+    except (ImportError, TypeError) as error:
+        raise MissingDependencyError(
+            f"tp_plan needs a newer transformers, with DistributedConfig(tp_plan=...): pip install -U transformers ({error})."
+        ) from error
+    text = None if config is None else config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text, name, None)
+        if heads and heads % _processes():
+            raise ModelError(
+                f"{source} has {heads} {name}, which {_processes()} processes cannot share equally. Start a number of processes by which "
+                f"{heads} can be divided."
+            )
+    return {"distributed_config": split}
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:

@@ -44,6 +44,7 @@ class ModelSettings:
     device: str = "auto"
     device_map: DeviceMap | None = None
     quantization: Scheme | Mapping[str, Any] | None = None
+    tp_plan: Literal["auto"] | None = None
     max_length: int | None = None
     truncation: Truncation | None = None
     read: Read | None = None

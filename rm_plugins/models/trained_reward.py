@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_plugins.engine.together import check_same_rows, smallest_everywhere
 from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, ScoringError, UnsupportedError
-from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
+from rm_plugins.models.embeddings import Embedded
 from rm_plugins.models.golden_check import QuantizationCost, golden_again
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
@@ -23,7 +24,6 @@ from rm_plugins.models.manifest import Manifest, ScoreStatistics, samples_in_oth
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Read
-from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, TokenCounts
 
@@ -147,7 +147,7 @@ class TrainedReward:
         load_again: Callable[[ModelSettings], TrainedReward] | None = None,
         load_unchanged: Callable[[], TrainedReward] | None = None,
     ) -> None:
-        from rm_plugins.engine.engine import ScoringEngine
+        from rm_plugins.engine.engine import ScoringEngine, default_max_tokens
         from rm_plugins.engine.readout import LastToken
         from rm_plugins.engine.score_cache import ScoreCache, model_fingerprint
         from rm_plugins.models.quantization import Quantization
@@ -163,16 +163,19 @@ class TrainedReward:
         if settings.cache is not None:
             read_last = " last" if renderer.rendering.read == "last" else ""
             cache = ScoreCache(settings.cache, model_fingerprint(model) + read_last)
+        max_tokens = settings.max_batch_tokens
+        if settings.tp_plan is not None:
+            max_tokens = smallest_everywhere(max_tokens or default_max_tokens(model))
         self.engine = ScoringEngine(
             model,
-            settings.max_batch_tokens,
+            max_tokens,
             compile=settings.compile,
             cache=cache,
             variants=variants,
             width=width,
             readout=LastToken.of(model, renderer.rendering.read),
         )
-        self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
+        self._embedded = Embedded(model, source)
         self._load_again = load_again
         self._load_unchanged = load_unchanged
         self._told_of_format = False
@@ -204,6 +207,10 @@ class TrainedReward:
         ).checked()
 
     def __reduce__(self) -> tuple[Callable[..., TrainedReward], tuple[Any, ...]]:
+        if self.settings.tp_plan is not None:
+            raise UnsupportedError(
+                f"{self.source!r} is split over several processes (tp_plan), so another process cannot load it alone."
+            )
         if self._load_again is None:
             raise UnsupportedError(
                 f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other process."
@@ -264,7 +271,9 @@ class TrainedReward:
         """
         other_format = self._in_other_format(samples)
         ids, is_truncated = self.renderer.tokenized(samples)
-        self._refuse_unknown(ids)
+        self._embedded.check(ids)
+        if self.settings.tp_plan is not None:
+            check_same_rows(ids, self.source)
         values, work = self.engine.outputs(ids)
         errors = self._non_finite(values)
         values[list(errors)] = np.nan
@@ -288,39 +297,6 @@ class TrainedReward:
                 *_OTHER_FORMATS[self.manifest.trained_on or "text"],
             )
         return count
-
-    def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
-        """Refuse rows with tokens or positions for which the model has no embedding; on a GPU they would crash the process."""
-        vocabulary, positions = self._vocabulary, self._positions
-        if any(map(has_types, ids)):
-            ids = self._without_types(ids)
-        unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
-        if unknown:
-            raise ScoringError(
-                f"The model {self.source} has embeddings of {vocabulary} tokens, but {len(unknown)} of {len(ids)} samples have a token id "
-                f"beyond that (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer belongs to another model, or "
-                "tokens were added after the training: name the right tokenizer with the spec's key `tokenizer`.",
-                rows=unknown,
-            )
-        long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
-        if long:
-            raise ScoringError(
-                f"The model {self.source} has positions for {positions} tokens, but {len(long)} of {len(ids)} samples are longer (first: "
-                f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
-                rows=long,
-            )
-
-    def _without_types(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Rows without their token types, after checking that the model has embeddings of these types."""
-        split = [ids_and_types(row_ids) for row_ids in ids]
-        most = max(max(types) for _, types in split)
-        kinds = getattr(self.model.config.get_text_config(), "type_vocab_size", None)
-        if kinds and most >= kinds:
-            raise ScoringError(
-                f"The model {self.source} has {kinds} token types, but its tokenizer gives the tokens of a pair types up to {most}. Name "
-                "the right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
-            )
-        return [row_ids for row_ids, _ in split]
 
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
         """The errors of the rows for which the model gave a non-finite score."""

@@ -26,7 +26,7 @@ from tests.conftest import converted_smollm2
 
 PAGE = Path("docs/providers/sequence-classifier.md")
 BEGIN, END = "<!-- quantization: begin -->", "<!-- quantization: end -->"
-ROWS = 64
+ROWS = 32
 SETTINGS: dict[str, Any] = {
     "`dtype: bfloat16`": {"dtype": "bfloat16"},
     "`int8` (torchao)": {"quantization": "int8"},
@@ -97,11 +97,11 @@ def main() -> None:
         rows = []
         for name, folder in folders.items():
             renderer = rm.load(str(folder), read="before-padding", pair=False).renderer  # type: ignore[attr-defined]
-            rows += measured(folder, Texts(data).answers(renderer, ROWS, 256), name)
+            rows += measured(folder, Texts(data).answers(renderer, ROWS, 128), name)
     heading = ("model", "setting", "weights (MB)", "largest difference", "pairs that change order", "rank correlation")
     versions = ", ".join(f"{package} {version(package)}" for package in ("torchao", "bitsandbytes", "transformers", "torch"))
     text = (
-        f"{ROWS} answers of LLMBar, scored on a CPU with a drawn score head ({versions}). Differences are from float32, in standard\n"
+        f"{ROWS} answers of LLMBar of up to 128 tokens, scored on a CPU with a drawn score head ({versions}). Differences are from float32, in standard\n"
         f"deviations of the float32 scores. Made by `python -m tests.benchmarks.quantization`.\n\n{table(heading, rows)}"
     )
     page = re.sub(f"(?<={BEGIN}\n).*?(?={END})", lambda _: f"\n{text}\n\n", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -65,7 +65,7 @@ class ModelProvider(Provider):
 
     name: ClassVar[str] = "model"
     keys_without_effect: ClassVar[frozenset[str]] = frozenset(
-        ("cache", "compile", "device", "device_map", "max_batch_tokens", "verify")
+        ("cache", "compile", "device", "device_map", "max_batch_tokens", "tp_plan", "verify")
     )
     metrics: ClassVar[tuple[str, ...]] = ("tokens_per_second", "duplicate_share", "cached")
 
