@@ -96,8 +96,8 @@ def main() -> None:
         folders = {name: with_head(source, Path(scratch) / name) for name, source in sources.items()}
         rows = []
         for name, folder in folders.items():
-            renderer = rm.load(str(folder), read="before-padding", pair=False).renderer  # type: ignore[attr-defined]
-            rows += measured(folder, Texts(data).answers(renderer, ROWS, 128), name)
+            plain: Any = rm.load(str(folder), read="before-padding", pair=False)
+            rows += measured(folder, Texts(data).answers(plain.renderer, ROWS, 128), name)
     heading = ("model", "setting", "weights (MB)", "largest difference", "pairs that change order", "rank correlation")
     versions = ", ".join(f"{package} {version(package)}" for package in ("torchao", "bitsandbytes", "transformers", "torch"))
     text = (

@@ -208,7 +208,7 @@ def test_served_and_as_a_reward_function(folder: Path, quantization: Any) -> Non
     assert info["fingerprint"] == fingerprint(reward) != fingerprint(rm.load(str(folder)))
     function = reward_func({"provider": "sequence-classifier", "model": str(folder), "quantization": quantization})
     given = function(prompts=[sample.prompt for sample in SAMPLES], completions=[sample.completion for sample in SAMPLES])
-    np.testing.assert_allclose(given, expected, atol=1e-6)
+    np.testing.assert_allclose(np.array(given, dtype=float), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("quantization", EVERY)
@@ -222,7 +222,8 @@ def test_an_adapter_of_a_quantized_base(folder: Path, quantization: Any, tmp_pat
 @pytest.mark.parametrize("quantization", SOME)
 def test_passes_with_dropout(folder: Path, quantization: Any) -> None:
     spec = {"provider": "mc-dropout", "model": str(folder), "passes": 3}
-    reward, plain = rm.load({**spec, "quantization": quantization}), rm.load(spec)
+    reward: Any = rm.load({**spec, "quantization": quantization})
+    plain = rm.load(spec)
     assert np.abs(reward.score(SAMPLES).values - plain.score(SAMPLES).values).max() < LARGEST[name_of(quantization)]
     assert reward.verify() == []
     assert reward.score(SAMPLES).metadata["quantization_cost"]["pairs"] == 28
