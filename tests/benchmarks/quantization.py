@@ -101,8 +101,9 @@ def main() -> None:
     heading = ("model", "setting", "weights (MB)", "largest difference", "pairs that change order", "rank correlation")
     versions = ", ".join(f"{package} {version(package)}" for package in ("torchao", "bitsandbytes", "transformers", "torch"))
     text = (
-        f"{ROWS} answers of LLMBar of up to 128 tokens, scored on a CPU with a drawn score head ({versions}). Differences are from float32, in standard\n"
-        f"deviations of the float32 scores. Made by `python -m tests.benchmarks.quantization`.\n\n{table(heading, rows)}"
+        f"{ROWS} answers of LLMBar of up to 128 tokens, scored on a CPU with a drawn score head. Differences are from float32, in\n"
+        "standard deviations of the float32 scores. Weights include the embeddings, which are not quantized. Made by\n"
+        f"`python -m tests.benchmarks.quantization` ({versions}).\n\n{table(heading, rows)}"
     )
     page = re.sub(f"(?<={BEGIN}\n).*?(?={END})", lambda _: f"\n{text}\n\n", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     write_atomically(PAGE, page)
