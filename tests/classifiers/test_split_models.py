@@ -32,7 +32,7 @@ def test_two_processes_share_a_model(tiny_decoder: MakeFolder, tmp_path: Path) -
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-3_000:]
     plain: Any = rm.load(str(folder))
