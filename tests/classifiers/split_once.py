@@ -20,14 +20,10 @@ from tests.classifiers.conftest import SAMPLES
 
 def main(model: str, answers: str) -> None:
     """Score what each process is given: the same samples, and samples of its own."""
-    from rm_plugins_trl import reward_func
-
     reward: Any = rm.load(model, tp_plan="auto")
     rank = dist.get_rank()
     found: dict[str, Any] = {"weight": type(reward.model.model.layers[0].mlp.up_proj.weight).__name__}
     found["scores"] = list(reward.score(SAMPLES).values)
-    function = reward_func(reward)
-    found["function"] = function(prompts=[one.prompt for one in SAMPLES], completions=[one.completion for one in SAMPLES])
     try:
         reward.score(SAMPLES[rank : rank + 2])
     except RmPluginsError as error:
