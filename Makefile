@@ -3,10 +3,13 @@
 PYTHON ?= python3
 # The last TRL with a PPO of its own: the trainers' tests run with it as well as with the one in constraints.txt.
 OLDER_TRL := 1.12.0
+# What quantizes weights beside bitsandbytes: the tests of quantized rewards run with it once more.
+TORCHAO := 0.18.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
+QUANTIZED_WORLD := $(VENV)/worlds/quantized
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -23,10 +26,12 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp  ## Lint, then run every test, then the trainers' tests again with an older TRL.
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
+	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
 
@@ -127,4 +132,9 @@ $(VENV)/bench.stamp: $(VENV)/models.stamp
 $(OLDER_WORLD).stamp: | $(BIN)/python
 	rm -rf $(OLDER_WORLD)
 	$(INSTALL) --no-deps --target $(OLDER_WORLD) trl==$(OLDER_TRL)
+	@touch $@
+
+$(QUANTIZED_WORLD).stamp: | $(BIN)/python
+	rm -rf $(QUANTIZED_WORLD)
+	$(INSTALL) --no-deps --target $(QUANTIZED_WORLD) torchao==$(TORCHAO)
 	@touch $@

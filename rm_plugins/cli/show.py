@@ -78,6 +78,9 @@ def _settings(provider: Provider) -> dict[str, str]:
 def _facts(model: TrainedReward) -> dict[str, str]:
     rendering = model.renderer.rendering
     facts = {"max_length": f"{rendering.max_length or 'none'} (truncation: {rendering.truncation})", "dtype": model.dtype}
+    if model.quantization is not None:
+        cost = model.quantization_cost
+        facts["quantization"] = f"{model.quantization}: {'cost unknown' if cost is None else cost}"
     manifest = model.manifest
     if manifest is None:
         return {**facts, "manifest": "none"}

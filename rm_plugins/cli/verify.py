@@ -49,7 +49,7 @@ def command(context: click.Context, spec: str, as_json: bool) -> None:
             told = f"{name} cannot be verified: {error}"
         else:
             told = _told(name, model, problems)
-        verified.append({"model": name, "matches": not problems, "problems": list(problems)})
+        verified.append({"model": name, "matches": not problems, "problems": list(problems), **model.quantization_facts})
         if not as_json:
             echo(told)
     provider.close()
@@ -65,4 +65,5 @@ def _told(name: str, model: TrainedReward, problems: Sequence[str]) -> str:
         return "\n".join([f"{name} does not match its {MANIFEST_NAME}:", *(f"- {problem}" for problem in problems)])
     manifests = [origin.manifest for origin in model.origins if origin.manifest is not None]
     files, golden = sum(len(manifest.files) for manifest in manifests), sum(len(manifest.golden) for manifest in manifests)
-    return f"{name} matches its {MANIFEST_NAME}: {counted(files, 'file')}, {counted(golden, 'golden score')}."
+    matches = f"{name} matches its {MANIFEST_NAME}: {counted(files, 'file')}, {counted(golden, 'golden score')}."
+    return matches if model.quantization is None else f"{matches} It {model.quantization_in_words}."

@@ -21,6 +21,7 @@ from torch import nn
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.model_state import ModelState
 from rm_plugins.engine.one_model import one_thread_of
+from rm_plugins.engine.placement import devices_of, input_device
 from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Segment, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
@@ -231,7 +232,7 @@ class ScoringEngine:
                 work.unique_tokens += sum(map(len, batch.segments))
                 work.padded_tokens += batch.padded_tokens
                 tokens = [rows[segment.row][segment.start : segment.stop] for segment in batch.segments]
-                inputs = padded(tokens, self._pad_token_id or 0, self.model.device)
+                inputs = padded(tokens, self._pad_token_id or 0, input_device(self.model))
                 ends = [segment.row for segment in batch.segments]
                 if before is None and not stage.continuations:
                     yield ends, self._whole_batch(batch, rows, inputs)
@@ -276,7 +277,7 @@ class ScoringEngine:
     def _one_by_one(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         outputs = []
         for segment in batch.segments:
-            inputs = padded([rows[segment.row]], self._pad_token_id or 0, self.model.device)
+            inputs = padded([rows[segment.row]], self._pad_token_id or 0, input_device(self.model))
             outputs.append(self._whole_rows(MicroBatch((segment,)), rows, inputs))
         return torch.cat(outputs)
 
@@ -364,11 +365,13 @@ class ScoringEngine:
     def _halve_budget(self, error: Exception) -> None:
         if self.max_tokens <= SMALLEST_BATCH_TOKENS:
             raise ScoringError(
-                f"The device {self.model.device} has too little free memory to score one row or {self.max_tokens} tokens at a time: "
+                f"The device {input_device(self.model)} has too little free memory to score one row or {self.max_tokens} tokens at a time: "
                 f"{error}. Free memory on it, or set a smaller dtype or max_length in the spec."
             ) from error
         self.max_tokens //= 2
-        logger.warning("%s ran out of memory; scoring continues with %d tokens at a time.", self.model.device, self.max_tokens)
+        logger.warning(
+            "%s ran out of memory; scoring continues with %d tokens at a time.", input_device(self.model), self.max_tokens
+        )
 
 
 def _as_it_is() -> None:
@@ -399,14 +402,15 @@ def scores_differ(scores: FloatArray, expected: FloatArray, *, exact: bool) -> s
 
 def costs_of(model: PreTrainedModel) -> Costs:
     """The costs of a plan on the model's device."""
-    return _CPU_COSTS if model.device.type == "cpu" else _ACCELERATOR_COSTS
+    return _CPU_COSTS if input_device(model).type == "cpu" else _ACCELERATOR_COSTS
 
 
 def default_max_tokens(model: PreTrainedModel) -> int:
-    """The token budget for the model's device: on CUDA, activations take at most half of the free memory."""
-    if model.device.type != "cuda":
-        return CPU_BATCH_TOKENS if model.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-    free, _ = torch.cuda.mem_get_info(model.device)
+    """The token budget for the model's devices: on CUDA, activations take at most half of the free memory."""
+    device = input_device(model)
+    if device.type != "cuda":
+        return CPU_BATCH_TOKENS if device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+    free = min(torch.cuda.mem_get_info(each)[0] for each in devices_of(model) if each.type == "cuda")
     fitting = free // 2 // activation_bytes(model)
     return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
 

@@ -201,6 +201,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """
     import torch
 
+    from rm_plugins.engine.placement import stored_weights
+
     settings = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
     # The scale of an adapter's weights is not in any tensor.
     scales = {
@@ -208,10 +210,10 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     }
     code = _code_of_the_checkpoint(model)
     digest = hashlib.sha256(json.dumps([type(model).__name__, settings, scales, *code], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in stored_weights(model):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
 

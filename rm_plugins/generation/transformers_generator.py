@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from rm_plugins.generation.generator import Completion, Generator
-from rm_plugins.models.checkpoint import default_device
 from rm_plugins.models.model_folder import allows_code
 from rm_plugins.models.own_weights import own_weights
+from rm_plugins.models.placement import default_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
@@ -26,7 +25,7 @@ from rm_plugins.models.model_folder import (
     read_model_json,
     reason_in_short,
 )
-from rm_plugins.models.own_weights import own_weights
+from rm_plugins.models.placement import Placement
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.models.trained_elsewhere import trained_elsewhere
 from rm_plugins.one_thread import OneThread
@@ -52,36 +51,6 @@ class Checkpoint:
     manifest: Manifest | None
 
 
-def default_device() -> torch.device:
-    """The accelerator of this process (by ``LOCAL_RANK`` under a launcher), else the CPU."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or not torch.accelerator.is_available():
-        return torch.device("cpu")
-    local_rank = os.environ.get("LOCAL_RANK")
-    index = torch.accelerator.current_device_index() if local_rank is None else int(local_rank)
-    return torch.device(accelerator.type, index % max(1, torch.accelerator.device_count()))
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of a spec's ``device``.
-
-    Raises:
-        SpecError: There is no such device on this machine.
-    """
-    if name == "auto":
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # each backend raises its own
-        reason = str(error).splitlines()[0]
-        raise SpecError(
-            f"there is no device {name!r} on this machine ({reason}). Use 'auto', 'cpu', or an accelerator's name, such as 'cuda:0'.",
-            key="device",
-        ) from error
-    return device
-
-
 def load_checkpoint(source: str, settings: ModelSettings) -> Checkpoint:
     """Load a model folder, a LoRA adapter folder, or a hub id, for scoring.
 
@@ -104,11 +73,12 @@ def load_model(source: str, settings: ModelSettings) -> tuple[PreTrainedModel, s
         raise ModelError(
             f"{source} is not a model folder: it has neither config.json nor {_ADAPTER_CONFIG}. Name a model folder."
         )
-    arguments, device = _arguments(settings)
+    arguments, placement = _arguments(settings)
     with _loading(source):
         base = _base_of(source, settings.revision)
-        model = _load_adapter(source, base, arguments)[0].get_base_model() if base else _load_whole(source, arguments)
-        model = own_weights(model.to(device).eval())
+        of_adapter = _load_adapter(source, base, arguments, placement)[0] if base else None
+        model = _load_whole(source, arguments, placement) if of_adapter is None else of_adapter.get_base_model()
+        model = placement.placed(model, source)
     return model, base
 
 
@@ -149,8 +119,8 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
             )
     names = [f"member_{place}" for place in range(len(adapters))]  # peft would confuse a bare number with that of a layer
     with _loading(adapters[0]):
-        arguments, device = _arguments(settings)
-        model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, names[0])
+        arguments, placement = _arguments(settings)
+        model, missing_in_base = _load_adapter(adapters[0], str(bases[0]), arguments, placement, names[0])
     for source, name, weights in zip(adapters[1:], names[1:], shapes[1:], strict=True):
         with _loading(source):
             _check_every_weight(model.get_base_model(), missing_in_base, source, str(bases[0]), weights)
@@ -159,7 +129,7 @@ def load_adapters(adapters: Sequence[str], settings: ModelSettings) -> tuple[Ite
                 raise ModelError(
                     f"{source} has no weights for {', '.join(missing[:3])}, although its {_ADAPTER_CONFIG} requires them. Save it again."
                 )
-        whole = own_weights(model.get_base_model().to(device).eval())
+        whole = placement.placed(model.get_base_model(), adapters[0])
     checkpoints = (_beside(whole, source, base, settings) for source, base in zip(adapters, bases, strict=True))
     return checkpoints, [partial(model.set_adapter, name) for name in names]
 
@@ -168,12 +138,12 @@ def _head_in_words(labels: int | None) -> str:
     return "no head of its own" if labels is None else f"a head of {labels} labels"
 
 
-def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], torch.device]:
-    """The arguments of transformers' ``from_pretrained``, and the device of the model."""
-    device = chosen_device(settings.device)
+def _arguments(settings: ModelSettings) -> tuple[dict[str, Any], Placement]:
+    """The arguments of transformers' ``from_pretrained`` that do not depend on the model, and where the model goes."""
+    placement = Placement.of(settings)
     attention = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
     loading = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "use_safetensors": True}
-    return {**loading, "dtype": _dtype(settings.dtype, device), **attention}, device
+    return {**loading, "dtype": placement.dtype, **attention}, placement
 
 
 def _base_of(source: str, revision: str | None) -> str | None:
@@ -225,16 +195,13 @@ def _beside(model: PreTrainedModel, source: str, base: str | None, settings: Mod
     return Checkpoint(model, tokenizer, read_manifest(source, settings.revision))
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype | str:
-    if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
-    return torch.float32 if device.type == "cpu" else "auto"
-
-
-def _load_whole(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+def _load_whole(source: str, arguments: dict[str, Any], placement: Placement) -> PreTrainedModel:
     config = load_config(source, revision=arguments["revision"], trust_remote_code=arguments["trust_remote_code"])
     head = {} if config is None else _head_elsewhere(source, config, arguments["revision"])
-    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **head, **arguments)
+    placed = placement.arguments(source, config, trust_remote_code=arguments["trust_remote_code"])
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        source, output_loading_info=True, **head, **arguments, **placed
+    )
     missing = sorted(info["missing_keys"])
     if missing:
         architecture = ", ".join(model.config.architectures or []) or "no named architecture"
@@ -265,12 +232,18 @@ def _head_elsewhere(source: str, config: PretrainedConfig, revision: str | None)
     return {**outputs, **renamed}
 
 
-def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str = "default") -> tuple[Any, Iterable[str]]:
+def _load_adapter(
+    source: str, base: str, arguments: dict[str, Any], placement: Placement, name: str = "default"
+) -> tuple[Any, Iterable[str]]:
     """Load an adapter into its base model; returns peft's ``PeftModel`` and the weights that the base model lacks."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise MissingDependencyError(f"{source} is a LoRA adapter; install peft to load it: pip install peft.") from error
+    if placement.split:
+        raise ModelError(
+            f"{source} is a LoRA adapter, which cannot be split with `tp_plan`. Merge it into its base model first."
+        )
     check_adapter(PeftConfig.from_pretrained(source, revision=arguments["revision"]), source)
     weights = _adapter_weights(source, arguments["revision"])
     head_labels = _head_labels(weights)
@@ -287,6 +260,7 @@ def _load_adapter(source: str, base: str, arguments: dict[str, Any], name: str =
             is not None,  # the adapter replaces the base model's head, which may have another size
             **head,
             **shared,
+            **placement.arguments(base, config, trust_remote_code=arguments["trust_remote_code"]),
         )
     except OSError as error:
         raise ModelError(

@@ -4,12 +4,67 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from rm_plugins.errors import ScoringError
+from rm_plugins.rendering.token_types import has_types, ids_and_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings|positions_embed)$")
+
+
+class Embedded:
+    """Which rows a model has embeddings for.
+
+    Args:
+        model: The model.
+        source: Its name in messages.
+    """
+
+    def __init__(self, model: PreTrainedModel, source: str) -> None:
+        self.source = source
+        self._config = model.config
+        self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
+
+    def check(self, ids: Sequence[Sequence[int]]) -> None:
+        """Refuse rows with tokens or positions for which the model has no embedding; on a GPU they would crash the process.
+
+        Raises:
+            ScoringError: There are such rows.
+        """
+        vocabulary, positions = self._vocabulary, self._positions
+        if any(map(has_types, ids)):
+            ids = self._without_types(ids)
+        unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
+        if unknown:
+            raise ScoringError(
+                f"The model {self.source} has embeddings of {vocabulary} tokens, but {len(unknown)} of {len(ids)} samples have a token id "
+                f"beyond that (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer belongs to another model, or "
+                "tokens were added after the training: name the right tokenizer with the spec's key `tokenizer`.",
+                rows=unknown,
+            )
+        long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
+        if long:
+            raise ScoringError(
+                f"The model {self.source} has positions for {positions} tokens, but {len(long)} of {len(ids)} samples are longer (first: "
+                f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
+                rows=long,
+            )
+
+    def _without_types(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Rows without their token types, after checking that the model has embeddings of these types."""
+        split = [ids_and_types(row_ids) for row_ids in ids]
+        most = max(max(types) for _, types in split)
+        kinds = getattr(self._config.get_text_config(), "type_vocab_size", None)
+        if kinds and most >= kinds:
+            raise ScoringError(
+                f"The model {self.source} has {kinds} token types, but its tokenizer gives the tokens of a pair types up to {most}. Name "
+                "the right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
+            )
+        return [row_ids for row_ids, _ in split]
 
 
 def embedded_tokens(model: PreTrainedModel) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rm_plugins.engine.placement import input_device
 from rm_plugins.errors import ModelError
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.settings import ModelSettings
@@ -42,7 +43,7 @@ class FixedDropout(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the mask of the pass `number` to features, [..., features]."""
-        return hidden * self.masks[self.number]
+        return hidden * self.masks[self.number].to(hidden.device)  # of a spread model, each layer has its own device
 
 
 class _HeadOfPasses(nn.Module):
@@ -56,7 +57,7 @@ class _HeadOfPasses(nn.Module):
         self.register_buffer("masks", masks)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.head(hidden * mask) for mask in self.masks], dim=-1)
+        return torch.cat([self.head(hidden * mask) for mask in self.masks.to(hidden.device)], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate
     loaded = TrainedReward.load(source, unchanged)
     labels = loaded.model.config.num_labels
     dropped = drop_features(loaded.model, passes, rate, seed)
-    return TrainedReward(
+    reward = TrainedReward(
         loaded.model,
         loaded.renderer,
         Heads(loaded.heads.labels, loaded.heads.reward_weights, passes),
@@ -100,6 +101,8 @@ def load_with_dropout(source: str, settings: ModelSettings, *, passes: int, rate
         load_again=partial(load_with_dropout, source, passes=passes, rate=rate, seed=seed),
         load_unchanged=partial(TrainedReward.load, source, replace(unchanged, verify=False)),
     )
+    reward.quantization_cost = loaded.quantization_cost
+    return reward
 
 
 def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed: int) -> Passes:
@@ -126,7 +129,7 @@ def drop_features(model: PreTrainedModel, passes: int, rate: float | None, seed:
     sizes = _feature_sizes(model, {**layers, **heads})
 
     def masks(name: str, share: float) -> torch.Tensor:
-        return _masks(name, sizes[name], passes, share, seed).to(model.device, model.dtype)
+        return _masks(name, sizes[name], passes, share, seed).to(input_device(model), model.dtype)
 
     dropping = {
         name: FixedDropout(masks(name, layer.p if rate is None else rate)) for name, layer in layers.items() if name in sizes
@@ -181,7 +184,7 @@ def _feature_sizes(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict
     watches = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
         for length in _PROBED_LENGTHS:
-            ids = torch.ones((1, length), dtype=torch.long, device=model.device)
+            ids = torch.ones((1, length), dtype=torch.long, device=input_device(model))
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in watches:

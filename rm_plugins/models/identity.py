@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rm_plugins.rendering.render import Renderer
 
-WHERE_A_MODEL_IS = ("adapters", "chat_template", "model", "revision", "tokenizer")
+WHERE_A_MODEL_IS = ("adapters", "chat_template", "model", "quantization", "revision", "tokenizer")
 """Keys of specs that these facts replace."""
 
 

@@ -35,7 +35,8 @@ SampleFormat: TypeAlias = Literal["text", "conversations"]
 _MOST_BYTES = 64 * 2**20
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 _NOT_THE_MODEL = {MANIFEST_NAME, "trainer_state.json", "loss_state.json", "made_with.json"}
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "int8": 0.2, "int4": 1.0, "nf4": 1.0}
+"""How much golden scores may differ, relative to 1 + abs(score), by dtype and quantization."""
 _HALF_TOLERANCE = 5e-2
 
 
@@ -152,9 +153,14 @@ class Manifest(_Strict):
         """The SHA-256 of its contents, as hexadecimal text."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def tolerance(self, score: float, dtype: str) -> float:
-        """How much a golden score may differ when it is computed again in `dtype`: 1e-4 (1 + abs(score)) in float32."""
-        widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, dtype))
+    def tolerance(self, score: float, *computed_in: str) -> float:
+        """How much a golden score may differ when it is computed again: 1e-4 (1 + abs(score)) in float32.
+
+        Args:
+            score: The golden score.
+            computed_in: The dtype and, if there is one, the quantization.
+        """
+        widest = max(_TOLERANCE.get(name, _HALF_TOLERANCE) for name in (self.dtype, *computed_in))
         return widest * (1 + abs(score))
 
     def size_problems(self, folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rm_plugins.errors import ModelError, SpecError, did_you_mean
 from rm_plugins.models.heads import Heads
@@ -16,6 +16,12 @@ from rm_plugins.rendering.rendering import Convention, Read, Truncation
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+
+DeviceMap: TypeAlias = Literal["auto", "balanced", "balanced_low_0", "sequential"] | Mapping[str, int | str]
+"""How a model is spread over devices: a strategy of accelerate, or a device for each part by its name."""
+
+Scheme: TypeAlias = Literal["int8", "int4", "nf4"]
+"""How weights are quantized: to 8 bits, to 4 bits, or to the 4 bits of QLoRA."""
 
 RENDERING_KEYS = (
     *("chat_template", "append_eos", "max_length", "truncation", "read", "pair", "convention"),
@@ -36,6 +42,9 @@ class ModelSettings:
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    device_map: DeviceMap | None = None
+    quantization: Scheme | Mapping[str, Any] | None = None
+    tp_plan: Literal["auto"] | None = None
     max_length: int | None = None
     truncation: Truncation | None = None
     read: Read | None = None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_plugins.engine.together import check_same_rows, smallest_everywhere
 from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, ScoringError, UnsupportedError
-from rm_plugins.models.embeddings import embedded_positions, embedded_tokens
+from rm_plugins.models.embeddings import Embedded
+from rm_plugins.models.golden_check import QuantizationCost, golden_again
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
-from rm_plugins.models.manifest import Manifest, ScoreStatistics, samples_in_other_format, token_digest
+from rm_plugins.models.manifest import Manifest, ScoreStatistics, samples_in_other_format
 from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.rendering import Read
-from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray, TokenCounts
 
@@ -84,7 +85,7 @@ class ModelOutputs:
         errors: The errors by row.
         tokens: The numbers of tokens of the samples.
         metadata: ``truncated``, the number of truncated samples; ``other_format``, the number of samples in another format than the
-            model was trained on, if any; and the work of the engine.
+            model was trained on, if any; ``quantization`` and ``quantization_cost`` of a quantized model; and the work of the engine.
     """
 
     values: FloatArray
@@ -93,8 +94,10 @@ class ModelOutputs:
     metadata: Mapping[str, Any]
 
 
-def _the_same(load: Callable[[ModelSettings], TrainedReward], settings: ModelSettings, facts: Sequence[Any]) -> TrainedReward:
-    """Load a pickled reward again.
+def _the_same(
+    load: Callable[[ModelSettings], TrainedReward], settings: ModelSettings, facts: Sequence[Any], cost: QuantizationCost | None
+) -> TrainedReward:
+    """Load a pickled reward again, with what is known of the cost of its quantization.
 
     Raises:
         ModelError: It has changed since it was pickled.
@@ -106,6 +109,7 @@ def _the_same(load: Callable[[ModelSettings], TrainedReward], settings: ModelSet
             f"{loaded.source} cannot be loaded again in this process: its {changed} changed after it was loaded in the first process, so "
             "the two would give different scores under one name. Load it again in both."
         )
+    loaded.quantization_cost = cost
     return loaded
 
 
@@ -143,9 +147,10 @@ class TrainedReward:
         load_again: Callable[[ModelSettings], TrainedReward] | None = None,
         load_unchanged: Callable[[], TrainedReward] | None = None,
     ) -> None:
-        from rm_plugins.engine.engine import ScoringEngine
+        from rm_plugins.engine.engine import ScoringEngine, default_max_tokens
         from rm_plugins.engine.readout import LastToken
         from rm_plugins.engine.score_cache import ScoreCache, model_fingerprint
+        from rm_plugins.models.quantization import Quantization
 
         self.model = model
         self.renderer = renderer
@@ -158,19 +163,24 @@ class TrainedReward:
         if settings.cache is not None:
             read_last = " last" if renderer.rendering.read == "last" else ""
             cache = ScoreCache(settings.cache, model_fingerprint(model) + read_last)
+        max_tokens = settings.max_batch_tokens
+        if settings.tp_plan is not None:
+            max_tokens = smallest_everywhere(max_tokens or default_max_tokens(model))
         self.engine = ScoringEngine(
             model,
-            settings.max_batch_tokens,
+            max_tokens,
             compile=settings.compile,
             cache=cache,
             variants=variants,
             width=width,
             readout=LastToken.of(model, renderer.rendering.read),
         )
-        self._vocabulary, self._positions = embedded_tokens(model), embedded_positions(model)
+        self._embedded = Embedded(model, source)
         self._load_again = load_again
         self._load_unchanged = load_unchanged
         self._told_of_format = False
+        self.quantization = None if settings.quantization is None else Quantization.of(settings.quantization)
+        self.quantization_cost: QuantizationCost | None = None
 
     @classmethod
     def load(cls, source: str, settings: ModelSettings) -> TrainedReward:
@@ -197,6 +207,10 @@ class TrainedReward:
         ).checked()
 
     def __reduce__(self) -> tuple[Callable[..., TrainedReward], tuple[Any, ...]]:
+        if self.settings.tp_plan is not None:
+            raise UnsupportedError(
+                f"{self.source!r} is split over several processes (tp_plan), so another process cannot load it alone."
+            )
         if self._load_again is None:
             raise UnsupportedError(
                 f"{self.source!r} is a model in the memory of this process. Save it, and load it in the other process."
@@ -204,7 +218,7 @@ class TrainedReward:
         # Fix the defaults that depend on this process: the dtype (accelerator) and the date (clock).
         date = self.renderer.rendering.template_date
         settings = replace(self.settings, verify=False, dtype=self.dtype, template_date=date)  # type: ignore[arg-type]
-        return _the_same, (self._load_again, settings, self._facts)
+        return _the_same, (self._load_again, settings, self._facts, self.quantization_cost)
 
     @property
     def _facts(self) -> list[Any]:
@@ -214,6 +228,29 @@ class TrainedReward:
     def dtype(self) -> str:
         """The name of the dtype that the model runs in."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def computed_in(self) -> tuple[str, ...]:
+        """The names of the dtype and of the quantization that its scores are computed in."""
+        return (self.dtype,) if self.quantization is None else (self.dtype, self.quantization.name)
+
+    @property
+    def quantization_facts(self) -> dict[str, Any]:
+        """How the model is quantized and what that costs, as JSON values; empty if it is not quantized."""
+        if self.quantization is None:
+            return {}
+        cost = self.quantization_cost
+        return {"quantization": str(self.quantization), "quantization_cost": None if cost is None else asdict(cost)}
+
+    @property
+    def quantization_in_words(self) -> str:
+        """How the model is quantized and what that costs."""
+        cost = self.quantization_cost
+        unknown = (
+            "what this costs is unknown, because no golden scores were compared (they are in the model's reward_manifest.json, and "
+            "compared with verify: true and the manifest's rendering)"
+        )
+        return f"is quantized with {self.quantization}: {unknown if cost is None else cost}"
 
     @property
     def read(self) -> Read | None:
@@ -234,13 +271,15 @@ class TrainedReward:
         """
         other_format = self._in_other_format(samples)
         ids, is_truncated = self.renderer.tokenized(samples)
-        self._refuse_unknown(ids)
+        self._embedded.check(ids)
+        if self.settings.tp_plan is not None:
+            check_same_rows(ids, self.source)
         values, work = self.engine.outputs(ids)
         errors = self._non_finite(values)
         values[list(errors)] = np.nan
         tokens = TokenCounts(np.array([len(row) for row in ids], dtype=np.int64), is_truncated)
         facts = {"truncated": int(is_truncated.sum()), **({"other_format": other_format} if other_format else {})}
-        return ModelOutputs(values, errors, tokens, {**facts, **work.as_metadata()})
+        return ModelOutputs(values, errors, tokens, {**facts, **self.quantization_facts, **work.as_metadata()})
 
     def _in_other_format(self, samples: Sequence[Sample]) -> int:
         """How many samples have another format than those that the model was trained on; the first time, it is logged what that means.
@@ -259,39 +298,6 @@ class TrainedReward:
             )
         return count
 
-    def _refuse_unknown(self, ids: Sequence[Sequence[int]]) -> None:
-        """Refuse rows with tokens or positions for which the model has no embedding; on a GPU they would crash the process."""
-        vocabulary, positions = self._vocabulary, self._positions
-        if any(map(has_types, ids)):
-            ids = self._without_types(ids)
-        unknown = [row for row, row_ids in enumerate(ids) if max(row_ids) >= vocabulary]
-        if unknown:
-            raise ScoringError(
-                f"The model {self.source} has embeddings of {vocabulary} tokens, but {len(unknown)} of {len(ids)} samples have a token id "
-                f"beyond that (first: item {unknown[0]} with the id {max(ids[unknown[0]])}). Its tokenizer belongs to another model, or "
-                "tokens were added after the training: name the right tokenizer with the spec's key `tokenizer`.",
-                rows=unknown,
-            )
-        long = [row for row, row_ids in enumerate(ids) if len(row_ids) > positions]
-        if long:
-            raise ScoringError(
-                f"The model {self.source} has positions for {positions} tokens, but {len(long)} of {len(ids)} samples are longer (first: "
-                f"item {long[0]} with {len(ids[long[0]])}). Set the spec's key `max_length` to {positions} or less.",
-                rows=long,
-            )
-
-    def _without_types(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Rows without their token types, after checking that the model has embeddings of these types."""
-        split = [ids_and_types(row_ids) for row_ids in ids]
-        most = max(max(types) for _, types in split)
-        kinds = getattr(self.model.config.get_text_config(), "type_vocab_size", None)
-        if kinds and most >= kinds:
-            raise ScoringError(
-                f"The model {self.source} has {kinds} token types, but its tokenizer gives the tokens of a pair types up to {most}. Name "
-                "the right tokenizer with the spec's key `tokenizer`, or set `pair: false`."
-            )
-        return [row_ids for row_ids, _ in split]
-
     def _non_finite(self, outputs: FloatArray) -> dict[int, RmPluginsError]:
         """The errors of the rows for which the model gave a non-finite score."""
         wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=1)).tolist()
@@ -304,8 +310,10 @@ class TrainedReward:
         ).by_row
 
     def _non_finite_weights(self) -> str:
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
+        from rm_plugins.engine.placement import stored_weights
+
+        for name, parameter in stored_weights(self.model):
+            if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
                 return f"Its weights are broken: {name} contains NaN or infinity. Train it again, or load another checkpoint."
         return f"Its weights are finite, so the computation overflowed in {self.dtype}; try the spec's key dtype: float32."
 
@@ -319,24 +327,29 @@ class TrainedReward:
             UnsupportedError: The model has no manifest.
         """
         if self._load_unchanged is not None:
-            return self._load_unchanged().verify()
+            unchanged = self._load_unchanged()
+            problems = unchanged.verify()
+            self.quantization_cost = unchanged.quantization_cost
+            return problems
         if bare := next((origin.source for origin in self.origins if origin.manifest is None), None):
             raise UnsupportedError(
                 f"{bare} has no reward_manifest.json to verify. Models trained with rm_plugins_trl.RewardTrainer have one. Other models "
                 "work without it, but changes of them cannot be detected."
             )
         files = [origin.problems_of(Manifest.file_problems) for origin in self.origins]
-        golden = self._golden_problems([range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
+        scored = golden_again(self, [range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
+        self.quantization_cost = QuantizationCost.of(scored)
         return [
             f"{origin.source}: {problem}" if len(self.origins) > 1 else problem
-            for origin, *problems in zip(self.origins, files, golden, strict=True)
-            for problem in chain(*problems)
+            for origin, wrong, golden in zip(self.origins, files, scored, strict=True)
+            for problem in chain(wrong, *(one.problems for one in golden))
         ]
 
     def checked(self) -> TrainedReward:
         """Check file sizes and one or two golden scores against the manifest, if `settings.verify` is set; returns this model.
 
-        If there is a chat template, one of the golden samples uses it.
+        If there is a chat template, one of the golden samples uses it. A quantized model is compared with all golden scores, and a
+        warning says what its quantization costs.
 
         Raises:
             ManifestError: The manifest does not match the model.
@@ -345,39 +358,27 @@ class TrainedReward:
             return self
         files = [origin.problems_of(Manifest.size_problems) for origin in self.origins]
         is_template = self.renderer.rendering.chat_template == "tokenizer"
-        shortest: list[list[int]] = []
+        chosen: list[Sequence[int]] = []
         for origin, wrong in zip(self.origins, files, strict=True):
             same = not wrong and origin.manifest is not None and self.renderer.rendering == origin.manifest.rendering
             golden = origin.manifest.golden if same and origin.manifest else []
             by_length = sorted(range(len(golden)), key=lambda number: len(str(golden[number].sample)))
             templated = [number for number in by_length if not isinstance(golden[number].sample.get("prompt"), str)]
-            shortest.append(sorted({*by_length[:1], *(templated[:1] if is_template else ())}))
-        for origin, *problems in zip(self.origins, files, self._golden_problems(shortest), strict=True):
-            if any(problems):
+            shortest = sorted({*by_length[:1], *(templated[:1] if is_template else ())})
+            chosen.append(range(len(golden)) if self.quantization else shortest)
+        scored = golden_again(self, chosen)
+        coarse = (
+            f"{self.quantization} may be too coarse for it: load it without `quantization` to know. "
+            if self.quantization
+            else ""
+        )
+        for origin, wrong, again in zip(self.origins, files, scored, strict=True):
+            if problems := [*wrong, *chain(*(one.problems for one in again))]:
                 raise ManifestError(
-                    f"The manifest of {origin.source} does not match the model: {'; '.join(chain(*problems))}. Run `rm-plugins verify "
+                    f"The manifest of {origin.source} does not match the model: {'; '.join(problems)}. {coarse}Run `rm-plugins verify "
                     f"{origin.source}` for the whole list; load with verify=False to use the model anyway."
                 )
+        if self.quantization is not None:
+            self.quantization_cost = QuantizationCost.of(scored)
+            logger.warning("The model %s %s.", self.source, self.quantization_in_words)
         return self
-
-    def _golden_problems(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """The golden samples whose scores differ from the recorded ones: for each origin, given the numbers of its golden samples."""
-        chosen = [
-            (variant, row, origin.manifest.golden[row], origin.manifest)
-            for variant, (origin, numbers) in enumerate(zip(self.origins, rows, strict=True))
-            if origin.manifest is not None
-            for row in numbers
-        ]
-        problems: list[list[str]] = [[] for _ in rows]
-        if not chosen:
-            return problems
-        ids, _ = self.renderer.token_ids([golden.as_sample() for _, _, golden, _ in chosen])
-        outputs = self.engine.outputs(ids)[0].reshape(len(chosen), len(rows), -1)
-        for (variant, row, golden, manifest), row_ids, of_variants in zip(chosen, ids, outputs, strict=True):
-            heads = manifest.heads or self.settings.heads(self.model, manifest, self.source)
-            value = float(of_variants[variant] @ np.array(heads.reward_weights))
-            if token_digest(row_ids) != golden.token_ids:
-                problems[variant].append(f"golden[{row}].token_ids: the tokenizer or the rendering gives other token ids")
-            if not abs(value - golden.score) <= manifest.tolerance(golden.score, self.dtype):
-                problems[variant].append(f"golden[{row}].score: {golden.score:.6g} was recorded, {value:.6g} is computed")
-        return problems

@@ -184,7 +184,7 @@ class TestPickled:
             reward: Any = rm.load(folder)
         pickled = pickle.dumps(reward)
         monkeypatch.setattr("rm_plugins.rendering.render.date", Tomorrow)
-        monkeypatch.setattr("rm_plugins.models.checkpoint._dtype", lambda name, device: {"auto": torch.float16}.get(name, name))
+        monkeypatch.setattr("rm_plugins.models.placement._dtype", lambda name, device: {"auto": torch.float16}.get(name, name))
         again = pickle.loads(pickled)
         assert again.renderer.rendering == reward.renderer.rendering
         assert again.model.dtype == torch.float32

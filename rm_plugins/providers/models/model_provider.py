@@ -64,7 +64,9 @@ class ModelProvider(Provider):
     """
 
     name: ClassVar[str] = "model"
-    keys_without_effect: ClassVar[frozenset[str]] = frozenset(("cache", "compile", "device", "max_batch_tokens", "verify"))
+    keys_without_effect: ClassVar[frozenset[str]] = frozenset(
+        ("cache", "compile", "device", "device_map", "max_batch_tokens", "tp_plan", "verify")
+    )
     metrics: ClassVar[tuple[str, ...]] = ("tokens_per_second", "duplicate_share", "cached")
 
     def __init__(

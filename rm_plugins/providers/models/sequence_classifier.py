@@ -32,6 +32,9 @@ class SequenceClassifier(ModelProvider):
         revision: The revision of a hub id.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own elsewhere.
         device: ``auto`` is this process's accelerator, else the CPU.
+        device_map: How the model is spread over devices: ``auto``, ``balanced``, or a device for each part by its name.
+        quantization: ``int8``, ``int4`` or ``nf4``, or a mapping with that `name` and further keys (`rm_plugins.models.quantization`).
+        tp_plan: ``auto`` splits the layers over the processes of a launcher (torchrun), which all score at the same time.
         max_length: The most tokens of a row; by default the manifest's, else the model's own limit.
         truncation: ``left`` cuts the beginning of a longer row's prompt (of a pair, the end of its longer text), ``error`` refuses the
             row.
