@@ -67,7 +67,8 @@ class TrlProgram:
         advice: What to do instead of giving an option that there is not; empty if unknown.
         launcher: The options that start several processes.
         check_launch: Refuses what the launcher is asked for if the training does not support it.
-        plan: Prints what the training would need, given what the launcher is asked for and the dataclasses, and returns whether it did.
+        plan: Prints what the training would need, given the arguments, what the launcher is asked for
+            and the dataclasses, and returns whether it did.
     """
 
     name: str
@@ -109,7 +110,7 @@ class TrlProgram:
         args = next(one for one in parsed if hasattr(one, "use_cpu"))
         launcher = [*from_config, *from_line]
         asked = asked_of(self.name, launcher, options=self.options, advice=self.advice) if launcher else NOTHING_ASKED
-        if self.plan is not None and self.plan(asked, *parsed):
+        if self.plan is not None and self.plan(arguments, asked, *parsed):
             return
         if launched and from_line:
             raise click.UsageError(
@@ -302,6 +303,8 @@ def _check_paths(command: str, arguments: Sequence[str]) -> None:
     from rm_plugins_trl.reward_training.started_folder import check_folder
 
     options = _values(arguments)
+    if "plan" in options:
+        return  # nothing is written or read
     # Only the start of a name is compared, because argparse takes shortened names.
     is_settled = any(name.startswith(("config", "overwrite", "resume")) for name in options)
     if options.get("output_dir") and not is_settled:
