@@ -41,7 +41,8 @@ def check_settings(asked: AccelerateSettings, args: Any) -> None:
     )
     if in_file and flags and flags != [in_file]:
         raise SpecError(
-            f"--{flags[0]} contradicts {asked.file}, which says distributed_type: {asked.config['distributed_type']}. Leave out one of them."
+            f"--{flags[0]} contradicts {asked.file}, which says distributed_type: "
+            f"{asked.config['distributed_type']}. Leave out one of them."
         )
     for option, strategy in (("deepspeed", "zero"), ("fsdp", "fsdp")):
         given = getattr(args, option, None)
@@ -52,7 +53,7 @@ def check_settings(asked: AccelerateSettings, args: Any) -> None:
     on_cpu = asked.on_cpu or args.use_cpu
     if on_cpu and asked.is_sharded:
         raise SpecError(
-            f"{asked.name} does not run on CPUs: accelerate would train plain data parallelism there, with the whole model in each process. "
+            f"{asked.name} does not run on CPUs: accelerate would train plain data parallelism, with the whole model in each process. "
             "Use --accelerate ddp, or leave out --use_cpu."
         )
     if on_cpu and asked.machines > 1:
@@ -60,8 +61,8 @@ def check_settings(asked: AccelerateSettings, args: Any) -> None:
     _check_precision(asked, precision_of(args))
     if asked.said("fsdp_activation_checkpointing") in (True, "true", "True") and checkpoints_activations(args):
         raise SpecError(
-            f"{asked.where('fsdp_activation_checkpointing')} and --gradient_checkpointing, which is on by default, would compute activations "
-            "three times. Add --gradient_checkpointing false."
+            f"{asked.where('fsdp_activation_checkpointing')} and --gradient_checkpointing, which is on by default, would compute "
+            "activations three times. Add --gradient_checkpointing false."
         )
     if asked.strategy == "zero":
         _check_deepspeed(asked, args)
@@ -121,8 +122,8 @@ def check_devices(asked: AccelerateSettings, args: Any) -> None:
     processes = -(-(asked.processes or 1) // asked.machines)
     if devices == 0 and (processes > 1 or asked.is_sharded):
         raise SpecError(
-            f"This machine has no accelerator, which {'several processes' if not asked.is_sharded else asked.name} would use. Add --use_cpu "
-            "true to train plain data parallelism on CPU processes."
+            f"This machine has no accelerator, which {asked.name if asked.is_sharded else 'several processes'} would use. Add "
+            "--use_cpu true to train plain data parallelism on CPU processes."
         )
     ids = asked.said("gpu_ids")
     listed = None if ids in (None, "all") else len(str(ids).split(","))
@@ -159,8 +160,8 @@ def check_environment(args: Any) -> None:
     if precision not in ("no", precision_of(args)):
         wanted = {"no": "float32"}.get(precision_of(args), precision_of(args))
         raise SpecError(
-            f"ACCELERATE_MIXED_PRECISION is {precision}, but the training computes in {wanted}. Add --{precision} true, or set it to no (in an "
-            "accelerate configuration, leave out mixed_precision)."
+            f"ACCELERATE_MIXED_PRECISION is {precision}, but the training computes in {wanted}. Add --{precision} true, or set it to no "
+            "(in an accelerate configuration, leave out mixed_precision)."
         )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
     if steps.isdecimal() and int(steps) != args.gradient_accumulation_steps:
@@ -170,8 +171,8 @@ def check_environment(args: Any) -> None:
         )
     if _is_set("ACCELERATE_USE_FSDP") and _is_set("FSDP_ACTIVATION_CHECKPOINTING") and checkpoints_activations(args):
         raise SpecError(
-            "FSDP's activation checkpointing and --gradient_checkpointing, which is on by default, would compute activations three times. Add "
-            "--gradient_checkpointing false."
+            "FSDP's activation checkpointing and --gradient_checkpointing, which is on by default, would compute activations three times. "
+            "Add --gradient_checkpointing false."
         )
 
 

@@ -1,4 +1,4 @@
-"""What accelerate is asked for, by one of our configurations, a file and its launcher's options. Importing it imports neither torch nor trl."""
+"""What accelerate is asked for, by our configurations, a file and its launcher's options. Importing it imports neither torch nor trl."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def merged(name: str, user: Mapping[str, Any], file: str) -> dict[str, Any]:
         (label, (ours.get(nested) or {}).get(label), (user.get(nested) or {}).get(label))
         for nested, label in (("fsdp_config", "fsdp_version"), ("deepspeed_config", "zero_stage"))
     ]
-    other = [f"{label}: {given}" for label, own, given in stages if None not in (own, given) and int(own) != int(given)]
+    other = [f"{label}: {given}" for label, own, given in stages if own is not None and given not in (None, own)]
     if theirs not in (None, strategy_of(ours)):
         other = [f"distributed_type: {user['distributed_type']}"]
     if other:

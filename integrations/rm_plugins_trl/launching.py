@@ -132,7 +132,7 @@ def _file_of(name: str) -> str:
     from rm_plugins_trl.trl_internals import resolve_accelerate_config_argument
 
     try:
-        return resolve_accelerate_config_argument(["--accelerate_config", name])[1]
+        return str(resolve_accelerate_config_argument(["--accelerate_config", name])[1])
     except ValueError as error:
         raise click.UsageError(
             f"--accelerate_config: {name!r} is neither a file nor a name of TRL's configurations. --accelerate takes ours."

@@ -72,6 +72,7 @@ class ModelSize:
         gated: Whether a layer has a gated feed-forward and RMS norms, as Llama's, and not those of GPT and BERT.
         vocabulary: The number of tokens.
         outputs: The outputs of the score head.
+        is_encoder: Whether it is an encoder, such as BERT.
         kept_keys: The size of a token's keys, and of its values, as attention keeps them; `queries` if they are repeated.
     """
 
@@ -87,6 +88,7 @@ class ModelSize:
     gated: bool = True
     vocabulary: int = 0
     outputs: int = 1
+    is_encoder: bool = False
     kept_keys: int | None = None
 
     @property
@@ -221,7 +223,9 @@ def _states(size: ModelSize, setting: TrainingSetting) -> tuple[int, int, int]:
         whole = trained * 4 / shards if weight == 2 else 0.0
         return int(weights), int(own + whole), int(trained * (states + 4) / shards)
     # peft, and accelerate under FSDP2, keep trained weights in float32.
-    trained_bytes = 4 if size.has_adapter or (setting.strategy == "fsdp" and setting.precision != "no") else setting.weight_bytes
+    trained_bytes = (
+        4 if size.has_adapter or (setting.strategy == "fsdp" and setting.precision != "no") else setting.weight_bytes
+    )
     if setting.quantized is None:
         kept = frozen * setting.weight_bytes
     else:

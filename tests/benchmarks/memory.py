@@ -1,5 +1,7 @@
 """Compares the estimated memory of trainings with what processes on a CPU really take, and writes a section of docs/training.md.
 
+Run it with ``make bench-memory``. Finished trainings are kept in a file, so an interrupted run resumes.
+
 Every training is a process of its own, or two that exchange gradients or shards. Its memory is what the kernel counts: the most that the
 process held in its second step, less what it held before the model was loaded. A small model is trained before, so that
 libraries have been loaded.
@@ -14,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tests.benchmarks.page import machine, table, with_section
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "training.md"
 MODULE = "tests.benchmarks.memory"
+RESULTS = ROOT / "build" / "memory-results.jsonl"
 HEADING = "Measured memory"
 STEPS = 2
 
@@ -181,19 +184,17 @@ def _work(name: str, model: str, small: str, result: str) -> None:
     os._exit(0)  # where gloo's threads still hold a tensor, Python's tearing down blocks the process
 
 
-def section(lines: list[tuple[str, int, int]], parameters: int, command: str) -> str:
+def section(lines: list[tuple[str, int, int]], parameters: int) -> str:
     """The section of the page."""
-    cells = [
-        (title, f"{peak / GIB:.2f}", f"{guess / GIB:.2f}", f"{guess / peak - 1:+.0%}") for title, peak, guess in lines
-    ]
+    cells = [(title, f"{peak / GIB:.2f}", f"{guess / GIB:.2f}", f"{guess / peak - 1:+.0%}") for title, peak, guess in lines]
     worst = max(abs(guess / peak - 1) for _, peak, guess in lines)
     return (
-        f"Made by `{command}`: {machine()}\n\nThe estimate is compared with trainings of a Qwen2 decoder with {parameters / 1e6:.0f} million "
-        "parameters and random weights on CPU processes,\nin float32 except for bf16. Measured is the most memory that the first process "
-        f"held in its second step, less what it held\nbefore the model was loaded.\n\n"
+        f"Made by `make bench-memory` (`python -m {MODULE}`): {machine()}\n\nThe estimate is compared with trainings of a Qwen2 decoder "
+        f"with {parameters / 1e6:.0f} million parameters and random weights on\nCPU processes, in float32 except for bf16. Measured is "
+        "the most memory that the first process held in its second step, less what it\nheld before the model was loaded.\n\n"
         f"{table(('training', 'measured, GiB', 'estimated, GiB', 'difference'), cells)}\n\n"
-        f"The largest difference is {worst:.0%}. On a CPU, matrix products and the optimizer use other buffers than on a GPU. What is not "
-        "measured here:\nGPUs, where the estimate adds 1.5 GiB for CUDA; DeepSpeed; quantized weights; and larger models."
+        f"The largest difference is {worst:.0%}. On a CPU, matrix products and the optimizer use other buffers than on a GPU. Not measured "
+        "here:\nGPUs, where the estimate adds 1.5 GiB for CUDA; DeepSpeed; quantized weights; larger models."
     )
 
 
@@ -202,34 +203,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what is measured (default: all)")
     parser.add_argument("--small", action="store_true", help="check this script with a tiny model; writes no page")
-    parser.add_argument("--output", type=Path, help=f"the page that is written (default: {PAGE.relative_to(ROOT)})")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         _work(*arguments.case)
         return
-    lines: list[tuple[str, int, int]] = []
-    size = None
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         tokenizer = train_tokenizer([text for row in rows(2) for text in row.values()], 1_024)
         small = save_decoder(scratch / "small", SMALL, tokenizer)
-        model = small if arguments.small else _padded_vocabulary(save_decoder, scratch / "model", tokenizer)
-        for name in arguments.cases:
+        model = small if arguments.small else _whole(scratch / "model", tokenizer)
+        results = scratch / RESULTS.name if arguments.small else RESULTS
+        for name in [name for name in arguments.cases if name not in _finished(results)]:
             values = measured(name, model, small, scratch)
-            size = ModelSize(**values["size"])
-            size = ModelSize(**{**values["size"], "kept_keys": size.queries})
-            lines.append((CASES[name].title, values["peak"], estimated(CASES[name], values["tokens"], size)))
-            title, peak, guess = lines[-1]
-            print(f"{title}: measured {peak / GIB:.3f} GiB, estimated {guess / GIB:.3f} GiB ({guess / peak - 1:+.0%})", flush=True)
-    assert size is not None
-    if arguments.output or not (arguments.small or arguments.cases != list(CASES)):
-        page = arguments.output or PAGE
-        written = section(lines, size.parameters, "make bench-memory")
-        write_atomically(page, with_section(page.read_text(encoding="utf-8"), HEADING, written))
+            results.parent.mkdir(exist_ok=True)
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"case": name, **values}) + "\n")
+            print(_line(name, values), flush=True)
+        finished = _finished(results)
+    if not arguments.small and arguments.cases == list(CASES):
+        lines = [_line(name, finished[name]) for name in CASES]
+        written = section(lines, finished["plain"]["size"]["parameters"])
+        write_atomically(PAGE, with_section(PAGE.read_text(encoding="utf-8"), HEADING, written))
 
 
-def _padded_vocabulary(save: Any, folder: Path, tokenizer: Any) -> Path:
+def _finished(results: Path) -> dict[str, Any]:
+    """The values of the trainings that were measured, by case."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
+    return {values.pop("case"): values for values in map(json.loads, lines)}
+
+
+def _line(name: str, values: dict[str, Any]) -> tuple[str, int, int]:
+    """What was trained, and the measured and the estimated bytes."""
+    size = ModelSize(**values["size"])
+    size = replace(size, kept_keys=size.queries)  # a CPU's attention repeats keys for all heads
+    return CASES[name].title, values["peak"], estimated(CASES[name], values["tokens"], size)
+
+
+def _whole(folder: Path, tokenizer: Any) -> Path:
     """The model with all of its embeddings, of which the tokenizer uses a few."""
     import torch
     from transformers import Qwen2ForSequenceClassification

@@ -94,11 +94,11 @@ def section() -> str:
         rows.append((name, f"{batch}", *cells))
     head = ("model", "pairs per device", *SETTINGS)
     return (
-        f"Made by `python -m {MODULE}` from the estimate: GiB on each device at the peak of a step, in bf16 with gradient checkpointing and\n"
-        f"AdamW, for pairs of two texts of {MOST_TOKENS:,} tokens, with as many pairs per device as the preset gives. Bold figures fit into "
-        f"devices of {DEVICE // GIB} GiB.\nLoRA has rank 32 on all linear layers, and its base model is loaded with `--dtype bfloat16`; QLoRA "
-        f"loads it in 4 bits.\n\n{table(head, rows)}\n\nWith DDP, every device also holds buckets for exchanging gradients, so two devices need "
-        "more memory each than one."
+        f"Made by `python -m {MODULE}` from the estimate: GiB on each device at the peak of a step, in bf16 with gradient\n"
+        f"checkpointing and AdamW, for pairs of two texts of {MOST_TOKENS:,} tokens, with as many pairs per device as the preset gives.\n"
+        f"Bold figures fit into devices of {DEVICE // GIB} GiB. LoRA has rank 32 on all linear layers, and its base model is loaded with\n"
+        f"`--dtype bfloat16`; QLoRA loads it in 4 bits.\n\n{table(head, rows)}\n\n"
+        "With DDP, every device also holds buckets for exchanging gradients, so two devices need more memory each than one."
     )
 
 

@@ -42,7 +42,9 @@ def saved_bytes(model: Any, *, autocast: bool) -> float:
     with torch.no_grad():
         run()  # the first call also compares
     assert forward.packs or isinstance(model, BertForSequenceClassification)
-    shapes = {tuple(weight.shape) for weight in model.parameters()} | {tuple(weight.shape)[::-1] for weight in model.parameters()}
+    shapes = {tuple(weight.shape) for weight in model.parameters()} | {
+        tuple(weight.shape)[::-1] for weight in model.parameters()
+    }
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +117,7 @@ def test_each_of_these_saves_memory() -> None:
         {"strategy": "zero", "stage": 3},
         {"optimizer": "adamw_bnb_8bit"},
     ):
-        assert estimate(SEVEN, replace(plain, **change)).peak < peak, change  # type: ignore[arg-type]
+        assert estimate(SEVEN, replace(plain, **change)).peak < peak, change
     assert estimate(SEVEN, replace(plain, accumulation=4)).peak > peak
     assert estimate(SEVEN, replace(plain, optimizer="adamw_torch")).peak > estimate(SEVEN, plain).peak - 1
     assert estimate(replace(SEVEN, vocabulary=150_000), replace(plain, logprob_tokens=1_024)).heads > 1e9
@@ -203,13 +205,31 @@ class TestCommand:
         assert all(float(peak) <= 0.9 * 24 for _, peak in options)
         # What is proposed is what the plan then finds.
         change, peak = next(one for one in options if "--accelerate fsdp2" in one[0])
-        again = self.plan(config_only, "--device_memory", "24", "--bf16", "false", *("--num_processes 2 " * ("processes" not in change)).split(), *change.split())
+        again = self.plan(
+            config_only,
+            "--device_memory",
+            "24",
+            "--bf16",
+            "false",
+            *("--num_processes 2 " * ("processes" not in change)).split(),
+            *change.split(),
+        )
         assert float(re.search(r"at the peak +([\d.]+) GiB", again)[1]) == pytest.approx(float(peak), abs=0.06)  # type: ignore[index]
 
     def test_shares_and_offloads(self, config_only: Path) -> None:
         eight = self.plan(config_only, "--device_memory", "80", "--accelerate", "zero3", "--num_processes", "8")
         assert "8 devices, ZeRO-3" in eight
-        off = self.plan(config_only, "--device_memory", "80", "--accelerate", "zero3", "--num_processes", "8", "--offload_optimizer_device", "cpu")
+        off = self.plan(
+            config_only,
+            "--device_memory",
+            "80",
+            "--accelerate",
+            "zero3",
+            "--num_processes",
+            "8",
+            "--offload_optimizer_device",
+            "cpu",
+        )
         assert "optimizer states" in eight
         assert "optimizer states" not in off
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from rm_plugins.engine.prefix_cache import is_decoder
 from rm_plugins.errors import MissingDependencyError, ModelError
 from rm_plugins_trl.memory_estimate import ModelSize
 from rm_plugins_trl.reward_training.base_model import model_config, trusts_code
@@ -66,6 +67,7 @@ def size_of(config: Any, *, members: int = 1, trusted: bool = False, peft_config
         (value for name in ("intermediate_size", "ffn_dim", "n_inner") if (value := getattr(text, name, None))), 4 * hidden
     )
     gated = any("gate" in name for name, _ in largest.named_modules())
+    is_encoder = not is_decoder(model)  # an adapter wraps it
     trained = parameters if peft_config is None else _trained_with(model, peft_config)
     return ModelSize(
         parameters=parameters,
@@ -80,6 +82,7 @@ def size_of(config: Any, *, members: int = 1, trusted: bool = False, peft_config
         gated=gated,
         vocabulary=int(text.vocab_size),
         outputs=members,
+        is_encoder=is_encoder,
         kept_keys=(getattr(text, "num_key_value_heads", None) or heads) * of_head,
     )
 

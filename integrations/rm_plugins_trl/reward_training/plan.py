@@ -55,7 +55,9 @@ class Change:
     setting: TrainingSetting
 
 
-def print_plan(arguments: Sequence[str], asked: Launch, script: Any, args: Any, model: Any, mixture: Any, plan: PlanArguments) -> bool:
+def print_plan(
+    arguments: Sequence[str], asked: Launch, script: Any, args: Any, model: Any, mixture: Any, plan: PlanArguments
+) -> bool:
     """Print the plan if the arguments ask for one; returns whether they did.
 
     Args:
@@ -85,13 +87,11 @@ def print_plan(arguments: Sequence[str], asked: Launch, script: Any, args: Any, 
     whole = model_size(model.model_name_or_path, args)
     size = model_size(model.model_name_or_path, args, get_peft_config(model)) if model.use_peft else whole
     if args.unset:
-        args.take_preset(preset(whole.parameters, adapter=size.has_adapter, encoder=not whole.gated and whole.parameters < 1e8))
+        args.take_preset(preset(whole.parameters, adapter=size.has_adapter, encoder=whole.is_encoder))
     on_cpu = args.use_cpu or asked.settings.on_cpu
     memory, devices = device_memory(on_cpu, plan.device_memory, asked)
     setting = training_setting(arguments, asked, args, model, devices, on_cpu)
-    if not (on_cpu or setting.compute_bytes == 4):
-        size = replace(size)  # the flash kernel takes keys as they are
-    else:
+    if on_cpu or setting.compute_bytes == 4:  # only the flash kernel takes fewer keys than queries
         size = replace(size, kept_keys=size.queries)
     echo(rendered(model.model_name_or_path, size, setting, args, memory))
     return True
@@ -114,7 +114,9 @@ def device_memory(on_cpu: bool, given: float | None, asked: Launch) -> tuple[int
     import torch
 
     if not torch.cuda.is_available():
-        raise SpecError("This machine has no GPU whose memory could be read. Say how much each device has: --device_memory 80 (GiB).")
+        raise SpecError(
+            "This machine has no GPU whose memory could be read. Say how much each device has: --device_memory 80 (GiB)."
+        )
     shared = asked.settings.strategy != "single" or asked.config is not None
     return torch.cuda.get_device_properties(0).total_memory, devices or (device_count() if shared else 1)
 
@@ -172,13 +174,15 @@ def changes(size: ModelSize, setting: TrainingSetting, rows: int) -> Iterator[Ch
         smaller = replace(smaller, tokens=setting.tokens * fewer // rows, accumulation=accumulation)
         options = f"--per_device_train_batch_size {fewer} --gradient_accumulation_steps {accumulation}"
         yield Change(options, size, smaller)
-    smallest = f"--per_device_train_batch_size {fewer} --gradient_accumulation_steps {smaller.accumulation} " if fewer < rows else ""
+    smallest = (
+        f"--per_device_train_batch_size {fewer} --gradient_accumulation_steps {smaller.accumulation} " if fewer < rows else ""
+    )
     if not setting.on_cpu:
         if setting.devices > 1 and setting.strategy == "ddp":
             yield Change("--accelerate fsdp2", size, replace(setting, strategy="fsdp", stage=2))
             yield Change(f"{smallest}--accelerate fsdp2", size, replace(smaller, strategy="fsdp", stage=2))
         for devices in (2, 4, 8, 16, 32, 64, 128):
-            if devices > setting.devices and not (setting.strategy == "zero"):
+            if devices > setting.devices and setting.strategy != "zero":
                 sharded = replace(setting, strategy="fsdp", stage=2, devices=devices)
                 yield Change(f"--accelerate fsdp2 --num_processes {devices}", size, sharded)
     if not size.has_adapter:
@@ -231,7 +235,10 @@ def rendered(name: str, size: ModelSize, setting: TrainingSetting, args: Any, me
     lines.append(verdict)
     if share > TIGHT:
         fitting = fitting_changes(size, setting, rows, int(TIGHT * memory))
-        lines += ["", "One of these changes makes it fit:" if fitting else "No single change of those that are known makes it fit:"]
+        lines += [
+            "",
+            "One of these changes makes it fit:" if fitting else "No single change of those that are known makes it fit:",
+        ]
         lines += [f"  {change.options}   {peak / GIB:,.1f} GiB" for change, peak in fitting]
         if not fitting:
             lines.append("  use more devices or a smaller model.")
