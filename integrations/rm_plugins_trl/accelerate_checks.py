@@ -144,7 +144,7 @@ def device_count() -> int:
 
 
 def check_environment(args: Any) -> None:
-    """Refuse variables that accelerate reads and that contradict the training, whoever set them.
+    """Refuse variables that accelerate reads and that contradict the training.
 
     Raises:
         SpecError: They contradict.

@@ -89,7 +89,7 @@ class AccelerateSettings:
 
     @property
     def processes(self) -> int | None:
-        """All processes on all machines; None if nothing says it."""
+        """All processes on all machines; None if it is not set."""
         return None if self.said("num_processes") in (None, -1) else int(self.said("num_processes"))
 
     @property

@@ -241,10 +241,14 @@ def _states(size: ModelSize, setting: TrainingSetting) -> tuple[int, int, int]:
 def layer_bytes(size: ModelSize, setting: TrainingSetting) -> int:
     """Bytes of one token's activations in one layer, without checkpointing.
 
-    Per token, with hidden size h, queries q, keys k and intermediate size f, in numbers: two norms hold 3h each (input, normalized,
-    output), attention holds queries, keys, values, its output and the same as the next layer's input (3q + 2k), and the feed-forward 4f
-    (gate, its activation, up, product). Under autocast, norms work in float32, and each of the five linear layers behind a norm gets an own
-    half-precision input. In half precision throughout, a norm converts its input to float32.
+    In numbers per token, with hidden size h, queries q, keys k and intermediate size f:
+
+    - each of the two norms holds 3h: its input, the normalized input, its output;
+    - attention holds 3q + 2k: queries, keys, values, its output, and a copy of it that the next linear layer takes;
+    - the feed-forward holds 4f: the gate, its activation, the other side, the product.
+
+    Under autocast, norms work in float32, and each of the five linear layers that follow a norm gets a half-precision input of its own. In
+    half precision throughout, a norm converts its input to float32.
     """
     h, q, f = size.hidden, size.queries, size.intermediate
     k = size.kept_keys or q

@@ -94,8 +94,9 @@ def section() -> str:
         rows.append((name, f"{batch}", *cells))
     head = ("model", "pairs per device", *SETTINGS)
     return (
-        f"Made by `python -m {MODULE}` from the estimate: GiB on each device at the peak of a step, in bf16 with gradient\n"
-        f"checkpointing and AdamW, for pairs of two texts of {MOST_TOKENS:,} tokens, with as many pairs per device as the preset gives.\n"
+        f"Made by `python -m {MODULE}` from the estimate: GiB on each device at the peak of a step.\n"
+        f"Trainings are in bf16 with gradient checkpointing and AdamW, on pairs of two texts of {MOST_TOKENS:,} tokens. The preset gives the\n"
+        "number of pairs per device.\n"
         f"Bold figures fit into devices of {DEVICE // GIB} GiB. LoRA has rank 32 on all linear layers, and its base model is loaded with\n"
         f"`--dtype bfloat16`; QLoRA loads it in 4 bits.\n\n{table(head, rows)}\n\n"
         "With DDP, every device also holds buckets for exchanging gradients, so two devices need more memory each than one."

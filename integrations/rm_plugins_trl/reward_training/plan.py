@@ -71,7 +71,7 @@ def print_plan(
 
     Raises:
         ModelError: There is no such model.
-        SpecError: Nothing says how much memory a device has.
+        SpecError: The memory of a device is unknown.
     """
     if not plan.plan:
         return False
@@ -101,7 +101,7 @@ def device_memory(on_cpu: bool, given: float | None, asked: Launch) -> tuple[int
     """Bytes of memory of a device, and the number of devices.
 
     Raises:
-        SpecError: Nothing says how much memory a device has.
+        SpecError: The memory of a device is unknown.
     """
     devices = asked.settings.processes
     if given is not None:
@@ -229,7 +229,7 @@ def rendered(name: str, size: ModelSize, setting: TrainingSetting, args: Any, me
     if share <= TIGHT:
         verdict = f"It fits: {share:.0%} of the {memory / GIB:,.1f} GiB of a device."
     elif share <= 1:
-        verdict = f"It is tight: {share:.0%} of the {memory / GIB:,.1f} GiB of a device, of which fragments stay unused."
+        verdict = f"It is tight: {share:.0%} of the {memory / GIB:,.1f} GiB of a device. Fragmentation may make it fail."
     else:
         verdict = f"It does not fit: it needs {share:.0%} of the {memory / GIB:,.1f} GiB of a device."
     lines.append(verdict)
