@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-memory bench-overoptimization bench-ppo bench-presets bench-serving bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-plan bench-overoptimization bench-ppo bench-presets bench-serving bench-training clean gpu-wheels
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -84,8 +84,8 @@ bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and
 bench-presets: $(VENV)/models.stamp  ## Train real models with several learning rates, about half an hour, and write a section of docs/training.md; resumable.
 	$(BIN)/python -m tests.benchmarks.presets
 
-bench-memory: $(VENV)/dev.stamp  ## Compare the estimated memory of trainings with what processes take, and write a section of docs/training.md; resumable.
-	$(BIN)/python -m tests.benchmarks.memory
+bench-plan: $(VENV)/dev.stamp  ## Compare the estimated memory of trainings with what processes take, and write a section of docs/training.md; resumable.
+	$(BIN)/python -m tests.benchmarks.planned_memory
 
 bench-overoptimization: $(VENV)/dev.stamp  ## Optimize against one reward model and against five, about an hour, and write docs/overoptimization.md.
 	$(BIN)/python -m tests.benchmarks.overoptimization

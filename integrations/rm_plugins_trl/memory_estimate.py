@@ -156,7 +156,8 @@ class MemoryEstimate:
         optimizer: The optimizer's states, and the copies that it updates.
         activations: What the backward pass needs of the forward pass, and the tensors that a layer works on.
         copies: Half-precision copies of weights.
-        gathers: Gathered weights and gradients, and the buckets of exchanged ones.
+        gathers: Gathered layers and their gradients, and the buckets of exchanged gradients.
+        embedding: The gathered embedding and its gradient, at the end of the backward pass.
         heads: Logits of the vocabulary, and the score head's outputs.
         context: What CUDA takes.
         step: What the optimizer's step needs besides.
@@ -171,6 +172,7 @@ class MemoryEstimate:
     gathers: int
     heads: int
     context: int
+    embedding: int = 0
     step: int = 0
     keeps_gradients: bool = False
 
@@ -178,11 +180,13 @@ class MemoryEstimate:
     def peak(self) -> int:
         """The most that is held at once.
 
-        Gradients replace activations layer by layer in the backward pass, unless they are kept from an earlier batch.
+        Gradients replace activations layer by layer in the backward pass, unless they are kept from an earlier batch. FSDP2 gathers the
+        embedding when there are no activations yet, and again when they are freed.
         """
         backward = self.activations + self.copies + self.heads
-        working = backward + self.gradients if self.keeps_gradients else max(backward, self.gradients)
-        return self.weights + self.optimizer + self.gathers + self.context + max(working, self.gradients + self.step)
+        working = backward + self.gathers + (self.gradients if self.keeps_gradients else 0)
+        end = self.gradients + max(self.gathers + self.step, self.embedding)
+        return self.weights + self.optimizer + self.context + max(working, end)
 
 
 def estimate(size: ModelSize, setting: TrainingSetting) -> MemoryEstimate:
@@ -200,6 +204,7 @@ def estimate(size: ModelSize, setting: TrainingSetting) -> MemoryEstimate:
         activations=_activations(size, setting),
         copies=_copies(size, setting),
         gathers=_gathers(size, setting),
+        embedding=_unit(size.embedding, size, setting) if setting.strategy == "fsdp" and setting.devices > 1 else 0,
         heads=_heads(size, setting),
         context=0 if setting.on_cpu else CONTEXT,
         step=int(size.trained * 4 / _shards(setting)) if setting.optimizer in FOR_EACH else 0,
@@ -298,13 +303,16 @@ def _gathers(size: ModelSize, setting: TrainingSetting) -> int:
     if setting.strategy == "ddp":
         return size.trained * (4 if size.has_adapter else setting.weight_bytes)
     if setting.strategy == "fsdp":
-        largest = max(size.layer, size.embedding)
-        whole = 0 if size.has_adapter else 2 * largest  # its gradients, and what is sent of them
-        return number * (largest + size.layer + whole)
+        return _unit(size.layer, size, setting) + number * size.layer  # and the next layer
     if setting.strategy == "zero":
         bucket = _BUCKET * number
         return bucket + number * (min(size.parameters, _LIVE) if setting.stage == 3 else _BUCKET)
     return 0
+
+
+def _unit(parameters: int, size: ModelSize, setting: TrainingSetting) -> int:
+    """What FSDP2 gathers of a unit, and without an adapter its whole gradients and what is sent of them."""
+    return setting.compute_bytes * parameters * (1 if size.has_adapter else 3)
 
 
 def _heads(size: ModelSize, setting: TrainingSetting) -> int:

@@ -247,8 +247,8 @@ class TestCommand:
 
 def test_the_pages_table_is_current() -> None:
     pytest.importorskip("peft")
-    from tests.benchmarks.memory_table import HEADING, PAGE, section
+    from tests.benchmarks.planned_memory_table import HEADING, PAGE, section
 
     page = PAGE.read_text(encoding="utf-8")
     written = page.partition(f"\n## {HEADING}\n")[2].partition("\n## ")[0]
-    assert written.strip() == section().strip(), "run `python -m tests.benchmarks.memory_table`"
+    assert written.strip() == section().strip(), "run `python -m tests.benchmarks.planned_memory_table`"

@@ -254,10 +254,11 @@ def parts_table(found: MemoryEstimate) -> list[str]:
         "activations": found.activations,
         "half-precision copies of weights": found.copies,
         "gathered parts and buckets": found.gathers,
+        "gathered embedding": found.embedding,
         "logits and heads": found.heads,
         "optimizer step": found.step,
         "CUDA and its libraries": found.context,
     }
     lines = [f"  {name:34}{value / GIB:10,.2f} GiB" for name, value in parts.items() if value]
-    note = "" if found.keeps_gradients else " (gradients replace activations in the backward pass)"
+    note = "" if found.peak == sum(parts.values()) else " (not all of it is held at once)"
     return [*lines, f"  {'at the peak':34}{found.peak / GIB:10,.2f} GiB{note}"]

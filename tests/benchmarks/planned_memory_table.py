@@ -20,7 +20,7 @@ from rm_plugins_trl.reward_training.presets import preset
 from tests.benchmarks.page import table, with_section
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-MODULE = "tests.benchmarks.memory_table"
+MODULE = "tests.benchmarks.planned_memory_table"
 HEADING = "Memory by size and setting"
 DEVICE = 80 * GIB
 MOST_TOKENS = 1_024
@@ -95,8 +95,8 @@ def section() -> str:
     head = ("model", "pairs per device", *SETTINGS)
     return (
         f"Made by `python -m {MODULE}` from the estimate: GiB on each device at the peak of a step.\n"
-        f"Trainings are in bf16 with gradient checkpointing and AdamW, on pairs of two texts of {MOST_TOKENS:,} tokens. The preset gives the\n"
-        "number of pairs per device.\n"
+        "Trainings are in bf16 with gradient checkpointing and AdamW, on pairs of two texts "
+        f"of {MOST_TOKENS:,} tokens. The preset gives the\nnumber of pairs per device.\n"
         f"Bold figures fit into devices of {DEVICE // GIB} GiB. LoRA has rank 32 on all linear layers, and its base model is loaded with\n"
         f"`--dtype bfloat16`; QLoRA loads it in 4 bits.\n\n{table(head, rows)}\n\n"
         "With DDP, every device also holds buckets for exchanging gradients, so two devices need more memory each than one."

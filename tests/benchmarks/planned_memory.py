@@ -1,6 +1,6 @@
 """Compares the estimated memory of trainings with what processes on a CPU really take, and writes a section of docs/training.md.
 
-Run it with ``make bench-memory``. Finished trainings are kept in a file, so an interrupted run resumes.
+Run it with ``make bench-plan``. Finished trainings are kept in a file, so an interrupted run resumes.
 
 Every training is a process of its own, or two that exchange gradients or shards. Its memory is what the kernel counts: the most that the
 process held in its second step, less what it held before the model was loaded. A small model is trained before, so that
@@ -30,9 +30,9 @@ from tests.benchmarks.page import machine, table, with_section
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "training.md"
-MODULE = "tests.benchmarks.memory"
-RESULTS = ROOT / "build" / "memory-results.jsonl"
-HEADING = "Measured memory"
+MODULE = "tests.benchmarks.planned_memory"
+RESULTS = ROOT / "build" / "planned-memory-results.jsonl"
+HEADING = "Estimated beside measured memory"
 STEPS = 2
 
 
@@ -189,7 +189,7 @@ def section(lines: list[tuple[str, int, int]], parameters: int) -> str:
     cells = [(title, f"{peak / GIB:.2f}", f"{guess / GIB:.2f}", f"{guess / peak - 1:+.0%}") for title, peak, guess in lines]
     worst = max(abs(guess / peak - 1) for _, peak, guess in lines)
     return (
-        f"Made by `make bench-memory` (`python -m {MODULE}`): {machine()}\n\nThe estimate is compared with trainings of a Qwen2 decoder "
+        f"Made by `make bench-plan` (`python -m {MODULE}`): {machine()}\n\nThe estimate is compared with trainings of a Qwen2 decoder "
         f"with {parameters / 1e6:.0f} million parameters and random weights on\nCPU processes, in float32 except for bf16. Measured is "
         "the most memory that the first process held in its second step, less what it\nheld before the model was loaded.\n\n"
         f"{table(('training', 'measured, GiB', 'estimated, GiB', 'difference'), cells)}\n\n"
@@ -223,7 +223,7 @@ def main() -> None:
         finished = _finished(results)
     if not arguments.small and arguments.cases == list(CASES):
         lines = [_line(name, finished[name]) for name in CASES]
-        written = section(lines, finished["plain"]["size"]["parameters"])
+        written = section(lines, finished["ddp"]["size"]["parameters"])
         write_atomically(PAGE, with_section(PAGE.read_text(encoding="utf-8"), HEADING, written))
 
 
