@@ -18,7 +18,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels
+.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -91,6 +91,9 @@ bench-losses: $(VENV)/models.stamp  ## Train with every loss, about an hour, and
 
 bench-presets: $(VENV)/models.stamp  ## Train real models with several learning rates, about half an hour, and write a section of docs/training.md; resumable.
 	$(BIN)/python -m tests.benchmarks.presets
+
+bench-plan: $(VENV)/dev.stamp  ## Compare the estimated memory of trainings with what processes take, and write a section of docs/training.md; resumable.
+	$(BIN)/python -m tests.benchmarks.planned_memory
 
 bench-overoptimization: $(VENV)/dev.stamp  ## Optimize against one reward model and against five, about an hour, and write docs/overoptimization.md.
 	$(BIN)/python -m tests.benchmarks.overoptimization

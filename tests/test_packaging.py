@@ -94,6 +94,12 @@ class TestWheel:
         written = {path.relative_to(ROOT).as_posix() for path in folder.iterdir() if path.is_file()}
         assert written <= set(zipfile.ZipFile(wheel).namelist())
 
+    def test_accelerates_configurations_are_in_it(self, wheel: Path) -> None:
+        folder = ROOT / "integrations" / "rm_plugins_trl" / "accelerate_configs"
+        written = {f"rm_plugins_trl/accelerate_configs/{path.name}" for path in folder.glob("*.yaml")}
+        assert len(written) == 4
+        assert written <= set(zipfile.ZipFile(wheel).namelist())
+
     def test_its_types_are_announced(self, wheel: Path) -> None:
         assert {"rm_plugins/py.typed", "rm_plugins_trl/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -19,6 +19,9 @@ from rm_plugins.cli.printed import echo
 from rm_plugins.cli.silence import silenced_libraries
 from rm_plugins.errors import RmPluginsError
 from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
+
+if TYPE_CHECKING:
+    from rm_plugins_trl.launching import Launch
 
 _OF_CLICK = ("-h", "--help", "--help-all", "-q", "--quiet", "-v", "--verbose")
 
@@ -43,8 +46,9 @@ EVALUATION_AND_CHECKPOINTS = (
 
 LAUNCHER = "Several processes"
 OF_LAUNCHER = (
-    TrainOption("--num_processes", "N", "One for each GPU; as in `accelerate launch`."),
-    TrainOption("--accelerate_config", "NAME|FILE", "Such as fsdp2 or zero3; as in TRL."),
+    TrainOption("--accelerate", "ddp|fsdp2|zero2|zero3", "How several devices share the training."),
+    TrainOption("--num_processes", "N", "One for each device; as in `accelerate launch`."),
+    TrainOption("--accelerate_config", "NAME|FILE", "A configuration of TRL's or your own."),
 )
 """Those that start several processes; `accelerate launch` has more."""
 
@@ -62,6 +66,9 @@ class TrlProgram:
         set_defaults: Changes the parser's defaults, given the arguments, before they are parsed.
         advice: What to do instead of giving an option that there is not; empty if unknown.
         launcher: The options that start several processes.
+        check_launch: Refuses what the launcher is asked for if the training does not support it.
+        plan: Prints what the training would need, given the arguments, what the launcher is asked for
+            and the dataclasses, and returns whether it did.
     """
 
     name: str
@@ -72,9 +79,15 @@ class TrlProgram:
     set_defaults: Callable[[Any, Sequence[str]], None] = lambda parser, arguments: None
     advice: Callable[[str], str] = lambda option: ""
     launcher: Sequence[TrainOption] = OF_LAUNCHER
+    check_launch: Callable[[Launch], None] = lambda asked: None
+    plan: Callable[..., bool] | None = None
 
-    def run(self, arguments: Sequence[str]) -> None:
+    def run(self, arguments: Sequence[str], *, launched: bool = False) -> None:
         """Parse the arguments and train, under ``accelerate launch`` if they ask for it.
+
+        Args:
+            arguments: The arguments.
+            launched: Whether a launcher has started this process. It took its settings from the configuration file, too.
 
         Raises:
             UsageError: An option is unknown, or a value cannot be read.
@@ -84,33 +97,37 @@ class TrlProgram:
         parser = self.parser()
         self.set_defaults(parser, arguments)
         try:
-            *_, from_config, from_line = parser.parse_args_and_config(
+            *parsed, from_config, from_line = parser.parse_args_and_config(
                 list(arguments), return_remaining_strings=True, separate_remaining_strings=True
             )
-            parsed = () if from_config or from_line else parser.parse_args_and_config(list(arguments))
         except RmPluginsError:
             raise
         except (ValueError, TypeError, ImportError) as error:  # of the dataclasses, about values that do not fit together
             raise click.UsageError(str(error)) from error
-        if parsed:
+        from rm_plugins_trl.accelerate_checks import check_environment
+        from rm_plugins_trl.launching import NOTHING_ASKED, asked_of, launch
+
+        args = next(one for one in parsed if hasattr(one, "use_cpu"))
+        launcher = [*from_config, *from_line]
+        asked = asked_of(self.name, launcher, options=self.options, advice=self.advice) if launcher else NOTHING_ASKED
+        if self.plan is not None and self.plan(arguments, asked, *parsed):
+            return
+        if launched and from_line:
+            raise click.UsageError(
+                f"{from_line[0]} is for a launcher, and this process was started by one. Give it to that one."
+            )
+        if launched or not launcher:
+            check_environment(args)
             self.train(arguments, *parsed)
         else:
-            from rm_plugins_trl.launching import launch
-
-            launch(
-                self.name,
-                self.module,
-                [*from_config, *from_line],
-                _without(list(arguments), from_line),
-                options=self.options,
-                advice=self.advice,
-            )
+            self.check_launch(asked)
+            launch(self.module, asked, _without(list(arguments), from_line), args)
 
     def run_as_one_of_several(self) -> None:
         """What each process of a launcher does: a failure is a message and an exit code, and the launcher ends the others."""
         with silenced_libraries():
             try:
-                self.run(sys.argv[1:])
+                self.run(sys.argv[1:], launched=True)
             except KeyboardInterrupt:
                 sys.exit(INTERRUPTED)
             except (RmPluginsError, click.ClickException, OSError) as error:
@@ -221,8 +238,13 @@ def _show_all_options(program: TrlProgram, ctx: click.Context, _: click.Paramete
     for title, is_ours in (("Options of rm-plugins", True), ("Options of TRL and transformers", False)):
         with formatter.section(title):
             formatter.write_dl([_described(action) for action in actions if (action.dest in ours) == is_ours], col_max=34)
+        if title == "Options of rm-plugins":
+            with formatter.section(LAUNCHER):
+                formatter.write_dl(
+                    [(f"{option.flag} {option.metavar}", option.help) for option in program.launcher], col_max=34
+                )
     formatter.write_paragraph()
-    formatter.write_text("`accelerate launch --help` shows the options that start several processes.")
+    formatter.write_text("`accelerate launch --help` shows the other options that start several processes.")
     echo(formatter.getvalue().strip())
     ctx.exit()
 
@@ -281,6 +303,8 @@ def _check_paths(command: str, arguments: Sequence[str]) -> None:
     from rm_plugins_trl.reward_training.started_folder import check_folder
 
     options = _values(arguments)
+    if "plan" in options:
+        return  # nothing is written or read
     # Only the start of a name is compared, because argparse takes shortened names.
     is_settled = any(name.startswith(("config", "overwrite", "resume")) for name in options)
     if options.get("output_dir") and not is_settled:

@@ -57,12 +57,12 @@ def train(model: str, folder: Path, loss: str, *, rows_at_a_time: int, shards: b
         train_dataset=Dataset.from_list(rows()),
     )
     if shards:
-        _shard(trainer)
+        shard(trainer)
     trainer.train()
     return [{name: entry[name] for name in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _shard(trainer: Any) -> None:
+def shard(trainer: Any) -> None:
     """Let accelerate shard the model, which it does on the CPU only if its state names FSDP."""
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,

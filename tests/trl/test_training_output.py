@@ -86,8 +86,10 @@ def test_the_help_tells_the_truth() -> None:
             assert str(getattr(actions[option.flag].default, "value", actions[option.flag].default)) == option.default
     from accelerate.commands.launch import launch_command_parser
 
+    from rm_plugins_trl.launching import OURS
+
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
-    assert {option.flag for option in OF_LAUNCHER} <= {*known, "--accelerate_config"}
+    assert {option.flag for option in OF_LAUNCHER} <= {*known, *OURS}
 
 
 def test_all_options_ours_first() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rm_plugins.cli.printed import say
-from rm_plugins.errors import MissingDependencyError, SpecError
+from rm_plugins.errors import MissingDependencyError, SpecError, UnsupportedError
 from rm_plugins_trl.ppo import TRL_HAS_PPO
 from rm_plugins_trl.ppo.command_options import GROUPS
 from rm_plugins_trl.ppo.presets import preset
@@ -25,6 +25,9 @@ from rm_plugins_trl.training_run import (
     set_loading,
 )
 from rm_plugins_trl.trl_command import OF_LAUNCHER, TrainOption, TrlCommand, TrlProgram, value_of
+
+if TYPE_CHECKING:
+    from rm_plugins_trl.launching import Launch
 
 
 def _configurations() -> tuple[type[Any], ...]:
@@ -132,6 +135,13 @@ def _tell(script: Any, args: Any) -> None:
     )
 
 
+def _check_launch(asked: Launch) -> None:
+    from rm_plugins_trl.ppo.trainer import SHARDED
+
+    if asked.settings.is_sharded:
+        raise UnsupportedError(SHARDED)
+
+
 PROGRAM = TrlProgram(
     name="ppo",
     module="rm_plugins_trl.ppo.command",
@@ -140,7 +150,12 @@ PROGRAM = TrlProgram(
     train=_train,
     set_defaults=_take_preset,
     advice=_advice,
-    launcher=(OF_LAUNCHER[0], TrainOption("--accelerate_config", "NAME|FILE", "Such as multi_gpu; as in TRL.")),
+    check_launch=_check_launch,
+    launcher=(
+        TrainOption("--accelerate", "ddp", "Several devices share the training."),
+        OF_LAUNCHER[1],
+        TrainOption("--accelerate_config", "NAME|FILE", "Such as multi_gpu; as in TRL."),
+    ),
 )
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rm_plugins_trl.reward_function import Spec
 
-_SHARDED = (
+SHARDED = (
     "PPO does not run under FSDP or DeepSpeed: its critic is a second model beside the policy. Use plain data parallelism (`accelerate "
     "launch --multi_gpu`), with an adapter and `critic='head'` for a policy that is too large for it."
 )
@@ -157,7 +157,7 @@ class PPOTrainer(RolloutTrainer):
         if not has_prompts:
             self.train_dataset = None
         if is_sharded(self):
-            raise UnsupportedError(_SHARDED)
+            raise UnsupportedError(SHARDED)
         self.reward_model: Any = rewards.functions[0] if len(rewards.functions) == 1 else None
         self.reference = reference.prepared(self.accelerator)
         self._policy = self._reader(self.model)
@@ -380,7 +380,7 @@ def _arguments(given: Any) -> PPOConfig:
     if not isinstance(given, PPOConfig):
         raise UnsupportedError(f"PPOTrainer needs a PPOConfig of rm_plugins_trl as `args`, not a {type(given).__name__}.")
     if given.fsdp or given.deepspeed or any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))):
-        raise UnsupportedError(_SHARDED)
+        raise UnsupportedError(SHARDED)
     args = own_copy(given)
     if args.episode_steps is not None:
         args.max_steps = args.episode_steps

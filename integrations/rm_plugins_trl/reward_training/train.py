@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,17 +19,27 @@ from rm_plugins_trl.training_run import (
 )
 from rm_plugins_trl.trl_command import TrlCommand, TrlProgram
 
+if TYPE_CHECKING:
+    from rm_plugins_trl.launching import Launch
+
 
 def _configurations() -> tuple[type[Any], ...]:
     from trl import DatasetMixtureConfig, ModelConfig
 
+    from rm_plugins_trl.reward_training.plan import PlanArguments
     from rm_plugins_trl.reward_training.reward_config import RewardConfig
     from rm_plugins_trl.reward_training.train_data import TrainScriptArguments
 
-    return TrainScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig
+    return TrainScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, PlanArguments
 
 
-def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture: Any) -> None:
+def _plan(arguments: Sequence[str], asked: Launch, *parsed: Any) -> bool:
+    from rm_plugins_trl.reward_training.plan import print_plan
+
+    return print_plan(arguments, asked, *parsed)
+
+
+def _train(arguments: Sequence[str], script: Any, args: Any, model: Any, mixture: Any, _plan: Any) -> None:
     from rm_plugins_trl.reward_training.adapters import adapter_and_quantization
     from rm_plugins_trl.reward_training.base_model import check_model_named
     from rm_plugins_trl.reward_training.reward_trainer import RewardTrainer
@@ -80,6 +90,7 @@ PROGRAM = TrlProgram(
     groups=GROUPS,
     configurations=_configurations,
     train=_train,
+    plan=_plan,
 )
 
 

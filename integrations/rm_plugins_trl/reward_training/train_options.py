@@ -29,5 +29,11 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
         TrainOption("--use_peft", "", "Train a LoRA adapter; see --lora_r, --lora_alpha."),
         TrainOption("--seed", "N", "Seed of everything random.", "42"),
     ),
+    "Memory": (
+        TrainOption("--plan", "", "Print the memory that the training would need, and exit."),
+        TrainOption("--device_memory", "GIB", "Memory of a device for --plan, if not this machine's."),
+        TrainOption("--gradient_checkpointing", "true|false", "Compute activations again.", "True"),
+        TrainOption("--max_batch_tokens", "N", "The most tokens computed at a time."),
+    ),
     "Evaluation and checkpoints": EVALUATION_AND_CHECKPOINTS,
 }
