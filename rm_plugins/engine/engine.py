@@ -134,8 +134,8 @@ class ScoringEngine:
         self._alone: set[int] = set()
         self._cache = cache
         self._costs = costs_of(model)
+        self.reads_last_layer = not compile
         self._last_layer: LastLayer | None = None
-        self._last_layer_tried = compile
 
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         """The classification head's outputs, float64 [N, variants * width], in the order of the rows, and the work that was done.
@@ -153,10 +153,10 @@ class ScoringEngine:
 
     def _outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         started = time.perf_counter()
-        if not self._last_layer_tried:
-            self._last_layer_tried = True
+        if self.reads_last_layer and self._last_layer is None:
             with self._state.restored():
                 self._last_layer = LastLayer.of(self.model)
+            self.reads_last_layer = self._last_layer is not None
         # In a causal model, tokens after the scored one do not affect the score.
         rows = [row[: position + 1] for row in ids for position in self.readout.positions(row)] if self._causal else ids
         width, variants = self._width, len(self._variants)
@@ -260,7 +260,7 @@ class ScoringEngine:
 
     def _whole_batch(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The outputs of whole rows, [segments, width], checked to equal those of each row computed alone."""
-        if len(batch.segments) == 1 and self._last_layer is None:
+        if len(batch.segments) == 1 and not self.reads_last_layer:
             return self._whole_rows(batch, rows, inputs)
         lengths = [len(segment) for segment in batch.segments]
         shortest, longest = (self._classes.of(bound(lengths)) for bound in (min, max))
@@ -271,15 +271,15 @@ class ScoringEngine:
             logits = self._whole_rows(batch, rows, inputs)
         except ValueError:  # BART refuses a batch whose rows have different numbers of EOS tokens
             return self._one_by_one(batch, rows)
-        key = ("batch", shortest, longest, min(lengths) == max(lengths), len(lengths) > 1, self._last_layer is None)
+        key = ("batch", shortest, longest, min(lengths) == max(lengths), len(lengths) > 1, self.reads_last_layer)
         if key not in self._checked:
             self._checked.add(key)
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             places = sorted({order[0], order[len(order) // 2]})  # short rows are most affected by padding and by other rows
             alone = self._one_by_one(MicroBatch(tuple(batch.segments[place] for place in places)), rows)
             problem = self._scores_differ(logits[places].double().cpu().numpy(), alone.double().cpu().numpy())
-            if problem is not None and self._last_layer is not None:
-                self._last_layer = None
+            if problem is not None and self.reads_last_layer:
+                self.reads_last_layer = False
                 return self._whole_batch(batch, rows, inputs)
             if problem is not None:
                 self._stop_batching(problem, shortest, longest)
@@ -311,7 +311,8 @@ class ScoringEngine:
     def _read_at(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """The position of the scored token in each segment, int64 [segments]; an encoder's first token."""
         at = [
-            self.readout.positions(rows[segment.row])[-1] - segment.start if self.is_decoder else 0 for segment in batch.segments
+            self.readout.positions(rows[segment.row])[-1] - segment.start if self.is_decoder else 0
+            for segment in batch.segments
         ]
         return on_device(at, self.model.device)
 
@@ -323,7 +324,7 @@ class ScoringEngine:
             mask: int64 [segments, cached + running tokens], 0 for padding.
             tokens: The number of running tokens.
         """
-        if self._last_layer is None or tokens == 1:
+        if not self.reads_last_layer or self._last_layer is None or tokens == 1:
             return nullcontext()
         if at is not None and self.is_decoder:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= (at + mask.shape[1] - tokens)[:, None])
@@ -337,9 +338,7 @@ class ScoringEngine:
             at: See `_read_at`.
         """
         places = torch.zeros_like(at) if hidden.shape[1] == 1 else at
-        logits: torch.Tensor = self.model.score(
-            hidden[torch.arange(len(at), device=hidden.device), places.to(hidden.device)]
-        )
+        logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), places.to(hidden.device)])
         return logits
 
     def _unchecked(self, plan: Plan, rows: Sequence[Sequence[int]]) -> dict[Hashable, list[int]]:

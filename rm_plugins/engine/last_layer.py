@@ -208,7 +208,9 @@ def _last_of(model: PreTrainedModel) -> nn.Module | None:
         return None
     layer = lists[0][-1]
     # An interrupted run would leave out the hooks that follow it, such as those that move or shard the weights.
-    hooked = any(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in layer.modules())
+    hooked = any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in layer.modules()
+    )
     return None if hooked else layer
 
 

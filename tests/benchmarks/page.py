@@ -104,6 +104,7 @@ TITLE = "# Speed and memory"
 _LETTERS = """(a), (b) and (c) are the sections below with these letters. [Contenders](#contenders) describes what is compared.
 5x is five times as much as ours."""
 TRAINING, ENSEMBLES, GPU = "Training a reward model", "Ensembles", "On a GPU"
+ONE_FORWARD = "Scoring over packed rows"
 """The headings of the sections that other benchmarks write."""
 
 
