@@ -53,7 +53,7 @@ _LONG = 15.0
 """CPU seconds; a way that takes longer runs once."""
 
 _BLOCK_ATTENTION = "benchmark_blocks"
-_TINY = DecoderSize(vocabulary=1_024, hidden=32, intermediate=96, layers=2, heads=2, key_value_heads=1)
+_TINY = DecoderSize(vocabulary=1_024, hidden=32, intermediate=96, layers=2, heads=1, key_value_heads=1)
 
 Rows = Sequence[Sequence[int]]
 
@@ -256,7 +256,7 @@ def shapes(texts: Texts, scratch: Path, *, small: bool) -> list[Shape]:
     prompt, many = (300, 4) if small else (8_192, 64)
     deep = long_prompt(source, prompt, many)
     talks = dialogues(source, 2 if small else 16, 3 if small else 8)
-    rows = mixed(source, 10 if small else 1_500)
+    rows = mixed(source, 10 if small else 400)
     found = [
         Shape(f"a prompt of {prompt:,} tokens with {many} completions, tiny decoder", deep, decoder_ways(tiny, deep)),
         Shape(f"{len(talks)} answers in dialogues of several turns, tiny decoder", talks, decoder_ways(tiny, talks)),
@@ -268,18 +268,18 @@ def shapes(texts: Texts, scratch: Path, *, small: bool) -> list[Shape]:
     lengths = spread(SHORTEST_COMPLETION, LONGEST_COMPLETION, sizes.completions)
     renderer = rm.load(decoder).renderer  # type: ignore[attr-defined]
     groups = renderer.token_ids(texts.groups(tokenizer, sizes.groups, sizes.prompt_tokens, lengths))[0]
-    solutions = renderer.token_ids(texts.solutions(sizes.solved))[0]
+    solutions = renderer.token_ids(texts.solutions(8))[0]
     minilm = save_minilm(scratch / "minilm")
     renderer = rm.load(minilm).renderer  # type: ignore[attr-defined]
-    answers = renderer.token_ids(texts.answers(renderer, 100, sizes.most_tokens))[0]
+    answers = renderer.token_ids(texts.answers(renderer, 24, sizes.most_tokens))[0]
     return [
         Shape(
-            "100 of (a)'s texts through MiniLM",
+            f"{len(answers)} of (a)'s texts through MiniLM",
             answers,
             {**engine_ways(minilm, answers), BLOCKS: block_diagonal(minilm, answers)},
         ),
         Shape("(b): prompts of 512 tokens with 8 completions", groups, decoder_ways(decoder, groups)),
-        Shape("(c): real solutions", solutions, decoder_ways(decoder, solutions)),
+        Shape(f"{len(solutions)} of (c)'s real solutions", solutions, decoder_ways(decoder, solutions)),
         *found,
     ]
 
