@@ -192,8 +192,7 @@ def _attend(
     rows, heads, _, size = query.shape
     # Query heads that share a key head become queries of that head, so that keys and values are not repeated.
     grouped = query.reshape(rows, attended.keys.shape[1], -1, size)
-    mask = None if attended.mask.all() else attended.mask[:, None, None]
-    outputs = scaled_dot_product_attention(grouped, attended.keys, attended.values, mask, scale=scaling)
+    outputs = scaled_dot_product_attention(grouped, attended.keys, attended.values, attended.mask[:, None, None], scale=scaling)
     return outputs.reshape(rows, 1, heads, -1), None
 
 
