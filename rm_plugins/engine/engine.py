@@ -10,6 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rm_plugins.engine.last_layer import LastLayer
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.model_state import ModelState
 from rm_plugins.engine.one_model import one_thread_of
@@ -133,6 +135,8 @@ class ScoringEngine:
         self._alone: set[int] = set()
         self._cache = cache
         self._costs = costs_of(model)
+        self.reads_last_layer = not compile
+        self._last_layer: LastLayer | None = None
 
     def outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         """The classification head's outputs, float64 [N, variants * width], in the order of the rows, and the work that was done.
@@ -150,6 +154,10 @@ class ScoringEngine:
 
     def _outputs(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, Work]:
         started = time.perf_counter()
+        if self.reads_last_layer and self._last_layer is None:
+            with self._state.restored():
+                self._last_layer = LastLayer.of(self.model)
+            self.reads_last_layer = self._last_layer is not None
         # In a causal model, tokens after the scored one do not affect the score.
         rows = [row[: position + 1] for row in ids for position in self.readout.positions(row)] if self._causal else ids
         width, variants = self._width, len(self._variants)
@@ -238,12 +246,14 @@ class ScoringEngine:
                     yield ends, self._whole_batch(batch, rows, inputs)
                     continue
                 cache = PrefixCache(before, batch.segments, inputs["attention_mask"], keep=bool(stage.continuations))
-                with self._state.restored():
+                at = None if stage.continuations else self._read_at(batch, rows)
+                with self._state.restored(), self._reading(at, cache.mask, inputs["input_ids"].shape[1]):
                     hidden = self._backbone(input_ids=inputs["input_ids"], **cache.arguments(self._backbone)).last_hidden_state
                 if stage.continuations:
                     caches.append(cache)
                 else:
-                    yield ends, self._scores(batch, rows, hidden)
+                    assert at is not None
+                    yield ends, self._scores(hidden, at)
             if stage.continuations:
                 prefixes = CachedPrefixes.of(caches)
                 del caches, cache, hidden
@@ -251,52 +261,85 @@ class ScoringEngine:
 
     def _whole_batch(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The outputs of whole rows, [segments, width], checked to equal those of each row computed alone."""
-        if len(batch.segments) == 1:
+        if len(batch.segments) == 1 and not self.reads_last_layer:
             return self._whole_rows(batch, rows, inputs)
         lengths = [len(segment) for segment in batch.segments]
         shortest, longest = (self._classes.of(bound(lengths)) for bound in (min, max))
         changes = self._frequencies is not None and self._frequencies.by_length and self._is_long(max(lengths))
-        if changes or longest in self._alone or (self._apart and shortest != longest):
+        if len(lengths) > 1 and (changes or longest in self._alone or (self._apart and shortest != longest)):
             return self._one_by_one(batch, rows)
         try:
             logits = self._whole_rows(batch, rows, inputs)
         except ValueError:  # BART refuses a batch whose rows have different numbers of EOS tokens
             return self._one_by_one(batch, rows)
-        key = ("batch", shortest, longest, min(lengths) == max(lengths))
+        key = ("batch", shortest, longest, min(lengths) == max(lengths), len(lengths) > 1, self.reads_last_layer)
         if key not in self._checked:
             self._checked.add(key)
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             places = sorted({order[0], order[len(order) // 2]})  # short rows are most affected by padding and by other rows
             alone = self._one_by_one(MicroBatch(tuple(batch.segments[place] for place in places)), rows)
             problem = self._scores_differ(logits[places].double().cpu().numpy(), alone.double().cpu().numpy())
+            if problem is not None and self.reads_last_layer:
+                self.reads_last_layer = False
+                return self._whole_batch(batch, rows, inputs)
             if problem is not None:
                 self._stop_batching(problem, shortest, longest)
                 return self._one_by_one(batch, rows)
         return logits
 
     def _one_by_one(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The same as `_whole_batch` in the simplest way: each row alone, with all its tokens in every layer."""
         outputs = []
         for segment in batch.segments:
             inputs = padded([rows[segment.row]], self._pad_token_id or 0, input_device(self.model))
-            outputs.append(self._whole_rows(MicroBatch((segment,)), rows, inputs))
+            outputs.append(self._whole_rows(MicroBatch((segment,)), rows, inputs, reading=False))
         return torch.cat(outputs)
 
-    def _whole_rows(self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._state.restored():
+    def _whole_rows(
+        self, batch: MicroBatch, rows: Sequence[Sequence[int]], inputs: dict[str, torch.Tensor], *, reading: bool = True
+    ) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        at = self._read_at(batch, rows)
+        with self._state.restored(), self._reading(at, mask, mask.shape[1]) if reading else nullcontext():
             if not self.is_decoder:
                 logits: torch.Tensor = self._whole(**inputs).logits
                 return logits
             # A causal model does not see the padding after a row; without a mask, its attention is faster.
             arguments = {name: values for name, values in inputs.items() if not (self._causal and name == "attention_mask")}
             hidden = self._whole(**arguments, use_cache=False).last_hidden_state
-        return self._scores(batch, rows, hidden)
+        return self._scores(hidden, at)
 
-    def _scores(self, batch: MicroBatch, rows: Sequence[Sequence[int]], hidden: torch.Tensor) -> torch.Tensor:
-        """The head's outputs at the scored token of each row, [segments, width]; `hidden` is [segments, longest, size]."""
-        at = [self.readout.positions(rows[segment.row])[-1] - segment.start for segment in batch.segments]
-        logits: torch.Tensor = self.model.score(
-            hidden[torch.arange(len(at), device=hidden.device), on_device(at, hidden.device)]
-        )
+    def _read_at(self, batch: MicroBatch, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The position of the scored token in each segment, int64 [segments]; an encoder's first token."""
+        at = [
+            self.readout.positions(rows[segment.row])[-1] - segment.start if self.is_decoder else 0
+            for segment in batch.segments
+        ]
+        return on_device(at, input_device(self.model))
+
+    def _reading(self, at: torch.Tensor | None, mask: torch.Tensor, tokens: int) -> AbstractContextManager[None]:
+        """The context in which the last layer runs only for the scored tokens, if the model allows this.
+
+        Args:
+            at: See `_read_at`; None if no token is scored.
+            mask: int64 [segments, cached + running tokens], 0 for padding.
+            tokens: The number of running tokens.
+        """
+        if not self.reads_last_layer or self._last_layer is None or tokens == 1:
+            return nullcontext()
+        if at is not None and self.is_decoder:
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= (at + mask.shape[1] - tokens)[:, None])
+        return self._last_layer.reading(at, mask)
+
+    def _scores(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """The head's outputs at the scored token of each row, [segments, width].
+
+        Args:
+            hidden: Hidden states of all tokens, [segments, longest, size], or of the scored ones, [segments, 1, size].
+            at: See `_read_at`.
+        """
+        places = torch.zeros_like(at) if hidden.shape[1] == 1 else at
+        logits: torch.Tensor = self.model.score(hidden[torch.arange(len(at), device=hidden.device), places.to(hidden.device)])
         return logits
 
     def _unchecked(self, plan: Plan, rows: Sequence[Sequence[int]]) -> dict[Hashable, list[int]]:

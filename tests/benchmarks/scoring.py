@@ -29,7 +29,18 @@ from rm_plugins.files import write_atomically
 from tests.benchmarks import grpo_step
 from tests.benchmarks.contenders import OURS, TRL, Measured, loaded, measure, padded_batch
 from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save_policy, train_tokenizer
-from tests.benchmarks.page import ENSEMBLES, GPU, SHARDED, TRAINING, Planning, Results, render, section, with_section
+from tests.benchmarks.page import (
+    ENSEMBLES,
+    GPU,
+    ONE_FORWARD,
+    SHARDED,
+    TRAINING,
+    Planning,
+    Results,
+    render,
+    section,
+    with_section,
+)
 from tests.benchmarks.texts import Texts, random_rows, spread
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +262,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
         before = output.read_text(encoding="utf-8") if output.is_file() else ""
-        for heading in (TRAINING, SHARDED, ENSEMBLES, GPU):
+        for heading in (ONE_FORWARD, TRAINING, SHARDED, ENSEMBLES, GPU):
             page = with_section(page, heading, section(before, heading))
         write_atomically(output, page)
 
