@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.linalg import vecdot
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 2**25
 """How many logits exist at a time."""
 
+Value = TypeVar("Value")
 TokenStatistics = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -77,6 +79,34 @@ class _TokenStatistics(torch.autograd.Function):
         return gradient.div_(ctx.temperature).to(ctx.dtype), None, None
 
 
+def mean_log_prob(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
+    """The mean log-probability of targets, a number with gradients; logits exist in chunks, which are computed again for gradients.
+
+    Args:
+        head: Maps hidden states [n, size] to logits [n, vocabulary].
+        hidden: The hidden states in which the targets were chosen, [T, size].
+        targets: int64 [T].
+        vocabulary: The number of logits per hidden state.
+    """
+
+    def summed(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(states).float(), chosen, reduction="sum")
+
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return -sum(_recomputed(summed, *chunk) for chunk in chunks) / len(targets)
+
+
+def _recomputed(function: Callable[..., Value], *inputs: Any) -> Value:
+    """What the function gives, which is computed again for gradients."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    value: Value = checkpoint(function, *inputs, use_reentrant=False)
+    return value
+
+
 def backbones(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The modules that a causal language model's ``forward`` may call for its last hidden states; inner ones first."""
     modules = [model.get_decoder(), model.base_model]  # OPT's `forward` calls the decoder in its backbone
@@ -116,12 +146,7 @@ class TokenHead:
         parts = [*zip(torch.split(hidden, size), torch.split(targets, size), strict=True)]
         if shards is not None:
             parts += [(hidden[:0], targets[:0])] * (shards.largest(len(parts))[0] - len(parts))
-        chunks = [
-            checkpoint(self._of_chunk, states, chosen, temperature, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else self._of_chunk(states, chosen, temperature)
-            for states, chosen in parts
-        ]
+        chunks = [_recomputed(self._of_chunk, states, chosen, temperature) for states, chosen in parts]
         log_probs, entropies = zip(*chunks, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)
 
