@@ -22,6 +22,11 @@ def test_attn_implementation(model: PreTrainedModel) -> None:
     with attention_as(model, "eager"):
         assert model.config._attn_implementation == "eager" == model.layers[0].self_attn.config._attn_implementation
     assert model.config._attn_implementation == before != "eager"
+    model.gradient_checkpointing_enable()
+    function = model.layers[0]._gradient_checkpointing_func
+    with attention_as(model, "eager"):
+        assert model.layers[0]._gradient_checkpointing_func is not function
+    assert model.layers[0]._gradient_checkpointing_func is function
 
 
 @pytest.mark.parametrize(

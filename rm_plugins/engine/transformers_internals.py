@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -24,8 +22,9 @@ def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     # `set_attn_implementation` would check and log each of the many switches, and does not return the previous setting.
     config = model.config.get_text_config()
     before = config._attn_implementation
-    checkpoints = model.is_gradient_checkpointing and torch.is_grad_enabled()
-    layers = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")] if checkpoints else []
+    layers = []
+    if model.is_gradient_checkpointing:
+        layers = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
     functions = [module._gradient_checkpointing_func for module in layers]
     config._attn_implementation = implementation
     for module, function in zip(layers, functions, strict=True):

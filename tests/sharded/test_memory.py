@@ -17,7 +17,9 @@ from tests.sharded.memory_cases import ENDED, SURVIVED
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-m", "tests.sharded.memory_cases", folder], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.sharded.memory_cases", folder], env=environment, check=True, capture_output=True
+    )
     return folder
 
 
@@ -31,4 +33,6 @@ def test_a_forward_that_runs_again(case: str, folder: Path) -> None:
 def test_gradients_that_do_not_fit(case: str, folder: Path) -> None:
     by_rank = outcomes(folder / case, 2)[case]
     assert "The gradients do not fit into memory in process 1: gradients are too many." in by_rank[1]
-    assert "Process 1 ran out of memory, so process 0 cannot continue either. Train with gradient_checkpointing=True" in by_rank[0]
+    assert (
+        "Process 1 ran out of memory, so process 0 cannot continue either. Train with gradient_checkpointing=True" in by_rank[0]
+    )
