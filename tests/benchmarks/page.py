@@ -103,7 +103,7 @@ differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 TITLE = "# Speed and memory"
 _LETTERS = """(a), (b) and (c) are the sections below with these letters. [Contenders](#contenders) describes what is compared.
 5x is five times as much as ours."""
-TRAINING, ENSEMBLES, GPU = "Training a reward model", "Ensembles", "On a GPU"
+TRAINING, MEMORY, ENSEMBLES, GPU = "Training a reward model", "Memory of training", "Ensembles", "On a GPU"
 """The headings of the sections that other benchmarks write."""
 
 

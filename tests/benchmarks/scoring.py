@@ -29,7 +29,7 @@ from rm_plugins.files import write_atomically
 from tests.benchmarks import grpo_step
 from tests.benchmarks.contenders import OURS, TRL, Measured, loaded, measure, padded_batch
 from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save_policy, train_tokenizer
-from tests.benchmarks.page import ENSEMBLES, GPU, TRAINING, Planning, Results, render, section, with_section
+from tests.benchmarks.page import ENSEMBLES, GPU, MEMORY, TRAINING, Planning, Results, render, section, with_section
 from tests.benchmarks.texts import Texts, random_rows, spread
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +251,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
         before = output.read_text(encoding="utf-8") if output.is_file() else ""
-        for heading in (TRAINING, ENSEMBLES, GPU):
+        for heading in (TRAINING, MEMORY, ENSEMBLES, GPU):
             page = with_section(page, heading, section(before, heading))
         write_atomically(output, page)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def measure(run: Run) -> None:
             try:
                 _step(model, forward, row)  # its comparisons are not measured
                 held = _held(run)
-                _, timing = run.timed(lambda row=row: _step(model, forward, row), share=0.2)  # type: ignore[misc]
+                _, timing = run.timed(partial(_step, model, forward, row), share=0.2)
             except torch.OutOfMemoryError:
                 run.write(name, {}, case=case, note="out of memory")
                 run.free()
