@@ -20,6 +20,7 @@ from rm_plugins.engine.engine import SMALLEST_BATCH_TOKENS, costs_of, default_ma
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.memory_shortage import Shortage, TogetherOutOfMemoryError, told_to_others
 from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
+from rm_plugins.engine.packs import packs_of
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal
 from rm_plugins.engine.rotary import changing_frequencies
@@ -27,16 +28,11 @@ from rm_plugins.engine.shards import Shards, shards_of
 from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
-from rm_plugins.rendering.tokenize import common_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-_OVER_BUDGET = 1.25
-"""A pack may exceed the budget by this factor, because short common beginnings are counted once but not always shared."""
-
 
 _ADVICE = "Train with gradient_checkpointing=True, a smaller max_batch_tokens, shorter rows or fewer rows per step."
 
@@ -283,28 +279,7 @@ class RowsForward(ABC):
         return [torch.arange(place * width, place * width + len(rows[row])) for place, row in enumerate(group)]
 
     def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
-        """Rows that run together: neighbours in the order of their tokens, because these share the longest prefixes."""
-        budget = self._budget()
-        pack: list[int] = []
-        tokens = 0
-        for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
-            new = len(rows[row]) - (common_beginning(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
-            if pack and tokens + new > budget:
-                yield from self._packings(rows, pack)
-                pack, tokens, new = [], 0, len(rows[row])
-            pack.append(row)
-            tokens += new
-        yield from self._packings(rows, pack)
-
-    def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
-        """The pack, or its halves if it is too long because not every common prefix is shared, as with many turns of one dialogue."""
-        packing = self._packing([rows[row] for row in pack])
-        if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
-            yield pack, packing
-        else:
-            middle = len(pack) // 2
-            yield from self._packings(rows, pack[:middle])
-            yield from self._packings(rows, pack[middle:])
+        return packs_of(rows, self._budget(), self._packing, share_prefixes=self.share_prefixes)
 
     def _packing(self, rows: Sequence[Sequence[int]]) -> Packing:
         return Packing(rows, share_prefixes=self.share_prefixes, device=self.model.device)
