@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 
 from rm_plugins.engine.transformers_internals import attention_as, is_stateful, takes_attention
@@ -22,6 +23,11 @@ def test_attn_implementation(model: PreTrainedModel) -> None:
     with attention_as(model, "eager"):
         assert model.config._attn_implementation == "eager" == model.layers[0].self_attn.config._attn_implementation
     assert model.config._attn_implementation == before != "eager"
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=checkpoint)
+    function = model.layers[0]._gradient_checkpointing_func
+    with attention_as(model, "eager"):
+        assert model.layers[0]._gradient_checkpointing_func is not function
+    assert model.layers[0]._gradient_checkpointing_func is function
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers.utils import ModelOutput
 
 from rm_plugins.engine.prefix_cache import is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.rows_forward import RowsForward
+from rm_plugins.engine.tensors import on_device
+from rm_plugins.engine.token_head import mean_log_prob
 from rm_plugins.errors import UnsupportedError
 from rm_plugins.rendering.rendering import Read
 
@@ -92,7 +93,7 @@ class BatchForward(RowsForward):
         rows, batches = self._micro_batches(rows, packs=packs, whole=whole)
         starts = [*starts, *[None] * (len(rows) - count)]
         if not self._decoder:
-            outputs = [(group, self._forward(**self._padded(rows, group)).logits) for group, _ in batches]
+            outputs = [(group, of_rows) for group, of_rows, _ in self._states(rows, batches)]
             return BatchOutput(logits=_in_order(outputs, count))
         # A head whose weights are sharded apart from the model's root is gathered once.
         head = getattr(self.language_model_head, "gathered", lambda: self.language_model_head)() if asked else None
@@ -100,18 +101,19 @@ class BatchForward(RowsForward):
         logprobs: list[tuple[list[int], torch.Tensor]] = []
         readout = self.readout or LastToken.of(self.model, self.read)  # read now: a trainer may change the padding token
         for group, hidden, places in self._states(rows, batches):
-            reads = [
-                (row, tokens[position])
-                for row, tokens in zip(group, places, strict=True)
-                for position in readout.positions(rows[row])
-            ]
-            scored = self.model.score(hidden[torch.stack([token for _, token in reads])])
-            if head is not None and self._shards is not None:
-                # The sum of nothing: with it, every process gathers the head's weights and reduces their gradients.
-                scored = scored + head(hidden[:0]).sum().to(scored.dtype)
-            logits.append(([row for row, _ in reads], scored))
-            if head is not None:
-                logprobs.append((group, self._logprobs(head, rows, starts, group, hidden, places)))
+            with self._shortage.noted():
+                reads = [
+                    (row, tokens[position])
+                    for row, tokens in zip(group, places, strict=True)
+                    for position in readout.positions(rows[row])
+                ]
+                scored = self.model.score(hidden[torch.stack([token for _, token in reads])])
+                if head is not None and self._shards is not None:
+                    # The sum of nothing: with it, every process gathers the head's weights and reduces their gradients.
+                    scored = scored + head(hidden[:0]).sum().to(scored.dtype)
+                logits.append(([row for row, _ in reads], scored))
+                if head is not None:
+                    logprobs.append((group, self._logprobs(head, rows, starts, group, hidden, places)))
         return BatchOutput(logits=_in_order(logits, count), logprobs=_in_order(logprobs, count) if logprobs else None)
 
     def _logprobs(
@@ -131,8 +133,10 @@ class BatchForward(RowsForward):
                 means.append(hidden.new_tensor(torch.nan, dtype=torch.float32))
                 continue
             first = max(start, 1)  # nothing predicts a row's first token
-            targets = torch.tensor(rows[row][first : len(tokens)], device=hidden.device)
-            means.append(-cross_entropy(head(hidden[tokens[first - 1 : -1]]).float(), targets))
+            targets = on_device(rows[row][first : len(tokens)], hidden.device)
+            means.append(
+                mean_log_prob(head, hidden[tokens[first - 1 : -1]], targets, self.model.config.get_text_config().vocab_size)
+            )
         return torch.stack(means)
 
 

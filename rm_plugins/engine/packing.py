@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_plugins.engine.plan import Costs, Stage, plan_batches
@@ -32,6 +32,9 @@ PACKED = "rm_plugins_packed"
 
 _LARGEST_KERNEL_HEAD = 256
 """The largest head size of the kernel for variable-length sequences, which also needs a multiple of 8."""
+
+_QUERIES_AT_ONCE = 512
+"""How many queries of a row have one mask."""
 
 _UNLIMITED = 2**40
 # A packed prefix needs no launch of its own; every row that continues it reads it again.
@@ -94,21 +97,26 @@ class Packing:
         self._last = [last[row] for row in plan.computed_as]
         self.ids = on_device([ids], device)
         self.positions = on_device([positions], device)
+        self._masks: dict[torch.dtype, torch.Tensor] = {}
 
     def tokens_of(self, row: int) -> torch.Tensor:
         """The positions of a row's tokens in the sequence, int64 [tokens of the row], on the CPU."""
         span = self._last[row]
         return _places((*span.before, span))
 
-    @cached_property
-    def _masks(self) -> list[torch.Tensor | None]:
-        """The attention mask of each span over its prefix and itself, bool [tokens, prefix + tokens]; None for spans without a prefix."""
-        masks: list[torch.Tensor | None] = []
-        for span in self.spans:
-            above = sum(map(len, span.before))
-            size = (len(span), above + len(span))
-            masks.append(torch.ones(size, dtype=torch.bool).tril(above).to(self.ids.device) if above else None)
-        return masks
+    def _mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the scores of a block of queries after a prefix, [queries, keys]; the last query sees all keys.
+
+        Every mask of the packing is a part of this one, so that memory is not quadratic in the length of a row. It holds numbers,
+        because attention would convert each mask of booleans, and save the copy in every layer.
+        """
+        if dtype not in self._masks:
+            continued = [span for span in self.spans if span.before]
+            queries = min(_QUERIES_AT_ONCE, max(map(len, continued)))
+            keys = max(len(span) + sum(map(len, span.before)) for span in continued)
+            hidden = torch.full((queries, queries), -torch.inf, dtype=dtype, device=self.ids.device).triu(1)
+            self._masks[dtype] = pad(hidden, (keys - queries, 0))
+        return self._masks[dtype]
 
     @cached_property
     def _read(self) -> torch.Tensor:
@@ -134,21 +142,30 @@ class Packing:
         if kernel is not None:
             return self._in_kernel(kernel, query, key, value, scale)
         key, value = _repeated(key, query), _repeated(value, query)
+        settings = {"dropout_p": dropout, "scale": scale}
         outputs = []
-        for span, mask in zip(self.spans, self._masks, strict=True):
-            spans = (*span.before, span)
-            keys, values = (
-                torch.cat([states[:, :, part.start : part.stop] for part in spans], 2)
-                if span.before
-                else states[:, :, span.start : span.stop]
-                for states in (key, value)
-            )
-            outputs.append(
-                scaled_dot_product_attention(
-                    query[:, :, span.start : span.stop], keys, values, mask, dropout, is_causal=mask is None, scale=scale
-                )
-            )
+        for span in self.spans:
+            queries = query[:, :, span.start : span.stop]
+            keys, values = (_of_spans(states, (*span.before, span)) for states in (key, value))
+            if span.before:
+                outputs += self._after_prefix(queries, keys, values, settings)
+            else:
+                outputs.append(scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings))
         return torch.cat(outputs, 2)
+
+    def _after_prefix(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]
+    ) -> Iterator[torch.Tensor]:
+        """The attention of the last tokens of a row, by block of queries."""
+        above = key.shape[2] - query.shape[2]
+        mask = self._mask(query.dtype)
+        for start in range(0, query.shape[2], _QUERIES_AT_ONCE):
+            block = query[:, :, start : start + _QUERIES_AT_ONCE]
+            seen = above + start + block.shape[2]
+            # The last queries and keys of the mask, which end together.
+            yield scaled_dot_product_attention(
+                block, key[:, :, :seen], value[:, :, :seen], mask[-block.shape[2] :, -seen:], **settings
+            )
 
     def _in_kernel(
         self, kernel: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -212,6 +229,12 @@ def _repeated(states: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Keys or values [1, heads, T, size] with as many heads as the queries have."""
     repeats = query.shape[1] // states.shape[1]
     return states.repeat_interleave(repeats, 1) if repeats > 1 else states
+
+
+def _of_spans(states: torch.Tensor, spans: Sequence[_Span]) -> torch.Tensor:
+    """The states [1, heads, tokens of the spans, size] of states [1, heads, T, size]."""
+    parts = [states[:, :, span.start : span.stop] for span in spans]
+    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 def _places(spans: Sequence[_Span]) -> torch.Tensor:

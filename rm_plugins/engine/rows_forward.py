@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+from torch.utils.checkpoint import checkpoint
 
-from rm_plugins.engine.engine import costs_of, default_max_tokens, scores_differ
+from rm_plugins.engine.engine import SMALLEST_BATCH_TOKENS, costs_of, default_max_tokens, scores_differ
 from rm_plugins.engine.lengths import LengthClasses
+from rm_plugins.engine.memory_shortage import Shortage, TogetherOutOfMemoryError, told_to_others
 from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
+from rm_plugins.engine.packs import packs_of
 from rm_plugins.engine.plan import micro_batches
 from rm_plugins.engine.prefix_cache import is_causal
 from rm_plugins.engine.rotary import changing_frequencies
@@ -23,14 +28,13 @@ from rm_plugins.engine.shards import Shards, shards_of
 from rm_plugins.engine.tensors import padded
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
-from rm_plugins.rendering.tokenize import common_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_OVER_BUDGET = 1.25
-"""A pack may exceed the budget by this factor, because short common beginnings are counted once but not always shared."""
+logger = logging.getLogger(__name__)
 
+_ADVICE = "Train with gradient_checkpointing=True, a smaller max_batch_tokens, shorter rows or fewer rows per step."
 
 _NO_ROW = 2**40
 """More than the tokens of any row."""
@@ -56,9 +60,13 @@ class RowsForward(ABC):
       that it takes part in the backward with a gradient of zero.
     - Every process applies every head, even to an empty tensor of hidden states. So the same weights get gradients everywhere.
 
+    If the device runs out of memory in a forward, the budget is halved, in all processes that share the weights, and the rows run again.
+    From then on, each micro-batch is computed again for its gradients, so that the activations of only one are kept. Out of memory in a
+    backward, part of the gradients exists already: the step ends with an error, in every process.
+
     Args:
         model: The model; its ``forward`` is replaced by this object, which passes every other call to the original.
-        max_tokens: The token budget of a micro-batch; by default chosen for the model's device.
+        max_tokens: The token budget of a micro-batch; by default chosen for the model's device. Halved for good when memory is lacking.
         share_prefixes: Whether rows may share the computation of common beginnings.
         decoder: Whether the outputs are read from the last hidden states of the model's backbone.
     """
@@ -71,8 +79,12 @@ class RowsForward(ABC):
         self.max_tokens = max_tokens
         self.share_prefixes = share_prefixes
         self._decoder = decoder
-        self.packs = decoder and is_causal(model) and attends_packed(model)
+        self._causal = decoder and is_causal(model)
+        self.packs = self._causal and attends_packed(model)
         self.whole = False
+        self.recomputes = False
+        self._halved = False
+        self._shortage = Shortage(model, None)
         self._shards: Shards | None = None
         self._idle_row: Sequence[int] | None = None
         self._window = attention_window(model)
@@ -85,12 +97,17 @@ class RowsForward(ABC):
         self.__signature__ = inspect.signature(model.forward)  # `generate` and trainers read the names of a model's arguments
         model.forward = self
 
-    def attention(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def attention(self) -> Iterator[None]:
         """The context in which a batch must run and its gradients must be computed.
 
         Calls without rows, such as those of ``generate``, use the model's own attention in it too.
+
+        Raises:
+            torch.OutOfMemoryError: Memory is lacking for the gradients, here or in another process.
         """
-        return attention_as(self.model, PACKED) if self.packs else nullcontext()
+        with attention_as(self.model, PACKED) if self.packs else nullcontext(), told_to_others(_ADVICE):
+            yield
 
     def __call__(
         self,
@@ -109,13 +126,37 @@ class RowsForward(ABC):
 
         Raises:
             ValueError: There is no row, in any process if the weights are sharded.
+            torch.OutOfMemoryError: Memory is lacking even with the smallest micro-batches.
         """
         if rows is None:
             with self._own_attention():
                 return self._forward(*args, **kwargs)
         self._shards = self._shards or shards_of(self.model)  # a trainer may shard the model after this object was made
-        self._decide(rows)
-        return self._outputs(rows, completion_starts)
+        self._shortage = Shortage(self.model, self._shards)
+        while True:
+            try:
+                with self._shortage.spanning():
+                    self._decide(rows)
+                    outputs = self._outputs(rows, completion_starts)
+                return outputs
+            except torch.OutOfMemoryError as error:
+                self._halve_budget(rows, error)
+
+    def _halve_budget(self, rows: Sequence[Sequence[int]], error: torch.OutOfMemoryError) -> None:
+        """Let the rows run again with less memory, in all processes that share the weights, if that is possible."""
+        budget, longest = self._shortage.smallest(self._budget()), self._extremes(rows)[1]
+        keeps = torch.is_grad_enabled() and not self.recomputes
+        if self.whole or (not keeps and budget <= max(SMALLEST_BATCH_TOKENS, longest)):
+            raise TogetherOutOfMemoryError(
+                f"{self.model.device} has too little free memory for rows of up to {longest} tokens, {budget} tokens at a time: "
+                f"{error}. {_ADVICE}"
+            ) from error
+        self._halved, self.max_tokens = True, max(SMALLEST_BATCH_TOKENS, budget // 2)
+        self.recomputes = self.recomputes or keeps
+        if self._shards is None or not distributed.get_rank():
+            logger.warning(
+                "%s ran out of memory (%s); it continues with %d tokens at a time.", self.model.device, error, self.max_tokens
+            )
 
     def _own_attention(self) -> AbstractContextManager[None]:
         """The context of the calls without rows: packed attention would fail there."""
@@ -137,8 +178,10 @@ class RowsForward(ABC):
             self.stop_packing(f"a row is longer than its sliding window of {self._window} tokens")
         if self._frequencies is not None and not self.whole and longest > self._frequencies.beyond:
             self.stop_splitting("the frequencies of its rotary positions depend on the longest row")
-        if self._is_due(shortest, longest):
+        key = (self.model.training, self._classes.of(shortest), self._classes.of(longest))
+        if self._is_due(key):
             self._check(self._shared(rows))
+            self._compared.add(key)
         elif self._shards is not None and self._idle_row is None:
             self._shared(rows)
 
@@ -184,51 +227,62 @@ class RowsForward(ABC):
     ) -> Iterator[tuple[list[int], torch.Tensor, list[torch.Tensor]]]:
         """For each micro-batch: its row numbers, hidden states [tokens, size], and the positions of each row's tokens in them."""
         for group, packing in batches:
-            yield group, *(self._hidden(rows, group) if packing is None else self._packed(packing, len(group)))
+            hidden = self._in_memory(partial(self._hidden, rows, group, packing), packs=packing is not None)
+            if hidden is not None:
+                yield group, hidden, self._places(rows, group, packing, hidden)
+        self._shortage.raise_together()
 
-    def _packed(self, packing: Packing, size: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _in_memory(self, run: Callable[[], torch.Tensor], *, packs: bool) -> torch.Tensor | None:
+        """What a micro-batch gives; None where memory is lacking, and all processes will have to run their rows again."""
+        if self.recomputes and torch.is_grad_enabled() and not self.whole:
+            again = run
+
+            def run() -> torch.Tensor:
+                outputs: torch.Tensor = checkpoint(again, use_reentrant=False)
+                return outputs
+
+        return self._shortage.micro_batch(run, partial(self._idle, packs=packs))
+
+    def _idle(self, *, packs: bool) -> torch.Tensor:
+        """Run the short row of an idle process, and drop what it gives."""
+        assert self._idle_row is not None
+        row = [self._idle_row]
+        return self._hidden(row, [0], self._packing(row) if packs else None)
+
+    def _hidden(self, rows: Sequence[Sequence[int]], group: Sequence[int], packing: Packing | None) -> torch.Tensor:
+        """The hidden states of a packed or padded micro-batch, [tokens, size]; an encoder's logits instead, [rows, labels]."""
+        if not self._decoder:
+            logits: torch.Tensor = self._forward(**self._padded(rows, group)).logits
+            return logits
         backbone = getattr(self.model, self.model.base_model_prefix)
-        arguments = {"position_ids": packing.positions, "use_cache": False, "packing": packing}
-        with attention_as(self.model, PACKED):
-            hidden = backbone(input_ids=packing.ids, **arguments).last_hidden_state[0]
-        return hidden, [packing.tokens_of(place) for place in range(size)]
+        if packing is not None:
+            with attention_as(self.model, PACKED):
+                output = backbone(input_ids=packing.ids, position_ids=packing.positions, use_cache=False, packing=packing)
+        else:
+            inputs = self._padded(rows, group)
+            if self._causal and not self.whole:
+                # No token of a row sees the padding after it, and the mask that is made of this one is quadratic in the longest row.
+                del inputs["attention_mask"]
+            with attention_as(self.model, self._attention):
+                output = backbone(**inputs, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)
+        return hidden
+
+    @staticmethod
+    def _places(
+        rows: Sequence[Sequence[int]], group: Sequence[int], packing: Packing | None, hidden: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The positions of each row's tokens in the hidden states."""
+        if packing is not None:
+            return [packing.tokens_of(place) for place in range(len(group))]
+        width = len(hidden) // len(group)
+        return [torch.arange(place * width, place * width + len(rows[row])) for place, row in enumerate(group)]
 
     def _packs(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packing]]:
-        """Rows that run together: neighbours in the order of their tokens, because these share the longest prefixes."""
-        budget = self._budget()
-        pack: list[int] = []
-        tokens = 0
-        for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
-            new = len(rows[row]) - (common_beginning(rows[pack[-1]], rows[row]) if pack and self.share_prefixes else 0)
-            if pack and tokens + new > budget:
-                yield from self._packings(rows, pack)
-                pack, tokens, new = [], 0, len(rows[row])
-            pack.append(row)
-            tokens += new
-        yield from self._packings(rows, pack)
-
-    def _packings(self, rows: Sequence[Sequence[int]], pack: list[int]) -> Iterator[tuple[list[int], Packing]]:
-        """The pack, or its halves if it is too long because not every common prefix is shared, as with many turns of one dialogue."""
-        packing = self._packing([rows[row] for row in pack])
-        if len(pack) == 1 or packing.ids.shape[1] <= _OVER_BUDGET * self._budget():
-            yield pack, packing
-        else:
-            middle = len(pack) // 2
-            yield from self._packings(rows, pack[:middle])
-            yield from self._packings(rows, pack[middle:])
+        return packs_of(rows, self._budget(), self._packing, share_prefixes=self.share_prefixes)
 
     def _packing(self, rows: Sequence[Sequence[int]]) -> Packing:
         return Packing(rows, share_prefixes=self.share_prefixes, device=self.model.device)
-
-    def _hidden(self, rows: Sequence[Sequence[int]], group: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The same as `_packed`, for a padded micro-batch."""
-        backbone = getattr(self.model, self.model.base_model_prefix)
-        inputs = self._padded(rows, group)
-        with attention_as(self.model, self._attention):
-            hidden = backbone(**inputs, use_cache=False).last_hidden_state
-        starts = range(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
-        places = [torch.arange(start, start + len(rows[row])) for start, row in zip(starts, group, strict=True)]
-        return hidden.flatten(0, 1), places
 
     def _groups(self, rows: Sequence[Sequence[int]], *, whole: bool) -> list[list[int]]:
         return (
@@ -251,17 +305,17 @@ class RowsForward(ABC):
     def _pads(self) -> bool:
         return self.model.config.get_text_config().pad_token_id is not None
 
-    def _is_due(self, shortest: int, longest: int) -> bool:
+    def _is_due(self, key: tuple[bool, int, int]) -> bool:
         """Whether the rows of this call are checked: for new classes of lengths, and at calls 1, 10, 100, ...
 
         Later checks are needed because a dependence between rows may have weights that start at zero.
+
+        Args:
+            key: The model's mode, and the classes of the shortest and the longest row.
         """
-        training = self.model.training
-        self._calls[training] += 1
-        calls = self._calls[training]
-        key = (training, self._classes.of(shortest), self._classes.of(longest))
+        self._calls[key[0]] += 1
+        calls = self._calls[key[0]]
         is_new = key not in self._compared
-        self._compared.add(key)
         return not self.whole and (is_new or calls == 10 ** (len(str(calls)) - 1)) and (self._decoder or self._pads())
 
     @torch.no_grad()
@@ -270,7 +324,9 @@ class RowsForward(ABC):
         by_length = sorted(rows, key=len)
         # Several rows, so that a model that mixes rows is noticed.
         few = sorted([by_length[0], by_length[-1], *rows[:2], rows[0][1:] or rows[0]], key=len)
-        ends = [few[0], few[-1]]
+        # Where memory is lacking, two long rows may not fit into it at once.
+        fitting = few[:1] + [row for row in few if not self._halved or 2 * len(row) <= self._budget()]
+        ends = [few[0], fitting[-1]]
         with undisturbed(self.model) as has_drawn:
             together = self._compared_values(ends, whole=True)
             alone = torch.cat([self._compared_values([row], whole=True) for row in ends])
@@ -285,6 +341,7 @@ class RowsForward(ABC):
 
     def _of_any(self, problem: str | None) -> str | None:
         """The problem of the first process that has one."""
+        self._shortage.raise_together()
         if self._shards is None:
             return problem
         problems = self._shards.gathered(None if problem is None else f"in process {distributed.get_rank()}: {problem}")

@@ -124,9 +124,10 @@ class TokenForward(RowsForward):
         states = []
         offsets = np.cumsum([0, *(len(row) - start for row, start in zip(rows, starts, strict=True))])
         for group, hidden, places in self._states(rows, batches):
-            before = [tokens[starts[row] - 1 : -1] for row, tokens in zip(group, places, strict=True)]
-            numbers += [number for row in group for number in range(offsets[row], offsets[row + 1])]
-            states.append(hidden[torch.cat(before).to(hidden.device)])
+            with self._shortage.noted():
+                before = [tokens[starts[row] - 1 : -1] for row, tokens in zip(group, places, strict=True)]
+                numbers += [number for row in group for number in range(offsets[row], offsets[row + 1])]
+                states.append(hidden[torch.cat(before).to(hidden.device)])
         hidden = torch.cat(states)[on_device(np.argsort(numbers), states[0].device)]
         if self._scores:
             values = self.model.score(hidden)[:, 0]

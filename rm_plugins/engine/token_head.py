@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.linalg import vecdot
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 2**25
 """How many logits exist at a time."""
 
+Value = TypeVar("Value")
 TokenStatistics = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -77,6 +79,38 @@ class _TokenStatistics(torch.autograd.Function):
         return gradient.div_(ctx.temperature).to(ctx.dtype), None, None
 
 
+def mean_log_prob(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
+    """The mean log-probability of targets, a number with gradients; logits exist in chunks, which are computed again for gradients.
+
+    Args:
+        head: Maps hidden states [n, size] to logits [n, vocabulary].
+        hidden: The hidden states in which the targets were chosen, [T, size].
+        targets: int64 [T].
+        vocabulary: The number of logits per hidden state.
+    """
+
+    def summed(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(states).float(), chosen, reduction="sum")
+
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return -sum(_by_chunk(summed, [*chunks])) / len(targets)
+
+
+def _by_chunk(function: Callable[..., Value], chunks: Sequence[tuple[Any, ...]], *more: Any) -> list[Value]:
+    """What the function gives for each chunk. For gradients, all chunks but the last are computed again.
+
+    The gradients of the last chunk are computed first, when nothing else of the head is in memory, so its logits can stay until then.
+    """
+    recomputed = len(chunks) - 1 if torch.is_grad_enabled() else 0
+    return [
+        checkpoint(function, *chunk, *more, use_reentrant=False) if number < recomputed else function(*chunk, *more)
+        for number, chunk in enumerate(chunks)
+    ]
+
+
 def backbones(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The modules that a causal language model's ``forward`` may call for its last hidden states; inner ones first."""
     modules = [model.get_decoder(), model.base_model]  # OPT's `forward` calls the decoder in its backbone
@@ -116,14 +150,7 @@ class TokenHead:
         parts = [*zip(torch.split(hidden, size), torch.split(targets, size), strict=True)]
         if shards is not None:
             parts += [(hidden[:0], targets[:0])] * (shards.largest(len(parts))[0] - len(parts))
-        # The gradients of the last chunk are computed first, when nothing else of the head is in memory: its logits can stay until then.
-        recomputed = range(len(parts) - 1 if torch.is_grad_enabled() else 0)
-        chunks = [
-            checkpoint(self._of_chunk, states, chosen, temperature, use_reentrant=False)
-            if number in recomputed
-            else self._of_chunk(states, chosen, temperature)
-            for number, (states, chosen) in enumerate(parts)
-        ]
+        chunks = _by_chunk(self._of_chunk, parts, temperature)
         log_probs, entropies = zip(*chunks, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)
 

@@ -6,9 +6,9 @@ Checked against the source of transformers 4.57.6 and 5.23.0. A release may chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,15 +18,38 @@ __all__ = ["attention_as", "is_stateful", "takes_attention"]
 
 @contextmanager
 def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Within it, a model uses another attention implementation, also when checkpointed layers are recomputed for gradients."""
+    """Within it, a model uses another attention implementation; so do its checkpointed layers when they are recomputed afterwards."""
     # `set_attn_implementation` would check and log each of the many switches, and does not return the previous setting.
     config = model.config.get_text_config()
     before = config._attn_implementation
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    functions = [module._gradient_checkpointing_func for module in layers]
     config._attn_implementation = implementation
+    for module, function in zip(layers, functions, strict=True):
+        module._gradient_checkpointing_func = _attending(config, implementation, function)
     try:
         yield
     finally:
         config._attn_implementation = before
+        for module, function in zip(layers, functions, strict=True):
+            module._gradient_checkpointing_func = function
+
+
+def _attending(config: Any, implementation: str, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that checkpoints a layer, for layers that are recomputed with this attention implementation."""
+
+    def checkpointed(layer: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+        def attending(*inputs: Any, **kwargs: Any) -> Any:
+            before = config._attn_implementation
+            config._attn_implementation = implementation
+            try:
+                return layer(*inputs, **kwargs)
+            finally:
+                config._attn_implementation = before
+
+        return checkpoint(attending, *inputs, **settings)
+
+    return checkpointed
 
 
 def takes_attention(model: PreTrainedModel) -> bool:

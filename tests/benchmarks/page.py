@@ -106,8 +106,8 @@ differs from ours by more than {TOLERANCE:g} stops the benchmark."""
 TITLE = "# Speed and memory"
 _LETTERS = """(a), (b) and (c) are the sections below with these letters. [Contenders](#contenders) describes what is compared, and the
 limit. 5x is five times as much as ours. The time of other contenders relative to ours depends on the processor more than the limit's."""
-TRAINING, SHARDED, ENSEMBLES, GPU = "Training a reward model", "Sharded weights", "Ensembles", "On a GPU"
-ONE_FORWARD = "Scoring over packed rows"
+TRAINING, MEMORY, SHARDED = "Training a reward model", "Memory of training", "Sharded weights"
+ENSEMBLES, GPU, ONE_FORWARD = "Ensembles", "On a GPU", "Scoring over packed rows"
 """The headings of the sections that other benchmarks write."""
 
 

@@ -32,6 +32,7 @@ from tests.benchmarks.models import DecoderSize, save_decoder, save_minilm, save
 from tests.benchmarks.page import (
     ENSEMBLES,
     GPU,
+    MEMORY,
     ONE_FORWARD,
     SHARDED,
     TRAINING,
@@ -262,7 +263,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else PAGE)
     if output is not None:
         before = output.read_text(encoding="utf-8") if output.is_file() else ""
-        for heading in (ONE_FORWARD, TRAINING, SHARDED, ENSEMBLES, GPU):
+        for heading in (ONE_FORWARD, TRAINING, MEMORY, SHARDED, ENSEMBLES, GPU):
             page = with_section(page, heading, section(before, heading))
         write_atomically(output, page)
 

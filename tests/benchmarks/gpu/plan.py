@@ -40,19 +40,22 @@ class Part:
 
 
 PARTS = (
-    Part("peak", "peak:measure", 10, "What the device does at best"),
-    Part("scoring-0.5b", "scoring:measure", 45, "Scoring, Qwen2.5-0.5B", ("QWEN_HALF",)),
-    Part("scoring-7b", "scoring:measure", 95, "Scoring, Qwen2.5-7B", ("QWEN_SEVEN",)),
+    Part("peak", "peak:measure", 8, "What the device does at best"),
+    Part("scoring-0.5b", "scoring:measure", 40, "Scoring, Qwen2.5-0.5B", ("QWEN_HALF",)),
+    Part("scoring-7b", "scoring:measure", 75, "Scoring, Qwen2.5-7B", ("QWEN_SEVEN",)),
     Part("tests", "checks:measure", 35, "Tests that need a GPU"),
     Part("training-0.5b", "training:measure", 40, "Training, Qwen2.5-0.5B, all weights", ("half",)),
-    Part("costs", "costs:measure", 25, "What batches cost"),
+    Part("long-rows", "long_rows:measure", 25, "Training, one long row, Qwen2.5-0.5B"),
     Part("memory", "memory:measure", 15, "Out of memory"),
-    Part("serving", "serving:measure", 40, "Serving, Qwen2.5-0.5B"),
-    Part("training-7b-lora", "training:measure", 40, "Training, Qwen2.5-7B, LoRA", ("lora",)),
-    Part("profile", "profile:measure", 12, "Where the time goes"),
-    Part("scoring-modernbert", "scoring:measure", 25, "Scoring, ModernBERT-large", ("MODERNBERT",)),
-    Part("training-7b", "training:measure", 40, "Training, Qwen2.5-7B, all weights", ("full",)),
-    Part("compile", "compiled:measure", 30, "Scoring through torch.compile, Qwen2.5-0.5B"),
+    Part("costs", "costs:measure", 20, "What batches cost"),
+    Part("serving", "serving:measure", 35, "Serving, Qwen2.5-0.5B"),
+    Part("training-7b-lora", "training:measure", 35, "Training, Qwen2.5-7B, LoRA", ("lora",)),
+    Part("sharded", "sharded_steps:measure", 12, "Sharded weights on one device, Qwen2.5-0.5B"),
+    Part("quantized", "quantized:measure", 20, "Quantized weights, Qwen2.5-0.5B"),
+    Part("profile", "profile:measure", 10, "Where the time goes"),
+    Part("scoring-modernbert", "scoring:measure", 20, "Scoring, ModernBERT-large", ("MODERNBERT",)),
+    Part("training-7b", "training:measure", 35, "Training, Qwen2.5-7B, all weights", ("full",)),
+    Part("compile", "compiled:measure", 25, "Scoring through torch.compile, Qwen2.5-0.5B"),
 )
 
 
