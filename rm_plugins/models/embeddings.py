@@ -6,6 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from rm_plugins.engine.partitioned import whole_shape
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -15,7 +17,7 @@ _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings|pos
 def embedded_tokens(model: PreTrainedModel) -> float:
     """The number of token ids, from 0 on, that a model knows; infinity if it has no table of them, like character models."""
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
+        return int(whole_shape(model.get_input_embeddings().weight)[0])
     except (AttributeError, NotImplementedError):
         return math.inf
 
