@@ -1,6 +1,6 @@
 """Weights that stage 3 of DeepSpeed's ZeRO has partitioned: outside the forward of their module, they are empty tensors.
 
-DeepSpeed gathers the weights of a module when the module is called. Whatever reads a weight at another time must gather it, or call its
+DeepSpeed gathers the weights of a module when the module is called. Code that reads a weight at another time must gather it, or call its
 module.
 """
 

@@ -33,7 +33,7 @@ def check_deepspeed(args: Any, *, quantization: Any) -> None:
         quantization: How the model is quantized, or None.
 
     Raises:
-        SpecError: The settings cannot work together; the message says which.
+        SpecError: The settings cannot work together.
     """
     stage = zero_stage(args)
     if stage is None:

@@ -26,7 +26,8 @@ class DeepSpeedStates(NamedTuple):
 
     def __str__(self) -> str:
         """As messages name it."""
-        return f"{'stage 3' if self.partitioned else 'stage 1 or 2'} of ZeRO on {self.processes} processes"
+        processes = f"{self.processes} process{'' if self.processes == 1 else 'es'}"
+        return f"{'stage 3' if self.partitioned else 'stage 1 or 2'} of ZeRO on {processes}"
 
 
 def deepspeed_states(checkpoint: Path) -> DeepSpeedStates | None:
