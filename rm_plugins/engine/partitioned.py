@@ -16,6 +16,7 @@ from rm_plugins.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def is_partitioned(weight: torch.Tensor) -> bool:
@@ -36,6 +37,16 @@ def whole_shape(weight: torch.Tensor) -> torch.Size:
 def held_part(weight: torch.Tensor) -> torch.Tensor:
     """The part of a weight that this process holds: all of it, unless it is partitioned."""
     return cast("torch.Tensor", getattr(weight, "ds_tensor", weight))
+
+
+def parameter_count(model: PreTrainedModel, *, exclude_embeddings: bool = False) -> int:
+    """The number of a model's parameters, partitioned or not; transformers counts none of a partitioned model."""
+    if not partitions(model):
+        return int(model.num_parameters(exclude_embeddings=exclude_embeddings))
+    from torch import nn
+
+    embeddings = {id(module.weight) for module in model.modules() if exclude_embeddings and isinstance(module, nn.Embedding)}
+    return sum(whole_shape(weight).numel() for weight in model.parameters() if id(weight) not in embeddings)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 import rm_plugins as rm
 from rm_plugins.errors import DataError, SpecError, TrainingError
 from rm_plugins_trl import RewardConfig, RewardTrainer, reward_func
+from rm_plugins_trl.reward_training.base_model import size_and_kind
 from tests.sharded.launcher import Cases, run
 from tests.sharded.training import rows as uneven_rows
 
@@ -113,6 +114,9 @@ def logged(trainer: Any) -> dict[str, Any]:
 def alone() -> None:
     """The trainings of one process."""
     torch.set_num_threads(1)
+    size = size_and_kind(str(untied), RewardConfig(str(out / "alone"), use_cpu=True))
+    (out / "alone").mkdir()
+    (out / "alone" / "size.json").write_text(json.dumps(size), encoding="utf-8")
     for name, settings in TRAININGS.items():
         trainer = trainer_of(out / "alone" / name, None, **settings)
         trainer.train()
@@ -204,6 +208,10 @@ def an_untied_head() -> None:
     trainer = trainer_of(out / "untied", 3, base=untied, loss="grm", max_steps=1, save_strategy="no")
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
+    counted = json.loads((out / "alone" / "size.json").read_text(encoding="utf-8"))
+    for given in (str(untied), trainer.model):
+        assert [*size_and_kind(given, trainer.args)] == counted
+    assert trainer.state.total_flos > 0
 
 
 def killed() -> None:

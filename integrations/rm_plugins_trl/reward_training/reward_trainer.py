@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.engine.partitioned import partitions
+from rm_plugins.engine.partitioned import parameter_count, partitions
 from rm_plugins.errors import TrainingError
 from rm_plugins.losses import Regularizer, RewardBatch
 from rm_plugins.losses.loss import needs_of, own_needs
@@ -406,7 +406,7 @@ class RewardTrainer(OpenRewardTrainer):
         """Six per token and parameter, as transformers counts; shared prefixes count each time they occur."""
         if self._batches is not None:
             return int(super().floating_point_ops(inputs))
-        return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
+        return 6 * sum(map(len, inputs["rows"])) * parameter_count(self.model, exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the statistics of the rewards since the last one."""
