@@ -264,7 +264,7 @@ def weights_of_zero_are_recognized() -> None:
     assert found.gathered(rank()) == [*range(processes())]
     head: Any = language_model_head(family_model("llama", {"tie_word_embeddings": True}))
     embedding = head.model.get_input_embeddings()
-    hidden = torch.randn(3, embedding.weight.shape[1])
+    hidden = torch.randn(3, embedding.weight.shape[1], dtype=embedding.weight.dtype)
     expected, embedding.padding_idx, embedding.weight.ds_id = head(hidden), 1, 1
     found = head.gathered()(hidden)
     assert torch.equal(found, expected) and embedding.padding_idx == 1

@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "tests.sharded.zero_training", folder / "policy", folder / "untied", folder]
+    command = [sys.executable, "-m", "tests.sharded.zero_training", *map(str, (folder / "policy", folder / "untied", folder))]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
     return folder

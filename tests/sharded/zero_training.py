@@ -11,10 +11,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 from accelerate import PartialState
@@ -148,11 +148,11 @@ def assert_same(found: Any, wanted: Any, begin: int = 0) -> None:
     assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
 
 
-class LoadsRewards(TrainerCallback):
+class LoadsRewards(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Loads a reward in the middle of a training, and scores with it."""
 
     def __init__(self) -> None:
-        self.scores: list[list[float]] = []
+        self.scores: list[list[float | None]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 2:
@@ -163,7 +163,7 @@ class LoadsRewards(TrainerCallback):
                 self.scores.append(reward_func(folder)(prompts=prompts, completions=completions))
 
 
-class Kills(TrainerCallback):
+class Kills(TrainerCallback):  # type: ignore[misc]  # likewise
     """Kills the process after a step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -301,6 +301,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(500, exit=True)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, for DeepSpeed's calls
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    deepspeed: Any = import_module("deepspeed")  # before the processes are forked
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which would be compiled
     backend = PartialState._prepare_backend
 
