@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-m", "tests.sharded.zero_training", *map(str, (folder / "policy", folder / "untied", folder))]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1_600)
     assert found.returncode == 0, found.stdout + found.stderr
     return folder
 

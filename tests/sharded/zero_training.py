@@ -298,7 +298,7 @@ def main() -> None:
     """Run all groups, or those named after the folders of the models and the output."""
     global model, untied, out
     model, untied, out, chosen = *map(Path, sys.argv[1:4]), sys.argv[4:]
-    faulthandler.dump_traceback_later(500, exit=True)
+    faulthandler.dump_traceback_later(1_500, exit=True)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, for DeepSpeed's calls
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     deepspeed: Any = import_module("deepspeed")  # before the processes are forked
