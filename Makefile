@@ -5,11 +5,14 @@ PYTHON ?= python3
 OLDER_TRL := 1.12.0
 # What quantizes weights beside bitsandbytes: the tests of quantized rewards run with it once more.
 TORCHAO := 0.18.0
+# Sharded trainings run with it on CPU processes. What it declares to need would be torch and tools to compile its kernels.
+DEEPSPEED := 0.19.8
 
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
 QUANTIZED_WORLD := $(VENV)/worlds/quantized
+DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -26,7 +29,7 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
@@ -140,4 +143,10 @@ $(OLDER_WORLD).stamp: | $(BIN)/python
 $(QUANTIZED_WORLD).stamp: | $(BIN)/python
 	rm -rf $(QUANTIZED_WORLD)
 	$(INSTALL) --no-deps --target $(QUANTIZED_WORLD) torchao==$(TORCHAO)
+	@touch $@
+
+# Tests find the folder beside the environment (tests/sharded/test_deepspeed.py), and skip without it.
+$(DEEPSPEED_WORLD).stamp: | $(BIN)/python
+	rm -rf $(DEEPSPEED_WORLD)
+	$(INSTALL) --no-deps --target $(DEEPSPEED_WORLD) deepspeed==$(DEEPSPEED) einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 py-cpuinfo==9.0.0
 	@touch $@

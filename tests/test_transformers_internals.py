@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers.integrations import deepspeed
 
-from rm_plugins.engine.transformers_internals import attention_as, is_stateful, takes_attention
+from rm_plugins.engine.transformers_internals import attention_as, is_stateful, loads_whole, takes_attention
 
 
 @pytest.fixture
@@ -40,3 +41,18 @@ def test_attributes_of_models(
     assert callable(ask) and ask(model) is answer
     monkeypatch.setattr(type(model), name, not answer)
     assert ask(model) is not answer
+
+
+def test_loads_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stage3:
+        def is_zero3(self) -> bool:
+            return True
+
+    training = Stage3()
+    assert hasattr(deepspeed, "_hf_deepspeed_config_weak_ref"), "transformers keeps DeepSpeed's configuration elsewhere"
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    deepspeed.set_hf_deepspeed_config(training)
+    with pytest.raises(ValueError, match="within"), loads_whole():
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+        raise ValueError("within")
+    assert deepspeed.is_deepspeed_zero3_enabled()

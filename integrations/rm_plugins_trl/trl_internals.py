@@ -55,6 +55,13 @@ class OpenRewardTrainer(RewardTrainer):
         """Save the model into a folder: that of a checkpoint, or any other."""
         super().save_model(str(folder), checkpoint)
 
+    def saved_weights(self, weights: dict[str, Any]) -> dict[str, Any] | None:
+        """What is saved of the weights that were gathered from all processes; None for those of `model` in this process."""
+        return weights
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, None if state_dict is None else self.saved_weights(state_dict))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, by default into ``args.output_dir``."""
         self.save(Path(output_dir or self.args.output_dir), checkpoint=_internal_call)
@@ -74,4 +81,5 @@ def place_first(trainer: Trainer, callbacks: Sequence[TrainerCallback]) -> None:
 
 def is_sharded(trainer: Trainer) -> bool:
     """Whether a trainer's weights are spread over its processes."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return bool(trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import distributed
 
 from rm_plugins import processes
+from rm_plugins.engine.partitioned import is_partitioned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,5 +100,5 @@ def _of_fsdp(model: nn.Module) -> Iterator[ProcessGroup | None]:
 
 def _of_zero(model: nn.Module) -> Iterator[ProcessGroup | None]:
     for weight in model.parameters():
-        if hasattr(weight, "ds_id"):
+        if is_partitioned(weight):
             yield getattr(weight, "ds_process_group", None)

@@ -6,6 +6,7 @@ Checked against the source of transformers 4.57.6 and 5.23.0. A release may chan
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["attention_as", "is_stateful", "takes_attention"]
+__all__ = ["attention_as", "is_stateful", "loads_whole", "takes_attention"]
 
 
 @contextmanager
@@ -50,6 +51,25 @@ def _attending(config: Any, implementation: str, checkpoint: Callable[..., Any])
         return checkpoint(attending, *inputs, **settings)
 
     return checkpointed
+
+
+@contextmanager
+def loads_whole() -> Iterator[None]:
+    """Within it, models are loaded whole into each process, also in a training whose own model is partitioned.
+
+    During a training with stage 3 of DeepSpeed's ZeRO, transformers partitions every model that is loaded. Only the trained one is run by
+    all processes together, so another would score with empty weights.
+    """
+    deepspeed: Any = sys.modules.get("transformers.integrations.deepspeed")  # without it, there is no such training
+    before = None if deepspeed is None else deepspeed._hf_deepspeed_config_weak_ref
+    if before is None:
+        yield
+        return
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
 
 
 def takes_attention(model: PreTrainedModel) -> bool:

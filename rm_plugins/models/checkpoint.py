@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
+from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.adapters import check_adapter
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
@@ -179,7 +180,7 @@ def _loading(source: str) -> Iterator[None]:
     While loading, transformers sets the default dtype of the whole process, so two threads would affect each other's models.
     """
     try:
-        with _ONE_THREAD:
+        with _ONE_THREAD, loads_whole():
             yield
     except RmPluginsError:
         raise

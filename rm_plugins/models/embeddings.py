@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rm_plugins.engine.partitioned import whole_shape
 from rm_plugins.errors import ScoringError
 from rm_plugins.rendering.token_types import has_types, ids_and_types
 
@@ -70,7 +71,7 @@ class Embedded:
 def embedded_tokens(model: PreTrainedModel) -> float:
     """The number of token ids, from 0 on, that a model knows; infinity if it has no table of them, like character models."""
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
+        return int(whole_shape(model.get_input_embeddings().weight)[0])
     except (AttributeError, NotImplementedError):
         return math.inf
 

@@ -264,8 +264,15 @@ def weights_of_zero_are_recognized() -> None:
     assert found is not None and found.largest(rank(), -rank()) == [processes() - 1, 0]
     assert found.gathered(rank()) == [*range(processes())]
     head: Any = language_model_head(family_model("llama", {"tie_word_embeddings": True}))
-    head.model.get_input_embeddings().weight.ds_id = 1
-    with pytest.raises(UnsupportedError, match="stage 3 of ZeRO shards it"):
+    embedding = head.model.get_input_embeddings()
+    hidden = torch.randn(3, embedding.weight.shape[1], dtype=embedding.weight.dtype)
+    expected, embedding.padding_idx, embedding.weight.ds_id = head(hidden), 1, 1
+    found = head.gathered()(hidden)
+    assert torch.equal(found, expected) and embedding.padding_idx == 1
+    (gradient,) = torch.autograd.grad(found[:, 1].sum(), embedding.weight)
+    assert torch.equal(gradient[1], hidden.sum(0))  # though an embedding's padding gets none
+    embedding.__class__ = type("ScaledEmbedding", (nn.Embedding,), {})
+    with pytest.raises(UnsupportedError, match="a ScaledEmbedding that stage 3 of ZeRO has partitioned"):
         head.gathered()
 
 

@@ -86,7 +86,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
         "current_gradient_accumulation_steps" in trainer_attributes()
     ),
     "transformers.Trainer.is_fsdp_enabled": lambda: "is_fsdp_enabled" in trainer_attributes(),
-    "transformers.Trainer.is_deepspeed_enabled": lambda: "is_deepspeed_enabled" in trainer_attributes(),
+    "transformers.Trainer._save": lambda: parameters(Trainer._save) == ["self", "output_dir", "state_dict"],
     "transformers.Trainer.callback_handler": lambda: "callback_handler" in trainer_attributes(),
     "transformers.TrainerState.stateful_callbacks": lambda: TrainerState().stateful_callbacks == {},
     "trl.trainer.reward_trainer.suppress_seqcls_warning": lambda: (

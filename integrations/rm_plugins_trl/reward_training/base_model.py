@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rm_plugins.engine.partitioned import parameter_count
 from rm_plugins.engine.prefix_cache import is_decoder
+from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.model_folder import CONFIG_NAME, load_config, load_tokenizer
 from rm_plugins_trl.reward_training.checkpoints import complete_checkpoints
@@ -103,10 +105,10 @@ def size_and_kind(model: Any, args: Any) -> tuple[int, bool]:
     """
     if isinstance(model, str):
         config = model_config(model, args)
-        with torch.device("meta"):
+        with loads_whole(), torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusts_code(args))
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return int(model.num_parameters()), not is_decoder(plain)
+    return parameter_count(model), not is_decoder(plain)
 
 
 def base_tokenizer(given: Any, model: Any, args: Any) -> PreTrainedTokenizerBase:

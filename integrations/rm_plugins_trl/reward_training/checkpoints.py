@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, file_digests
+from rm_plugins_trl.reward_training.deepspeed_files import problem_of_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def _problem(checkpoint: Path) -> str:
     for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
         if not zipfile.is_zipfile(path):
             return f"{path.name} is truncated or damaged"
+    if problem := problem_of_deepspeed(checkpoint, _processes(checkpoint)):
+        return problem
     if (checkpoint / MANIFEST_NAME).exists():
         try:
             manifest = Manifest.read(checkpoint / MANIFEST_NAME)
@@ -110,3 +113,12 @@ def _problem(checkpoint: Path) -> str:
             if digests.get(name) != expected:
                 return f"{name} is {'missing' if name not in digests else 'not as it was saved'}"
     return ""
+
+
+def _processes(checkpoint: Path) -> int | None:
+    """The number of processes that saved a checkpoint; None if it does not record it."""
+    try:
+        processes: int | None = json.loads((checkpoint / MADE_WITH).read_text(encoding="utf-8")).get("world_size")
+    except FileNotFoundError:
+        return None
+    return processes

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
+from torch import nn
 
+from rm_plugins.engine.partitioned import is_partitioned, linear_weight
 from rm_plugins.losses import Need, RewardBatch
 from rm_plugins.losses.needs import BATCH_NEEDS, joined
 from rm_plugins.processes import all_gathered
@@ -56,6 +58,14 @@ def whole_weight(weight: torch.Tensor, *, averages: bool = False) -> torch.Tenso
     assert isinstance(weight, DTensor)
     placements = [Partial("avg")] * weight.device_mesh.ndim if averages else None
     return weight.full_tensor(grad_placements=placements)
+
+
+def weight_of(layer: nn.Linear) -> torch.Tensor:
+    """The weight of a linear layer that FSDP2 or ZeRO may have sharded, whole and with a gradient. All processes must call this together.
+
+    Each process has the same gradient, as in `whole_weight`.
+    """
+    return linear_weight(layer) if is_partitioned(layer.weight) else whole_weight(layer.weight)
 
 
 def summed_gradient(loss: torch.Tensor, processes: int) -> torch.Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
+from rm_plugins.engine.partitioned import embedding_weight, is_partitioned
+from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins.errors import UnsupportedError
 from rm_plugins_trl.reward_training.global_batch import whole_weight
 
@@ -28,18 +30,14 @@ class _Embedding:
         return linear(hidden, self.model.get_input_embeddings().weight)
 
     def gathered(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The same, where FSDP2 may have sharded the embedding: all processes gather it together, once.
+        """The same, where FSDP2 or ZeRO may have sharded the embedding: all processes gather it together, once.
 
         Raises:
-            UnsupportedError: DeepSpeed's ZeRO has sharded it.
+            UnsupportedError: ZeRO has sharded an embedding that is more than a table.
         """
-        given = self.model.get_input_embeddings().weight
-        if hasattr(given, "ds_id"):
-            raise UnsupportedError(
-                "The loss needs log-probabilities, whose head is the model's embedding, and stage 3 of ZeRO shards it. Use FSDP2, stage 2, "
-                "or another loss."
-            )
-        weight = whole_weight(given, averages=True)
+        layer = self.model.get_input_embeddings()
+        partitioned = is_partitioned(layer.weight)
+        weight = embedding_weight(layer) if partitioned else whole_weight(layer.weight, averages=True)
         return lambda hidden: linear(hidden, weight.to(hidden.dtype))
 
 
@@ -64,9 +62,10 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
     try:
         # Of a class that came from a checkpoint, which was allowed then.
         trusted = type(model).__module__.startswith("transformers_modules.")
-        whole, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=model.dtype, output_loading_info=True, trust_remote_code=trusted
-        )
+        with loads_whole():
+            whole, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=model.dtype, output_loading_info=True, trust_remote_code=trusted
+            )
     except (OSError, ValueError) as error:
         raise UnsupportedError(f"The language-model head of {source!r} cannot be loaded: {error}") from error
     head = whole.get_output_embeddings()

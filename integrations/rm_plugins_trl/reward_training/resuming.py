@@ -16,6 +16,7 @@ import pyarrow.compute as compute
 import torch
 from datasets import Dataset
 
+from rm_plugins.engine.partitioned import gathered
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
 from rm_plugins_trl.reward_training.checkpoints import LOSS_STATE, MADE_WITH
@@ -120,14 +121,18 @@ def loss_facts(loss: Loss) -> list[Any]:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A SHA-256 over names, shapes and evenly spread elements of a model's weights, without its head, which starts at random."""
+    """A SHA-256 over names, shapes and evenly spread elements of a model's weights, without its head, which starts at random.
+
+    Where the weights are sharded, all processes must call this together.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if name.partition(".")[0] in HEADS or any(f".{head}." in name for head in HEADS) or "lora_" in name:
             continue
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].contiguous().cpu()
-        digest.update(f"{name} {list(parameter.shape)}".encode())
+        with gathered([parameter]):
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].clone().cpu()
+            digest.update(f"{name} {list(parameter.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
     return digest.hexdigest()
 

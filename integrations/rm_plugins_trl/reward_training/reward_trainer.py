@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
+from rm_plugins.engine.partitioned import parameter_count, partitions
 from rm_plugins.errors import TrainingError
 from rm_plugins.losses import Regularizer, RewardBatch
 from rm_plugins.losses.loss import needs_of, own_needs
@@ -34,7 +35,8 @@ from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_conf
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
-from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, whole_weight
+from rm_plugins_trl.reward_training.deepspeed import check_deepspeed, check_states, gather_when_saving, zero_stage
+from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, weight_of
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -72,11 +74,13 @@ from rm_plugins_trl.reward_training.score_head import (
     HEADS,
     check_outputs,
     deployed_head,
+    deployed_outputs,
     head_layer,
     load_classifier,
     name_outputs,
     trained_heads,
     trains_head,
+    with_outputs,
 )
 from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
@@ -152,8 +156,11 @@ class RewardTrainer(OpenRewardTrainer):
             args = RewardConfig(f"{Path(name).name}-Reward")
         settings = args = own_copy(args)
         args.accelerator_config = copy.copy(args.accelerator_config)
-        if isinstance(model, str):
-            model_config(model, args)  # which refuses a path that leads nowhere
+        config = (
+            model_config(model, args) if isinstance(model, str) else model.config
+        )  # which refuses a path that leads nowhere
+        quantization = [kwargs.get("quantization_config"), (args.model_init_kwargs or {}).get("quantization_config")]
+        check_deepspeed(args, quantization=next(filter(None, quantization), getattr(config, "quantization_config", None)))
         if not isinstance(args, RewardConfig):  # TRL's own, which says nothing of what is ours
             centering = args.center_rewards_coefficient
             settings = RewardConfig(args.output_dir, use_cpu=args.use_cpu, center_rewards_coefficient=centering)
@@ -194,6 +201,7 @@ class RewardTrainer(OpenRewardTrainer):
         self._diverged = 0
         self._last_rewards = torch.zeros(0)
         self._made_with: dict[str, Any] | None = None
+        self._saved_outputs: list[int] | None = None
         # TRL and peft change these; the caller's objects stay unchanged.
         peft_config, tokenizer = (
             copy.deepcopy(kwargs.get("peft_config")),
@@ -226,6 +234,8 @@ class RewardTrainer(OpenRewardTrainer):
         with without_noise(disable_bars=args.disable_tqdm):
             super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
+        if zero_stage(self.args) == 3:
+            gather_when_saving(self.accelerator.state.deepspeed_plugin)
         locate_base(self.model)
         self.base_digest = weights_digest(self._plain_model())
         plain = self._plain_model()
@@ -308,7 +318,7 @@ class RewardTrainer(OpenRewardTrainer):
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=getattr(outputs, "logprobs", None),
-            head=None if self._head_layer is None else whole_weight(self._head_layer.weight),
+            head=None if self._head_layer is None else weight_of(self._head_layer),
             extras=extras,
             **known,
         )
@@ -399,7 +409,7 @@ class RewardTrainer(OpenRewardTrainer):
         """Six per token and parameter, as transformers counts; shared prefixes count each time they occur."""
         if self._batches is not None:
             return int(super().floating_point_ops(inputs))
-        return 6 * sum(map(len, inputs["rows"])) * int(self.model.num_parameters(exclude_embeddings=True))
+        return 6 * sum(map(len, inputs["rows"])) * parameter_count(self.model, exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, with the statistics of the rewards since the last one."""
@@ -451,6 +461,7 @@ class RewardTrainer(OpenRewardTrainer):
         self.trained_items = 0
         checkpoint = started_together(self, partial(checkpoint_to_resume, resume_from_checkpoint, Path(self.args.output_dir)))
         if checkpoint is not None:
+            check_states(self.args, checkpoint)
             changed = changed_since(self.what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
@@ -490,13 +501,14 @@ class RewardTrainer(OpenRewardTrainer):
                 source = "eval" if self._reward_log.rewards["eval"] else "train"
                 write_trained_manifest(
                     folder,
-                    # A sharded model's weights are not all in this process, so it cannot score the golden samples.
+                    # Process 0 alone cannot score with weights that are sharded.
                     None if is_sharded(self) else self._plain_model(),
                     self.renderer,
                     heads=self.heads,
                     statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
                     training=training_facts(self),
                     trained_on=self.trained_on,
+                    loads_as=str(self._plain_model().dtype).removeprefix("torch.") if zero_stage(self.args) == 3 else None,
                 )
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
@@ -508,6 +520,12 @@ class RewardTrainer(OpenRewardTrainer):
             self._made_with = made_with(self)
         return self._made_with
 
+    def saved_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """What is saved of the weights that were gathered from all processes: the head's with the deployed outputs only."""
+        if zero_stage(self.args) in (0, 1, 2):
+            return None  # the model in this process, which is the deployed one
+        return weights if self._saved_outputs is None else with_outputs(weights, self.model, self._saved_outputs)
+
     @contextmanager
     def _deployed(self) -> Iterator[None]:
         """Within it, the model is the deployed one: merged with its adapter if asked for, and without outputs that only training needs."""
@@ -515,10 +533,12 @@ class RewardTrainer(OpenRewardTrainer):
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
         try:
-            with deployed_head(self._plain_model(), heads, self.losses[0].deployed(heads)) as self.heads:
+            plain, kept = self._plain_model(), self.losses[0].deployed(heads)
+            self._saved_outputs = [*deployed_outputs(heads, kept)] if partitions(plain) else None
+            with deployed_head(plain, heads, kept) as self.heads:
                 yield
         finally:
-            self.model, self.heads = trained, heads
+            self.model, self.heads, self._saved_outputs = trained, heads, None
 
     def _plain_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)

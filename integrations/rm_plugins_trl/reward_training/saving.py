@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import rm_plugins
+from rm_plugins.engine.partitioned import held_part, partitions
 from rm_plugins.errors import TrainingError
+from rm_plugins.models.checkpoint import load_model
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
+from rm_plugins.models.settings import ModelSettings
+from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer
 from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 
@@ -37,14 +41,18 @@ def write_trained_manifest(
     statistics: ScoreStatistics | None,
     training: dict[str, Any],
     trained_on: SampleFormat | None = None,
+    loads_as: str | None = None,
 ) -> None:
     """Write the manifest of the model that was just saved into `folder`, if one was saved: with sharded weights, perhaps none was.
 
-    `model` gives the golden scores; None if it cannot score in this process.
+    `model` gives the golden scores; None if it cannot score in this process. With a dtype in `loads_as`, the saved model is
+    loaded for them instead, on the CPU.
     """
     files = file_digests(folder)
     if not files:
         return
+    if loads_as is not None:
+        model = _loaded(folder, loads_as)
     packages = ("torch", "transformers", "trl", "datasets")
     golden, problem = _golden(model, renderer, heads)
     if problem:
@@ -52,7 +60,7 @@ def write_trained_manifest(
     Manifest(
         created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in packages}},
         rendering=renderer.rendering,
-        dtype="float32" if model is None else str(model.dtype).removeprefix("torch."),
+        dtype=loads_as or ("float32" if model is None else str(model.dtype).removeprefix("torch.")),
         heads=heads if len(heads) > 1 else None,
         statistics=statistics,
         training=training,
@@ -73,6 +81,15 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
         return golden_scores(model, renderer, heads), ""
     except RuntimeError as error:  # a failure here must not lose the training
         return [], f"it cannot score in its own precision ({error})."
+
+
+def _loaded(folder: Path, dtype: Any) -> PreTrainedModel | None:
+    """The model that was just saved, on the CPU; None if it does not load."""
+    try:
+        return load_model(str(folder), ModelSettings(device="cpu", dtype=dtype))[0]
+    except Exception as error:  # a failure here must not lose the training
+        logger.warning("The model in %s was saved, but cannot be loaded for its golden scores: %s", folder, error)
+        return None
 
 
 @contextmanager
@@ -131,11 +148,18 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
     Raises:
         TrainingError: A trained weight is NaN or infinite.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise TrainingError(
-                f"After step {step} the weight {name} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
-            )
+    infinite = (
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.is_floating_point() and not torch.isfinite(held_part(parameter)).all()
+    )
+    name = next(infinite, None)
+    if partitions(model):  # each process has looked at another part
+        name = next((name for name in all_gathered(name) if name is not None), None)
+    if name is not None:
+        raise TrainingError(
+            f"After step {step} the weight {name} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
+        )
 
 
 def how_to_go_on(output_dir: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
+from rm_plugins.engine.partitioned import is_partitioned
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
@@ -140,7 +142,8 @@ def _labels(heads: Heads) -> dict[str, Any]:
 def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
     """Within it, a model has only some of its outputs, which are returned.
 
-    `kept` are the positions of a member's outputs to keep.
+    A head that ZeRO has partitioned keeps its weights; `with_outputs` selects from them when they are gathered. `kept` are the positions
+    of a member's outputs to keep.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
@@ -152,8 +155,8 @@ def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> 
     layer = head_layer(model)
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
-    outputs = [member * width + number for member in range(heads.members) for number in kept]
-    whole = dict(layer.named_parameters(recurse=False))
+    outputs = [*deployed_outputs(heads, kept)]
+    whole = {} if is_partitioned(layer.weight) else dict(layer.named_parameters(recurse=False))
     for name, parameter in whole.items():
         setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
     deployed = Heads(
@@ -166,6 +169,25 @@ def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> 
         for name, parameter in whole.items():
             setattr(layer, name, parameter)
         _resize(model, layer, heads)
+
+
+def deployed_outputs(heads: Heads, kept: Sequence[int]) -> Iterator[int]:
+    """The numbers of a model's outputs that are deployed, if `kept` are those of a member."""
+    return (member * len(heads.names) + number for member in range(heads.members) for number in kept)
+
+
+def with_outputs(weights: Mapping[str, torch.Tensor], model: nn.Module, outputs: Sequence[int]) -> dict[str, torch.Tensor]:
+    """A model's gathered weights with only some of its head's outputs.
+
+    Args:
+        weights: The weights by name.
+        model: The model that they are of, within `deployed_head`.
+        outputs: The outputs to keep.
+    """
+    plain: Any = model
+    layer = head_layer(plain.get_base_model() if hasattr(plain, "get_base_model") else plain)
+    head = next(name for name, module in model.named_modules() if module is layer)
+    return {name: weight[[*outputs]].clone() if name.rpartition(".")[0] == head else weight for name, weight in weights.items()}
 
 
 def _resize(model: PreTrainedModel, layer: nn.Linear, heads: Heads) -> None:
