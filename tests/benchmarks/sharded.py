@@ -197,9 +197,11 @@ def main() -> None:
         model = save_decoder(folder / "decoder", size, tokenizer)
         case = partial(measure, folder, model, batches_of(rows, tokenizer, arguments.steps + 2))
         run({"steps": case}, folder, 2)
-        for outcome in outcomes(folder, 2).get("steps", {}).values():
-            if outcome != "ok":
-                raise SystemExit(outcome)
+        ended = outcomes(folder, 2).get("steps", {})
+        if ended != {0: "ok", 1: "ok"}:
+            raise SystemExit(
+                "\n".join(ended.values()) or "The processes took too long. Measure on an idle machine, or fewer --steps."
+            )
         measured = Measured(**json.loads((folder / "measured.json").read_text(encoding="utf-8")))
     for ours, theirs in zip(measured.losses[FSDP], measured.losses[DDP], strict=True):
         if abs(ours - theirs) > TOLERANCE:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-HANGS_AFTER = timedelta(seconds=60)
-"""How long a process waits for the others."""
+HANGS_AFTER = timedelta(seconds=120)
+"""How long torch waits for the other processes; what this package exchanges waits for half of it."""
 ENDS_AFTER = 400
 """Seconds for all functions of a group, on a busy machine."""
 
