@@ -34,7 +34,7 @@ from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_conf
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
-from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, whole_weight
+from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, whole_weight
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -303,7 +303,8 @@ class RewardTrainer(OpenRewardTrainer):
             extras = {need.name: inputs[need.name] for need in self._own_needs if need.name in inputs}
         else:
             outputs = model(**{name: value for name, value in inputs.items() if name != "margin"} | {"use_cache": False})
-            known, facts, extras = self._batches.judged(inputs), self._batches.facts(inputs), {}
+            known, extras = self._batches.judged(inputs), {}
+            facts = self._batches.facts(inputs, self._pairs_of_last_batch() if mode == "eval" else None)
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=getattr(outputs, "logprobs", None),
@@ -316,8 +317,10 @@ class RewardTrainer(OpenRewardTrainer):
         check_batch(batch, self.losses[0])
         shares: list[BatchFacts] = all_gathered(facts)
         whole = BatchFacts.joined(shares)
+        if mode == "eval":
+            batch, whole = self._without_fillers(batch, whole)
         self._last_rewards = batch.rewards.detach()
-        loss = self._loss(mode, batch, whole.numbers)
+        loss = self._loss(mode, batch, whole)
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
             self._trained_tokens += whole.tokens // self.get_tp_size()
@@ -338,7 +341,23 @@ class RewardTrainer(OpenRewardTrainer):
             starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
         return model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
 
-    def _loss(self, mode: str, batch: RewardBatch, numbers: Sequence[int]) -> torch.Tensor:
+    def _without_fillers(self, batch: RewardBatch, facts: BatchFacts) -> tuple[RewardBatch, BatchFacts]:
+        """A batch of an evaluation without the rows that it repeats: accelerate gives all processes equally many rows in the last one."""
+        fresh = self._reward_log.fresh(facts.numbers)
+        if all(fresh):
+            return batch, facts
+        kept = torch.tensor(fresh, device=batch.groups.device)
+        part = of_judgements(batch, kept, self._own_needs)
+        counted = {name: getattr(part, name) for name in ("pairs", "ties", "labels")}
+        items = items_of(self.losses[0].mean_over, judgements=sum(fresh), rows=len(part.rewards), **counted)
+        return part, facts.of_judgements(fresh, kept[batch.groups].tolist(), items)
+
+    def _pairs_of_last_batch(self) -> int | None:
+        """The number of pairs in the last batch of an evaluation, where this is the last one and has further pairs that fill it up."""
+        state = self.accelerator.gradient_state
+        return state.remainder if state.end_of_dataloader and state.remainder > 0 else None
+
+    def _loss(self, mode: str, batch: RewardBatch, facts: BatchFacts) -> torch.Tensor:
         """The mean over members of the loss and its regularizers."""
         width = len(self.heads.names)
         weights = batch.rewards.new_tensor(self.heads.weights)
@@ -347,7 +366,7 @@ class RewardTrainer(OpenRewardTrainer):
             own = slice(member * width, (member + 1) * width)
             part = replace(batch, rewards=batch.rewards[:, own], head=None if batch.head is None else batch.head[own])
             if self._settings.bootstrap and mode == "train":
-                drawn = bootstrap_repeats(self.args.seed, member, numbers)
+                drawn = bootstrap_repeats(self.args.seed, member, facts.numbers)
                 repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
                 part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
             if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties has no pairs to average over
@@ -356,7 +375,7 @@ class RewardTrainer(OpenRewardTrainer):
             for name, (weight, regularizer) in self.regularizers.items():
                 term = value_of("regularizer", regularizer, reward)
                 total = total + weight * term / len(self.losses)
-                self._reward_log.add_term(mode, name, term.item())
+                self._reward_log.add_term(mode, name, term.item(), facts.items)
         return total
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
