@@ -23,3 +23,12 @@ def all_gathered(value: Value) -> list[Value]:
     values: list[Value] = [value] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or the only one."""
+    torch = sys.modules.get("torch")
+    distributed = getattr(torch, "distributed", None)
+    return (
+        distributed is None or not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+    )

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.errors import MissingDependencyError, ModelError, RmPluginsError, SpecError
 from rm_plugins.models.adapters import check_adapter
+from rm_plugins.models.loaded_everywhere import loaded_everywhere
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest
 from rm_plugins.models.model_folder import (
     found_file,
@@ -209,7 +210,7 @@ def _loading(source: str) -> Iterator[None]:
     While loading, transformers sets the default dtype of the whole process, so two threads would affect each other's models.
     """
     try:
-        with _ONE_THREAD:
+        with _ONE_THREAD, loaded_everywhere():
             yield
     except RmPluginsError:
         raise

@@ -15,7 +15,9 @@ _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings|pos
 def embedded_tokens(model: PreTrainedModel) -> float:
     """The number of token ids, from 0 on, that a model knows; infinity if it has no table of them, like character models."""
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
+        embeddings = model.get_input_embeddings()
+        # The weight itself may be sharded, or flattened with others.
+        return int(getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0])
     except (AttributeError, NotImplementedError):
         return math.inf
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
@@ -61,14 +62,16 @@ def of_judgements(batch: RewardBatch, kept: torch.Tensor, needs: Sequence[Need] 
         values = need.of(batch)
         return None if values is None else values[masks[need.each]]
 
-    fields = {name: part(need) for name, need in BATCH_NEEDS.items()}
+    parts: dict[str, Any] = {name: part(need) for name, need in BATCH_NEEDS.items()}
+    for name in ("pairs", "ties"):
+        parts[name] = None if parts[name] is None else place[parts[name]]
     extras = {need.name: part(need) for need in needs}
     return replace(
         batch,
         rewards=batch.rewards[rows],
         groups=(kept.cumsum(0) - 1)[batch.groups[rows]],
         extras={name: values for name, values in extras.items() if values is not None},
-        **fields | {name: place[items] for name in ("pairs", "ties") if (items := fields[name]) is not None},
+        **parts,
     )
 
 

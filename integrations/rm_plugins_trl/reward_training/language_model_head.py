@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
 from rm_plugins.errors import UnsupportedError
+from rm_plugins.models.loaded_everywhere import loaded_everywhere
 from rm_plugins_trl.reward_training.global_batch import whole_weight
 
 if TYPE_CHECKING:
@@ -40,7 +41,20 @@ class _Embedding:
                 "or another loss."
             )
         weight = whole_weight(given, averages=True)
-        return lambda hidden: linear(hidden, weight.to(hidden.dtype))
+        return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype))
+
+
+class _OfCheckpoint:
+    """The head that was loaded, which is not trained; it moves to where it is first used, because a model is sharded later."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.weight = self.weight.to(hidden.device)
+        self.bias = None if self.bias is None else self.bias.to(hidden.device, hidden.dtype)
+        return linear(hidden, self.weight.to(hidden.dtype), self.bias)
 
 
 def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -64,14 +78,13 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
     try:
         # Of a class that came from a checkpoint, which was allowed then.
         trusted = type(model).__module__.startswith("transformers_modules.")
-        whole, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=model.dtype, output_loading_info=True, trust_remote_code=trusted
-        )
+        with loaded_everywhere():
+            whole, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=model.dtype, output_loading_info=True, trust_remote_code=trusted
+            )
     except (OSError, ValueError) as error:
         raise UnsupportedError(f"The language-model head of {source!r} cannot be loaded: {error}") from error
     head = whole.get_output_embeddings()
     if head is None or any("lm_head" in name or "embed_out" in name for name in info["missing_keys"]):
         raise UnsupportedError(f"{source!r} has no language-model head to keep, because it is not a causal language model.")
-    weight = head.weight.detach().to(model.device)
-    bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(model.device)
-    return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype), bias)
+    return _OfCheckpoint(head.weight.detach(), None if getattr(head, "bias", None) is None else head.bias.detach())

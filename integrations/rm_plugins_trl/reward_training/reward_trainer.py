@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,8 +31,9 @@ from rm_plugins.rendering.rendering import Rendering
 from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_config, size_and_kind, source_of
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
-from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
+from rm_plugins_trl.reward_training.checkpoints import begin_checkpoint
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
+from rm_plugins_trl.reward_training.fsdp_settings import check_checkpoint, check_is_sharded, check_settings
 from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, whole_weight
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
@@ -48,13 +48,14 @@ from rm_plugins_trl.reward_training.prepared_dataset import (
 from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.reward_training.resuming import (
+    base_digest,
     changed_since,
+    checkpoint_of_all,
     load_loss_states,
     loss_facts,
     made_with,
     save_loss_states,
     save_made_with,
-    weights_digest,
 )
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
@@ -77,10 +78,11 @@ from rm_plugins_trl.reward_training.score_head import (
     trained_heads,
     trains_head,
 )
+from rm_plugins_trl.reward_training.sharded_saving import save_sharded
 from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
-from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
+from rm_plugins_trl.trl_internals import OpenRewardTrainer, fsdp_plugin, is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -226,8 +228,8 @@ class RewardTrainer(OpenRewardTrainer):
             super().__init__(model, args, **kwargs)
         self.args.model_init_kwargs = model_settings
         locate_base(self.model)
-        self.base_digest = weights_digest(self._plain_model())
-        plain = self._plain_model()
+        self.base_digest = base_digest(self.plain_model())
+        plain = self.plain_model()
         name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
         self._head_layer = head_layer(plain) if len(self.heads) > 1 else None
@@ -272,7 +274,7 @@ class RewardTrainer(OpenRewardTrainer):
             own=self._own_needs,
             rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
             weight=self._settings.weight_column,
-            known_tokens=self._known_tokens() or math.inf,  # 0 where the weights are spread over processes
+            known_tokens=self._known_tokens(),
         )
         tokenized = prepared_dataset(
             dataset,
@@ -308,7 +310,7 @@ class RewardTrainer(OpenRewardTrainer):
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=getattr(outputs, "logprobs", None),
-            head=None if self._head_layer is None else whole_weight(self._head_layer.weight),
+            head=None if self._head_layer is None else whole_weight(self._head_layer.weight).to(outputs.logits.device),
             extras=extras,
             **known,
         )
@@ -434,6 +436,7 @@ class RewardTrainer(OpenRewardTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as TRL does; the rewards give the score statistics of the manifest."""
         attached_evaluations(self)
+        check_is_sharded(self)
         self._reward_log.start_evaluation()
         before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
         try:
@@ -447,6 +450,7 @@ class RewardTrainer(OpenRewardTrainer):
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict as TRL does; the dataset may have any of the formats or be tokenized."""
+        check_is_sharded(self)
         return super().predict(self.prepared(test_dataset, "test"), *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -464,8 +468,10 @@ class RewardTrainer(OpenRewardTrainer):
         evaluations = attached_evaluations(self)
         self._made_with = None
         self.trained_items = 0
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, Path(self.args.output_dir))
+        check_settings(self)
+        checkpoint = checkpoint_of_all(resume_from_checkpoint, Path(self.args.output_dir))
         if checkpoint is not None:
+            check_checkpoint(self, checkpoint)
             changed = changed_since(self._what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
@@ -498,24 +504,34 @@ class RewardTrainer(OpenRewardTrainer):
             TrainingError: A weight is not finite.
         """
         check_weights(self.model, self.state.global_step, self.args.output_dir)
-        with nullcontext() if checkpoint else self._deployed():
-            with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
-                super().save(folder, checkpoint=checkpoint)
-            if self.renderer is not None and self.args.should_save:
-                source = "eval" if self._reward_log.rewards["eval"] else "train"
-                write_trained_manifest(
-                    folder,
-                    # A sharded model's weights are not all in this process, so it cannot score the golden samples.
-                    None if is_sharded(self) else self._plain_model(),
-                    self.renderer,
-                    heads=self.heads,
-                    statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
-                    training=training_facts(self),
-                    trained_on=self.trained_on,
-                )
+        if checkpoint and self.args.should_save:
+            begin_checkpoint(folder)
+        with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
+            if fsdp_plugin(self) is not None:
+                save_sharded(self, folder, partial(self._write_manifest, folder), checkpoint=checkpoint)
+            else:
+                with nullcontext() if checkpoint else self._deployed():
+                    super().save(folder, checkpoint=checkpoint)
+                    if self.args.should_save:
+                        # A sharded model's weights are not all in this process, so it cannot score the golden samples.
+                        self._write_manifest(folder, None if is_sharded(self) else self.plain_model())
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
             save_made_with(self._what_decides(), folder)
+
+    def _write_manifest(self, folder: Path, model: PreTrainedModel | None) -> None:
+        """Write the manifest of the model that was saved into a folder; None if it cannot score in this process."""
+        if self.renderer is not None:
+            source = "eval" if self._reward_log.rewards["eval"] else "train"
+            write_trained_manifest(
+                folder,
+                model,
+                self.renderer,
+                heads=self.heads,
+                statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
+                training=training_facts(self),
+                trained_on=self.trained_on,
+            )
 
     def _what_decides(self) -> dict[str, Any]:
         """What the checkpoints of a training are made with; computed once, because it reads all training data."""
@@ -530,12 +546,13 @@ class RewardTrainer(OpenRewardTrainer):
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
         try:
-            with deployed_head(self._plain_model(), heads, self.losses[0].deployed(heads)) as self.heads:
+            with deployed_head(self.plain_model(), heads, self.losses[0].deployed(heads)) as self.heads:
                 yield
         finally:
             self.model, self.heads = trained, heads
 
-    def _plain_model(self) -> PreTrainedModel:
+    def plain_model(self) -> PreTrainedModel:
+        """The model without wrappers such as DDP and peft's."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import rm_plugins
+from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import TrainingError
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
@@ -65,7 +67,7 @@ def write_trained_manifest(
 def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> tuple[list[GoldenScore], str]:
     """The golden scores of the model in memory, or why it has none."""
     if model is None:
-        return [], "its weights are sharded."
+        return [], _shards_without_scores()
     if getattr(model, "is_quantized", False):
         # Some kernels change the weights' format for good when they are first run in evaluation.
         return [], "it is quantized while it trains, and scores differently when its base model is loaded unquantized."
@@ -73,6 +75,15 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
         return golden_scores(model, renderer, heads), ""
     except RuntimeError as error:  # a failure here must not lose the training
         return [], f"it cannot score in its own precision ({error})."
+
+
+@cache
+def _shards_without_scores() -> str:
+    """Told once in a process, of its first checkpoint."""
+    logger.warning(
+        "Checkpoints whose weights are saved as shards have no golden scores to verify them by; the final model has some."
+    )
+    return ""
 
 
 @contextmanager
@@ -129,13 +140,24 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
         checkpoints: The folder of the checkpoints.
 
     Raises:
-        TrainingError: A trained weight is NaN or infinite.
+        TrainingError: A trained weight is NaN or infinite, in all processes if the weights are sharded.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise TrainingError(
-                f"After step {step} the weight {name} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
-            )
+    broken = next(
+        (name for name, parameter in model.named_parameters() if parameter.requires_grad and not _is_finite(parameter)), None
+    )
+    shards = shards_of(model)
+    if shards is not None:
+        broken = next((name for name in shards.gathered(broken) if name is not None), None)
+    if broken is not None:
+        raise TrainingError(
+            f"After step {step} the weight {broken} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Whether this process's part of a weight is finite."""
+    part = weight.to_local() if hasattr(weight, "to_local") else weight
+    return not part.is_floating_point() or bool(torch.isfinite(part).all())
 
 
 def how_to_go_on(output_dir: str) -> str:

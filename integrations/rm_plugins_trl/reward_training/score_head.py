@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
@@ -137,10 +138,21 @@ def _labels(heads: Heads) -> dict[str, Any]:
 
 
 @contextmanager
-def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
+def deployed_head(
+    model: PreTrainedModel,
+    heads: Heads,
+    kept: Sequence[int],
+    wrapper: nn.Module | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Iterator[Heads]:
     """Within it, a model has only some of its outputs, which are returned.
 
-    `kept` are the positions of a member's outputs to keep.
+    Args:
+        model: The model.
+        heads: Its outputs.
+        kept: The positions of a member's outputs to keep.
+        wrapper: The module around the model in which `weights` are named.
+        weights: The whole weights of a sharded model, which lose the outputs in place of the model's own.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
@@ -154,8 +166,13 @@ def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> 
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
     outputs = [member * width + number for member in range(heads.members) for number in kept]
     whole = dict(layer.named_parameters(recurse=False))
-    for name, parameter in whole.items():
-        setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    if weights is None:
+        for name, parameter in whole.items():
+            setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    else:
+        for name, parameter in (wrapper or model).named_parameters():
+            if any(parameter is one for one in whole.values()):
+                weights[name] = weights[name][outputs]
     deployed = Heads(
         tuple(heads.names[number] for number in kept), tuple(heads.weights[number] for number in kept), heads.members
     )

@@ -324,7 +324,7 @@ class Collator:
         for need in (*BATCH_NEEDS.values(), *self.own):
             if (values := need.collate(examples)) is not None:
                 batch[need.name] = values
-        counts = {name: batch.get(name) for name in ("pairs", "ties", "labels")}
+        counts: dict[str, Any] = {name: batch.get(name) for name in ("pairs", "ties", "labels")}
         batch["items"] = torch.tensor(items_of(self.item, judgements=len(sizes), rows=len(batch["rows"]), **counts))
         if self.counts_tokens:
             batch["input_ids"] = torch.from_numpy(np.concatenate(batch["rows"]))
