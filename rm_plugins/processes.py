@@ -221,3 +221,12 @@ def _known(group: ProcessGroup | None) -> Any:
     from torch import distributed
 
     return distributed.group.WORLD if group is None else group
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or the only one."""
+    torch = sys.modules.get("torch")
+    distributed = getattr(torch, "distributed", None)
+    return (
+        distributed is None or not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+    )

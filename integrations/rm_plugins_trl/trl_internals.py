@@ -29,6 +29,7 @@ __all__ = [
     "SyncRefModelCallback",
     "callbacks_of",
     "create_model_from_path",
+    "fsdp_plugin",
     "is_sharded",
     "place_first",
     "resolve_accelerate_config_argument",
@@ -65,6 +66,34 @@ class OpenRewardTrainer(RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, by default into ``args.output_dir``."""
         self.save(Path(output_dir or self.args.output_dir), checkpoint=_internal_call)
+
+    # --- Under FSDP ---------------------------------------------------------------------------------------------------------
+
+    def whole_weights(self) -> dict[str, Any]:
+        """The weights of a sharded model, on the CPU of process 0; empty in the others. All processes call it together."""
+        weights: dict[str, Any] = self.accelerator.get_state_dict(self.model)
+        return weights
+
+    def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:
+        """Save the model with these weights in place of its own, unless they are None, and its tokenizer."""
+        self._save(str(folder), state_dict=weights)
+
+    def save_configuration(self, folder: Path) -> None:
+        """Save what a model folder holds besides the weights."""
+        adapters = getattr(self.model, "peft_config", None)
+        for configuration in [self.model.config] if adapters is None else adapters.values():
+            configuration.save_pretrained(str(folder))
+        self.processing_class.save_pretrained(str(folder))
+
+    def publish(self) -> None:
+        """Push the saved model to the hub, if the arguments ask for it, as transformers does after it saved one."""
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+def fsdp_plugin(trainer: Trainer) -> Any:
+    """accelerate's settings of FSDP for a trainer; None where it does not use FSDP."""
+    return trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
 
 
 def callbacks_of(trainer: Trainer) -> list[TrainerCallback]:

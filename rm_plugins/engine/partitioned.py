@@ -35,8 +35,9 @@ def whole_shape(weight: torch.Tensor) -> torch.Size:
 
 
 def held_part(weight: torch.Tensor) -> torch.Tensor:
-    """The part of a weight that this process holds: all of it, unless it is partitioned."""
-    return cast("torch.Tensor", getattr(weight, "ds_tensor", weight))
+    """The part of a weight that this process holds: all of it, unless ZeRO has partitioned it or FSDP2 has sharded it."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return cast("torch.Tensor", getattr(local, "ds_tensor", local))
 
 
 def parameter_count(model: PreTrainedModel, *, exclude_embeddings: bool = False) -> int:

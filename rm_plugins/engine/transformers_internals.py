@@ -6,6 +6,7 @@ Checked against the source of transformers 4.57.6 and 5.23.0. A release may chan
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_ONE_PROCESS_READS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 __all__ = ["attention_as", "is_stateful", "loads_whole", "takes_attention"]
 
@@ -55,11 +58,18 @@ def _attending(config: Any, implementation: str, checkpoint: Callable[..., Any])
 
 @contextmanager
 def loads_whole() -> Iterator[None]:
-    """Within it, models are loaded whole into each process, also in a training whose own model is partitioned.
+    """Within it, models are loaded whole into each process, also in a training whose own model is sharded.
 
-    During a training with stage 3 of DeepSpeed's ZeRO, transformers partitions every model that is loaded. Only the trained one is run by
-    all processes together, so another would score with empty weights.
+    During a training with stage 3 of DeepSpeed's ZeRO, transformers partitions every model that is loaded. With FSDP's
+    ``cpu_ram_efficient_loading``, it reads the weights in one process of a machine only, from which sharding sends them to the others. A
+    model that is not sharded, such as a reward in the training of a policy, would score with empty weights.
     """
+    with _without_partitions(), _read_everywhere():
+        yield
+
+
+@contextmanager
+def _without_partitions() -> Iterator[None]:
     deepspeed: Any = sys.modules.get("transformers.integrations.deepspeed")  # without it, there is no such training
     before = None if deepspeed is None else deepspeed._hf_deepspeed_config_weak_ref
     if before is None:
@@ -70,6 +80,19 @@ def loads_whole() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = before
+
+
+@contextmanager
+def _read_everywhere() -> Iterator[None]:
+    before = os.environ.get(_ONE_PROCESS_READS)
+    if before is None:
+        yield
+        return
+    os.environ[_ONE_PROCESS_READS] = "false"
+    try:
+        yield
+    finally:
+        os.environ[_ONE_PROCESS_READS] = before
 
 
 def takes_attention(model: PreTrainedModel) -> bool:

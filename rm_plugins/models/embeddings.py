@@ -71,7 +71,9 @@ class Embedded:
 def embedded_tokens(model: PreTrainedModel) -> float:
     """The number of token ids, from 0 on, that a model knows; infinity if it has no table of them, like character models."""
     try:
-        return int(whole_shape(model.get_input_embeddings().weight)[0])
+        embeddings = model.get_input_embeddings()
+        # The weight itself may be sharded, or flattened with others.
+        return int(getattr(embeddings, "num_embeddings", None) or whole_shape(embeddings.weight)[0])
     except (AttributeError, NotImplementedError):
         return math.inf
 

@@ -1,90 +1,106 @@
-"""Started on two processes: trains reward models whose weights accelerate has sharded with FSDP2."""
+"""Reward models that accelerate shards with FSDP2, and the same ones trained otherwise."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
+from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins_trl import RewardConfig, RewardTrainer
 
-LOSSES = ("bradley-terry", "grm")
-"""One with nothing besides, and one that needs log-probabilities of the winners."""
 LOGGED = ("loss", "grad_norm", "mean_reward", "margin")
+FULL: Mapping[str, Any] = {}
+SHARDED: Mapping[str, Any] = {"state_dict_type": "SHARDED_STATE_DICT"}
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(count: int = 14) -> list[dict[str, Any]]:
     """Pairs of very different lengths, those of a step sorted into the first process."""
     return [
         {
             "prompt": "Name a colour." + " Please." * (number * 7 % 11),
             "chosen": f" It is blue{'.' * number}" * (1 + (number % 4) * 5),
-            "rejected": " two",
+            "rejected": " two" + "." * (number % 3),
         }
-        for number in range(14)
+        for number in range(count)
     ]
 
 
-def train(model: str, folder: Path, loss: str, *, rows_at_a_time: int, shards: bool) -> list[dict[str, float]]:
-    """Train and save; returns what was logged of each step."""
+def trainer_of(
+    model: str,
+    folder: Path,
+    *,
+    shards: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """A trainer of two rows a step, whatever the number of processes.
+
+    Args:
+        model: The model's folder.
+        folder: Its output folder.
+        shards: Settings of FSDP2; None for a model that is not sharded.
+        given: Further arguments of the trainer.
+        settings: Changes to its configuration.
+    """
+    disable_progress_bars()
+    usual = {
+        "max_steps": 4,
+        "max_batch_tokens": 60,
+        "per_device_train_batch_size": 2 // PartialState(cpu=True).num_processes,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "preset": "none",
+        "train_sampling_strategy": "sequential",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "overwrite_output_dir": True,
+    }
     trainer = RewardTrainer(
         model,
-        RewardConfig(
-            output_dir=str(folder),
-            loss=loss,
-            max_steps=3,
-            max_batch_tokens=60,
-            per_device_train_batch_size=rows_at_a_time,
-            gradient_accumulation_steps=2,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            preset="none",
-            train_sampling_strategy="sequential",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_steps=2,
-        ),
-        train_dataset=Dataset.from_list(rows()),
+        RewardConfig(output_dir=str(folder), **{**usual, **settings}),
+        **{"train_dataset": Dataset.from_list(rows()), **(given or {})},
     )
-    if shards:
-        shard(trainer)
-    trainer.train()
-    return [{name: entry[name] for name in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
+    if shards is not None:
+        shard(trainer, shards)
+    return trainer
 
 
-def shard(trainer: Any) -> None:
+def shard(trainer: Any, settings: Mapping[str, Any]) -> None:
     """Let accelerate shard the model, which it does on the CPU only if its state names FSDP."""
-    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        cpu_ram_efficient_loading=False,
-        state_dict_type="FULL_STATE_DICT",
-        reshard_after_forward=True,
-    )
+    usual = {
+        "fsdp_version": 2,
+        "auto_wrap_policy": "transformer_based_wrap",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+    }
+    with loads_whole():
+        plugin = FullyShardedDataParallelPlugin(**{**usual, **settings, "cpu_ram_efficient_loading": False})
+    plugin.cpu_ram_efficient_loading = settings.get("cpu_ram_efficient_loading", False)  # for which it would ask for a GPU
+    if trainer.args.bf16:
+        plugin.set_mixed_precision("bf16")
+    trainer.accelerator.state.fsdp_plugin = plugin
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
 
 
-def main() -> None:
-    """Write what was logged into ``logged.json``, and each model into a folder named after its loss."""
-    model, folder = sys.argv[1], Path(sys.argv[2])
-    logged = {loss: train(model, folder / loss, loss, rows_at_a_time=1, shards=True) for loss in LOSSES}
-    if PartialState().is_main_process:
-        (folder / "logged.json").write_text(json.dumps(logged), encoding="utf-8")
-    PartialState().wait_for_everyone()
-    os._exit(0)  # where gloo's threads still hold a tensor, Python's tearing down blocks the process
+def logged(trainer: Any) -> list[dict[str, float]]:
+    """What a trainer logged of each step."""
+    return [{name: entry[name] for name in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
 
 
-if __name__ == "__main__":
-    main()
+def evaluated(trainer: Any) -> list[dict[str, float]]:
+    """What a trainer logged of its evaluations, without times."""
+    entries = [{k: v for k, v in entry.items() if k.startswith("eval_")} for entry in trainer.state.log_history]
+    times = ("runtime", "per_second", "preparation_time")
+    return [{name: value for name, value in entry.items() if not name.endswith(times)} for entry in entries if entry]

@@ -74,15 +74,19 @@ def tiny_config(tokenizer: Any, **changes: Any) -> Qwen2Config:
     )
 
 
-@pytest.fixture
-def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random causal language model of one layer, with the tokenizer of the tiny classifiers."""
+def made_policy(folder: Path) -> Path:
+    """Write what `tiny_policy` is into a folder."""
     tokenizer = make_tokenizer()
     set_seed(0)
-    folder = tmp_path_factory.mktemp("policy")
     Qwen2ForCausalLM(tiny_config(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random causal language model of one layer, with the tokenizer of the tiny classifiers."""
+    return made_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rm_plugins.errors import DataError, ManifestError
 from rm_plugins.models.manifest import MANIFEST_NAME, Manifest, file_digests
 from rm_plugins_trl.reward_training.deepspeed_files import problem_of_deepspeed
+from rm_plugins_trl.reward_training.shard_files import problem_of_shards, remove_shards
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,11 @@ LOSS_STATE = "loss_state.json"
 MADE_WITH = "made_with.json"
 _TRAINER_STATE = "trainer_state.json"  # the trainer writes it last
 _NAME = re.compile(r"checkpoint-(\d+)")
-_ARCHIVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "pytorch_model.bin")
+_SCHEDULER = "scheduler.pt"
+_ARCHIVES = (
+    *("optimizer.pt", _SCHEDULER, "scaler.pt", "rng_state*.pth", "training_args.bin", "pytorch_model.bin"),
+    *("optimizer.bin", "pytorch_model_fsdp.bin"),  # whole, of sharded weights
+)
 
 
 class Checkpoint(NamedTuple):
@@ -33,6 +38,12 @@ class Checkpoint(NamedTuple):
         """The trainer's state when it saved this checkpoint, which must be complete."""
         state: dict[str, Any] = json.loads((self.path / _TRAINER_STATE).read_text(encoding="utf-8"))
         return state
+
+
+def begin_checkpoint(folder: Path) -> None:
+    """Mark a checkpoint's folder as incomplete until the trainer's state is written again, because a training overwrites its files."""
+    (folder / _TRAINER_STATE).unlink(missing_ok=True)
+    remove_shards(folder)
 
 
 def complete_checkpoints(output_dir: Path) -> Iterator[Checkpoint]:
@@ -101,7 +112,9 @@ def _problem(checkpoint: Path) -> str:
     for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
         if not zipfile.is_zipfile(path):
             return f"{path.name} is truncated or damaged"
-    if problem := problem_of_deepspeed(checkpoint, _processes(checkpoint)):
+    processes = _processes(checkpoint)
+    problem = problem_of_deepspeed(checkpoint, processes) or problem_of_shards(checkpoint)
+    if problem := problem or _missing_of_processes(checkpoint, processes or 1):
         return problem
     if (checkpoint / MANIFEST_NAME).exists():
         try:
@@ -122,3 +135,12 @@ def _processes(checkpoint: Path) -> int | None:
     except FileNotFoundError:
         return None
     return processes
+
+
+def _missing_of_processes(checkpoint: Path, processes: int) -> str:
+    """Which file of a process is missing: process 0 does not wait for the others before it writes the trainer's state."""
+    if processes == 1 or not (checkpoint / _SCHEDULER).is_file():
+        return ""
+    names = [f"rng_state_{process}.pth" for process in range(processes)]
+    missing = next((name for name in names if not (checkpoint / name).is_file()), None)
+    return "" if missing is None else f"it has no {missing}, which each of its {processes} processes writes"

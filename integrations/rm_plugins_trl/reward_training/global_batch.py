@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from rm_plugins.engine.partitioned import is_partitioned, linear_weight
 from rm_plugins.losses import Need, RewardBatch
+from rm_plugins.losses.loss import Item
 from rm_plugins.losses.needs import BATCH_NEEDS, joined
 from rm_plugins.processes import all_gathered
 
@@ -42,6 +44,69 @@ def global_batch(own: RewardBatch, processes: int, process: int, needs: Sequence
         extras={name: values for name, values in extras.items() if values is not None},
         **{name: need.gather(shares, device) for name, need in BATCH_NEEDS.items()},  # type: ignore[arg-type]
     )
+
+
+def of_judgements(batch: RewardBatch, kept: torch.Tensor, needs: Sequence[Need] = ()) -> RewardBatch:
+    """A batch without the rows of some judgements.
+
+    Args:
+        batch: The batch.
+        kept: bool [G], whether each judgement stays.
+        needs: The needs that the loss declares.
+    """
+    rows = kept[batch.groups]
+    place = rows.cumsum(0) - 1
+    masks = {"judgement": rows, "row": rows, "pair": rows[batch.pairs[:, 0]]}
+    if batch.ties is not None:
+        masks["tie"] = rows[batch.ties[:, 0]]
+
+    def part(need: Need) -> torch.Tensor | None:
+        values = need.of(batch)
+        return None if values is None else values[masks[need.each]]
+
+    parts: dict[str, Any] = {name: part(need) for name, need in BATCH_NEEDS.items()}
+    for name in ("pairs", "ties"):
+        parts[name] = None if parts[name] is None else place[parts[name]]
+    extras = {need.name: part(need) for need in needs}
+    return replace(
+        batch,
+        rewards=batch.rewards[rows],
+        groups=(kept.cumsum(0) - 1)[batch.groups[rows]],
+        extras={name: values for name, values in extras.items() if values is not None},
+        **parts,
+    )
+
+
+def items_of(
+    item: Item,
+    *,
+    judgements: int,
+    rows: int,
+    pairs: torch.Tensor,
+    ties: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+) -> int:
+    """The number of items that a loss is a mean over.
+
+    Args:
+        item: What it is a mean over.
+        judgements: The number of judgements.
+        rows: The number of rows.
+        pairs: The pairs.
+        ties: The ties, if there are any.
+        labels: The labels, if there are any.
+    """
+    match item:
+        case "pairs":
+            return len(pairs)
+        case "comparisons":
+            return len(pairs) + (0 if ties is None else len(ties))
+        case "groups":
+            return judgements
+        case "rows":
+            return rows
+        case "labels":
+            return 0 if labels is None else int((~labels.isnan()).sum())
 
 
 def whole_weight(weight: torch.Tensor, *, averages: bool = False) -> torch.Tensor:

@@ -38,7 +38,20 @@ class _Embedding:
         layer = self.model.get_input_embeddings()
         partitioned = is_partitioned(layer.weight)
         weight = embedding_weight(layer) if partitioned else whole_weight(layer.weight, averages=True)
-        return lambda hidden: linear(hidden, weight.to(hidden.dtype))
+        return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype))
+
+
+class _OfCheckpoint:
+    """The head that was loaded, which is not trained; it moves to where it is first used, because a model is sharded later."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.weight = self.weight.to(hidden.device)
+        self.bias = None if self.bias is None else self.bias.to(hidden.device, hidden.dtype)
+        return linear(hidden, self.weight.to(hidden.dtype), self.bias)
 
 
 def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -71,6 +84,4 @@ def language_model_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torc
     head = whole.get_output_embeddings()
     if head is None or any("lm_head" in name or "embed_out" in name for name in info["missing_keys"]):
         raise UnsupportedError(f"{source!r} has no language-model head to keep, because it is not a causal language model.")
-    weight = head.weight.detach().to(model.device)
-    bias = None if getattr(head, "bias", None) is None else head.bias.detach().to(model.device)
-    return lambda hidden: linear(hidden, weight.to(hidden.device, hidden.dtype), bias)
+    return _OfCheckpoint(head.weight.detach(), None if getattr(head, "bias", None) is None else head.bias.detach())

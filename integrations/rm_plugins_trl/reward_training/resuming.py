@@ -14,12 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import torch
+from accelerate import PartialState
 from datasets import Dataset
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from rm_plugins.engine.partitioned import gathered
+from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import DataError
 from rm_plugins.files import write_atomically
-from rm_plugins_trl.reward_training.checkpoints import LOSS_STATE, MADE_WITH
+from rm_plugins.processes import all_gathered, is_first_process
+from rm_plugins_trl.reward_training.checkpoints import LOSS_STATE, MADE_WITH, checkpoint_to_resume
+from rm_plugins_trl.reward_training.failing_together import failing_together
+from rm_plugins_trl.reward_training.fsdp_settings import sharding
+from rm_plugins_trl.reward_training.global_batch import whole_weight
 from rm_plugins_trl.reward_training.score_head import HEADS
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ def made_with(trainer: Any) -> dict[str, Any]:
         "regularizers": {name: weight for name, (weight, _) in trainer.regularizers.items()},
         "rendering": None if trainer.renderer is None else asdict(trainer.renderer.rendering),
         "train_data": data_digest(trainer.train_dataset),
+        "sharding": sharding(trainer),
         **settings,
     }
     known: dict[str, Any] = json.loads(json.dumps(facts, default=str))
@@ -120,17 +128,29 @@ def loss_facts(loss: Loss) -> list[Any]:
     return [str(getattr(loss, "name", type(loss).__name__)), loss.formula, plain]
 
 
+def base_digest(model: torch.nn.Module) -> str:
+    """The `weights_digest` of the model that a training starts from. All processes call it together.
+
+    With FSDP's ``cpu_ram_efficient_loading``, only the first process of a machine has weights before they are sharded; the others take the
+    digest of process 0.
+    """
+    has_weights = shards_of(model) is not None or not is_fsdp_enabled() or PartialState().is_local_main_process
+    own = weights_digest(model) if has_weights else ""
+    first = all_gathered(own, "the digest of the base model")[0]
+    return own or first
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """A SHA-256 over names, shapes and evenly spread elements of a model's weights, without its head, which starts at random.
 
-    Where the weights are sharded, all processes must call this together.
+    If the weights are sharded, all processes call it together.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if name.partition(".")[0] in HEADS or any(f".{head}." in name for head in HEADS) or "lora_" in name:
             continue
         with gathered([parameter]):
-            flat = parameter.detach().flatten()
+            flat = whole_weight(parameter.detach()).flatten()
             sample = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].clone().cpu()
             digest.update(f"{name} {list(parameter.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
@@ -160,6 +180,30 @@ def _add_values(digest: Any, values: Any) -> None:
         digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)))
     else:
         digest.update(json.dumps(values.to_pylist(), default=str).encode())
+
+
+def checkpoint_of_all(asked: str | Path | bool | None, output_dir: Path) -> Path | None:
+    """The checkpoint that all processes resume from: the one that process 0 finds. All processes call it together.
+
+    Args:
+        asked: As for `rm_plugins_trl.reward_training.checkpoints.checkpoint_to_resume`.
+        output_dir: Likewise.
+
+    Raises:
+        DataError: The folder is not a checkpoint, or was not saved completely, or a process does not see it.
+    """
+    checkpoint = None
+    with failing_together():
+        if is_first_process():
+            checkpoint = checkpoint_to_resume(asked, output_dir)
+    checkpoint = all_gathered(checkpoint, "the checkpoint to resume from")[0]
+    sees = all_gathered(checkpoint is None or checkpoint.is_dir(), "whether they see the checkpoint")
+    if not all(sees):
+        raise DataError(
+            f"Process {sees.index(False)} does not see {checkpoint}, from which process 0 would resume. All processes need the same "
+            "output_dir, on a file system that all machines share."
+        )
+    return checkpoint
 
 
 # --- What losses remember -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from transformers import Trainer, TrainerCallback
 
 from rm_plugins.data.row_files import is_data_file, read_rows
+from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import DataError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.evaluation.judged_rows import Cluster, RowCollector
 from rm_plugins.evaluation.results import Evaluation
@@ -23,7 +24,8 @@ from rm_plugins.providers.models.model_in_memory import ModelInMemory
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores, joined
 from rm_plugins.spec import component
-from rm_plugins_trl.trl_internals import callbacks_of, is_sharded, place_first
+from rm_plugins_trl.reward_training.sharded_engine import ShardedEngine
+from rm_plugins_trl.trl_internals import callbacks_of, place_first
 
 if TYPE_CHECKING:
     from rm_plugins.suites import Suite
@@ -40,7 +42,8 @@ class RewardEvaluation(TrainerCallback):
     Every evaluation is logged with the trainer's own, as ``eval_NAME/FIGURE``: the figures of `rm_plugins.evaluation.figures`, ``accuracy``
     of each section as ``eval_NAME/accuracy/SECTION``, and a benchmark's own ``score`` and ``score/SECTION``. Findings that need
     attention are logged as warnings. The model scores in place, in its own precision and without autocast; training continues as if
-    nothing had been evaluated. Each of several processes scores a share, and all get the result.
+    nothing had been evaluated. Each of several processes scores a share, and all get the result. Sharded weights score in the precision of
+    the training.
 
     The final model is always evaluated, and the last evaluations become part of its model card.
 
@@ -126,15 +129,8 @@ class RewardEvaluation(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check whether this trainer's model can be evaluated."""
-        trainer = self._trainer_of_rewards()
+        self._trainer_of_rewards()
         self._evaluated_at = None
-        if is_sharded(trainer) and state.is_world_process_zero:
-            names = ", ".join(self.evaluations)
-            logger.warning(
-                "The model's weights are sharded (FSDP or DeepSpeed), so it cannot be evaluated on %s during training. Evaluate the "
-                "saved model with `rm-plugins evaluate`.",
-                names,
-            )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Evaluate, and add the figures to the metrics by which the trainer chooses the best model."""
@@ -172,8 +168,6 @@ class RewardEvaluation(TrainerCallback):
 
     def _evaluate(self, trainer: Any) -> dict[str, float]:
         """Evaluate the model as it is now on all data, and log the figures; returns them by their names in the log."""
-        if is_sharded(trainer):
-            return {}
         step, figures = trainer.state.global_step, dict[str, float]()
         reward = _SharedScoring(trainer)
         for data in self._data:
@@ -260,6 +254,10 @@ class _SharedScoring(ModelInMemory):
         forward = trainer.batch_forward
         label = Path(trainer.args.output_dir).name
         super().__init__(forward.model, trainer.renderer, trainer.heads, label=label, max_batch_tokens=forward.max_tokens)
+        self._is_sharded = shards_of(forward.model) is not None
+        if self._is_sharded:
+            engine: Any = ShardedEngine(self.trained.engine.is_decoder, trainer.model_wrapped)
+            self.trained.engine = engine
 
     def check_rows(self, data: _Data) -> None:
         """Check that all processes have the same number of rows; one with more would wait forever for the others."""
@@ -270,6 +268,8 @@ class _SharedScoring(ModelInMemory):
             )
 
     def score_batch(self, samples: Sequence[Sample]) -> Scores:
+        if self._is_sharded:  # the engine shares the rows, because no process can run the model without the others
+            return super().score_batch(samples)
         if self._processes == 1:
             return super().score_batch(samples)
         own = range(self._process, len(samples), self._processes)

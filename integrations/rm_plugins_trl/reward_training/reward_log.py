@@ -27,7 +27,8 @@ class _Seen:
     """Of each batch: outputs, pairs, lengths, labels."""
     sections: list[str] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
-    terms: dict[str, list[float]] = field(default_factory=dict)
+    terms: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """Of each regularizer and batch: its value, and the number of items of the loss."""
     rows: int = 0
     losses: list[tuple[float, int]] = field(default_factory=list)
     """Of each batch: its loss, and how many items that is the mean over."""
@@ -49,6 +50,19 @@ class RewardLog:
         self._seen["eval"] = _Seen()
         self.rewards["eval"].clear()
 
+    def fresh(self, numbers: Sequence[int]) -> list[bool]:
+        """Which judgements this evaluation has not seen. The others only fill up its last batch, so that all processes have equally many.
+
+        Args:
+            numbers: The dataset row of each judgement, negative if it is known to fill up a batch.
+        """
+        seen = set(self._seen["eval"].numbers)
+        fresh = []
+        for number in numbers:
+            fresh.append(number >= 0 and number not in seen)
+            seen.add(number)
+        return fresh
+
     @torch.no_grad()
     def add(
         self,
@@ -63,35 +77,28 @@ class RewardLog:
         Args:
             mode: ``train`` or ``eval``.
             batch: The whole batch.
-            numbers: The dataset row of each group. A row that an evaluation has already seen only fills up a batch and is left out.
+            numbers: The dataset row of each group; those of an evaluation are `fresh`.
             sections: The section of each group.
             characters: The length of each row's answer before truncation; 0 where no text is known.
         """
         if mode == "train" and len(self._seen[mode].batches) >= _MOST_BATCHES:
             self._seen[mode] = _Seen()
         seen = self._seen[mode]
-        groups = batch.groups.cpu().numpy()
-        fresh = np.ones(len(numbers), dtype=np.bool_)
         if mode == "eval":
-            for group, number in enumerate(numbers):
-                fresh[group] = number not in seen.numbers
-                seen.numbers.add(number)
-        kept = fresh[groups]
-        place = np.cumsum(kept) - 1 + seen.rows
-        pairs = batch.pairs.cpu().numpy().reshape(-1, 2)
-        outputs = batch.rewards.double().cpu().numpy()[kept]
+            seen.numbers.update(numbers)
+        outputs = batch.rewards.double().cpu().numpy()
+        pairs = batch.pairs.cpu().numpy().reshape(-1, 2) + seen.rows
         labels = np.full((len(outputs), len(self.attributes)), np.nan)
         if batch.labels is not None and self.attributes:
-            labels = batch.labels.double().cpu().numpy()[kept]
-        kept_pairs = place[pairs[kept[pairs[:, 0]]]] if len(pairs) else pairs
-        seen.batches.append((outputs, kept_pairs, np.array(characters)[kept], labels))
-        seen.sections += [sections[group] or "other" if any(sections) else "" for group in groups[kept].tolist()]
+            labels = batch.labels.double().cpu().numpy()
+        seen.batches.append((outputs, pairs, np.array(characters), labels))
+        seen.sections += [sections[group] or "other" if any(sections) else "" for group in batch.groups.tolist()]
         seen.rows += len(outputs)
         self.rewards[mode].extend((outputs @ self._weights).tolist())
 
-    def add_term(self, mode: str, name: str, value: float) -> None:
-        """Keep the value of a regularizer on a batch."""
-        self._seen[mode].terms.setdefault(name, []).append(value)
+    def add_term(self, mode: str, name: str, value: float, items: int) -> None:
+        """Keep the value of a regularizer on a batch with so many items."""
+        self._seen[mode].terms.setdefault(name, []).append((value, items))
 
     def add_loss(self, value: float, items: int) -> None:
         """Keep the loss of a batch of an evaluation, and how many items it is the mean over."""
@@ -99,8 +106,8 @@ class RewardLog:
 
     def evaluated_loss(self) -> float | None:
         """The mean over the items of all batches of an evaluation; None without any."""
-        total = sum(items for _, items in self._seen["eval"].losses)
-        return sum(value * items for value, items in self._seen["eval"].losses) / total if total else None
+        losses = self._seen["eval"].losses
+        return _mean(losses) if any(items for _, items in losses) else None
 
     def metrics(self, mode: str) -> dict[str, float]:
         """The metrics of what was kept in this mode since the last call, which is then forgotten; empty if nothing was."""
@@ -119,4 +126,10 @@ class RewardLog:
         )
         if mode == "train":
             metrics = {name: metrics[name] for name in _OF_TRAINING if name in metrics}
-        return metrics | {f"regularizers/{name}": sum(values) / len(values) for name, values in seen.terms.items()}
+        return metrics | {f"regularizers/{name}": _mean(values) for name, values in seen.terms.items()}
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float:
+    """The mean of values over their items; each counts once if there are none."""
+    total = sum(items for _, items in values)
+    return sum(value * items for value, items in values) / total if total else sum(value for value, _ in values) / len(values)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,10 +32,11 @@ from rm_plugins.rendering.rendering import Rendering
 from rm_plugins_trl.configs import own_copy
 from rm_plugins_trl.reward_training.base_model import base_tokenizer, model_config, size_and_kind, source_of
 from rm_plugins_trl.reward_training.batch_facts import BatchFacts
-from rm_plugins_trl.reward_training.checkpoints import checkpoint_to_resume
+from rm_plugins_trl.reward_training.checkpoints import begin_checkpoint
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.deepspeed import check_deepspeed, check_states, gather_when_saving, zero_stage
-from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, weight_of
+from rm_plugins_trl.reward_training.fsdp_settings import check_checkpoint, check_is_sharded, check_settings
+from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, weight_of
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
 from rm_plugins_trl.reward_training.model_card import complete_model_card
@@ -50,13 +50,14 @@ from rm_plugins_trl.reward_training.prepared_dataset import (
 from rm_plugins_trl.reward_training.presets import preset
 from rm_plugins_trl.reward_training.quiet import without_noise
 from rm_plugins_trl.reward_training.resuming import (
+    base_digest,
     changed_since,
+    checkpoint_of_all,
     load_loss_states,
     loss_facts,
     made_with,
     save_loss_states,
     save_made_with,
-    weights_digest,
 )
 from rm_plugins_trl.reward_training.reward_config import RewardConfig
 from rm_plugins_trl.reward_training.reward_evaluation import attached_evaluations
@@ -82,10 +83,11 @@ from rm_plugins_trl.reward_training.score_head import (
     trains_head,
     with_outputs,
 )
+from rm_plugins_trl.reward_training.sharded_saving import save_sharded
 from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
-from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
+from rm_plugins_trl.trl_internals import OpenRewardTrainer, fsdp_plugin, is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -237,8 +239,8 @@ class RewardTrainer(OpenRewardTrainer):
         if zero_stage(self.args) == 3:
             gather_when_saving(self.accelerator.state.deepspeed_plugin)
         locate_base(self.model)
-        self.base_digest = weights_digest(self._plain_model())
-        plain = self._plain_model()
+        self.base_digest = base_digest(self.plain_model())
+        plain = self.plain_model()
         name_outputs(plain, self.heads)
         plain.config.problem_type = "regression"
         self._head_layer = head_layer(plain) if len(self.heads) > 1 else None
@@ -283,7 +285,7 @@ class RewardTrainer(OpenRewardTrainer):
             own=self._own_needs,
             rated_once=name == "train" and not self._settings.attributes and not isinstance(dataset, Dataset),
             weight=self._settings.weight_column,
-            known_tokens=self._known_tokens() or math.inf,  # 0 where the weights are spread over processes
+            known_tokens=self._known_tokens(),
         )
         tokenized = prepared_dataset(
             dataset,
@@ -314,11 +316,12 @@ class RewardTrainer(OpenRewardTrainer):
             extras = {need.name: inputs[need.name] for need in self._own_needs if need.name in inputs}
         else:
             outputs = model(**{name: value for name, value in inputs.items() if name != "margin"} | {"use_cache": False})
-            known, facts, extras = self._batches.judged(inputs), self._batches.facts(inputs), {}
+            known, extras = self._batches.judged(inputs), {}
+            facts = self._batches.facts(inputs, self._pairs_of_last_batch() if mode == "eval" else None)
         own = RewardBatch(
             rewards=outputs.logits,
             logprobs=getattr(outputs, "logprobs", None),
-            head=None if self._head_layer is None else weight_of(self._head_layer),
+            head=None if self._head_layer is None else weight_of(self._head_layer).to(outputs.logits.device),
             extras=extras,
             **known,
         )
@@ -327,8 +330,10 @@ class RewardTrainer(OpenRewardTrainer):
         check_batch(batch, self.losses[0])
         shares: list[BatchFacts] = all_gathered(facts, "the facts of a batch")
         whole = BatchFacts.joined(shares)
+        if mode == "eval":
+            batch, whole = self._without_fillers(batch, whole)
         self._last_rewards = batch.rewards.detach()
-        loss = self._loss(mode, batch, whole.numbers)
+        loss = self._loss(mode, batch, whole)
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
         if mode == "train":
             self._trained_tokens += whole.tokens // self.get_tp_size()
@@ -349,7 +354,23 @@ class RewardTrainer(OpenRewardTrainer):
             starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
         return model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
 
-    def _loss(self, mode: str, batch: RewardBatch, numbers: Sequence[int]) -> torch.Tensor:
+    def _without_fillers(self, batch: RewardBatch, facts: BatchFacts) -> tuple[RewardBatch, BatchFacts]:
+        """A batch of an evaluation without the rows that it repeats: accelerate gives all processes equally many rows in the last one."""
+        fresh = self._reward_log.fresh(facts.numbers)
+        if all(fresh):
+            return batch, facts
+        kept = torch.tensor(fresh, device=batch.groups.device)
+        part = of_judgements(batch, kept, self._own_needs)
+        counted = {name: getattr(part, name) for name in ("pairs", "ties", "labels")}
+        items = items_of(self.losses[0].mean_over, judgements=sum(fresh), rows=len(part.rewards), **counted)
+        return part, facts.of_judgements(fresh, kept[batch.groups].tolist(), items)
+
+    def _pairs_of_last_batch(self) -> int | None:
+        """The number of pairs in the last batch of an evaluation, where this is the last one and has further pairs that fill it up."""
+        state = self.accelerator.gradient_state
+        return state.remainder if state.end_of_dataloader and state.remainder > 0 else None
+
+    def _loss(self, mode: str, batch: RewardBatch, facts: BatchFacts) -> torch.Tensor:
         """The mean over members of the loss and its regularizers."""
         width = len(self.heads.names)
         weights = batch.rewards.new_tensor(self.heads.weights)
@@ -358,7 +379,7 @@ class RewardTrainer(OpenRewardTrainer):
             own = slice(member * width, (member + 1) * width)
             part = replace(batch, rewards=batch.rewards[:, own], head=None if batch.head is None else batch.head[own])
             if self._settings.bootstrap and mode == "train":
-                drawn = bootstrap_repeats(self.args.seed, member, numbers)
+                drawn = bootstrap_repeats(self.args.seed, member, facts.numbers)
                 repeats = torch.as_tensor(drawn, dtype=part.rewards.dtype, device=part.rewards.device)[batch.groups]
                 part = replace(part, weights=repeats if part.weights is None else part.weights * repeats)
             if loss.mean_over != "pairs" or len(part.pairs):  # a batch of ties has no pairs to average over
@@ -367,7 +388,7 @@ class RewardTrainer(OpenRewardTrainer):
             for name, (weight, regularizer) in self.regularizers.items():
                 term = value_of("regularizer", regularizer, reward)
                 total = total + weight * term / len(self.losses)
-                self._reward_log.add_term(mode, name, term.item())
+                self._reward_log.add_term(mode, name, term.item(), facts.items)
         return total
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], int | None]:
@@ -428,6 +449,7 @@ class RewardTrainer(OpenRewardTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as TRL does; the rewards give the score statistics of the manifest."""
         attached_evaluations(self)
+        check_is_sharded(self)
         self._reward_log.start_evaluation()
         before, self._metric_prefix = self._metric_prefix, kwargs.get("metric_key_prefix", "eval")
         try:
@@ -441,6 +463,7 @@ class RewardTrainer(OpenRewardTrainer):
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict as TRL does; the dataset may have any of the formats or be tokenized."""
+        check_is_sharded(self)
         return super().predict(self.prepared(test_dataset, "test"), *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -459,9 +482,11 @@ class RewardTrainer(OpenRewardTrainer):
         evaluations = attached_evaluations(self)
         self._made_with = None
         self.trained_items = 0
-        checkpoint = started_together(self, partial(checkpoint_to_resume, resume_from_checkpoint, Path(self.args.output_dir)))
+        check_settings(self)
+        checkpoint = started_together(self, partial(checkpoint_of_all, resume_from_checkpoint, Path(self.args.output_dir)))
         if checkpoint is not None:
             check_states(self.args, checkpoint)
+            check_checkpoint(self, checkpoint)
             changed = changed_since(self.what_decides(), checkpoint, allowed=self._settings.resume_changed)
             self.resumed = [{"checkpoint": checkpoint.name, "changed": changed}] if changed else []
             load_loss_states(self.losses, checkpoint)
@@ -494,25 +519,35 @@ class RewardTrainer(OpenRewardTrainer):
             TrainingError: A weight is not finite.
         """
         check_weights(self.model, self.state.global_step, self.args.output_dir)
-        with nullcontext() if checkpoint else self._deployed():
-            with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
-                super().save(folder, checkpoint=checkpoint)
-            if self.renderer is not None and self.args.should_save:
-                source = "eval" if self._reward_log.rewards["eval"] else "train"
-                write_trained_manifest(
-                    folder,
-                    # Process 0 alone cannot score with weights that are sharded.
-                    None if is_sharded(self) else self._plain_model(),
-                    self.renderer,
-                    heads=self.heads,
-                    statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
-                    training=training_facts(self),
-                    trained_on=self.trained_on,
-                    loads_as=str(self._plain_model().dtype).removeprefix("torch.") if zero_stage(self.args) == 3 else None,
-                )
+        if checkpoint and self.args.should_save:
+            begin_checkpoint(folder)
+        with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
+            if fsdp_plugin(self) is not None:
+                save_sharded(self, folder, partial(self._write_manifest, folder), checkpoint=checkpoint)
+            else:
+                with nullcontext() if checkpoint else self._deployed():
+                    super().save(folder, checkpoint=checkpoint)
+                    if self.args.should_save:
+                        # Process 0 alone cannot score with weights that are sharded.
+                        self._write_manifest(folder, None if is_sharded(self) else self.plain_model())
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
             save_made_with(self.what_decides(), folder)
+
+    def _write_manifest(self, folder: Path, model: PreTrainedModel | None) -> None:
+        """Write the manifest of the model that was saved into a folder; None if it cannot score in this process."""
+        if self.renderer is not None:
+            source = "eval" if self._reward_log.rewards["eval"] else "train"
+            write_trained_manifest(
+                folder,
+                model,
+                self.renderer,
+                heads=self.heads,
+                statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
+                training=training_facts(self),
+                trained_on=self.trained_on,
+                loads_as=str(self.plain_model().dtype).removeprefix("torch.") if zero_stage(self.args) == 3 else None,
+            )
 
     def what_decides(self) -> dict[str, Any]:
         """What the checkpoints of a training are made with; computed once, because it reads all training data."""
@@ -533,14 +568,15 @@ class RewardTrainer(OpenRewardTrainer):
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
         try:
-            plain, kept = self._plain_model(), self.losses[0].deployed(heads)
+            plain, kept = self.plain_model(), self.losses[0].deployed(heads)
             self._saved_outputs = [*deployed_outputs(heads, kept)] if partitions(plain) else None
             with deployed_head(plain, heads, kept) as self.heads:
                 yield
         finally:
             self.model, self.heads, self._saved_outputs = trained, heads, None
 
-    def _plain_model(self) -> PreTrainedModel:
+    def plain_model(self) -> PreTrainedModel:
+        """The model without wrappers such as DDP and peft's."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers.integrations.fsdp import is_fsdp_enabled
 
 from rm_plugins.processes import check_same
 from rm_plugins_trl.reward_training.resuming import data_digest
@@ -64,12 +63,10 @@ def started_together(trainer: Any, checkpoint: Callable[[], Path | None]) -> Pat
         found = checkpoint()
         decided = trainer.what_decides()
         arguments = {name: value for name, value in trainer.args.to_dict().items() if name not in _OF_A_PROCESS}
-        has_weights = not is_fsdp_enabled() or trainer.accelerator.is_local_main_process  # the others get them later
         return {
             **{name: value for name, value in arguments.items() if _is_plain(value)},
             **decided,
             **{f"eval_data {name}".rstrip(): data_digest(data) for name, data in _named(trainer.eval_dataset).items()},
-            "base_model": decided["base_model"] if has_weights else None,
             "checkpoint": None if found is None else found.name,
         }
 

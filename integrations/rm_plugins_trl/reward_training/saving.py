@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import rm_plugins
-from rm_plugins.engine.partitioned import held_part, partitions
+from rm_plugins.engine.partitioned import held_part
+from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import TrainingError
 from rm_plugins.models.checkpoint import load_model
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
 from rm_plugins.models.settings import ModelSettings
-from rm_plugins.processes import all_gathered
 from rm_plugins.rendering.render import Renderer
 from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 
@@ -73,7 +74,7 @@ def write_trained_manifest(
 def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> tuple[list[GoldenScore], str]:
     """The golden scores of the model in memory, or why it has none."""
     if model is None:
-        return [], "its weights are sharded."
+        return [], _shards_without_scores()
     if getattr(model, "is_quantized", False):
         # Some kernels change the weights' format for good when they are first run in evaluation.
         return [], "it is quantized while it trains, and scores differently when its base model is loaded unquantized."
@@ -90,6 +91,15 @@ def _loaded(folder: Path, dtype: Any) -> PreTrainedModel | None:
     except Exception as error:  # a failure here must not lose the training
         logger.warning("The model in %s was saved, but cannot be loaded for its golden scores: %s", folder, error)
         return None
+
+
+@cache
+def _shards_without_scores() -> str:
+    """Told once in a process, of its first checkpoint."""
+    logger.warning(
+        "Checkpoints whose weights are saved as shards have no golden scores to verify them by; the final model has some."
+    )
+    return ""
 
 
 @contextmanager
@@ -146,20 +156,24 @@ def check_weights(model: torch.nn.Module, step: int, checkpoints: str) -> None:
         checkpoints: The folder of the checkpoints.
 
     Raises:
-        TrainingError: A trained weight is NaN or infinite.
+        TrainingError: A trained weight is NaN or infinite, in all processes if the weights are sharded.
     """
-    infinite = (
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.is_floating_point() and not torch.isfinite(held_part(parameter)).all()
+    broken = next(
+        (name for name, parameter in model.named_parameters() if parameter.requires_grad and not _is_finite(parameter)), None
     )
-    name = next(infinite, None)
-    if partitions(model):  # each process has looked at another part
-        name = next((name for name in all_gathered(name) if name is not None), None)
-    if name is not None:
+    shards = shards_of(model)
+    if shards is not None:  # each process has looked at another part
+        broken = next((name for name in shards.gathered(broken, "which weight is not finite") if name is not None), None)
+    if broken is not None:
         raise TrainingError(
-            f"After step {step} the weight {name} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
+            f"After step {step} the weight {broken} is not finite, so the model is not saved. {how_to_go_on(checkpoints)}"
         )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Whether this process's part of a weight is finite."""
+    part = held_part(weight)
+    return not part.is_floating_point() or bool(torch.isfinite(part).all())
 
 
 def how_to_go_on(output_dir: str) -> str:

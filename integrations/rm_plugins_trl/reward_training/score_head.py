@@ -139,11 +139,23 @@ def _labels(heads: Heads) -> dict[str, Any]:
 
 
 @contextmanager
-def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> Iterator[Heads]:
+def deployed_head(
+    model: PreTrainedModel,
+    heads: Heads,
+    kept: Sequence[int],
+    wrapper: nn.Module | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Iterator[Heads]:
     """Within it, a model has only some of its outputs, which are returned.
 
-    A head that ZeRO has partitioned keeps its weights; `with_outputs` selects from them when they are gathered. `kept` are the positions
-    of a member's outputs to keep.
+    A head that ZeRO has partitioned keeps its weights; `with_outputs` selects from them when they are gathered.
+
+    Args:
+        model: The model.
+        heads: Its outputs.
+        kept: The positions of a member's outputs to keep.
+        wrapper: The module around the model in which `weights` are named.
+        weights: The whole weights of a sharded model, which lose the outputs in place of the model's own.
 
     Raises:
         ModelError: The model's outputs are not those of one linear layer.
@@ -157,8 +169,13 @@ def deployed_head(model: PreTrainedModel, heads: Heads, kept: Sequence[int]) -> 
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
     outputs = [*deployed_outputs(heads, kept)]
     whole = {} if is_partitioned(layer.weight) else dict(layer.named_parameters(recurse=False))
-    for name, parameter in whole.items():
-        setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    if weights is None:
+        for name, parameter in whole.items():
+            setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
+    else:
+        for name, parameter in (wrapper or model).named_parameters():
+            if any(parameter is one for one in whole.values()):
+                weights[name] = weights[name][outputs]
     deployed = Heads(
         tuple(heads.names[number] for number in kept), tuple(heads.weights[number] for number in kept), heads.members
     )

@@ -27,6 +27,7 @@ from rm_plugins.models.manifest import SampleFormat, common_format
 from rm_plugins.rendering.render import Renderer
 from rm_plugins.rendering.token_types import has_types, ids_and_types
 from rm_plugins.samples import RenderedSample, Sample
+from rm_plugins_trl.reward_training.global_batch import items_of
 
 _STRUCTURE = {
     "number": Value("int64"),
@@ -323,24 +324,12 @@ class Collator:
         for need in (*BATCH_NEEDS.values(), *self.own):
             if (values := need.collate(examples)) is not None:
                 batch[need.name] = values
-        batch["items"] = torch.tensor(self._items(batch))
+        counts: dict[str, Any] = {name: batch.get(name) for name in ("pairs", "ties", "labels")}
+        batch["items"] = torch.tensor(items_of(self.item, judgements=len(sizes), rows=len(batch["rows"]), **counts))
         if self.counts_tokens:
             batch["input_ids"] = torch.from_numpy(np.concatenate(batch["rows"]))
             batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         return batch
-
-    def _items(self, batch: Mapping[str, Any]) -> int:
-        match self.item:
-            case "pairs":
-                return len(batch["pairs"])
-            case "comparisons":
-                return len(batch["pairs"]) + len(batch["ties"])
-            case "groups":
-                return len(batch["number"])
-            case "rows":
-                return len(batch["rows"])
-            case "labels":
-                return int((~batch["labels"].isnan()).sum()) if "labels" in batch else 0
 
 
 def bootstrap_repeats(seed: int, member: int, numbers: Sequence[int]) -> list[int]:

@@ -112,11 +112,19 @@ class TrlBatches:
             known["margins"] = inputs["margin"]
         return known
 
-    def facts(self, inputs: Mapping[str, Any]) -> BatchFacts:
-        """The other facts about a batch; its rows get new numbers, because the batch does not have their own."""
+    def facts(self, inputs: Mapping[str, Any], last: int | None = None) -> BatchFacts:
+        """The other facts about a batch; its rows get new numbers, because the batch does not have their own.
+
+        Args:
+            inputs: The batch.
+            last: For the last batch of an evaluation, the number of pairs in it, of all processes; the further ones only fill it up.
+        """
         mask = inputs["attention_mask"]
         count = len(mask) // 2
         numbers = [number * self.processes + self.process for number in range(self._seen, self._seen + count)]
+        if last is not None:
+            first = self.process * count
+            numbers = [number if first + place < last else -1 for place, number in enumerate(numbers)]
         self._seen += count
         return BatchFacts(numbers, [None] * count, [0] * len(mask), count, int(mask.sum()))
 
