@@ -17,7 +17,7 @@ from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.plan import Costs
 from rm_plugins.errors import SpecError
-from rm_plugins.models.checkpoint import default_device
+from rm_plugins.models.placement import default_device
 from tests.conftest import MakeFolder
 from tests.test_scoring_engine import make_model
 
