@@ -20,7 +20,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
-USERS = ("peft", "report", "rules", "serve")
+USERS = ("peft", "quantized", "report", "rules", "serve")
 """The extras that a user installs; the others are for those who work on the package."""
 
 
