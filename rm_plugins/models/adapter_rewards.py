@@ -10,10 +10,11 @@ from typing import Any
 from rm_plugins.errors import SpecError
 from rm_plugins.models.checkpoint import load_adapters
 from rm_plugins.models.golden import golden_rows
+from rm_plugins.models.golden_check import Origin
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import Manifest, common_format
 from rm_plugins.models.settings import ModelSettings
-from rm_plugins.models.trained_reward import Origin, TrainedReward
+from rm_plugins.models.trained_reward import TrainedReward
 from rm_plugins.rendering.render import Renderer
 
 

@@ -18,7 +18,7 @@ _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings|pos
 
 
 class Embedded:
-    """Which rows a model has embeddings for.
+    """Checks that a model has embeddings for the tokens and positions of rows.
 
     Args:
         model: The model.

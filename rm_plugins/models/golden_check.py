@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from rm_plugins.labels import counted
-from rm_plugins.models.manifest import GoldenScore, token_digest
+from rm_plugins.models.heads import Heads
+from rm_plugins.models.manifest import GoldenScore, Manifest, token_digest
+from rm_plugins.rendering.render import Renderer
+from rm_plugins.scores import FloatArray
 
-if TYPE_CHECKING:
-    from rm_plugins.models.trained_reward import TrainedReward
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A folder or hub id that a model, or one of its variants, was loaded from, and its manifest."""
+
+    source: str
+    manifest: Manifest | None = None
+
+    def problems_of(self, check: Callable[[Manifest, Path], list[str]]) -> list[str]:
+        """The problems that a check of the manifest's files reports; empty if there is no manifest or no local folder."""
+        folder = Path(self.source)
+        return check(self.manifest, folder) if self.manifest is not None and folder.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +58,43 @@ class GoldenAgain:
         return problems
 
 
-def golden_again(reward: TrainedReward, rows: Sequence[Sequence[int]]) -> list[list[GoldenAgain]]:
-    """Score golden samples again: for each origin of a reward, those with the given numbers."""
+def golden_again(
+    origins: Sequence[Origin],
+    rows: Sequence[Sequence[int]],
+    *,
+    renderer: Renderer,
+    outputs: Callable[[Sequence[Sequence[int]]], FloatArray],
+    heads: Callable[[Manifest], Heads],
+    dtype: str,
+    quantization: str | None,
+) -> list[list[GoldenAgain]]:
+    """Score golden samples again: for each origin of a reward, those with the given numbers.
+
+    Args:
+        origins: The origins of the reward's variants.
+        rows: The numbers of golden samples, one list per origin.
+        renderer: The model's renderer.
+        outputs: Gives the outputs of token ids, [N, variants * outputs].
+        heads: Gives the meaning of a variant's outputs.
+        dtype: The dtype that the model runs in.
+        quantization: The scheme of its quantization, if it has one.
+    """
     chosen = [
         (variant, row, origin.manifest.golden[row], origin.manifest)
-        for variant, (origin, numbers) in enumerate(zip(reward.origins, rows, strict=True))
+        for variant, (origin, numbers) in enumerate(zip(origins, rows, strict=True))
         if origin.manifest is not None
         for row in numbers
     ]
     again: list[list[GoldenAgain]] = [[] for _ in rows]
     if not chosen:
         return again
-    ids, _ = reward.renderer.token_ids([golden.as_sample() for _, _, golden, _ in chosen])
-    outputs = reward.engine.outputs(ids)[0].reshape(len(chosen), len(rows), -1)
-    for (variant, row, golden, manifest), row_ids, of_variants in zip(chosen, ids, outputs, strict=True):
-        heads = manifest.heads or reward.settings.heads(reward.model, manifest, reward.source)
-        score = float(of_variants[variant] @ np.array(heads.reward_weights))
+    ids, _ = renderer.token_ids([golden.as_sample() for _, _, golden, _ in chosen])
+    scored = outputs(ids).reshape(len(chosen), len(rows), -1)
+    for (variant, row, golden, manifest), row_ids, of_variants in zip(chosen, ids, scored, strict=True):
+        score = float(of_variants[variant] @ np.array(heads(manifest).reward_weights))
         # Rounding weights moves small scores as much as large ones.
-        size = golden.score if reward.quantization is None else max(abs(one.score) for one in manifest.golden)
-        tolerance = manifest.tolerance(size, *reward.computed_in)
+        size = golden.score if quantization is None else max(abs(one.score) for one in manifest.golden)
+        tolerance = manifest.tolerance(size, dtype, *filter(None, (quantization,)))
         again[variant].append(GoldenAgain(row, golden, token_digest(row_ids), score, tolerance))
     return again
 

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from rm_plugins.engine.together import check_same_rows, smallest_everywhere
 from rm_plugins.errors import ManifestError, ModelError, RmPluginsError, ScoringError, UnsupportedError
 from rm_plugins.models.embeddings import Embedded
-from rm_plugins.models.golden_check import QuantizationCost, golden_again
+from rm_plugins.models.golden_check import GoldenAgain, Origin, QuantizationCost, golden_again
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.identity import model_facts
 from rm_plugins.models.manifest import Manifest, ScoreStatistics, samples_in_other_format
@@ -61,19 +60,6 @@ def loading_unchecked() -> Iterator[None]:
         yield
     finally:
         _CHECKS.reset(token)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A folder or hub id that a model, or one of its variants, was loaded from, and its manifest."""
-
-    source: str
-    manifest: Manifest | None = None
-
-    def problems_of(self, check: Callable[[Manifest, Path], list[str]]) -> list[str]:
-        """The problems that a check of the manifest's files reports; empty if there is no manifest or no local folder."""
-        folder = Path(self.source)
-        return check(self.manifest, folder) if self.manifest is not None and folder.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +216,6 @@ class TrainedReward:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
-    def computed_in(self) -> tuple[str, ...]:
-        """The names of the dtype and of the quantization that its scores are computed in."""
-        return (self.dtype,) if self.quantization is None else (self.dtype, self.quantization.name)
-
-    @property
     def quantization_facts(self) -> dict[str, Any]:
         """How the model is quantized and what that costs, as JSON values; empty if it is not quantized."""
         if self.quantization is None:
@@ -337,7 +318,7 @@ class TrainedReward:
                 "work without it, but changes of them cannot be detected."
             )
         files = [origin.problems_of(Manifest.file_problems) for origin in self.origins]
-        scored = golden_again(self, [range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
+        scored = self._golden_again([range(len(origin.manifest.golden)) for origin in self.origins if origin.manifest])
         self.quantization_cost = QuantizationCost.of(scored)
         return [
             f"{origin.source}: {problem}" if len(self.origins) > 1 else problem
@@ -366,7 +347,7 @@ class TrainedReward:
             templated = [number for number in by_length if not isinstance(golden[number].sample.get("prompt"), str)]
             shortest = sorted({*by_length[:1], *(templated[:1] if is_template else ())})
             chosen.append(range(len(golden)) if self.quantization else shortest)
-        scored = golden_again(self, chosen)
+        scored = self._golden_again(chosen)
         coarse = (
             f"{self.quantization} may be too coarse for it: load it without `quantization` to know. "
             if self.quantization
@@ -382,3 +363,14 @@ class TrainedReward:
             self.quantization_cost = QuantizationCost.of(scored)
             logger.warning("The model %s %s.", self.source, self.quantization_in_words)
         return self
+
+    def _golden_again(self, rows: Sequence[Sequence[int]]) -> list[list[GoldenAgain]]:
+        return golden_again(
+            self.origins,
+            rows,
+            renderer=self.renderer,
+            outputs=lambda ids: self.engine.outputs(ids)[0],
+            heads=lambda manifest: manifest.heads or self.settings.heads(self.model, manifest, self.source),
+            dtype=self.dtype,
+            quantization=None if self.quantization is None else self.quantization.name,
+        )
