@@ -163,8 +163,9 @@ def _attend_in_blocks(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention of each row of a pack to itself, with the signature of transformers' attention implementations."""
-    parts = zip(*(states.split([*row_lengths], 2) for states in (query, key, value)), strict=True)
-    return torch.cat([scaled_dot_product_attention(*part, scale=scaling) for part in parts], 2).transpose(1, 2), None
+    parts = zip(*(torch.split(states, [*row_lengths], 2) for states in (query, key, value)), strict=True)
+    attended = [scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
+    return torch.cat(attended, 2).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_BLOCK_ATTENTION, _attend_in_blocks)
@@ -266,11 +267,11 @@ def shapes(texts: Texts, scratch: Path, *, small: bool) -> list[Shape]:
         return found
     decoder = save_decoder(scratch / "decoder", sizes.decoder, tokenizer)
     lengths = spread(SHORTEST_COMPLETION, LONGEST_COMPLETION, sizes.completions)
-    renderer = rm.load(decoder).renderer  # type: ignore[attr-defined]
+    renderer = rm.load(decoder).renderer
     groups = renderer.token_ids(texts.groups(tokenizer, sizes.groups, sizes.prompt_tokens, lengths))[0]
     solutions = renderer.token_ids(texts.solutions(8))[0]
     minilm = save_minilm(scratch / "minilm")
-    renderer = rm.load(minilm).renderer  # type: ignore[attr-defined]
+    renderer = rm.load(minilm).renderer
     answers = renderer.token_ids(texts.answers(renderer, 24, sizes.most_tokens))[0]
     return [
         Shape(
