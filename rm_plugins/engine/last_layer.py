@@ -24,7 +24,7 @@ from rm_plugins.engine.transformers_internals import attention_as, takes_attenti
 from rm_plugins.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
@@ -151,7 +151,7 @@ class LastLayer:
             return own(select(hidden), *map(select, args), **named, attended=attended)
 
 
-def _of_tokens(size: tuple[int, int], at: torch.Tensor, value: Any) -> Any:
+def _of_tokens(size: Sequence[int], at: torch.Tensor, value: Any) -> Any:
     """An argument of a layer for one token of each row; masks and caches are left out.
 
     Args:

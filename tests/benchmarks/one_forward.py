@@ -163,8 +163,9 @@ def _attend_in_blocks(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention of each row of a pack to itself, with the signature of transformers' attention implementations."""
-    parts = zip(*(states.split([*row_lengths], 2) for states in (query, key, value)), strict=True)
-    return torch.cat([scaled_dot_product_attention(*part, scale=scaling) for part in parts], 2).transpose(1, 2), None
+    parts = zip(*(torch.split(states, [*row_lengths], 2) for states in (query, key, value)), strict=True)
+    attended = [scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
+    return torch.cat(attended, 2).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_BLOCK_ATTENTION, _attend_in_blocks)
@@ -266,11 +267,11 @@ def shapes(texts: Texts, scratch: Path, *, small: bool) -> list[Shape]:
         return found
     decoder = save_decoder(scratch / "decoder", sizes.decoder, tokenizer)
     lengths = spread(SHORTEST_COMPLETION, LONGEST_COMPLETION, sizes.completions)
-    renderer = rm.load(decoder).renderer  # type: ignore[attr-defined]
+    renderer = rm.load(decoder).renderer
     groups = renderer.token_ids(texts.groups(tokenizer, sizes.groups, sizes.prompt_tokens, lengths))[0]
     solutions = renderer.token_ids(texts.solutions(8))[0]
     minilm = save_minilm(scratch / "minilm")
-    renderer = rm.load(minilm).renderer  # type: ignore[attr-defined]
+    renderer = rm.load(minilm).renderer
     answers = renderer.token_ids(texts.answers(renderer, 24, sizes.most_tokens))[0]
     return [
         Shape(
@@ -291,8 +292,8 @@ def render(command: str, rounds: int, results: Mapping[str, Mapping[str, Measure
         "Training runs over packed rows: without padding, and with the prompt of several rows in the same pass, because gradients need "
         "it there.\nScoring keeps only the keys and values of a prompt and runs the completions in later micro-batches. This section "
         "measures whether\ntraining's forward, without gradients, could serve scoring as well.",
-        f"CPU seconds with one thread, medians of {rounds} rounds in turn, and the largest growth of the process's memory in the first "
-        "run.\nScores agree within 1e-05. Not run on a GPU.",
+        f"CPU seconds with one thread, medians of {rounds} {'round' if rounds == 1 else 'rounds'} in turn, and the largest growth of the "
+        "process's memory in the first run.\nScores agree within 1e-05. Not run on a GPU.",
     ]
     for title, measured in results.items():
         ours = measured[CACHED]
@@ -317,13 +318,20 @@ def _finding(results: Mapping[str, Mapping[str, Measured]]) -> str:
     """What follows from the figures."""
     slower = max(results.values(), key=lambda measured: _times(measured, PACKS, "seconds"))
     larger = max(results.values(), key=lambda measured: _times(measured, ONE_PACK, "growth"))
-    title = {id(measured): name for name, measured in results.items()}
+    titles = {id(measured): title for title, measured in results.items()}
+    similar = [
+        f"{_times(measured, PACKS, 'seconds') / _times(measured, WHOLE, 'seconds'):.2f}"
+        for measured in results.values()
+        if PACKS in measured and measured is not slower
+    ]
     return (
-        f"Packs within the token budget take up to {_times(slower, PACKS, 'seconds'):.1f} times as long as scoring ({title[id(slower)]}), "
-        f"because every pack\ncomputes its prompt again. One pack of all rows computes it once, but needs up to "
-        f"{_times(larger, ONE_PACK, 'growth'):.1f} times the memory ({title[id(larger)]}),\nwhich grows with the number of rows. "
-        "Keys and values that outlive a micro-batch avoid both, and training cannot use them: their gradients\nwould be lost. So both "
-        "forwards are needed. Models whose attention cannot be replaced never pack; they pad in training, too."
+        f"Packs within the token budget take up to {_times(slower, PACKS, 'seconds'):.1f} times as long as scoring "
+        f"({titles[id(slower)]}),\nbecause every pack computes its prompt again. In the other tables with packs, they take "
+        f"{', '.join(similar)} times as long\nas scoring with every layer for all tokens, as they do. One pack of all rows computes every "
+        f"prompt once, but needs up to\n{_times(larger, ONE_PACK, 'growth'):.1f} times the memory ({titles[id(larger)]}), which grows with "
+        "the number of rows.\nScoring keeps the keys and values of a prompt beyond a micro-batch, which avoids both. Training cannot, "
+        "because the gradients of a\nprompt come from all of its completions. So both forwards are needed. Models whose attention cannot "
+        "be replaced, and encoders, do not\npack in training either."
     )
 
 
