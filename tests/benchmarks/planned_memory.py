@@ -221,8 +221,8 @@ def main() -> None:
                 file.write(json.dumps({"case": name, **values}) + "\n")
             print(_line(name, values), flush=True)
         finished = _finished(results)
-    if not arguments.small and arguments.cases == list(CASES):
-        lines = [_line(name, finished[name]) for name in CASES]
+    if not arguments.small and finished.keys() >= {"ddp"}:
+        lines = [_line(name, finished[name]) for name in CASES if name in finished]
         written = section(lines, finished["ddp"]["size"]["parameters"])
         write_atomically(PAGE, with_section(PAGE.read_text(encoding="utf-8"), HEADING, written))
 
