@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 _KEY = "rm_plugins/out_of_memory"
 
 
-class TogetherOutOfMemoryError(torch.OutOfMemoryError):  # type: ignore[misc]  # torch does not type its own
+class TogetherOutOfMemoryError(torch.OutOfMemoryError):
     """Memory is lacking, which every process that waits for this one knows."""
 
 

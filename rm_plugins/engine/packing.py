@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -142,19 +142,19 @@ class Packing:
         if kernel is not None:
             return self._in_kernel(kernel, query, key, value, scale)
         key, value = _repeated(key, query), _repeated(value, query)
-        settings = {"dropout_p": dropout, "scale": scale}
-        outputs = []
+        attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scale)
+        outputs: list[torch.Tensor] = []
         for span in self.spans:
             queries = query[:, :, span.start : span.stop]
             keys, values = (_of_spans(states, (*span.before, span)) for states in (key, value))
             if span.before:
-                outputs += self._after_prefix(queries, keys, values, settings)
+                outputs += self._after_prefix(attend, queries, keys, values)
             else:
-                outputs.append(scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings))
+                outputs.append(attend(queries, keys, values, is_causal=True))
         return torch.cat(outputs, 2)
 
     def _after_prefix(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]
+        self, attend: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """The attention of the last tokens of a row, by block of queries."""
         above = key.shape[2] - query.shape[2]
@@ -163,9 +163,7 @@ class Packing:
             block = query[:, :, start : start + _QUERIES_AT_ONCE]
             seen = above + start + block.shape[2]
             # The last queries and keys of the mask, which end together.
-            yield scaled_dot_product_attention(
-                block, key[:, :, :seen], value[:, :, :seen], mask[-block.shape[2] :, -seen:], **settings
-            )
+            yield attend(block, key[:, :, :seen], value[:, :, :seen], mask[-block.shape[2] :, -seen:])
 
     def _in_kernel(
         self, kernel: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None

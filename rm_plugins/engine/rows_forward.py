@@ -324,9 +324,9 @@ class RowsForward(ABC):
         by_length = sorted(rows, key=len)
         # Several rows, so that a model that mixes rows is noticed.
         few = sorted([by_length[0], by_length[-1], *rows[:2], rows[0][1:] or rows[0]], key=len)
-        # Where memory is lacking, two long rows may not fit into it at once.
-        fitting = few[:1] + [row for row in few if not self._halved or 2 * len(row) <= self._budget()]
-        ends = [few[0], fitting[-1]]
+        ends = [few[0], few[-1]]
+        if self._halved:  # two long rows may not fit into memory at once
+            ends = [row[: max(1, self._budget() // 2)] for row in ends]
         with undisturbed(self.model) as has_drawn:
             together = self._compared_values(ends, whole=True)
             alone = torch.cat([self._compared_values([row], whole=True) for row in ends])

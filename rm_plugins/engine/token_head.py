@@ -96,7 +96,7 @@ def mean_log_prob(
 
     size = max(1, LOGITS_AT_ONCE // vocabulary)
     chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    return -sum(_by_chunk(summed, [*chunks])) / len(targets)
+    return -torch.stack(_by_chunk(summed, [*chunks])).sum() / len(targets)
 
 
 def _by_chunk(function: Callable[..., Value], chunks: Sequence[tuple[Any, ...]], *more: Any) -> list[Value]:

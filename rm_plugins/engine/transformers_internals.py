@@ -26,7 +26,11 @@ def attention_as(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     # `set_attn_implementation` would check and log each of the many switches, and does not return the previous setting.
     config = model.config.get_text_config()
     before = config._attn_implementation
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    layers = [
+        module
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func")
+    ]
     functions = [module._gradient_checkpointing_func for module in layers]
     config._attn_implementation = implementation
     for module, function in zip(layers, functions, strict=True):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -26,7 +28,7 @@ def measure(run: Run) -> None:
     rows = [[3 + (number + place * place) % 500 for place in range(longest - 7 * number)] for number in range(8)]
     backend = "gloo" if run.device.type == "cpu" else "nccl"
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=_PORT, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         expected = None
         for name, start in ((WHOLE, _whole), (FSDP2, _fsdp2), (ZERO, _zero)):
@@ -83,7 +85,7 @@ def _fsdp2(run: Run, rows: list[list[int]]) -> Callable[[], float]:
 
 
 def _zero(run: Run, rows: list[list[int]]) -> Callable[[], float]:
-    import deepspeed
+    deepspeed: Any = import_module("deepspeed")  # optional, and often absent
 
     model = run.build(QWEN_HALF).train()
     BatchForward(model)
