@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from rm_plugins.engine.prefix_cache import is_decoder
+from rm_plugins.engine.transformers_internals import loads_whole
 from rm_plugins.errors import MissingDependencyError, ModelError
 from rm_plugins_trl.memory_estimate import ModelSize
 from rm_plugins_trl.reward_training.base_model import model_config, trusts_code
@@ -45,7 +46,7 @@ def size_of(config: Any, *, members: int = 1, trusted: bool = False, peft_config
     """
     config.num_labels = members
     try:
-        with torch.device("meta"):
+        with loads_whole(), torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusted)
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise ModelError(f"No sequence classifier can be made of this {type(config).__name__}: {error}") from error
