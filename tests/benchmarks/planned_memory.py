@@ -132,7 +132,7 @@ def train(case: Case, model: Path, out: Path) -> dict[str, Any]:
         callbacks=[Peak()],
     )
     if case.strategy == "fsdp":
-        shard(trainer)
+        shard(trainer, {})
     batch = next(iter(trainer.get_train_dataloader()))
     tokens = sum(len(row) for row in batch["rows"])
     trainer.train()
