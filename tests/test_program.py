@@ -166,6 +166,18 @@ class TestQuietAndVerbose:
         assert "Traceback" in told.stderr
         assert "KeyError: 'a bug'" in told.stderr
 
+    def test_lack_of_memory_is_no_bug(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> None:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr("rm_plugins.jobs.scored_rows.ScoringJob.write", fails)
+        told = self.score(tmp_path, monkeypatch)
+        assert told.exit_code == 1
+        assert "The device has too little memory. CUDA out of memory." in told.stderr
+        assert "Unexpected error" not in told.stderr
+
     def test_a_bug_is_one_message(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fails(*_: object) -> None:
             raise ZeroDivisionError("by nought")

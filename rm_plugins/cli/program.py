@@ -69,6 +69,8 @@ class _Program(click.Group):
             except MemoryError as error:
                 raise _told(ctx, "There is not enough memory. Try a smaller --batch-size, or a smaller model.") from error
             except Exception as error:
+                if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's, without importing it
+                    raise _told(ctx, f"The device has too little memory. {error}") from error
                 if isinstance(error, (RuntimeError, ValueError)) and any(sign in str(error) for sign in _OF_PATHS):
                     raise _told(ctx, f"The system refuses a path that {ctx.invoked_subcommand} was given: {error}.") from error
                 raise _told(ctx, f"{_UNEXPECTED} {type(error).__name__}: {error}{_where(error)}{_advice(ctx)}") from error

@@ -1,6 +1,6 @@
 """Runs the last layer of a model only for the tokens whose hidden states are read.
 
-A score is read at one token of a row. In the last layer, the other tokens contribute nothing but their keys and values, so their
+A score is read at one token of a row. In the last layer, the other tokens contribute only their keys and values, so their
 feed-forward network and their attention are skipped. This is exact.
 """
 

@@ -178,7 +178,7 @@ def _store() -> Any:
 
 
 def _told() -> str | None:
-    """The process in which memory is lacking, if one has said so."""
+    """The process in which memory is lacking; None if none has reported it."""
     try:
         store = _store()
         return store.get(_KEY).decode() if store.check([_KEY]) else None

@@ -194,7 +194,7 @@ def section(lines: list[tuple[str, int, int]], parameters: int) -> str:
         "the most memory that the first process held in its second step, less what it\nheld before the model was loaded.\n\n"
         f"{table(('training', 'measured, GiB', 'estimated, GiB', 'difference'), cells)}\n\n"
         f"The largest difference is {worst:.0%}. On a CPU, matrix products and the optimizer use other buffers than on a GPU. Not measured "
-        "here:\nGPUs, where the estimate adds 1.5 GiB for CUDA; DeepSpeed; quantized weights; larger models."
+        "here:\nGPUs, where the estimate adds 1.5 GiB for CUDA, DeepSpeed, quantized weights, and larger models."
     )
 
 

@@ -68,7 +68,7 @@ def check_is_sharded(trainer: Any) -> None:
 def check_checkpoint(trainer: Any, checkpoint: Path) -> None:
     """Refuse a checkpoint whose weights or optimizer this training could not load.
 
-    The number of processes may differ: whole weights are sharded again, and shards are read by whoever needs them.
+    The number of processes may differ: whole weights are sharded again, and each process reads the shards that it needs.
 
     Raises:
         DataError: It was saved without FSDP, and this training uses it, or the reverse; or in another form.

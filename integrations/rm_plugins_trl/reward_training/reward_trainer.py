@@ -35,6 +35,7 @@ from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.checkpoints import begin_checkpoint
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.deepspeed import check_deepspeed, check_states, gather_when_saving, zero_stage
+from rm_plugins_trl.reward_training.failing_together import failing_together
 from rm_plugins_trl.reward_training.fsdp_settings import check_checkpoint, check_is_sharded, check_settings
 from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, weight_of
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
@@ -527,9 +528,10 @@ class RewardTrainer(OpenRewardTrainer):
             else:
                 with nullcontext() if checkpoint else self._deployed():
                     super().save(folder, checkpoint=checkpoint)
-                    if self.args.should_save:
-                        # Process 0 alone cannot score with weights that are sharded.
-                        self._write_manifest(folder, None if is_sharded(self) else self.plain_model())
+                    with failing_together() if is_sharded(self) else nullcontext():
+                        if self.args.should_save:
+                            # Process 0 alone cannot score with weights that are sharded.
+                            self._write_manifest(folder, None if is_sharded(self) else self.plain_model())
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
             save_made_with(self.what_decides(), folder)

@@ -45,7 +45,7 @@ def started_together(trainer: Any, checkpoint: Callable[[], Path | None]) -> Pat
     """The checkpoint that a training resumes from, if all processes are about to do the same training.
 
     Compared are the training's settings and data, the evaluation's data, the weights, the checkpoint, and the versions of packages. Streams
-    are not compared, because nobody knows their rows yet.
+    are not compared, because their rows are not known in advance.
 
     Args:
         trainer: The `RewardTrainer`.
