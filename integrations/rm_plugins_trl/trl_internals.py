@@ -56,22 +56,19 @@ class OpenRewardTrainer(RewardTrainer):
         """Save the model into a folder: that of a checkpoint, or any other."""
         super().save_model(str(folder), checkpoint)
 
-    def saved_weights(self, weights: dict[str, Any]) -> dict[str, Any] | None:
-        """What is saved of the weights that were gathered from all processes; None for those of `model` in this process."""
-        return weights
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, None if state_dict is None else self.saved_weights(state_dict))
+        # DeepSpeed gives the weights of its engine, though the model that is saved may be another one.
+        super()._save(output_dir, state_dict if is_sharded(self) else None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, by default into ``args.output_dir``."""
         self.save(Path(output_dir or self.args.output_dir), checkpoint=_internal_call)
 
-    # --- Under FSDP ---------------------------------------------------------------------------------------------------------
+    # --- With sharded weights -----------------------------------------------------------------------------------------------
 
     def whole_weights(self) -> dict[str, Any]:
         """The weights of a sharded model, on the CPU of process 0; empty in the others. All processes call it together."""
-        weights: dict[str, Any] = self.accelerator.get_state_dict(self.model)
+        weights: dict[str, Any] = self.accelerator.get_state_dict(self.deepspeed if self.is_deepspeed_enabled else self.model)
         return weights
 
     def save_weights(self, folder: Path, weights: dict[str, Any] | None) -> None:

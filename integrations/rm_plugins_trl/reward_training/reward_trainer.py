@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback
 
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.engine.partitioned import parameter_count, partitions
+from rm_plugins.engine.partitioned import parameter_count
 from rm_plugins.errors import TrainingError
 from rm_plugins.losses import Regularizer, RewardBatch
 from rm_plugins.losses.loss import needs_of, own_needs
@@ -35,7 +35,6 @@ from rm_plugins_trl.reward_training.batch_facts import BatchFacts
 from rm_plugins_trl.reward_training.checkpoints import begin_checkpoint
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.deepspeed import check_deepspeed, check_states, gather_when_saving, zero_stage
-from rm_plugins_trl.reward_training.failing_together import failing_together
 from rm_plugins_trl.reward_training.fsdp_settings import check_checkpoint, check_is_sharded, check_settings
 from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, weight_of
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
@@ -76,19 +75,17 @@ from rm_plugins_trl.reward_training.score_head import (
     HEADS,
     check_outputs,
     deployed_head,
-    deployed_outputs,
     head_layer,
     load_classifier,
     name_outputs,
     trained_heads,
     trains_head,
-    with_outputs,
 )
 from rm_plugins_trl.reward_training.sharded_saving import save_sharded
 from rm_plugins_trl.reward_training.started_folder import warn_of_overwriting
 from rm_plugins_trl.reward_training.training_rows import Collator, Tokenization, bootstrap_repeats, looked_at, sample_format
 from rm_plugins_trl.reward_training.trl_batches import TRL_METRICS, trl_batches
-from rm_plugins_trl.trl_internals import OpenRewardTrainer, fsdp_plugin, is_sharded
+from rm_plugins_trl.trl_internals import OpenRewardTrainer, is_sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,7 +201,6 @@ class RewardTrainer(OpenRewardTrainer):
         self._diverged = 0
         self._last_rewards = torch.zeros(0)
         self._made_with: dict[str, Any] | None = None
-        self._saved_outputs: list[int] | None = None
         # TRL and peft change these; the caller's objects stay unchanged.
         peft_config, tokenizer = (
             copy.deepcopy(kwargs.get("peft_config")),
@@ -523,15 +519,13 @@ class RewardTrainer(OpenRewardTrainer):
         if checkpoint and self.args.should_save:
             begin_checkpoint(folder)
         with pickled_by_name(self.args), without_noise(disable_bars=self.args.disable_tqdm):
-            if fsdp_plugin(self) is not None:
+            if is_sharded(self):
                 save_sharded(self, folder, partial(self._write_manifest, folder), checkpoint=checkpoint)
             else:
                 with nullcontext() if checkpoint else self._deployed():
                     super().save(folder, checkpoint=checkpoint)
-                    with failing_together() if is_sharded(self) else nullcontext():
-                        if self.args.should_save:
-                            # Process 0 alone cannot score with weights that are sharded.
-                            self._write_manifest(folder, None if is_sharded(self) else self.plain_model())
+                    if self.args.should_save:
+                        self._write_manifest(folder, self.plain_model())
         if checkpoint and self.args.should_save and folder != Path(self.args.output_dir):  # which is pushed to the hub
             save_loss_states(self.losses, folder)
             save_made_with(self.what_decides(), folder)
@@ -548,7 +542,6 @@ class RewardTrainer(OpenRewardTrainer):
                 statistics=ScoreStatistics.of(self._reward_log.rewards[source], source),
                 training=training_facts(self),
                 trained_on=self.trained_on,
-                loads_as=str(self.plain_model().dtype).removeprefix("torch.") if zero_stage(self.args) == 3 else None,
             )
 
     def what_decides(self) -> dict[str, Any]:
@@ -557,12 +550,6 @@ class RewardTrainer(OpenRewardTrainer):
             self._made_with = made_with(self)
         return self._made_with
 
-    def saved_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """What is saved of the weights that were gathered from all processes: the head's with the deployed outputs only."""
-        if zero_stage(self.args) in (0, 1, 2):
-            return None  # the model in this process, which is the deployed one
-        return weights if self._saved_outputs is None else with_outputs(weights, self.model, self._saved_outputs)
-
     @contextmanager
     def _deployed(self) -> Iterator[None]:
         """Within it, the model is the deployed one: merged with its adapter if asked for, and without outputs that only training needs."""
@@ -570,12 +557,10 @@ class RewardTrainer(OpenRewardTrainer):
         if self._settings.merge_adapter and hasattr(trained, "merge_and_unload"):
             self.model = copy.deepcopy(self.accelerator.unwrap_model(trained)).merge_and_unload()
         try:
-            plain, kept = self.plain_model(), self.losses[0].deployed(heads)
-            self._saved_outputs = [*deployed_outputs(heads, kept)] if partitions(plain) else None
-            with deployed_head(plain, heads, kept) as self.heads:
+            with deployed_head(self.plain_model(), heads, self.losses[0].deployed(heads)) as self.heads:
                 yield
         finally:
-            self.model, self.heads, self._saved_outputs = trained, heads, None
+            self.model, self.heads = trained, heads
 
     def plain_model(self) -> PreTrainedModel:
         """The model without wrappers such as DDP and peft's."""

@@ -18,11 +18,9 @@ import rm_plugins
 from rm_plugins.engine.partitioned import held_part
 from rm_plugins.engine.shards import shards_of
 from rm_plugins.errors import TrainingError
-from rm_plugins.models.checkpoint import load_model
 from rm_plugins.models.golden import golden_scores
 from rm_plugins.models.heads import Heads
 from rm_plugins.models.manifest import GoldenScore, Manifest, SampleFormat, ScoreStatistics, file_digests
-from rm_plugins.models.settings import ModelSettings
 from rm_plugins.rendering.render import Renderer
 from rm_plugins_trl.reward_training.checkpoints import last_checkpoint
 
@@ -42,18 +40,14 @@ def write_trained_manifest(
     statistics: ScoreStatistics | None,
     training: dict[str, Any],
     trained_on: SampleFormat | None = None,
-    loads_as: str | None = None,
 ) -> None:
     """Write the manifest of the model that was just saved into `folder`, if one was saved: with sharded weights, perhaps none was.
 
-    `model` gives the golden scores; None if it cannot score in this process. With a dtype in `loads_as`, the saved model is
-    loaded for them instead, on the CPU.
+    `model` gives the golden scores; None if it cannot score in this process.
     """
     files = file_digests(folder)
     if not files:
         return
-    if loads_as is not None:
-        model = _loaded(folder, loads_as)
     packages = ("torch", "transformers", "trl", "datasets")
     golden, problem = _golden(model, renderer, heads)
     if problem:
@@ -61,7 +55,7 @@ def write_trained_manifest(
     Manifest(
         created_by={"rm-plugins": rm_plugins.__version__, **{name: version(name) for name in packages}},
         rendering=renderer.rendering,
-        dtype=loads_as or ("float32" if model is None else str(model.dtype).removeprefix("torch.")),
+        dtype="float32" if model is None else str(model.dtype).removeprefix("torch."),
         heads=heads if len(heads) > 1 else None,
         statistics=statistics,
         training=training,
@@ -82,15 +76,6 @@ def _golden(model: PreTrainedModel | None, renderer: Renderer, heads: Heads) -> 
         return golden_scores(model, renderer, heads), ""
     except RuntimeError as error:  # a failure here must not lose the training
         return [], f"it cannot score in its own precision ({error})."
-
-
-def _loaded(folder: Path, dtype: Any) -> PreTrainedModel | None:
-    """The model that was just saved, on the CPU; None if it does not load."""
-    try:
-        return load_model(str(folder), ModelSettings(device="cpu", dtype=dtype))[0]
-    except Exception as error:  # a failure here must not lose the training
-        logger.warning("The model in %s was saved, but cannot be loaded for its golden scores: %s", folder, error)
-        return None
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from rm_plugins.engine.partitioned import is_partitioned
 from rm_plugins.errors import ModelError, SpecError
 from rm_plugins.models.checkpoint import module_of
 from rm_plugins.models.heads import Heads
@@ -148,8 +147,6 @@ def deployed_head(
 ) -> Iterator[Heads]:
     """Within it, a model has only some of its outputs, which are returned.
 
-    A head that ZeRO has partitioned keeps its weights; `with_outputs` selects from them when they are gathered.
-
     Args:
         model: The model.
         heads: Its outputs.
@@ -167,8 +164,8 @@ def deployed_head(
     layer = head_layer(model)
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no linear layer 'score' or 'classifier' to take outputs from.")
-    outputs = [*deployed_outputs(heads, kept)]
-    whole = {} if is_partitioned(layer.weight) else dict(layer.named_parameters(recurse=False))
+    outputs = [member * width + number for member in range(heads.members) for number in kept]
+    whole = dict(layer.named_parameters(recurse=False))
     if weights is None:
         for name, parameter in whole.items():
             setattr(layer, name, nn.Parameter(parameter.detach()[outputs].clone()))
@@ -183,28 +180,10 @@ def deployed_head(
     try:
         yield deployed
     finally:
-        for name, parameter in whole.items():
-            setattr(layer, name, parameter)
+        if weights is None:
+            for name, parameter in whole.items():
+                setattr(layer, name, parameter)
         _resize(model, layer, heads)
-
-
-def deployed_outputs(heads: Heads, kept: Sequence[int]) -> Iterator[int]:
-    """The numbers of a model's outputs that are deployed, if `kept` are those of a member."""
-    return (member * len(heads.names) + number for member in range(heads.members) for number in kept)
-
-
-def with_outputs(weights: Mapping[str, torch.Tensor], model: nn.Module, outputs: Sequence[int]) -> dict[str, torch.Tensor]:
-    """A model's gathered weights with only some of its head's outputs.
-
-    Args:
-        weights: The weights by name.
-        model: The model that they are of, within `deployed_head`.
-        outputs: The outputs to keep.
-    """
-    plain: Any = model
-    layer = head_layer(plain.get_base_model() if hasattr(plain, "get_base_model") else plain)
-    head = next(name for name, module in model.named_modules() if module is layer)
-    return {name: weight[[*outputs]].clone() if name.rpartition(".")[0] == head else weight for name, weight in weights.items()}
 
 
 def _resize(model: PreTrainedModel, layer: nn.Linear, heads: Heads) -> None:

@@ -1,4 +1,4 @@
-"""Saves a model whose weights FSDP has sharded: as a whole model, or in a checkpoint as its shards."""
+"""Saves a model whose weights are sharded, by FSDP or stage 3 of ZeRO: as a whole model, or in a checkpoint of FSDP as its shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WriteManifest: TypeAlias = Callable[["PreTrainedModel | None"], None]
 
 
 def save_sharded(trainer: Any, folder: Path, write_manifest: WriteManifest, *, checkpoint: bool) -> None:
-    """Save the model of a `RewardTrainer` under FSDP, in all processes together.
+    """Save the model of a `RewardTrainer` whose weights are sharded, in all processes together.
 
     Process 0 gathers the weights and writes them as those of a whole model. The golden scores are those of the model that it then loads
     from the folder, so this takes the memory of one more model. A checkpoint of SHARDED_STATE_DICT gets only the configuration and the
@@ -42,7 +42,8 @@ def save_sharded(trainer: Any, folder: Path, write_manifest: WriteManifest, *, c
         write_manifest: Writes the manifest beside the model, given the model that was saved, or None if no whole model was.
         checkpoint: Whether the folder is a checkpoint's, which keeps all outputs and the adapter.
     """
-    is_full = fsdp_plugin(trainer).state_dict_type.name == "FULL_STATE_DICT"
+    plugin = fsdp_plugin(trainer)
+    is_full = plugin is None or plugin.state_dict_type.name == "FULL_STATE_DICT"
     is_whole = is_full or not checkpoint or folder == Path(trainer.args.output_dir)  # which is pushed to the hub
     weights = trainer.whole_weights() if is_whole else None  # of process 0; empty in the others
     with failing_together():
