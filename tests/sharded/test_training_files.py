@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_written_again_is_incomplete_until_then(tmp_path: P
 def test_an_error_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
 
-    def exchanged(value: object) -> list[object]:
+    def exchanged(value: object, purpose: str) -> list[object]:
         sent.append(value)
         return [value, (DataError, "the file is missing")]
 
