@@ -19,16 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rm_plugins.engine.budget import SMALLEST_BATCH_TOKENS, costs_of, default_max_tokens
 from rm_plugins.engine.last_layer import LastLayer
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.model_state import ModelState
 from rm_plugins.engine.one_model import one_thread_of
-from rm_plugins.engine.placement import devices_of, input_device
-from rm_plugins.engine.plan import Costs, MicroBatch, Plan, Segment, Stage, plan_batches
+from rm_plugins.engine.placement import input_device
+from rm_plugins.engine.plan import MicroBatch, Plan, Segment, Stage, plan_batches
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache, has_standard_cache, is_causal, is_decoder
 from rm_plugins.engine.readout import LastToken, Readout
 from rm_plugins.engine.rotary import changing_frequencies
 from rm_plugins.engine.tensors import on_device, padded
+from rm_plugins.engine.tolerance import scores_differ
 from rm_plugins.errors import ScoringError
 from rm_plugins.scores import FloatArray
 
@@ -38,18 +40,6 @@ if TYPE_CHECKING:
     from rm_plugins.engine.score_cache import ScoreCache
 
 logger = logging.getLogger(__name__)
-
-CPU_BATCH_TOKENS = 2_048
-ACCELERATOR_BATCH_TOKENS = 16_384
-SMALLEST_BATCH_TOKENS = 64
-"""The smallest token budget after halving."""
-
-# In the time that it takes to launch a forward pass, an accelerator could compute many more tokens than a CPU.
-_CPU_COSTS = Costs(launch=64, read=0.02)
-_ACCELERATOR_COSTS = Costs(launch=1_024, read=0.02)
-
-_TOLERANCE = 1e-4
-_HALF_TOLERANCE = 5e-2
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 IndexArray: TypeAlias = NDArray[np.intp]
@@ -427,39 +417,3 @@ def _scattered(batches: Iterable[tuple[list[int], torch.Tensor]], size: int, wid
     for numbers, logits in batches:
         outputs[numbers], done[numbers] = logits.double().cpu().numpy(), True
     return outputs, done
-
-
-def scores_differ(scores: FloatArray, expected: FloatArray, *, exact: bool) -> str | None:
-    """How scores differ from those of a simpler computation; None if they agree within the tolerance.
-
-    Args:
-        scores: Scores of any shape.
-        expected: The same scores from the simpler computation.
-        exact: Whether the model computes in float32 or better: then the tolerance is 1e-4 instead of 5e-2, relative to 1 + abs(score).
-    """
-    difference = np.abs(scores - expected)
-    allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * (1 + np.abs(expected))
-    wrong = ~(difference <= allowed) & np.isfinite(expected)  # non-finite scores are reported elsewhere
-    return f"its scores differ by up to {difference[wrong].max():.1e}" if wrong.any() else None
-
-
-def costs_of(model: PreTrainedModel) -> Costs:
-    """The costs of a plan on the model's device."""
-    return _CPU_COSTS if input_device(model).type == "cpu" else _ACCELERATOR_COSTS
-
-
-def default_max_tokens(model: PreTrainedModel) -> int:
-    """The token budget for the model's devices: on CUDA, activations take at most half of the free memory."""
-    device = input_device(model)
-    if device.type != "cuda":
-        return CPU_BATCH_TOKENS if device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-    free = min(torch.cuda.mem_get_info(each)[0] for each in devices_of(model) if each.type == "cuda")
-    fitting = free // 2 // activation_bytes(model)
-    return int(min(ACCELERATOR_BATCH_TOKENS, max(SMALLEST_BATCH_TOKENS, fitting)))
-
-
-def activation_bytes(model: PreTrainedModel) -> int:
-    """The estimated memory of one token's activations in a layer, in bytes."""
-    config = model.config.get_text_config()
-    widths = 12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    return int(widths * model.dtype.itemsize)

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
-from rm_plugins.engine.engine import SMALLEST_BATCH_TOKENS, costs_of, default_max_tokens, scores_differ
+from rm_plugins.engine.budget import SMALLEST_BATCH_TOKENS, costs_of, default_max_tokens
 from rm_plugins.engine.lengths import LengthClasses
 from rm_plugins.engine.memory_shortage import Shortage, TogetherOutOfMemoryError, told_to_others
 from rm_plugins.engine.packing import PACKED, Packing, attends_packed, attention_window
@@ -26,6 +26,7 @@ from rm_plugins.engine.prefix_cache import is_causal
 from rm_plugins.engine.rotary import changing_frequencies
 from rm_plugins.engine.shards import Shards, shards_of
 from rm_plugins.engine.tensors import padded
+from rm_plugins.engine.tolerance import scores_differ
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.engine.undisturbed import undisturbed
 

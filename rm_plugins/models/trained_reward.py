@@ -133,7 +133,8 @@ class TrainedReward:
         load_again: Callable[[ModelSettings], TrainedReward] | None = None,
         load_unchanged: Callable[[], TrainedReward] | None = None,
     ) -> None:
-        from rm_plugins.engine.engine import ScoringEngine, default_max_tokens
+        from rm_plugins.engine.budget import default_max_tokens
+        from rm_plugins.engine.engine import ScoringEngine
         from rm_plugins.engine.readout import LastToken
         from rm_plugins.engine.score_cache import ScoreCache, model_fingerprint
         from rm_plugins.models.quantization import Quantization

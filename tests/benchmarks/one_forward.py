@@ -31,7 +31,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import rm_plugins as rm
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.engine.engine import CPU_BATCH_TOKENS, ScoringEngine
+from rm_plugins.engine.budget import CPU_BATCH_TOKENS
+from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.transformers_internals import attention_as
 from rm_plugins.files import write_atomically
 from rm_plugins.scores import FloatArray

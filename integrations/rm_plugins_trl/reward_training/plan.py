@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rm_plugins.cli.printed import echo
-from rm_plugins.engine.engine import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
+from rm_plugins.engine.budget import ACCELERATOR_BATCH_TOKENS, CPU_BATCH_TOKENS
 from rm_plugins.errors import SpecError
 from rm_plugins_trl.accelerate_checks import checkpoints_activations, device_count
 from rm_plugins_trl.configs import with_help

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rm_plugins.engine.engine import ACCELERATOR_BATCH_TOKENS, activation_bytes, costs_of, default_max_tokens
+from rm_plugins.engine.budget import ACCELERATOR_BATCH_TOKENS, activation_bytes, costs_of, default_max_tokens
 from rm_plugins.engine.plan import Segment
 from rm_plugins.engine.prefix_cache import CachedPrefixes, PrefixCache
 from tests.benchmarks.gpu.run import Run

@@ -13,7 +13,7 @@ from transformers import pipeline
 
 import rm_plugins as rm
 from rm_plugins.engine.batch_forward import BatchForward
-from rm_plugins.engine.engine import costs_of
+from rm_plugins.engine.budget import costs_of
 from rm_plugins.engine.packing import Packing
 from rm_plugins.engine.plan import plan_batches
 from rm_plugins.models.heads import Heads
