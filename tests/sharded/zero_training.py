@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 
 import rm_plugins as rm
 from rm_plugins.errors import DataError, SpecError, TrainingError
-from rm_plugins_trl import RewardConfig, RewardTrainer, reward_func
+from rm_plugins_trl import RewardConfig, RewardEvaluation, RewardTrainer, reward_func
 from rm_plugins_trl.reward_training.base_model import size_and_kind
 from tests.sharded.launcher import Cases, run
 from tests.sharded.training import rows as uneven_rows
@@ -101,14 +101,16 @@ def trainer_of(
         train_dataset=Dataset.from_list(rows()),
         eval_dataset=Dataset.from_list(rows()),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if adapter else None,
-        callbacks=callbacks,
+        callbacks=[*(callbacks or ()), RewardEvaluation({"held": uneven_rows()[:7]}, resamples=5, every="end")],
     )
 
 
 def logged(trainer: Any) -> dict[str, Any]:
-    """What a training logged of each step, and the loss on its evaluation data."""
-    steps = [{name: entry[name] for name in LOGGED} for entry in trainer.state.log_history if "loss" in entry]
-    return {"steps": steps, "eval_loss": trainer.last_metrics["eval_loss"], "base": trainer.base_digest}
+    """What a training logged of each step, and what was evaluated at its end."""
+    history = trainer.state.log_history
+    held = {name: value for entry in history for name, value in entry.items() if name.startswith("eval_held/")}
+    steps = [{name: entry[name] for name in LOGGED} for entry in history if "loss" in entry]
+    return {"steps": steps, "held": held, "eval_loss": trainer.last_metrics["eval_loss"], "base": trainer.base_digest}
 
 
 def alone() -> None:
@@ -146,6 +148,8 @@ def assert_same(found: Any, wanted: Any, begin: int = 0) -> None:
         assert one == pytest.approx(other, abs=1e-5, rel=1e-4), step
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5), step
     assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
+    assert {"eval_held/accuracy", "eval_held/margin"} <= wanted["held"].keys()
+    assert found["held"] == pytest.approx(wanted["held"], abs=1e-4)
 
 
 class LoadsRewards(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here

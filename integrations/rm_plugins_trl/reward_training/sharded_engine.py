@@ -41,7 +41,7 @@ class ShardedEngine:
         distinct = [*dict.fromkeys(map(tuple, ids))]
         rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
         own = [list(row) for row in distinct[rank::processes]]
-        shares = all_gathered(self._model(rows=own).logits.double().cpu().numpy())
+        shares = all_gathered(self._model(rows=own).logits.double().cpu().numpy(), "the scores of an evaluation")
         outputs = np.empty((len(distinct), shares[0].shape[1]))
         for process, share in enumerate(shares):
             outputs[process::processes] = share
