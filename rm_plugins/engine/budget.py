@@ -1,4 +1,4 @@
-"""How many tokens a model computes at a time on its device, and what a forward pass costs there."""
+"""The number of tokens that a model computes in one pass on its device, and what a pass costs there."""
 
 from __future__ import annotations
 

@@ -285,18 +285,6 @@ def test_another_trainer_is_told(tiny_decoder: Any, tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_sharded_weights_are_refused(tiny_decoder: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    evaluation = RewardEvaluation({"held": ROWS})
-    trainer = trainer_of(tiny_decoder(), tmp_path, evaluation)
-    evaluation.attach(trainer)
-    trainer.is_fsdp_enabled = True
-    metrics: dict[str, float] = {}
-    evaluation.on_train_begin(trainer.args, trainer.state, trainer.control)
-    evaluation.on_evaluate(trainer.args, trainer.state, trainer.control, metrics=metrics)
-    assert metrics == {}
-    assert "sharded (FSDP or DeepSpeed), so it cannot be evaluated on held" in caplog.text
-
-
 class TestData:
     def test_a_file_gives_its_name(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "held.out.jsonl", ROWS)

@@ -30,8 +30,8 @@ GROUPS: dict[str, tuple[TrainOption, ...]] = {
         TrainOption("--seed", "N", "Seed of everything random.", "42"),
     ),
     "Memory": (
-        TrainOption("--plan", "", "Print the memory that the training would need, and exit."),
-        TrainOption("--device_memory", "GIB", "Memory of a device for --plan, if not this machine's."),
+        TrainOption("--plan", "", "Print the memory that it needs, and exit."),
+        TrainOption("--device_memory", "GIB", "A device's memory, for --plan."),
         TrainOption("--gradient_checkpointing", "true|false", "Compute activations again.", "True"),
         TrainOption("--max_batch_tokens", "N", "The most tokens computed at a time."),
     ),
