@@ -113,17 +113,6 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_the_training(tmp
         assert f"Error: {place} " in told.output
 
 
-def test_train_launches_processes(tiny_decoder: Any, tmp_path: Path) -> None:
-    """Arguments of ``accelerate launch`` start ``rm-plugins train`` on several processes, as with ``trl reward``."""
-    data = write_jsonl(tmp_path / "pairs.jsonl", [ROW] * 16)
-    run_program(
-        *("rm_plugins", "train", "--num_processes", "2", "--cpu"),
-        *("--model_name_or_path", tiny_decoder(), "--dataset_name", data, "--output_dir", tmp_path / "rm"),
-        *("--max_steps", "1", "--per_device_train_batch_size", "4", *QUIET),
-    )
-    assert Manifest.read(tmp_path / "rm" / "reward_manifest.json").training["rows_per_step"] == 8
-
-
 def test_published_rows_are_mapped(tiny_decoder: Any, tmp_path: Path) -> None:
     row = {
         "instruction": "Do.",
