@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rm_plugins as rm
@@ -123,6 +123,7 @@ def test_a_cache_never_answers_from_before_an_edit(tmp_path: Path, monkeypatch: 
     assert Cached(reward=late, path="scores.sqlite").score(sample).values.tolist() == [1.0]
 
 
+@settings(max_examples=25, deadline=None)
 @given(schemas=st.lists(st.sampled_from(["string", "integer", "null", "boolean", "array"]), min_size=2, max_size=5))
 def test_any_edits(schemas: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("edits")

@@ -279,7 +279,6 @@ GROUPS: dict[str, tuple[int, Cases]] = {
             "members": in_processes(lambda: train("members", 3)),
             "lora": in_processes(lambda: train("lora", 3)),
             "merged under stage 2": in_processes(lambda: train("merged", 2)),
-            "odin under stage 2": in_processes(lambda: train("odin", 2)),
             "an untied head": in_processes(an_untied_head),
             "resumed from stage 2": in_processes(resumed_from_stage_2),
             "weights that are not finite": in_processes(weights_that_are_not_finite),
