@@ -45,8 +45,8 @@ _RATES = (
 _REAL = (
     "SmolLM2-135M-Instruct continues film reviews; the reward is a MiniLM classifier of their polarity that was trained on other reviews "
     "of the same data. {sizes} (rollouts x completions x the most tokens of a completion, and PPO's epochs). The learning rate is {rates}. "
-    "One run each, so small differences mean nothing. The reward is the mean over one completion for each of {prompts} "
-    "held-out prompts, with a standard error of about {error:.2f}."
+    "{seeds} The reward is the mean over one completion for each of {prompts} held-out prompts, with a standard error of about {error:.2f} "
+    "in a run."
 )
 _SPEED = (
     "The rollouts are the same in both: prompts are stretches of LLMBar's text, and completions end at lengths that are drawn evenly "
@@ -122,9 +122,7 @@ def _learning(runs: list[Mapping[str, Any]], results: Sequence[Mapping[str, Any]
             prompts=LearningSizes().prompts,
         ),
         _tried(results, runs[0]["run"][1]),
-        _SEEDS.format(seeds=" or ".join(map(str, sorted(seeds))))
-        if seeds != {1}
-        else "One seed, so small differences mean nothing.",
+        _seeds_said(seeds, _SEEDS),
     ]
     return "\n\n".join(
         [
@@ -193,15 +191,15 @@ def _real(runs: list[Mapping[str, Any]]) -> str:
     by_contender = _by_contender(runs)
     rows = []
     for name, lines in by_contender.items():
-        first, last = lines[-1]["points"][0], lines[-1]["points"][-1]
+        first, last = ([line["points"][place] for line in lines] for place in (0, -1))
         rows.append(
             [
                 TITLES[name],
-                f"{first['proxy']:.2f}",
-                f"{last['proxy']:.2f}",
-                f"{last['kl']:.3f}",
-                f"{last['seconds']:,.0f}",
-                f"{last['tokens'] / last['seconds']:.1f}",
+                _spread([point["proxy"] for point in first], 2),
+                _spread([point["proxy"] for point in last], 2),
+                _spread([point["kl"] for point in last], 3),
+                _spread([point["seconds"] for point in last], 0),
+                _spread([point["tokens"] / point["seconds"] for point in last], 1),
             ]
         )
     head = (
@@ -215,10 +213,20 @@ def _real(runs: list[Mapping[str, Any]]) -> str:
     said = [
         f"Made by `python -m {MODULE} --only real`: {machine()} PPO with TRL 1.12 runs with trl 1.12.0.",
         _REAL.format(
-            sizes=runs[0]["run"][1], rates=_rates(by_contender), prompts=REAL_SIZES.prompts, error=_reward_error(runs)
+            sizes=runs[0]["run"][1],
+            rates=_rates(by_contender),
+            seeds=_seeds_said({len(lines) for lines in by_contender.values()}, "Mean ± standard deviation over {seeds} seeds."),
+            prompts=REAL_SIZES.prompts,
+            error=_reward_error(runs),
         ),
     ]
     return "\n\n".join([*map(_paragraph, said), table(head, rows)])
+
+
+def _seeds_said(seeds: set[int], several: str) -> str:
+    """What the page says of the numbers of seeds that the contenders have."""
+    numbers = " or ".join(map(str, sorted(seeds)))
+    return several.format(seeds=numbers) if seeds != {1} else "One seed, so small differences mean nothing."
 
 
 def _reward_error(runs: Iterable[Mapping[str, Any]]) -> float:
