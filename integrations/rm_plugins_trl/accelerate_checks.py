@@ -74,13 +74,7 @@ def _check_precision(asked: AccelerateSettings, training: str) -> None:
     if given is None or str(given) == training or (str(given) == "no" and "mixed_precision" not in asked.line):
         return  # `accelerate config` writes `no` for who did not choose, and the training's choice then holds
     wanted = {"no": "float32", "fp16": "fp16"}.get(training, training)
-    remedy = (
-        "Leave it out"
-        if given == "no"
-        else f"Leave it out, or add --{given} true"
-        if given in ("bf16", "fp16")
-        else "Leave it out"
-    )
+    remedy = f"Leave it out, or add --{given} true" if given in ("bf16", "fp16") else "Leave it out"
     raise SpecError(
         f"{asked.where('mixed_precision')} is {given}, but the training computes in {wanted}. {remedy}: the training's precision holds for "
         "accelerate too."

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rm_plugins.engine.prefix_cache import has_standard_cache, is_causal, is_decoder
+from rm_plugins.engine.replaced_forward import forward_as
 from rm_plugins.engine.transformers_internals import attention_as, takes_attention
 from rm_plugins.errors import UnsupportedError
 
@@ -117,16 +118,8 @@ class LastLayer:
                 values are cached: then the hidden states mean nothing.
             mask: The tokens that the read token attends to, the cached ones first, [rows, cached + running tokens].
         """
-        own = self._layer.forward
-        is_patched = "forward" in vars(self._layer)
-        self._layer.forward = partial(self._forward, own, at, mask)
-        try:
+        with forward_as(self._layer, partial(self._forward, self._layer.forward, at, mask)):
             yield
-        finally:
-            if is_patched:
-                self._layer.forward = own
-            else:
-                del self._layer.forward
 
     def _forward(
         self,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 
+from rm_plugins.engine.replaced_forward import forward_as
 from rm_plugins.engine.shards import Shards
 
 Value = TypeVar("Value")
@@ -50,7 +51,7 @@ class Shortage:
         self._error = None
         with ExitStack() as stack:
             for block in self._blocks:
-                stack.enter_context(_forward_as(block, self._surviving(block)))
+                stack.enter_context(forward_as(block, self._surviving(block)))
             with self.noted():
                 yield
         self.raise_together()
@@ -124,19 +125,6 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     wrapped += [module.module for module in model.modules() if isinstance(module, fsdp.FullyShardedDataParallel)]
     inner = [module for module in wrapped if not any(child is not module and child in wrapped for child in module.modules())]
     return [module for module in inner if module is not model]
-
-
-@contextmanager
-def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 @contextmanager

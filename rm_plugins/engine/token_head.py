@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
+from rm_plugins.engine.replaced_forward import forward_as
 from rm_plugins.engine.shards import Shards
 from rm_plugins.errors import UnsupportedError
 
@@ -188,14 +189,7 @@ def _backbones_return(hidden: torch.Tensor, modules: list[torch.nn.Module]) -> I
         calls.append(1)
         return _BackboneOutput(last_hidden_state=hidden)
 
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = forward
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(forward_as(module, forward))
         yield calls
-    finally:
-        for module, own in zip(modules, before, strict=True):
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own

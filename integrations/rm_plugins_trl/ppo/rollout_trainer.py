@@ -186,19 +186,17 @@ class RolloutTrainer(OpenGRPOTrainer):
         is_next = not learns or self.args.steps_per_generation == 1
         keeps = learns and is_next
         model = self.model_wrapped if keeps else self.model
-        log_probs, entropy, values = [], [], []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.set_grad_enabled(keeps), self.accelerator.autocast():
             size = len(generation.rows) if keeps else self.settings.local_rollout_forward_batch_size
             for rows, starts in generation.chunks(size):
                 policy = self.read_policy(model, rows, starts)
-                log_probs.append(policy.log_probs.float())
-                entropy.append(policy.entropy)
-                values.append(self.read_values(rows, starts, policy.hidden))
-            reading = Reading(torch.cat(values), torch.cat(log_probs), torch.cat(entropy))
+                parts.append((self.read_values(rows, starts, policy.hidden), policy.log_probs.float(), policy.entropy))
+            values, log_probs, entropy = map(torch.cat, zip(*parts, strict=True))
         generation.log_probs, generation.values = (
-            by_completion(torch.cat(tokens).detach(), generation.is_token) for tokens in (log_probs, values)
+            by_completion(tokens.detach(), generation.is_token) for tokens in (log_probs, values)
         )
-        self._reading = reading if is_next else None
+        self._reading = Reading(values, log_probs, entropy) if is_next else None
 
     def read_policy(self, model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Any:
         """The policy's `TokenOutput` for completions; without gradients while the critic learns alone."""
