@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rm_plugins.engine.engine import ScoringEngine
 from rm_plugins.engine.readout import LastToken
-from rm_plugins.errors import DataError, ModelError
+from rm_plugins.errors import DataError, ModelError, ScoringError
 from rm_plugins.models.as_loaded import as_loaded
 from rm_plugins.models.manifest import GoldenScore, token_digest
 from rm_plugins.samples import Sample
@@ -43,16 +43,17 @@ GOLDEN_SAMPLES = (
 """Made-up samples of every form, with whose recorded scores a model is verified."""
 
 
-def golden_rows(renderer: Renderer) -> tuple[list[Sample], Sequence[Sequence[int]]]:
-    """The golden samples that a renderer's chat template accepts, and their token ids, [N] lists."""
-    samples = []
-    for sample in GOLDEN_SAMPLES:
-        try:
+def golden_rows(renderer: Renderer) -> tuple[list[Sample], list[list[int]]]:
+    """The golden samples that a renderer accepts, and their token ids, [N] lists.
+
+    A chat template may refuse some conversations, such as those without a system message, and ``truncation: error`` refuses long ones.
+    """
+    rows = {}
+    for place, sample in enumerate(GOLDEN_SAMPLES):
+        with suppress(DataError, ModelError, ScoringError):
             renderer.text(sample)
-        except (DataError, ModelError):
-            continue  # a chat template may refuse some conversations, such as those without a system message
-        samples.append(sample)
-    return samples, renderer.token_ids(samples)[0]
+            [rows[place]], _ = renderer.token_ids([sample])
+    return [GOLDEN_SAMPLES[place] for place in rows], [*rows.values()]
 
 
 def golden_scores(model: PreTrainedModel, renderer: Renderer, heads: Heads) -> list[GoldenScore]:

@@ -206,3 +206,13 @@ def test_a_tokenizer_that_counts(tiny_decoder: MakeFolder) -> None:
 def _texts(value: Any) -> list[Any]:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return [text for item in inner for text in (_texts(item) if isinstance(item, (dict, list)) else [item])]
+
+
+def test_a_reward_that_refuses_long_samples(tiny_decoder: MakeFolder) -> None:
+    """The golden samples contain one of 400 words."""
+    spec = {"provider": "sequence-classifier", "model": str(tiny_decoder()), "max_length": 60}
+    whole, refusing, cutting = (
+        fingerprint(rm.load(spec | choice))
+        for choice in ({"max_length": 8_000}, {"truncation": "error"}, {"truncation": "left"})
+    )
+    assert len({whole, refusing, cutting}) == 3
