@@ -97,6 +97,14 @@ def test_variants(name: str, folder: Path) -> None:
     assert_same_model(folder / name, folder / f"{name}-alone", 1e-3)
 
 
+def test_an_uneven_last_batch(folder: Path) -> None:
+    wanted = told(folder, "uneven-alone")["logged"]
+    assert_close(told(folder, "uneven-whole")["logged"], wanted)
+    assert_close(told(folder, "uneven-resumed")["logged"][-1:], wanted[-1:])
+    assert_same_model(folder / "uneven-whole", folder / "uneven-alone", 1e-4)
+    assert_same_model(folder / "uneven-resumed", folder / "uneven-whole")
+
+
 def test_repeated_forward_passes(folder: Path) -> None:
     wanted = told(folder, "long-alone")["logged"][:3]
     assert_close(told(folder, "checkpointing-fsdp")["logged"], wanted)

@@ -54,6 +54,13 @@ BEST: dict[str, Any] = {
 SHORT: dict[str, Any] = {"max_steps": 3, "save_strategy": "no"}
 LORA: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
 
+UNEVEN: dict[str, Any] = {
+    "given": {"train_dataset": Dataset.from_list(rows(7))},
+    "gradient_accumulation_steps": 2,
+    "max_steps": 4,  # two epochs
+}
+"""The last batch of an epoch has one row, the other processes none."""
+
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "grm": {"loss": "grm"},
     "odin": {"loss": "odin"},
@@ -61,6 +68,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "lora": {"given": LORA},
     "merged": {"given": LORA, "merge_adapter": True},
     "accumulated": {"gradient_accumulation_steps": 2},
+    "uneven": UNEVEN,
 }
 """Trainings that are the same in one process and in two that share the weights."""
 
@@ -114,7 +122,7 @@ def alone() -> None:
     train("long-alone", **watched(**LONG))
     train("best-alone", **watched(**BEST))
     for name, settings in VARIANTS.items():
-        train(f"{name}-alone", **settings, **SHORT)
+        train(f"{name}-alone", **{**SHORT, **settings})
     trainer = evaluator("evaluated-alone", 5)
     note("evaluated-alone", metrics=[trainer.evaluate()])
 
@@ -132,7 +140,15 @@ def best() -> None:
 
 
 def variant(name: str) -> None:
-    train(name, shards=FULL, **VARIANTS[name], **SHORT)
+    train(name, shards=FULL, **{**SHORT, **VARIANTS[name]})
+
+
+def uneven_with_whole_weights() -> None:
+    """Resumed in the middle of its second epoch, before the batch that is filled up."""
+    settings = {**UNEVEN, "save_steps": 1}
+    train("uneven-whole", **settings)
+    folder = copied("uneven-whole", "uneven-resumed")
+    train("uneven-resumed", resume=str(folder / "checkpoint-3"), **settings)
 
 
 def checkpointing(kind: str) -> None:
@@ -377,7 +393,14 @@ GROUPS: Mapping[str, tuple[int, Mapping[str, Case]]] = {
     ),
     "one": (1, {"two to one": in_one_process}),
     "two again": (2, {"one to two": in_two_processes}),
-    "whole weights in two": (2, {"our batches": partial(evaluations, None), "TRL's batches": partial(evaluations, True)}),
+    "whole weights in two": (
+        2,
+        {
+            "an uneven last batch": uneven_with_whole_weights,
+            "our batches": partial(evaluations, None),
+            "TRL's batches": partial(evaluations, True),
+        },
+    ),
     "whole weights in three": (3, {"our batches": partial(evaluations, None), "TRL's batches": partial(evaluations, True)}),
 }
 

@@ -36,9 +36,10 @@ from rm_plugins_trl.reward_training.checkpoints import begin_checkpoint
 from rm_plugins_trl.reward_training.chosen_loss import chosen_loss, chosen_regularizer, described, value_of
 from rm_plugins_trl.reward_training.deepspeed import check_deepspeed, check_states, gather_when_saving, zero_stage
 from rm_plugins_trl.reward_training.fsdp_settings import check_checkpoint, check_is_sharded, check_settings
-from rm_plugins_trl.reward_training.global_batch import global_batch, items_of, of_judgements, summed_gradient, weight_of
+from rm_plugins_trl.reward_training.global_batch import global_batch, summed_gradient, weight_of
 from rm_plugins_trl.reward_training.indistinguishable import count_equal_pairs
 from rm_plugins_trl.reward_training.language_model_head import language_model_head
+from rm_plugins_trl.reward_training.last_batch import LAST, mark_last_batch, own_items, without_fillers
 from rm_plugins_trl.reward_training.model_card import complete_model_card
 from rm_plugins_trl.reward_training.predictions import chosen_first
 from rm_plugins_trl.reward_training.prepared_dataset import (
@@ -307,6 +308,7 @@ class RewardTrainer(OpenRewardTrainer):
     ) -> Any:
         """The loss and its regularizers on the batch of all processes; `inputs` may be one of TRL's batches too."""
         mode = "train" if self.model.training else "eval"
+        last = inputs.pop(LAST, None)
         if self._batches is None:
             outputs, facts = self._outputs(model, inputs), BatchFacts.of(inputs)
             known = {name: inputs[name] for name in ("groups", *BATCH_NEEDS) if name in inputs}
@@ -328,7 +330,10 @@ class RewardTrainer(OpenRewardTrainer):
         shares: list[BatchFacts] = all_gathered(facts, "the facts of a batch")
         whole = BatchFacts.joined(shares)
         if mode == "eval":
-            batch, whole = self._without_fillers(batch, whole)
+            kept = self._reward_log.fresh(whole.numbers)
+        else:
+            kept = [last is None or place < last for place in range(len(whole.numbers))]
+        batch, whole = without_fillers(batch, whole, kept, self.losses[0].mean_over, self._own_needs)
         self._last_rewards = batch.rewards.detach()
         loss = self._loss(mode, batch, whole)
         self._reward_log.add(mode, batch, whole.numbers, whole.sections, whole.characters)
@@ -350,17 +355,6 @@ class RewardTrainer(OpenRewardTrainer):
             winners = set(inputs["pairs"][:, 0].tolist())
             starts = [start if row in winners else None for row, start in enumerate(inputs["completion_starts"])]
         return model(rows=[row.tolist() for row in inputs["rows"]], completion_starts=starts)
-
-    def _without_fillers(self, batch: RewardBatch, facts: BatchFacts) -> tuple[RewardBatch, BatchFacts]:
-        """A batch of an evaluation without the rows that it repeats: accelerate gives all processes equally many rows in the last one."""
-        fresh = self._reward_log.fresh(facts.numbers)
-        if all(fresh):
-            return batch, facts
-        kept = torch.tensor(fresh, device=batch.groups.device)
-        part = of_judgements(batch, kept, self._own_needs)
-        counted = {name: getattr(part, name) for name in ("pairs", "ties", "labels")}
-        items = items_of(self.losses[0].mean_over, judgements=sum(fresh), rows=len(part.rewards), **counted)
-        return part, facts.of_judgements(fresh, kept[batch.groups].tolist(), items)
 
     def _pairs_of_last_batch(self) -> int | None:
         """The number of pairs in the last batch of an evaluation, where this is the last one and has further pairs that fill it up."""
@@ -395,7 +389,9 @@ class RewardTrainer(OpenRewardTrainer):
             return batches, items
         if not batches:
             return batches, None
-        return batches, sum(all_gathered(sum(int(batch["items"]) for batch in batches), "the numbers of items of a step"))
+        mark_last_batch(self, batches[-1])
+        mine = sum(own_items(batch, self.accelerator.process_index, self.losses[0].mean_over) for batch in batches)
+        return batches, sum(all_gathered(mine, "the numbers of items of a step"))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's step, in which the model attends to packed rows.
