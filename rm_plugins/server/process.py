@@ -71,8 +71,8 @@ def serve(
 ) -> bool:
     """Load the reward and serve it until a signal arrives.
 
-    On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first; a second signal ends the server immediately. So does ``SIGTERM``
-    while the reward is being loaded. ``SIGHUP`` reloads the reward.
+    On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first. A second signal, or one that arrives while the reward is being
+    loaded, ends the server immediately. ``SIGHUP`` reloads the reward.
 
     Args:
         serving: The configuration.
