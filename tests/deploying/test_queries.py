@@ -31,7 +31,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.reloaded("failed")
     metrics.serves("helpful", "b1946ac9", now=True)
     series: dict[str, set[str]] = {"up": set()}
-    for family in text_string_to_metric_families(metrics.text().decode()):  # type: ignore[no-untyped-call]
+    for family in text_string_to_metric_families(metrics.text().decode()):
         for sample in family.samples:
             series.setdefault(sample.name, set()).update(sample.labels)
     return series

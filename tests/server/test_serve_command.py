@@ -169,7 +169,7 @@ def test_a_signal_ends_it_while_the_reward_is_being_loaded(start: Start, tmp_pat
     process.send(signal.SIGTERM)
     assert process.ended() == 128 + signal.SIGTERM
     running = Path("/proc", loading.read_text(encoding="utf-8"), "cmdline")
-    assert not running.exists() or running.read_bytes() == b"", "the process that loads has ended, though perhaps nobody asked how"
+    assert not running.exists() or running.read_bytes() == b"", "the process that loads has ended"
 
 
 def test_a_signal_has_the_reward_loaded_again(start: Start, tmp_path: Path) -> None:
