@@ -71,8 +71,8 @@ def serve(
 ) -> bool:
     """Load the reward and serve it until a signal arrives.
 
-    On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first; a second signal ends the server immediately. ``SIGHUP`` reloads the
-    reward.
+    On ``SIGTERM`` or ``SIGINT``, accepted requests are finished first. A second signal, or one that arrives while the reward is being
+    loaded, ends the server immediately. ``SIGHUP`` reloads the reward.
 
     Args:
         serving: The configuration.
@@ -90,6 +90,7 @@ def serve(
     """
     early_reloads: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, frame: early_reloads.append(number))
+    signal.signal(signal.SIGTERM, _end_while_loading)
     parent = os.getppid()
     settings = serving.settings
     reward = RewardProcess(serving.spec, Hosting(settings.threads, settings.max_score_seconds, serving.log_format))
@@ -119,6 +120,15 @@ def serve(
     finally:
         end_all()
     return server.finished
+
+
+def _end_while_loading(number: int, frame: FrameType | None) -> None:
+    """End this process and the one that loads the reward.
+
+    A container's first process, unlike others, ignores a signal for which it has no handler.
+    """
+    end_all()
+    os._exit(128 + number)
 
 
 def _join(agreement: Agreement, fingerprint: str) -> None:

@@ -158,6 +158,20 @@ def test_a_signal_ends_it_after_everything_that_was_accepted(start: Start) -> No
     assert process.ended() == 0
 
 
+def test_a_signal_ends_it_while_the_reward_is_being_loaded(start: Start, tmp_path: Path) -> None:
+    """As a container's first process, too, which ignores a signal that it has no handler for."""
+    loads = "import os, pathlib, time\npathlib.Path('loading').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    (tmp_path / "loads.py").write_text(loads, encoding="utf-8")
+    process, loading = start("loads:reward"), tmp_path / "loading"
+    while not (loading.exists() and loading.read_text(encoding="utf-8")):
+        assert process._process.poll() is None, process.lines
+        time.sleep(0.01)
+    process.send(signal.SIGTERM)
+    assert process.ended() == 128 + signal.SIGTERM
+    running = Path("/proc", loading.read_text(encoding="utf-8"), "cmdline")
+    assert not running.exists() or running.read_bytes() == b"", "the process that loads has ended"
+
+
 def test_a_signal_has_the_reward_loaded_again(start: Start, tmp_path: Path) -> None:
     spec = tmp_path / "reward.yaml"
     spec.write_text("{provider: constant, value: 1.0}", encoding="utf-8")
