@@ -1,0 +1,202 @@
+"""What all adapters share: scoring an engine's samples, and what a sample without a reward becomes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rm_plugins.errors import RmPluginsError, ScoringError, SpecError, UnsupportedError
+from rm_plugins.samples import Sample
+from rm_plugins.scores import Scores
+from rm_plugins_engines.shared_reward import SharedReward, Spec, check_spec, shared_reward, shared_reward_async
+
+logger = logging.getLogger(__name__)
+
+NoReward: TypeAlias = Literal["raise", "drop"] | float
+"""What a sample without a reward becomes: an error, nothing (where the engine can leave samples out), or this number."""
+
+NO_REWARD = "rm_no_reward"
+"""The name under which engines log 1 for a sample without a reward of its own, and 0 for the others."""
+ERROR = "rm_error"
+"""The name under which engines keep why a sample has no reward; empty for the others."""
+FINGERPRINT = "rm_fingerprint"
+"""The name under which engines keep the fingerprint of the reward."""
+_SHOWN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an engine is told about one sample.
+
+    Args:
+        value: The reward, or the number that the user chose for samples without one; None where the sample is to be left out.
+        why_none: Why the reward gave no score; empty where it did.
+        details: The requested details of the reward, NaN where they are missing.
+        fingerprint: The fingerprint of the reward.
+    """
+
+    value: float | None
+    why_none: str
+    details: Mapping[str, float]
+    fingerprint: str
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What engines log that collate numbers only: the details, and whether the value is not the reward's own."""
+        return {**self.details, NO_REWARD: float(bool(self.why_none))}
+
+    @property
+    def facts(self) -> dict[str, float | str]:
+        """What engines log that collate texts too. Every sample has the same names."""
+        return {**self.numbers, ERROR: self.why_none[:_SHOWN], FINGERPRINT: self.fingerprint}
+
+
+class EngineReward:
+    """A reward as an engine calls it. It can be pickled: every process loads the spec for itself.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes, except a loaded provider.
+        engine: The engine's name in messages.
+        no_reward: What a sample becomes that the reward fails on or abstains from: ``"raise"``, a number, or ``"drop"`` if `drops`.
+        details: The details of the reward to log, by their names in `Scores.columns`, such as ``member/0``.
+        drops: How the engine leaves a sample out; empty if it cannot.
+        groups: Whether a call has all completions of a prompt.
+
+    Raises:
+        SpecError: `no_reward` is neither of these, or the spec's file does not exist.
+        UnsupportedError: The engine cannot leave samples out.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        engine: str,
+        *,
+        no_reward: NoReward = "raise",
+        details: Sequence[str] = (),
+        drops: str = "",
+        groups: bool = False,
+    ) -> None:
+        self.no_reward = checked_no_reward(no_reward, engine, drops)
+        check_spec(spec)
+        self.spec = spec
+        self.engine = engine
+        self.details = tuple(details)
+        self.groups = groups
+        self.counts: Counter[str] = Counter()
+
+    def score(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """Score the samples of a call, together with those of other calls that wait.
+
+        Returns:
+            One outcome per sample, in order.
+
+        Raises:
+            ScoringError: A sample has no reward, and `no_reward` is ``"raise"``.
+            UnsupportedError: The reward compares samples, and the engine hands them over one by one.
+        """
+        if not samples:
+            return []
+        shared = shared_reward(self.spec)
+        self._check(shared)
+        return self._outcomes(shared, shared.score(samples))
+
+    async def score_async(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """The same in a coroutine, on any event loop."""
+        if not samples:
+            return []
+        shared = await shared_reward_async(self.spec)
+        self._check(shared)
+        return self._outcomes(shared, await shared.score_async(samples))
+
+    def _check(self, shared: SharedReward) -> None:
+        if shared.compares and not self.groups:
+            raise UnsupportedError(
+                f"The reward {shared.reward.facts.label!r} compares the samples of a batch, but {self.engine} hands them to a reward one "
+                "by one, so each would be compared with nothing. Use a reward whose scores do not depend on the batch."
+            )
+
+    def _outcomes(self, shared: SharedReward, scores: Scores) -> list[Outcome]:
+        fingerprint = shared.reward.fingerprint
+        columns = scores.columns
+        if unknown := [name for name in self.details if columns and name not in columns]:
+            raise SpecError(
+                f"The reward {shared.reward.facts.label!r} has no detail {unknown[0]!r}. It has: {', '.join(columns)}. Change `details`."
+            )
+        with shared.counting:
+            missing = self._missing(scores)
+            self.counts["samples"] += len(scores)
+        if missing and self.no_reward == "raise":
+            raise self._told(shared.reward.facts.label, missing, len(scores))
+        outcomes = []
+        for row, value in enumerate(scores.values.tolist()):
+            details = {name: float(columns[name][row]) if name in columns else math.nan for name in self.details}
+            outcomes.append(
+                Outcome(
+                    value if row not in missing else self.no_reward if isinstance(self.no_reward, float) else None,
+                    missing.get(row, ""),
+                    details,
+                    fingerprint,
+                )
+            )
+        return outcomes
+
+    def _missing(self, scores: Scores) -> dict[int, str]:
+        """Why rows have no reward, by row; they are counted, and logged at 1, 10, 100, ... of them."""
+        missing: dict[int, str] = {}
+        for row, value in enumerate(scores.values.tolist()):
+            if math.isfinite(value):
+                continue
+            failure = scores.errors.get(row)
+            self.counts["failed" if failure is not None else "abstained"] += 1
+            missing[row] = "it abstained" if failure is None else str(failure)
+        before = self.counts["without"]
+        self.counts["without"] += len(missing)
+        if missing and (before == 0 or _magnitude(self.counts["without"]) > _magnitude(before)):
+            became = {"raise": "an error", "drop": "left out"}.get(str(self.no_reward), f"the reward {self.no_reward}")
+            logger.warning(
+                "%d of %d samples of %s had no reward so far (%d failed, %d abstained); each becomes %s. The last: %s",
+                *(self.counts["without"], self.counts["samples"] + len(scores), self.engine),
+                *(self.counts["failed"], self.counts["abstained"], became, next(reversed(missing.values()))),
+            )
+        return missing
+
+    def _told(self, label: str, missing: Mapping[int, str], size: int) -> RmPluginsError:
+        first = min(missing)
+        which = "a sample" if size == 1 else f"{len(missing)} of {size} samples, the first of them sample {first}"
+        return ScoringError(
+            f"The reward {label!r} gave no score for {which}: {missing[first]}. {self.engine} needs a number for every sample. Set "
+            "`on_error: {fallback: SPEC}` in the spec; or choose what such a sample becomes with `no_reward` in the adapter.",
+            rows=sorted(missing),
+        )
+
+
+def checked_no_reward(no_reward: Any, engine: str, drops: str) -> NoReward:
+    """The choice for samples without a reward, a number as a float.
+
+    Args:
+        no_reward: The choice.
+        engine: The engine's name.
+        drops: How the engine leaves a sample out; empty if it cannot.
+
+    Raises:
+        SpecError: It is neither ``"raise"``, ``"drop"`` nor a finite number.
+        UnsupportedError: It is ``"drop"``, and the engine cannot leave samples out.
+    """
+    if no_reward == "raise" or (no_reward == "drop" and drops):
+        return "drop" if no_reward == "drop" else "raise"
+    if no_reward == "drop":
+        raise UnsupportedError(
+            f"{engine} cannot leave out a sample, so `no_reward` cannot be 'drop'. Choose 'raise', or the number that such a sample gets."
+        )
+    if isinstance(no_reward, bool) or not isinstance(no_reward, (int, float)) or not math.isfinite(no_reward):
+        raise SpecError(f"`no_reward` must be 'raise', 'drop' or a finite number, not {no_reward!r}.")
+    return float(no_reward)
+
+
+def _magnitude(count: int) -> int:
+    return len(str(count))
