@@ -65,6 +65,8 @@ class EngineReward:
         details: The details of the reward to log, by their names in `Scores.columns`, such as ``member/0``.
         drops: How the engine leaves a sample out; empty if it cannot.
         groups: Whether a call has all completions of a prompt.
+        in_step: Whether all processes of the training call the reward at the same steps, each with its share of the batch. Then a call is
+            scored by itself in the calling thread, where rewards may exchange with those of other processes, and learn while they score.
 
     Raises:
         SpecError: `no_reward` is neither of these, or the spec's file does not exist.
@@ -80,6 +82,7 @@ class EngineReward:
         details: Sequence[str] = (),
         drops: str = "",
         groups: bool = False,
+        in_step: bool = False,
     ) -> None:
         self.no_reward = checked_no_reward(no_reward, engine, drops)
         check_spec(spec)
@@ -87,6 +90,7 @@ class EngineReward:
         self.engine = engine
         self.details = tuple(details)
         self.groups = groups
+        self.in_step = in_step
         self.counts: Counter[str] = Counter()
 
     def score(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -103,7 +107,7 @@ class EngineReward:
             return []
         shared = shared_reward(self.spec)
         self._check(shared)
-        return self._outcomes(shared, shared.score(samples))
+        return self._outcomes(shared, shared.score_here(samples) if self.in_step else shared.score(samples))
 
     async def score_async(self, samples: Sequence[Sample]) -> list[Outcome]:
         """The same in a coroutine, on any event loop."""
@@ -114,10 +118,17 @@ class EngineReward:
         return self._outcomes(shared, await shared.score_async(samples))
 
     def _check(self, shared: SharedReward) -> None:
+        facts = shared.reward.facts
+        if facts.learns and not self.in_step:
+            raise UnsupportedError(
+                f"{facts.learns[0]} learns from the samples that it scores, but {self.engine} calls rewards in several processes and in no "
+                "order, so equal samples would get different scores. Use fixed settings (`rm-plugins calibrate` finds them), or serve the "
+                "reward once and write the adapter for its URL."
+            )
         if shared.compares and not self.groups:
             raise UnsupportedError(
-                f"The reward {shared.reward.facts.label!r} compares the samples of a batch, but {self.engine} hands them to a reward one "
-                "by one, so each would be compared with nothing. Use a reward whose scores do not depend on the batch."
+                f"The reward {facts.label!r} compares the samples of a batch, but {self.engine} hands them to a reward one by one, so each "
+                "would be compared with nothing. Use a reward whose scores do not depend on the batch."
             )
 
     def _outcomes(self, shared: SharedReward, scores: Scores) -> list[Outcome]:

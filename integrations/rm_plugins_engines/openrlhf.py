@@ -50,7 +50,8 @@ class OpenRLHFReward:
             queries: Prompt and response as one text, [N].
             prompts: The prompts, [N].
             labels: The labels, [N]: the column ``label`` of the samples. The items of a label that is a mapping, or JSON of one, are
-            columns. others: Ignored.
+            columns.
+            others: Ignored.
 
         Returns:
             ``rewards`` and ``scores``, float32 tensors [N], and ``extra_logs``: the details and ``rm_no_reward``, tensors [N].

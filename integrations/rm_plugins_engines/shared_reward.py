@@ -77,6 +77,13 @@ class SharedReward:
         """The scores of the samples, in their order; see `submit`."""
         return self.submit(samples).result()
 
+    def score_here(self, samples: Sequence[Sample]) -> Scores:
+        """The same in the calling thread, without other callers' samples."""
+        (scores,) = self._scored([samples])
+        self.counts["batches"] += 1
+        self.counts["samples"] += len(samples)
+        return scores
+
     async def score_async(self, samples: Sequence[Sample]) -> Scores:
         """The same for a coroutine of any event loop."""
         return await asyncio.wrap_future(self.submit(samples))
@@ -100,7 +107,7 @@ class SharedReward:
         done = await self._batcher.submit(samples, client="", items=len(samples), size=max(1, size))
         return done.result
 
-    def _scored(self, calls: Sequence[Sequence[Sample]]) -> Sequence[Scores | Exception]:
+    def _scored(self, calls: Sequence[Sequence[Sample]]) -> Sequence[Scores]:
         return self.reward.score(calls, [f"of an engine, for {len(samples)} samples" for samples in calls])
 
     def _count(self, batch: Batch) -> None:
@@ -159,7 +166,8 @@ def shared_reward(spec: Spec) -> SharedReward:
 
 async def shared_reward_async(spec: Spec) -> SharedReward:
     """The same without blocking the event loop while a model is loaded."""
-    return _rewards.loaded(spec) or await asyncio.to_thread(shared_reward, spec)
+    shared = _rewards.loaded(spec)
+    return shared if shared is not None else await asyncio.to_thread(shared_reward, spec)
 
 
 def check_spec(spec: Spec) -> None:

@@ -52,9 +52,12 @@ def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
 
 
 def async_orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
-    """The same as an asynchronous class, which ms-swift runs at the same time as its other asynchronous rewards; see `orm`."""
+    """The same as an asynchronous class, which ms-swift runs at the same time as its other asynchronous rewards; see `orm`.
+
+    Rewards that compare samples, or learn from them, need the synchronous class.
+    """
     base = _base("AsyncORM")
-    reward = _reward(spec, no_reward)
+    reward = _reward(spec, no_reward, in_step=False)
 
     class RMPluginsAsyncORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
         """Scores a batch."""
@@ -135,8 +138,8 @@ def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -
     return Sample(turns[:-1], turns[-1:], plain_row(kept))
 
 
-def _reward(spec: Spec, no_reward: NoReward) -> EngineReward:
-    return EngineReward(spec, ENGINE, no_reward=no_reward, drops=_DROPS, groups=True)
+def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineReward:
+    return EngineReward(spec, ENGINE, no_reward=no_reward, drops=_DROPS, groups=in_step, in_step=in_step)
 
 
 def _check_drop(reward: EngineReward, args: Any) -> None:

@@ -104,7 +104,8 @@ def reward_manager(spec: Spec, *, no_reward: NoReward = "raise", details: Sequen
         from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
     except ImportError as error:
         raise MissingDependencyError(
-            f"A reward manager needs verl 0.9 or newer, whose reward loop cannot be imported here ({error}). Use `compute_score` with others."
+            f"A reward manager needs the reward loop of verl 0.9 or newer, which cannot be imported here ({error}). "
+            "With an older verl, use `compute_score`."
         ) from error
     reward = EngineReward(spec, ENGINE, no_reward=no_reward, details=details)
 
