@@ -41,7 +41,7 @@ def _engine(_: click.Context, parameter: click.Parameter, value: str) -> str:
     show_default=True,
     callback=_choice,
     metavar="raise|drop|NUMBER",
-    help="What a sample becomes that the reward fails on or abstains from. drop: slime, swift and nemo-gym only.",
+    help="How to treat samples that the reward fails on or abstains from. drop: slime, swift and nemo-gym only.",
 )
 @click.option(
     "--prompt",
@@ -49,6 +49,7 @@ def _engine(_: click.Context, parameter: click.Parameter, value: str) -> str:
     help="Where the prompt is, if the engine does not hand over messages: auto, text, rendered, none, or column:PATH.",
 )
 @click.option("--detail", "details", multiple=True, metavar="NAME", help="A detail to log, such as member/0; repeatable.")
+@click.option("--no-check", is_flag=True, help="Do not load SPEC first, for models that this machine has no memory for.")
 @click.option("--overwrite", is_flag=True, help="Replace the output.")
 def adapter(
     engine: str,
@@ -57,30 +58,35 @@ def adapter(
     no_reward: Any,
     prompt: str | None,
     details: tuple[str, ...],
+    no_check: bool,
     overwrite: bool,
 ) -> None:
     """Write the small file that gives the reward SPEC to another engine, with the engine's own flags in its first lines.
 
     ENGINE is areal, nemo-gym, nemo-rl, openrlhf, slime, swift (ms-swift), verifiers or verl.
 
-    The file has the absolute path of SPEC. All machines that run rewards need rm-plugins and the files of the spec, or the spec is the URL
-    of `rm-plugins serve`.
+    SPEC is loaded first, and the file has its absolute path. All machines that run rewards need rm-plugins and the files of the spec, or
+    the spec is the URL of `rm-plugins serve`.
     """
     from rm_plugins.files import check_output, would_replace, write_atomically
-    from rm_plugins.spec import load
+    from rm_plugins.server.served_reward import ServedReward
     from rm_plugins_engines.adapter_files import ENGINES as FILES
     from rm_plugins_engines.adapter_files import adapter_text
-    from rm_plugins_engines.engine_reward import checked_no_reward
+    from rm_plugins_engines.engine_reward import check_reward, checked_no_reward
 
     path = output.absolute()
     if path.suffix != ".py" or not re.fullmatch(r"[A-Za-z_]\w*", path.stem):
         raise click.UsageError(f"--output {output} must be a Python module: a name such as reward.py.")
-    checked_no_reward(no_reward, FILES[engine].engine, FILES[engine].drops)
+    facts = FILES[engine]
+    checked_no_reward(no_reward, facts.engine, facts.drops)
+    written = str(Path(spec).absolute()) if Path(spec).exists() else spec
+    text = adapter_text(engine, written, path, no_reward=no_reward, prompt=prompt, details=details)
     check_output(path)
     if would_replace(path) and not overwrite:
-        raise OutputError(f"{output} exists. Name another file, or replace it with --overwrite.")
-    written = str(Path(spec).absolute()) if Path(spec).exists() else spec
-    load(written).close()
-    text = adapter_text(engine, written, path, no_reward=no_reward, prompt=prompt, details=details)
+        raise OutputError(f"{output} exists already. Name another output with -o, or replace it with --overwrite.")
+    if not no_check:
+        reward = ServedReward.load(written)
+        check_reward(reward.facts, facts.engine, groups=facts.groups, in_step=facts.in_step)
+        reward.close()
     write_atomically(path, text)
-    say(f"Wrote {output}. Its first lines have the settings of {FILES[engine].engine}.")
+    say(f"Wrote {output}. Its first lines have the settings of {facts.engine}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from rm_plugins.errors import SpecError
 from rm_plugins.version import __version__
 from rm_plugins_engines.engine_reward import NoReward
-from rm_plugins_engines.prompts import AUTO, COLUMN
+from rm_plugins_engines.prompts import AUTO, COLUMN, PromptSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,15 @@ class EngineFile:
 
     Args:
         engine: Its name, with the version that this was checked with.
-        flags: The engine's settings for a file, one a line, given the file's path.
+        flags: The engine's settings for a file, one per line, given the file's path.
         body: The file after the spec, given the arguments of the reward as Python.
         prompt: The default of its prompt source; None if the engine hands over the messages.
+        column_in: What the engine hands the row over as, where a prompt can be.
+        has_text: Whether the engine hands over the prompt as text.
         has_details: Whether it has a place for the details of a reward.
         drops: What ``drop`` does; empty if the engine cannot leave samples out.
+        groups: Whether it can hand over all completions of a prompt together.
+        in_step: Whether its processes call a reward at the same steps.
     """
 
     engine: str
@@ -31,6 +35,10 @@ class EngineFile:
     prompt: str | None = None
     has_details: bool = True
     drops: str = ""
+    column_in: str = "the row"
+    has_text: bool = True
+    groups: bool = False
+    in_step: bool = False
 
 
 def _verl_flags(path: Path) -> Sequence[str]:
@@ -176,12 +184,13 @@ async def reward(task, trace):
 
 
 ENGINES: Mapping[str, EngineFile] = {
-    "verl": EngineFile("verl 0.9.1", _verl_flags, _verl_body, prompt=f"{COLUMN}prompt"),
+    "verl": EngineFile("verl 0.9.1", _verl_flags, _verl_body, prompt=f"{COLUMN}prompt", column_in="extra_info", has_text=False),
     "openrlhf": EngineFile(
         "OpenRLHF 0.11.2",
         lambda path: [f"  python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {path}"],
         _openrlhf_body,
         prompt=AUTO,
+        column_in="the label",
     ),
     "swift": EngineFile(
         "ms-swift 4.6.0",
@@ -192,12 +201,22 @@ ENGINES: Mapping[str, EngineFile] = {
         _swift_body,
         has_details=False,
         drops="ms-swift's None; needs a second reward function",
+        groups=True,
+        in_step=True,
     ),
-    "slime": EngineFile("slime of August 2026", _slime_flags, _slime_body, prompt=AUTO, drops="leaves out the group"),
+    "slime": EngineFile(
+        "slime of August 2026",
+        _slime_flags,
+        _slime_body,
+        prompt=AUTO,
+        drops="leaves out the group",
+        column_in="metadata",
+        groups=True,
+    ),
     "nemo-gym": EngineFile(
         "NeMo Gym of August 2026", _nemo_gym_flags, _nemo_gym_body, drops="set aside when rollouts are collected"
     ),
-    "nemo-rl": EngineFile("NeMo-RL of August 2026", _nemo_rl_flags, _nemo_rl_body, prompt=AUTO),
+    "nemo-rl": EngineFile("NeMo-RL of August 2026", _nemo_rl_flags, _nemo_rl_body, prompt=AUTO, column_in="extra_env_info"),
     "areal": EngineFile("AReaL 1.0.4", _areal_flags, _areal_body, prompt=f"{COLUMN}messages", has_details=False),
     "verifiers": EngineFile(
         "verifiers 0.4.0",
@@ -235,7 +254,8 @@ def adapter_text(
         raise SpecError(f"{facts.engine} has no place for the details of a reward, so there is no --detail to choose.")
     arguments = ["SPEC", f"no_reward={no_reward!r}"]
     if facts.prompt is not None:
-        arguments.append(f"prompt={prompt or facts.prompt!r}")
+        source = PromptSource(prompt or facts.prompt, facts.engine, facts.column_in, has_text=facts.has_text)
+        arguments.append(f"prompt={source.source!r}")
     if details:
         arguments.append(f"details={list(details)!r}")
     lines = [

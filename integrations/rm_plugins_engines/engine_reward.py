@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from rm_plugins.errors import RmPluginsError, ScoringError, SpecError, UnsupportedError
 from rm_plugins.samples import Sample
 from rm_plugins.scores import Scores
+from rm_plugins.server.served_reward import RewardFacts
 from rm_plugins_engines.shared_reward import SharedReward, Spec, check_spec, shared_reward, shared_reward_async
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Outcome:
     """What an engine is told about one sample.
 
     Args:
-        value: The reward, or the number that the user chose for samples without one; None where the sample is to be left out.
+        value: The reward, or the number that the user chose for samples without one; None where the sample must be left out.
         why_none: Why the reward gave no score; empty where it did.
         details: The requested details of the reward, NaN where they are missing.
         fingerprint: The fingerprint of the reward.
@@ -118,18 +119,7 @@ class EngineReward:
         return self._outcomes(shared, await shared.score_async(samples))
 
     def _check(self, shared: SharedReward) -> None:
-        facts = shared.reward.facts
-        if facts.learns and not self.in_step:
-            raise UnsupportedError(
-                f"{facts.learns[0]} learns from the samples that it scores, but {self.engine} calls rewards in several processes and in no "
-                "order, so equal samples would get different scores. Use fixed settings (`rm-plugins calibrate` finds them), or serve the "
-                "reward once and write the adapter for its URL."
-            )
-        if shared.compares and not self.groups:
-            raise UnsupportedError(
-                f"The reward {facts.label!r} compares the samples of a batch, but {self.engine} hands them to a reward one by one, so each "
-                "would be compared with nothing. Use a reward whose scores do not depend on the batch."
-            )
+        check_reward(shared.reward.facts, self.engine, groups=self.groups, in_step=self.in_step)
 
     def _outcomes(self, shared: SharedReward, scores: Scores) -> list[Outcome]:
         fingerprint = shared.reward.fingerprint
@@ -183,6 +173,31 @@ class EngineReward:
             f"The reward {label!r} gave no score for {which}: {missing[first]}. {self.engine} needs a number for every sample. Set "
             "`on_error: {fallback: SPEC}` in the spec; or choose what such a sample becomes with `no_reward` in the adapter.",
             rows=sorted(missing),
+        )
+
+
+def check_reward(facts: RewardFacts, engine: str, *, groups: bool = False, in_step: bool = False) -> None:
+    """Refuse a reward whose scores would depend on which samples an engine happens to hand over together, or in which order.
+
+    Args:
+        facts: The facts about the reward.
+        engine: The engine's name.
+        groups: Whether a call has all completions of a prompt.
+        in_step: Whether all processes call the reward at the same steps.
+
+    Raises:
+        UnsupportedError: It compares samples and there are no groups, or it learns from samples and there are no steps.
+    """
+    if facts.learns and not in_step:
+        raise UnsupportedError(
+            f"{facts.learns[0]} learns from the samples that it scores, but {engine} calls rewards in several processes and in no order, "
+            "so equal samples would get different scores. Use fixed settings (`rm-plugins calibrate` finds them), or serve the reward once "
+            "and write the adapter for its URL."
+        )
+    if not facts.is_merged and not groups:
+        raise UnsupportedError(
+            f"The reward {facts.label!r} compares the samples of a batch, but {engine} hands them to a reward one by one, so each would be "
+            "compared with nothing. Use a reward whose scores do not depend on the batch."
         )
 
 

@@ -30,7 +30,7 @@ class OpenRLHFReward:
         no_reward: What a sample without a reward becomes: ``"raise"`` or a number. OpenRLHF logs what its reward raises as information,
             and ends the training later because the reward is None; the reason is also logged as an error here.
         prompt: Where the prompt is: ``auto``, the text that OpenRLHF hands over unless it is rendered; ``text``; ``rendered``;
-            ``none``; or ``column:PATH`` in the label, which is a mapping or JSON (``column:label`` for a label that is the prompt).
+            ``none``; or ``column:PATH`` in the label. Such a label is a mapping or JSON; ``column:label`` is for one that is the prompt.
         details: The details of the reward to log, such as ``member/0``.
 
     Raises:
@@ -65,7 +65,7 @@ class OpenRLHFReward:
         try:
             outcomes = self.reward.score(self._samples(queries, prompts, labels))
         except Exception:
-            logger.exception("There is no reward for a sample; OpenRLHF goes on without it until it needs the number")
+            logger.exception("There is no reward for a sample. OpenRLHF continues without it until it needs the number")
             raise
         rewards = torch.tensor([outcome.value for outcome in outcomes], dtype=torch.float32)
         names = outcomes[0].numbers if outcomes else {}

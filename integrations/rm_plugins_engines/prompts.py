@@ -70,8 +70,8 @@ class PromptSource:
         if self.source == AUTO and has_special_tokens(prompt):
             raise DataError(
                 f"{self.engine} hands over a prompt that a chat template has rendered ({prompt[:60]!r}), and a reward would render it "
-                f"again. Set `prompt` in the adapter: '{COLUMN}PATH' for the messages in {self.column_in}; 'rendered' to score the text "
-                "unchanged, for models with the policy's template; or 'text' if it is the prompt as it is."
+                f"again. Set `prompt` in the adapter to '{COLUMN}PATH', a column of {self.column_in} with the messages. Or set it to "
+                "'rendered', which scores the text unchanged, for models with the policy's template."
             )
         return Sample(prompt, completion, columns)
 

@@ -68,11 +68,6 @@ class SharedReward:
         threading.Thread(target=self._loop.run_forever, name="rm-plugins-engine", daemon=True).start()
         self._loop.call_soon_threadsafe(self._batcher.start)
 
-    @property
-    def compares(self) -> bool:
-        """Whether a score depends on the other samples of a call, such as the completions of the same prompt."""
-        return not self.reward.facts.is_merged
-
     def score(self, samples: Sequence[Sample]) -> Scores:
         """The scores of the samples, in their order; see `submit`."""
         return self.submit(samples).result()

@@ -53,7 +53,7 @@ class SlimeReward:
             others: Ignored.
 
         Returns:
-            One number, or a list of them; None for a sample that is to be left out. With ``--reward-key``, each is a mapping.
+            One number, or a list of them; None for a sample that must be left out. With ``--reward-key``, each is a mapping.
 
         Raises:
             DataError: The prompt is missing or rendered.

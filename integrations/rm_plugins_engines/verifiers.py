@@ -42,7 +42,7 @@ _OF_VERIFIERS = (
     ),
     *("network_block", "artifacts", "artifact_max_bytes", "timeout", "resources"),
 )
-"""Fields of every task, which are no columns of a sample."""
+"""Fields of every task, which do not become columns of a sample."""
 
 
 class VerifiersReward:
@@ -83,7 +83,7 @@ class VerifiersReward:
 
 
 def sample_of(task: Any, trace: Any) -> Sample:
-    """The sample of a trace: what stands before the model's first message is the prompt, the rest of the last branch the completion.
+    """The sample of a trace: the prompt is the messages before the model's first one, the completion the rest of the last branch.
 
     Raises:
         DataError: The model has written no message.

@@ -1,7 +1,7 @@
 """A program that scores the same samples through the dispatch code of real engines, each called as its trainer calls it.
 
-Usage: python -m tests.engines.real_engines FOLDER. The folder has ``reward.yaml``, ``tokenizer``, and gets ``results.json``. The engines are
-imported from the Python path; what they import beside their dispatch code is replaced by stand-ins.
+Usage: python -m tests.engines.real_engines FOLDER. The folder has ``reward.yaml`` and ``tokenizer``, and gets ``results.json``. The engines
+are imported from the Python path; what they import beside their dispatch code is replaced by stand-ins.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from rm_plugins_engines.adapter_files import adapter_text
+from rm_plugins_engines.shared_reward import shared_reward
+from tests.engines.engine_samples import engine_rows
 from tests.engines.stand_ins import Anything, stand_in_for
 
-stand_in_for(
+ROWS = engine_rows()
+NOT_NEEDED = (
     *(
         "ray",
         "codetiming",
@@ -54,16 +62,6 @@ stand_in_for(
     ),
     *("areal.utils.hf_utils", "areal.workflow_context", "swift.dataset", "json_repair", "lark"),
 )
-
-import numpy as np
-import torch
-from transformers import AutoTokenizer
-
-from rm_plugins_engines.adapter_files import adapter_text
-from rm_plugins_engines.shared_reward import shared_reward
-from tests.engines.engine_samples import engine_rows
-
-ROWS = engine_rows()
 
 
 def written(folder: Path, engine: str, name: str = "reward", **settings: Any) -> Path:
@@ -218,7 +216,7 @@ def verifiers(folder: Path) -> dict[str, Any]:
     from verifiers.v1.trace import AgentInfo, Trace, TraceTask
     from verifiers.v1.types import AssistantMessage, SystemMessage, UserMessage
 
-    class Solved(TaskData):
+    class Solved(TaskData):  # type: ignore[misc]  # verifiers' class
         solution: str
 
     config = TaskConfig(rewards={"rm_plugins": {"fn": f"{written(folder, 'verifiers')}:reward", "weight": 2.0}})
@@ -273,6 +271,7 @@ def areal(folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Score with every engine, and write what each gave or how it failed."""
+    stand_in_for(*NOT_NEEDED)
     results: dict[str, Any] = {}
     for engine in (verl, openrlhf, swift, verifiers, areal):
         before = dict(shared_reward(str(folder / "reward.yaml")).counts)
