@@ -58,7 +58,6 @@ def _verl_body(arguments: str) -> str:
     return f"""from rm_plugins_engines.verl import VerlReward, reward_manager
 
 REWARD = VerlReward({arguments})
-RewardManager = reward_manager({manager})
 
 
 async def compute_score(data_source, solution_str, ground_truth, extra_info=None, **others):
@@ -67,6 +66,12 @@ async def compute_score(data_source, solution_str, ground_truth, extra_info=None
 
 def compute_score_sync(data_source, solution_str, ground_truth, extra_info=None, **others):
     return REWARD.compute_score_sync(data_source, solution_str, ground_truth, extra_info, **others)
+
+
+def __getattr__(name):  # the manager's class is made when verl asks for it
+    if name == "RewardManager":
+        return reward_manager({manager})
+    raise AttributeError(name)
 """
 
 
@@ -156,11 +161,16 @@ def _areal_body(arguments: str) -> str:
     return f"""from rm_plugins_engines.areal import AReaLReward
 
 REWARD = AReaLReward({arguments})
-Workflow = REWARD.workflow()
 
 
 def reward_fn(prompt, completions, prompt_ids, completion_ids, **data):
     return REWARD.reward_fn(prompt, completions, prompt_ids, completion_ids, **data)
+
+
+def __getattr__(name):  # the workflow's class is made when AReaL asks for it
+    if name == "Workflow":
+        return REWARD.workflow()
+    raise AttributeError(name)
 """
 
 

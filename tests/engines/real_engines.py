@@ -262,9 +262,10 @@ def areal(folder: Path) -> dict[str, Any]:
         return await asyncio.gather(*map(of_workflow, ROWS))
 
     async def pooled() -> list[float]:
-        wrapper = AsyncRewardWrapper(reward.reward_fn, timeout_seconds=60, max_workers=1, max_retries=0)
+        wrapper = AsyncRewardWrapper(reward.reward_fn, timeout_seconds=600, max_workers=1, max_retries=0)
         calls = (wrapper(*decoded(row), [1], [2], messages=row["messages"], solution=row["solution"]) for row in ROWS[:8])
-        return await asyncio.gather(*calls)
+        values: list[float] = await asyncio.gather(*calls)
+        return values
 
     return {"workflow": {"values": asyncio.run(all_of_them())}, "pool of processes": {"values": asyncio.run(pooled())}}
 

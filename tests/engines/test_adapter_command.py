@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rm_plugins.errors import RmPluginsError
+from rm_plugins.errors import MissingDependencyError, RmPluginsError
 from rm_plugins_engines.adapter import ENGINES, adapter
 from rm_plugins_engines.adapter_files import ENGINES as FILES
 
@@ -67,6 +67,21 @@ def test_the_file_works(tmp_path: Path) -> None:
     assert run("nemo_gym", SPEC, "-o", path, "--no-reward", "drop", "--overwrite").exit_code == 0
     request = {"responses_create_params": {"input": "Q"}, "response": {"output": [{"role": "assistant", "content": "4"}]}}
     assert asyncio.run(module_of(path).REWARD.verify(request))["reward"] == 4.0
+
+
+def test_functions_need_no_classes_of_their_engine(tmp_path: Path) -> None:
+    """An older verl has no reward loop, and an AReaL without its trainer no workflows."""
+    path = tmp_path / "reward.py"
+    assert run("verl", SPEC, "-o", path, "--prompt", "none").exit_code == 0
+    verl = module_of(path)
+    assert verl.compute_score_sync("source", "4", "truth", {})["score"] == 4.0
+    assert asyncio.run(verl.compute_score("source", "5", "truth", {}, reward_router_address="a"))["score"] == 5.0
+    assert run("areal", SPEC, "-o", path, "--prompt", "none", "--overwrite").exit_code == 0
+    areal = module_of(path)
+    assert areal.reward_fn("Q", "4", [1], [2], answer="4") == 4.0
+    for module, name in ((verl, "RewardManager"), (areal, "Workflow")):
+        with pytest.raises(MissingDependencyError):
+            getattr(module, name)
 
 
 def test_the_spec_of_a_file_is_written_with_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

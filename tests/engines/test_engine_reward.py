@@ -113,7 +113,7 @@ def test_another_process_loads_its_own(method: str) -> None:
     adapter = reward(PROCESS)
     assert pid_of(adapter) == os.getpid()  # its threads run, and its locks exist
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
-        assert pool.submit(pid_of, adapter).result(60) == pool.submit(os.getpid).result(60) != os.getpid()
+        assert pool.submit(pid_of, adapter).result(600) == pool.submit(os.getpid).result(600) != os.getpid()
 
 
 def test_a_pickled_adapter_keeps_its_choices() -> None:
