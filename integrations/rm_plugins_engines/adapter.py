@@ -77,6 +77,8 @@ def adapter(
     path = output.absolute()
     if path.suffix != ".py" or not re.fullmatch(r"[A-Za-z_]\w*", path.stem):
         raise click.UsageError(f"--output {output} must be a Python module: a name such as reward.py.")
+    if not str(path).isprintable():
+        raise click.UsageError(f"--output {str(output)!r} has a character that cannot be shown in the file's first lines.")
     facts = FILES[engine]
     checked_no_reward(no_reward, facts.engine, facts.drops)
     written = str(Path(spec).absolute()) if Path(spec).exists() else spec

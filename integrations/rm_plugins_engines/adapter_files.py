@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ class EngineFile:
     Args:
         engine: Its name, with the version that this was checked with.
         flags: The engine's settings for a file, one per line, given the file's path.
-        body: The file after the spec, given the arguments of the reward as Python.
+        body: The file after the spec, given the reward's arguments by name, as Python.
         prompt: The default of its prompt source; None if the engine hands over the messages.
         column_in: What the engine hands the row over as, where a prompt can be.
         has_text: Whether the engine hands over the prompt as text.
@@ -31,7 +32,7 @@ class EngineFile:
 
     engine: str
     flags: Callable[[Path], Sequence[str]]
-    body: Callable[[str], str]
+    body: Callable[[Mapping[str, str]], str]
     prompt: str | None = None
     has_details: bool = True
     drops: str = ""
@@ -41,23 +42,28 @@ class EngineFile:
     in_step: bool = False
 
 
+def _called(arguments: Mapping[str, str]) -> str:
+    """The arguments of a call, after the spec."""
+    return ", ".join(["SPEC", *(f"{name}={value}" for name, value in arguments.items())])
+
+
 def _verl_flags(path: Path) -> Sequence[str]:
     return [
         "The reward manager, for rewards that read the prompt:",
         "  python -m verl.trainer.main_ppo ... \\",
         "    reward.reward_manager.source=importlib reward.reward_manager.name=RewardManager \\",
-        f"    reward.reward_manager.module.path={path}",
+        f"    reward.reward_manager.module.path={shlex.quote(str(path))}",
         "Or the function, with the prompt in the dataset's extra_info:",
-        f"  python -m verl.trainer.main_ppo ... reward.custom_reward_function.path={path} \\",
+        f"  python -m verl.trainer.main_ppo ... reward.custom_reward_function.path={shlex.quote(str(path))} \\",
         "    reward.custom_reward_function.name=compute_score",
     ]
 
 
-def _verl_body(arguments: str) -> str:
-    manager = ", ".join(argument for argument in arguments.split(", ") if not argument.startswith("prompt="))
+def _verl_body(arguments: Mapping[str, str]) -> str:
+    of_manager = _called({name: value for name, value in arguments.items() if name != "prompt"})
     return f"""from rm_plugins_engines.verl import VerlReward, reward_manager
 
-REWARD = VerlReward({arguments})
+REWARD = VerlReward({_called(arguments)})
 
 
 async def compute_score(data_source, solution_str, ground_truth, extra_info=None, **others):
@@ -70,15 +76,15 @@ def compute_score_sync(data_source, solution_str, ground_truth, extra_info=None,
 
 def __getattr__(name):  # the manager's class is made when verl asks for it
     if name == "RewardManager":
-        return reward_manager({manager})
+        return reward_manager({of_manager})
     raise AttributeError(name)
 """
 
 
-def _openrlhf_body(arguments: str) -> str:
+def _openrlhf_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.openrlhf import OpenRLHFReward
 
-REWARD = OpenRLHFReward({arguments})
+REWARD = OpenRLHFReward({_called(arguments)})
 
 
 def reward_func(queries, prompts, labels, **others):
@@ -86,20 +92,20 @@ def reward_func(queries, prompts, labels, **others):
 """
 
 
-def _swift_body(arguments: str) -> str:
+def _swift_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.swift import async_orm, model_plugin, orm
 from swift.rewards import orms, rm_plugins
 
-orms["rm_plugins"] = orm({arguments})
-orms["rm_plugins_async"] = async_orm({arguments})
-rm_plugins["rm_plugins"] = model_plugin({arguments})
+orms["rm_plugins"] = orm({_called(arguments)})
+orms["rm_plugins_async"] = async_orm({_called(arguments)})
+rm_plugins["rm_plugins"] = model_plugin({_called(arguments)})
 """
 
 
-def _slime_body(arguments: str) -> str:
+def _slime_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.slime import SlimeReward
 
-REWARD = SlimeReward({arguments})
+REWARD = SlimeReward({_called(arguments)})
 
 
 async def custom_rm(args, sample, **others):
@@ -113,16 +119,16 @@ def keep_group(args, samples, **others):
 
 def _slime_flags(path: Path) -> Sequence[str]:
     return [
-        f"  PYTHONPATH={path.parent}:$PYTHONPATH python3 train.py ... --custom-rm-path {path.stem}.custom_rm",
+        f"  PYTHONPATH={shlex.quote(str(path.parent))}:$PYTHONPATH python3 train.py ... --custom-rm-path {path.stem}.custom_rm",
         "With --group-rm, the completions of a prompt are scored together. To leave out groups with a sample without a reward, write the",
         f"adapter with --no-reward drop, and add --dynamic-sampling-filter-path {path.stem}.keep_group",
     ]
 
 
-def _nemo_gym_body(arguments: str) -> str:
+def _nemo_gym_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.nemo_gym import NeMoGymReward
 
-REWARD = NeMoGymReward({arguments})
+REWARD = NeMoGymReward({_called(arguments)})
 app = REWARD.app()
 
 if __name__ == "__main__":
@@ -135,32 +141,32 @@ def _nemo_gym_flags(path: Path) -> Sequence[str]:
         "In NeMo Gym, as the entry point of a resources server (copy this file to resources_servers/NAME/app.py):",
         "  NAME: {resources_servers: {NAME: {entrypoint: app.py, domain: other, verified: false}}}",
         "Or alone, for anything that posts to /verify:",
-        f"  PYTHONPATH={path.parent} uvicorn {path.stem}:app --port 8001",
+        f"  PYTHONPATH={shlex.quote(str(path.parent))} uvicorn {path.stem}:app --port 8001",
     ]
 
 
-def _nemo_rl_body(arguments: str) -> str:
+def _nemo_rl_body(arguments: Mapping[str, str]) -> str:
     return f"""import ray
 
 from rm_plugins_engines.nemo_rl import environment, register
 
-RewardEnvironment = ray.remote(environment({arguments}))
+RewardEnvironment = ray.remote(environment({_called(arguments)}))
 register("rm_plugins", f"{{__name__}}.RewardEnvironment")
 """
 
 
 def _nemo_rl_flags(path: Path) -> Sequence[str]:
     return [
-        f"  PYTHONPATH={path.parent} uv run python -c \\",
+        f"  PYTHONPATH={shlex.quote(str(path.parent))} uv run python -c \\",
         f"    \"import {path.stem}, runpy; runpy.run_path('examples/run_grpo.py', run_name='__main__')\" \\",
         "    --config CONFIG.yaml data.default.env_name=rm_plugins ++env.rm_plugins={}",
     ]
 
 
-def _areal_body(arguments: str) -> str:
+def _areal_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.areal import AReaLReward
 
-REWARD = AReaLReward({arguments})
+REWARD = AReaLReward({_called(arguments)})
 
 
 def reward_fn(prompt, completions, prompt_ids, completion_ids, **data):
@@ -182,10 +188,10 @@ def _areal_flags(path: Path) -> Sequence[str]:
     ]
 
 
-def _verifiers_body(arguments: str) -> str:
+def _verifiers_body(arguments: Mapping[str, str]) -> str:
     return f"""from rm_plugins_engines.verifiers import VerifiersReward
 
-REWARD = VerifiersReward({arguments})
+REWARD = VerifiersReward({_called(arguments)})
 
 
 async def reward(task, trace):
@@ -197,7 +203,7 @@ ENGINES: Mapping[str, EngineFile] = {
     "verl": EngineFile("verl 0.9.1", _verl_flags, _verl_body, prompt=f"{COLUMN}prompt", column_in="extra_info", has_text=False),
     "openrlhf": EngineFile(
         "OpenRLHF 0.11.2",
-        lambda path: [f"  python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {path}"],
+        lambda path: [f"  python3 -m openrlhf.cli.train_ppo_ray ... --reward.remote_url {shlex.quote(str(path))}"],
         _openrlhf_body,
         prompt=AUTO,
         column_in="the label",
@@ -205,7 +211,7 @@ ENGINES: Mapping[str, EngineFile] = {
     "swift": EngineFile(
         "ms-swift 4.6.0",
         lambda path: [
-            f"  swift rlhf --rlhf_type grpo ... --external_plugins {path} --reward_funcs rm_plugins",
+            f"  swift rlhf --rlhf_type grpo ... --external_plugins {shlex.quote(str(path))} --reward_funcs rm_plugins",
             "or --reward_funcs rm_plugins_async, or with a model of ms-swift's own: --reward_model MODEL --reward_model_plugin rm_plugins",
         ],
         _swift_body,
@@ -262,16 +268,16 @@ def adapter_text(
         raise SpecError(f"{facts.engine} hands over the messages of the prompt, so there is no --prompt to choose.")
     if details and not facts.has_details:
         raise SpecError(f"{facts.engine} has no place for the details of a reward, so there is no --detail to choose.")
-    arguments = ["SPEC", f"no_reward={no_reward!r}"]
+    arguments = {"no_reward": repr(no_reward)}
     if facts.prompt is not None:
         source = PromptSource(prompt or facts.prompt, facts.engine, facts.column_in, has_text=facts.has_text)
-        arguments.append(f"prompt={source.source!r}")
+        arguments["prompt"] = repr(source.source)
     if details:
-        arguments.append(f"details={list(details)!r}")
+        arguments["details"] = repr(list(details))
     lines = [
         f"Gives a reward to {facts.engine}. Written by rm-plugins {__version__}: rm-plugins adapter {engine}",
         "",
         *facts.flags(path),
     ]
     header = "\n".join(f"# {line}".rstrip() for line in lines)
-    return f"{header}\n\nSPEC = {spec!r}\n\n{facts.body(', '.join(arguments))}"
+    return f"{header}\n\nSPEC = {spec!r}\n\n{facts.body(arguments)}"

@@ -158,9 +158,9 @@ class EngineReward:
         before = self.counts["without"]
         self.counts["without"] += len(missing)
         if missing and (before == 0 or _magnitude(self.counts["without"]) > _magnitude(before)):
-            became = {"raise": "an error", "drop": "left out"}.get(str(self.no_reward), f"the reward {self.no_reward}")
+            became = {"raise": "is an error", "drop": "is left out"}.get(str(self.no_reward), f"gets {self.no_reward}")
             logger.warning(
-                "%d of %d samples of %s had no reward so far (%d failed, %d abstained); each becomes %s. The last: %s",
+                "%d of %d samples of %s had no reward so far (%d failed, %d abstained). Each %s. The last: %s",
                 *(self.counts["without"], self.counts["samples"] + len(scores), self.engine),
                 *(self.counts["failed"], self.counts["abstained"], became, next(reversed(missing.values()))),
             )

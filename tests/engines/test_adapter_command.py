@@ -69,6 +69,19 @@ def test_the_file_works(tmp_path: Path) -> None:
     assert asyncio.run(module_of(path).REWARD.verify(request))["reward"] == 4.0
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_unusual_names_are_quoted(engine: str, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s, "a" folder'
+    folder.mkdir()
+    prompt = [] if FILES[engine].prompt is None else ["--prompt", 'column:it\'s, "a" column']
+    ended = run(engine, SPEC, "-o", folder / "reward.py", *prompt)
+    assert ended.exit_code == 0
+    text = (folder / "reward.py").read_text(encoding="utf-8")
+    compile(text, "reward.py", "exec")
+    assert (repr(prompt[1]) in text) if prompt else ("prompt=" not in text)
+    assert "cannot be shown" in run(engine, SPEC, "-o", folder / "a\nfolder" / "reward.py").output
+
+
 def test_functions_need_no_classes_of_their_engine(tmp_path: Path) -> None:
     """An older verl has no reward loop, and an AReaL without its trainer no workflows."""
     path = tmp_path / "reward.py"

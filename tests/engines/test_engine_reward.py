@@ -73,6 +73,18 @@ def test_a_batch_with_a_failure_names_it_and_keeps_the_others(texts: list[str]) 
             reward().score(samples(*texts))
 
 
+def test_the_log_counts_samples_without_a_reward(caplog: pytest.LogCaptureFixture) -> None:
+    adapter = reward(no_reward=-1.0)
+    for _ in range(12):
+        adapter.score(samples("none", "1"))
+    told = [record.getMessage() for record in caplog.records if record.name == "rm_plugins_engines.engine_reward"]
+    assert [line.split(" (")[0] for line in told] == [
+        "1 of 2 samples of an engine had no reward so far",
+        "10 of 20 samples of an engine had no reward so far",
+    ]
+    assert "Each gets -1.0. The last: it abstained" in told[1]
+
+
 def test_calls_of_threads_and_of_several_event_loops_meet() -> None:
     adapter = reward()
     adapter.score(samples("0"))
