@@ -1,4 +1,4 @@
-"""Stands in for packages that engines import and a test does not need: schedulers of clusters, hubs, clients of services."""
+"""Replaces packages that engines import and a test does not need: schedulers of clusters, hubs, clients of services."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Attributes(type):
 
 
 class Anything(metaclass=_Attributes):
-    """Whatever is imported from such a package: a class that takes any argument, a function that returns what it decorates."""
+    """Every name of such a package: a class that takes any argument, a function that returns what it decorates."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
