@@ -8,11 +8,16 @@ TORCHAO := 0.18.0
 # Sharded trainings run with it on CPU processes. What it declares to need would be torch and tools to compile its kernels.
 DEEPSPEED := 0.19.8
 
+# Engines other than TRL, and the little that their dispatch code needs: tests let it call our adapters.
+ENGINES := areal==1.0.4 ms-swift==4.6.0 openrlhf==0.11.2 verifiers==0.4.0 verl==0.9.1
+ENGINES_NEED := dacite==1.9.2 hydra-core==1.3.8 omegaconf==2.4.0 orjson==3.13.0 prime-pydantic-config==0.4.3 pyvers==0.2.3 renderers==0.1.12 tensordict==0.15.3
+
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
 QUANTIZED_WORLD := $(VENV)/worlds/quantized
 DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
+ENGINES_WORLD := $(VENV)/worlds/engines
 OLDEST := $(VENV)/worlds/oldest
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -30,7 +35,7 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp $(ENGINES_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
@@ -154,6 +159,12 @@ $(QUANTIZED_WORLD).stamp: | $(BIN)/python
 $(DEEPSPEED_WORLD).stamp: | $(BIN)/python
 	rm -rf $(DEEPSPEED_WORLD)
 	$(INSTALL) --no-deps --target $(DEEPSPEED_WORLD) deepspeed==$(DEEPSPEED) einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 py-cpuinfo==9.0.0
+	@touch $@
+
+# Tests find the folder beside the environment (tests/engines/test_real_engines.py), and skip without it.
+$(ENGINES_WORLD).stamp: | $(BIN)/python
+	rm -rf $(ENGINES_WORLD)
+	$(INSTALL) --no-deps --target $(ENGINES_WORLD) $(ENGINES) $(ENGINES_NEED)
 	@touch $@
 
 # An environment of its own: every package differs.

@@ -269,6 +269,6 @@ class TestVerify:
 def test_help_lists_every_command(run: Any) -> None:
     output = run("--help").output
     built_in = ("calibrate", "data", "diff", "evaluate", "list", "merge", "rank", "report", "score", "serve", "show", "verify")
-    for command in (*built_in, "demo", "ppo", "train"):
+    for command in (*built_in, "adapter", "demo", "ppo", "train"):
         assert f"\n  {command} " in output
     assert "No such command 'scores'" in run("scores").output

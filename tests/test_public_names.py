@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import rm_plugins
+import rm_plugins_engines
 import rm_plugins_trl
 from rm_plugins import errors
 from rm_plugins.errors import RmPluginsError
@@ -28,7 +29,7 @@ def order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-@pytest.mark.parametrize("name", [*packages(rm_plugins), *packages(rm_plugins_trl)])
+@pytest.mark.parametrize("name", [*packages(rm_plugins), *packages(rm_plugins_engines), *packages(rm_plugins_trl)])
 def test_a_package_exports_what_it_says(name: str) -> None:
     module = importlib.import_module(name)
     exported: list[str] = module.__all__

@@ -28,6 +28,15 @@ _LEAST_OVERLAP = 16
 """The smallest overlap, in characters, by which the end of a prompt is recognized at the beginning of a query."""
 
 
+def has_special_tokens(text: str) -> bool:
+    """Whether a text has special tokens of a chat template, so that a model must not render it again.
+
+    >>> has_special_tokens("<|user|>2+2?<|assistant|>"), has_special_tokens("Is 2 < 3?")
+    (True, False)
+    """
+    return re.search(_SPECIAL, text) is not None
+
+
 def completion_of(query: str, prompt: str) -> str:
     """The text after the prompt in a query.
 

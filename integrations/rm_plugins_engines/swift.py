@@ -1,0 +1,169 @@
+"""Rewards for ms-swift 4.6: a class for ``--reward_funcs``, synchronous or asynchronous, and a plug-in for ``--reward_model_plugin``.
+
+ms-swift hands over whole batches with messages, so that the reward renders them itself. It takes None for a sample without a reward, and
+adds up its reward functions without those that are None. With one reward function, that sum is 0. So ``no_reward="drop"`` needs a second
+function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rm_plugins.data.plain_values import plain_row, plain_value
+from rm_plugins.errors import DataError, MissingDependencyError, UnsupportedError
+from rm_plugins.samples import Sample
+from rm_plugins_engines.engine_reward import EngineReward, NoReward
+from rm_plugins_engines.shared_reward import Spec
+
+ENGINE = "ms-swift"
+
+_DROPS = "None, which the sum over several reward functions leaves out"
+_OF_THE_RUN = ("trainer_state", "trajectory_inputs", "prompt_id", "request_id", "response_token_ids", "rollout_infos")
+"""What ms-swift hands over that is not in the dataset's row, and cannot be part of a sample."""
+
+
+def orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
+    """A synchronous reward class for ``orms``, ms-swift's registry of ``--reward_funcs``.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes.
+        no_reward: What a sample without a reward becomes: ``"raise"``, a number, or ``"drop"``, which is ms-swift's None and
+            needs a second reward function.
+
+    Raises:
+        MissingDependencyError: ms-swift is not installed.
+        SpecError: An argument is wrong.
+    """
+    base = _base("ORM")
+    reward = _reward(spec, no_reward)
+
+    class RMPluginsORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
+        """Scores a batch."""
+
+        def __init__(self, args: Any = None, **kwargs: Any) -> None:
+            super().__init__(args, **kwargs)
+            _check_drop(reward, args)
+
+        def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
+            return [outcome.value for outcome in reward.score(samples_of(completions, columns))]
+
+    return RMPluginsORM
+
+
+def async_orm(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
+    """The same as an asynchronous class, which ms-swift runs at the same time as its other asynchronous rewards; see `orm`.
+
+    Rewards that compare samples, or learn from them, need the synchronous class.
+    """
+    base = _base("AsyncORM")
+    reward = _reward(spec, no_reward, in_step=False)
+
+    class RMPluginsAsyncORM(base):  # type: ignore[misc, valid-type]  # ms-swift's class
+        """Scores a batch."""
+
+        def __init__(self, args: Any = None, **kwargs: Any) -> None:
+            super().__init__(args, **kwargs)
+            _check_drop(reward, args)
+
+        async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
+            return [outcome.value for outcome in await reward.score_async(samples_of(completions, columns))]
+
+    return RMPluginsAsyncORM
+
+
+def model_plugin(spec: Spec, *, no_reward: NoReward = "raise") -> type[Any]:
+    """A class for ``rm_plugins``, ms-swift's registry of ``--reward_model_plugin``.
+
+    ms-swift loads the model of ``--reward_model`` in any case; the scores come from the spec. Use `orm` unless a script needs a model
+    plug-in.
+
+    Args:
+        spec: Anything that `rm_plugins.load` takes.
+        no_reward: ``"raise"`` or a number, or ``"drop"`` where there are other rewards; this class cannot check that there are.
+
+    Raises:
+        SpecError: An argument is wrong.
+    """
+    reward = _reward(spec, no_reward)
+
+    class RMPluginsModelPlugin:
+        """Scores a batch of rows."""
+
+        def __init__(self, model: Any = None, template: Any = None) -> None:
+            self.model = model
+            self.template = template
+
+        def __call__(self, inputs: Sequence[Mapping[str, Any]], **others: Any) -> list[float | None]:
+            samples = [
+                _sample(row["messages"], {name: value for name, value in row.items() if name != "messages"}) for row in inputs
+            ]
+            return [outcome.value for outcome in reward.score(samples)]
+
+    return RMPluginsModelPlugin
+
+
+def samples_of(completions: Sequence[str], columns: Mapping[str, Any]) -> list[Sample]:
+    """The samples of a call of ms-swift.
+
+    Args:
+        completions: The last messages' contents, [N].
+        columns: The other arguments; lists of N items are columns, and ``messages`` has the conversations, each with its completion.
+
+    Raises:
+        DataError: There are no messages, or their number differs from that of the completions.
+    """
+    conversations = columns.get("messages")
+    if conversations is None or len(conversations) != len(completions):
+        raise DataError(
+            f"ms-swift hands over {len(completions)} completions with {'no' if conversations is None else len(conversations)} `messages`; "
+            "one conversation for each is needed. Call the reward with the column `messages`."
+        )
+    by_row = {
+        name: values
+        for name, values in columns.items()
+        if name not in ("messages", *_OF_THE_RUN) and isinstance(values, Sequence) and not isinstance(values, str)
+    }
+    by_row = {name: values for name, values in by_row.items() if len(values) == len(completions)}
+    return [
+        _sample([*messages[:-1], {**messages[-1], "content": completion}], {name: by_row[name][row] for name in by_row})
+        for row, (completion, messages) in enumerate(zip(completions, conversations, strict=True))
+    ]
+
+
+def _sample(messages: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Sample:
+    """A conversation whose last message is the completion."""
+    turns = [{name: value for name, value in message.items() if name != "loss"} for message in plain_value(list(messages))]
+    kept = {name: value for name, value in columns.items() if name not in _OF_THE_RUN and value is not None}
+    return Sample(turns[:-1], turns[-1:], plain_row(kept))
+
+
+def _reward(spec: Spec, no_reward: NoReward, *, in_step: bool = True) -> EngineReward:
+    return EngineReward(spec, ENGINE, no_reward=no_reward, drops=_DROPS, groups=in_step, in_step=in_step)
+
+
+def _check_drop(reward: EngineReward, args: Any) -> None:
+    """Refuse ``drop`` where this is the only reward, whose None ms-swift would add up to 0."""
+    if reward.no_reward != "drop":
+        return
+    functions = [*_listed(getattr(args, "reward_funcs", None)), *_listed(getattr(args, "reward_model", None))]
+    if len(functions) < 2:
+        raise UnsupportedError(
+            "ms-swift adds up its reward functions without those that return None. This is the only one, so a sample without a reward "
+            "would get 0. Choose `no_reward='raise'` or a number, or train with a second reward function."
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _base(name: str) -> type[Any]:
+    try:
+        from swift.rewards import orm as theirs
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"A reward class for ms-swift needs the package ms-swift ({error}): pip install ms-swift."
+        ) from error
+    base: type[Any] = getattr(theirs, name)
+    return base

@@ -1,0 +1,287 @@
+"""Adapters on doubles: slime, NeMo Gym and NeMo-RL; and what each engine is told of a sample without a reward."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import rm_plugins as rm
+from rm_plugins.errors import DataError, MissingDependencyError, ScoringError, UnsupportedError
+from rm_plugins_engines.areal import AReaLReward
+from rm_plugins_engines.engine_reward import NoReward
+from rm_plugins_engines.nemo_gym import NeMoGymReward
+from rm_plugins_engines.nemo_gym import sample_of as gym_sample
+from rm_plugins_engines.nemo_rl import environment, register
+from rm_plugins_engines.openrlhf import OpenRLHFReward
+from rm_plugins_engines.slime import SlimeReward
+from rm_plugins_engines.swift import samples_of
+from rm_plugins_engines.verifiers import VerifiersReward
+from rm_plugins_engines.verl import VerlReward
+from tests.conftest import MakeFolder
+from tests.engines.doubles import SlimeSample, slime_rewards, slime_value, with_nemo_gym, with_nemo_rl
+from tests.engines.engine_samples import engine_rows, sample_of
+
+MIXED = "tests.engines.failing:by_text"
+LENGTH = "tests.engines.failing:prompt_length"
+ROWS = engine_rows()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoder: MakeFolder) -> str:
+    return str(tiny_decoder())
+
+
+@pytest.fixture(scope="module")
+def expected(model: str) -> list[float]:
+    """The provider's own scores."""
+    values: list[float] = rm.load(model).score([sample_of(row) for row in ROWS]).values.tolist()
+    return values
+
+
+def gym_request(row: dict[str, Any]) -> dict[str, Any]:
+    output = [
+        {"type": "reasoning", "summary": []},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": row["completion"], "annotations": []}],
+        },
+    ]
+    return {"responses_create_params": {"input": row["messages"]}, "response": {"output": output}, "solution": row["solution"]}
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_slime_gets_the_scores_of_the_provider(group: bool, model: str, expected: list[float]) -> None:
+    args = SimpleNamespace(group_rm=group, reward_key="score" if group else None)
+    samples = [
+        SlimeSample(row["messages"], f"{row['completion']}<|end|>", metadata={"solution": row["solution"]}) for row in ROWS
+    ]
+    asyncio.run(slime_rewards(SlimeReward(model).custom_rm, args, samples))
+    assert [slime_value(sample, args) for sample in samples] == pytest.approx(expected, abs=1e-4)
+    assert samples[0].metadata["rm_plugins"]["rm_no_reward"] == 0.0
+
+
+def test_slime_finds_the_messages_of_a_rendered_prompt(model: str, expected: list[float]) -> None:
+    row = ROWS[0]
+    sample = SlimeSample("<|start|>user\nrendered<|end|>", row["completion"], metadata={"messages": row["messages"]})
+    args = SimpleNamespace(group_rm=False, reward_key=None)
+    asyncio.run(slime_rewards(SlimeReward(model, prompt="column:messages").custom_rm, args, [sample]))
+    assert sample.reward == pytest.approx(expected[0], abs=1e-4)
+    with pytest.raises(DataError, match="would render it again"):
+        asyncio.run(slime_rewards(SlimeReward(model).custom_rm, args, [sample]))
+
+
+def test_slime_leaves_out_the_group_of_a_sample_without_a_reward() -> None:
+    reward = SlimeReward(MIXED, no_reward="drop")
+    samples = [SlimeSample("Q", "1"), SlimeSample("Q", "none")]
+    args = SimpleNamespace(group_rm=True, reward_key="score", dynamic_sampling_filter_path="reward.keep_group")
+    asyncio.run(slime_rewards(reward.custom_rm, args, samples))
+    assert (samples[0].reward["score"], samples[1].reward) == (1.0, None)
+    assert not reward.keep_group(args, samples)
+    assert reward.keep_group(args, samples[:1])
+    with pytest.raises(UnsupportedError, match="--dynamic-sampling-filter-path"):
+        asyncio.run(slime_rewards(reward.custom_rm, SimpleNamespace(group_rm=True, reward_key=None), samples))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_nemo_gym_gets_the_scores_of_the_provider(
+    own: bool, model: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_nemo_gym(monkeypatch)
+    reward = NeMoGymReward(model)
+    app = reward.app() if own else reward.resources_server()().setup_webserver()
+    rows = ROWS if own else ROWS[:8]
+    with TestClient(app) as client:
+        answers = [client.post("/verify", json=gym_request(row)).json() for row in rows]
+        if own:
+            assert client.post("/seed_session", json={}).json() == {}
+            assert client.get("/healthz").json() == {"status": "ok"}
+    assert [answer["reward"] for answer in answers] == pytest.approx(expected[: len(rows)], abs=1e-4)
+    assert answers[0] == {
+        **gym_request(ROWS[0]),
+        "reward": answers[0]["reward"],
+        "rm_no_reward": 0.0,
+        "rm_error": "",
+        "rm_fingerprint": answers[0]["rm_fingerprint"],
+    }
+
+
+def test_nemo_gym_s_components_add_up_to_the_reward() -> None:
+    parts = {"provider": "sum", "members": [MIXED, {"provider": "constant", "value": 2.0}]}
+    names = list(rm.load(parts).score([rm.Sample("", "1")]).columns)
+    request = gym_request({"messages": [{"role": "user", "content": "Q"}], "completion": "1", "solution": ""})
+    answer = asyncio.run(NeMoGymReward(parts, components=names).verify(request))
+    assert sum(answer["reward_components"].values()) == answer["reward"] == 3.0
+    with pytest.raises(DataError, match="add up to"):
+        asyncio.run(NeMoGymReward(parts, components=names[:1]).verify(request))
+
+
+def test_nemo_gym_s_items_become_messages() -> None:
+    params = {
+        "input": "What is the weather?",
+        "instructions": "Be brief.",
+        "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}}],
+    }
+    output = [
+        {"type": "function_call", "name": "weather", "call_id": "1", "arguments": '{"city": "Rome"}'},
+        {"type": "function_call_output", "call_id": "1", "output": "sunny"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Sunny."}]},
+    ]
+    sample = gym_sample({"responses_create_params": params, "response": {"output": output}, "answer": "sunny"})
+    assert [message["role"] for message in sample.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert sample.messages[2]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+    assert sample.columns["tools"][0]["function"]["name"] == "weather"
+    assert sample.columns["answer"] == "sunny"
+    with pytest.raises(DataError, match="image_call"):
+        gym_sample({"responses_create_params": params, "response": {"output": [{"type": "image_call"}]}})
+
+
+def test_nemo_rl_gets_the_scores_of_the_provider(model: str, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    registries = with_nemo_rl(monkeypatch)
+    made = environment(model, prompt="column:messages")({})
+    logs = [
+        [
+            {"role": "user", "content": "<|start|>rendered<|end|>"},
+            {"role": "assistant", "content": f"{row['completion']}<|end|>"},
+        ]
+        for row in ROWS
+    ]
+    infos = [{"messages": row["messages"], "solution": row["solution"]} for row in ROWS]
+    step = made.step(logs, infos)
+    assert step.rewards.tolist() == pytest.approx(expected, abs=1e-4)
+    assert step.terminateds.all()
+    _, metrics = made.global_post_process_and_metrics({"extra_env_info": step.metadata})
+    assert metrics == {"rm_plugins/rm_no_reward": 0.0, "rm_plugins/samples_without_reward": 0.0}
+    with pytest.raises(DataError, match="would render it again"):
+        environment(model)({}).step(logs[:1], infos[:1])
+    for _ in range(2):  # a module that is imported twice
+        register("rm_plugins", "reward.RewardEnvironment")
+    assert registries["environments"] == {"rm_plugins": {"actor_class_fqn": "reward.RewardEnvironment"}}
+
+
+def test_nemo_rl_s_plain_messages_are_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_nemo_rl(monkeypatch)
+    log = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "environment", "content": "Hm."},
+        {"role": "assistant", "content": "4"},
+    ]
+    assert environment(LENGTH)({}).step([log], [None]).rewards.tolist() == [7.0]
+
+
+def test_swift_s_arguments_of_the_run_are_no_columns() -> None:
+    messages = [*ROWS[0]["messages"], {"role": "assistant", "content": "4", "loss": True}]
+    (sample,) = samples_of(["4"], {"messages": [messages], "solution": ["4"], "request_id": ["r"], "trainer_state": None})
+    assert sample == rm.Sample(ROWS[0]["messages"], "4", {"solution": "4"})
+
+
+ANSWERS = {"1": 1.0, "none": None, "error": None}
+
+
+def _openrlhf(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    scored = OpenRLHFReward(MIXED, no_reward=no_reward).reward_func([f"Q {text}</s>"], ["Q "], ["label"])
+    return scored["rewards"].tolist()[0], scored["extra_logs"]["rm_no_reward"].tolist()[0]
+
+
+def _verl(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    scored = VerlReward(MIXED, no_reward=no_reward, prompt="none").compute_score_sync("source", text, "truth", {})
+    return scored["score"], scored["rm_no_reward"]
+
+
+def _slime(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    sample = SlimeSample("Q", text)
+    args = SimpleNamespace(group_rm=False)
+    asyncio.run(slime_rewards(SlimeReward(MIXED, no_reward=no_reward).custom_rm, args, [sample]))
+    return sample.reward, sample.metadata["rm_plugins"]["rm_no_reward"]
+
+
+def _gym(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    request = gym_request({"messages": [{"role": "user", "content": "Q"}], "completion": text, "solution": ""})
+    answer = asyncio.run(NeMoGymReward(MIXED, no_reward=no_reward).verify(request))
+    return answer["reward"], answer["rm_no_reward"]
+
+
+def _areal(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    reward = AReaLReward(MIXED, no_reward=no_reward, prompt="none")
+    value = reward.reward_fn("Q", text, [1], [2], answer="4")
+    return value, float(reward.reward.counts["without"])
+
+
+def _verifiers(no_reward: NoReward, text: str) -> tuple[Any, Any]:
+    message = SimpleNamespace(model_dump=lambda **_: {"role": "assistant", "content": text})
+    node = SimpleNamespace(sampled=True, message=message, tools=[])
+    metrics: dict[str, float] = {}
+    trace = SimpleNamespace(branches=[SimpleNamespace(nodes=[node])], record_metrics=metrics.update, info={})
+    value = asyncio.run(VerifiersReward(MIXED, no_reward=no_reward).reward({"answer": "4"}, trace))
+    return value, metrics["rm_no_reward"]
+
+
+ENGINES = {"openrlhf": _openrlhf, "verl": _verl, "slime": _slime, "nemo-gym": _gym, "areal": _areal, "verifiers": _verifiers}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("text", ANSWERS)
+def test_an_engine_gets_an_error_or_the_number_that_the_user_chose(engine: str, text: str) -> None:
+    if ANSWERS[text] is None:
+        with pytest.raises(ScoringError, match="gave no score"):
+            ENGINES[engine]("raise", text)
+    assert ENGINES[engine](-3.0, text) == ((1.0, 0.0) if text == "1" else (-3.0, 1.0))
+
+
+def test_nemo_gym_sets_aside_a_row_without_a_number() -> None:
+    request = gym_request({"messages": [{"role": "user", "content": "Q"}], "completion": "none", "solution": ""})
+    app = NeMoGymReward(MIXED, no_reward="drop").app()
+    with TestClient(app) as client:
+        answer = client.post("/verify", json=request).json()
+    assert answer["reward"] is None
+    assert answer["_ng_failure_class"] == "judge_failed"
+    assert answer["_ng_failure_judge_error"] == "it abstained"
+    with TestClient(NeMoGymReward(MIXED).app()) as client:
+        assert client.post("/verify", json=request).status_code == 500
+        assert client.post("/verify", json={"response": {}}).status_code == 422
+
+
+@pytest.mark.parametrize("engine", ["openrlhf", "verl", "areal", "verifiers"])
+def test_leaving_out_is_refused_where_the_engine_cannot(engine: str) -> None:
+    with pytest.raises(UnsupportedError, match="cannot leave out"):
+        ENGINES[engine]("drop", "1")
+
+
+def test_verl_needs_the_prompt_in_the_row() -> None:
+    row = {"prompt": json.dumps([{"role": "user", "content": "2+2?"}])}
+    assert VerlReward(LENGTH).compute_score_sync("source", "4", "4", row)["score"] == 4.0
+    with pytest.raises(DataError, match="extra_info has none in 'prompt'"):
+        VerlReward(LENGTH).compute_score_sync("source", "4", "4", {"index": 3})
+
+
+def test_openrlhf_s_plain_prompt_is_cut_off_the_query() -> None:
+    values = OpenRLHFReward(LENGTH).reward_func(["2+2? 4</s>", "Sea? salt"], ["2+2? ", "Sea? "], [None, "label"])["rewards"]
+    assert values.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "engine"),
+    [
+        (lambda: environment(MIXED), "NeMo-RL"),
+        (lambda: NeMoGymReward(MIXED).resources_server(), "NeMo Gym"),
+        (lambda: AReaLReward(MIXED).workflow(), "AReaL"),
+    ],
+)
+def test_an_engine_that_is_not_installed_is_named(make: Any, engine: str) -> None:
+    with pytest.raises(MissingDependencyError, match=engine):
+        make()
+
+
+def test_details_that_are_missing_are_not_numbers(tmp_path: Path) -> None:
+    parts = {"provider": "ensemble", "aggregate": "mean", "members": [MIXED, MIXED]}
+    scored = VerlReward(parts, no_reward=0.5, prompt="none", details=["member/0"]).compute_score_sync("s", "error", "t", {})
+    assert (scored["score"], scored["rm_no_reward"]) == (0.5, 1.0)
+    assert isinstance(scored["member/0"], float) and math.isnan(scored["member/0"])
+    assert "no reward for 'error'" in str(scored["rm_error"])
