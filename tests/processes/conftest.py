@@ -106,7 +106,7 @@ class Program:
         from rm_plugins.cli import main
 
         os.setpgid(0, 0)  # as a shell does for a command, so that Ctrl-C reaches all of its processes
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # not those that pytest captures
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w") for number in (1, 2))  # not pytest's
         logging.getLogger().handlers.clear()
         os.chdir(self.folder)
         os.environ.update({"XDG_CACHE_HOME": str(self.folder / "cache"), "COLUMNS": "500", **environment})
