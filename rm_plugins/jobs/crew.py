@@ -329,18 +329,14 @@ class Crew:
             raise ProcessError(
                 f"{_capital(ended)} while it loaded the reward, for the second time. If memory is short, use fewer --processes. {_RESUME}"
             )
-        doing = (
-            f" while it scored rows {first} to {last}"
-            if work is not None
-            else ""
-            if was_loaded
-            else " while it loaded the reward"
-        )
         if work is not None and (before := self._failed_on.get(first)):
             raise ProcessError(
-                f"{_capital(ended)}{doing}, as did {before} before. If memory is short, use a smaller --batch-size or fewer --processes. "
-                f"{_RESUME}"
+                f"{_capital(ended)} while it scored rows {first} to {last}, like {before} before. If memory is short, use a smaller "
+                f"--batch-size or fewer --processes. {_RESUME}"
             )
+        doing = "" if was_loaded else " while it loaded the reward"
+        if work is not None:
+            doing = f" while it scored rows {first} to {last}"
         if work is not None and lost is not None:
             self._failed_on[first] = process.name
             lost.append((work, (first, last)))

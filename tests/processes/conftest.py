@@ -26,7 +26,7 @@ from pathlib import Path
 
 
 def length(samples):
-    """The completion's length; files ``kill-*.json`` say who is to be killed, and when."""
+    """The completion's length; files ``kill-*.json`` name the process to kill."""
     for file in sorted(Path().glob("kill-*.json")):
         try:
             os.rename(file, f"met-{file.name}")  # one process takes it
@@ -96,7 +96,7 @@ class Program:
         (self.folder / f"kill-{number}.json").write_text(json.dumps({"who": who, "seconds": seconds}))
 
     def kills(self) -> int:
-        """How often somebody was to be killed, since this was asked last."""
+        """How many kills have begun since the last call."""
         met = list(self.folder.glob("met-*"))
         for file in met:
             file.unlink()
