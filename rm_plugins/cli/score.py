@@ -16,10 +16,12 @@ from rm_plugins.cli.job_options import (
     shown_output,
 )
 from rm_plugins.cli.printed import say
+from rm_plugins.cli.processes import shared_by_processes
 from rm_plugins.labels import counted
 
 if TYPE_CHECKING:
     from rm_plugins.data.mapping import RowMapping
+    from rm_plugins.jobs.crew import Crew
 
 
 @click.command("score", cls=Command, resuming=how_to_resume)
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     help="Name of the new columns: NAME, NAMEs, or chosen_NAME and rejected_NAME.",
 )
 @scoring_options
+@shared_by_processes
 def command(
     spec: str,
     file: str,
@@ -42,6 +45,7 @@ def command(
     mapping: RowMapping | None,
     batch_size: int,
     overwrite: bool,
+    crew: Crew | None,
 ) -> None:
     """Score the rows of FILE with SPEC.
 
@@ -54,9 +58,9 @@ def command(
 
     with rows_output(file, split, output, "scored") as out:
         check_separate([("FILE", file), ("SPEC", spec)], [("the output", out)])
-        job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column)
+        job = ScoringJob(spec, file, split, out, overwrite, mapping=mapping, column=column, crew=crew)
         count = job.write(batch_size, ConsoleProgress())
-        counts = job.provider.counts
+        counts = job.counts
     speed = f" ({job.throughput})" if job.throughput else ""
     say(
         f"Wrote {counted(count, 'row')} to {shown_output(out, output)}: {counted(counts['samples'], 'sample')} scored now{speed}, "
