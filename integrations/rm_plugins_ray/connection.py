@@ -1,0 +1,125 @@
+"""The connection to a cluster: one that runs already, or one of this machine that is started for a job."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rm_plugins.errors import DataError, MissingDependencyError, ProcessError
+from rm_plugins_ray.carried_reward import check_versions
+
+_PATIENCE = 5.0
+"""Seconds that a cluster's address may take to accept a connection."""
+_ASKED = 60.0
+"""Seconds that a node may take to start a process that says which packages it has."""
+
+
+def check_installed() -> None:
+    """Refuse to go on without Ray.
+
+    Raises:
+        MissingDependencyError: Ray is not installed; the message says how to install it.
+    """
+    try:
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'--engine ray needs the package ray with its data library ({error}): pip install "rm-plugins[ray]".'
+        ) from error
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Within it, this process is the driver of a cluster whose nodes have this version of rm-plugins.
+
+    Args:
+        address: ``HOST:PORT`` of a running cluster, ``auto`` for the one that runs on this machine, or ``local`` for a new one of this
+            machine only, which is stopped at the end. By default what ``RAY_ADDRESS`` says, else ``local``. A process that is connected
+            already stays connected.
+
+    Raises:
+        ProcessError: Nothing answers, the cluster runs another version of Ray, or a node lacks this version of rm-plugins.
+        DataError: The address has another form.
+    """
+    check_installed()
+    import ray
+
+    if ray.is_initialized():
+        check_nodes()
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _connect(target)
+    try:
+        check_nodes()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    if address not in ("auto", "local"):
+        _check_answers(address)
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if address == "auto":
+            raise ProcessError(
+                "No Ray cluster runs on this machine. Start one with `ray start --head`, name one with --address HOST:PORT, or leave "
+                "--address out to use this machine alone."
+            ) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ProcessError(f"Ray cannot connect to {address!r}: {reason}") from error
+
+
+def _check_answers(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise DataError(f"--address {address!r} is not HOST:PORT, auto or local. The port of a cluster is 6379 unless it was started otherwise.")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
+            return
+    except (OSError, OverflowError) as error:
+        raise ProcessError(
+            f"Nothing answers at {address}: {error}. Check with `ray status --address {address}` that the cluster runs and can be reached."
+        ) from error
+
+
+def check_nodes() -> None:
+    """Ask every node for its versions; nodes that join later are asked when an actor starts there.
+
+    Raises:
+        ProcessError: As `check_versions`; or a node does not answer.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def versions() -> tuple[str, str]:
+        # It is sent by value, as it is not at the top of a module: it also runs where rm-plugins is missing.
+        import platform
+
+        python = ".".join(platform.python_version_tuple()[:2])
+        try:
+            import rm_plugins_ray  # noqa: F401
+            from rm_plugins.version import __version__
+        except ImportError as error:
+            return str(error), python
+        return __version__, python
+
+    ask = ray.remote(num_cpus=0, max_retries=3)(versions)
+    nodes = [(node["NodeID"], str(node["NodeManagerAddress"])) for node in ray.nodes() if node["Alive"]]
+    asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node, _ in nodes]
+    try:
+        answers = ray.get(asked, timeout=_ASKED)
+    except GetTimeoutError as error:
+        raise ProcessError(
+            f"Not every node of the cluster started a process within {_ASKED:.0f} s. See `ray status` for nodes that hang."
+        ) from error
+    check_versions((name, version, python) for (_, name), (version, python) in zip(nodes, answers, strict=True))
