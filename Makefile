@@ -7,12 +7,15 @@ OLDER_TRL := 1.12.0
 TORCHAO := 0.18.0
 # Sharded trainings run with it on CPU processes. What it declares to need would be torch and tools to compile its kernels.
 DEEPSPEED := 0.19.8
+# The tests of rm_plugins_ray run with it.
+RAY := 2.60.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER_WORLD := $(VENV)/worlds/trl-$(OLDER_TRL)
 QUANTIZED_WORLD := $(VENV)/worlds/quantized
 DEEPSPEED_WORLD := $(VENV)/worlds/deepspeed-$(DEEPSPEED)
+RAY_WORLD := $(VENV)/worlds/ray-$(RAY)
 OLDEST := $(VENV)/worlds/oldest
 # Two processes share the tests, and one that has none left takes some of the other's.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -30,12 +33,14 @@ help:  ## List the targets.
 demo: $(VENV)/demo.stamp  ## Train a small reward model from nothing, use it everywhere, and write a report to demo-output/.
 	$(BIN)/rm-plugins demo --output-dir demo-output --overwrite
 
-test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp  ## Lint, then run every test, then some again: quantization with torchao, the trainers with an older TRL.
+test: lint $(VENV)/models.stamp $(OLDER_WORLD).stamp $(QUANTIZED_WORLD).stamp $(DEEPSPEED_WORLD).stamp $(RAY_WORLD).stamp  ## Lint, run every test, then some again: with torchao, with Ray, and the trainers with an older TRL.
 	@echo "== Every test, with the TRL of constraints.txt =="
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && export RM_PLUGINS_TEST_MODELS="$$models" && \
 	  $(PYTEST) && \
 	  echo "== The tests of quantized rewards again, with torchao $(TORCHAO) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(QUANTIZED_WORLD) $(PYTEST) tests/quantized && \
+	  echo "== The tests of rm_plugins_ray, with Ray $(RAY) ==" && \
+	  PYTHONPATH=$(CURDIR)/$(RAY_WORLD) $(BIN)/python -m pytest tests/ray && \
 	  echo "== The trainers' tests again, with TRL $(OLDER_TRL) ==" && \
 	  PYTHONPATH=$(CURDIR)/$(OLDER_WORLD) $(PYTEST) tests/trl
 
@@ -154,6 +159,14 @@ $(QUANTIZED_WORLD).stamp: | $(BIN)/python
 $(DEEPSPEED_WORLD).stamp: | $(BIN)/python
 	rm -rf $(DEEPSPEED_WORLD)
 	$(INSTALL) --no-deps --target $(DEEPSPEED_WORLD) deepspeed==$(DEEPSPEED) einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 py-cpuinfo==9.0.0
+	@touch $@
+
+# What ray[data,serve] needs beyond the environment and is imported; its tools for dashboards, profiles and virtual environments are left out.
+$(RAY_WORLD).stamp: | $(BIN)/python
+	rm -rf $(RAY_WORLD)
+	$(INSTALL) --no-deps --target $(RAY_WORLD) ray==$(RAY) aiohttp-cors==0.8.1 colorful==0.5.8 grpcio==1.85.3 grpcio-reflection==1.85.1 \
+	  mmh3==5.3.1 msgpack==1.2.4 opentelemetry-exporter-prometheus==0.66b2 opentelemetry-proto==1.45.2 opentelemetry-sdk==1.45.2 \
+	  opentelemetry-semantic-conventions==0.66b2 protobuf==7.36.2 smart_open==9.0.2 watchfiles==1.3.0 websockets==17.4
 	@touch $@
 
 # An environment of its own: every package differs.

@@ -21,7 +21,7 @@ FOREIGN = {"Your setup doesn't support bf16/gpu.": transformers.training_args}
 def messages() -> str:
     """Every text of the code on a line of its own, a blank where it has a value in it."""
     texts = []
-    for folder in ("rm_plugins", "integrations/rm_plugins_trl"):
+    for folder in ("rm_plugins", "integrations/rm_plugins_ray", "integrations/rm_plugins_trl"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

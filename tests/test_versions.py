@@ -20,7 +20,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
-USERS = ("peft", "quantized", "report", "rules", "serve")
+USERS = ("peft", "quantized", "ray", "report", "rules", "serve")
 """The extras that a user installs; the others are for those who work on the package."""
 
 
@@ -109,7 +109,7 @@ def test_what_is_imported_is_declared() -> None:
                 if isinstance(node, ast.ImportFrom) and not node.level:
                     names = [str(node.module)]
                 for name in {name.partition(".")[0] for name in names}:
-                    if name in sys.stdlib_module_names or name in ("rm_plugins", "rm_plugins_trl"):
+                    if name in sys.stdlib_module_names or name in ("rm_plugins", "rm_plugins_ray", "rm_plugins_trl"):
                         continue
                     owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
                     if not owners & declared:

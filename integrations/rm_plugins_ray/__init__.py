@@ -1,0 +1,23 @@
+"""rm-plugins on Ray: serving, actors and data sets. No other package of rm-plugins imports ray; this one does when it is first needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rm_plugins_ray.serving import app
+
+__all__ = ["app"]
+
+_HOMES = {"app": "serving"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
