@@ -176,6 +176,30 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
+def write_shared(path: Path, text: str) -> None:
+    """Write a text file atomically into a folder in which processes of several machines write, and which must exist.
+
+    No lock is used, since those of a machine are unknown to the others. Where two processes write the same file, one of the two texts
+    remains. A process that is killed leaves a file ``.NAME.XXXXXXXX.unfinished``, which is deleted with the folder.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with output_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=".unfinished")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            _allow(Path(name), path, 0o666)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
 def open_kept(path: Path, *, new: bool = False) -> int:
     """Open a file beside an output for reading and writing; returns its descriptor. Links are refused.
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from rm_plugins.provider import Provider
 from rm_plugins.samples import Sample
 from rm_plugins.scores import FloatArray
+
+SamplesOf: TypeAlias = Callable[[Mapping[str, Any], str], tuple[Sample, ...]]
+"""Makes the samples of a row; its second argument is what an error calls the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,58 +24,129 @@ class ScoredRow:
     details: dict[str, list[float | None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that follow each other and are scored in one call.
+
+    Args:
+        first: The number of its first row, from 1.
+        rows: Columns by name.
+        samples: Those of each row; None where its scores are known from an earlier run.
+    """
+
+    first: int
+    rows: list[Mapping[str, Any]]
+    samples: list[tuple[Sample, ...]] | None
+
+    @property
+    def last(self) -> int:
+        """The number of its last row."""
+        return self.first + len(self.rows) - 1
+
+
+def planned_blocks(
+    rows: Iterable[Mapping[str, Any]],
+    samples_of: SamplesOf,
+    size: int,
+    *,
+    unit: Literal["rows", "samples"],
+    first: int = 1,
+    whole_prompts: bool = False,
+    known: Mapping[int, int] | None = None,
+) -> Iterator[Block]:
+    """Divide rows into the blocks in which they are scored. The same rows and arguments always give the same blocks.
+
+    Args:
+        rows: Columns by name; they are read as the blocks are asked for.
+        samples_of: The samples of a row.
+        size: The size of a block, which ends with the row that reaches it.
+        unit: What `size` counts.
+        first: The number of the first row.
+        whole_prompts: Whether a block is extended to whole prompts, for rewards that compare completions: rows that follow each other and
+            have the same prompt are then in one block.
+        known: Blocks that are scored already, by the number of their first row, with their number of rows. They are returned without
+            samples, and the rows between them are divided.
+    """
+    known = known or {}
+    batch: list[Mapping[str, Any]] = []
+    samples: list[tuple[Sample, ...]] = []
+    count = 0
+    start, rest = first, 0  # rows that are still missing in a known block
+    for number, row in enumerate(rows, start=first):
+        if rest or number in known:
+            if not rest:
+                if batch:
+                    yield Block(start, batch, samples)
+                batch, samples, count, start = [], [], 0, number
+                rest = known[number]
+            batch.append(row)
+            rest -= 1
+            if not rest:
+                yield Block(start, batch, None)
+                batch, start = [], number + 1
+            continue
+        of_row = samples_of(row, f"row {number}")
+        if count >= size and not (whole_prompts and _have_one_prompt(samples[-1], of_row)):
+            yield Block(start, batch, samples)
+            batch, samples, count, start = [], [], 0, number
+        batch.append(row)
+        samples.append(of_row)
+        count += len(of_row) if unit == "samples" else 1
+        if count >= size and not whole_prompts:
+            yield Block(start, batch, samples)
+            batch, samples, count, start = [], [], 0, number + 1
+    if batch:
+        yield Block(start, batch, None if rest else samples)
+
+
 def scored_batches(
     provider: Provider,
     rows: Iterable[Mapping[str, Any]],
-    samples_of: Callable[[Mapping[str, Any], str], tuple[Sample, ...]],
+    samples_of: SamplesOf,
     size: int,
     *,
     unit: Literal["rows", "samples"],
     first: int = 1,
     whole_prompts: bool = False,
 ) -> Iterator[tuple[list[ScoredRow], Mapping[str, Any]]]:
-    """Score rows batch by batch: the rows of each batch, and the metadata of its scores.
+    """Score rows block by block: the rows of each block, and the metadata of its scores.
 
     Args:
         provider: The reward.
-        rows: Columns by name.
-        samples_of: The samples of a row; its second argument is what an error calls the row.
-        size: The size of a batch, which ends with the row that reaches it.
-        unit: What `size` counts.
-        first: The number of the first row.
-        whole_prompts: Whether a batch is extended to whole prompts, for rewards that compare completions.
+        rows: As for `planned_blocks`, like the other arguments.
+        samples_of: See there.
+        size: See there.
+        unit: See there.
+        first: See there.
+        whole_prompts: See there.
 
     Raises:
         ScoringError: The provider failed.
     """
-    batch: list[tuple[Mapping[str, Any], tuple[Sample, ...]]] = []
-    count = 0
-    for number, row in enumerate(rows, start=first):
-        samples = samples_of(row, f"row {number}")
-        if count >= size and not (whole_prompts and _have_one_prompt(batch[-1][1], samples)):
-            yield _scored(provider, batch)
-            batch, count = [], 0
-        batch.append((row, samples))
-        count += len(samples) if unit == "samples" else 1
-        if count >= size and not whole_prompts:
-            yield _scored(provider, batch)
-            batch, count = [], 0
-    if batch:
-        yield _scored(provider, batch)
+    for block in planned_blocks(rows, samples_of, size, unit=unit, first=first, whole_prompts=whole_prompts):
+        yield scored_block(provider, block)
 
 
 def _have_one_prompt(before: tuple[Sample, ...], samples: tuple[Sample, ...]) -> bool:
     return bool(before and samples and samples[0].prompt) and before[-1].prompt_key == samples[0].prompt_key
 
 
-def _scored(
-    provider: Provider, batch: list[tuple[Mapping[str, Any], tuple[Sample, ...]]]
-) -> tuple[list[ScoredRow], Mapping[str, Any]]:
-    scores = provider.score([sample for _, samples in batch for sample in samples])
+def scored_block(provider: Provider, block: Block) -> tuple[list[ScoredRow], Mapping[str, Any]]:
+    """The rows of a block with their scores, and the metadata of the scores.
+
+    Args:
+        provider: The reward.
+        block: With its samples.
+
+    Raises:
+        ScoringError: The provider failed.
+    """
+    of_rows = block.samples or []
+    scores = provider.score([sample for samples in of_rows for sample in samples])
     values = _or_none(scores.values)
     details = {name: _or_none(column) for name, column in scores.columns.items()}
     rows, start = [], 0
-    for row, samples in batch:
+    for row, samples in zip(block.rows, of_rows, strict=True):
         end = start + len(samples)
         rows.append(ScoredRow(row, values[start:end], {name: column[start:end] for name, column in details.items()}))
         start = end

@@ -96,7 +96,7 @@ class KeptRows:
             if known is None and last is not None and last.get("of") == self._digest:
                 known = self._identity
             if count and known != self._identity:
-                raise DataError(self._refusal(known))
+                raise DataError(refusal(self.path, self._note.name, known, self._identity))
             file.truncate(size)
             os.fsync(file.fileno())
         if self._read_note() != self._identity:
@@ -209,7 +209,7 @@ class KeptRows:
         count = size = rows = read = 0
         last: dict[str, Any] | None = None
         for line in file:
-            row = _row(line)
+            row = read_row(line)
             if row is None:  # cut off, or zeros where the power failed
                 break
             rows, read = rows + 1, read + len(line)
@@ -228,22 +228,31 @@ class KeptRows:
         """What the note says; None where it is missing or broken."""
         try:
             with open(open_kept(self._note), "rb") as file:
-                return _row(file.read())
+                return read_row(file.read())
         except FileNotFoundError:
             return None
 
-    def _refusal(self, known: Mapping[str, Any] | None) -> str:
-        start_again = f"Start again with --overwrite, name another output, or delete {self.path.name} and the rows in it."
-        if known is None:
-            return (
-                f"{self.path} holds the rows of an interrupted run, but its note {self._note.name} is missing or broken, so it is "
-                f"unknown whether they fit. {start_again}"
-            )
-        names = [name for name in {**self._identity, **known} if known.get(name) != self._identity.get(name)]
-        # Of another spec or policy, the rest of what identifies it differs as well.
-        told = [name for name in names if (name, True) not in {("fingerprint", "spec" in names), ("weights", "model" in names)}]
-        changes = "; ".join(_change(name, known.get(name), self._identity.get(name)) for name in told)
-        return f"The interrupted run in {self.path} cannot be resumed: {changes}. {start_again}"
+
+def refusal(path: Path, note: str, known: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> str:
+    """Why an interrupted run cannot be resumed, and what to do.
+
+    Args:
+        path: What it has left.
+        note: The name of the note.
+        known: What that was made from, according to its note; None where the note is missing or broken.
+        identity: What it would be made from now.
+    """
+    start_again = f"Start again with --overwrite, name another output, or delete {path.name} and the rows in it."
+    if known is None:
+        return (
+            f"{path} holds the rows of an interrupted run, but its note {note} is missing or broken, so it is "
+            f"unknown whether they fit. {start_again}"
+        )
+    names = [name for name in {**identity, **known} if known.get(name) != identity.get(name)]
+    # Of another spec or policy, the rest of what identifies it differs as well.
+    told = [name for name in names if (name, True) not in {("fingerprint", "spec" in names), ("weights", "model" in names)}]
+    changes = "; ".join(_change(name, known.get(name), identity.get(name)) for name in told)
+    return f"The interrupted run in {path} cannot be resumed: {changes}. {start_again}"
 
 
 def _change(name: str, was: Any, now: Any) -> str:
@@ -264,7 +273,7 @@ def _was_and_is(name: str, was: Any, now: Any) -> str:
     return f"{name} was {before} and is not set" if now is None else f"{name} was {before} and is {after}"
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def read_row(line: bytes) -> dict[str, Any] | None:
     """The row of a complete line; None for a partial line or anything else."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
