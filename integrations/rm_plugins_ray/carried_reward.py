@@ -93,9 +93,7 @@ class CarriedReward:
 
 
 def _other_versions(node: str, there: str, here: str) -> str:
-    return (
-        f"The node {node} has rm-plugins {there}, and the driver has {here}. Install the same version on every node of the cluster."
-    )
+    return f"The node {node} has rm-plugins {there}, and the driver has {here}. Install the same version on every node of the cluster."
 
 
 def check_versions(found: Iterable[tuple[str, str, str]]) -> None:
@@ -117,4 +115,6 @@ def check_versions(found: Iterable[tuple[str, str, str]]) -> None:
         if version != __version__:
             raise ProcessError(_other_versions(node, version, __version__))
         if python != mine:
-            raise ProcessError(f"The node {node} has Python {python}, and the driver has {mine}. Use one version on the whole cluster.")
+            raise ProcessError(
+                f"The node {node} has Python {python}, and the driver has {mine}. Use one version on the whole cluster."
+            )

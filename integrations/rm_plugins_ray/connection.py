@@ -81,7 +81,9 @@ def _connect(address: str) -> None:
 def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise DataError(f"--address {address!r} is not HOST:PORT, auto or local. The port of a cluster is 6379 unless it was started otherwise.")
+        raise DataError(
+            f"--address {address!r} is not HOST:PORT, auto or local. The port of a cluster is 6379 unless it was started otherwise."
+        )
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
             return

@@ -203,7 +203,7 @@ def table_rows_from(file: IO[bytes], skipped: int) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     opened = parquet.ParquetFile(file)
-    groups = []
+    groups: list[int] = []
     for number in range(opened.num_row_groups):
         rows = opened.metadata.row_group(number).num_rows
         if groups or skipped < rows:

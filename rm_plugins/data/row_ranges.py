@@ -47,7 +47,9 @@ class RowRange:
     line: int = 1
 
 
-def row_ranges(path: Path, size: int, together: Together | None = None, mapping: RowMapping | None = None) -> Iterator[RowRange]:
+def row_ranges(
+    path: Path, size: int, together: Together | None = None, mapping: RowMapping | None = None
+) -> Iterator[RowRange]:
     """Divide the rows of a file; the same file and arguments always give the same ranges.
 
     Uncompressed JSON Lines and Parquet are divided. A file of another kind is one range.
