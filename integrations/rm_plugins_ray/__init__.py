@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rm_plugins_ray.scored_dataset import score
     from rm_plugins_ray.serving import app
 
-__all__ = ["app"]
+__all__ = ["app", "score"]
 
-_HOMES = {"app": "serving"}
+_HOMES = {"app": "serving", "score": "scored_dataset"}
 
 
 def __getattr__(name: str) -> Any:
