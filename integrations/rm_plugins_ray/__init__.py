@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rm_plugins_ray.serving import app
+    from rm_plugins_ray.reward_actor import RewardActor, start_actor
+    from rm_plugins_ray.serving import ServeArguments, app
 
-__all__ = ["app"]
+__all__ = ["RewardActor", "ServeArguments", "app", "start_actor"]
 
-_HOMES = {"app": "serving"}
+_HOMES = {"RewardActor": "reward_actor", "ServeArguments": "serving", "app": "serving", "start_actor": "reward_actor"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,19 @@ from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
-_KEPT = ("client", "headers", "http_version", "method", "path", "query_string", "raw_path", "root_path", "scheme", "server", "type")
+_KEPT = (
+    "client",
+    "headers",
+    "http_version",
+    "method",
+    "path",
+    "query_string",
+    "raw_path",
+    "root_path",
+    "scheme",
+    "server",
+    "type",
+)
 """The parts of an ASGI scope that can be sent to another process."""
 
 
@@ -125,7 +137,8 @@ class Replica:
 
 def _refuse_reload() -> None:
     raise Problem(
-        "invalid", "a reload would reach only one of the replicas; deploy the application again, with `serve run` or `serve deploy`"
+        "invalid",
+        "a reload would reach only one of the replicas; deploy the application again, with `serve run` or `serve deploy`",
     )
 
 

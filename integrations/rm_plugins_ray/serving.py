@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rm_plugins.errors import MissingDependencyError, SpecError, did_you_mean
 from rm_plugins.spec import FILE_ENDINGS
 from rm_plugins.version import __version__
+from rm_plugins_ray.node_check import node_check
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
@@ -26,15 +27,25 @@ class ServeArguments(BaseModel):
 
     spec: str | dict[str, Any] = Field(description="The reward's spec.")
     replicas: int = Field(1, ge=1, description="The number of replicas; the least number if `max_replicas` is set.")
-    max_replicas: int | None = Field(None, ge=1, description="The most replicas: Serve then adds and removes them by their queues.")
-    target_requests: float = Field(16, gt=0, description="The waiting and running requests of a replica that autoscaling aims at.")
-    max_requests: int = Field(256, ge=1, description="The most requests that one replica holds; the others wait in front of it.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="The most replicas: Serve then adds and removes them by their queues."
+    )
+    target_requests: float = Field(
+        16, gt=0, description="The waiting and running requests of a replica that autoscaling aims at."
+    )
+    max_requests: int = Field(
+        256, ge=1, description="The most requests that one replica holds; the others wait in front of it."
+    )
     num_cpus: float = Field(1, ge=0, description="The CPUs that Ray reserves for a replica.")
     num_gpus: float = Field(0, ge=0, description="The GPUs that Ray reserves for a replica.")
     fronts: int = Field(1, ge=1, description="The number of actors that read requests and pass them on; they hold no model.")
-    affinity_characters: int = Field(256, ge=1, description="How many characters of a text stand for its prompt if both are joined.")
+    affinity_characters: int = Field(
+        256, ge=1, description="How many characters of a text stand for its prompt if both are joined."
+    )
     affinity_slack: int = Field(
-        16, ge=0, description="How many more requests than the least busy replica that of a prompt may have before another is used."
+        16,
+        ge=0,
+        description="How many more requests than the least busy replica that of a prompt may have before another is used.",
     )
     max_surge_percent: int = Field(
         0, ge=0, le=100, description="The extra replicas that an update may start before it stops old ones, in percent."
@@ -126,12 +137,16 @@ def _checked(arguments: Mapping[str, Any]) -> ServeArguments:
         problem = error.errors(include_url=False)[0]
         key = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            raise SpecError(f"rm_plugins_ray:app has no argument {key!r}. {did_you_mean(key, ServeArguments.model_fields)}") from None
+            raise SpecError(
+                f"rm_plugins_ray:app has no argument {key!r}. {did_you_mean(key, ServeArguments.model_fields)}"
+            ) from None
         if problem["type"] == "missing":
             raise SpecError(f"rm_plugins_ray:app needs the argument {key!r}, such as {key}=helpful.yaml.") from None
         raise SpecError(f"rm_plugins_ray:app: {key}: {problem['msg']}, not {problem['input']!r:.80}.") from None
     if chosen.max_replicas is not None and chosen.max_replicas < chosen.replicas:
-        raise SpecError(f"rm_plugins_ray:app: max_replicas ({chosen.max_replicas}) must be at least replicas ({chosen.replicas}).")
+        raise SpecError(
+            f"rm_plugins_ray:app: max_replicas ({chosen.max_replicas}) must be at least replicas ({chosen.replicas})."
+        )
     return chosen
 
 
@@ -148,18 +163,7 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
     They are local, so that Ray sends their code instead of importing it: a node without this package then says so, and how to change it.
     """
 
-    def check_installed() -> None:
-        import socket
-
-        needs = f"The node {socket.gethostname()} needs rm-plugins {version}, as the application was built with it"
-        remedy = f"Install it on every node, or add it to the runtime environment: pip: ['rm-plugins[ray]=={version}']."
-        try:
-            import rm_plugins_ray.replica
-            from rm_plugins.version import __version__ as installed
-        except ImportError as error:
-            raise RuntimeError(f"{needs}; it cannot be imported there ({error}). {remedy}") from error
-        if installed != version:
-            raise RuntimeError(f"{needs}; {installed} is installed there. {remedy}")
+    check = node_check(version)
 
     class Reward:
         """Holds the reward and answers requests."""
@@ -167,10 +171,10 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
         def __init__(
             self, spec: dict[str, Any], paths: dict[str, str], settings: dict[str, Any], api_key_env: str | None
         ) -> None:
-            check_installed()
-            import rm_plugins_ray.serving as serving
+            check()
+            from rm_plugins_ray.serving import start_replica
 
-            self._replica = serving.start_replica(spec, paths, settings, api_key_env)
+            self._replica = start_replica(spec, paths, settings, api_key_env)
 
         async def answer(self, prompt: str, request: Any) -> Any:
             return await self._replica.answer(request)
@@ -182,7 +186,7 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
         """Reads requests and passes them on."""
 
         def __init__(self, replicas: Any, max_body_bytes: int, affinity_characters: int) -> None:
-            check_installed()
+            check()
             from rm_plugins_ray.front import Front
 
             self._front = Front(replicas, max_body_bytes=max_body_bytes, affinity_characters=affinity_characters)

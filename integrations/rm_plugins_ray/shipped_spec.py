@@ -62,7 +62,9 @@ class ShippedSpec:
 class _Reader(SpecBuilder):
     """Writes out a spec instead of building it."""
 
-    def __init__(self, registry: Registry, folder: Path, paths: dict[str, str], source: str = "", within: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, registry: Registry, folder: Path, paths: dict[str, str], source: str = "", within: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(registry, folder, source, within)
         self._paths = paths
         self._place = ""
@@ -75,7 +77,9 @@ class _Reader(SpecBuilder):
 
     def provider(self, spec: object, path: str, settings: Mapping[str, Any] | None = None) -> Provider:
         if isinstance(spec, Provider):
-            raise self.error(path, f"{spec.label!r} was made in Python, so it cannot be sent to another node. Write it as a spec.")
+            raise self.error(
+                path, f"{spec.label!r} was made in Python, so it cannot be sent to another node. Write it as a spec."
+            )
         if callable(spec) and not isinstance(spec, (str, Path, Mapping)):
             raise self.error(path, "a function made in Python cannot be sent to another node. Write it as 'module:function'.")
         return super().provider(spec, path, settings)

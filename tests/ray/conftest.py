@@ -47,7 +47,9 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")}
+    kept = {
+        name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    }
     os.environ["PYTHONPATH"] = os.pathsep.join(
         dict.fromkeys(filter(None, (str(ROOT), str(ROOT / "integrations"), kept["PYTHONPATH"])))
     )
