@@ -51,8 +51,10 @@ class Front:
         body = await self._body(receive)
         if body is None:
             return
-        parse = (prompt_of_request, body, self._affinity_characters)
-        prompt = parse[0](*parse[1:]) if len(body) <= _SMALL_BYTES else await asyncio.to_thread(*parse)
+        if len(body) <= _SMALL_BYTES:
+            prompt = prompt_of_request(body, self._affinity_characters)
+        else:
+            prompt = await asyncio.to_thread(prompt_of_request, body, self._affinity_characters)
         answer = await self._answer(prompt, HttpRequest.of(scope, body))
         # Serve adds the id itself.
         headers = [(name, value) for name, value in answer.headers if name != b"x-request-id"]

@@ -21,8 +21,8 @@ def node_check(version: str) -> Callable[[], None]:
         needs = f"The node {socket.gethostname()} needs rm-plugins {version}, which this job was started with"
         remedy = f"Install it on every node, or name it in the runtime environment: pip: ['rm-plugins[ray]=={version}']."
         try:
-            import rm_plugins_ray.shipped_spec
             from rm_plugins.version import __version__ as installed
+            from rm_plugins_ray.shipped_spec import ShippedSpec  # noqa: F401 - what every node needs
         except ImportError as error:
             raise RuntimeError(f"{needs}, but it cannot be imported there ({error}). {remedy}") from error
         if installed != version:

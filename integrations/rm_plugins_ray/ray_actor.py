@@ -114,8 +114,8 @@ class RayActor(Provider):
         if isinstance(error, ValueError):
             space = f" in the namespace {self.namespace!r}" if self.namespace else " in the current namespace"
             return (
-                f"No Ray actor is named {self.actor!r}{space} (looked for {self.wait:g} s). Start one with rm_plugins_ray.start_actor, or set "
-                "`namespace` to the one that it was started in."
+                f"No Ray actor is named {self.actor!r}{space} (looked for {self.wait:g} s). Start one with "
+                "rm_plugins_ray.start_actor, or set `namespace` to the one that it was started in."
             )
         return (
             f"The actor of the provider {self.called} is dead, and was not restarted within {self.wait:g} s: {reason_of(error)}"
@@ -141,6 +141,6 @@ class RayActor(Provider):
     def _check_fingerprint(self, served: str) -> None:
         if self.fingerprint not in (None, served):
             raise ScoringError(
-                f"The spec of the provider {self.called} requires the reward with the fingerprint {self.fingerprint!r}, but the actor holds "
-                f"{served!r}. Start that reward, or change `fingerprint` in the spec."
+                f"The spec of the provider {self.called} requires the reward with the fingerprint {self.fingerprint!r}, but the "
+                f"actor holds {served!r}. Start that reward, or change `fingerprint` in the spec."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from rm_plugins.server.dialects.dialect import Problem
 from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
+from rm_plugins.spec import load
 from rm_plugins_ray.shipped_spec import ShippedSpec
 
 _KEPT = (
@@ -85,7 +86,7 @@ class Replica:
 
     def __init__(self, spec: ShippedSpec, settings: Settings) -> None:
         spec.check_here()
-        self._reward = _TimedReward.load(spec.spec)
+        self._reward = _TimedReward(load(spec.spec), spec.spec)
         self._app: FastAPI = create_app(self._reward, settings, reload_all=_refuse_reload)
         self._most_seconds = settings.max_score_seconds
 
@@ -101,15 +102,15 @@ class Replica:
 
     async def answer(self, request: HttpRequest) -> HttpAnswer:
         """Answer a request, in the event loop that answers all requests of this replica."""
-        messages: list[Mapping[str, Any]] = []
-        unread = [{"type": "http.request", "body": request.body, "more_body": False}]
+        messages: list[MutableMapping[str, Any]] = []
+        unread: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": request.body, "more_body": False}]
 
-        async def receive() -> Mapping[str, Any]:
+        async def receive() -> MutableMapping[str, Any]:
             if not unread:  # where a server would wait for the client to disconnect; the front then cancels this call
                 await asyncio.Event().wait()
             return unread.pop()
 
-        async def send(message: Mapping[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             messages.append(message)
 
         await self._app({**request.scope, "asgi": {"version": "3.0"}, "state": {}}, receive, send)
@@ -126,8 +127,8 @@ class Replica:
         seconds = self._reward.longest_running
         if seconds > self._most_seconds:
             raise ProcessError(
-                f"A batch has been scored for {seconds:.0f} s, longer than max_score_seconds ({self._most_seconds:g} s); the replica must be "
-                "replaced."
+                f"A batch has been scored for {seconds:.0f} s, longer than max_score_seconds ({self._most_seconds:g} s); the replica "
+                "must be replaced."
             )
 
     def close(self) -> None:

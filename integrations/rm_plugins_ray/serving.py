@@ -162,7 +162,6 @@ def _deployment_classes(version: str) -> tuple[type[Any], type[Any]]:
 
     They are local, so that Ray sends their code instead of importing it: a node without this package then says so, and how to change it.
     """
-
     check = node_check(version)
 
     class Reward:

@@ -54,8 +54,8 @@ class ShippedSpec:
         missing = [f"{where}: {path}" for where, path in self.paths.items() if not Path(path).exists()]
         if missing:
             raise ModelError(
-                f"{len(missing)} of the {len(self.paths)} local paths in the spec do not exist on this node: {'; '.join(missing)}. They exist "
-                "where the spec was read. Put them on storage that every node mounts at the same place, or name a model of the hub."
+                f"{len(missing)} of the {len(self.paths)} local paths in the spec do not exist on this node: {'; '.join(missing)}. "
+                "They exist where the spec was read. Put them on storage that every node mounts at the same place, or name a model of the hub."
             )
 
 
