@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from rm_plugins_ray.http_messages import HttpAnswer, HttpRequest
 from rm_plugins_ray.prompt_of_request import prompt_of_request
-from rm_plugins_ray.replica import HttpAnswer, HttpRequest
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,55 +20,8 @@ from rm_plugins.server.served_reward import ServedReward
 from rm_plugins.server.service import Service
 from rm_plugins.server.settings import Settings
 from rm_plugins.spec import load
+from rm_plugins_ray.http_messages import HttpAnswer, HttpRequest
 from rm_plugins_ray.shipped_spec import ShippedSpec
-
-_KEPT = (
-    "client",
-    "headers",
-    "http_version",
-    "method",
-    "path",
-    "query_string",
-    "raw_path",
-    "root_path",
-    "scheme",
-    "server",
-    "type",
-)
-"""The parts of an ASGI scope that can be sent to another process."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """A request that was read completely.
-
-    Args:
-        scope: The ASGI scope, without what only exists in the process that received the request.
-        body: The body.
-    """
-
-    scope: Mapping[str, Any]
-    body: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, scope: Mapping[str, Any], body: bytes) -> HttpRequest:
-        """A request that can be sent to another process."""
-        return cls({key: scope[key] for key in _KEPT if key in scope}, body)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """The answer to a request.
-
-    Args:
-        status: The status code.
-        headers: The headers.
-        body: The body.
-    """
-
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes = field(repr=False)
 
 
 class Replica:

@@ -55,7 +55,8 @@ class ShippedSpec:
         if missing:
             raise ModelError(
                 f"{len(missing)} of the {len(self.paths)} local paths in the spec do not exist on this node: {'; '.join(missing)}. "
-                "They exist where the spec was read. Put them on storage that every node mounts at the same place, or name a model of the hub."
+                "They exist where the spec was read. Put them on storage that every node mounts at the same place, or name a model of the "
+                "hub."
             )
 
 
