@@ -6,12 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rm_plugins_ray.reward_actor import RewardActor, start_actor
     from rm_plugins_ray.scored_dataset import score
-    from rm_plugins_ray.serving import app
+    from rm_plugins_ray.serving import ServeArguments, app
 
-__all__ = ["app", "score"]
+__all__ = ["RewardActor", "ServeArguments", "app", "score", "start_actor"]
 
-_HOMES = {"app": "serving", "score": "scored_dataset"}
+_HOMES = {
+    "RewardActor": "reward_actor",
+    "ServeArguments": "serving",
+    "app": "serving",
+    "score": "scored_dataset",
+    "start_actor": "reward_actor",
+}
 
 
 def __getattr__(name: str) -> Any:
